@@ -1,0 +1,56 @@
+//! What a lab puts into an operator's shell: wrapper scripts and the exports of `lab env`.
+
+use std::fs;
+
+use anyhow::Context as _;
+
+use super::host::{quoted, write_script, write_wrapper};
+use super::layout::{Host, Layout};
+
+/// Writes the wrappers: `virsh-hN`, `on-hN COMMAND` and, with Dalgu, `grpcurl` with the operator's certificate.
+///
+/// # Errors
+/// If one cannot be written.
+pub fn write_wrappers(layout: &Layout, hosts: &[Host], dalgu: bool) -> anyhow::Result<()> {
+    fs::create_dir_all(layout.wrappers()).context("make the folder of wrappers")?;
+    for host in hosts {
+        write_wrapper(
+            layout,
+            host,
+            &format!("virsh-{}", host.name),
+            "virsh -c qemu:///system",
+        )?;
+        write_wrapper(layout, host, &format!("on-{}", host.name), "")?;
+    }
+    if dalgu {
+        let data = layout.controller_data();
+        let text = format!(
+            "#!/bin/sh\n# grpcurl with the lab's operator certificate. Try: grpcurl {} list\nexec {} -cacert {} -cert {} -key {} \"$@\"\n",
+            layout.controller_address(),
+            quoted(&layout.tools_dir().join("bin/grpcurl")),
+            quoted(&data.join("ca.pem")),
+            quoted(&data.join("admin.pem")),
+            quoted(&data.join("admin.key")),
+        );
+        write_script(&layout.wrappers().join("grpcurl"), &text)?;
+    }
+    Ok(())
+}
+
+/// The exports of `lab env`, for `eval`.
+#[must_use]
+pub fn exports(layout: &Layout) -> String {
+    let paths = [
+        layout.wrappers(),
+        layout.bin_dir().to_path_buf(),
+        layout.tools_dir().join("bin"),
+    ];
+    let paths: Vec<_> = paths.iter().map(|path| quoted(path)).collect();
+    format!(
+        "export PATH={}:\"$PATH\"\nexport DALGU_CONFIG={}\nexport DALGU_LAB_DIR={}\nexport DALGU_LAB_ENDPOINT={}\n",
+        paths.join(":"),
+        quoted(&layout.cli_config()),
+        quoted(layout.dir()),
+        layout.controller_address(),
+    )
+}
