@@ -1,0 +1,343 @@
+//! What the agent needs of a hypervisor, in the agent's own words.
+//!
+//! [`Hypervisor`] is implemented by `libvirt` (real guests) and by `sim` (simulated ones, shipped for demonstrations
+//! and large fleets); `contract` is the suite that both must pass. Called by the VM tasks, by recovery, by the
+//! migration roles and by the reporter. Nothing here decides what should happen to a VM, and nothing here knows of
+//! protobuf or of XML.
+//!
+//! Every call returns within the deadline its documentation names, with [`Error::Timeout`] if need be; one hung
+//! domain or pool delays no call about another. After an error of which [`Error::outcome_unknown`] is true, the
+//! caller must look again before it acts.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use dalgu_proto::{
+    host::VmUsage,
+    ids::{ClusterId, Epoch, Generation, MigrationId, VmId, VmName},
+    vm::{PowerReason, Spec},
+};
+use tokio::sync::{broadcast, watch};
+
+pub mod contract;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod sim;
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No connection to the hypervisor now; it is being sought again.
+    #[error("the hypervisor cannot be reached: {detail}")]
+    Unavailable {
+        /// What the connection said.
+        detail: String,
+    },
+    /// No answer within the deadline; the call may still take effect.
+    #[error("{call} did not answer within {after:?}")]
+    Timeout {
+        /// Name of the call.
+        call: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// There is no such domain.
+    #[error("there is no domain {id}")]
+    NotFound {
+        /// The domain.
+        id: VmId,
+    },
+    /// Another domain has this name, or a domain of this UUID is not Dalgu's.
+    #[error("domain {id} clashes with one that Dalgu did not make: {detail}")]
+    Foreign {
+        /// The domain.
+        id: VmId,
+        /// What clashes.
+        detail: String,
+    },
+    /// The domain is not in a state in which this can be done.
+    #[error("domain {id}: {detail}")]
+    WrongState {
+        /// The domain.
+        id: VmId,
+        /// What the hypervisor said.
+        detail: String,
+    },
+    /// A file that the VM needs is not there: an image, a kernel, a disk.
+    #[error("{what} {path} is not there; put it in place and try again")]
+    Missing {
+        /// What it is, for example "image".
+        what: &'static str,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A pool cannot take a disk.
+    #[error("pool {pool}: {detail}")]
+    Storage {
+        /// The pool.
+        pool: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The hypervisor refuses the definition; trying again does not help.
+    #[error("the hypervisor refuses this VM: {detail}")]
+    Invalid {
+        /// What it said.
+        detail: String,
+    },
+    /// The migration was given up because somebody asked for it.
+    #[error("the migration was cancelled")]
+    Cancelled,
+    /// Anything else it said.
+    #[error("{call}: {detail} (libvirt code {code})")]
+    Failed {
+        /// Name of the call.
+        call: &'static str,
+        /// The hypervisor's number for it; 0 where it has none.
+        code: u32,
+        /// What it said.
+        detail: String,
+    },
+}
+
+impl Error {
+    /// Whether the call may have taken effect all the same.
+    pub const fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+    }
+
+    /// Whether the same call may succeed later without anybody changing the VM's specification.
+    pub const fn is_retryable(&self) -> bool {
+        !matches!(self, Self::Invalid { .. } | Self::Foreign { .. } | Self::Cancelled)
+    }
+
+    /// Stable reason for programs; see `VmError.reason`.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "HYPERVISOR_UNAVAILABLE",
+            Self::Timeout { .. } => "HYPERVISOR_TIMEOUT",
+            Self::NotFound { .. } => "DOMAIN_NOT_FOUND",
+            Self::Foreign { .. } => "DOMAIN_NOT_OURS",
+            Self::WrongState { .. } => "DOMAIN_STATE",
+            Self::Missing { .. } => "FILE_NOT_FOUND",
+            Self::Storage { .. } => "STORAGE",
+            Self::Invalid { .. } => "REFUSED_BY_HYPERVISOR",
+            Self::Cancelled => "CANCELLED",
+            Self::Failed { .. } => "HYPERVISOR_ERROR",
+        }
+    }
+}
+
+/// Whose a domain is; kept in the domain's own metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The site.
+    pub cluster: ClusterId,
+    /// Ownership number under which it was defined here.
+    pub epoch: Epoch,
+    /// Generation of the intent it was defined from.
+    pub generation: Generation,
+}
+
+/// What a domain does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainState {
+    /// Its processors run.
+    Running,
+    /// Frozen; its memory is whole.
+    Paused,
+    /// Powered off.
+    Stopped,
+    /// Waits for incoming migration data: there is no VM here yet.
+    Incoming,
+    /// Has handed over to a migration's destination; its memory must not be used again.
+    HandedOver,
+}
+
+/// A domain as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Domain {
+    /// UUID of the domain.
+    pub id: VmId,
+    /// Its name; free text for domains that are not Dalgu's.
+    pub name: String,
+    /// Dalgu's mark; `None` for domains that are not Dalgu's.
+    pub mark: Option<Mark>,
+    /// What it does.
+    pub state: DomainState,
+    /// Why, as far as the hypervisor knows.
+    pub reason: PowerReason,
+    /// Whether it outlives its QEMU process.
+    pub persistent: bool,
+    /// Virtual processors it may use.
+    pub vcpus: u32,
+    /// Memory it may use, in MiB.
+    pub memory_mib: u64,
+}
+
+/// Everything that is needed to define a VM here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// UUID of the VM.
+    pub id: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// Mark to leave in the domain.
+    pub mark: Mark,
+    /// What it is made of, MAC addresses filled in.
+    pub spec: Spec,
+}
+
+/// How to send a VM to another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrate {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The VM as it will be defined at the destination.
+    pub definition: Definition,
+    /// Unix socket that leads to the destination's [`Hypervisor::control_socket`].
+    pub control: PathBuf,
+    /// Unix socket for the memory; at the destination QEMU listens at the same path.
+    pub memory: PathBuf,
+    /// Unix socket for the disks that are copied; at the destination QEMU listens at the same path.
+    pub disks: PathBuf,
+    /// Longest planned stop, in ms.
+    pub max_downtime_ms: u32,
+    /// Limit of the streams in MiB per second; 0 means none.
+    pub bandwidth_mib_per_second: u32,
+}
+
+/// Progress of a transfer, as the source's hypervisor tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Memory to copy, in bytes.
+    pub memory_total_bytes: u64,
+    /// Memory copied, in bytes.
+    pub memory_processed_bytes: u64,
+    /// Memory left, in bytes.
+    pub memory_remaining_bytes: u64,
+    /// Disk data to copy, in bytes.
+    pub disk_total_bytes: u64,
+    /// Disk data copied, in bytes.
+    pub disk_processed_bytes: u64,
+    /// Disk data left, in bytes.
+    pub disk_remaining_bytes: u64,
+    /// Transfer rate, in bytes per second.
+    pub rate_bytes_per_second: u64,
+    /// Memory the guest writes, in bytes per second; 0 until measured.
+    pub dirty_rate_bytes_per_second: u64,
+    /// Expected stop, in ms; 0 until known.
+    pub expected_downtime_ms: u64,
+    /// Measured stop, in ms; known at the end.
+    pub downtime_ms: u64,
+    /// Passes over the memory.
+    pub iteration: u64,
+    /// Time since the transfer began, in ms.
+    pub elapsed_ms: u64,
+}
+
+/// A hint that something changed. Hints may be lost or doubled; whoever gets one looks for himself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Look at this domain.
+    Domain(VmId),
+    /// Look at everything: the connection was lost or regained.
+    All,
+}
+
+/// State of the connection to the hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Connection {
+    /// It answers.
+    Up,
+    /// It does not; says why.
+    Down(String),
+}
+
+/// What kind of hypervisor this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Names and versions, for example "QEMU 10.0.2, libvirt 11.3.0".
+    pub version: String,
+    /// "kvm", "tcg" or "sim".
+    pub accelerator: String,
+    /// Why that accelerator.
+    pub accelerator_reason: String,
+}
+
+/// See the module's documentation.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// What it is. 10 s.
+    async fn about(&self) -> Result<About, Error>;
+
+    /// Whether it answers at present.
+    fn connection(&self) -> watch::Receiver<Connection>;
+
+    /// Hints of changes from now on. A receiver that lags must treat it as [`Hint::All`].
+    fn hints(&self) -> broadcast::Receiver<Hint>;
+
+    /// Every domain, Dalgu's or not: complete, or an error. 10 s.
+    async fn list(&self) -> Result<Vec<Domain>, Error>;
+
+    /// One domain. 10 s.
+    async fn get(&self, id: VmId) -> Result<Option<Domain>, Error>;
+
+    /// Makes the disks that are not there yet; never touches one that is, except to finish one that an earlier call
+    /// left half-made. `incoming` makes them blank for a migration to fill, those on shared pools left alone. 10 min.
+    async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error>;
+
+    /// Deletes the VM's disks; `keep_shared` leaves those on shared pools (the VM lives on elsewhere). Done when there
+    /// is nothing to delete. 60 s.
+    async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error>;
+
+    /// Defines the domain, or defines it anew with other content; it stays as it is if it runs. Refuses to touch a
+    /// domain without Dalgu's mark. 30 s.
+    async fn define(&self, definition: &Definition) -> Result<(), Error>;
+
+    /// Starts a defined domain; done when it runs already. 120 s.
+    async fn start(&self, id: VmId) -> Result<(), Error>;
+
+    /// Asks the guest to shut down; returns when it has been asked. 30 s.
+    async fn shutdown(&self, id: VmId) -> Result<(), Error>;
+
+    /// Powers off; done when it is off or gone. 60 s.
+    async fn destroy(&self, id: VmId) -> Result<(), Error>;
+
+    /// Asks the guest to reboot. 30 s.
+    async fn reboot(&self, id: VmId) -> Result<(), Error>;
+
+    /// Resets, as by the button. 30 s.
+    async fn reset(&self, id: VmId) -> Result<(), Error>;
+
+    /// Freezes; done when it is paused. 30 s.
+    async fn pause(&self, id: VmId) -> Result<(), Error>;
+
+    /// Lets it go on; done when it runs. 30 s.
+    async fn resume(&self, id: VmId) -> Result<(), Error>;
+
+    /// Forgets a domain that is off, with its NVRAM and the like; done when there is none. 30 s.
+    async fn undefine(&self, id: VmId) -> Result<(), Error>;
+
+    /// Usage of every running domain of Dalgu's; a domain that does not answer is left out. 10 s.
+    async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error>;
+
+    /// Where the VM's console log is; it may not exist yet.
+    fn console_log(&self, id: VmId) -> PathBuf;
+
+    /// Unix socket through which a source's hypervisor reaches this one during a migration.
+    fn control_socket(&self) -> &Path;
+
+    /// Sends a VM; returns when the hypervisor says that the transfer has ended, which may be hours later, and has no
+    /// deadline. Its result is a hint only: where the VM is, is found out by looking at both hosts.
+    async fn migrate(&self, migrate: &Migrate) -> Result<Progress, Error>;
+
+    /// Progress of the transfer under way, `None` when there is none. 5 s.
+    async fn progress(&self, id: VmId) -> Result<Option<Progress>, Error>;
+
+    /// Ends the transfer under way; done when there is none. 10 s.
+    async fn abort_migration(&self, id: VmId) -> Result<(), Error>;
+}

@@ -1,0 +1,26 @@
+//! Compiles the .proto files with a Rust compiler, so that no protoc is needed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+const FILES: &[&str] = &[
+    "dalgu/v1/event.proto",
+    "dalgu/v1/host.proto",
+    "dalgu/v1/operation.proto",
+    "dalgu/v1/placement.proto",
+    "dalgu/v1/telemetry.proto",
+    "dalgu/v1/vm.proto",
+    "dalgu/agent/v1/agent.proto",
+    "dalgu/agent/v1/registrar.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=dalgu");
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?).join("dalgu.descriptors.bin");
+    fs::write(out, prost::Message::encode_to_vec(&descriptors))?;
+    tonic_prost_build::configure()
+        .bytes(".dalgu.v1.ReadConsoleResponse")
+        .bytes(".dalgu.agent.v1.ReadConsoleResponse")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,372 @@
+//! What a host is made of and how it is used: the domain form of `dalgu.v1.HostInventory`, `HostUsage`, `VmUsage`.
+//!
+//! Made by the agent's samplers, kept in the controller's store, read by placement. An agent is trusted for the
+//! form of what it sends, so the conversions are total: a missing part becomes its default, and a number that is
+//! negative or not finite becomes 0 (JSON, and with it the store, has no such numbers). Fields may be added with a
+//! serde default but never change their meaning; units and meaning are those of `telemetry.proto`.
+
+mod wire;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A NUMA node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NumaNode {
+    /// Number the kernel gives it.
+    pub id: u32,
+    /// Logical processors on it, ascending.
+    pub cpus: Vec<u32>,
+    /// Memory on it.
+    pub memory_bytes: u64,
+    /// Distance to each node in the order of their numbers; 10 is itself.
+    pub distances: Vec<u32>,
+}
+
+/// Huge pages of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HugePages {
+    /// Size of a page.
+    pub page_size_bytes: u64,
+    /// Pages set aside.
+    pub total: u64,
+    /// Pages not in use.
+    pub free: u64,
+}
+
+/// A place where disks of VMs are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pool {
+    /// Name, the same on each host that has it.
+    pub name: String,
+    /// Directory on the host.
+    pub path: String,
+    /// Whether every host of the site sees the same files there.
+    #[serde(default)]
+    pub shared: bool,
+    /// Size of its file system.
+    pub capacity_bytes: u64,
+    /// Free for the agent's user.
+    pub available_bytes: u64,
+    /// Why it cannot be used now, where it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What a host is made of; changes seldom.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Processor model as the kernel names it.
+    pub cpu_model: String,
+    /// Logical processors that are online.
+    pub cpus: u32,
+    /// Physical cores.
+    pub cores: u32,
+    /// Processor packages.
+    pub sockets: u32,
+    /// Memory (MemTotal of /proc/meminfo).
+    pub memory_bytes: u64,
+    /// NUMA nodes; the agent reports at least one.
+    pub numa_nodes: Vec<NumaNode>,
+    /// Huge pages by size.
+    #[serde(default)]
+    pub huge_pages: Vec<HugePages>,
+    /// Storage pools.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
+    /// Linux bridges a VM can plug into.
+    #[serde(default)]
+    pub bridges: Vec<String>,
+    /// Kernel release.
+    pub kernel: String,
+    /// Hypervisor and its version.
+    pub hypervisor: String,
+    /// How guests run here: "kvm" or "tcg".
+    pub accelerator: String,
+    /// Why that accelerator was chosen.
+    pub accelerator_reason: String,
+    /// Processor architecture.
+    pub architecture: String,
+}
+
+impl Inventory {
+    /// The pool of that name.
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.name == name)
+    }
+}
+
+/// Time the processors spent, in seconds since the host's start, summed over all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct CpuTimes {
+    /// In user space; contains `guest`.
+    pub user: f64,
+    /// In user space at low priority.
+    pub nice: f64,
+    /// In the kernel.
+    pub system: f64,
+    /// Idle.
+    pub idle: f64,
+    /// Idle with I/O outstanding.
+    pub iowait: f64,
+    /// Serving interrupts.
+    pub irq: f64,
+    /// Serving soft interrupts.
+    pub softirq: f64,
+    /// Taken by a hypervisor under this host.
+    pub steal: f64,
+    /// Running guests.
+    pub guest: f64,
+}
+
+impl CpuTimes {
+    /// Seconds in which processors were not available for more work: all but idle and iowait. (Guest time is in
+    /// user time; stolen time counts, as nobody here can have it.)
+    pub fn busy(&self) -> f64 {
+        self.user + self.nice + self.system + self.irq + self.softirq + self.steal
+    }
+}
+
+/// Stall of one kind (PSI).
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Stall {
+    /// Percent over the last 10 s, 0 to 100.
+    pub avg10_percent: f64,
+    /// Percent over the last 60 s.
+    pub avg60_percent: f64,
+    /// Percent over the last 300 s.
+    pub avg300_percent: f64,
+    /// Stalled time in seconds since the host's start.
+    pub stalled_seconds_total: f64,
+}
+
+/// Pressure on the host; `None` where the kernel does not offer it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Pressure {
+    /// Some task waited for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_some: Option<Stall>,
+    /// Some task waited for memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_some: Option<Stall>,
+    /// All tasks waited for memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_full: Option<Stall>,
+    /// Some task waited for I/O.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_some: Option<Stall>,
+    /// All tasks waited for I/O.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_full: Option<Stall>,
+}
+
+/// Memory of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// All of it.
+    pub total_bytes: u64,
+    /// Not used for anything.
+    pub free_bytes: u64,
+    /// What a new process could get without swapping.
+    pub available_bytes: u64,
+    /// File cache.
+    pub cached_bytes: u64,
+    /// Buffers.
+    pub buffers_bytes: u64,
+    /// Swap space.
+    pub swap_total_bytes: u64,
+    /// Swap space not used.
+    pub swap_free_bytes: u64,
+    /// Huge pages by size.
+    #[serde(default)]
+    pub huge_pages: Vec<HugePages>,
+}
+
+/// What kind of device a network interface is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NicKind {
+    /// With hardware under it.
+    Physical,
+    /// Linux bridge.
+    Bridge,
+    /// 802.1Q VLAN on another interface.
+    Vlan,
+    /// Several as one.
+    Bond,
+    /// A VM's end on the host.
+    Tap,
+    /// Any other.
+    #[default]
+    Virtual,
+}
+
+impl NicKind {
+    /// The name on the wire and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Physical => "physical",
+            Self::Bridge => "bridge",
+            Self::Vlan => "vlan",
+            Self::Bond => "bond",
+            Self::Tap => "tap",
+            Self::Virtual => "virtual",
+        }
+    }
+}
+
+/// A network interface of the host.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Nic {
+    /// Name, for example "eno1".
+    pub name: String,
+    /// What it is.
+    pub kind: NicKind,
+    /// MAC address; empty where it has none.
+    pub mac: String,
+    /// Whether the link is up.
+    pub up: bool,
+    /// Link speed; 0 where the device does not say.
+    pub speed_bits_per_second: u64,
+    /// What it received.
+    pub receive: NicCounters,
+    /// What it sent.
+    pub transmit: NicCounters,
+    /// Bytes received per second since the last sample.
+    pub receive_bytes_per_second: f64,
+    /// Bytes sent per second since the last sample.
+    pub transmit_bytes_per_second: f64,
+    /// Whether the two rates are known.
+    pub rates_valid: bool,
+}
+
+/// Counters of one direction of a network interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NicCounters {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Errors.
+    pub errors: u64,
+    /// Packets dropped.
+    pub drops: u64,
+}
+
+/// A mounted file system that holds data of the agent or of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileSystem {
+    /// Where it is mounted.
+    pub mount_point: String,
+    /// Type, for example "ext4".
+    pub kind: String,
+    /// Size.
+    pub size_bytes: u64,
+    /// Free for ordinary users.
+    pub available_bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+    /// Free inodes.
+    pub inodes_free: u64,
+}
+
+/// How a host is used; one sample.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// When it was taken, by the host's clock.
+    pub sample_time: Timestamp,
+    /// Time between this sample and the one before; `None` for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// Time per state.
+    pub cpu: CpuTimes,
+    /// Processors busy since the last sample, 0 to the number of processors.
+    pub cpus_busy: f64,
+    /// Whether `cpus_busy` is known.
+    pub rates_valid: bool,
+    /// Load averages over 1, 5 and 15 minutes.
+    pub load: [f64; 3],
+    /// Pressure stall information.
+    #[serde(default)]
+    pub pressure: Pressure,
+    /// Memory.
+    pub memory: Memory,
+    /// Network interfaces in the order of their names, without loopback.
+    #[serde(default)]
+    pub nics: Vec<Nic>,
+    /// File systems.
+    #[serde(default)]
+    pub file_systems: Vec<FileSystem>,
+    /// Storage pools with their present room.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
+    /// Seconds since the host's start.
+    pub uptime_seconds: f64,
+}
+
+/// One block device of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VmBlock {
+    /// Name of the disk in the VM's specification.
+    pub name: String,
+    /// Bytes read.
+    pub read_bytes_total: u64,
+    /// Bytes written.
+    pub write_bytes_total: u64,
+    /// Read requests.
+    pub read_requests_total: u64,
+    /// Write requests.
+    pub write_requests_total: u64,
+    /// Space taken on the host.
+    pub allocation_bytes: u64,
+    /// Capacity.
+    pub capacity_bytes: u64,
+}
+
+/// One network interface of a VM, as the guest sees the directions.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VmNic {
+    /// Name of the interface in the VM's specification.
+    pub name: String,
+    /// Bytes received by the guest.
+    pub receive_bytes_total: u64,
+    /// Bytes sent by the guest.
+    pub transmit_bytes_total: u64,
+    /// Packets received by the guest.
+    pub receive_packets_total: u64,
+    /// Packets sent by the guest.
+    pub transmit_packets_total: u64,
+    /// Errors in both directions.
+    pub errors_total: u64,
+    /// Drops in both directions.
+    pub drops_total: u64,
+}
+
+/// How a running VM uses its host; one sample. Counters start with the QEMU process.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct VmUsage {
+    /// When it was taken, by the host's clock.
+    pub sample_time: Timestamp,
+    /// Processor time of the whole QEMU process.
+    pub cpu_seconds_total: f64,
+    /// Time the VM's processors were ready but waited for a host processor.
+    pub cpu_wait_seconds_total: f64,
+    /// Processors used since the last sample.
+    pub cpus_busy: f64,
+    /// Whether `cpus_busy` is known.
+    pub rates_valid: bool,
+    /// Resident memory of the QEMU process.
+    pub memory_resident_bytes: u64,
+    /// Memory the balloon leaves to the guest.
+    pub memory_balloon_bytes: u64,
+    /// Memory the guest says it does not use; 0 where its driver does not say.
+    pub memory_unused_bytes: u64,
+    /// Block devices in the order of the specification.
+    #[serde(default)]
+    pub blocks: Vec<VmBlock>,
+    /// Network interfaces in the order of the specification.
+    #[serde(default)]
+    pub nics: Vec<VmNic>,
+}
