@@ -1,0 +1,10 @@
+//! The controller: holds what every virtual machine of a site should be, decides where each runs, and tells the
+//! agents. [`run`] is the whole program but for arguments and signals; tests start it in process.
+//!
+//! Dependencies inside the crate point one way: `api` and `reconcile` use `state` and the pure modules (`placement`,
+//! `reconcile::plan`, `migration::decide`, `status`); these use [`model`] only; `store` knows none of them.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod pki;
+pub mod placement;
