@@ -2,6 +2,7 @@
 //! Called by the Makefile and by hand; all work is in `dalgu_tests::lab`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
@@ -79,8 +80,17 @@ enum Command {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut layout = Layout::new(arguments.id)?;
     if let Some(dir) = arguments.dir {
         layout = layout.with_dir(std::path::absolute(dir).context("make --dir absolute")?);
@@ -105,7 +115,7 @@ async fn main() -> anyhow::Result<()> {
             }
             lab::down(layout).await?;
         }
-        Command::Env => print!("{}", lab::exports(Lab::current(layout)?.layout())),
+        Command::Env => print!("{}", lab::exports(&Lab::current(layout)?)),
         Command::Status { json } => {
             let status = Lab::current(layout)?.status();
             if json {

@@ -22,6 +22,7 @@ mod records;
 mod run;
 mod shell;
 mod status;
+mod trial;
 
 use std::fs;
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ pub use host::hold;
 pub use run::{run, wait_for};
 pub use shell::exports;
 pub use status::Status;
+pub use trial::with_lab;
 
 /// What to bring up.
 #[derive(Debug, Clone)]
@@ -321,7 +323,7 @@ pub async fn down(layout: Layout) -> anyhow::Result<()> {
     };
     let hosts: Vec<_> = (1..=MAX_HOSTS)
         .map(|number| layout.host(number))
-        .filter(network::has_namespace)
+        .filter(network::is_there)
         .collect();
     process::end_all(&layout, &hosts, true).await?;
     network::remove(&layout, &hosts).await?;

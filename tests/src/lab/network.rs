@@ -54,22 +54,32 @@ pub async fn connect(layout: &Layout, host: &Host) -> anyhow::Result<()> {
 /// If a command fails.
 pub async fn remove(layout: &Layout, hosts: &[Host]) -> anyhow::Result<()> {
     for host in hosts {
+        // The cable first: a namespace takes its end with it only some time after it is deleted.
+        remove_interface(&host.veth).await?;
         if has_namespace(host) {
             ip(&format!("netns delete {}", host.namespace)).await?;
         }
-        if has_interface(&host.veth) {
-            ip(&format!("link delete {}", host.veth)).await?;
-        }
     }
-    if has_interface(&layout.bridge()) {
-        ip(&format!("link delete {}", layout.bridge())).await?;
-    }
-    Ok(())
+    remove_interface(&layout.bridge()).await
 }
 
-/// Whether the host's namespace exists.
+async fn remove_interface(name: &str) -> anyhow::Result<()> {
+    if !has_interface(name) {
+        return Ok(());
+    }
+    match ip(&format!("link delete {name}")).await {
+        Err(error) if has_interface(name) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether anything of the host's network exists.
 #[must_use]
-pub fn has_namespace(host: &Host) -> bool {
+pub fn is_there(host: &Host) -> bool {
+    has_namespace(host) || has_interface(&host.veth)
+}
+
+fn has_namespace(host: &Host) -> bool {
     Path::new(NAMESPACES).join(&host.namespace).exists()
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::Context as _;
 
+use super::Lab;
 use super::host::{quoted, write_script, write_wrapper};
 use super::layout::{Host, Layout};
 
@@ -39,18 +40,26 @@ pub fn write_wrappers(layout: &Layout, hosts: &[Host], dalgu: bool) -> anyhow::R
 
 /// The exports of `lab env`, for `eval`.
 #[must_use]
-pub fn exports(layout: &Layout) -> String {
+pub fn exports(lab: &Lab) -> String {
+    let layout = lab.layout();
     let paths = [
         layout.wrappers(),
         layout.bin_dir().to_path_buf(),
         layout.tools_dir().join("bin"),
     ];
     let paths: Vec<_> = paths.iter().map(|path| quoted(path)).collect();
-    format!(
-        "export PATH={}:\"$PATH\"\nexport DALGU_CONFIG={}\nexport DALGU_LAB_DIR={}\nexport DALGU_LAB_ENDPOINT={}\n",
+    let mut text = format!(
+        "export PATH={}:\"$PATH\"\nexport DALGU_LAB_ID={}\nexport DALGU_LAB_DIR={}\n",
         paths.join(":"),
-        quoted(&layout.cli_config()),
+        layout.id(),
         quoted(layout.dir()),
-        layout.controller_address(),
-    )
+    );
+    if lab.has_dalgu() {
+        text += &format!(
+            "export DALGU_CONFIG={}\nexport DALGU_LAB_ENDPOINT={}\n",
+            quoted(&layout.cli_config()),
+            layout.controller_address(),
+        );
+    }
+    text
 }

@@ -1,0 +1,44 @@
+//! Runs one end-to-end test on a lab of its own, and takes the lab down whatever becomes of the test.
+
+use std::env;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+
+use anyhow::Context as _;
+use futures::FutureExt as _;
+
+use super::layout::Layout;
+use super::{Lab, Options, down, keep_logs};
+
+/// The lab that tests use, unless `DALGU_LAB_ID` says otherwise: a lab brought up by hand is not in the way.
+const TEST_LAB: u8 = 9;
+
+/// Brings up a lab, runs the test on it, and takes it down, also after a failure or a panic; then the logs are
+/// saved in `lab-logs` in the build directory.
+///
+/// # Errors
+/// If the lab does not come up or go down, or what the test returned.
+pub async fn with_lab<F>(options: &Options, test: F) -> anyhow::Result<()>
+where
+    F: AsyncFnOnce(&Lab) -> anyhow::Result<()>,
+{
+    let id = env::var("DALGU_LAB_ID")
+        .ok()
+        .map_or(Ok(TEST_LAB), |id| id.parse())
+        .context("DALGU_LAB_ID")?;
+    // A test that was killed could not do it itself.
+    down(Layout::new(id)?)
+        .await
+        .context("remove what an earlier test left")?;
+    let lab = Lab::up(Layout::new(id)?, options).await?;
+    let outcome = AssertUnwindSafe(test(&lab)).catch_unwind().await;
+    if !matches!(outcome, Ok(Ok(())))
+        && let Some(logs) = keep_logs(lab.layout())
+    {
+        eprintln!("the lab's logs are in {}", logs.display());
+    }
+    lab.down().await.context("take the lab down")?;
+    match outcome {
+        Ok(result) => result,
+        Err(panic) => resume_unwind(panic),
+    }
+}
