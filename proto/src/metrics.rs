@@ -48,7 +48,11 @@ pub fn negotiate(accept: Option<&str>) -> Format {
             plain = weight.max(plain);
         }
     }
-    if open_metrics > 0.0 && open_metrics >= plain { Format::OpenMetrics } else { Format::Text }
+    if open_metrics > 0.0 && open_metrics >= plain {
+        Format::OpenMetrics
+    } else {
+        Format::Text
+    }
 }
 
 /// The page of a registry.
@@ -82,7 +86,8 @@ fn plain(page: &str) -> Result<String, fmt::Error> {
     for line in page.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             help = rest.split_once(' ');
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
             let (suffix, kind) = match kind {
                 "counter" => ("_total", "counter"),
                 "info" => ("_info", "gauge"),
@@ -118,7 +123,9 @@ fn without_exemplar(line: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use prometheus_client::{
-        metrics::{counter::Counter, exemplar::CounterWithExemplar, family::Family, gauge::Gauge, info::Info},
+        metrics::{
+            counter::Counter, exemplar::CounterWithExemplar, family::Family, gauge::Gauge, info::Info,
+        },
         registry::Unit,
     };
 
@@ -136,7 +143,10 @@ mod tests {
             (Some("text/html, application/xhtml+xml;q=0.9"), Text),
             (Some(prometheus), OpenMetrics),
             (Some("application/openmetrics-text"), OpenMetrics),
-            (Some("Application/OpenMetrics-Text; version=\"1.0.0\"; charset=utf-8"), OpenMetrics),
+            (
+                Some("Application/OpenMetrics-Text; version=\"1.0.0\"; charset=utf-8"),
+                OpenMetrics,
+            ),
             (Some("application/openmetrics-text; version=2.0.0"), Text),
             (Some("application/openmetrics-text;q=0"), Text),
             (Some("application/openmetrics-text;q=0.3, text/plain;q=0.7"), Text),
@@ -176,7 +186,10 @@ mod tests {
     #[test]
     fn an_openmetrics_page_has_units_and_an_end_mark() {
         let (content_type, page) = respond(Some("application/openmetrics-text"), &registry()).unwrap();
-        assert_eq!(content_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+        assert_eq!(
+            content_type,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        );
         assert!(page.contains("# UNIT room_bytes bytes\n"), "{page}");
         assert!(page.ends_with("# EOF\n"), "{page}");
     }

@@ -15,7 +15,10 @@ pub fn to_wire(time: Timestamp) -> prost_types::Timestamp {
     // jiff gives both parts the same sign; the wire wants nanoseconds that count up.
     let (seconds, nanos) = (time.as_second(), time.subsec_nanosecond());
     if nanos < 0 {
-        prost_types::Timestamp { seconds: seconds - 1, nanos: nanos + 1_000_000_000 }
+        prost_types::Timestamp {
+            seconds: seconds - 1,
+            nanos: nanos + 1_000_000_000,
+        }
     } else {
         prost_types::Timestamp { seconds, nanos }
     }
@@ -40,8 +43,12 @@ pub fn duration_to_wire(span: Duration) -> prost_types::Duration {
 
 /// A span from the wire; `None` where it is negative or malformed.
 pub fn duration_from_wire(span: &prost_types::Duration) -> Option<Duration> {
-    let seconds = u64::try_from(span.seconds).ok().filter(|seconds| *seconds <= MAX_DURATION_SECONDS)?;
-    let nanos = u32::try_from(span.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    let seconds = u64::try_from(span.seconds)
+        .ok()
+        .filter(|seconds| *seconds <= MAX_DURATION_SECONDS)?;
+    let nanos = u32::try_from(span.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(seconds, nanos))
 }
 
@@ -76,13 +83,31 @@ mod tests {
     #[test]
     fn a_moment_before_1970_counts_its_nanoseconds_up() {
         let time = Timestamp::new(-1, -500_000_000).unwrap();
-        assert_eq!(to_wire(time), prost_types::Timestamp { seconds: -2, nanos: 500_000_000 });
+        assert_eq!(
+            to_wire(time),
+            prost_types::Timestamp {
+                seconds: -2,
+                nanos: 500_000_000
+            }
+        );
     }
 
     #[test]
     fn a_span_without_end_is_cut_and_a_negative_one_refused() {
         assert_eq!(duration_to_wire(Duration::MAX).seconds, 315_576_000_000);
-        assert_eq!(duration_from_wire(&prost_types::Duration { seconds: -1, nanos: 0 }), None);
-        assert_eq!(duration_from_wire(&prost_types::Duration { seconds: 0, nanos: -1 }), None);
+        assert_eq!(
+            duration_from_wire(&prost_types::Duration {
+                seconds: -1,
+                nanos: 0
+            }),
+            None
+        );
+        assert_eq!(
+            duration_from_wire(&prost_types::Duration {
+                seconds: 0,
+                nanos: -1
+            }),
+            None
+        );
     }
 }

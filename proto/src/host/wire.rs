@@ -5,7 +5,11 @@ use crate::{time, v1};
 
 /// What the store can hold: finite and not negative, else 0.
 fn clean(value: f64) -> f64 {
-    if value.is_finite() && value > 0.0 { value } else { 0.0 }
+    if value.is_finite() && value > 0.0 {
+        value
+    } else {
+        0.0
+    }
 }
 
 fn each<A, B: From<A>>(items: Vec<A>) -> Vec<B> {
@@ -461,27 +465,61 @@ mod tests {
         Usage {
             sample_time: Timestamp::new(1_700_000_000, 5).unwrap(),
             interval: Some(Duration::from_millis(2_001)),
-            cpu: CpuTimes { user: 1.5, guest: 0.5, idle: 7.0, ..Default::default() },
+            cpu: CpuTimes {
+                user: 1.5,
+                guest: 0.5,
+                idle: 7.0,
+                ..Default::default()
+            },
             cpus_busy: 0.75,
             rates_valid: true,
             load: [0.5, 0.25, 0.125],
-            pressure: Pressure { io_full: Some(Stall { avg10_percent: 3.0, ..Default::default() }), ..Default::default() },
+            pressure: Pressure {
+                io_full: Some(Stall {
+                    avg10_percent: 3.0,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
             memory: Memory {
                 total_bytes: 8 << 30,
-                huge_pages: vec![HugePages { page_size_bytes: 2 << 20, total: 4, free: 1 }],
+                huge_pages: vec![HugePages {
+                    page_size_bytes: 2 << 20,
+                    total: 4,
+                    free: 1,
+                }],
                 ..Default::default()
             },
             nics: vec![Nic {
                 name: "eno1".into(),
                 kind: NicKind::Bond,
-                receive: NicCounters { bytes: 1, packets: 2, errors: 3, drops: 4 },
-                transmit: NicCounters { bytes: 5, packets: 6, errors: 7, drops: 8 },
+                receive: NicCounters {
+                    bytes: 1,
+                    packets: 2,
+                    errors: 3,
+                    drops: 4,
+                },
+                transmit: NicCounters {
+                    bytes: 5,
+                    packets: 6,
+                    errors: 7,
+                    drops: 8,
+                },
                 receive_bytes_per_second: 9.0,
                 rates_valid: true,
                 ..Default::default()
             }],
-            file_systems: vec![FileSystem { mount_point: "/".into(), kind: "ext4".into(), size_bytes: 9, ..Default::default() }],
-            pools: vec![Pool { name: "local".into(), error: Some("gone".into()), ..Default::default() }],
+            file_systems: vec![FileSystem {
+                mount_point: "/".into(),
+                kind: "ext4".into(),
+                size_bytes: 9,
+                ..Default::default()
+            }],
+            pools: vec![Pool {
+                name: "local".into(),
+                error: Some("gone".into()),
+                ..Default::default()
+            }],
             uptime_seconds: 12.5,
         }
     }
@@ -491,8 +529,16 @@ mod tests {
         assert_eq!(Usage::from(v1::HostUsage::from(usage())), usage());
         let vm = VmUsage {
             cpu_seconds_total: 2.5,
-            blocks: vec![VmBlock { name: "root".into(), read_bytes_total: 7, ..Default::default() }],
-            nics: vec![VmNic { name: "eth0".into(), drops_total: 3, ..Default::default() }],
+            blocks: vec![VmBlock {
+                name: "root".into(),
+                read_bytes_total: 7,
+                ..Default::default()
+            }],
+            nics: vec![VmNic {
+                name: "eth0".into(),
+                drops_total: 3,
+                ..Default::default()
+            }],
             ..Default::default()
         };
         assert_eq!(VmUsage::from(v1::VmUsage::from(vm.clone())), vm);
@@ -510,14 +556,22 @@ mod tests {
     #[test]
     fn an_empty_message_becomes_defaults() {
         assert_eq!(Usage::from(v1::HostUsage::default()), Usage::default());
-        assert_eq!(Inventory::from(v1::HostInventory::default()), Inventory::default());
+        assert_eq!(
+            Inventory::from(v1::HostInventory::default()),
+            Inventory::default()
+        );
         assert_eq!(VmUsage::from(v1::VmUsage::default()), VmUsage::default());
     }
 
     #[test]
     fn numbers_that_the_store_cannot_hold_become_zero() {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0] {
-            let wire = v1::HostUsage { cpus_busy: bad, load15: bad, uptime_seconds: bad, ..Default::default() };
+            let wire = v1::HostUsage {
+                cpus_busy: bad,
+                load15: bad,
+                uptime_seconds: bad,
+                ..Default::default()
+            };
             assert_eq!(Usage::from(wire), Usage::default());
         }
     }
