@@ -124,6 +124,12 @@ impl Layout {
         format!("dalgubr{}", self.id)
     }
 
+    /// Bridge that joins the hosts' guest bridges.
+    #[must_use]
+    pub fn guest_bridge(&self) -> String {
+        format!("dalgunet{}", self.id)
+    }
+
     /// First three bytes of the lab's network.
     #[must_use]
     pub fn network(&self) -> String {
@@ -149,6 +155,7 @@ impl Layout {
             name: format!("h{number}"),
             namespace: format!("{prefix}-h{number}"),
             veth: format!("{prefix}-v{number}"),
+            guest_veth: format!("{prefix}-g{number}"),
             ip: format!("{}.{}", self.network(), 10 + u16::from(number)),
             dir: self.dir.join(format!("h{number}")),
         }
@@ -202,6 +209,8 @@ pub struct Host {
     pub namespace: String,
     /// The end of its cable that is on the bridge.
     pub veth: String,
+    /// The outer end of its guests' cable.
+    pub guest_veth: String,
     /// Its address on the lab's network.
     pub ip: String,
     /// Its state, in the machine's own file system.

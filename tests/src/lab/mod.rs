@@ -164,7 +164,7 @@ impl Lab {
         }
         shell::write_wrappers(layout, &hosts, options.dalgu)?;
         records::make_mountpoints(&OWN_DIRS)?;
-        network::make_bridge(layout).await?;
+        network::make_bridges(layout).await?;
         for host in &hosts {
             network::connect(layout, host).await?;
         }
