@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use dalgu_tests::lab::layout::Layout;
 use dalgu_tests::lab::{Daemon, Lab, Options, run, wait_for, with_lab};
 use nix::sys::signal::Signal;
 use tokio::io::copy_bidirectional;
@@ -247,9 +246,9 @@ async fn traces() -> anyhow::Result<String> {
 #[ignore = "needs root and the lab's packages: make test"]
 async fn a_lab_with_running_guests_goes_without_a_trace() -> anyhow::Result<()> {
     let before = traces().await?;
-    let mut dir = PathBuf::new();
+    let mut layout = None;
     with_lab(&libvirt_only(2), async |lab| {
-        dir = lab.layout().dir().to_path_buf();
+        layout = Some(lab.layout().clone());
         start_guest(lab, 2, "g1").await?;
         ensure!(
             traces().await? != before,
@@ -258,9 +257,10 @@ async fn a_lab_with_running_guests_goes_without_a_trace() -> anyhow::Result<()> 
         Ok(())
     })
     .await?;
-    ensure!(!dir.exists());
+    let layout = layout.context("the test never ran")?;
+    ensure!(!layout.dir().exists());
     let after = traces().await?;
     ensure!(after == before, "before: {before}\nafter: {after}");
-    ensure!(Lab::current(Layout::new(9)?).is_err());
+    ensure!(Lab::current(layout).is_err());
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! and by tests that end and restart daemons.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -59,7 +60,25 @@ pub async fn prepare(layout: &Layout, hosts: &[Host], report_interval_ms: u32) -
         fs::write(host.outside("/etc/dalgu/agent.toml"), agent_toml(layout, host))
             .context("write agent.toml")?;
     }
+    give_operator_identity(layout)?;
     write_cli_config(layout)
+}
+
+/// Copies the operator's identity out of the controller's directory. Under sudo it belongs to the caller, so that
+/// `dalgu` and `grpcurl` need no root.
+fn give_operator_identity(layout: &Layout) -> anyhow::Result<()> {
+    let owner = |name: &str| std::env::var(name).ok().and_then(|id| id.parse().ok());
+    let (user, group) = (owner("SUDO_UID"), owner("SUDO_GID"));
+    let operator = layout.operator();
+    fs::create_dir_all(&operator).context("make the operator's folder")?;
+    for file in ["ca.pem", "admin.pem", "admin.key"] {
+        let copy = operator.join(file);
+        fs::copy(layout.controller_data().join(file), &copy).with_context(|| format!("copy {file}"))?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("protect {file}"))?;
+        chown(&copy, user, group).with_context(|| format!("give {file} to its owner"))?;
+    }
+    Ok(())
 }
 
 fn agent_toml(layout: &Layout, host: &Host) -> String {
@@ -92,15 +111,15 @@ shared = true
 }
 
 fn write_cli_config(layout: &Layout) -> anyhow::Result<()> {
-    let data = layout.controller_data();
-    let data = data.display();
+    let operator = layout.operator();
+    let operator = operator.display();
     let endpoint = layout.controller_address();
     write(
         layout,
         "cli.toml",
         &format!(
-            "current_context = \"lab\"\n\n[contexts.lab]\nendpoint = \"https://{endpoint}\"\nca = \"{data}/ca.pem\"\n\
-         cert = \"{data}/admin.pem\"\nkey = \"{data}/admin.key\"\n"
+            "current_context = \"lab\"\n\n[contexts.lab]\nendpoint = \"https://{endpoint}\"\nca = \"{operator}/ca.pem\"\n\
+         cert = \"{operator}/admin.pem\"\nkey = \"{operator}/admin.key\"\n"
         ),
     )
 }

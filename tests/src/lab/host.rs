@@ -216,7 +216,7 @@ fn bind(source: &Path, place: &Path) -> anyhow::Result<()> {
 pub fn write_wrapper(layout: &Layout, host: &Host, name: &str, program: &str) -> anyhow::Result<()> {
     let pid_file = layout.pid_file(&host.anchor());
     let text = format!(
-        "#!/bin/sh\n# Runs in host {} of the lab.\nexec nsenter --target \"$(cat {})\" --mount --uts --net -- {program} \"$@\"\n",
+        "#!/bin/sh\n# Runs in host {} of the lab.\n[ \"$(id -u)\" -eq 0 ] || exec sudo \"$0\" \"$@\"\nexec nsenter --target \"$(cat {})\" --mount --uts --net -- {program} \"$@\"\n",
         host.name,
         quoted(&pid_file),
     );

@@ -167,6 +167,12 @@ impl Layout {
         self.dir.join("controller")
     }
 
+    /// The operator's own certificate, readable by who brought the lab up.
+    #[must_use]
+    pub fn operator(&self) -> PathBuf {
+        self.dir.join("operator")
+    }
+
     /// The operator's configuration for `dalgu`.
     #[must_use]
     pub fn cli_config(&self) -> PathBuf {

@@ -24,14 +24,14 @@ pub fn write_wrappers(layout: &Layout, hosts: &[Host], dalgu: bool) -> anyhow::R
         write_wrapper(layout, host, &format!("on-{}", host.name), "")?;
     }
     if dalgu {
-        let data = layout.controller_data();
+        let operator = layout.operator();
         let text = format!(
             "#!/bin/sh\n# grpcurl with the lab's operator certificate. Try: grpcurl {} list\nexec {} -cacert {} -cert {} -key {} \"$@\"\n",
             layout.controller_address(),
             quoted(&layout.tools_dir().join("bin/grpcurl")),
-            quoted(&data.join("ca.pem")),
-            quoted(&data.join("admin.pem")),
-            quoted(&data.join("admin.key")),
+            quoted(&operator.join("ca.pem")),
+            quoted(&operator.join("admin.pem")),
+            quoted(&operator.join("admin.key")),
         );
         write_script(&layout.wrappers().join("grpcurl"), &text)?;
     }

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use super::layout::Layout;
 use super::{Lab, Options, down, keep_logs};
 
-/// The lab that tests use, unless `DALGU_LAB_ID` says otherwise: a lab brought up by hand is not in the way.
+/// The lab that tests use, unless `DALGU_TEST_LAB_ID` says otherwise: a lab brought up by hand is not in the way.
 const TEST_LAB: u8 = 9;
 
 /// Brings up a lab, runs the test on it, and takes it down, also after a failure or a panic; then the logs are
@@ -21,10 +21,10 @@ pub async fn with_lab<F>(options: &Options, test: F) -> anyhow::Result<()>
 where
     F: AsyncFnOnce(&Lab) -> anyhow::Result<()>,
 {
-    let id = env::var("DALGU_LAB_ID")
+    let id = env::var("DALGU_TEST_LAB_ID")
         .ok()
         .map_or(Ok(TEST_LAB), |id| id.parse())
-        .context("DALGU_LAB_ID")?;
+        .context("DALGU_TEST_LAB_ID")?;
     // A test that was killed could not do it itself.
     down(Layout::new(id)?)
         .await

@@ -1,0 +1,62 @@
+# Dalgu: `make` alone explains every target.
+# HOSTS: how many hosts the lab has. PROFILE: the cargo profile the lab's daemons are built with.
+
+HOSTS   ?= 3
+PROFILE ?= lab
+SHELL   := /bin/bash
+
+target  := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+bin     := $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+# The lab makes network namespaces; everything else runs as the caller.
+as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build lab lab-env lab-status lab-down demo test bench-lifecycle fmt lint
+
+help: ## Explain the targets
+	@echo "Dalgu: a site's servers as one field of virtual machines."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Start with \`make demo\`. By hand: \`make lab HOSTS=3\`, then eval \"\$$(make -s lab-env)\", then \`dalgu host list\`."
+
+setup: ## Install the packages and tools that building and the lab need (Debian, Ubuntu)
+	@bash tests/lab/setup.sh
+
+build: setup ## Build the daemons, the command line and the lab (PROFILE=lab)
+	@cargo build --workspace --bins --profile $(PROFILE)
+
+lab: build ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
+	@$(as_root) $(bin)/lab up --hosts $(HOSTS)
+	@echo
+	@echo "In this shell:  eval \"\$$(make -s lab-env)\""
+	@echo "Then try:       dalgu host list"
+	@echo "                grpcurl \$$DALGU_LAB_ENDPOINT list"
+	@echo "                virsh-h1 list --all;  on-h2 ip address"
+	@echo "At the end:     make lab-down"
+
+lab-env: ## Print the exports that put the lab into a shell: eval "$(make -s lab-env)"
+	@$(bin)/lab env
+
+lab-status: ## Show what runs in the lab
+	@$(as_root) $(bin)/lab status
+
+lab-down: ## Remove every trace of the lab, also of one that crashed
+	@test -x $(bin)/lab || cargo build -p dalgu-tests --bins --profile $(PROFILE)
+	@$(as_root) $(bin)/lab down
+
+demo: build ## Show it all on real guests: place, start, stop, live-migrate, refuse (about a minute)
+	@$(as_root) $(bin)/demo
+
+test: setup ## Check format and lints, then run every test, the lab's end-to-end tests too
+	@bash tests/run.sh
+
+bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
+	@$(as_root) $(bin)/bench-lifecycle
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+lint: setup ## Check format and lints
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- --deny warnings
