@@ -109,7 +109,6 @@ impl Lab {
             hosts: options.hosts,
             dalgu: options.dalgu,
             complete: false,
-            first_namespaces: !network::namespaces_folder_exists(),
         };
         records::claim(&layout, &record)?;
         let mut lab = Self { layout, record };
@@ -327,10 +326,7 @@ pub async fn down(layout: Layout) -> anyhow::Result<()> {
         .collect();
     process::end_all(&layout, &hosts, true).await?;
     network::remove(&layout, &hosts).await?;
-    if record.is_some_and(|record| record.first_namespaces) {
-        network::remove_namespaces_folder().await;
-    }
-    records::forget(&layout)
+    records::forget(&layout).await
 }
 
 /// Saves the logs of a lab that is about to go. Answers where.

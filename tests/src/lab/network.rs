@@ -2,7 +2,6 @@
 //! cable to both: `eth0` bears the host's address, `eth1` is a port of the host's own bridge `br0`, for guests.
 //! Called when a lab goes up or down. It touches only interfaces and namespaces named after the lab.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::bail;
@@ -10,7 +9,8 @@ use anyhow::bail;
 use super::layout::{Host, Layout};
 use super::run::run;
 
-const NAMESPACES: &str = "/run/netns";
+/// The folder where `ip` keeps network namespaces.
+pub const NAMESPACES: &str = "/run/netns";
 
 /// A host's bridge for its guests.
 const GUEST_BRIDGE: &str = "br0";
@@ -100,22 +100,6 @@ pub fn is_there(host: &Host) -> bool {
 
 fn has_namespace(host: &Host) -> bool {
     Path::new(NAMESPACES).join(&host.namespace).exists()
-}
-
-/// Whether the folder that `ip netns` keeps is on this machine already.
-#[must_use]
-pub fn namespaces_folder_exists() -> bool {
-    Path::new(NAMESPACES).exists()
-}
-
-/// Removes the folder that `ip netns` keeps, if it is empty. Only for a lab that was its first user.
-pub async fn remove_namespaces_folder() {
-    let is_empty = fs::read_dir(NAMESPACES).is_ok_and(|mut entries| entries.next().is_none());
-    if is_empty {
-        // It is a mount on itself; where it is not, unmounting fails and removing still works.
-        let _ = run("umount", [NAMESPACES]).await;
-        let _ = fs::remove_dir(NAMESPACES);
-    }
 }
 
 fn has_interface(name: &str) -> bool {

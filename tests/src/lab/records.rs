@@ -10,6 +10,8 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, RECORDS};
+use super::network::NAMESPACES;
+use super::run::run;
 
 /// Lies in every lab directory; without it, no directory is ever removed.
 const MARKER: &str = ".dalgu-lab";
@@ -26,8 +28,6 @@ pub struct Record {
     pub dalgu: bool,
     /// It came up whole.
     pub complete: bool,
-    /// It was the first user of network namespaces on this machine.
-    pub first_namespaces: bool,
 }
 
 /// Claims the lab's id and its directory, before anything else is made.
@@ -53,10 +53,7 @@ pub fn claim(layout: &Layout, record: &Record) -> anyhow::Result<()> {
         Err(error) => return Err(error).context("write the lab's record"),
     }
     let dir = layout.dir();
-    if dir.exists()
-        && !dir.join(MARKER).exists()
-        && fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
-    {
+    if dir.exists() && !dir.join(MARKER).exists() && !is_empty(dir) {
         fs::remove_file(layout.record()).context("withdraw the lab's record")?;
         bail!("{} is not empty and is no lab's directory", dir.display());
     }
@@ -95,13 +92,15 @@ pub fn read(layout: &Layout) -> anyhow::Result<Option<Record>> {
     }
 }
 
-/// Makes directories in the machine's own file system, to mount on, and remembers those that were not there.
+/// Makes directories in the machine's own file system, to mount on, and remembers those that were not there;
+/// the folder of network namespaces too, which `ip` will make.
 ///
 /// # Errors
 /// If one cannot be made.
 pub fn make_mountpoints(paths: &[&str]) -> anyhow::Result<()> {
     let missing: Vec<_> = paths
         .iter()
+        .chain(&[NAMESPACES])
         .flat_map(|path| Path::new(path).ancestors())
         .filter(|path| !path.exists())
         .map(|path| format!("{}\n", path.display()))
@@ -123,7 +122,7 @@ pub fn make_mountpoints(paths: &[&str]) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If something cannot be removed.
-pub fn forget(layout: &Layout) -> anyhow::Result<()> {
+pub async fn forget(layout: &Layout) -> anyhow::Result<()> {
     let dir = layout.dir();
     if dir.join(MARKER).exists() {
         fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
@@ -140,17 +139,25 @@ pub fn forget(layout: &Layout) -> anyhow::Result<()> {
     if left.flatten().any(|entry| entry.file_name() != MADE) {
         return Ok(());
     }
-    remove_made();
+    remove_made().await;
     fs::remove_dir_all(RECORDS).context("remove the folder of lab records")
 }
 
 /// Removes what labs made and nobody filled. The deepest first.
-fn remove_made() {
+async fn remove_made() {
     let list = fs::read_to_string(Path::new(RECORDS).join(MADE)).unwrap_or_default();
     let mut paths: Vec<_> = list.lines().map(PathBuf::from).collect();
     paths.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     for path in paths {
+        if path == Path::new(NAMESPACES) && is_empty(&path) {
+            // `ip` has mounted it on itself. Where not, this fails, and removing still works.
+            let _ = run("umount", [NAMESPACES]).await;
+        }
         // Refused where somebody else has put something in: then it is not ours any more.
         let _ = fs::remove_dir(path);
     }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
