@@ -96,6 +96,21 @@ impl Inventory {
     pub fn pool(&self, name: &str) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.name == name)
     }
+
+    /// Whether both say the same, but for what changes all the time: the room in pools and the free huge pages.
+    /// The agent sends its inventory again when they do not.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let lasting = |inventory: &Self| {
+            let mut inventory = inventory.clone();
+            inventory
+                .pools
+                .iter_mut()
+                .for_each(|pool| pool.available_bytes = 0);
+            inventory.huge_pages.iter_mut().for_each(|pages| pages.free = 0);
+            inventory
+        };
+        lasting(self) == lasting(other)
+    }
 }
 
 /// Time the processors spent, in seconds since the host's start, summed over all of them.
@@ -369,4 +384,28 @@ pub struct VmUsage {
     /// Network interfaces in the order of the specification.
     #[serde(default)]
     pub nics: Vec<VmNic>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inventory_is_the_same_while_only_room_changes() {
+        let pool = Pool {
+            name: "local".into(),
+            capacity_bytes: 9,
+            available_bytes: 5,
+            ..Default::default()
+        };
+        let before = Inventory {
+            pools: vec![pool],
+            ..Default::default()
+        };
+        let mut after = before.clone();
+        after.pools[0].available_bytes = 1;
+        assert!(before.is_same_as(&after));
+        after.pools[0].error = Some("gone".into());
+        assert!(!before.is_same_as(&after));
+    }
 }

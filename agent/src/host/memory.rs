@@ -1,0 +1,98 @@
+//! Memory of the host, from /proc/meminfo and /sys/kernel/mm/hugepages.
+
+use dalgu_proto::host::{HugePages, Memory};
+use procfs::Meminfo;
+
+use super::{Error, Root};
+
+/// Use of memory now.
+pub(super) fn usage(root: &Root) -> Result<Memory, Error> {
+    let info: Meminfo = root.parse("proc/meminfo")?;
+    Ok(Memory {
+        total_bytes: info.mem_total,
+        free_bytes: info.mem_free,
+        // Kernels before 3.14 do not estimate it; this is what they could at least give.
+        available_bytes: info.mem_available.unwrap_or(info.mem_free),
+        cached_bytes: info.cached,
+        buffers_bytes: info.buffers,
+        swap_total_bytes: info.swap_total,
+        swap_free_bytes: info.swap_free,
+        huge_pages: huge_pages(root),
+    })
+}
+
+/// Huge pages by size, smallest first; sizes of which none are set aside too.
+pub(super) fn huge_pages(root: &Root) -> Vec<HugePages> {
+    const DIRECTORY: &str = "sys/kernel/mm/hugepages";
+    let mut sizes: Vec<_> = root
+        .names(DIRECTORY)
+        .iter()
+        .filter_map(|name| {
+            let kib: u64 = name
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()?;
+            Some(HugePages {
+                page_size_bytes: kib.checked_mul(1024)?,
+                total: root.number(format!("{DIRECTORY}/{name}/nr_hugepages"))?,
+                free: root.number(format!("{DIRECTORY}/{name}/free_hugepages"))?,
+            })
+        })
+        .collect();
+    sizes.sort_by_key(|pages| pages.page_size_bytes);
+    sizes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::root::fake::{MEMINFO, Tree},
+        *,
+    };
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let tree = Tree::new();
+        tree.write("proc/meminfo", MEMINFO);
+        let memory = usage(&tree.root()).unwrap();
+        assert_eq!(memory.total_bytes, 24_684_084 * 1024);
+        assert_eq!(memory.available_bytes, 24_302_616 * 1024);
+        assert_eq!(
+            (memory.swap_total_bytes, memory.swap_free_bytes),
+            (1 << 30, 1 << 29)
+        );
+        assert_eq!(memory.huge_pages, []);
+    }
+
+    #[test]
+    fn huge_pages_come_smallest_first_and_odd_names_are_left_out() {
+        let tree = Tree::new();
+        for (size, total, free) in [("1048576", "4\n", "1\n"), ("2048", "512\n", "512\n")] {
+            tree.write(
+                &format!("sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages"),
+                total,
+            );
+            tree.write(
+                &format!("sys/kernel/mm/hugepages/hugepages-{size}kB/free_hugepages"),
+                free,
+            );
+        }
+        tree.write("sys/kernel/mm/hugepages/hugepages-xkB/nr_hugepages", "1");
+        assert_eq!(
+            huge_pages(&tree.root()),
+            [
+                HugePages {
+                    page_size_bytes: 2 << 20,
+                    total: 512,
+                    free: 512
+                },
+                HugePages {
+                    page_size_bytes: 1 << 30,
+                    total: 4,
+                    free: 1
+                },
+            ]
+        );
+    }
+}
