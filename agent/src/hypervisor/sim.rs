@@ -1,0 +1,373 @@
+//! The simulated hypervisor: domains in memory, with a guest's habits and a hypervisor's faults.
+//!
+//! `dalgu-agent --hypervisor sim` serves demonstrations and fleets of thousands with it; tests drive it by the
+//! methods of [`Sim`] in `control`: stepping, delays, faults per call, guests that crash, a hypervisor that restarts.
+//! Two of them migrate guests to each other through the sockets of [`Migrate`], in the order of a real handover:
+//!
+//! ```text
+//! source       Running ──────────── transfer ─────────► HandedOver ── destination says it runs ──► gone
+//! destination  (none) ─ prepare ─► Incoming ─────────────────── finish ─► Running
+//! ```
+//!
+//! It keeps to tokio's clock, so that tests can stop it, and must hold no lock while it waits. Nothing is kept on
+//! disk but console logs: a simulated host that restarts has lost its guests.
+
+mod control;
+mod faults;
+mod guest;
+mod migration;
+mod state;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use dalgu_proto::{host::VmUsage, ids::ClusterId, ids::VmId};
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use control::SharedStorage;
+pub use faults::{Call, Fault, Phase};
+pub use guest::Behaviour;
+
+use super::{About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress};
+use faults::Faults;
+use state::State;
+
+/// How long calls take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delays {
+    /// A call that only looks.
+    pub look: Duration,
+    /// Defining and undefining.
+    pub define: Duration,
+    /// Starting and powering off.
+    pub power: Duration,
+    /// Making or deleting the disks of a VM.
+    pub volumes: Duration,
+    /// The stop at the end of a migration.
+    pub downtime: Duration,
+}
+
+impl Delays {
+    /// Everything at once.
+    pub const NONE: Self = Self {
+        look: Duration::ZERO,
+        define: Duration::ZERO,
+        power: Duration::ZERO,
+        volumes: Duration::ZERO,
+        downtime: Duration::ZERO,
+    };
+    /// About what real hosts take.
+    pub const LIFELIKE: Self = Self {
+        look: Duration::from_millis(1),
+        define: Duration::from_millis(40),
+        power: Duration::from_millis(300),
+        volumes: Duration::from_millis(30),
+        downtime: Duration::from_millis(30),
+    };
+}
+
+/// Whether calls go on by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stepping {
+    /// They do.
+    #[default]
+    Auto,
+    /// Each call that changes something, and each phase of a migration, waits for one [`Sim::step`].
+    ByHand,
+}
+
+/// Settings of a simulated hypervisor.
+#[derive(Debug, Clone)]
+pub struct SimConfig {
+    /// The site; domains that bear another site's mark are not Dalgu's.
+    pub cluster: ClusterId,
+    /// Where to listen for migrations; without it none can arrive.
+    pub control_socket: Option<PathBuf>,
+    /// Where running guests write their counter, one file each.
+    pub console_dir: Option<PathBuf>,
+    /// How often a guest counts.
+    pub console_interval: Duration,
+    /// Names of pools that other hosts see too.
+    pub shared_pools: BTreeSet<String>,
+    /// What lies on the shared pools; give clones of one to the hosts that share.
+    pub shared_storage: SharedStorage,
+    /// Images and kernels that exist; `None` means every one.
+    pub images: Option<BTreeSet<String>>,
+    /// How long calls take.
+    pub delays: Delays,
+    /// Whether calls go on by themselves.
+    pub stepping: Stepping,
+    /// What guests do unless [`Sim::set_behaviour`] says otherwise.
+    pub behaviour: Behaviour,
+    /// Speed of migrations, in bytes per second.
+    pub rate_bytes_per_second: u64,
+}
+
+impl SimConfig {
+    /// A site's host without sockets and files, whose calls take no time.
+    pub fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            control_socket: None,
+            console_dir: None,
+            console_interval: Duration::from_secs(1),
+            shared_pools: BTreeSet::new(),
+            shared_storage: SharedStorage::default(),
+            images: None,
+            delays: Delays::NONE,
+            stepping: Stepping::Auto,
+            behaviour: Behaviour::default(),
+            rate_bytes_per_second: 1 << 30,
+        }
+    }
+}
+
+/// A handle to a simulated hypervisor; clones share it. It ends with its last handle.
+#[derive(Debug, Clone)]
+pub struct Sim(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: SimConfig,
+    control_socket: PathBuf,
+    state: Mutex<State>,
+    faults: Mutex<Faults>,
+    steps: Semaphore,
+    connection: watch::Sender<Connection>,
+    hints: broadcast::Sender<Hint>,
+    _background: DropGuard,
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held can only be a test's own; the state is still whole between statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hint(&self, hint: Hint) {
+        // Nobody listens: then nobody needs to know.
+        let _ = self.hints.send(hint);
+    }
+
+    /// Waits for the step that lets a change go on.
+    async fn gate(&self) {
+        if self.config.stepping == Stepping::ByHand {
+            self.steps.acquire().await.expect("the semaphore is never closed").forget();
+        }
+    }
+
+    fn reachable(&self) -> Result<CancellationToken, Error> {
+        match &*self.connection.borrow() {
+            Connection::Up => Ok(self.state().daemon.clone()),
+            Connection::Down(detail) => Err(Error::Unavailable { detail: detail.clone() }),
+        }
+    }
+
+    /// One call: its fault, if one waits for it, its step, its delay, its effect, its deadline.
+    async fn call<T>(
+        &self,
+        call: Call,
+        delay: Duration,
+        effect: impl FnOnce(&mut State, &SimConfig) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let daemon = self.reachable()?;
+        let fault = self.faults().take(call);
+        let work = async {
+            match &fault {
+                Some(Fault::Error(error)) => return Err(error.clone()),
+                Some(Fault::Hang) => std::future::pending().await,
+                Some(Fault::TakesEffect(_)) | None => {}
+            }
+            if call.changes() {
+                self.gate().await;
+            }
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            let done = effect(&mut self.state(), &self.config)?;
+            match fault {
+                Some(Fault::TakesEffect(error)) => Err(error),
+                _ => Ok(done),
+            }
+        };
+        let after = call.deadline();
+        tokio::select! {
+            // Dropping the work is safe: its effect is one synchronous statement.
+            result = tokio::time::timeout(after, work) => {
+                result.unwrap_or(Err(Error::Timeout { call: call.name(), after }))
+            }
+            () = daemon.cancelled() => Err(Error::Unavailable { detail: "the simulated hypervisor restarted".into() }),
+        }
+    }
+
+    /// A call that changes one domain, and the hint of it.
+    async fn change(
+        &self,
+        call: Call,
+        id: VmId,
+        delay: Duration,
+        effect: impl FnOnce(&mut State, &SimConfig) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let result = self.call(call, delay, effect).await;
+        // Also after an error: it may be one that took effect.
+        self.hint(Hint::Domain(id));
+        result
+    }
+}
+
+impl Sim {
+    /// Starts a simulated hypervisor; must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// If the control socket cannot be listened to.
+    pub fn new(config: SimConfig) -> io::Result<Self> {
+        let background = CancellationToken::new();
+        let control_socket = config.control_socket.clone().unwrap_or_else(|| PathBuf::from("/nonexistent/control"));
+        let listener = config.control_socket.as_deref().map(migration::listen).transpose()?;
+        let ticks = config.console_dir.is_some();
+        let inner = Arc::new(Inner {
+            config,
+            control_socket,
+            state: Mutex::new(State::default()),
+            faults: Mutex::new(Faults::default()),
+            steps: Semaphore::new(0),
+            connection: watch::Sender::new(Connection::Up),
+            hints: broadcast::Sender::new(1024),
+            _background: background.clone().drop_guard(),
+        });
+        if let Some(listener) = listener {
+            tokio::spawn(migration::serve(Arc::downgrade(&inner), listener, background.clone()));
+        }
+        if ticks {
+            tokio::spawn(guest::count(Arc::downgrade(&inner), background));
+        }
+        Ok(Self(inner))
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Sim {
+    async fn about(&self) -> Result<About, Error> {
+        let about = About {
+            version: concat!("simulated hypervisor ", env!("CARGO_PKG_VERSION")).into(),
+            accelerator: "sim".into(),
+            accelerator_reason: "guests are simulated".into(),
+        };
+        self.0.call(Call::About, self.0.config.delays.look, |_, _| Ok(about)).await
+    }
+
+    fn connection(&self) -> watch::Receiver<Connection> {
+        self.0.connection.subscribe()
+    }
+
+    fn hints(&self) -> broadcast::Receiver<Hint> {
+        self.0.hints.subscribe()
+    }
+
+    async fn list(&self) -> Result<Vec<Domain>, Error> {
+        self.0.call(Call::List, self.0.config.delays.look, |state, config| Ok(state.list(config))).await
+    }
+
+    async fn get(&self, id: VmId) -> Result<Option<Domain>, Error> {
+        self.0.call(Call::Get, self.0.config.delays.look, |state, config| Ok(state.get(id, config))).await
+    }
+
+    async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
+        let delay = self.0.config.delays.volumes;
+        self.0.call(Call::CreateVolumes, delay, |state, config| state.create_volumes(definition, incoming, config)).await
+    }
+
+    async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
+        let delay = self.0.config.delays.volumes;
+        self.0.call(Call::DeleteVolumes, delay, |state, config| state.delete_volumes(id, keep_shared, config)).await
+    }
+
+    async fn define(&self, definition: &Definition) -> Result<(), Error> {
+        let delay = self.0.config.delays.define;
+        self.0.change(Call::Define, definition.id, delay, |state, config| state.define(definition, config)).await
+    }
+
+    async fn start(&self, id: VmId) -> Result<(), Error> {
+        let before = guest::run(&self.0, id);
+        let result =
+            self.0.change(Call::Start, id, self.0.config.delays.power, |state, config| state.start(id, config)).await;
+        // Also after an error: it may be one that took effect.
+        if guest::run(&self.0, id) != before {
+            guest::booted(&self.0, id);
+        }
+        result
+    }
+
+    async fn shutdown(&self, id: VmId) -> Result<(), Error> {
+        self.0.change(Call::Shutdown, id, self.0.config.delays.look, |state, config| state.ask(id, config)).await?;
+        guest::asked_to_shut_down(&self.0, id);
+        Ok(())
+    }
+
+    async fn destroy(&self, id: VmId) -> Result<(), Error> {
+        self.0.change(Call::Destroy, id, self.0.config.delays.power, |state, config| state.destroy(id, config)).await
+    }
+
+    async fn reboot(&self, id: VmId) -> Result<(), Error> {
+        self.0.change(Call::Reboot, id, self.0.config.delays.look, |state, config| state.reboot(id, config)).await
+    }
+
+    async fn reset(&self, id: VmId) -> Result<(), Error> {
+        self.0.change(Call::Reset, id, self.0.config.delays.look, |state, config| state.reboot(id, config)).await
+    }
+
+    async fn pause(&self, id: VmId) -> Result<(), Error> {
+        self.0.change(Call::Pause, id, self.0.config.delays.look, |state, config| state.pause(id, config)).await
+    }
+
+    async fn resume(&self, id: VmId) -> Result<(), Error> {
+        self.0.change(Call::Resume, id, self.0.config.delays.look, |state, config| state.resume(id, config)).await
+    }
+
+    async fn undefine(&self, id: VmId) -> Result<(), Error> {
+        self.0.change(Call::Undefine, id, self.0.config.delays.define, |state, config| state.undefine(id, config)).await
+    }
+
+    async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error> {
+        self.0.call(Call::Usage, self.0.config.delays.look, |state, config| Ok(state.usage(config))).await
+    }
+
+    fn console_log(&self, id: VmId) -> PathBuf {
+        guest::console_log(&self.0.config, id)
+    }
+
+    fn control_socket(&self) -> &Path {
+        &self.0.control_socket
+    }
+
+    async fn migrate(&self, migrate: &Migrate) -> Result<Progress, Error> {
+        migration::send(&self.0, migrate).await
+    }
+
+    async fn progress(&self, id: VmId) -> Result<Option<Progress>, Error> {
+        self.0.call(Call::Progress, self.0.config.delays.look, |state, _| Ok(state.progress(id))).await
+    }
+
+    async fn abort_migration(&self, id: VmId) -> Result<(), Error> {
+        self.0
+            .call(Call::AbortMigration, self.0.config.delays.look, |state, _| {
+                state.abort(id);
+                Ok(())
+            })
+            .await
+    }
+}

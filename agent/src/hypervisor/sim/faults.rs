@@ -1,0 +1,139 @@
+//! The faults that a test has ordered, and what each call may suffer. Pure; called by the simulated hypervisor.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use crate::hypervisor::Error;
+
+/// A call of the trait, as the name under which a fault is ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "each is the trait's method of the same name")]
+pub enum Call {
+    About,
+    List,
+    Get,
+    CreateVolumes,
+    DeleteVolumes,
+    Define,
+    Start,
+    Shutdown,
+    Destroy,
+    Reboot,
+    Reset,
+    Pause,
+    Resume,
+    Undefine,
+    Usage,
+    Migrate,
+    /// A migration's arrival, at the destination.
+    Receive,
+    Progress,
+    AbortMigration,
+}
+
+impl Call {
+    /// The call's name in errors.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::About => "about",
+            Self::List => "list",
+            Self::Get => "get",
+            Self::CreateVolumes => "create_volumes",
+            Self::DeleteVolumes => "delete_volumes",
+            Self::Define => "define",
+            Self::Start => "start",
+            Self::Shutdown => "shutdown",
+            Self::Destroy => "destroy",
+            Self::Reboot => "reboot",
+            Self::Reset => "reset",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Undefine => "undefine",
+            Self::Usage => "usage",
+            Self::Migrate => "migrate",
+            Self::Receive => "receive",
+            Self::Progress => "progress",
+            Self::AbortMigration => "abort_migration",
+        }
+    }
+
+    /// The deadline that the trait promises; a migration has none.
+    pub(super) const fn deadline(self) -> Duration {
+        let seconds = match self {
+            Self::Progress => 5,
+            Self::About | Self::List | Self::Get | Self::Usage | Self::AbortMigration => 10,
+            Self::Define
+            | Self::Shutdown
+            | Self::Reboot
+            | Self::Reset
+            | Self::Pause
+            | Self::Resume
+            | Self::Undefine
+            | Self::Receive => 30,
+            Self::Destroy | Self::DeleteVolumes => 60,
+            Self::Start => 120,
+            Self::CreateVolumes => 600,
+            Self::Migrate => u64::MAX / 4,
+        };
+        Duration::from_secs(seconds)
+    }
+
+    /// Whether the call waits for a step when stepping is by hand.
+    pub(super) const fn changes(self) -> bool {
+        !matches!(self, Self::About | Self::List | Self::Get | Self::Usage | Self::Progress | Self::AbortMigration)
+    }
+}
+
+/// What happens to a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails and has no effect.
+    Error(Error),
+    /// It never answers and has no effect; the caller gets [`Error::Timeout`] when its deadline is over.
+    Hang,
+    /// It has its effect and fails all the same.
+    TakesEffect(Error),
+}
+
+/// A point of a migration at which its connection may break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// The destination has just made its incoming domain: the source runs on, the destination removes its half.
+    Prepare,
+    /// Half of the data is over: as `Prepare`.
+    Transfer,
+    /// The source is stopped, the destination not yet told to go on: as `Prepare`.
+    Handover,
+    /// The destination was told to go on and did; the source never learns and stays handed over.
+    Finish,
+    /// Everything is done; only the source's caller gets an error.
+    Confirm,
+}
+
+/// Faults that wait for their call.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    calls: HashMap<Call, VecDeque<Fault>>,
+    breaks: VecDeque<Phase>,
+}
+
+impl Faults {
+    pub(super) fn order(&mut self, call: Call, fault: Fault) {
+        self.calls.entry(call).or_default().push_back(fault);
+    }
+
+    pub(super) fn order_break(&mut self, phase: Phase) {
+        self.breaks.push_back(phase);
+    }
+
+    pub(super) fn take(&mut self, call: Call) -> Option<Fault> {
+        self.calls.get_mut(&call)?.pop_front()
+    }
+
+    /// Takes the next ordered break if it is at this phase.
+    pub(super) fn breaks(&mut self, phase: Phase) -> bool {
+        self.breaks.pop_front_if(|next| *next == phase).is_some()
+    }
+}

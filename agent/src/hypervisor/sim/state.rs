@@ -1,0 +1,368 @@
+//! The domains and disks of a simulated host and how calls change them. Pure but for tokio's clock; called with
+//! the lock held, so nothing here may wait.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use dalgu_proto::{
+    host::VmUsage,
+    ids::VmId,
+    vm::{Disk, PowerReason},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Behaviour, SimConfig, guest};
+use crate::hypervisor::{Definition, Domain, DomainState, Error, Mark, Progress};
+
+/// A disk: its VM, pool and name.
+pub(super) type Volume = (VmId, String, String);
+
+/// Everything a simulated host holds.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) domains: BTreeMap<VmId, Guest>,
+    pub(super) volumes: BTreeSet<Volume>,
+    /// Cancelled when the hypervisor's daemon ends; there is a new one for the next.
+    pub(super) daemon: CancellationToken,
+}
+
+/// A transfer from here.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) progress: Progress,
+    pub(super) abort: CancellationToken,
+}
+
+/// A domain with its guest.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) id: VmId,
+    pub(super) name: String,
+    /// `None` for a foreign domain.
+    pub(super) definition: Option<Definition>,
+    pub(super) state: DomainState,
+    pub(super) reason: PowerReason,
+    pub(super) persistent: bool,
+    /// Hardware it was started with; a new definition counts from the next start.
+    pub(super) vcpus: u32,
+    pub(super) memory_mib: u64,
+    pub(super) behaviour: Behaviour,
+    /// Rises with each start, so that a timer of an earlier run does nothing.
+    pub(super) run: u64,
+    pub(super) ticks: u64,
+    pub(super) job: Option<Job>,
+    ran: Duration,
+    since: Option<Instant>,
+}
+
+impl Guest {
+    pub(super) fn new(definition: &Definition, behaviour: Behaviour, state: DomainState) -> Self {
+        Self {
+            id: definition.id,
+            name: definition.name.to_string(),
+            definition: Some(definition.clone()),
+            state,
+            reason: PowerReason::Unknown,
+            persistent: state != DomainState::Incoming,
+            vcpus: definition.spec.vcpus,
+            memory_mib: definition.spec.memory_mib,
+            behaviour,
+            run: 0,
+            ticks: 0,
+            job: None,
+            ran: Duration::ZERO,
+            since: None,
+        }
+    }
+
+    pub(super) fn foreign(id: VmId, name: &str) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            definition: None,
+            state: DomainState::Running,
+            reason: PowerReason::Unknown,
+            persistent: true,
+            vcpus: 1,
+            memory_mib: 512,
+            behaviour: Behaviour::default(),
+            run: 1,
+            ticks: 0,
+            job: None,
+            ran: Duration::ZERO,
+            since: Some(Instant::now()),
+        }
+    }
+
+    fn mark(&self, config: &SimConfig) -> Option<Mark> {
+        self.definition.as_ref().map(|definition| definition.mark).filter(|mark| mark.cluster == config.cluster)
+    }
+
+    fn seen(&self, config: &SimConfig) -> Domain {
+        Domain {
+            id: self.id,
+            name: self.name.clone(),
+            mark: self.mark(config),
+            state: self.state,
+            reason: self.reason,
+            persistent: self.persistent,
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+        }
+    }
+
+    /// Enters a state, keeping the account of the time it ran.
+    pub(super) fn to(&mut self, state: DomainState, reason: PowerReason) {
+        if let Some(since) = self.since.take() {
+            self.ran += since.elapsed();
+        }
+        if state == DomainState::Running {
+            self.since = Some(Instant::now());
+        }
+        self.state = state;
+        self.reason = reason;
+    }
+
+    /// How long its processors have run in all.
+    pub(super) fn ran(&self) -> Duration {
+        self.ran + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn wrong_state(&self, wanted: &str) -> Error {
+        Error::WrongState { id: self.id, detail: format!("it is {:?}, {wanted}", self.state) }
+    }
+}
+
+impl State {
+    pub(super) fn list(&self, config: &SimConfig) -> Vec<Domain> {
+        self.domains.values().map(|guest| guest.seen(config)).collect()
+    }
+
+    pub(super) fn get(&self, id: VmId, config: &SimConfig) -> Option<Domain> {
+        self.domains.get(&id).map(|guest| guest.seen(config))
+    }
+
+    /// A domain of Dalgu's, or the reason why it must not be touched.
+    pub(super) fn ours(&mut self, id: VmId, config: &SimConfig) -> Result<&mut Guest, Error> {
+        let guest = self.domains.get_mut(&id).ok_or(Error::NotFound { id })?;
+        if guest.mark(config).is_none() {
+            return Err(Error::Foreign { id, detail: format!("{} bears no mark of this site", guest.name) });
+        }
+        Ok(guest)
+    }
+
+    /// As [`State::ours`], with `None` for a domain that is not there.
+    fn ours_if_any(&mut self, id: VmId, config: &SimConfig) -> Result<Option<&mut Guest>, Error> {
+        match self.ours(id, config) {
+            Ok(guest) => Ok(Some(guest)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// That no other domain has this name.
+    pub(super) fn name_is_free(&self, id: VmId, name: &str) -> Result<(), Error> {
+        match self.domains.values().find(|guest| guest.id != id && guest.name == name) {
+            Some(other) => Err(Error::Foreign { id, detail: format!("{} has the name {name}", other.id) }),
+            None => Ok(()),
+        }
+    }
+
+    fn has_volume(&self, id: VmId, disk: &Disk, config: &SimConfig) -> bool {
+        let volume = (id, disk.pool.clone(), disk.name.clone());
+        match config.shared_pools.contains(&disk.pool) {
+            true => config.shared_storage.with(|shared| shared.contains(&volume)),
+            false => self.volumes.contains(&volume),
+        }
+    }
+
+    pub(super) fn create_volumes(&mut self, definition: &Definition, incoming: bool, config: &SimConfig) -> Result<(), Error> {
+        for disk in &definition.spec.disks {
+            let shared = config.shared_pools.contains(&disk.pool);
+            if self.has_volume(definition.id, disk, config) || (incoming && shared) {
+                continue;
+            }
+            if let Some(image) = disk.image.as_ref().filter(|_| !incoming) {
+                file_exists("image", image, config)?;
+            }
+            let volume = (definition.id, disk.pool.clone(), disk.name.clone());
+            match shared {
+                true => config.shared_storage.with(|shared| shared.insert(volume)),
+                false => self.volumes.insert(volume),
+            };
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_volumes(&mut self, id: VmId, keep_shared: bool, config: &SimConfig) -> Result<(), Error> {
+        if let Some(guest) = self.domains.get(&id)
+            && guest.state != DomainState::Stopped
+        {
+            return Err(guest.wrong_state("and its disks are in use"));
+        }
+        self.volumes.retain(|volume| volume.0 != id);
+        if !keep_shared {
+            let mine = |volume: &Volume| volume.0 == id && config.shared_pools.contains(&volume.1);
+            config.shared_storage.with(|shared| shared.retain(|volume| !mine(volume)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn define(&mut self, definition: &Definition, config: &SimConfig) -> Result<(), Error> {
+        let id = definition.id;
+        if definition.mark.cluster != config.cluster {
+            return Err(Error::Foreign { id, detail: "the definition bears another site's mark".into() });
+        }
+        self.name_is_free(id, definition.name.as_str())?;
+        match self.ours_if_any(id, config)? {
+            Some(guest) if guest.state == DomainState::Incoming => Err(guest.wrong_state("wait until it has arrived")),
+            Some(guest) if guest.name != definition.name.as_str() => {
+                Err(Error::Invalid { detail: format!("domain {id} is named {}; a name cannot be changed", guest.name) })
+            }
+            Some(guest) => {
+                guest.definition = Some(definition.clone());
+                if guest.state == DomainState::Stopped {
+                    guest.vcpus = definition.spec.vcpus;
+                    guest.memory_mib = definition.spec.memory_mib;
+                }
+                Ok(())
+            }
+            None => {
+                self.domains.insert(id, Guest::new(definition, config.behaviour, DomainState::Stopped));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn start(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+        let guest = self.ours(id, config)?;
+        match guest.state {
+            DomainState::Running => return Ok(()),
+            DomainState::Stopped => {}
+            _ => return Err(guest.wrong_state("and cannot be started")),
+        }
+        let spec = guest.definition.as_ref().map(|definition| definition.spec.clone()).ok_or(Error::NotFound { id })?;
+        if let Some(disk) = spec.disks.iter().find(|disk| !self.has_volume(id, disk, config)) {
+            return Err(Error::Missing { what: "disk", path: format!("{}/{id}/{}", disk.pool, disk.name).into() });
+        }
+        for file in spec.kernel_boot.iter().flat_map(|boot| std::iter::once(&boot.kernel).chain(&boot.initrd)) {
+            file_exists("kernel", file, config)?;
+        }
+        let guest = self.ours(id, config)?;
+        guest.run += 1;
+        guest.ran = Duration::ZERO;
+        guest.ticks = 0;
+        guest.vcpus = spec.vcpus;
+        guest.memory_mib = spec.memory_mib;
+        guest.to(DomainState::Running, PowerReason::Unknown);
+        Ok(())
+    }
+
+    /// That a guest can be asked something.
+    pub(super) fn ask(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+        let guest = self.ours(id, config)?;
+        match guest.state {
+            DomainState::Running => Ok(()),
+            _ => Err(guest.wrong_state("and its guest cannot be asked")),
+        }
+    }
+
+    pub(super) fn reboot(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+        self.ask(id, config)?;
+        self.ours(id, config)?.ticks = 0;
+        Ok(())
+    }
+
+    pub(super) fn destroy(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+        if self.ours_if_any(id, config)?.is_some() {
+            self.end(id, None, PowerReason::External);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pause(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+        let guest = self.ours(id, config)?;
+        match guest.state {
+            DomainState::Running => guest.to(DomainState::Paused, PowerReason::External),
+            DomainState::Paused => {}
+            _ => return Err(guest.wrong_state("and cannot be paused")),
+        }
+        Ok(())
+    }
+
+    pub(super) fn resume(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+        let guest = self.ours(id, config)?;
+        match guest.state {
+            DomainState::Paused => guest.to(DomainState::Running, PowerReason::Unknown),
+            DomainState::Running => {}
+            _ => return Err(guest.wrong_state("and cannot go on")),
+        }
+        Ok(())
+    }
+
+    pub(super) fn undefine(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+        match self.ours_if_any(id, config)? {
+            Some(guest) if guest.state != DomainState::Stopped => Err(guest.wrong_state("power it off first")),
+            Some(_) => {
+                self.domains.remove(&id);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The guest's QEMU ends, unless it is another run's already.
+    pub(super) fn end(&mut self, id: VmId, run: Option<u64>, reason: PowerReason) {
+        let Some(guest) = self.domains.get_mut(&id) else { return };
+        if guest.state == DomainState::Stopped || run.is_some_and(|run| run != guest.run) {
+            return;
+        }
+        if let Some(job) = &guest.job {
+            job.abort.cancel();
+        }
+        guest.to(DomainState::Stopped, reason);
+        if !guest.persistent {
+            self.domains.remove(&id);
+        }
+    }
+
+    /// What a real libvirtd does about transfers when it starts again: incoming ones are removed.
+    pub(super) fn daemon_ended(&mut self) {
+        self.domains.retain(|_, guest| guest.state != DomainState::Incoming);
+    }
+
+    pub(super) fn power_cut(&mut self) {
+        self.domains.retain(|_, guest| guest.persistent);
+        for guest in self.domains.values_mut().filter(|guest| guest.state != DomainState::Stopped) {
+            guest.to(DomainState::Stopped, PowerReason::Unknown);
+        }
+    }
+
+    pub(super) fn usage(&self, config: &SimConfig) -> Vec<(VmId, VmUsage)> {
+        self.domains
+            .values()
+            .filter(|guest| guest.state == DomainState::Running && guest.mark(config).is_some())
+            .map(|guest| (guest.id, guest::usage(guest)))
+            .collect()
+    }
+
+    pub(super) fn progress(&self, id: VmId) -> Option<Progress> {
+        self.domains.get(&id)?.job.as_ref().map(|job| job.progress)
+    }
+
+    pub(super) fn abort(&self, id: VmId) {
+        if let Some(job) = self.domains.get(&id).and_then(|guest| guest.job.as_ref()) {
+            job.abort.cancel();
+        }
+    }
+}
+
+fn file_exists(what: &'static str, name: &str, config: &SimConfig) -> Result<(), Error> {
+    match &config.images {
+        Some(images) if !images.contains(name) => Err(Error::Missing { what, path: name.into() }),
+        _ => Ok(()),
+    }
+}

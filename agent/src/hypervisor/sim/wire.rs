@@ -1,0 +1,104 @@
+//! The line protocol between two simulated hypervisors: one JSON object a line, one answer to each but the last.
+
+use dalgu_proto::{
+    ids::{ClusterId, Epoch, Generation, VmId, VmName},
+    vm::Spec,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+use crate::hypervisor::{Definition, Mark};
+
+/// Longest line accepted; the largest specification has some tens of kilobytes.
+const MAX_LINE: u64 = 1 << 20;
+
+/// What a source says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "snake_case")]
+pub(super) enum Say {
+    /// Make room for this VM.
+    Prepare {
+        id: VmId,
+        name: VmName,
+        cluster: ClusterId,
+        epoch: Epoch,
+        generation: Generation,
+        spec: Spec,
+        vcpus: u32,
+        memory_mib: u64,
+    },
+    /// So many bytes of its memory and disks.
+    Data { bytes: u64 },
+    /// It is stopped here and all data is over: let it go on.
+    Finish { paused: bool, ticks: u64 },
+    /// It is gone here.
+    Confirm,
+}
+
+/// What a destination answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub(super) enum Answer {
+    /// Done.
+    Ok,
+    /// Refused; the VM stays where it is.
+    No { why: String },
+}
+
+impl Say {
+    pub(super) fn prepare(definition: &Definition, vcpus: u32, memory_mib: u64) -> Self {
+        Self::Prepare {
+            id: definition.id,
+            name: definition.name.clone(),
+            cluster: definition.mark.cluster,
+            epoch: definition.mark.epoch,
+            generation: definition.mark.generation,
+            spec: definition.spec.clone(),
+            vcpus,
+            memory_mib,
+        }
+    }
+
+    /// The definition in a `Prepare`, with the hardware the guest runs on.
+    pub(super) fn into_definition(self) -> Option<(Definition, u32, u64)> {
+        let Self::Prepare { id, name, cluster, epoch, generation, spec, vcpus, memory_mib } = self else { return None };
+        let mark = Mark { cluster, epoch, generation };
+        Some((Definition { id, name, mark, spec }, vcpus, memory_mib))
+    }
+}
+
+/// One end of the connection.
+#[derive(Debug)]
+pub(super) struct Line {
+    reader: BufReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+}
+
+impl Line {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self { reader: BufReader::new(reader), writer }
+    }
+
+    pub(super) async fn send(&mut self, message: &impl Serialize) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        self.writer.write_all(&line).await
+    }
+
+    /// The next message; an error when the other end is gone or speaks otherwise.
+    pub(super) async fn receive<T: DeserializeOwned>(&mut self) -> std::io::Result<T> {
+        let mut line = Vec::new();
+        (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line).await?;
+        if line.last() != Some(&b'\n') {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_slice(&line)?)
+    }
+}
