@@ -25,7 +25,7 @@ split_packages=(
 # Daemons that a fresh package would start at boot. Only those that this script brought are disabled.
 service_units=(
     libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirt-guests.service
-    virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket prometheus.service
+    virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket prometheus.service
 )
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -39,6 +39,12 @@ as_root() {
 }
 
 apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q=2 -o DPkg::Lock::Timeout=600 "$@"; }
+
+# Package scripts talk a lot: it goes to a file, which is shown if they fail.
+apt_install() {
+    mkdir -p "$tools"
+    apt install --no-install-recommends -y "$@" >"$tools/setup.log" 2>&1 || { cat "$tools/setup.log" >&2; return 1; }
+}
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
@@ -162,10 +168,10 @@ install_packages() {
     hold_services
     trap release_services EXIT
     if [ "${#virt[@]}" -gt 0 ]; then
-        apt install --no-install-recommends -y "${release[@]}" "${virt[@]}" >/dev/null
+        apt_install "${release[@]}" "${virt[@]}"
     fi
     if [ "${#wanted[@]}" -gt 0 ]; then
-        apt install --no-install-recommends -y "${wanted[@]}" >/dev/null
+        apt_install "${wanted[@]}"
     fi
     release_services
     trap - EXIT
