@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, RECORDS};
@@ -30,11 +31,21 @@ pub struct Record {
     pub complete: bool,
 }
 
+/// Keeps other lab commands from claiming or forgetting at the same time. `/run` itself is locked: a file of its own
+/// would be left behind.
+fn lock() -> anyhow::Result<Flock<fs::File>> {
+    let run = fs::File::open("/run").context("open /run")?;
+    Flock::lock(run, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("lock /run")
+}
+
 /// Claims the lab's id and its directory, before anything else is made.
 ///
 /// # Errors
 /// If another lab has this id, or the directory is not empty and no lab's.
 pub fn claim(layout: &Layout, record: &Record) -> anyhow::Result<()> {
+    let _held = lock()?;
     fs::create_dir_all(RECORDS).context("make the folder of lab records")?;
     let file = fs::File::options()
         .write(true)
@@ -98,6 +109,7 @@ pub fn read(layout: &Layout) -> anyhow::Result<Option<Record>> {
 /// # Errors
 /// If one cannot be made.
 pub fn make_mountpoints(paths: &[&str]) -> anyhow::Result<()> {
+    let _held = lock()?;
     let missing: Vec<_> = paths
         .iter()
         .chain(&[NAMESPACES])
@@ -127,6 +139,7 @@ pub async fn forget(layout: &Layout) -> anyhow::Result<()> {
     if dir.join(MARKER).exists() {
         fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
     }
+    let _held = lock()?;
     match fs::remove_file(layout.record()) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             return Err(error).context("remove the lab's record");
