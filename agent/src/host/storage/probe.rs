@@ -92,11 +92,8 @@ impl Probe {
                 .map_err(|error| self.last = Some(Err(error.to_string())))
                 .ok();
         }
-        if !self
-            .line
-            .as_ref()
-            .is_some_and(|(questions, _)| questions.try_send(()).is_ok())
-        {
+        let accepted = |(questions, _): &Line| questions.try_send(()).is_ok();
+        if self.line.as_ref().is_none_or(|line| !accepted(line)) {
             return Duration::ZERO;
         }
         self.asked = Some(now);
