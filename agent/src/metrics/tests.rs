@@ -285,7 +285,7 @@ fn no_series_comes_twice_and_every_family_has_help() {
 }
 
 #[test]
-#[ignore = "needs promtool (package prometheus); make test-lab runs it"]
+#[ignore = "needs promtool (Debian package prometheus); run with --run-ignored"]
 fn promtool_finds_nothing_to_say() {
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
