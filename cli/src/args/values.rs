@@ -1,0 +1,377 @@
+//! Values as people write them: sizes, times, labels, disks, network interfaces. Pure.
+
+use std::time::Duration;
+
+use dalgu_proto::v1;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// Why a value cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not a size.
+    #[error("{0:?} is not a size: write a number with a unit, for example 256MiB or 4GiB")]
+    Size(String),
+    /// A size without a unit.
+    #[error("{0:?} has no unit: write {0}MiB or {0}GiB")]
+    NoUnit(String),
+    /// A size that is not whole.
+    #[error("{0:?} is not a whole number of {1}")]
+    NotWhole(String, &'static str),
+    /// Not a time.
+    #[error("{0:?} is not a time: write for example 500ms, 90s, 5m or 1h")]
+    Duration(String),
+    /// Not a label.
+    #[error("{0:?} is not a label: write KEY=VALUE")]
+    Label(String),
+    /// Not a change of labels.
+    #[error("{0:?} is neither KEY=VALUE (to set) nor KEY- (to remove)")]
+    LabelChange(String),
+    /// Not a disk.
+    #[error("{0:?} is not a disk: write NAME=SIZE[,pool=POOL][,image=FILE][,format=qcow2|raw]")]
+    Disk(String),
+    /// Not a network interface.
+    #[error("{0:?} is not a network interface: write NAME=BRIDGE[,mac=ADDRESS]")]
+    Nic(String),
+    /// An option that a disk or a network interface does not have, or has already.
+    #[error("{option:?} is not expected here: {allowed}")]
+    Option {
+        /// The option.
+        option: String,
+        /// What could stand there.
+        allowed: &'static str,
+    },
+    /// Not a UUID.
+    #[error("{0:?} is not a UUID")]
+    Uuid(String),
+}
+
+/// Reads a size in bytes. K, M, G and T mean KiB, MiB, GiB and TiB.
+pub fn size_bytes(text: &str) -> Result<u64, Error> {
+    let bad = || Error::Size(text.to_owned());
+    let text = text.trim();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" if number.parse::<u64>().is_ok() => return Err(Error::NoUnit(text.to_owned())),
+        "b" => 1,
+        "k" | "kib" => KIB,
+        "m" | "mib" => MIB,
+        "g" | "gib" => 1024 * MIB,
+        "t" | "tib" => 1024 * 1024 * MIB,
+        _ => return Err(bad()),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let mut bytes = whole.checked_mul(factor).ok_or_else(bad)?;
+    if number.contains('.') {
+        if fraction.is_empty() || fraction.len() > 9 {
+            return Err(bad());
+        }
+        let scale = 10_u128.pow(u32::try_from(fraction.len()).map_err(|_| bad())?);
+        let part = u128::from(fraction.parse::<u64>().map_err(|_| bad())?) * u128::from(factor);
+        if part % scale != 0 {
+            return Err(Error::NotWhole(text.to_owned(), "bytes"));
+        }
+        bytes = u64::try_from(part / scale)
+            .ok()
+            .and_then(|part| bytes.checked_add(part))
+            .ok_or_else(bad)?;
+    }
+    Ok(bytes)
+}
+
+/// Reads a size in MiB.
+pub fn size_mib(text: &str) -> Result<u64, Error> {
+    match size_bytes(text)? {
+        bytes if bytes % MIB == 0 => Ok(bytes / MIB),
+        _ => Err(Error::NotWhole(text.to_owned(), "MiB")),
+    }
+}
+
+/// Reads a time: a whole number with ms, s, m or h, or several of them (1h30m).
+pub fn duration(text: &str) -> Result<Duration, Error> {
+    let bad = || Error::Duration(text.to_owned());
+    let (mut rest, mut total) = (text.trim(), Duration::ZERO);
+    if rest.is_empty() {
+        return Err(bad());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(letters);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let seconds = |factor: u64| {
+            number
+                .checked_mul(factor)
+                .map(Duration::from_secs)
+                .ok_or_else(bad)
+        };
+        let part = match unit {
+            "ms" => Duration::from_millis(number),
+            "s" => seconds(1)?,
+            "m" | "min" => seconds(60)?,
+            "h" => seconds(3600)?,
+            _ => return Err(bad()),
+        };
+        total = total.checked_add(part).ok_or_else(bad)?;
+        rest = tail;
+    }
+    Ok(total)
+}
+
+/// Reads KEY=VALUE; the value may be empty.
+pub fn label(text: &str) -> Result<(String, String), Error> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Error::Label(text.to_owned())),
+    }
+}
+
+/// A change of one label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelChange {
+    /// Give it this value.
+    Set(String, String),
+    /// Remove it.
+    Remove(String),
+}
+
+/// Reads KEY=VALUE or KEY-.
+pub fn label_change(text: &str) -> Result<LabelChange, Error> {
+    if let Ok((key, value)) = label(text) {
+        return Ok(LabelChange::Set(key, value));
+    }
+    match text.strip_suffix('-') {
+        Some(key) if !key.is_empty() && !key.contains('=') => Ok(LabelChange::Remove(key.to_owned())),
+        _ => Err(Error::LabelChange(text.to_owned())),
+    }
+}
+
+/// Reads a UUID.
+pub fn uuid(text: &str) -> Result<String, Error> {
+    uuid::Uuid::try_parse(text)
+        .map(|uuid| uuid.to_string())
+        .map_err(|_| Error::Uuid(text.to_owned()))
+}
+
+/// Options and their values.
+type Pairs<'a> = Vec<(&'a str, &'a str)>;
+
+/// Splits `A=B,k=v,k=v` into A, B and its options, of which each may be given once.
+fn parts(text: &str, bad: Error) -> Result<(&str, &str, Pairs<'_>), Error> {
+    let mut pieces = text.split(',');
+    let (name, value) = pieces
+        .next()
+        .and_then(|first| first.split_once('='))
+        .ok_or_else(|| bad.clone())?;
+    if name.is_empty() || value.is_empty() {
+        return Err(bad);
+    }
+    let options = pieces
+        .map(|piece| piece.split_once('=').ok_or_else(|| bad.clone()))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok((name, value, options))
+}
+
+fn set_once(field: &mut String, option: &str, value: &str, allowed: &'static str) -> Result<(), Error> {
+    if !field.is_empty() || value.is_empty() {
+        return Err(Error::Option {
+            option: format!("{option}={value}"),
+            allowed,
+        });
+    }
+    value.clone_into(field);
+    Ok(())
+}
+
+/// Reads NAME=SIZE[,pool=POOL][,image=FILE][,format=qcow2|raw].
+pub fn disk(text: &str) -> Result<v1::Disk, Error> {
+    const ALLOWED: &str = "a disk takes pool=POOL, image=FILE and format=qcow2|raw, each once";
+    let (name, size, options) = parts(text, Error::Disk(text.to_owned()))?;
+    let mut disk = v1::Disk {
+        name: name.to_owned(),
+        size_mib: size_mib(size)?,
+        ..Default::default()
+    };
+    let mut format = String::new();
+    for (option, value) in options {
+        let unknown = || Error::Option {
+            option: format!("{option}={value}"),
+            allowed: ALLOWED,
+        };
+        match option {
+            "pool" => set_once(&mut disk.pool, option, value, ALLOWED)?,
+            "image" => set_once(&mut disk.image, option, value, ALLOWED)?,
+            "format" => {
+                set_once(&mut format, option, value, ALLOWED)?;
+                disk.format = match value {
+                    "qcow2" => v1::DiskFormat::Qcow2.into(),
+                    "raw" => v1::DiskFormat::Raw.into(),
+                    _ => return Err(unknown()),
+                };
+            }
+            _ => return Err(unknown()),
+        }
+    }
+    Ok(disk)
+}
+
+/// Reads NAME=BRIDGE[,mac=ADDRESS].
+pub fn nic(text: &str) -> Result<v1::Nic, Error> {
+    const ALLOWED: &str = "a network interface takes mac=ADDRESS, once";
+    let (name, bridge, options) = parts(text, Error::Nic(text.to_owned()))?;
+    let mut nic = v1::Nic {
+        name: name.to_owned(),
+        bridge: bridge.to_owned(),
+        mac: String::new(),
+    };
+    for (option, value) in options {
+        match option {
+            "mac" => set_once(&mut nic.mac, option, value, ALLOWED)?,
+            _ => {
+                return Err(Error::Option {
+                    option: format!("{option}={value}"),
+                    allowed: ALLOWED,
+                });
+            }
+        }
+    }
+    Ok(nic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, mib) in [
+            ("256MiB", 256),
+            ("1GiB", 1024),
+            ("1.5GiB", 1536),
+            ("2g", 2048),
+            ("512M", 512),
+            ("1T", 1 << 20),
+            ("1024KiB", 1),
+            ("2 GiB", 2048),
+        ] {
+            assert_eq!(size_mib(text), Ok(mib), "{text}");
+        }
+        assert_eq!(size_bytes("4KiB"), Ok(4096));
+        assert_eq!(size_bytes("100B"), Ok(100));
+    }
+
+    #[test]
+    fn sizes_that_could_be_meant_differently_are_refused() {
+        assert_eq!(size_mib("256"), Err(Error::NoUnit("256".into())));
+        assert!(matches!(size_mib("100KiB"), Err(Error::NotWhole(_, "MiB"))));
+        for bad in [
+            "",
+            "MiB",
+            "-1GiB",
+            "1GB",
+            "1.GiB",
+            ".5GiB",
+            "1.2.3GiB",
+            "1GiBs",
+            "99999999999999T",
+            "0.0000000001G",
+            "1e3MiB",
+        ] {
+            assert!(size_mib(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn times_are_read_and_added_up() {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("90s", 90_000),
+            ("5m", 300_000),
+            ("1h30m", 5_400_000),
+            ("0s", 0),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in [
+            "",
+            "5",
+            "m",
+            "-5s",
+            "5 days",
+            "1.5h",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert!(duration(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_read_with_all_its_options_in_any_order() {
+        let read = disk("root=1GiB,format=raw,image=debian.img,pool=shared").unwrap();
+        let raw = v1::DiskFormat::Raw.into();
+        let wanted = v1::Disk {
+            name: "root".into(),
+            size_mib: 1024,
+            pool: "shared".into(),
+            image: "debian.img".into(),
+            format: raw,
+        };
+        assert_eq!(read, wanted);
+        assert_eq!(disk("data=2GiB").unwrap().pool, "");
+        for bad in [
+            "",
+            "root",
+            "root=",
+            "=1GiB",
+            "root=1",
+            "root=1GiB,",
+            "root=1GiB,pool",
+            "root=1GiB,pool=",
+            "root=1GiB,size=2",
+            "root=1GiB,format=vmdk",
+            "root=1GiB,pool=a,pool=b",
+        ] {
+            assert!(disk(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_network_interface_is_read_with_its_address() {
+        let read = nic("eth0=br0,mac=52:54:00:00:00:01").unwrap();
+        assert_eq!(
+            read,
+            v1::Nic {
+                name: "eth0".into(),
+                bridge: "br0".into(),
+                mac: "52:54:00:00:00:01".into()
+            }
+        );
+        for bad in ["", "eth0", "eth0=", "eth0=br0,mac=", "eth0=br0,vlan=3"] {
+            assert!(nic(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn labels_are_set_and_removed() {
+        assert_eq!(label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(label("a="), Ok(("a".into(), String::new())));
+        assert_eq!(label_change("rack-"), Ok(LabelChange::Remove("rack".into())));
+        assert_eq!(
+            label_change("rack=a-"),
+            Ok(LabelChange::Set("rack".into(), "a-".into()))
+        );
+        for bad in ["a", "=b", "", "-"] {
+            assert!(
+                label(bad).is_err() && label_change(bad).is_err(),
+                "{bad} was accepted"
+            );
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! What can be typed after `dalgu vm` and `dalgu explain`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use dalgu_proto::v1;
+
+use super::{EventsArgs, WaitArgs, values};
+use crate::complete;
+
+/// VMs.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Creates a VM, places it, and starts it.
+    Create(Box<CreateArgs>),
+    /// Lists VMs.
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only VMs on this host.
+        #[arg(long, value_name = "HOST", add = complete::hosts())]
+        host: Option<String>,
+        /// Only VMs with this label; may be given again.
+        #[arg(short = 'l', long = "selector", value_parser = values::label, value_name = "KEY=VALUE")]
+        selector: Vec<(String, String)>,
+        /// Go on and show changes as they come.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Shows one VM in full.
+    Show {
+        /// Name of the VM.
+        #[arg(add = complete::vms())]
+        name: String,
+        /// Go on and show changes as they come.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Starts a stopped VM on its host.
+    Start(VerbArgs),
+    /// Asks the guest to shut down, and powers it off if it does not in time.
+    Stop {
+        /// What, and how to wait.
+        #[command(flatten)]
+        verb: VerbArgs,
+        /// Time the guest has to shut down, for example 30s [default: 60s].
+        #[arg(long, value_parser = values::duration, value_name = "TIME")]
+        grace: Option<std::time::Duration>,
+        /// Power it off at once, as by pulling the plug.
+        #[arg(long, conflicts_with = "grace")]
+        force: bool,
+    },
+    /// Restarts the guest.
+    #[command(visible_alias = "reboot")]
+    Restart {
+        /// What, and how to wait.
+        #[command(flatten)]
+        verb: VerbArgs,
+        /// As by the reset button: the guest is not asked.
+        #[arg(long)]
+        reset: bool,
+    },
+    /// Freezes a running VM; its memory stays.
+    Pause(VerbArgs),
+    /// Lets a paused VM go on.
+    Resume(VerbArgs),
+    /// Moves a running VM to another host without stopping it.
+    Migrate {
+        /// What, and how to wait.
+        #[command(flatten)]
+        verb: VerbArgs,
+        /// Host to move to [default: the controller chooses].
+        #[arg(long, visible_alias = "to", value_name = "HOST", add = complete::hosts())]
+        host: Option<String>,
+        /// Longest stop of the guest at the switch-over, for example 100ms [default: 100ms].
+        #[arg(long, value_parser = values::duration, value_name = "TIME")]
+        max_downtime: Option<std::time::Duration>,
+        /// Limit of the transfer, per second, for example 100MiB [default: none].
+        #[arg(long, value_parser = values::size_mib, value_name = "SIZE")]
+        bandwidth: Option<u64>,
+    },
+    /// Deletes a VM and its disks.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// What, and how to wait.
+        #[command(flatten)]
+        verb: VerbArgs,
+        /// Power a running VM off first.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Changes labels, description and restart policy.
+    Update(UpdateArgs),
+    /// Shows what has happened to a VM.
+    Events {
+        /// Name of the VM.
+        #[arg(add = complete::vms())]
+        name: String,
+        /// Which.
+        #[command(flatten)]
+        events: EventsArgs,
+    },
+    /// Prints the log of a VM's serial console.
+    Console {
+        /// Name of the VM.
+        #[arg(add = complete::vms())]
+        name: String,
+        /// Go on and print what comes.
+        #[arg(short, long)]
+        follow: bool,
+        /// Print only the last so many bytes, for example 4KiB [default: all that the host has kept].
+        #[arg(long, value_parser = values::size_bytes, value_name = "SIZE")]
+        tail: Option<u64>,
+    },
+}
+
+/// A VM to do something with.
+#[derive(Debug, Args)]
+pub struct VerbArgs {
+    /// Name of the VM.
+    #[arg(add = complete::vms())]
+    pub name: String,
+    /// Refuse unless the VM is still as it was with this etag.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub etag: String,
+    /// How to wait.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// What a VM is made of.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SpecArgs {
+    /// Virtual processors [default: 1].
+    #[arg(long, value_name = "N", conflicts_with = "file")]
+    pub vcpus: Option<u32>,
+    /// Memory, for example 512MiB or 4GiB [default: 256MiB].
+    #[arg(long, value_parser = values::size_mib, value_name = "SIZE", conflicts_with = "file")]
+    pub memory: Option<u64>,
+    /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=FILE][,format=qcow2|raw]; may be given again.
+    #[arg(long = "disk", value_parser = values::disk, value_name = "DISK", conflicts_with = "file")]
+    pub disks: Vec<v1::Disk>,
+    /// Network interface: NAME=BRIDGE[,mac=ADDRESS]; may be given again.
+    #[arg(long = "nic", value_parser = values::nic, value_name = "NIC", conflicts_with = "file")]
+    pub nics: Vec<v1::Nic>,
+    /// Boot this kernel of the hosts' image directory instead of the first disk.
+    #[arg(long, value_name = "FILE", conflicts_with = "file")]
+    pub kernel: Option<String>,
+    /// Initial RAM disk for the kernel.
+    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "file")]
+    pub initrd: Option<String>,
+    /// Command line for the kernel.
+    #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with = "file")]
+    pub cmdline: Option<String>,
+    /// Label a host must bear to take the VM; may be given again.
+    #[arg(long = "host-selector", value_parser = values::label, value_name = "KEY=VALUE", conflicts_with = "file")]
+    pub host_selector: Vec<(String, String)>,
+    /// When its host starts it again by itself [default: on-failure].
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with = "file")]
+    pub restart_policy: Option<RestartPolicy>,
+    /// File that holds the VM as JSON or YAML, as `dalgu vm show -o yaml` prints it; - reads standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// A VM to be created.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Name of the VM; may be left out when a file gives it.
+    #[arg(required_unless_present = "file")]
+    pub name: Option<String>,
+    /// What it is made of.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Label of the VM; may be given again.
+    #[arg(long = "label", value_parser = values::label, value_name = "KEY=VALUE", conflicts_with = "file")]
+    pub labels: Vec<(String, String)>,
+    /// Free text.
+    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
+    pub description: Option<String>,
+    /// Place it on this host, or refuse [default: the controller chooses].
+    #[arg(long, value_name = "HOST", add = complete::hosts())]
+    pub host: Option<String>,
+    /// Leave it powered off.
+    #[arg(long)]
+    pub stopped: bool,
+    /// Check and place it, but do nothing.
+    #[arg(long)]
+    pub validate_only: bool,
+    /// How to wait.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// A change of a VM.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true)))]
+pub struct UpdateArgs {
+    /// Name of the VM.
+    #[arg(add = complete::vms())]
+    pub name: String,
+    /// Set a label (KEY=VALUE) or remove it (KEY-); may be given again.
+    #[arg(long = "label", value_parser = values::label_change, value_name = "CHANGE", group = "change")]
+    pub labels: Vec<values::LabelChange>,
+    /// New description.
+    #[arg(long, value_name = "TEXT", group = "change")]
+    pub description: Option<String>,
+    /// New restart policy.
+    #[arg(long, value_enum, value_name = "POLICY", group = "change")]
+    pub restart_policy: Option<RestartPolicy>,
+    /// Refuse unless the VM is still as it was with this etag.
+    #[arg(long, value_name = "ETAG")]
+    pub etag: Option<String>,
+    /// UUID of the request [default: a new one].
+    #[arg(long, value_parser = values::uuid, value_name = "UUID")]
+    pub request_id: Option<String>,
+}
+
+const EXPLAIN_HELP: &str = "\
+  dalgu explain web                              why web is on its host
+  dalgu explain web --move                       where web could migrate to now
+  dalgu explain web --host h2                    whether web could migrate to h2
+  dalgu explain --vcpus 4 --memory 8GiB          where such a new VM would go";
+
+/// What to explain.
+#[derive(Debug, Args)]
+#[command(after_help = EXPLAIN_HELP)]
+pub struct ExplainArgs {
+    /// Name of the VM; leave it out to describe a VM that does not exist.
+    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "file"])]
+    pub vm: Option<String>,
+    /// Describe a VM that does not exist by the flags that follow; implied when no VM is named.
+    #[arg(long = "spec", conflicts_with = "vm")]
+    pub what_if: bool,
+    /// Tell where the VM could migrate to now, instead of why it is where it is.
+    #[arg(long = "move", requires = "vm")]
+    pub move_: bool,
+    /// Consider only this host.
+    #[arg(long, value_name = "HOST", add = complete::hosts())]
+    pub host: Option<String>,
+    /// What it would be made of.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+}
+
+/// When a host starts a VM again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RestartPolicy {
+    /// After a crash, or a restart of the host.
+    OnFailure,
+    /// Also when the guest shut itself down.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl From<RestartPolicy> for v1::RestartPolicy {
+    fn from(policy: RestartPolicy) -> Self {
+        match policy {
+            RestartPolicy::OnFailure => Self::OnFailure,
+            RestartPolicy::Always => Self::Always,
+            RestartPolicy::Never => Self::Never,
+        }
+    }
+}

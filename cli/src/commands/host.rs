@@ -1,0 +1,230 @@
+//! `dalgu host`.
+
+use std::{collections::HashMap, time::Duration};
+
+use dalgu_proto::{reason, v1};
+use prost_types::FieldMask;
+
+use super::{PAGE, Session, map, matches, request_id};
+use crate::{
+    args::{
+        host::{HostCommand, RequestArgs},
+        values::LabelChange,
+    },
+    client::{CALL_TIMEOUT, Client},
+    exit::Error,
+    output::{self, Format, human},
+    watch::{Snapshot, Watch},
+};
+
+/// How often a change is tried again that somebody else's came before.
+const ATTEMPTS: u32 = 4;
+
+/// Does a command.
+pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), Error> {
+    match command {
+        HostCommand::List { selector, watch } => show_all(map(selector), watch, session).await,
+        HostCommand::Show { name, watch } => show(&name, watch, session).await,
+        HostCommand::Cordon {
+            name,
+            reason,
+            request,
+        } => {
+            let request = v1::CordonHostRequest {
+                name,
+                reason,
+                request_id: id(&request),
+            };
+            let host = change(session, async |client| {
+                client.hosts().cordon_host(request.clone()).await
+            })
+            .await?;
+            done(
+                session,
+                &host,
+                "cordoned; its VMs run on, and it takes no new ones",
+            )
+        }
+        HostCommand::Uncordon { name, request } => {
+            let request = v1::UncordonHostRequest {
+                name,
+                request_id: id(&request),
+            };
+            let host = change(session, async |client| {
+                client.hosts().uncordon_host(request.clone()).await
+            })
+            .await?;
+            done(session, &host, "open for VMs")
+        }
+        HostCommand::Delete { name, request } => {
+            let request = v1::DeleteHostRequest {
+                name,
+                request_id: id(&request),
+            };
+            change(session, async |client| {
+                client.hosts().delete_host(request.clone()).await
+            })
+            .await?;
+            Ok(session
+                .term
+                .say(&format!("{} is forgotten", human::clean(&request.name)))?)
+        }
+        HostCommand::Label {
+            name,
+            changes,
+            request,
+        } => label(&name, &changes, &request, session).await,
+    }
+}
+
+fn id(request: &RequestArgs) -> String {
+    request_id(request.request_id.as_ref())
+}
+
+async fn change<T>(
+    session: &mut Session<'_>,
+    call: impl AsyncFn(&Client) -> Result<tonic::Response<T>, tonic::Status>,
+) -> Result<T, Error> {
+    session.change(CALL_TIMEOUT, call).await
+}
+
+/// A changed host: a sentence for people, the host for programs.
+fn done(session: &mut Session<'_>, host: &v1::Host, what: &str) -> Result<(), Error> {
+    match session.format {
+        Format::Table | Format::Wide => Ok(session
+            .term
+            .say(&format!("{} is {what}", human::clean(&host.name)))?),
+        format => output::one(session.term, format, host),
+    }
+}
+
+async fn list(
+    client: &Client,
+    selector: &HashMap<String, String>,
+) -> Result<Snapshot<v1::Host>, tonic::Status> {
+    let mut request = v1::ListHostsRequest {
+        page_size: PAGE,
+        page_token: String::new(),
+        label_selector: selector.clone(),
+    };
+    let (mut hosts, mut version) = (Vec::new(), None);
+    loop {
+        let page = client
+            .call(async |client| client.hosts().list_hosts(request.clone()).await)
+            .await?;
+        hosts.extend(page.hosts);
+        // Changes since the first page are told again; later pages may know some of them already.
+        let version = *version.get_or_insert(page.resource_version);
+        if page.next_page_token.is_empty() {
+            return Ok((hosts, version));
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+async fn show_all(
+    selector: HashMap<String, String>,
+    watch: bool,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    if !watch {
+        let (hosts, _) = list(&session.client, &selector).await?;
+        return output::list(session.term, session.format, &hosts);
+    }
+    let wanted = |host: &v1::Host| matches(&host.labels, &selector);
+    let client = &session.client;
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: "",
+        single: false,
+        wanted: &wanted,
+    };
+    watch
+        .run(session.term, async || list(client, &selector).await)
+        .await
+}
+
+async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
+    let request = v1::GetHostRequest {
+        name: name.to_owned(),
+    };
+    let host = session
+        .read(async |client| client.hosts().get_host(request.clone()).await)
+        .await?;
+    if !watch {
+        return output::one(session.term, session.format, &host);
+    }
+    let wanted = |host: &v1::Host| host.name == name;
+    let client = &session.client;
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: name,
+        single: true,
+        wanted: &wanted,
+    };
+    watch
+        .run(session.term, async || list(client, &HashMap::new()).await)
+        .await
+}
+
+/// Labels with the changes made.
+pub fn changed(labels: &HashMap<String, String>, changes: &[LabelChange]) -> HashMap<String, String> {
+    let mut labels = labels.clone();
+    for change in changes {
+        match change {
+            LabelChange::Set(key, value) => labels.insert(key.clone(), value.clone()),
+            LabelChange::Remove(key) => labels.remove(key),
+        };
+    }
+    labels
+}
+
+/// Whether a change came after somebody else's, and may be tried again on what is there now.
+pub fn overtaken(error: &Error) -> bool {
+    matches!(error, Error::Rpc(status) if reason::of(status).as_deref() == Some("ETAG_MISMATCH"))
+}
+
+async fn label(
+    name: &str,
+    changes: &[LabelChange],
+    args: &RequestArgs,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    let read = v1::GetHostRequest {
+        name: name.to_owned(),
+    };
+    let mut attempt = 1;
+    let host = loop {
+        let host = session
+            .read(async |client| client.hosts().get_host(read.clone()).await)
+            .await?;
+        let new = v1::Host {
+            name: name.to_owned(),
+            labels: changed(&host.labels, changes),
+            etag: host.etag,
+            ..Default::default()
+        };
+        let request = v1::UpdateHostRequest {
+            host: Some(new),
+            update_mask: Some(FieldMask {
+                paths: vec!["labels".to_owned()],
+            }),
+            request_id: id(args),
+        };
+        match change(session, async |client| {
+            client.hosts().update_host(request.clone()).await
+        })
+        .await
+        {
+            Err(error) if overtaken(&error) && attempt < ATTEMPTS && args.request_id.is_none() => {
+                attempt += 1
+            }
+            outcome => break outcome?,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let labels = human::labels(&host.labels);
+    done(session, &host, &format!("labelled {labels}"))
+}

@@ -1,0 +1,148 @@
+//! `dalgu op`.
+
+use std::time::Duration;
+
+use dalgu_proto::v1;
+use tonic::Status;
+
+use super::{PAGE, Session};
+use crate::{
+    args::{OpCommand, WaitArgs},
+    client::Client,
+    exit::Error,
+    output::{self, Format, operation::has_ended},
+    progress,
+    watch::{Snapshot, Watch},
+};
+
+/// Does a command.
+pub async fn run(command: OpCommand, session: &mut Session<'_>) -> Result<(), Error> {
+    match command {
+        OpCommand::List {
+            vm,
+            active,
+            limit,
+            watch,
+        } => {
+            let request = v1::ListOperationsRequest {
+                page_size: PAGE.min(i32::try_from(limit).unwrap_or(PAGE)),
+                page_token: String::new(),
+                vm: vm.unwrap_or_default(),
+                active_only: active,
+            };
+            show_all(request, limit, watch, session).await
+        }
+        OpCommand::Show { id, watch } => show(&id, watch, session).await,
+        OpCommand::Wait { id, timeout } => {
+            let operation = get(&id, session).await?;
+            let limit = timeout.unwrap_or(WaitArgs::DEFAULT);
+            let operation = progress::wait(&session.client, operation, limit, session.term).await?;
+            session.ended(operation).await
+        }
+        OpCommand::Cancel { id, no_wait, timeout } => {
+            cancel(id, no_wait, timeout.unwrap_or(WaitArgs::DEFAULT), session).await
+        }
+    }
+}
+
+async fn get(id: &str, session: &Session<'_>) -> Result<v1::Operation, Error> {
+    let request = v1::GetOperationRequest { id: id.to_owned() };
+    session
+        .read(async |client| client.operations().get_operation(request.clone()).await)
+        .await
+}
+
+async fn list(
+    client: &Client,
+    mut request: v1::ListOperationsRequest,
+    limit: usize,
+) -> Result<Snapshot<v1::Operation>, Status> {
+    let (mut operations, mut version) = (Vec::new(), None);
+    loop {
+        let page = client
+            .call(async |client| client.operations().list_operations(request.clone()).await)
+            .await?;
+        operations.extend(page.operations);
+        let version = *version.get_or_insert(page.resource_version);
+        if page.next_page_token.is_empty() || operations.len() >= limit {
+            operations.truncate(limit);
+            return Ok((operations, version));
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+async fn show_all(
+    request: v1::ListOperationsRequest,
+    limit: usize,
+    watch: bool,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    if !watch {
+        let (operations, _) = list(&session.client, request, limit).await?;
+        return output::list(session.term, session.format, &operations);
+    }
+    // With --active an operation that ends leaves the table on a screen; elsewhere its end is the news.
+    let drop_ended = request.active_only && session.term.out_screen;
+    let wanted = |operation: &v1::Operation| {
+        (request.vm.is_empty() || operation.vm == request.vm) && !(drop_ended && has_ended(operation))
+    };
+    let client = &session.client;
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: "",
+        single: false,
+        wanted: &wanted,
+    };
+    watch
+        .run(session.term, async || list(client, request.clone(), limit).await)
+        .await
+}
+
+async fn show(id: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
+    let operation = get(id, session).await?;
+    if !watch {
+        return output::one(session.term, session.format, &operation);
+    }
+    let wanted = |operation: &v1::Operation| operation.id == id;
+    let client = &session.client;
+    let request = v1::ListOperationsRequest {
+        page_size: PAGE,
+        vm: operation.vm.clone(),
+        ..Default::default()
+    };
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: id,
+        single: true,
+        wanted: &wanted,
+    };
+    watch
+        .run(session.term, async || {
+            list(client, request.clone(), usize::MAX).await
+        })
+        .await
+}
+
+async fn cancel(id: String, no_wait: bool, limit: Duration, session: &mut Session<'_>) -> Result<(), Error> {
+    let request = v1::CancelOperationRequest { id };
+    let operation = session
+        .change(limit, async |client| {
+            client.operations().cancel_operation(request.clone()).await
+        })
+        .await?;
+    if no_wait {
+        return session.accepted(&operation);
+    }
+    let operation = progress::wait(&session.client, operation, limit, session.term).await?;
+    if !matches!(session.format, Format::Table | Format::Wide) {
+        output::one(session.term, session.format, &operation)?;
+    }
+    match operation.state() {
+        v1::OperationState::Cancelled => Ok(session.term.say(&format!("cancelled {}", operation.id))?),
+        v1::OperationState::Succeeded => Err(Error::TooLate(operation.id)),
+        _ => progress::outcome(operation).map(drop),
+    }
+}

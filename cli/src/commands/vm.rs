@@ -1,0 +1,322 @@
+//! `dalgu vm`.
+
+use std::{collections::HashMap, time::Duration};
+
+use dalgu_proto::v1;
+use prost_types::FieldMask;
+use tonic::Status;
+
+use super::{PAGE, Session, events, host, map, matches, request_id, spec};
+use crate::{
+    args::vm::{CreateArgs, UpdateArgs, VerbArgs, VmCommand},
+    client::{CALL_TIMEOUT, Client},
+    exit::Error,
+    output::{self, Format, human},
+    watch::{Snapshot, Watch},
+};
+
+/// A migration of a large VM takes its time.
+const MIGRATE_LIMIT: Duration = Duration::from_secs(3600);
+/// How often a change is tried again that somebody else's came before.
+const ATTEMPTS: u32 = 4;
+
+/// Gives a request's fields that every verb has, and makes the call.
+macro_rules! verb {
+    ($session:ident, $args:expr, $limit:expr, $call:ident, $request:ident { $($rest:tt)* }) => {{
+        let args = &$args;
+        let request = v1::$request {
+            name: args.name.clone(),
+            etag: args.etag.clone(),
+            request_id: request_id(args.wait.request_id.as_ref()),
+            $($rest)*
+        };
+        $session.operate(&args.wait, $limit, async |client| client.vms().$call(request.clone()).await).await
+    }};
+}
+
+/// Does a command.
+pub async fn run(command: VmCommand, session: &mut Session<'_>) -> Result<(), Error> {
+    match command {
+        VmCommand::Create(args) => create(*args, session).await,
+        VmCommand::List {
+            host,
+            selector,
+            watch,
+        } => show_all(host.unwrap_or_default(), map(selector), watch, session).await,
+        VmCommand::Show { name, watch } => show(&name, watch, session).await,
+        VmCommand::Start(args) => verb!(session, args, args.wait.limit(), start_vm, StartVmRequest {}),
+        VmCommand::Stop { verb, grace, force } => {
+            let seconds = grace.map_or(Ok(0), |grace| whole(grace.as_millis().div_ceil(1000), "--grace"))?;
+            let limit = verb
+                .wait
+                .timeout
+                .unwrap_or_else(|| verb.wait.limit() + grace.unwrap_or_default());
+            verb!(
+                session,
+                verb,
+                limit,
+                stop_vm,
+                StopVmRequest {
+                    grace_period_seconds: seconds,
+                    force
+                }
+            )
+        }
+        VmCommand::Restart { verb, reset } => {
+            let mode = if reset {
+                v1::RestartMode::Reset
+            } else {
+                v1::RestartMode::Reboot
+            };
+            verb!(
+                session,
+                verb,
+                verb.wait.limit(),
+                restart_vm,
+                RestartVmRequest { mode: mode.into() }
+            )
+        }
+        VmCommand::Pause(args) => verb!(session, args, args.wait.limit(), pause_vm, PauseVmRequest {}),
+        VmCommand::Resume(args) => verb!(session, args, args.wait.limit(), resume_vm, ResumeVmRequest {}),
+        VmCommand::Migrate {
+            verb,
+            host,
+            max_downtime,
+            bandwidth,
+        } => migrate(verb, host, max_downtime, bandwidth, session).await,
+        VmCommand::Delete { verb, force } => {
+            verb!(
+                session,
+                verb,
+                verb.wait.limit(),
+                delete_vm,
+                DeleteVmRequest { force }
+            )
+        }
+        VmCommand::Update(args) => update(args, session).await,
+        VmCommand::Events { name, events } => events::run(&name, &events, session).await,
+        VmCommand::Console { name, follow, tail } => console(name, follow, tail, session).await,
+    }
+}
+
+fn whole(value: u128, flag: &str) -> Result<u32, Error> {
+    u32::try_from(value).map_err(|_| Error::Usage(format!("{flag} is too large")))
+}
+
+async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let request = v1::CreateVmRequest {
+        vm: Some(spec::vm(&args)?),
+        stopped: args.stopped,
+        host: args.host.clone().unwrap_or_default(),
+        request_id: request_id(args.wait.request_id.as_ref()),
+        validate_only: args.validate_only,
+    };
+    let limit = args.wait.limit();
+    if !args.validate_only {
+        return session
+            .operate(&args.wait, limit, async |client| {
+                client.vms().create_vm(request.clone()).await
+            })
+            .await;
+    }
+    let operation = session
+        .change(limit, async |client| {
+            client.vms().create_vm(request.clone()).await
+        })
+        .await?;
+    match session.format {
+        Format::Table | Format::Wide => {
+            let name = request.vm.map(|vm| vm.name).unwrap_or_default();
+            let note = human::clean(&operation.status_message);
+            let note = if note.is_empty() {
+                note
+            } else {
+                format!(": {note}")
+            };
+            Ok(session
+                .term
+                .say(&format!("{name} could be created{note}; nothing was done"))?)
+        }
+        format => output::one(session.term, format, &operation),
+    }
+}
+
+async fn migrate(
+    verb: VerbArgs,
+    host: Option<String>,
+    max_downtime: Option<Duration>,
+    bandwidth: Option<u64>,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    let downtime = max_downtime.map_or(Ok(0), |time| whole(time.as_millis(), "--max-downtime"))?;
+    let bandwidth = whole(bandwidth.unwrap_or(0).into(), "--bandwidth")?;
+    let limit = verb.wait.timeout.unwrap_or(MIGRATE_LIMIT);
+    verb!(
+        session,
+        verb,
+        limit,
+        migrate_vm,
+        MigrateVmRequest {
+            destination_host: host.clone().unwrap_or_default(),
+            max_downtime_ms: downtime,
+            bandwidth_mib_per_second: bandwidth
+        }
+    )
+}
+
+async fn list(
+    client: &Client,
+    host: &str,
+    selector: &HashMap<String, String>,
+) -> Result<Snapshot<v1::Vm>, Status> {
+    let mut request = v1::ListVmsRequest {
+        page_size: PAGE,
+        page_token: String::new(),
+        host: host.to_owned(),
+        label_selector: selector.clone(),
+    };
+    let (mut vms, mut version) = (Vec::new(), None);
+    loop {
+        let page = client
+            .call(async |client| client.vms().list_vms(request.clone()).await)
+            .await?;
+        vms.extend(page.vms);
+        // Changes since the first page are told again; later pages may know some of them already.
+        let version = *version.get_or_insert(page.resource_version);
+        if page.next_page_token.is_empty() {
+            return Ok((vms, version));
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+async fn show_all(
+    host: String,
+    selector: HashMap<String, String>,
+    watch: bool,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    if !watch {
+        let (vms, _) = list(&session.client, &host, &selector).await?;
+        return output::list(session.term, session.format, &vms);
+    }
+    let on = |vm: &v1::Vm| vm.status.as_ref().is_some_and(|status| status.host == host);
+    let wanted = |vm: &v1::Vm| matches(&vm.labels, &selector) && (host.is_empty() || on(vm));
+    let client = &session.client;
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: "",
+        single: false,
+        wanted: &wanted,
+    };
+    watch
+        .run(session.term, async || list(client, &host, &selector).await)
+        .await
+}
+
+async fn get(name: &str, session: &Session<'_>) -> Result<v1::Vm, Error> {
+    let request = v1::GetVmRequest {
+        name: name.to_owned(),
+    };
+    session
+        .read(async |client| client.vms().get_vm(request.clone()).await)
+        .await
+}
+
+async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
+    let vm = get(name, session).await?;
+    if !watch {
+        return output::one(session.term, session.format, &vm);
+    }
+    let wanted = |vm: &v1::Vm| vm.name == name;
+    let client = &session.client;
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: name,
+        single: true,
+        wanted: &wanted,
+    };
+    watch
+        .run(session.term, async || list(client, "", &HashMap::new()).await)
+        .await
+}
+
+async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let mut attempt = 1;
+    let vm = loop {
+        let old = get(&args.name, session).await?;
+        let request = changed(&args, &old);
+        let answer = session
+            .change(CALL_TIMEOUT, async |client| {
+                client.vms().update_vm(request.clone()).await
+            })
+            .await;
+        // An etag or a request_id of the user's own is not replaced behind his back.
+        let again = args.etag.is_none() && args.request_id.is_none() && attempt < ATTEMPTS;
+        match answer {
+            Err(error) if again && host::overtaken(&error) => attempt += 1,
+            outcome => break outcome?,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    match session.format {
+        Format::Table | Format::Wide => {
+            Ok(session.term.say(&format!("changed {}", human::clean(&vm.name)))?)
+        }
+        format => output::one(session.term, format, &vm),
+    }
+}
+
+fn changed(args: &UpdateArgs, old: &v1::Vm) -> v1::UpdateVmRequest {
+    let mut new = v1::Vm {
+        name: args.name.clone(),
+        etag: args.etag.clone().unwrap_or_else(|| old.etag.clone()),
+        ..Default::default()
+    };
+    let mut paths = Vec::new();
+    if !args.labels.is_empty() {
+        new.labels = host::changed(&old.labels, &args.labels);
+        paths.push("labels".to_owned());
+    }
+    if let Some(description) = &args.description {
+        new.description.clone_from(description);
+        paths.push("description".to_owned());
+    }
+    if let Some(policy) = args.restart_policy {
+        new.spec = Some(v1::VmSpec {
+            restart_policy: v1::RestartPolicy::from(policy).into(),
+            ..Default::default()
+        });
+        paths.push("spec.restart_policy".to_owned());
+    }
+    v1::UpdateVmRequest {
+        vm: Some(new),
+        update_mask: Some(FieldMask { paths }),
+        request_id: request_id(args.request_id.as_ref()),
+    }
+}
+
+/// Copies the log as it is: it is the guest's own screen, and the operator asked for it.
+async fn console(
+    name: String,
+    follow: bool,
+    tail: Option<u64>,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    let request = v1::ReadConsoleRequest {
+        name,
+        tail_bytes: tail.unwrap_or(0),
+        follow,
+    };
+    let mut stream = session.client.vms().read_console(request).await?.into_inner();
+    while let Some(piece) = stream.message().await? {
+        session.term.out.write_all(&piece.data)?;
+        session.term.out.flush()?;
+    }
+    if follow {
+        session.term.say("the console has ended")?;
+    }
+    Ok(())
+}

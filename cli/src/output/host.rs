@@ -1,0 +1,323 @@
+//! What a host looks like in tables and on its own page. Pure.
+
+use dalgu_proto::v1;
+use jiff::Timestamp;
+
+use super::{BAD, Cell, GOOD, Resource, WARN, human};
+
+fn state_cell(host: &v1::Host) -> Cell {
+    let mut text = human::word(host.state().as_str_name(), "HOST_STATE_");
+    if host.cordoned {
+        text += ", cordoned";
+    }
+    if !host.hypervisor_error.is_empty() {
+        text += ", no hypervisor";
+    }
+    let style = match host.state() {
+        v1::HostState::Unreachable => BAD,
+        _ if !host.hypervisor_error.is_empty() => BAD,
+        v1::HostState::Ready if !host.cordoned => GOOD,
+        _ => WARN,
+    };
+    Cell::painted(text, style)
+}
+
+/// Receive and send rates of the interfaces that lead out of the host: its physical ones, or, on a host that has
+/// none (a virtual one), those that are neither bridges nor VMs' own.
+fn nic_rates(usage: &v1::HostUsage) -> Option<(f64, f64)> {
+    let physical = usage.nics.iter().any(|nic| nic.kind == "physical");
+    let leads_out = |nic: &&v1::NicUsage| {
+        if physical {
+            nic.kind == "physical"
+        } else {
+            nic.kind == "virtual"
+        }
+    };
+    let known: Vec<_> = usage
+        .nics
+        .iter()
+        .filter(leads_out)
+        .filter(|nic| nic.rates_valid)
+        .collect();
+    let sum = |pick: fn(&v1::NicUsage) -> f64| known.iter().map(|nic| pick(nic)).sum::<f64>();
+    (!known.is_empty()).then(|| {
+        (
+            sum(|nic| nic.receive_bytes_per_second),
+            sum(|nic| nic.transmit_bytes_per_second),
+        )
+    })
+}
+
+fn memory(usage: &v1::HostUsage) -> Option<String> {
+    let memory = usage.memory.as_ref()?;
+    Some(human::share(
+        memory.total_bytes.saturating_sub(memory.available_bytes),
+        memory.total_bytes,
+    ))
+}
+
+fn pressure(usage: &v1::HostUsage) -> String {
+    let Some(pressure) = &usage.pressure else {
+        return "-".to_owned();
+    };
+    let one = |stall: &Option<v1::PressureStall>| {
+        stall
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |stall| format!("{:.0}", stall.avg10_percent))
+    };
+    format!(
+        "{}/{}/{}",
+        one(&pressure.cpu_some),
+        one(&pressure.memory_some),
+        one(&pressure.io_some)
+    )
+}
+
+fn reserved_memory(room: &v1::HostAllocation) -> String {
+    human::share(room.memory_mib_reserved << 20, room.memory_mib_capacity << 20)
+}
+
+impl Resource for v1::Host {
+    const MESSAGE: &'static str = "dalgu.v1.Host";
+    const PLURAL: &'static str = "hosts";
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+
+    fn columns(wide: bool) -> &'static [&'static str] {
+        const ALL: &[&str] = &[
+            "NAME",
+            "STATE",
+            "CPUS",
+            "BUSY%",
+            "LOAD",
+            "MEM USED/TOTAL",
+            "NIC RX/TX B/S",
+            "VMS",
+            "VCPUS RESERVED",
+            "MEM RESERVED",
+            "REPORT",
+            "PSI CPU/MEM/IO",
+            "KERNEL",
+            "HYPERVISOR",
+            "ACCEL",
+            "ADDRESS",
+            "SESSION",
+        ];
+        if wide { ALL } else { &ALL[..10] }
+    }
+
+    fn row(&self, wide: bool, now: Timestamp) -> Vec<Cell> {
+        let dash = || "-".to_owned();
+        let (made, room) = (
+            self.inventory.clone().unwrap_or_default(),
+            self.allocation.unwrap_or_default(),
+        );
+        let usage = self.usage.as_ref();
+        let busy = usage.filter(|usage| usage.rates_valid);
+        let rates = usage.and_then(nic_rates);
+        let mut row = vec![Cell::plain(&self.name), state_cell(self)];
+        let mut add = |text: String| row.push(Cell::plain(text));
+        add(made.cpus.to_string());
+        add(busy.map_or_else(dash, |usage| {
+            human::percent(usage.cpus_busy, f64::from(made.cpus))
+        }));
+        add(usage.map_or_else(dash, |usage| format!("{:.2}", usage.load1)));
+        add(usage.and_then(memory).unwrap_or_else(dash));
+        add(rates.map_or_else(dash, |(rx, tx)| {
+            format!("{}/{}", human::short(rx), human::short(tx))
+        }));
+        add(room.vms.to_string());
+        add(format!("{}/{}", room.vcpus_reserved, room.vcpus_capacity));
+        add(reserved_memory(&room));
+        if wide {
+            add(human::age(self.report_time.as_ref(), now));
+            add(usage.map_or_else(dash, pressure));
+            add(human::or_dash(&made.kernel));
+            add(human::or_dash(&made.hypervisor));
+            add(human::or_dash(&made.accelerator));
+            add(human::or_dash(&self.address));
+            add(self.session.to_string());
+        }
+        row
+    }
+
+    fn describe(&self, now: Timestamp) -> human::Page {
+        let (made, room) = (
+            self.inventory.clone().unwrap_or_default(),
+            self.allocation.unwrap_or_default(),
+        );
+        let mut page = human::Page::default();
+        page.line("Name", &self.name).painted("State", &state_cell(self));
+        if self.cordoned {
+            page.line("Cordoned because", human::or_dash(&self.cordon_reason));
+        }
+        if !self.hypervisor_error.is_empty() {
+            page.painted("Hypervisor error", &Cell::painted(&self.hypervisor_error, BAD));
+        }
+        page.line("Labels", human::labels(&self.labels))
+            .line("Address", human::or_dash(&self.address));
+        page.line(
+            "Last report",
+            human::clock_and_age(self.report_time.as_ref(), now),
+        );
+        page.line("Registered", human::clock_and_age(self.create_time.as_ref(), now));
+        page.line("Agent", human::or_dash(&self.agent_version))
+            .line("Session", self.session.to_string());
+        page.line("Boot id", human::or_dash(&self.boot_id))
+            .line("ETag", human::or_dash(&self.etag));
+        hardware(&mut page, &made);
+        page.section("Reservations").line("VMs", room.vms.to_string());
+        page.line(
+            "vCPUs",
+            format!(
+                "{} of {} (over-commit {})",
+                room.vcpus_reserved, room.vcpus_capacity, self.cpu_overcommit_ratio
+            ),
+        );
+        page.line(
+            "Memory",
+            format!(
+                "{} ({} kept for the host)",
+                reserved_memory(&room),
+                human::mib(self.reserved_memory_mib)
+            ),
+        );
+        if let Some(usage) = &self.usage {
+            load(&mut page, usage, made.cpus, now);
+        }
+        devices(&mut page, self, &made);
+        page
+    }
+}
+
+fn hardware(page: &mut human::Page, made: &v1::HostInventory) {
+    page.section("Hardware")
+        .line("Processor", human::or_dash(&made.cpu_model));
+    let nodes = made.numa_nodes.len();
+    page.line(
+        "CPUs",
+        format!(
+            "{} (cores: {}, sockets: {}, NUMA nodes: {nodes})",
+            made.cpus, made.cores, made.sockets
+        ),
+    );
+    page.line("Memory", human::bytes(made.memory_bytes))
+        .line("Architecture", human::or_dash(&made.architecture));
+    page.line("Kernel", human::or_dash(&made.kernel))
+        .line("Hypervisor", human::or_dash(&made.hypervisor));
+    let why = if made.accelerator_reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", made.accelerator_reason)
+    };
+    page.line("Accelerator", human::or_dash(&made.accelerator) + &why);
+    page.line("Bridges", human::or_dash(&made.bridges.join(", ")));
+}
+
+fn load(page: &mut human::Page, usage: &v1::HostUsage, cpus: u32, now: Timestamp) {
+    page.section("Use");
+    if usage.rates_valid {
+        page.line(
+            "Busy",
+            format!(
+                "{:.2} of {cpus} CPUs ({})",
+                usage.cpus_busy,
+                human::percent(usage.cpus_busy, f64::from(cpus))
+            ),
+        );
+    }
+    page.line(
+        "Load",
+        format!("{:.2} {:.2} {:.2}", usage.load1, usage.load5, usage.load15),
+    );
+    page.line("Memory", memory(usage).unwrap_or_else(|| "-".to_owned()));
+    if let Some(memory) = &usage.memory {
+        page.line(
+            "Swap",
+            human::share(
+                memory.swap_total_bytes.saturating_sub(memory.swap_free_bytes),
+                memory.swap_total_bytes,
+            ),
+        );
+    }
+    page.line(
+        "Pressure",
+        format!("{} % of the last 10 s (CPU/memory/IO)", pressure(usage)),
+    );
+    page.line("Sampled", human::clock_and_age(usage.sample_time.as_ref(), now));
+}
+
+fn devices(page: &mut human::Page, host: &v1::Host, made: &v1::HostInventory) {
+    let usage = host.usage.clone().unwrap_or_default();
+    let rate = |valid: bool, rate: f64| if valid { human::rate(rate) } else { "-".to_owned() };
+    let nics = usage.nics.iter().map(|nic| {
+        let speed = nic.speed_bits_per_second / 1_000_000;
+        let speed = if speed == 0 {
+            "-".to_owned()
+        } else {
+            format!("{speed} Mbit/s")
+        };
+        let texts = [
+            nic.name.clone(),
+            human::or_dash(&nic.kind),
+            if nic.up { "up" } else { "down" }.to_owned(),
+            speed,
+            rate(nic.rates_valid, nic.receive_bytes_per_second),
+            rate(nic.rates_valid, nic.transmit_bytes_per_second),
+            (nic.receive_errors_total + nic.transmit_errors_total).to_string(),
+            (nic.receive_drops_total + nic.transmit_drops_total).to_string(),
+        ];
+        texts.map(Cell::plain).to_vec()
+    });
+    page.table(
+        "Network interfaces",
+        &[
+            "NAME", "KIND", "LINK", "SPEED", "RECEIVE", "SEND", "ERRORS", "DROPS",
+        ],
+        nics.collect(),
+    );
+    // The latest sample knows the present room; the inventory serves until there is one.
+    let pools = if usage.pools.is_empty() {
+        &made.pools
+    } else {
+        &usage.pools
+    };
+    let pools = pools.iter().map(|pool| {
+        let used = human::share(
+            pool.capacity_bytes.saturating_sub(pool.available_bytes),
+            pool.capacity_bytes,
+        );
+        let texts = [
+            pool.name.clone(),
+            pool.path.clone(),
+            if pool.shared { "yes" } else { "no" }.to_owned(),
+            used,
+            human::or_dash(&pool.error),
+        ];
+        texts.map(Cell::plain).to_vec()
+    });
+    page.table(
+        "Storage pools",
+        &["NAME", "PATH", "SHARED", "USED/TOTAL", "ERROR"],
+        pools.collect(),
+    );
+    let others = host.unmanaged_domains.iter().map(|domain| {
+        let running = if domain.running { "running" } else { "off" }.to_owned();
+        [
+            domain.name.clone(),
+            domain.uuid.clone(),
+            running,
+            domain.vcpus.to_string(),
+            human::mib(domain.memory_mib),
+        ]
+        .map(Cell::plain)
+        .to_vec()
+    });
+    page.table(
+        "Domains that are not Dalgu's",
+        &["NAME", "UUID", "STATE", "VCPUS", "MEMORY"],
+        others.collect(),
+    );
+}

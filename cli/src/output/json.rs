@@ -1,0 +1,130 @@
+//! The API's canonical JSON form, read and written with the descriptors of the .proto files, so that it is the same
+//! as `grpcurl` and every other client shows. Pure.
+
+use std::sync::LazyLock;
+
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+
+use super::Resource;
+use crate::exit::Error;
+
+static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(dalgu_proto::DESCRIPTORS)
+        .expect("the descriptors were made by the compiler of this build")
+});
+
+fn descriptor<R: Resource>() -> MessageDescriptor {
+    POOL.get_message_by_name(R::MESSAGE)
+        .expect("each Resource names a message of the descriptors; a test checks it")
+}
+
+fn failed(format: &'static str) -> impl Fn(String) -> Error {
+    move |why| Error::Format(format, why)
+}
+
+fn dynamic<R: Resource>(item: &R) -> Result<DynamicMessage, Error> {
+    DynamicMessage::decode(descriptor::<R>(), item.encode_to_vec().as_slice())
+        .map_err(|error| failed("JSON")(error.to_string()))
+}
+
+fn dynamics<R: Resource>(items: &[R]) -> Result<Vec<DynamicMessage>, Error> {
+    items.iter().map(dynamic).collect()
+}
+
+/// One object on several lines.
+pub fn object<R: Resource>(item: &R) -> Result<String, Error> {
+    let text = serde_json::to_string_pretty(&dynamic(item)?);
+    text.map(|text| text + "\n")
+        .map_err(|error| failed("JSON")(error.to_string()))
+}
+
+/// One object on one line.
+pub fn line<R: Resource>(item: &R) -> Result<String, Error> {
+    let text = serde_json::to_string(&dynamic(item)?);
+    text.map(|text| text + "\n")
+        .map_err(|error| failed("JSON")(error.to_string()))
+}
+
+/// An array of objects.
+pub fn array<R: Resource>(items: &[R]) -> Result<String, Error> {
+    let text = serde_json::to_string_pretty(&dynamics(items)?);
+    text.map(|text| text + "\n")
+        .map_err(|error| failed("JSON")(error.to_string()))
+}
+
+/// One object as YAML.
+pub fn yaml<R: Resource>(item: &R) -> Result<String, Error> {
+    serde_norway::to_string(&dynamic(item)?).map_err(|error| failed("YAML")(error.to_string()))
+}
+
+/// An array of objects as YAML.
+pub fn yaml_array<R: Resource>(items: &[R]) -> Result<String, Error> {
+    serde_norway::to_string(&dynamics(items)?).map_err(|error| failed("YAML")(error.to_string()))
+}
+
+/// Reads one object from YAML, of which JSON is a part.
+pub fn read<R: Resource>(text: &str) -> Result<R, String> {
+    let message = DynamicMessage::deserialize(descriptor::<R>(), serde_norway::Deserializer::from_str(text))
+        .map_err(|error| error.to_string())?;
+    R::decode(prost::Message::encode_to_vec(&message).as_slice()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use dalgu_proto::v1;
+
+    use super::*;
+
+    fn vm() -> v1::Vm {
+        let spec = v1::VmSpec {
+            vcpus: 2,
+            memory_mib: 4096,
+            ..Default::default()
+        };
+        v1::Vm {
+            name: "web".into(),
+            spec: Some(spec),
+            generation: u64::MAX,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_resource_is_in_the_descriptors() {
+        for found in [
+            descriptor::<v1::Vm>(),
+            descriptor::<v1::Host>(),
+            descriptor::<v1::Operation>(),
+            descriptor::<v1::Event>(),
+            descriptor::<v1::Placement>(),
+        ] {
+            assert!(found.full_name().starts_with("dalgu.v1."));
+        }
+    }
+
+    #[test]
+    fn json_and_yaml_are_the_canonical_form() {
+        let json =
+            r#"{"name":"web","spec":{"vcpus":2,"memoryMib":"4096"},"generation":"18446744073709551615"}"#;
+        assert_eq!(line(&vm()).unwrap(), format!("{json}\n"));
+        assert_eq!(
+            yaml(&vm()).unwrap(),
+            "name: web\nspec:\n  vcpus: 2\n  memoryMib: '4096'\ngeneration: '18446744073709551615'\n"
+        );
+        assert_eq!(array::<v1::Vm>(&[]).unwrap(), "[]\n");
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        assert_eq!(read::<v1::Vm>(&yaml(&vm()).unwrap()), Ok(vm()));
+        assert_eq!(read::<v1::Vm>(&object(&vm()).unwrap()), Ok(vm()));
+        let by_hand = "name: web\nspec: {vcpus: 2, memory_mib: 4096}\ngeneration: 18446744073709551615\n";
+        assert_eq!(read::<v1::Vm>(by_hand), Ok(vm()));
+    }
+
+    #[test]
+    fn a_misspelt_field_is_named() {
+        let error = read::<v1::Vm>("name: web\nspec: {vcpu: 2}\n").unwrap_err();
+        assert!(error.contains("vcpu"), "{error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! What a VM looks like in tables and on its own page. Pure.
+
+use dalgu_proto::v1;
+use jiff::Timestamp;
+
+use super::{BAD, Cell, GOOD, Resource, WARN, human};
+
+fn state_word(vm: &v1::Vm) -> String {
+    let status = vm.status.clone().unwrap_or_default();
+    let word = human::word(status.state().as_str_name(), "VM_STATE_");
+    match status.error {
+        Some(error) if !error.reason.is_empty() => format!("{word} ({})", error.reason),
+        _ => word,
+    }
+}
+
+fn state_cell(vm: &v1::Vm) -> Cell {
+    use v1::VmState as S;
+    let style = match vm.status.as_ref().map(v1::VmStatus::state).unwrap_or_default() {
+        S::Running => GOOD,
+        S::Failed | S::Unreachable | S::Resolving => BAD,
+        S::Stopped | S::Unspecified => return Cell::plain(state_word(vm)),
+        _ => WARN,
+    };
+    Cell::painted(state_word(vm), style)
+}
+
+fn cpu(vm: &v1::Vm) -> String {
+    match vm.status.as_ref().and_then(|status| status.usage.as_ref()) {
+        Some(usage) if usage.rates_valid => human::percent(usage.cpus_busy, 1.0),
+        _ => "-".to_owned(),
+    }
+}
+
+impl Resource for v1::Vm {
+    const MESSAGE: &'static str = "dalgu.v1.Vm";
+    const PLURAL: &'static str = "VMs";
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+
+    fn columns(wide: bool) -> &'static [&'static str] {
+        const ALL: &[&str] = &[
+            "NAME",
+            "STATE",
+            "HOST",
+            "VCPUS",
+            "MEMORY",
+            "CPU%",
+            "AGE",
+            "UID",
+            "EPOCH",
+            "GENERATION",
+            "POWER REASON",
+            "LABELS",
+        ];
+        if wide { ALL } else { &ALL[..7] }
+    }
+
+    fn row(&self, wide: bool, now: Timestamp) -> Vec<Cell> {
+        let (spec, status) = (
+            self.spec.clone().unwrap_or_default(),
+            self.status.clone().unwrap_or_default(),
+        );
+        let mut row = vec![
+            Cell::plain(&self.name),
+            state_cell(self),
+            Cell::plain(human::or_dash(&status.host)),
+            Cell::plain(spec.vcpus.to_string()),
+            Cell::plain(human::mib(spec.memory_mib)),
+            Cell::plain(cpu(self)),
+            Cell::plain(human::age(self.create_time.as_ref(), now)),
+        ];
+        if wide {
+            row.push(Cell::plain(human::or_dash(&self.uid)));
+            row.push(Cell::plain(status.epoch.to_string()));
+            row.push(Cell::plain(generation(self)));
+            row.push(Cell::plain(reason(&status)));
+            row.push(Cell::plain(human::labels(&self.labels)));
+        }
+        row
+    }
+
+    fn describe(&self, now: Timestamp) -> human::Page {
+        let (spec, status) = (
+            self.spec.clone().unwrap_or_default(),
+            self.status.clone().unwrap_or_default(),
+        );
+        let mut page = human::Page::default();
+        page.line("Name", &self.name)
+            .painted("State", &state_cell(self))
+            .line("Host", human::or_dash(&status.host));
+        if let Some(error) = &status.error {
+            let again = if error.retrying {
+                " (its host tries again)"
+            } else {
+                ""
+            };
+            page.painted("Error", &Cell::painted(format!("{}{again}", error.message), BAD));
+        }
+        page.line("vCPUs", spec.vcpus.to_string())
+            .line("Memory", human::mib(spec.memory_mib));
+        page.line_if("Description", &self.description)
+            .line("Labels", human::labels(&self.labels));
+        if let Some(boot) = &spec.kernel_boot {
+            page.line("Kernel", &boot.kernel)
+                .line_if("Initrd", &boot.initrd)
+                .line_if("Command line", &boot.cmdline);
+        }
+        page.line("Restart policy", restart_policy(&spec));
+        if !spec.host_selector.is_empty() {
+            page.line("Host selector", human::labels(&spec.host_selector));
+        }
+        page.line("UID", human::or_dash(&self.uid))
+            .line("Generation", generation(self));
+        page.line("Epoch", status.epoch.to_string())
+            .line("ETag", human::or_dash(&self.etag));
+        page.line("Created", human::clock_and_age(self.create_time.as_ref(), now));
+        if self.delete_time.is_some() {
+            page.line(
+                "Deletion asked for",
+                human::clock_and_age(self.delete_time.as_ref(), now),
+            );
+        }
+        observed(&mut page, self, &status, now);
+        let disks = spec.disks.iter().map(|disk| disk_row(disk, &status)).collect();
+        page.table(
+            "Disks",
+            &[
+                "NAME", "SIZE", "ON HOST", "POOL", "IMAGE", "FORMAT", "READ", "WRITTEN",
+            ],
+            disks,
+        );
+        let nics = spec.nics.iter().map(|nic| nic_row(nic, &status)).collect();
+        page.table(
+            "Network interfaces",
+            &["NAME", "BRIDGE", "MAC", "RECEIVED", "SENT"],
+            nics,
+        );
+        page
+    }
+}
+
+fn restart_policy(spec: &v1::VmSpec) -> String {
+    // The default has no value of its own in words.
+    let policy = match spec.restart_policy() {
+        v1::RestartPolicy::Unspecified => v1::RestartPolicy::OnFailure,
+        policy => policy,
+    };
+    human::word(policy.as_str_name(), "RESTART_POLICY_")
+}
+
+fn observed(page: &mut human::Page, vm: &v1::Vm, status: &v1::VmStatus, now: Timestamp) {
+    page.section("Observed");
+    page.line(
+        "Wanted",
+        human::word(vm.desired_power_state().as_str_name(), "POWER_STATE_"),
+    );
+    page.line(
+        "Power",
+        human::word(status.power_state().as_str_name(), "POWER_STATE_"),
+    )
+    .line("Reason", reason(status));
+    page.line("Seen", human::clock_and_age(status.observe_time.as_ref(), now))
+        .line_if("Migration", &status.migration_id);
+    if let Some(usage) = &status.usage {
+        page.line(
+            "CPU",
+            format!(
+                "{} of a processor, {:.1} s in all",
+                cpu(vm),
+                usage.cpu_seconds_total
+            ),
+        );
+        page.line(
+            "Waited for CPU",
+            format!("{:.1} s in all", usage.cpu_wait_seconds_total),
+        );
+        page.line("Resident memory", human::bytes(usage.memory_resident_bytes));
+        page.line("Balloon", human::bytes(usage.memory_balloon_bytes));
+        if usage.memory_unused_bytes > 0 {
+            page.line("Unused by guest", human::bytes(usage.memory_unused_bytes));
+        }
+    }
+}
+
+fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
+    let blocks = status
+        .usage
+        .as_ref()
+        .map(|usage| usage.blocks.as_slice())
+        .unwrap_or_default();
+    let used = blocks.iter().find(|block| block.name == disk.name);
+    let of = |pick: fn(&v1::VmBlockUsage) -> u64| {
+        used.map_or_else(|| "-".to_owned(), |block| human::bytes(pick(block)))
+    };
+    let format = if disk.format() == v1::DiskFormat::Raw {
+        "raw"
+    } else {
+        "qcow2"
+    };
+    [
+        disk.name.clone(),
+        human::mib(disk.size_mib),
+        of(|block| block.allocation_bytes),
+        human::or_dash(&disk.pool),
+        human::or_dash(&disk.image),
+        format.to_owned(),
+        of(|block| block.read_bytes_total),
+        of(|block| block.write_bytes_total),
+    ]
+    .map(Cell::plain)
+    .to_vec()
+}
+
+fn nic_row(nic: &v1::Nic, status: &v1::VmStatus) -> Vec<Cell> {
+    let nics = status
+        .usage
+        .as_ref()
+        .map(|usage| usage.nics.as_slice())
+        .unwrap_or_default();
+    let used = nics.iter().find(|used| used.name == nic.name);
+    let of =
+        |pick: fn(&v1::VmNicUsage) -> u64| used.map_or_else(|| "-".to_owned(), |nic| human::bytes(pick(nic)));
+    [
+        nic.name.clone(),
+        nic.bridge.clone(),
+        human::or_dash(&nic.mac),
+        of(|used| used.receive_bytes_total),
+        of(|used| used.transmit_bytes_total),
+    ]
+    .map(Cell::plain)
+    .to_vec()
+}
+
+/// The intent's generation, and how far its host has come where it lags.
+fn generation(vm: &v1::Vm) -> String {
+    match vm.status.as_ref().map_or(0, |status| status.observed_generation) {
+        done if done == vm.generation => vm.generation.to_string(),
+        done => format!("{} (host: {done})", vm.generation),
+    }
+}
+
+fn reason(status: &v1::VmStatus) -> String {
+    match status.power_reason() {
+        v1::PowerReason::Unspecified => "-".to_owned(),
+        reason => human::word(reason.as_str_name(), "POWER_REASON_"),
+    }
+}

@@ -1,0 +1,370 @@
+//! A controller that answers from a script, and a terminal that remembers what it was shown. Used by the tests of
+//! the commands; holds no expectations of its own.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use clap::Parser as _;
+use dalgu::{args::Cli, exit, output::Term};
+use dalgu_proto::v1;
+use jiff::Timestamp;
+use tokio::{
+    net::UnixListener,
+    runtime::{Builder, Runtime},
+};
+use tokio_stream::{
+    Stream, StreamExt as _,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
+use tonic::{Request, Response, Status, transport::Server};
+use v1::{
+    event_service_server::{EventService, EventServiceServer},
+    operation_service_server::{OperationService, OperationServiceServer},
+    vm_service_server::{VmService, VmServiceServer},
+};
+
+type Answers<T> = VecDeque<Result<T, Status>>;
+
+/// What the controller answers, call by call, and what it was asked.
+#[derive(Default)]
+pub struct Script {
+    /// To changes of VMs.
+    pub changes: Answers<v1::Operation>,
+    /// To WaitOperation; the last one is repeated.
+    pub waits: Answers<v1::Operation>,
+    /// To CancelOperation.
+    pub cancels: Answers<v1::Operation>,
+    /// To GetVm.
+    pub vms: Answers<v1::Vm>,
+    /// To UpdateVm.
+    pub updates: Answers<v1::Vm>,
+    /// To ListVms.
+    pub lists: Answers<v1::ListVmsResponse>,
+    /// To WatchEvents: the messages of each stream.
+    pub streams: Answers<Vec<Result<v1::Event, Status>>>,
+    /// To ListEvents.
+    pub events: Answers<v1::ListEventsResponse>,
+    /// To ReadConsole.
+    pub console: Vec<&'static [u8]>,
+    /// Whether WaitOperation holds the question back for ever.
+    pub hang: bool,
+    /// Calls in their order, with what matters of each.
+    pub seen: Vec<String>,
+}
+
+fn next<T>(answers: &mut Answers<T>, call: &str) -> Result<Response<T>, Status> {
+    let unscripted = || Err(Status::internal(format!("the script has no answer to {call}")));
+    answers.pop_front().unwrap_or_else(unscripted).map(Response::new)
+}
+
+/// A handle of the fake controller.
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<Script>>);
+
+impl Fake {
+    /// The script.
+    pub fn script(&self) -> MutexGuard<'_, Script> {
+        self.0.lock().unwrap()
+    }
+
+    fn change(&self, call: &str, name: &str, request_id: &str) -> Result<Response<v1::Operation>, Status> {
+        let mut script = self.script();
+        script.seen.push(format!("{call} {name} {request_id}"));
+        next(&mut script.changes, call)
+    }
+}
+
+/// The verbs that differ in nothing but their request.
+macro_rules! verbs {
+    ($($name:ident: $request:ident),*) => {
+        #[tonic::async_trait]
+        impl VmService for Fake {
+            $(async fn $name(&self, request: Request<v1::$request>) -> Result<Response<v1::Operation>, Status> {
+                let request = request.into_inner();
+                self.change(stringify!($name), &request.name, &request.request_id)
+            })*
+
+            async fn create_vm(&self, request: Request<v1::CreateVmRequest>) -> Result<Response<v1::Operation>, Status> {
+                let request = request.into_inner();
+                self.change("create_vm", &request.vm.unwrap_or_default().name, &request.request_id)
+            }
+
+            async fn get_vm(&self, _: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
+                next(&mut self.script().vms, "get_vm")
+            }
+
+            async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Result<Response<v1::ListVmsResponse>, Status> {
+                let mut script = self.script();
+                script.seen.push(format!("list_vms {:?}", request.into_inner().page_token));
+                next(&mut script.lists, "list_vms")
+            }
+
+            async fn update_vm(&self, request: Request<v1::UpdateVmRequest>) -> Result<Response<v1::Vm>, Status> {
+                let request = request.into_inner();
+                let (mask, vm) = (request.update_mask.unwrap_or_default(), request.vm.unwrap_or_default());
+                let mut labels: Vec<_> = vm.labels.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+                labels.sort();
+                let mut script = self.script();
+                script.seen.push(format!("update_vm {} {:?} {labels:?}", vm.etag, mask.paths));
+                next(&mut script.updates, "update_vm")
+            }
+
+            type ReadConsoleStream = std::pin::Pin<Box<dyn Stream<Item = Result<v1::ReadConsoleResponse, Status>> + Send>>;
+
+            async fn read_console(&self, request: Request<v1::ReadConsoleRequest>) -> Result<Response<Self::ReadConsoleStream>, Status> {
+                let request = request.into_inner();
+                let mut script = self.script();
+                script.seen.push(format!("read_console {} {} {}", request.name, request.tail_bytes, request.follow));
+                let pieces: Vec<_> = script.console.iter().map(|data| Ok(v1::ReadConsoleResponse { data: (*data).into() })).collect();
+                Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+            }
+        }
+    };
+}
+
+verbs!(
+    delete_vm: DeleteVmRequest, start_vm: StartVmRequest, stop_vm: StopVmRequest, restart_vm: RestartVmRequest,
+    pause_vm: PauseVmRequest, resume_vm: ResumeVmRequest, migrate_vm: MigrateVmRequest
+);
+
+#[tonic::async_trait]
+impl OperationService for Fake {
+    async fn get_operation(
+        &self,
+        _: Request<v1::GetOperationRequest>,
+    ) -> Result<Response<v1::Operation>, Status> {
+        next(&mut self.script().waits, "get_operation")
+    }
+
+    async fn list_operations(
+        &self,
+        _: Request<v1::ListOperationsRequest>,
+    ) -> Result<Response<v1::ListOperationsResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn wait_operation(
+        &self,
+        _: Request<v1::WaitOperationRequest>,
+    ) -> Result<Response<v1::Operation>, Status> {
+        self.script().seen.push("wait_operation".to_owned());
+        if self.script().hang {
+            std::future::pending::<()>().await;
+        }
+        let mut script = self.script();
+        if script.waits.len() == 1 {
+            let last = script.waits[0].clone();
+            return last.map(Response::new);
+        }
+        next(&mut script.waits, "wait_operation")
+    }
+
+    async fn cancel_operation(
+        &self,
+        _: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::Operation>, Status> {
+        next(&mut self.script().cancels, "cancel_operation")
+    }
+}
+
+#[tonic::async_trait]
+impl EventService for Fake {
+    type WatchEventsStream = std::pin::Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let request = request.into_inner();
+        let mut script = self.script();
+        script.seen.push(format!(
+            "watch_events {} {:?}",
+            request.after_resource_version, request.subject
+        ));
+        let messages = next(&mut script.streams, "watch_events")?.into_inner();
+        // Not ended by itself: a stream lasts until something is wrong.
+        let (open, forever) = tokio::sync::mpsc::channel(1);
+        let stream = tokio_stream::iter(messages).chain(ReceiverStream::new(forever));
+        tokio::spawn(async move {
+            open.closed().await;
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn list_events(
+        &self,
+        _: Request<v1::ListEventsRequest>,
+    ) -> Result<Response<v1::ListEventsResponse>, Status> {
+        next(&mut self.script().events, "list_events")
+    }
+}
+
+/// The fake controller on a socket in a directory of its own, in a runtime of its own that can be torn down.
+pub struct Controller {
+    /// Its script.
+    pub fake: Fake,
+    dir: tempfile::TempDir,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Controller {
+    /// Starts it.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Self {
+            fake: Fake::default(),
+            dir,
+            runtime: None,
+        };
+        controller.serve();
+        controller
+    }
+
+    /// Serves, for the first time or again.
+    pub fn serve(&mut self) {
+        let listener = std::os::unix::net::UnixListener::bind(self.socket()).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let server = Server::builder()
+            .add_service(VmServiceServer::new(self.fake.clone()))
+            .add_service(OperationServiceServer::new(self.fake.clone()))
+            .add_service(EventServiceServer::new(self.fake.clone()));
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.spawn(async move {
+            let incoming = UnixListenerStream::new(UnixListener::from_std(listener).unwrap());
+            server.serve_with_incoming(incoming).await.unwrap();
+        });
+        self.runtime = Some(runtime);
+    }
+
+    /// Ends it as kill -9 does: connections break, the socket is gone.
+    pub fn kill(&mut self) {
+        self.runtime.take().expect("it runs").shutdown_background();
+        std::fs::remove_file(self.socket()).unwrap();
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("controller.sock")
+    }
+
+    /// As [`Controller::run`], for a controller that is killed and started meanwhile.
+    pub fn command<'a>(&self, args: &'a [&str]) -> impl Future<Output = Outcome> + use<'a> {
+        let endpoint = format!("unix:{}", self.socket().display());
+        let config = self.dir.path().join("none.toml");
+        async move { run(&config, &["--endpoint", &endpoint], args, |_| {}).await }
+    }
+
+    /// Runs a command against it.
+    pub async fn run(&self, args: &[&str]) -> Outcome {
+        self.run_on(args, |_| {}).await
+    }
+
+    /// Runs a command on a terminal that is changed first.
+    pub async fn run_on(&self, args: &[&str], change: impl FnOnce(&mut Term)) -> Outcome {
+        let endpoint = format!("unix:{}", self.socket().display());
+        let config = self.dir.path().join("none.toml");
+        run(&config, &["--endpoint", &endpoint], args, change).await
+    }
+}
+
+/// What a command showed, and its exit code.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code.
+    pub code: u8,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Memory {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Memory {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// The time that all tests live in: 2026-11-23T12:00:00Z.
+pub fn now() -> Timestamp {
+    "2026-11-23T12:00:00Z".parse().unwrap()
+}
+
+/// So many seconds before [`now`], as the wire has it.
+pub fn ago(seconds: i64) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp {
+        seconds: now().as_second() - seconds,
+        nanos: 0,
+    })
+}
+
+/// Runs a command with a configuration.
+pub async fn run(config: &Path, global: &[&str], args: &[&str], change: impl FnOnce(&mut Term)) -> Outcome {
+    let config = config.to_str().unwrap();
+    let all = ["dalgu", "--config", config]
+        .into_iter()
+        .chain(global.iter().copied())
+        .chain(args.iter().copied());
+    let cli = match Cli::try_parse_from(all) {
+        Ok(cli) => cli,
+        Err(error) => {
+            return Outcome {
+                code: 2,
+                out: String::new(),
+                err: error.to_string(),
+            };
+        }
+    };
+    let (out, err) = (Memory::default(), Memory::default());
+    let mut term = Term {
+        out: Box::new(out.clone()),
+        err: Box::new(err.clone()),
+        out_screen: false,
+        err_screen: false,
+        color: false,
+        err_color: false,
+        now,
+        interrupt: || Box::pin(std::future::pending()),
+    };
+    change(&mut term);
+    let code = match dalgu::run(cli, &mut term).await {
+        Ok(()) => 0,
+        Err(error) => {
+            exit::report(&mut term, &error).unwrap();
+            error.code() as u8
+        }
+    };
+    Outcome {
+        code,
+        out: out.text(),
+        err: err.text(),
+    }
+}

@@ -1,0 +1,439 @@
+//! What each kind of object looks like: the files beside this one are the pages that a user sees.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod common;
+
+use std::collections::HashMap;
+
+use clap::CommandFactory as _;
+use common::{ago, now};
+use dalgu::{
+    args::Cli,
+    output::{Resource as _, explain, operation, table},
+    progress,
+};
+use dalgu_proto::v1;
+
+fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+fn running() -> v1::Vm {
+    let disk = v1::Disk {
+        name: "root".into(),
+        size_mib: 2048,
+        pool: "local".into(),
+        image: "base.img".into(),
+        format: 2,
+    };
+    let nic = v1::Nic {
+        name: "eth0".into(),
+        bridge: "br0".into(),
+        mac: "52:54:00:12:34:56".into(),
+    };
+    let boot = v1::KernelBoot {
+        kernel: "vmlinuz".into(),
+        initrd: "initrd".into(),
+        cmdline: "console=ttyS0".into(),
+    };
+    let block = v1::VmBlockUsage {
+        name: "root".into(),
+        read_bytes_total: 5 << 20,
+        write_bytes_total: 900,
+        allocation_bytes: 3 << 20,
+        ..Default::default()
+    };
+    let used = v1::VmNicUsage {
+        name: "eth0".into(),
+        receive_bytes_total: 2048,
+        transmit_bytes_total: 10,
+        ..Default::default()
+    };
+    let usage = v1::VmUsage {
+        cpu_seconds_total: 12.34,
+        cpu_wait_seconds_total: 0.5,
+        cpus_busy: 0.37,
+        rates_valid: true,
+        memory_resident_bytes: 210 << 20,
+        memory_balloon_bytes: 256 << 20,
+        blocks: vec![block],
+        nics: vec![used],
+        ..Default::default()
+    };
+    v1::Vm {
+        name: "web".into(),
+        uid: "11111111-2222-4333-8444-555555555555".into(),
+        spec: Some(v1::VmSpec {
+            vcpus: 2,
+            memory_mib: 256,
+            disks: vec![disk],
+            nics: vec![nic],
+            kernel_boot: Some(boot),
+            host_selector: map(&[("rack", "a")]),
+            ..Default::default()
+        }),
+        desired_power_state: v1::PowerState::Running.into(),
+        labels: map(&[("system", "tax"), ("env", "prod")]),
+        description: "세무 시스템".into(),
+        status: Some(v1::VmStatus {
+            state: v1::VmState::Running.into(),
+            power_state: v1::PowerState::Running.into(),
+            power_reason: v1::PowerReason::Migrated.into(),
+            observe_time: ago(4),
+            host: "h1".into(),
+            epoch: 3,
+            observed_generation: 4,
+            usage: Some(usage),
+            ..Default::default()
+        }),
+        generation: 5,
+        etag: "e5".into(),
+        create_time: ago(7500),
+        ..Default::default()
+    }
+}
+
+fn failed() -> v1::Vm {
+    let error = v1::VmError {
+        reason: "IMAGE_NOT_FOUND".into(),
+        message: "there is no image x.img".into(),
+        retrying: true,
+        time: ago(9),
+    };
+    let status = v1::VmStatus {
+        state: v1::VmState::Failed.into(),
+        host: "h2".into(),
+        error: Some(error),
+        ..Default::default()
+    };
+    v1::Vm {
+        name: "db".into(),
+        spec: Some(v1::VmSpec {
+            vcpus: 4,
+            memory_mib: 8192,
+            ..Default::default()
+        }),
+        status: Some(status),
+        ..Default::default()
+    }
+}
+
+fn host() -> v1::Host {
+    let stall = |percent| {
+        Some(v1::PressureStall {
+            avg10_percent: percent,
+            ..Default::default()
+        })
+    };
+    let nic = |name: &str, kind: &str, rate: f64| v1::NicUsage {
+        name: name.into(),
+        kind: kind.into(),
+        up: true,
+        speed_bits_per_second: 10_000_000_000,
+        receive_bytes_per_second: rate,
+        transmit_bytes_per_second: rate / 4.0,
+        rates_valid: true,
+        ..Default::default()
+    };
+    let pool = v1::StoragePool {
+        name: "local".into(),
+        path: "/var/lib/dalgu".into(),
+        capacity_bytes: 100 << 30,
+        available_bytes: 60 << 30,
+        ..Default::default()
+    };
+    v1::Host {
+        name: "h1".into(),
+        state: v1::HostState::Ready.into(),
+        labels: map(&[("rack", "a")]),
+        cpu_overcommit_ratio: 4.0,
+        reserved_memory_mib: 1024,
+        inventory: Some(v1::HostInventory {
+            cpu_model: "EPYC".into(),
+            cpus: 8,
+            cores: 4,
+            sockets: 1,
+            memory_bytes: 16 << 30,
+            numa_nodes: vec![v1::NumaNode::default()],
+            bridges: vec!["br0".into(), "br1".into()],
+            kernel: "6.1.0".into(),
+            hypervisor: "QEMU 10.0.2, libvirt 11.3.0".into(),
+            accelerator: "tcg".into(),
+            accelerator_reason: "KVM runs no guest here".into(),
+            architecture: "x86_64".into(),
+            ..Default::default()
+        }),
+        usage: Some(v1::HostUsage {
+            sample_time: ago(2),
+            cpus_busy: 2.0,
+            rates_valid: true,
+            load1: 1.5,
+            load5: 1.0,
+            load15: 0.25,
+            pressure: Some(v1::Pressure {
+                cpu_some: stall(12.4),
+                io_some: stall(0.0),
+                ..Default::default()
+            }),
+            memory: Some(v1::MemoryUsage {
+                total_bytes: 16 << 30,
+                available_bytes: 12 << 30,
+                ..Default::default()
+            }),
+            nics: vec![
+                nic("br0", "bridge", 9e9),
+                nic("eno1", "physical", 4.0 * 1_048_576.0),
+                nic("tap0", "tap", 5e9),
+            ],
+            pools: vec![pool],
+            ..Default::default()
+        }),
+        allocation: Some(v1::HostAllocation {
+            vcpus_capacity: 32,
+            vcpus_reserved: 6,
+            memory_mib_capacity: 15360,
+            memory_mib_reserved: 2048,
+            vms: 3,
+        }),
+        address: "10.77.0.11:7444".into(),
+        boot_id: "b-1".into(),
+        session: 2,
+        agent_version: "0.1.0".into(),
+        report_time: ago(3),
+        unmanaged_domains: vec![v1::UnmanagedDomain {
+            uuid: "u-1".into(),
+            name: "legacy".into(),
+            running: true,
+            vcpus: 2,
+            memory_mib: 1024,
+        }],
+        create_time: ago(864_000),
+        etag: "e1".into(),
+        ..Default::default()
+    }
+}
+
+fn lost_host() -> v1::Host {
+    v1::Host {
+        name: "h2".into(),
+        state: v1::HostState::Unreachable.into(),
+        cordoned: true,
+        cordon_reason: "disk".into(),
+        report_time: ago(600),
+        ..Default::default()
+    }
+}
+
+fn migration() -> v1::Operation {
+    v1::Operation {
+        id: "op-1".into(),
+        kind: v1::OperationKind::MigrateVm.into(),
+        state: v1::OperationState::Running.into(),
+        vm: "web".into(),
+        generation: 5,
+        create_time: ago(3),
+        principal: "operator/kim".into(),
+        migration: Some(v1::MigrationProgress {
+            migration_id: "m-1".into(),
+            phase: v1::MigrationPhase::Transferring.into(),
+            source_host: "h1".into(),
+            destination_host: "h2".into(),
+            memory_total_bytes: 256 << 20,
+            memory_processed_bytes: 220 << 20,
+            memory_remaining_bytes: 64 << 20,
+            disk_total_bytes: 1 << 30,
+            disk_processed_bytes: 1 << 30,
+            rate_bytes_per_second: 112 << 20,
+            dirty_rate_bytes_per_second: 3 << 20,
+            expected_downtime_ms: 84,
+            iteration: 2,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn decision() -> v1::Placement {
+    let part = |name: &str, value: f64| v1::ScorePart {
+        name: name.into(),
+        value,
+    };
+    let fits = |host: &str, rank: u32, pressure: f64| v1::HostVerdict {
+        host: host.into(),
+        fits: true,
+        score: vec![part("memory_pressure", pressure), part("vms", 3.0)],
+        rank,
+        ..Default::default()
+    };
+    let lacks = |constraint: &str, message: &str| v1::Shortfall {
+        constraint: constraint.into(),
+        message: message.into(),
+        ..Default::default()
+    };
+    let refused = v1::HostVerdict {
+        host: "h3".into(),
+        shortfalls: vec![
+            lacks("MEMORY", "needs 4096 MiB, has 1024 MiB free of 8192 MiB"),
+            lacks("CORDON", "closed for VMs: disk"),
+        ],
+        ..Default::default()
+    };
+    v1::Placement {
+        host: "h1".into(),
+        verdicts: vec![fits("h1", 1, 0.125), fits("h2", 2, 0.3), refused],
+        summary: "least memory pressure of the 2 hosts that fit".into(),
+        decide_time: ago(60),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn vms_in_a_table() {
+    insta::assert_snapshot!("vm_list", table::of(&[running(), failed()], false, now(), false));
+    insta::assert_snapshot!(
+        "vm_list_wide",
+        table::of(&[running(), failed()], true, now(), false)
+    );
+}
+
+#[test]
+fn a_vm_on_its_page() {
+    insta::assert_snapshot!("vm_show", running().describe(now()).render(false));
+    insta::assert_snapshot!("vm_show_failed", failed().describe(now()).render(false));
+}
+
+#[test]
+fn hosts_in_a_table() {
+    insta::assert_snapshot!(
+        "host_list",
+        table::of(&[host(), lost_host()], false, now(), false)
+    );
+    insta::assert_snapshot!(
+        "host_list_wide",
+        table::of(&[host(), lost_host()], true, now(), false)
+    );
+}
+
+#[test]
+fn a_host_on_its_page() {
+    insta::assert_snapshot!("host_show", host().describe(now()).render(false));
+    insta::assert_snapshot!("host_show_lost", lost_host().describe(now()).render(false));
+}
+
+#[test]
+fn operations_in_a_table_and_on_a_page() {
+    let error = v1::OperationError {
+        code: 13,
+        reason: "START_FAILED".into(),
+        message: "no such bridge br7".into(),
+    };
+    let start = v1::Operation {
+        id: "op-2".into(),
+        kind: 2,
+        state: 4,
+        vm: "db".into(),
+        create_time: ago(90),
+        end_time: ago(88),
+        error: Some(error),
+        ..Default::default()
+    };
+    insta::assert_snapshot!(
+        "op_list",
+        table::of(&[migration(), start.clone()], false, now(), false)
+    );
+    insta::assert_snapshot!("op_show", migration().describe(now()).render(false));
+    insta::assert_snapshot!("op_show_failed", start.describe(now()).render(false));
+}
+
+#[test]
+fn a_migration_under_way_in_words() {
+    let operation = migration();
+    let migration = operation.migration.clone().unwrap();
+    insta::assert_snapshot!(operation::migration_line(&migration), @"transferring, h1 -> h2, memory 75% of 256 MiB, disk 100% of 1 GiB, 112 MiB/s, guest writes 3 MiB/s, expected stop 84 ms");
+    insta::assert_snapshot!(progress::plain_line(&operation), @"migrating web: transferring, h1 -> h2");
+    assert_eq!(operation::migration_percent(&migration), 95);
+    let unknown = v1::MigrationProgress {
+        memory_total_bytes: 0,
+        disk_total_bytes: 0,
+        ..migration
+    };
+    assert_eq!(operation::migration_percent(&unknown), 0);
+}
+
+#[test]
+fn why_a_vm_is_where_it_is() {
+    insta::assert_snapshot!("explain", explain::render(&decision(), "web", "is on", false));
+}
+
+#[test]
+fn why_a_vm_is_refused() {
+    let mut decision = decision();
+    decision.verdicts.drain(..2);
+    let refusal = v1::Placement {
+        host: String::new(),
+        hint: "free 3072 MiB on h3 and uncordon it".into(),
+        summary: String::new(),
+        decide_time: None,
+        ..decision
+    };
+    insta::assert_snapshot!(
+        "explain_refused",
+        explain::render(&refusal, "a new VM", "would go to", false)
+    );
+}
+
+#[test]
+fn events_in_a_table() {
+    let event = |kind: v1::EventKind, reason: &str, message: &str| v1::Event {
+        resource_version: 7,
+        time: ago(5),
+        kind: kind.into(),
+        reason: reason.into(),
+        message: message.into(),
+        subject: "web".into(),
+        ..Default::default()
+    };
+    let events = [
+        event(v1::EventKind::Vm, "VmRunning", "runs on h1"),
+        event(v1::EventKind::Operation, "OperationFailed", "no such bridge"),
+    ];
+    insta::assert_snapshot!("events", table::of(&events, false, now(), false));
+}
+
+#[test]
+fn every_screen_is_painted_without_moving_anything() {
+    for (plain, painted) in [
+        (
+            running().describe(now()).render(false),
+            running().describe(now()).render(true),
+        ),
+        (
+            table::of(&[host(), lost_host()], true, now(), false),
+            table::of(&[host(), lost_host()], true, now(), true),
+        ),
+        (
+            explain::render(&decision(), "web", "is on", false),
+            explain::render(&decision(), "web", "is on", true),
+        ),
+    ] {
+        assert_eq!(anstream::adapter::strip_str(&painted).to_string(), plain);
+        assert_ne!(painted, plain);
+    }
+}
+
+#[test]
+fn the_arguments_are_consistent_and_the_help_names_every_exit_code() {
+    Cli::command().debug_assert();
+    let help = Cli::command().render_long_help().to_string();
+    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 130] {
+        assert!(
+            help.lines()
+                .any(|line| line.trim_start().starts_with(&format!("{code}  "))),
+            "{code}"
+        );
+    }
+}
