@@ -1,4 +1,239 @@
 //! The agent: on each server it carries out what the controller intends, through libvirt, and reports what is.
+//!
+//! ```text
+//!   controller ──commands──> server ──> gate ──> vm (one task each) ──> ledger, then hypervisor
+//!   controller <──reports─── reporter <─────────── status, samples <──── telemetry
+//!   peer agent <══streams══> migration::transport <── libvirt, QEMU
+//! ```
+//!
+//! [`run`] puts the parts together; `main` only reads arguments. The tests run many agents in one process.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use dalgu_proto::{
+    agent::v1::{agent_service_server::AgentServiceServer, registrar_service_client::RegistrarServiceClient},
+    tls::{self, Identity, Role, server::Acceptor},
+};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    gate::Gate,
+    host::usage::Sampler,
+    hypervisor::Hypervisor,
+    ledger::Ledger,
+    migration::transport::Grants,
+    reporter::Reporter,
+    telemetry::Telemetry,
+    vm::{Shared, Vms},
+};
+
+pub mod config;
+mod console;
+pub mod gate;
 pub mod host;
 pub mod hypervisor;
+pub mod ledger;
 pub mod metrics;
+pub mod migration;
+mod recovery;
+mod reporter;
+mod server;
+mod telemetry;
+pub mod vm;
+mod wire;
+
+/// Largest gRPC message taken or sent.
+const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Requests of one connection that are served at once.
+const MAX_STREAMS: u32 = 256;
+/// Largest header list of a request.
+const MAX_HEADERS_BYTES: u32 = 16 * 1024;
+/// Migration streams that wait to be taken; the taker never waits for anything.
+const WAITING_STREAMS: usize = 16;
+
+/// Runs an agent until `stop` is cancelled. `ready` is called once it listens and knows what is true on its host.
+pub async fn run(
+    config: Config,
+    hypervisor: Arc<dyn Hypervisor>,
+    stop: CancellationToken,
+    ready: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<()> {
+    let identity = Identity::load_dir(&config.tls_dir, "agent").context("the agent's identity")?;
+    check_identity(&config, &identity)?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen at {}", config.listen))?;
+    let ledger = Ledger::open(&config.data_dir.join("ledger"))?;
+    let contents = ledger.load()?;
+    let gate = Arc::new(Gate::new(identity.site()?, config.host.clone(), ledger.clone(), contents.host));
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel's boot id")?;
+    let boot_id = boot_id.trim().to_owned();
+    let grants = Grants::default();
+    let shared = Shared {
+        hypervisor: hypervisor.clone(),
+        ledger,
+        grants: grants.clone(),
+        run_dir: config.run_dir.clone(),
+        socket_owner: qemu_owner(&config)?,
+        identity: identity.clone(),
+        boot_id: boot_id.clone(),
+        cluster: gate.cluster(),
+        changes: tokio::sync::watch::Sender::default(),
+    };
+    let vms = Vms::new(shared, stop.clone());
+    let sampler = Sampler::new(config.pool_configs(), vec![config.data_dir.clone()]);
+    let telemetry = Telemetry::new(sampler, vms.clone());
+    let samples = telemetry.samples();
+    let channel = tls::client::connect_lazy(&config.controller, tls::CONTROLLER_NAME, &identity)?;
+    let reporter = Reporter {
+        client: RegistrarServiceClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES),
+        address: config.address(),
+        boot_id: boot_id.clone(),
+        run_id: uuid::Uuid::new_v4().to_string(),
+        gate: gate.clone(),
+        vms: vms.clone(),
+        samples: samples.clone(),
+    };
+
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let (streams, incoming_streams) = mpsc::channel(WAITING_STREAMS);
+    let control_socket = hypervisor.control_socket().to_owned();
+    tasks.spawn(async move { grants.serve(incoming_streams, control_socket).await; Ok(()) });
+    let service = server::Service { gate: gate.clone(), vms: vms.clone(), samples: samples.clone(), boot_id };
+    tasks.spawn(serve(listener, identity, streams, service, stop.clone()));
+    let (period, telemetry_stop) = (config.usage_interval(), stop.clone());
+    tasks.spawn(async move { telemetry.run(period, telemetry_stop).await; Ok(()) });
+    let (begun, token) = (vms.clone(), stop.clone());
+    tasks.spawn(async move {
+        // Cancel safe: recovery only reads and starts tasks, which end by the same token.
+        tokio::select! {
+            () = recovery::recover(&begun, contents) => {}
+            () = token.cancelled() => return Ok(()),
+        }
+        gate.open();
+        ready();
+        Ok(reporter.run(token).await?)
+    });
+
+    let outcome = first_failure(&mut tasks, &stop).await;
+    stop.cancel();
+    vms.stopped().await;
+    tasks.shutdown().await;
+    outcome
+}
+
+/// Waits for the agent to be stopped, or for a part of it to fail.
+async fn first_failure(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> anyhow::Result<()> {
+    loop {
+        // Cancel safe: an ended task that was not joined is joined the next time.
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ended = tasks.join_next() => match ended {
+                Some(outcome) => outcome??,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+fn check_identity(config: &Config, identity: &Identity) -> anyhow::Result<()> {
+    match identity.peer().context("the agent's certificate")?.role {
+        Role::Agent(host) if host == config.host => Ok(()),
+        _ => anyhow::bail!(
+            "{} is not the certificate of host {}; issue one with `dalgu-controller issue-agent --host {}`",
+            config.tls_dir.join("agent.pem").display(),
+            config.host,
+            config.host,
+        ),
+    }
+}
+
+fn qemu_owner(config: &Config) -> anyhow::Result<Option<(u32, u32)>> {
+    let Some(name) = &config.qemu_user else { return Ok(None) };
+    let user = nix::unistd::User::from_name(name)?.with_context(|| format!("qemu_user: there is no user {name}"))?;
+    Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
+}
+
+async fn serve(
+    listener: TcpListener,
+    identity: Identity,
+    streams: mpsc::Sender<tls::server::MigrationStream>,
+    service: server::Service,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let config = identity.server_config(&[tls::ALPN_H2, tls::ALPN_HTTP1, tls::ALPN_STREAM])?;
+    let (acceptor, connections) = Acceptor::new(Some(streams));
+    tokio::spawn(async move {
+        let refused = |error: &dyn std::error::Error| tracing::info!(%error, "a caller was turned away");
+        acceptor.run(listener, config, refused).await;
+    });
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<AgentServiceServer<server::Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(dalgu_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let clock = || host::process::clock().unwrap_or_default();
+    let registry = Arc::new(metrics::registry(env!("CARGO_PKG_VERSION"), service.samples.clone(), clock));
+    let commands = AgentServiceServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let routes = tonic::service::Routes::new(tonic::service::interceptor::InterceptedService::new(commands, server::only_controller))
+        .add_service(health_service)
+        .add_service(reflection)
+        .into_axum_router()
+        .route("/metrics", axum::routing::get(move |headers| metrics_page(registry.clone(), headers)));
+    tonic::transport::Server::builder()
+        .accept_http1(true)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS_BYTES)
+        .http2_keepalive_interval(Some(tls::client::KEEPALIVE))
+        .http2_keepalive_timeout(Some(tls::client::KEEPALIVE))
+        .add_routes(routes.into())
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+async fn metrics_page(registry: Arc<prometheus_client::registry::Registry>, headers: http::HeaderMap) -> axum::response::Response {
+    use axum::response::IntoResponse;
+    let accept = headers.get(http::header::ACCEPT).and_then(|value| value.to_str().ok());
+    match metrics::respond(accept, &registry) {
+        Ok((content_type, body)) => ([(http::header::CONTENT_TYPE, content_type)], body).into_response(),
+        Err(_) => http::StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// Makes the hypervisor that the configuration names.
+pub async fn hypervisor(config: &Config, site: dalgu_proto::ids::ClusterId) -> anyhow::Result<Arc<dyn Hypervisor>> {
+    make_dir(&config.run_dir)?;
+    make_dir(&config.console_dir)?;
+    match config.hypervisor {
+        config::Hypervisor::Sim => {
+            let mut sim = hypervisor::sim::SimConfig::new(site);
+            sim.control_socket = Some(config.run_dir.join("sim.sock"));
+            sim.console_dir = Some(config.console_dir.clone());
+            sim.shared_pools = config.pools.iter().filter(|pool| pool.shared).map(|pool| pool.name.clone()).collect();
+            sim.delays = hypervisor::sim::Delays::LIFELIKE;
+            Ok(Arc::new(hypervisor::sim::Sim::new(sim)?))
+        }
+        #[cfg(feature = "libvirt")]
+        config::Hypervisor::Libvirt => libvirt(config, site).await,
+        #[cfg(not(feature = "libvirt"))]
+        config::Hypervisor::Libvirt => anyhow::bail!("this agent was built without libvirt; use hypervisor = \"sim\""),
+    }
+}
+
+fn make_dir(path: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(path).with_context(|| format!("cannot make the directory {}", path.display()))
+}
+
+/// Longest time a stopping agent takes.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(feature = "libvirt")]
+async fn libvirt(_config: &Config, _site: dalgu_proto::ids::ClusterId) -> anyhow::Result<Arc<dyn Hypervisor>> {
+    anyhow::bail!("pending")
+}

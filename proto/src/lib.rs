@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 /// Generated from `dalgu/v1/*.proto`: the operator API.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::too_many_lines)]
 pub mod v1 {
     tonic::include_proto!("dalgu.v1");
 }
@@ -14,7 +14,7 @@ pub mod v1 {
 /// Generated from `dalgu/agent/v1/*.proto`: the API between controller and agents.
 pub mod agent {
     /// Version 1.
-    #[allow(missing_docs, clippy::all)]
+    #[allow(missing_docs, clippy::all, clippy::too_many_lines)]
     pub mod v1 {
         tonic::include_proto!("dalgu.agent.v1");
     }

@@ -1,7 +1,8 @@
 //! Who is at the other end: mutual TLS for every connection, and the identities in the certificates.
 //!
 //! Every certificate of a site comes from the site's authority and names its bearer in a URI:
-//! `spiffe://<site>/controller/<name>`, `/agent/<host>` or `/operator/<name>`. A server asks every caller for one; a
+//! `spiffe://<cluster id>/controller/<name>`, `/agent/<host>` or `/operator/<name>`, where the cluster id is the site's
+//! UUID ([`ClusterId`]), so that a program knows its site from its certificate. A server asks every caller for one; a
 //! client checks that the server is the very one it meant, by a DNS name that follows from the role
 //! ([`CONTROLLER_NAME`], [`agent_name`]), so that addresses may change without new certificates. TLS 1.3 only.
 //!
@@ -15,7 +16,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
-use crate::ids::HostName;
+use crate::ids::{ClusterId, HostName};
 
 pub mod client;
 pub mod server;
@@ -152,7 +153,12 @@ impl Identity {
 
     /// Who this identity says its bearer is.
     pub fn peer(&self) -> Result<Peer, Error> {
-        peer_of(self.chain.first().ok_or(Error::NoIdentity)?)
+        Ok(identity_of(self.chain.first().ok_or(Error::NoIdentity)?)?.1)
+    }
+
+    /// The site this identity belongs to.
+    pub fn site(&self) -> Result<ClusterId, Error> {
+        Ok(identity_of(self.chain.first().ok_or(Error::NoIdentity)?)?.0)
     }
 
     fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -181,8 +187,8 @@ impl Identity {
     }
 }
 
-/// Reads the identity out of a certificate that has been verified.
-pub fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, Error> {
+/// Reads the site and the identity out of a certificate that has been verified.
+pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<(ClusterId, Peer), Error> {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Error::NoIdentity)?;
     let names = parsed.subject_alternative_name().map_err(|_| Error::NoIdentity)?.ok_or(Error::NoIdentity)?;
@@ -197,8 +203,9 @@ pub fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, Error> {
         .ok_or(Error::NoIdentity)
 }
 
-fn parse_identity(uri: &str) -> Option<Peer> {
-    let (_site, path) = uri.strip_prefix("spiffe://")?.split_once('/')?;
+fn parse_identity(uri: &str) -> Option<(ClusterId, Peer)> {
+    let (site, path) = uri.strip_prefix("spiffe://")?.split_once('/')?;
+    let site = site.parse().ok()?;
     let (role, name) = path.split_once('/')?;
     if name.is_empty() || name.contains('/') {
         return None;
@@ -209,7 +216,7 @@ fn parse_identity(uri: &str) -> Option<Peer> {
         "operator" => Role::Operator,
         _ => return None,
     };
-    Some(Peer { role, name: name.to_owned() })
+    Some((site, Peer { role, name: name.to_owned() }))
 }
 
 #[cfg(test)]
@@ -218,12 +225,15 @@ mod tests {
 
     #[test]
     fn identities_are_read_and_anything_else_is_not() {
-        assert_eq!(
-            parse_identity("spiffe://site/agent/h1"),
-            Some(Peer { role: Role::Agent("h1".parse().unwrap()), name: "h1".into() })
-        );
-        assert_eq!(parse_identity("spiffe://site/operator/kim").unwrap().role, Role::Operator);
-        for bad in ["", "https://site/agent/h1", "spiffe://site/agent/", "spiffe://site/agent/H1", "spiffe://site/agent/a/b", "spiffe://site/root/x"] {
+        const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";
+        let read = |path: &str| parse_identity(&format!("spiffe://{SITE}/{path}"));
+        let agent = Peer { role: Role::Agent("h1".parse().unwrap()), name: "h1".into() };
+        assert_eq!(read("agent/h1"), Some((SITE.parse().unwrap(), agent)));
+        assert_eq!(read("operator/kim").unwrap().1.role, Role::Operator);
+        for bad in ["agent/", "agent/H1", "agent/a/b", "root/x", ""] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        for bad in ["", "https://site/agent/h1", "spiffe://lab/agent/h1"] {
             assert_eq!(parse_identity(bad), None, "{bad}");
         }
     }

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use super::{ALPN_STREAM, Error, Peer, Role, peer_of};
+use super::{ALPN_STREAM, Error, Peer, Role, identity_of};
 
 /// Longest handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,7 +119,7 @@ async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Peer, TlsSt
     tcp.set_nodelay(true).map_err(failed)?;
     let io = acceptor.accept(tcp).await.map_err(failed)?;
     let certificate = io.get_ref().1.peer_certificates().and_then(<[_]>::first).ok_or(Error::NoIdentity)?;
-    let peer = peer_of(certificate)?;
+    let (_, peer) = identity_of(certificate)?;
     Ok((peer, io))
 }
 

@@ -1,0 +1,244 @@
+//! The agent's configuration file. Read once at start by `main`; every key is explained in `systemd/agent.toml`.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use dalgu_proto::ids::{HostName, check_device_name};
+use serde::Deserialize;
+
+use crate::host::storage::PoolConfig;
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not understood.
+    #[error("the configuration {path} is not understood")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A value is not allowed.
+    #[error("the configuration {path}: {key} {problem}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+/// Which hypervisor the agent drives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hypervisor {
+    /// Real guests.
+    Libvirt,
+    /// Simulated guests, for demonstrations and large fleets.
+    Sim,
+}
+
+/// How guests are to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// KVM where it is proven to run a guest, emulation otherwise.
+    #[default]
+    Auto,
+    /// KVM.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// A storage pool.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// Name, the same on each host that has it.
+    pub name: String,
+    /// Directory.
+    pub path: PathBuf,
+    /// Whether every host sees the same files there.
+    #[serde(default)]
+    pub shared: bool,
+}
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of this host; the one in its certificate.
+    pub host: HostName,
+    /// Address and port to listen at.
+    pub listen: SocketAddr,
+    /// Where controller and peers reach this agent, if not at `listen`.
+    pub advertise: Option<String>,
+    /// The controller's endpoint, `https://HOST:PORT`.
+    pub controller: String,
+    /// Directory of the ledger.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// Directory for sockets; the same path on every host of the site.
+    #[serde(default = "default_run_dir")]
+    pub run_dir: PathBuf,
+    /// Directory with ca.pem, agent.pem and agent.key.
+    #[serde(default = "default_tls_dir")]
+    pub tls_dir: PathBuf,
+    /// Directory with images and kernels.
+    #[serde(default = "default_images_dir")]
+    pub images_dir: PathBuf,
+    /// Directory for console logs.
+    #[serde(default = "default_console_dir")]
+    pub console_dir: PathBuf,
+    /// Which hypervisor.
+    #[serde(default = "default_hypervisor")]
+    pub hypervisor: Hypervisor,
+    /// libvirt's connection URI.
+    #[serde(default = "default_libvirt_uri")]
+    pub libvirt_uri: String,
+    /// How guests run.
+    #[serde(default)]
+    pub accel: Accelerator,
+    /// User that QEMU runs as, where it is not the agent's own.
+    #[serde(default)]
+    pub qemu_user: Option<String>,
+    /// Time between two samples of usage, in ms.
+    #[serde(default = "default_usage_interval")]
+    pub usage_interval_ms: u64,
+    /// Storage pools.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
+}
+
+fn default_data_dir() -> PathBuf {
+    "/var/lib/dalgu/agent".into()
+}
+
+fn default_run_dir() -> PathBuf {
+    "/run/dalgu".into()
+}
+
+fn default_tls_dir() -> PathBuf {
+    "/etc/dalgu/tls".into()
+}
+
+fn default_images_dir() -> PathBuf {
+    "/var/lib/dalgu/images".into()
+}
+
+fn default_console_dir() -> PathBuf {
+    "/var/log/dalgu/console".into()
+}
+
+const fn default_hypervisor() -> Hypervisor {
+    Hypervisor::Libvirt
+}
+
+fn default_libvirt_uri() -> String {
+    "qemu:///system".to_owned()
+}
+
+const fn default_usage_interval() -> u64 {
+    2000
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        config.check().map_err(|(key, problem)| Error::Value { path: path.to_owned(), key, problem })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if !(500..=60_000).contains(&self.usage_interval_ms) {
+            return Err(("usage_interval_ms", format!("must be 500 to 60000, is {}", self.usage_interval_ms)));
+        }
+        if !self.controller.starts_with("https://") {
+            return Err(("controller", format!("must be https://HOST:PORT, is {:?}", self.controller)));
+        }
+        // A Unix socket's path has at most 107 bytes; ours adds "/migration/", a UUID and "/control.sock".
+        if self.run_dir.as_os_str().len() > 107 - 60 {
+            return Err(("run_dir", "is too long for the paths of sockets; use at most 47 characters".to_owned()));
+        }
+        for (index, pool) in self.pools.iter().enumerate() {
+            check_device_name(&pool.name).map_err(|error| ("pools", error.to_string()))?;
+            if self.pools[..index].iter().any(|other| other.name == pool.name) {
+                return Err(("pools", format!("has {:?} twice", pool.name)));
+            }
+            if !pool.path.is_absolute() {
+                return Err(("pools", format!("{}: path must be absolute", pool.name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where controller and peers reach this agent.
+    pub fn address(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+
+    /// Time between two samples of usage.
+    pub const fn usage_interval(&self) -> Duration {
+        Duration::from_millis(self.usage_interval_ms)
+    }
+
+    /// The pools, for sampling.
+    pub fn pool_configs(&self) -> Vec<PoolConfig> {
+        let pool = |pool: &Pool| PoolConfig { name: pool.name.clone(), path: pool.path.clone(), shared: pool.shared };
+        self.pools.iter().map(pool).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "host = \"h1\"\nlisten = \"10.0.0.1:7444\"\ncontroller = \"https://10.0.0.9:7443\"\n";
+
+    fn read(text: &str) -> Result<Config, Error> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::read(file.path())
+    }
+
+    #[test]
+    fn three_keys_are_enough() {
+        let config = read(MINIMAL).unwrap();
+        assert_eq!(config.address(), "10.0.0.1:7444");
+        assert_eq!(config.run_dir, Path::new("/run/dalgu"));
+    }
+
+    #[test]
+    fn a_mistake_is_named() {
+        for (line, expected) in [
+            ("usage_interval_ms = 1", "usage_interval_ms"),
+            ("run_dir = \"/a-directory-name-that-is-much-too-long-for-a-socket\"", "run_dir"),
+            ("[[pools]]\nname = \"a/b\"\npath = \"/x\"", "pools"),
+            ("[[pools]]\nname = \"a\"\npath = \"x\"", "absolute"),
+            ("colour = \"red\"", "colour"),
+        ] {
+            let error = anyhow::Error::from(read(&format!("{MINIMAL}{line}")).expect_err(line));
+            assert!(format!("{error:#}").contains(expected), "{line}: {error:#}");
+        }
+    }
+}

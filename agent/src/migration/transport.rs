@@ -1,0 +1,290 @@
+//! The streams of a migration, through the agents' one port.
+//!
+//! libvirtd and QEMU never speak on the network. On the source, three Unix sockets stand for the other host: libvirt's
+//! own connection, the memory, and the disks. Whatever connects to one of them is joined to a TLS stream to the peer
+//! agent, and joined there to the real socket:
+//!
+//! ```text
+//!  source                                             destination
+//!  libvirtd ─ control.sock ┐                      ┌─ libvirt's socket ─ libvirtd
+//!  QEMU ───── memory.sock ─┼─ agent ══ TLS ══ agent ┼─ memory.sock ────── QEMU
+//!  QEMU ───── disks.sock ──┘                      └─ disks.sock ─────── QEMU
+//! ```
+//!
+//! A destination lets in only the agent of the host that the controller named, only for a migration it has prepared
+//! ([`Grants`]), and only until that migration is settled: then every stream of it is cut.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use dalgu_proto::{
+    ids::{HostName, MigrationId},
+    tls::{self, ALPN_STREAM, Identity, Role, server::MigrationStream},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Bytes moved at a time in each direction of a stream.
+const BUFFER_BYTES: usize = 256 * 1024;
+/// Longest wait for the few bytes that open a stream.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a destination answers to an opening it accepts.
+const ACCEPTED: u8 = 1;
+
+/// Which of a migration's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Channel {
+    Control,
+    Memory,
+    Disks,
+}
+
+impl Channel {
+    const ALL: [Self; 3] = [Self::Control, Self::Memory, Self::Disks];
+
+    const fn code(self) -> u8 {
+        match self {
+            Self::Control => 1,
+            Self::Memory => 2,
+            Self::Disks => 3,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|channel| channel.code() == code)
+    }
+}
+
+/// Where a migration's sockets are; the same on both hosts, because libvirt gives QEMU one path for both ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sockets {
+    /// The directory.
+    pub dir: PathBuf,
+    /// libvirt's connection; on the source only.
+    pub control: PathBuf,
+    /// The memory.
+    pub memory: PathBuf,
+    /// The disks.
+    pub disks: PathBuf,
+}
+
+impl Sockets {
+    /// The sockets of a migration below the agent's run directory.
+    pub fn of(run_dir: &Path, migration: MigrationId) -> Self {
+        let dir = run_dir.join("migration").join(migration.to_string());
+        Self {
+            control: dir.join("control.sock"),
+            memory: dir.join("memory.sock"),
+            disks: dir.join("disks.sock"),
+            dir,
+        }
+    }
+
+    /// Makes the directory, for `owner` (uid, gid: QEMU's) where given.
+    pub fn create(&self, owner: Option<(u32, u32)>) -> io::Result<()> {
+        std::fs::create_dir_all(&self.dir)?;
+        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700))?;
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::chown(&self.dir, Some(uid), Some(gid))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the directory with what is in it.
+    pub fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Grant {
+    source: HostName,
+    sockets: Sockets,
+    revoked: CancellationToken,
+    streams: TaskTracker,
+}
+
+/// Destination: who may open streams. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Grants {
+    open: Arc<Mutex<HashMap<MigrationId, Arc<Grant>>>>,
+}
+
+impl Grants {
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Arc<Grant>>> {
+        // The map is whole after every statement, so a panic elsewhere does not spoil it.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the agent of `source` in for this migration.
+    pub fn allow(&self, migration: MigrationId, source: HostName, sockets: Sockets) {
+        let make = || Arc::new(Grant { source, sockets, revoked: CancellationToken::new(), streams: TaskTracker::new() });
+        self.map().entry(migration).or_insert_with(make);
+    }
+
+    /// Lets nobody in any more, and returns when every stream of this migration is cut.
+    pub async fn revoke(&self, migration: MigrationId) {
+        let grant = self.map().remove(&migration);
+        if let Some(grant) = grant {
+            grant.revoked.cancel();
+            grant.streams.close();
+            grant.streams.wait().await;
+        }
+    }
+
+    fn find(&self, migration: MigrationId, role: &Role) -> Option<Arc<Grant>> {
+        let grant = self.map().get(&migration)?.clone();
+        (*role == Role::Agent(grant.source.clone())).then_some(grant)
+    }
+
+    /// Serves the streams that the acceptor hands on, joining control streams to `control_socket`.
+    pub async fn serve(self, mut streams: mpsc::Receiver<MigrationStream>, control_socket: PathBuf) {
+        while let Some(stream) = streams.recv().await {
+            let (grants, control_socket) = (self.clone(), control_socket.clone());
+            tokio::spawn(async move {
+                let peer = stream.peer.to_string();
+                if let Err(error) = grants.join(stream, &control_socket).await {
+                    tracing::warn!(peer, %error, "a migration stream was refused or broke");
+                }
+            });
+        }
+    }
+
+    async fn join(&self, stream: MigrationStream, control_socket: &Path) -> io::Result<()> {
+        let MigrationStream { peer, mut io } = stream;
+        let opening = tokio::time::timeout(OPENING_TIMEOUT, read_opening(&mut io)).await??;
+        let (migration, channel) = opening;
+        let refused = || io::Error::new(io::ErrorKind::PermissionDenied, format!("no grant for {migration}"));
+        let grant = self.find(migration, &peer.role).ok_or_else(refused)?;
+        let local = match channel {
+            Channel::Control => control_socket,
+            Channel::Memory => &grant.sockets.memory,
+            Channel::Disks => &grant.sockets.disks,
+        };
+        let local = UnixStream::connect(local).await?;
+        io.write_all(&[ACCEPTED]).await?;
+        io.flush().await?;
+        let revoked = grant.revoked.clone();
+        grant.streams.track_future(splice(io, local, revoked)).await
+    }
+}
+
+async fn read_opening(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(MigrationId, Channel)> {
+    let mut opening = [0; 17];
+    io.read_exact(&mut opening).await?;
+    let [id @ .., code] = opening;
+    let channel = Channel::from_code(code).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((MigrationId::from_uuid(uuid::Uuid::from_bytes(id)), channel))
+}
+
+async fn splice(
+    mut a: impl AsyncRead + AsyncWrite + Unpin,
+    mut b: impl AsyncRead + AsyncWrite + Unpin,
+    cut: CancellationToken,
+) -> io::Result<()> {
+    // Neither arm is polled again after the other has won: a cut stream is dropped as a whole.
+    tokio::select! {
+        moved = tokio::io::copy_bidirectional_with_sizes(&mut a, &mut b, BUFFER_BYTES, BUFFER_BYTES) => moved.map(drop),
+        () = cut.cancelled() => Ok(()),
+    }
+}
+
+/// Where a relay's streams lead.
+#[derive(Clone)]
+pub struct Peer {
+    /// The destination host.
+    pub host: HostName,
+    /// Where its agent listens, "address:port".
+    pub address: String,
+    /// This agent's identity.
+    pub identity: Identity,
+}
+
+/// Source: the three sockets that stand for the destination. Dropping it cuts every stream and removes the sockets.
+pub struct Relay {
+    sockets: Sockets,
+    cut: CancellationToken,
+}
+
+impl Relay {
+    /// Opens the sockets and joins whatever connects to them to the peer.
+    pub fn open(sockets: Sockets, owner: Option<(u32, u32)>, migration: MigrationId, peer: &Peer) -> io::Result<Self> {
+        sockets.remove()?;
+        sockets.create(owner)?;
+        let cut = CancellationToken::new();
+        for channel in Channel::ALL {
+            let path = match channel {
+                Channel::Control => &sockets.control,
+                Channel::Memory => &sockets.memory,
+                Channel::Disks => &sockets.disks,
+            };
+            let listener = UnixListener::bind(path)?;
+            if let Some((uid, gid)) = owner {
+                std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+            }
+            tokio::spawn(relay(listener, channel, migration, peer.clone(), cut.clone()));
+        }
+        Ok(Self { sockets, cut })
+    }
+
+    /// The sockets.
+    pub fn sockets(&self) -> &Sockets {
+        &self.sockets
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.cut.cancel();
+        if let Err(error) = self.sockets.remove() {
+            tracing::warn!(%error, dir = %self.sockets.dir.display(), "a migration's sockets could not be removed");
+        }
+    }
+}
+
+async fn relay(listener: UnixListener, channel: Channel, migration: MigrationId, peer: Peer, cut: CancellationToken) {
+    loop {
+        // Cancel safe: a connection that was not accepted stays in the backlog.
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = cut.cancelled() => return,
+        };
+        let Ok((local, _)) = accepted else { return };
+        let (peer, cut) = (peer.clone(), cut.clone());
+        tokio::spawn(async move {
+            if let Err(error) = carry(local, channel, migration, &peer, cut).await {
+                tracing::warn!(%migration, host = %peer.host, ?channel, %error, "a migration stream broke");
+            }
+        });
+    }
+}
+
+async fn carry(local: UnixStream, channel: Channel, migration: MigrationId, peer: &Peer, cut: CancellationToken) -> io::Result<()> {
+    let name = tls::agent_name(&peer.host);
+    let open = async {
+        let mut io = tls::client::open_stream(&peer.address, &name, &peer.identity, ALPN_STREAM)
+            .await
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        let mut opening = [channel.code(); 17];
+        opening[..16].copy_from_slice(migration.uuid().as_bytes());
+        io.write_all(&opening).await?;
+        io.flush().await?;
+        let mut answer = [0];
+        io.read_exact(&mut answer).await?;
+        if answer == [ACCEPTED] { Ok(io) } else { Err(io::Error::from(io::ErrorKind::PermissionDenied)) }
+    };
+    let io = tokio::time::timeout(OPENING_TIMEOUT * 2, open).await??;
+    splice(local, io, cut).await
+}

@@ -1,0 +1,208 @@
+//! Makes the agent known to the controller and tells it on a timer what is true here. The reports are the heartbeat.
+//!
+//! ```text
+//!   ┌──> Register ──ok──> Report, Report, Report, … ──"register again"──┐
+//!   └──────────────── wait, doubling up to the interval <───failure─────┘
+//! ```
+//!
+//! A VM's change is told at once, not at the next tick. Losing the controller stops nothing on the host.
+
+use std::{collections::HashMap, time::Duration};
+
+use dalgu_proto::{
+    agent::v1::{RegisterRequest, ReportRequest, registrar_service_client::RegistrarServiceClient},
+    host::{Inventory, VmUsage},
+    ids::{Session, Term, VmId},
+    reason,
+    time::duration_from_wire,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::{gate::Gate, hypervisor::Connection, metrics::Snapshot, vm::Vms, wire};
+
+/// Longest wait for an answer.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait of a report for the hypervisor's list of domains.
+const LIST_WAIT: Duration = Duration::from_secs(1);
+/// First wait after a failure.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// Interval until the controller has said another.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(3);
+/// Changes are gathered so long before they are told, so that a burst is one report.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// This host belongs to another site, or the controller is an older one.
+    #[error("the controller is not this host's; if the host is to change sites, empty its data directory")]
+    Foreign(#[source] crate::gate::Error),
+}
+
+enum Failed {
+    Call(tonic::Status),
+    Foreign(crate::gate::Error),
+}
+
+/// See the module's documentation.
+pub struct Reporter {
+    /// Client of the controller.
+    pub client: RegistrarServiceClient<Channel>,
+    /// Where controller and peers reach this agent.
+    pub address: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// UUID of this run.
+    pub run_id: String,
+    /// Remembers what the controller said.
+    pub gate: std::sync::Arc<Gate>,
+    /// The VMs.
+    pub vms: Vms,
+    /// The samples.
+    pub samples: watch::Receiver<std::sync::Arc<Snapshot>>,
+}
+
+impl Reporter {
+    /// Registers and reports until the agent stops.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Error> {
+        let mut wait = FIRST_RETRY;
+        loop {
+            let outcome = tokio::select! {
+                outcome = self.work(&mut wait) => outcome,
+                // Dropping a call half-way is what a lost connection does too; the controller bears it.
+                () = stop.cancelled() => return Ok(()),
+            };
+            match outcome {
+                Failed::Foreign(error) => return Err(Error::Foreign(error)),
+                Failed::Call(status) => {
+                    let code = status.code();
+                    let reason = reason::of(&status);
+                    tracing::warn!(?code, reason, message = status.message(), "the controller cannot be told");
+                }
+            }
+            // Cancel safe: a timer.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            wait = (wait * 2).min(DEFAULT_INTERVAL);
+        }
+    }
+
+    /// Registers, then reports until something fails or the controller wants a new registration.
+    async fn work(&mut self, wait: &mut Duration) -> Failed {
+        loop {
+            let (session, interval) = match self.register().await {
+                Ok(registered) => registered,
+                Err(failed) => return failed,
+            };
+            *wait = FIRST_RETRY;
+            tracing::info!(%session, ?interval, "registered with the controller");
+            if let Err(status) = self.report_until_refused(session, interval).await {
+                return Failed::Call(status);
+            }
+        }
+    }
+
+    async fn register(&mut self) -> Result<(Session, Duration), Failed> {
+        // The first sample comes soon after the start.
+        let sampled = |snapshot: &std::sync::Arc<Snapshot>| snapshot.usage.is_some() && !snapshot.inventory.hypervisor.is_empty();
+        let snapshot = match self.samples.wait_for(sampled).await {
+            Ok(snapshot) => snapshot.clone(),
+            Err(_) => return Err(Failed::Call(tonic::Status::unavailable("no samples: the agent is stopping"))),
+        };
+        let domains = self.vms.hypervisor().list().await.map_err(|error| Failed::Call(tonic::Status::unavailable(error.to_string())))?;
+        let host = self.gate.host().await;
+        let request = RegisterRequest {
+            host: self.gate.own().to_string(),
+            address: self.address.clone(),
+            boot_id: self.boot_id.clone(),
+            agent_run_id: self.run_id.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            inventory: Some((*snapshot.inventory).clone().into()),
+            usage: snapshot.usage.as_ref().map(|(_, usage)| (**usage).clone().into()),
+            vms: wire::reports(self.vms.statuses(), &usages(&snapshot)),
+            unmanaged_domains: wire::unmanaged(&domains),
+            session: host.session.0,
+            cluster_id: host.cluster.map(|cluster| cluster.to_string()).unwrap_or_default(),
+        };
+        let answer = timeout(DEADLINE, self.client.register(request)).await.map_err(|_| Failed::Call(late()))?;
+        let answer = answer.map_err(Failed::Call)?.into_inner();
+        let cluster = answer.cluster_id.parse().map_err(|_| Failed::Call(tonic::Status::internal("the controller's cluster_id is not a UUID")))?;
+        self.gate.registered(cluster, Session(answer.session), Term(answer.term)).await.map_err(|error| match error {
+            crate::gate::Error::Ledger(error) => Failed::Call(tonic::Status::unavailable(error.to_string())),
+            error => Failed::Foreign(error),
+        })?;
+        let interval = answer.report_interval.as_ref().and_then(duration_from_wire).unwrap_or(DEFAULT_INTERVAL);
+        Ok((Session(answer.session), interval.clamp(Duration::from_millis(100), Duration::from_mins(1))))
+    }
+
+    /// Returns `Ok` when the controller wants a new registration.
+    async fn report_until_refused(&mut self, session: Session, interval: Duration) -> Result<(), tonic::Status> {
+        let mut changes = self.vms.changes();
+        let mut inventory_told: Option<std::sync::Arc<Inventory>> = Some(self.samples.borrow().inventory.clone());
+        let mut next = Instant::now() + interval;
+        for sequence in 1.. {
+            // Cancel safe: a receiver loses nothing when dropped, and the timer is made anew.
+            tokio::select! {
+                () = sleep_until(next) => {}
+                _ = changes.changed() => tokio::time::sleep(GATHER).await,
+            }
+            next = Instant::now() + interval;
+            changes.mark_unchanged();
+            let request = self.report(session, sequence, &mut inventory_told).await;
+            let answer = timeout(DEADLINE, self.client.report(request)).await.map_err(|_| late())??.into_inner();
+            if answer.register_again {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn report(&self, session: Session, sequence: u64, told: &mut Option<std::sync::Arc<Inventory>>) -> ReportRequest {
+        let snapshot = self.samples.borrow().clone();
+        let changed = told.as_ref().is_none_or(|told| !told.is_same_as(&snapshot.inventory));
+        if changed {
+            *told = Some(snapshot.inventory.clone());
+        }
+        let down = match &*self.vms.hypervisor().connection().borrow() {
+            Connection::Up => None,
+            Connection::Down(why) => Some(why.clone()),
+        };
+        let (domains, error) = match down {
+            Some(why) => (None, why),
+            // The heartbeat does not wait for a slow hypervisor.
+            None => match timeout(LIST_WAIT, self.vms.hypervisor().list()).await {
+                Ok(Ok(domains)) => (Some(domains), String::new()),
+                Ok(Err(error)) => (None, error.to_string()),
+                Err(_) => (None, format!("the hypervisor did not answer within {LIST_WAIT:?}")),
+            },
+        };
+        ReportRequest {
+            host: self.gate.own().to_string(),
+            session: session.0,
+            boot_id: self.boot_id.clone(),
+            agent_run_id: self.run_id.clone(),
+            sequence,
+            usage: snapshot.usage.as_ref().map(|(_, usage)| (**usage).clone().into()),
+            vms: wire::reports(self.vms.statuses(), &usages(&snapshot)),
+            inventory_complete: domains.is_some(),
+            unmanaged_domains: domains.as_deref().map(wire::unmanaged).unwrap_or_default(),
+            hypervisor_error: error,
+            inventory: changed.then(|| (*snapshot.inventory).clone().into()),
+        }
+    }
+}
+
+fn late() -> tonic::Status {
+    tonic::Status::deadline_exceeded("the controller did not answer in time")
+}
+
+fn usages(snapshot: &Snapshot) -> HashMap<VmId, VmUsage> {
+    snapshot.vms.iter().filter_map(|vm| Some((vm.id, vm.usage.clone()?))).collect()
+}

@@ -1,0 +1,575 @@
+//! The task of one VM: takes requests, looks at the domain, does the next step, publishes what it knows.
+//!
+//! ```text
+//!          requests ─┐                        ┌─> ledger (before any step)
+//!    hints, timers ──┼─> look ─> plan ─> step ┼─> hypervisor
+//!  end of transfer ──┘     ^               │  └─> status
+//!                          └───────────────┘
+//! ```
+//!
+//! One piece of work (a look, or a step and a look) is under way at a time; requests are taken meanwhile, and what they
+//! change is seen by the next plan. Started by [`super::Vms`]; nobody else touches this VM.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use dalgu_proto::{
+    ids::{Epoch, Generation, VmId},
+    vm::{PowerReason, PowerState, RestartMode},
+};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Known, Reply, Request, Shared,
+    plan::{self, Memory, Step},
+    status::{Failure, Phase, Status},
+    transfer::Transfers,
+};
+use crate::{
+    hypervisor::{self, Definition, Domain, DomainState, Hint, Mark},
+    ledger::{self, Disposition, Done},
+};
+
+/// A VM at rest is looked at so often, in case a hint was lost.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// First wait before a failed step is tried again; doubles up to [`MAX_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// Longest wait before a failed step is tried again.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+/// What is gone, or finished, is remembered so long, to refuse late commands for it.
+pub(super) const REMEMBER: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+
+/// What a piece of work brought.
+struct Outcome {
+    /// The step, if there was one, and whether it succeeded.
+    step: Option<(Step, Result<(), hypervisor::Error>)>,
+    /// What was seen after it.
+    seen: Result<Option<Domain>, hypervisor::Error>,
+    /// Epoch that a definition was made with.
+    epoch: Epoch,
+}
+
+/// A step that failed.
+struct Stuck {
+    failure: Failure,
+    tries: u32,
+    retry_at: Option<Instant>,
+}
+
+/// See the module's documentation.
+pub(super) struct Driver {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: VmId,
+    pub(super) vm: Option<ledger::Vm>,
+    pub(super) transfers: Transfers,
+    pub(super) domain: Option<Domain>,
+    /// Whether `domain` is what was seen last; false before the first look and after a failed one.
+    pub(super) seen: Option<Timestamp>,
+    volumes_ready: bool,
+    volumes_gone: bool,
+    shutdown_asked: Option<Instant>,
+    restarts: VecDeque<Instant>,
+    stuck: Option<Stuck>,
+    adopted: bool,
+    work: Option<BoxFuture<'static, Outcome>>,
+    wake: Instant,
+    status: watch::Sender<Status>,
+}
+
+impl Driver {
+    pub(super) fn new(shared: Arc<Shared>, id: VmId, known: Known) -> Self {
+        let mut vm = known.vm;
+        let adopted = known.adopted.is_some();
+        if let (None, Some(domain)) = (&vm, &known.adopted) {
+            vm = adopt(domain);
+        }
+        Self {
+            transfers: Transfers::new(known.migrations),
+            shared,
+            id,
+            vm,
+            domain: known.adopted,
+            seen: None,
+            volumes_ready: false,
+            volumes_gone: false,
+            shutdown_asked: None,
+            restarts: VecDeque::new(),
+            stuck: None,
+            adopted,
+            work: None,
+            wake: Instant::now(),
+            status: watch::Sender::new(Status::unknown(id)),
+        }
+    }
+
+    pub(super) fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Runs until the agent stops, or until there is nothing left to remember of the VM.
+    #[tracing::instrument(name = "vm", skip_all, fields(vm = %self.id))]
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<(Request, Reply)>, stop: CancellationToken) {
+        let mut hints = self.shared.hypervisor.hints();
+        self.recover_transfers().await;
+        self.look();
+        loop {
+            self.publish();
+            // Every arm is cancel safe: receivers and timers lose nothing when dropped, and `work` and the transfer are
+            // polled in place and stay where they are.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                request = requests.recv() => match request {
+                    Some((request, reply)) => self.serve(request, reply).await,
+                    None => return,
+                },
+                outcome = poll_work(&mut self.work) => {
+                    self.work = None;
+                    self.apply(outcome).await;
+                }
+                ended = self.transfers.ended() => {
+                    self.transfer_ended(ended).await;
+                    self.look();
+                }
+                hint = hints.recv() => if self.concerns(hint) { self.look() },
+                () = sleep_until(self.wake) => {
+                    if self.forgotten().await {
+                        return;
+                    }
+                    self.look();
+                }
+            }
+        }
+    }
+
+    fn concerns(&self, hint: Result<Hint, broadcast::error::RecvError>) -> bool {
+        match hint {
+            Ok(Hint::Domain(id)) => id == self.id,
+            Ok(Hint::All) | Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Err(broadcast::error::RecvError::Closed) => false,
+        }
+    }
+
+    async fn serve(&mut self, request: Request, reply: Reply) {
+        let outcome = self.request(request).await;
+        if let Err(error) = &outcome {
+            tracing::info!(error = error as &dyn std::error::Error, "a request was refused");
+        }
+        self.publish();
+        // The caller may have gone; what it asked for stands.
+        let _ = reply.send(outcome.map(|()| self.status.borrow().clone()));
+        self.look();
+    }
+
+    /// Begins to look at the domain, unless work is under way: that ends with a look.
+    fn look(&mut self) {
+        // A VM that is gone has no domain to look at.
+        let relevant = self.vm.as_ref().is_some_and(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
+        self.wake = Instant::now() + LOOK_INTERVAL;
+        if self.work.is_none() && relevant {
+            self.begin(None);
+        }
+    }
+
+    fn begin(&mut self, step: Option<Step>) {
+        let hypervisor = self.shared.hypervisor.clone();
+        let (id, definition) = (self.id, self.definition());
+        let epoch = definition.as_ref().map(|definition| definition.mark.epoch).unwrap_or_default();
+        self.work = Some(Box::pin(async move {
+            let step = match step {
+                Some(step) => Some((step, perform(&*hypervisor, id, definition.as_ref(), step).await)),
+                None => None,
+            };
+            Outcome { step, seen: hypervisor.get(id).await, epoch }
+        }));
+    }
+
+    /// What the domain is to be; `None` before the intent is known.
+    pub(super) fn definition(&self) -> Option<Definition> {
+        let vm = self.vm.as_ref()?;
+        let intent = vm.intent.as_ref()?;
+        let mark = Mark { cluster: self.shared.cluster, epoch: intent.epoch, generation: intent.generation };
+        Some(Definition { id: self.id, name: vm.name.clone(), mark, spec: intent.spec.clone() })
+    }
+
+    async fn apply(&mut self, outcome: Outcome) {
+        match outcome.step {
+            Some((step, Ok(()))) => {
+                self.stuck = None;
+                self.step_done(step, outcome.epoch).await;
+            }
+            Some((step, Err(error))) => self.step_failed(step, &error),
+            None => {}
+        }
+        match outcome.seen {
+            Ok(domain) => {
+                self.domain = domain;
+                self.seen = Some(Timestamp::now());
+                self.note_power().await;
+                self.plan().await;
+            }
+            Err(error) => {
+                // Nothing may be concluded from not seeing.
+                tracing::debug!(%error, "the domain could not be looked at");
+                self.seen = None;
+                self.wake = Instant::now() + FIRST_RETRY * 4;
+            }
+        }
+    }
+
+    async fn step_done(&mut self, step: Step, epoch: Epoch) {
+        match step {
+            Step::CreateVolumes => self.volumes_ready = true,
+            Step::DeleteVolumes => self.volumes_gone = true,
+            Step::Shutdown => self.shutdown_asked = Some(Instant::now()),
+            Step::Define => {
+                if let Some(vm) = &mut self.vm {
+                    vm.done.defined = Some(epoch);
+                    self.save_vm().await;
+                }
+            }
+            _ => {}
+        }
+        tracing::info!(?step, "step done");
+    }
+
+    fn step_failed(&mut self, step: Step, error: &hypervisor::Error) {
+        let tries = self.stuck.as_ref().map_or(0, |stuck| stuck.tries) + 1;
+        let retrying = error.is_retryable();
+        let wait = FIRST_RETRY.saturating_mul(1 << (tries - 1).min(6)).min(MAX_RETRY);
+        let since = self.stuck.as_ref().map_or_else(Timestamp::now, |stuck| stuck.failure.since);
+        let failure = Failure { reason: error.reason().to_owned(), message: error.to_string(), retrying, since };
+        tracing::warn!(?step, %error, tries, retrying, "step failed");
+        self.stuck = Some(Stuck { failure, tries, retry_at: retrying.then(|| Instant::now() + wait) });
+    }
+
+    /// Forgets failures and what was tried: there is a new intent.
+    pub(super) fn start_afresh(&mut self) {
+        self.stuck = None;
+        self.volumes_ready = false;
+        self.volumes_gone = false;
+        self.shutdown_asked = None;
+        self.restarts.clear();
+        self.adopted = false;
+    }
+
+    fn memory(&mut self) -> Memory {
+        let now = Instant::now();
+        while self.restarts.front().is_some_and(|at| now - *at > plan::CRASH_WINDOW) {
+            self.restarts.pop_front();
+        }
+        let count = u32::try_from(self.restarts.len()).unwrap_or(u32::MAX);
+        // 1, 2, 4, 8 s after the last restart; the first is at once.
+        let restart_wait = self.restarts.back().map_or(Duration::ZERO, |last| {
+            Duration::from_secs(1 << (count - 1).min(6)).saturating_sub(now - *last)
+        });
+        Memory {
+            volumes_ready: self.volumes_ready,
+            volumes_gone: self.volumes_gone,
+            shutdown_asked: self.shutdown_asked.map(|at| now - at),
+            restarts: count,
+            restart_wait,
+        }
+    }
+
+    /// Chooses the next step from what was just seen, and begins it.
+    async fn plan(&mut self) {
+        let now = Instant::now();
+        self.wake = now + LOOK_INTERVAL;
+        match &self.stuck {
+            Some(Stuck { retry_at: None, .. }) => return,
+            Some(Stuck { retry_at: Some(at), .. }) if *at > now => {
+                self.wake = *at;
+                return;
+            }
+            _ => {}
+        }
+        let memory = self.memory();
+        let Some(vm) = &mut self.vm else { return };
+        let step = plan::next(vm, self.domain.as_ref(), &memory);
+        let (power, restart) =
+            vm.intent.as_ref().map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
+        match step {
+            Step::Settled => return,
+            Step::Wait(time) => {
+                self.wake = now + time;
+                return;
+            }
+            Step::CrashLoop => {
+                self.crash_loop();
+                return;
+            }
+            Step::Start => vm.done.power_begun = power,
+            Step::RestartGuest(_) => vm.done.restart = restart,
+            Step::PowerDone => {
+                vm.done.power = power;
+                vm.done.power_begun = power;
+                self.shutdown_asked = None;
+            }
+            Step::Forget => vm.disposition = Disposition::Gone { since: Timestamp::now() },
+            Step::Restart => self.restarts.push_back(now),
+            _ => {}
+        }
+        let writes = matches!(step, Step::Start | Step::RestartGuest(_) | Step::PowerDone | Step::Forget);
+        if writes && !self.save_vm().await {
+            // Nothing is done that is not written down.
+            self.wake = now + FIRST_RETRY;
+            return;
+        }
+        match step {
+            Step::PowerDone => self.wake = now,
+            Step::Forget => tracing::info!("the VM is gone"),
+            step => self.begin(Some(step)),
+        }
+    }
+
+    fn crash_loop(&mut self) {
+        let message = format!("ended {} times within {} min; look at its console, then start it again", plan::MAX_RESTARTS, plan::CRASH_WINDOW.as_secs() / 60);
+        let failure = Failure { reason: "CRASH_LOOP".to_owned(), message, retrying: false, since: Timestamp::now() };
+        tracing::error!("the guest ends again and again; it is not restarted any more");
+        self.stuck = Some(Stuck { failure, tries: 0, retry_at: None });
+    }
+
+    /// Writes down the power state and its reason when they have changed.
+    async fn note_power(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let now = self.domain.as_ref().and_then(|domain| explain(vm, domain, &self.shared.boot_id));
+        if now != vm.last_seen || vm.boot_id != self.shared.boot_id {
+            // A domain that is not there says nothing of why the last one ended.
+            if now.is_some() {
+                vm.last_seen = now;
+                vm.boot_id.clone_from(&self.shared.boot_id);
+                self.save_vm().await;
+            }
+        }
+    }
+
+    /// Writes the VM's entry; false when that failed.
+    pub(super) async fn save_vm(&mut self) -> bool {
+        match self.try_save_vm().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the ledger cannot be written");
+                false
+            }
+        }
+    }
+
+    pub(super) async fn try_save_vm(&mut self) -> Result<(), ledger::Error> {
+        let Some(vm) = self.vm.clone() else { return Ok(()) };
+        let ledger = self.shared.ledger.clone();
+        on_disk(move || ledger.save_vm(&vm)).await
+    }
+
+    /// Whether the VM has been gone long enough to be forgotten.
+    async fn forgotten(&mut self) -> bool {
+        self.transfers.forget_old(&self.shared.ledger).await;
+        let gone = match self.vm.as_ref().map(|vm| vm.disposition) {
+            Some(Disposition::Gone { since }) => Timestamp::now().duration_since(since) > REMEMBER,
+            Some(_) => false,
+            None => true,
+        };
+        if !gone || !self.transfers.is_empty() {
+            return false;
+        }
+        let (ledger, id) = (self.shared.ledger.clone(), self.id);
+        on_disk(move || ledger.remove_vm(id)).await.is_ok()
+    }
+
+    fn publish(&mut self) {
+        let next = self.describe();
+        let changed = self.status.send_if_modified(|status| {
+            let changed = !status.same_content(&next);
+            let generation = status.status_generation + u64::from(changed);
+            *status = Status { status_generation: generation, ..next };
+            changed
+        });
+        if changed {
+            self.shared.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn describe(&mut self) -> Status {
+        let memory = self.memory();
+        let mut status = Status::unknown(self.id);
+        status.migration = self.transfers.describe(self.domain.as_ref(), self.seen.is_some());
+        let Some(vm) = &self.vm else { return status };
+        status.name = vm.name.to_string();
+        status.accepted_generation = vm.intent.as_ref().map_or(Generation(0), |intent| intent.generation);
+        status.epoch = vm.epoch;
+        status.adopted = self.adopted;
+        status.observed_at = self.seen;
+        status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());
+        let settled = self.seen.is_some() && self.stuck.is_none() && self.work.is_none()
+            && plan::next(vm, self.domain.as_ref(), &memory) == Step::Settled;
+        status.phase = match vm.disposition {
+            Disposition::Gone { .. } => Phase::Gone,
+            Disposition::Deleting => Phase::Deleting,
+            Disposition::Incoming { .. } => Phase::Incoming,
+            Disposition::Outgoing { .. } => Phase::Outgoing,
+            Disposition::Owned if settled => Phase::Settled,
+            Disposition::Owned if self.stuck.as_ref().is_some_and(|stuck| !stuck.failure.retrying) => Phase::Failed,
+            // A mere look does not make a VM busy again.
+            Disposition::Owned if self.status.borrow().phase == Phase::Settled && self.status.borrow().accepted_generation == status.accepted_generation && self.only_looking() => Phase::Settled,
+            Disposition::Owned => Phase::Applying,
+        };
+        if status.phase == Phase::Settled {
+            status.observed_generation = status.accepted_generation;
+        } else {
+            status.observed_generation = self.status.borrow().observed_generation.min(status.accepted_generation);
+        }
+        if self.domain.is_some() && let Some((power, reason)) = vm.last_seen {
+            status.power = Some(power);
+            status.reason = reason;
+        }
+        status
+    }
+
+    fn only_looking(&self) -> bool {
+        self.stuck.is_none() && self.work.is_some()
+    }
+
+    /// Whether a step, or even a look, is under way.
+    pub(super) fn busy(&self) -> bool {
+        self.stuck.is_some() || !matches!(self.status.borrow().phase, Phase::Settled)
+    }
+}
+
+async fn poll_work(work: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs a disk write away from the runtime's threads.
+pub(super) async fn on_disk<T: std::marker::Send + 'static>(
+    write: impl FnOnce() -> Result<T, ledger::Error> + std::marker::Send + 'static,
+) -> Result<T, ledger::Error> {
+    match tokio::task::spawn_blocking(write).await {
+        Ok(outcome) => outcome,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn perform(
+    hypervisor: &dyn hypervisor::Hypervisor,
+    id: VmId,
+    definition: Option<&Definition>,
+    step: Step,
+) -> Result<(), hypervisor::Error> {
+    let defined = || definition.ok_or(hypervisor::Error::NotFound { id });
+    match step {
+        Step::CreateVolumes => hypervisor.create_volumes(defined()?, false).await,
+        Step::Define => hypervisor.define(defined()?).await,
+        Step::Start | Step::Restart => hypervisor.start(id).await,
+        Step::Shutdown => hypervisor.shutdown(id).await,
+        Step::Destroy => hypervisor.destroy(id).await,
+        Step::Pause => hypervisor.pause(id).await,
+        Step::Resume => hypervisor.resume(id).await,
+        Step::RestartGuest(RestartMode::Reboot) => hypervisor.reboot(id).await,
+        Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
+        Step::Undefine => hypervisor.undefine(id).await,
+        Step::DeleteVolumes => hypervisor.delete_volumes(id, false).await,
+        Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Settled | Step::CrashLoop => Ok(()),
+    }
+}
+
+/// A ledger entry for a domain that bears Dalgu's mark but is not in the ledger.
+fn adopt(domain: &Domain) -> Option<ledger::Vm> {
+    let mark = domain.mark?;
+    Some(ledger::Vm {
+        id: domain.id,
+        name: domain.name.parse().ok()?,
+        intent: None,
+        epoch: mark.epoch,
+        generation: mark.generation,
+        disposition: Disposition::Owned,
+        done: Done { defined: Some(mark.epoch), ..Done::default() },
+        last_seen: None,
+        boot_id: String::new(),
+    })
+}
+
+/// The power state of a domain and why it is so, from what the hypervisor says and what this host did itself.
+fn explain(vm: &ledger::Vm, domain: &Domain, boot_id: &str) -> Option<(PowerState, PowerReason)> {
+    let power = match domain.state {
+        DomainState::Running => PowerState::Running,
+        DomainState::Paused => PowerState::Paused,
+        DomainState::Stopped => PowerState::Stopped,
+        DomainState::Incoming | DomainState::HandedOver => return None,
+    };
+    let wanted = vm.intent.as_ref().is_some_and(|intent| intent.power == power);
+    let before = vm.last_seen.filter(|(seen, _)| *seen == power).map(|(_, reason)| reason);
+    let ran = vm.last_seen.is_some_and(|(seen, _)| seen != PowerState::Stopped);
+    let reason = match (power, domain.reason) {
+        (_, PowerReason::Migrated) if power == PowerState::Running => PowerReason::Migrated,
+        (PowerState::Paused, PowerReason::IoError) => PowerReason::IoError,
+        (PowerState::Stopped, _) if ran && vm.boot_id != boot_id => PowerReason::HostReboot,
+        (PowerState::Stopped, _) if wanted => PowerReason::Requested,
+        (PowerState::Stopped, PowerReason::Unknown) if ran => PowerReason::Crashed,
+        (PowerState::Stopped, PowerReason::Unknown) => before.unwrap_or_default(),
+        (PowerState::Stopped, reason) => before.filter(|before| *before == PowerReason::HostReboot).unwrap_or(reason),
+        (PowerState::Running | PowerState::Paused, _) if wanted => before.unwrap_or(PowerReason::Requested),
+        (PowerState::Running | PowerState::Paused, _) => PowerReason::External,
+    };
+    Some((power, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(last_seen: Option<(PowerState, PowerReason)>) -> ledger::Vm {
+        ledger::Vm {
+            id: VmId::from_uuid(uuid::Uuid::from_u128(1)),
+            name: "web".parse().unwrap(),
+            intent: None,
+            epoch: Epoch(1),
+            generation: Generation(1),
+            disposition: Disposition::Owned,
+            done: Done::default(),
+            last_seen,
+            boot_id: "boot-1".into(),
+        }
+    }
+
+    fn off(reason: PowerReason) -> Domain {
+        Domain {
+            id: VmId::from_uuid(uuid::Uuid::from_u128(1)),
+            name: "web".into(),
+            mark: None,
+            state: DomainState::Stopped,
+            reason,
+            persistent: true,
+            vcpus: 1,
+            memory_mib: 64,
+        }
+    }
+
+    #[test]
+    fn the_reason_for_being_off_survives_a_forgetful_hypervisor() {
+        let running = Some((PowerState::Running, PowerReason::Requested));
+        let crashed = Some((PowerState::Stopped, PowerReason::Crashed));
+        let cases = [
+            (running, PowerReason::Crashed, "boot-1", PowerReason::Crashed),
+            (running, PowerReason::Unknown, "boot-1", PowerReason::Crashed),
+            (running, PowerReason::GuestShutdown, "boot-1", PowerReason::GuestShutdown),
+            (running, PowerReason::External, "boot-1", PowerReason::External),
+            (running, PowerReason::Unknown, "boot-2", PowerReason::HostReboot),
+            (running, PowerReason::Crashed, "boot-2", PowerReason::HostReboot),
+            (crashed, PowerReason::Unknown, "boot-1", PowerReason::Crashed),
+            (crashed, PowerReason::Unknown, "boot-2", PowerReason::Crashed),
+            (None, PowerReason::Unknown, "boot-1", PowerReason::Unknown),
+        ];
+        for (before, said, boot, expected) in cases {
+            let found = explain(&vm(before), &off(said), boot);
+            assert_eq!(found, Some((PowerState::Stopped, expected)), "{before:?} {said:?} {boot}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The VMs of this host: one task for each, and the register of them.
+//!
+//! A [`Handle`] is how the rest of the agent speaks to a VM's task: requests go in, a [`status::Status`] comes out. The
+//! task ([`driver`]) is the only one that changes the VM or its ledger entry. [`policy`] decides whether a request is
+//! obeyed and [`plan`] what is done next; both are pure.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use dalgu_proto::{
+    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, VmId, VmName},
+    tls::Identity,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    hypervisor::{self, Domain, Hypervisor},
+    ledger::{self, Intent, Ledger},
+    migration::transport::Grants,
+};
+
+mod driver;
+pub mod plan;
+pub mod policy;
+mod requests;
+pub mod status;
+mod transfer;
+
+/// Requests that wait for one VM's task. Each is a command of the controller, which has few under way for one VM.
+const QUEUE_DEPTH: usize = 8;
+
+/// Why a request to a VM's task failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is not obeyed.
+    #[error(transparent)]
+    Denied(#[from] policy::Denied),
+    /// The ledger failed; nothing was done.
+    #[error("the request could not be written down")]
+    Ledger(#[from] ledger::Error),
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    /// A socket or its directory could not be made.
+    #[error("the migration's sockets could not be made")]
+    Sockets(#[source] std::io::Error),
+    /// Too many requests wait for this VM.
+    #[error("too many requests wait for VM {0}")]
+    Full(VmId),
+    /// The agent is going down.
+    #[error("the agent is going down")]
+    Stopping,
+}
+
+/// A VM that may come by migration.
+#[derive(Debug, Clone)]
+pub struct Prepare {
+    /// The migration.
+    pub migration: MigrationId,
+    /// Name of the VM.
+    pub name: VmName,
+    /// What it will be here, with its new epoch.
+    pub intent: Intent,
+    /// Where it comes from.
+    pub source: HostName,
+}
+
+/// A VM that is to leave.
+#[derive(Debug, Clone)]
+pub struct Send {
+    /// The migration.
+    pub migration: MigrationId,
+    /// Ownership number under which this host has it.
+    pub epoch: Epoch,
+    /// Where it goes.
+    pub destination: HostName,
+    /// Where that host's agent listens.
+    pub address: String,
+    /// Longest planned stop, in ms.
+    pub max_downtime_ms: u32,
+    /// Limit of the streams in MiB per second; 0 means none.
+    pub bandwidth_mib_per_second: u32,
+}
+
+/// What a VM's task can be asked.
+#[derive(Debug)]
+enum Request {
+    Ensure(VmName, Intent),
+    Delete(Generation, Epoch),
+    Prepare(Prepare),
+    Send(Send),
+    Settle(MigrationId),
+    Finish { migration: MigrationId, owner: bool, epoch: Epoch },
+}
+
+type Reply = oneshot::Sender<Result<status::Status, Error>>;
+
+/// How the rest of the agent speaks to a VM's task.
+#[derive(Clone)]
+pub struct Handle {
+    id: VmId,
+    requests: mpsc::Sender<(Request, Reply)>,
+    status: watch::Receiver<status::Status>,
+}
+
+impl Handle {
+    /// What the task last published.
+    pub fn status(&self) -> status::Status {
+        self.status.borrow().clone()
+    }
+
+    async fn ask(&self, request: Request) -> Result<status::Status, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.try_send((request, reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Full(self.id),
+            mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+        })?;
+        answer.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// Says what the VM should be.
+    pub async fn ensure(&self, name: VmName, intent: Intent) -> Result<status::Status, Error> {
+        self.ask(Request::Ensure(name, intent)).await
+    }
+
+    /// Says that it should be gone; it is when the phase is `Gone`.
+    pub async fn delete(&self, generation: Generation, epoch: Epoch) -> Result<status::Status, Error> {
+        self.ask(Request::Delete(generation, epoch)).await
+    }
+
+    /// Destination: makes room.
+    pub async fn prepare(&self, prepare: Prepare) -> Result<status::Status, Error> {
+        self.ask(Request::Prepare(prepare)).await
+    }
+
+    /// Source: begins to send.
+    pub async fn send(&self, send: Send) -> Result<status::Status, Error> {
+        self.ask(Request::Send(send)).await
+    }
+
+    /// Either side: gives the transfer up and looks.
+    pub async fn settle(&self, migration: MigrationId) -> Result<status::Status, Error> {
+        self.ask(Request::Settle(migration)).await
+    }
+
+    /// Either side: the owner is known.
+    pub async fn finish(&self, migration: MigrationId, owner: bool, epoch: Epoch) -> Result<status::Status, Error> {
+        self.ask(Request::Finish { migration, owner, epoch }).await
+    }
+}
+
+/// What all VM tasks share.
+pub struct Shared {
+    /// The hypervisor.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// The ledger.
+    pub ledger: Ledger,
+    /// Who may open migration streams to this host.
+    pub grants: Grants,
+    /// Directory for sockets.
+    pub run_dir: PathBuf,
+    /// QEMU's uid and gid, where it does not run as the agent's user.
+    pub socket_owner: Option<(u32, u32)>,
+    /// This agent's identity, to open streams with.
+    pub identity: Identity,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// The site.
+    pub cluster: ClusterId,
+    /// Counts the changes of all VMs' statuses.
+    pub changes: watch::Sender<u64>,
+}
+
+/// The register of this host's VMs. Cheap to clone.
+#[derive(Clone)]
+pub struct Vms {
+    shared: Arc<Shared>,
+    handles: Arc<Mutex<HashMap<VmId, Handle>>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What is known of a VM when its task begins.
+#[derive(Default)]
+pub struct Known {
+    /// Ledger entry.
+    pub vm: Option<ledger::Vm>,
+    /// Ledger entries of its migrations.
+    pub migrations: Vec<ledger::Migration>,
+    /// A domain with Dalgu's mark that is not in the ledger.
+    pub adopted: Option<Domain>,
+}
+
+impl Vms {
+    /// An empty register.
+    pub fn new(shared: Shared, stop: CancellationToken) -> Self {
+        Self { shared: Arc::new(shared), handles: Arc::default(), tasks: TaskTracker::new(), stop }
+    }
+
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Handle>> {
+        // The map is whole after every statement, so a panic elsewhere does not spoil it.
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The hypervisor.
+    pub fn hypervisor(&self) -> &Arc<dyn Hypervisor> {
+        &self.shared.hypervisor
+    }
+
+    /// A VM that is known here.
+    pub fn get(&self, id: VmId) -> Option<Handle> {
+        self.map().get(&id).filter(|handle| !handle.requests.is_closed()).cloned()
+    }
+
+    /// A VM, with a new task for it if there is none.
+    pub fn get_or_start(&self, id: VmId) -> Handle {
+        self.start(id, Known::default())
+    }
+
+    /// Starts the task of a VM that recovery found; if it has one already, that one stays.
+    pub fn start(&self, id: VmId, known: Known) -> Handle {
+        let mut map = self.map();
+        if let Some(handle) = map.get(&id).filter(|handle| !handle.requests.is_closed()) {
+            return handle.clone();
+        }
+        let (requests, queue) = mpsc::channel(QUEUE_DEPTH);
+        let driver = driver::Driver::new(self.shared.clone(), id, known);
+        let handle = Handle { id, requests, status: driver.status() };
+        self.tasks.spawn(driver.run(queue, self.stop.clone()));
+        map.insert(id, handle.clone());
+        handle
+    }
+
+    /// Tells that some VM's status has changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Statuses of all VMs of which something is here.
+    pub fn statuses(&self) -> Vec<status::Status> {
+        let handles: Vec<_> = self.map().values().cloned().collect();
+        let mut statuses: Vec<_> = handles.iter().map(Handle::status).filter(|s| s.phase != status::Phase::Gone).collect();
+        statuses.sort_by_key(|status| status.id);
+        statuses
+    }
+
+    /// The latest migration of this id.
+    pub fn migration(&self, id: MigrationId) -> Option<status::Migration> {
+        let handles: Vec<_> = self.map().values().cloned().collect();
+        handles.iter().find_map(|handle| handle.status.borrow().migration.clone().filter(|migration| migration.id == id))
+    }
+
+    /// Waits for all tasks to end, after the token they were given has been cancelled.
+    pub async fn stopped(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,354 @@
+//! What to do next for one VM. Pure: the VM's task calls [`next`] with what the ledger says and what was just seen, and
+//! carries out the one step it gets; then it looks again.
+//!
+//! ```text
+//!   absent ──CreateVolumes──> absent, disks ready ──Define──> stopped ──Start──> running ⇄ paused
+//!                                                               ^                  │
+//!                                                               └─Shutdown/Destroy─┘
+//!   deleting: running ─Destroy─> stopped ─Undefine─> absent ─DeleteVolumes─> Forget
+//! ```
+//!
+//! A request for a power state is carried out once: afterwards a guest that shut itself down, or a colleague with
+//! `virsh`, is not overruled. What the restart policy allows is done after a crash or a restart of the host.
+
+use std::time::Duration;
+
+use dalgu_proto::vm::{PowerReason, PowerState, RestartMode, RestartPolicy};
+
+use crate::{
+    hypervisor::{Domain, DomainState},
+    ledger::{Disposition, Intent, Vm},
+};
+
+/// Restarts after a crash that are made within [`CRASH_WINDOW`] before the agent gives up: the figures of the
+/// field's usual start limits (systemd's and vSphere's are of this order).
+pub const MAX_RESTARTS: u32 = 5;
+/// See [`MAX_RESTARTS`].
+pub const CRASH_WINDOW: Duration = Duration::from_mins(10);
+
+/// What the VM's task knows besides the ledger; lost when the agent restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// The disks were made, or found, since the agent's start or the last change of the intent.
+    pub volumes_ready: bool,
+    /// The disks were deleted.
+    pub volumes_gone: bool,
+    /// How long ago the guest was asked to shut down for the present intent.
+    pub shutdown_asked: Option<Duration>,
+    /// Automatic restarts within the last [`CRASH_WINDOW`].
+    pub restarts: u32,
+    /// How long to wait before the next automatic restart.
+    pub restart_wait: Duration,
+}
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Make the disks that are missing.
+    CreateVolumes,
+    /// Define the domain.
+    Define,
+    /// Write down that the power request is begun, then start.
+    Start,
+    /// As Start, by the restart policy.
+    Restart,
+    /// Ask the guest to shut down.
+    Shutdown,
+    /// Power off.
+    Destroy,
+    /// Freeze.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Write down that the restart is begun, then do it.
+    RestartGuest(RestartMode),
+    /// Forget the domain.
+    Undefine,
+    /// Delete the disks.
+    DeleteVolumes,
+    /// Nothing is left: remember only that it is gone.
+    Forget,
+    /// Write down that the power request has been carried out.
+    PowerDone,
+    /// Look again after this time.
+    Wait(Duration),
+    /// The intent is carried out.
+    Settled,
+    /// It cannot be: it crashes again and again.
+    CrashLoop,
+}
+
+/// The next step.
+pub fn next(vm: &Vm, domain: Option<&Domain>, memory: &Memory) -> Step {
+    match (vm.disposition, &vm.intent) {
+        (Disposition::Deleting, _) => delete(domain, memory),
+        (Disposition::Owned, Some(intent)) => own(vm, intent, domain, memory),
+        // Without an intent, or while its owner is not known, nothing is done to a VM.
+        _ => Step::Settled,
+    }
+}
+
+fn delete(domain: Option<&Domain>, memory: &Memory) -> Step {
+    match domain.map(|domain| domain.state) {
+        None if memory.volumes_gone => Step::Forget,
+        None => Step::DeleteVolumes,
+        Some(DomainState::Stopped) => Step::Undefine,
+        Some(_) => Step::Destroy,
+    }
+}
+
+fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> Step {
+    let Some(domain) = domain else {
+        return if memory.volumes_ready { Step::Define } else { Step::CreateVolumes };
+    };
+    match domain.state {
+        // A leftover of a migration whose owner is known to be this host: the settlement tidies it up, not the plan.
+        DomainState::Incoming | DomainState::HandedOver => return Step::Settled,
+        DomainState::Stopped if vm.done.defined != Some(intent.epoch) => {
+            return if memory.volumes_ready { Step::Define } else { Step::CreateVolumes };
+        }
+        _ => {}
+    }
+    if vm.done.power < intent.power_sequence {
+        return power(vm, intent, domain, memory);
+    }
+    if vm.done.restart < intent.restart_sequence && domain.state == DomainState::Running {
+        return Step::RestartGuest(intent.restart_mode);
+    }
+    after_failure(vm, intent, domain, memory)
+}
+
+/// Carries out a power request that has not been carried out yet.
+fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
+    match (intent.power, domain.state) {
+        (PowerState::Running, DomainState::Running)
+        | (PowerState::Paused, DomainState::Paused)
+        | (PowerState::Stopped, DomainState::Stopped) => Step::PowerDone,
+        (PowerState::Running, DomainState::Paused) => Step::Resume,
+        (PowerState::Running | PowerState::Paused, DomainState::Stopped) => {
+            // Begun before, and since then the guest shut itself down: it did run, and it wanted to stop.
+            let ran = vm.done.power_begun == intent.power_sequence && domain.reason == PowerReason::GuestShutdown;
+            if ran {
+                return Step::PowerDone;
+            }
+            if memory.volumes_ready { Step::Start } else { Step::CreateVolumes }
+        }
+        (PowerState::Paused, DomainState::Running) => Step::Pause,
+        (PowerState::Stopped, DomainState::Running | DomainState::Paused) => stop(intent, domain, memory),
+        (_, DomainState::Incoming | DomainState::HandedOver) => Step::Settled,
+    }
+}
+
+fn stop(intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
+    let grace = Duration::from_secs(intent.grace_period_seconds.into());
+    // A paused guest cannot hear the request.
+    if grace.is_zero() || domain.state == DomainState::Paused {
+        return Step::Destroy;
+    }
+    match memory.shutdown_asked {
+        None => Step::Shutdown,
+        Some(asked) if asked >= grace => Step::Destroy,
+        Some(asked) => Step::Wait(grace - asked),
+    }
+}
+
+/// What the restart policy asks for when a VM that should run is off.
+fn after_failure(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
+    if intent.power != PowerState::Running || domain.state != DomainState::Stopped {
+        return Step::Settled;
+    }
+    let reason = vm.last_seen.map_or(domain.reason, |(_, reason)| reason);
+    let failed = matches!(reason, PowerReason::Crashed | PowerReason::HostReboot);
+    let restart = match intent.spec.restart_policy {
+        RestartPolicy::OnFailure => failed,
+        RestartPolicy::Always => failed || reason == PowerReason::GuestShutdown,
+        RestartPolicy::Never => false,
+    };
+    if !restart {
+        Step::Settled
+    } else if memory.restarts >= MAX_RESTARTS {
+        Step::CrashLoop
+    } else if !memory.restart_wait.is_zero() {
+        Step::Wait(memory.restart_wait)
+    } else if memory.volumes_ready {
+        Step::Restart
+    } else {
+        Step::CreateVolumes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dalgu_proto::{
+        ids::{Epoch, Generation, VmId},
+        vm::Spec,
+    };
+
+    use super::*;
+    use crate::ledger::Done;
+
+    fn vm(power: PowerState) -> Vm {
+        let spec = Spec {
+            vcpus: 1,
+            memory_mib: 64,
+            disks: vec![],
+            nics: vec![],
+            kernel_boot: None,
+            restart_policy: RestartPolicy::OnFailure,
+            host_selector: Default::default(),
+        };
+        let intent = Intent {
+            generation: Generation(3),
+            epoch: Epoch(1),
+            spec,
+            power,
+            power_sequence: 3,
+            restart_sequence: 0,
+            restart_mode: RestartMode::Reboot,
+            grace_period_seconds: 60,
+        };
+        Vm {
+            id: VmId::from_uuid(uuid::Uuid::from_u128(1)),
+            name: "web".parse().unwrap(),
+            intent: Some(intent),
+            epoch: Epoch(1),
+            generation: Generation(3),
+            disposition: Disposition::Owned,
+            done: Done { defined: Some(Epoch(1)), power_begun: 2, power: 2, restart: 0 },
+            last_seen: None,
+            boot_id: String::new(),
+        }
+    }
+
+    fn domain(state: DomainState, reason: PowerReason) -> Domain {
+        let id = VmId::from_uuid(uuid::Uuid::from_u128(1));
+        Domain { id, name: "web".into(), mark: None, state, reason, persistent: true, vcpus: 1, memory_mib: 64 }
+    }
+
+    const READY: Memory =
+        Memory { volumes_ready: true, volumes_gone: false, shutdown_asked: None, restarts: 0, restart_wait: Duration::ZERO };
+
+    #[test]
+    fn each_power_request_leads_to_its_step() {
+        use DomainState as D;
+        use PowerState as P;
+        let cases = [
+            (P::Running, D::Stopped, Step::Start),
+            (P::Running, D::Paused, Step::Resume),
+            (P::Running, D::Running, Step::PowerDone),
+            (P::Paused, D::Running, Step::Pause),
+            (P::Paused, D::Paused, Step::PowerDone),
+            (P::Stopped, D::Running, Step::Shutdown),
+            (P::Stopped, D::Paused, Step::Destroy),
+            (P::Stopped, D::Stopped, Step::PowerDone),
+            (P::Running, D::Incoming, Step::Settled),
+            (P::Stopped, D::HandedOver, Step::Settled),
+        ];
+        for (power, state, expected) in cases {
+            let step = next(&vm(power), Some(&domain(state, PowerReason::Unknown)), &READY);
+            assert_eq!(step, expected, "{power:?} while {state:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_vm_gets_its_disks_then_its_domain_then_runs() {
+        let mut new = vm(PowerState::Running);
+        new.done = Done::default();
+        assert_eq!(next(&new, None, &Memory::default()), Step::CreateVolumes);
+        assert_eq!(next(&new, None, &READY), Step::Define);
+        let defined = domain(DomainState::Stopped, PowerReason::Unknown);
+        assert_eq!(next(&new, Some(&defined), &READY), Step::Define, "a stale definition is made anew");
+        new.done.defined = Some(Epoch(1));
+        assert_eq!(next(&new, Some(&defined), &READY), Step::Start);
+    }
+
+    #[test]
+    fn a_stop_waits_for_the_guest_and_then_does_not() {
+        let running = domain(DomainState::Running, PowerReason::Requested);
+        let asked = |seconds| Memory { shutdown_asked: Some(Duration::from_secs(seconds)), ..READY };
+        let vm = vm(PowerState::Stopped);
+        assert_eq!(next(&vm, Some(&running), &asked(20)), Step::Wait(Duration::from_secs(40)));
+        assert_eq!(next(&vm, Some(&running), &asked(60)), Step::Destroy);
+    }
+
+    #[test]
+    fn a_guest_that_shut_itself_down_stays_off_even_if_the_start_is_replayed() {
+        let off = domain(DomainState::Stopped, PowerReason::GuestShutdown);
+        let mut vm = vm(PowerState::Running);
+        vm.done.power_begun = 3;
+        assert_eq!(next(&vm, Some(&off), &READY), Step::PowerDone, "crash between start and its record");
+        vm.done.power = 3;
+        assert_eq!(next(&vm, Some(&off), &READY), Step::Settled);
+        vm.done.power_begun = 2;
+        vm.done.power = 2;
+        assert_eq!(next(&vm, Some(&off), &READY), Step::Start, "asked anew, it starts");
+    }
+
+    #[test]
+    fn the_restart_policy_decides_after_a_crash() {
+        let off = |reason| domain(DomainState::Stopped, reason);
+        let with = |policy| {
+            let mut vm = vm(PowerState::Running);
+            vm.done.power = 3;
+            if let Some(intent) = &mut vm.intent {
+                intent.spec.restart_policy = policy;
+            }
+            vm
+        };
+        let cases = [
+            (RestartPolicy::OnFailure, PowerReason::Crashed, Step::Restart),
+            (RestartPolicy::OnFailure, PowerReason::HostReboot, Step::Restart),
+            (RestartPolicy::OnFailure, PowerReason::GuestShutdown, Step::Settled),
+            (RestartPolicy::OnFailure, PowerReason::External, Step::Settled),
+            (RestartPolicy::Always, PowerReason::GuestShutdown, Step::Restart),
+            (RestartPolicy::Always, PowerReason::External, Step::Settled),
+            (RestartPolicy::Never, PowerReason::Crashed, Step::Settled),
+        ];
+        for (policy, reason, expected) in cases {
+            assert_eq!(next(&with(policy), Some(&off(reason)), &READY), expected, "{policy:?} {reason:?}");
+        }
+        let crashed = off(PowerReason::Crashed);
+        let often = Memory { restarts: MAX_RESTARTS, ..READY };
+        assert_eq!(next(&with(RestartPolicy::OnFailure), Some(&crashed), &often), Step::CrashLoop);
+        let soon = Memory { restart_wait: Duration::from_secs(4), ..READY };
+        assert_eq!(next(&with(RestartPolicy::OnFailure), Some(&crashed), &soon), Step::Wait(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn a_restart_is_done_to_a_running_guest_only() {
+        let mut vm = vm(PowerState::Running);
+        vm.done.power = 3;
+        if let Some(intent) = &mut vm.intent {
+            intent.restart_sequence = 1;
+            intent.restart_mode = RestartMode::Reset;
+        }
+        let running = domain(DomainState::Running, PowerReason::Requested);
+        assert_eq!(next(&vm, Some(&running), &READY), Step::RestartGuest(RestartMode::Reset));
+        let off = domain(DomainState::Stopped, PowerReason::GuestShutdown);
+        assert_eq!(next(&vm, Some(&off), &READY), Step::Settled);
+    }
+
+    #[test]
+    fn deletion_goes_down_to_the_disks() {
+        let mut vm = vm(PowerState::Running);
+        vm.disposition = Disposition::Deleting;
+        let at = |state| domain(state, PowerReason::Unknown);
+        assert_eq!(next(&vm, Some(&at(DomainState::Running)), &READY), Step::Destroy);
+        assert_eq!(next(&vm, Some(&at(DomainState::Stopped)), &READY), Step::Undefine);
+        assert_eq!(next(&vm, None, &READY), Step::DeleteVolumes);
+        assert_eq!(next(&vm, None, &Memory { volumes_gone: true, ..READY }), Step::Forget);
+    }
+
+    #[test]
+    fn nothing_is_done_while_the_owner_is_not_known() {
+        let migration = dalgu_proto::ids::MigrationId::from_uuid(uuid::Uuid::from_u128(9));
+        for disposition in [Disposition::Incoming { migration }, Disposition::Outgoing { migration }] {
+            let mut vm = vm(PowerState::Stopped);
+            vm.disposition = disposition;
+            for state in [DomainState::Running, DomainState::Paused, DomainState::Stopped, DomainState::HandedOver] {
+                assert_eq!(next(&vm, Some(&domain(state, PowerReason::Unknown)), &READY), Step::Settled);
+            }
+            assert_eq!(next(&vm, None, &READY), Step::Settled);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a VM's task does when it is told what the VM should be, or that it should be gone.
+//!
+//! Each request is judged by [`policy`], written to the ledger, and only then kept in mind; the work follows by the
+//! plan. When the ledger cannot be written the request has not happened. Requests about migrations are in
+//! [`super::transfer`].
+
+use dalgu_proto::ids::{Epoch, Generation, VmName};
+
+use super::{
+    Error, Request,
+    driver::Driver,
+    policy::{self, Accepted},
+};
+use crate::ledger::{self, Disposition, Done, Intent};
+
+impl Driver {
+    /// Carries out one request; what it brought is in the status.
+    pub(super) async fn request(&mut self, request: Request) -> Result<(), Error> {
+        match request {
+            Request::Ensure(name, intent) => self.ensure(name, intent).await,
+            Request::Delete(generation, epoch) => self.delete(generation, epoch).await,
+            Request::Prepare(prepare) => self.prepare(prepare).await,
+            Request::Send(send) => self.send(send).await,
+            Request::Settle(migration) => self.settle(migration).await,
+            Request::Finish { migration, owner, epoch } => self.finish(migration, owner, epoch).await,
+        }
+    }
+
+    async fn ensure(&mut self, name: VmName, intent: Intent) -> Result<(), Error> {
+        match policy::ensure(self.vm.as_ref(), &intent)? {
+            Accepted::Known => return Ok(()),
+            Accepted::New => {}
+        }
+        tracing::info!(generation = %intent.generation, epoch = %intent.epoch, power = ?intent.power, "intent accepted");
+        let known = self.vm.clone().filter(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
+        let done = known.as_ref().map_or_else(Done::default, |vm| vm.done);
+        let redefine = known.as_ref().and_then(|vm| vm.intent.as_ref()).is_some_and(|before| before.spec != intent.spec);
+        let vm = ledger::Vm {
+            id: self.id,
+            name,
+            epoch: intent.epoch,
+            generation: intent.generation,
+            disposition: Disposition::Owned,
+            done: Done { defined: done.defined.filter(|_| !redefine), ..done },
+            last_seen: known.as_ref().and_then(|vm| vm.last_seen),
+            boot_id: self.shared.boot_id.clone(),
+            intent: Some(intent),
+        };
+        self.replace(vm).await?;
+        self.start_afresh();
+        Ok(())
+    }
+
+    async fn delete(&mut self, generation: Generation, epoch: Epoch) -> Result<(), Error> {
+        if policy::delete(self.vm.as_ref(), generation, epoch)? {
+            return Ok(());
+        }
+        let Some(vm) = self.vm.clone() else { return Ok(()) };
+        if vm.disposition != Disposition::Deleting {
+            tracing::info!(%generation, %epoch, "deletion accepted");
+            self.replace(ledger::Vm { disposition: Disposition::Deleting, generation, epoch, ..vm }).await?;
+            self.start_afresh();
+        }
+        Ok(())
+    }
+
+    /// Writes a new entry; the old one stays in force when that fails.
+    pub(super) async fn replace(&mut self, vm: ledger::Vm) -> Result<(), Error> {
+        let before = self.vm.replace(vm);
+        if let Err(error) = self.try_save_vm().await {
+            self.vm = before;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Remembers only that nothing of the VM is here, under this ownership number.
+    pub(super) async fn let_go(&mut self, epoch: Epoch) -> Result<(), Error> {
+        if let Some(vm) = self.vm.clone() {
+            let disposition = Disposition::Gone { since: jiff::Timestamp::now() };
+            self.replace(ledger::Vm { disposition, epoch: epoch.max(vm.epoch), intent: None, last_seen: None, done: Done::default(), ..vm }).await?;
+            self.start_afresh();
+        }
+        Ok(())
+    }
+}

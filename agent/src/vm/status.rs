@@ -1,0 +1,132 @@
+//! What a VM's task publishes about it, in the agent's own words; [`crate::wire`] turns it into reports.
+
+use dalgu_proto::{
+    ids::{Epoch, Generation, MigrationId, VmId},
+    vm::{PowerReason, PowerState},
+};
+use jiff::Timestamp;
+
+use crate::{
+    hypervisor::{DomainState, Progress},
+    ledger::{Role, Transfer},
+};
+
+/// Whether the intent is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Work is under way.
+    Applying,
+    /// Carried out in full.
+    Settled,
+    /// Cannot be carried out.
+    Failed,
+    /// Being removed.
+    Deleting,
+    /// May arrive by migration.
+    Incoming,
+    /// On its way out.
+    Outgoing,
+    /// Nothing is here; not reported.
+    Gone,
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Stable reason.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// Whether the agent tries again by itself.
+    pub retrying: bool,
+    /// When it was first seen.
+    pub since: Timestamp,
+}
+
+/// What is here of a VM that migrates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Could not be found out.
+    Unknown,
+    /// No domain.
+    Absent,
+    /// A domain in this state.
+    Is(DomainState),
+}
+
+/// A host's part in a migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migration {
+    /// The migration.
+    pub id: MigrationId,
+    /// Which part; `None` when it was settled here before it began.
+    pub role: Option<Role>,
+    /// How far.
+    pub transfer: Transfer,
+    /// Nothing moves under this id any more.
+    pub settled: bool,
+    /// Owner known, everything tidied up.
+    pub finished: bool,
+    /// What is here of the VM.
+    pub presence: Presence,
+    /// Progress; source only.
+    pub progress: Progress,
+}
+
+/// Everything a VM's task knows, for others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// UUID of the VM.
+    pub id: VmId,
+    /// Its name; empty while nothing but a settled migration is known.
+    pub name: String,
+    /// Last generation accepted.
+    pub accepted_generation: Generation,
+    /// Last generation carried out in full.
+    pub observed_generation: Generation,
+    /// Ownership number.
+    pub epoch: Epoch,
+    /// Rises with each change.
+    pub status_generation: u64,
+    /// Whether the intent is carried out.
+    pub phase: Phase,
+    /// Power state seen; `None` where there is no domain or it could not be seen.
+    pub power: Option<PowerState>,
+    /// Why.
+    pub reason: PowerReason,
+    /// When it was seen.
+    pub observed_at: Option<Timestamp>,
+    /// What is wrong.
+    pub failure: Option<Failure>,
+    /// Latest migration.
+    pub migration: Option<Migration>,
+    /// Found in the hypervisor, not in the ledger.
+    pub adopted: bool,
+}
+
+impl Status {
+    /// The status of a VM of which nothing is known yet.
+    pub fn unknown(id: VmId) -> Self {
+        Self {
+            id,
+            name: String::new(),
+            accepted_generation: Generation(0),
+            observed_generation: Generation(0),
+            epoch: Epoch(0),
+            status_generation: 0,
+            phase: Phase::Gone,
+            power: None,
+            reason: PowerReason::Unknown,
+            observed_at: None,
+            failure: None,
+            migration: None,
+            adopted: false,
+        }
+    }
+
+    /// Whether two statuses say the same, times and counters aside.
+    pub fn same_content(&self, other: &Self) -> bool {
+        let plain = |status: &Self| Self { status_generation: 0, observed_at: None, ..status.clone() };
+        plain(self) == plain(other)
+    }
+}

@@ -1,0 +1,410 @@
+//! A VM's migrations, as its task sees them: the source's part, the destination's part, and how they end.
+//!
+//! ```text
+//!  source:       Owned ──send──> Outgoing ──settle──> (nothing moves any more) ──finish──> Owned or Gone
+//!  destination:  Gone ──prepare──> Incoming ──settle──> (nothing moves any more) ──finish──> Owned or Gone
+//! ```
+//!
+//! What the hypervisor's call returns decides nothing. Once both sides have settled, the controller concludes from what
+//! is really there, and tells both by `finish` who owns the VM. Until then nothing is started, stopped or removed here.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use dalgu_proto::ids::{Epoch, MigrationId, VmId};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Error, Prepare, Send, Shared,
+    driver::{Driver, REMEMBER, on_disk},
+    policy::{self, Denied},
+    status::{self, Presence},
+};
+use crate::{
+    hypervisor::{self, Domain, DomainState, Migrate, Progress},
+    ledger::{self, Disposition, Ledger, Role, Transfer},
+    migration::transport::{self, Relay, Sockets},
+};
+
+/// Progress of a transfer is read so often.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// A request to settle waits so long for a transfer to end; after that its caller asks again.
+const SETTLE_WAIT: Duration = Duration::from_secs(6);
+/// A QEMU that still waits for data so long after its streams were cut is powered off: it holds no VM.
+const INCOMING_LIMIT: Duration = Duration::from_secs(30);
+
+/// How a transfer ended.
+pub(super) struct Ended {
+    migration: MigrationId,
+    outcome: Result<Progress, hypervisor::Error>,
+}
+
+/// The migrations of one VM.
+pub(super) struct Transfers {
+    entries: BTreeMap<MigrationId, ledger::Migration>,
+    latest: Option<MigrationId>,
+    running: Option<BoxFuture<'static, Ended>>,
+    progress: watch::Sender<Progress>,
+    settled_at: Option<Instant>,
+}
+
+impl Transfers {
+    pub(super) fn new(entries: Vec<ledger::Migration>) -> Self {
+        let latest = entries.iter().find(|entry| entry.finished.is_none()).or(entries.first()).map(|entry| entry.id);
+        Self {
+            entries: entries.into_iter().map(|entry| (entry.id, entry)).collect(),
+            latest,
+            running: None,
+            progress: watch::Sender::new(Progress::default()),
+            settled_at: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Returns when the transfer under way has ended; never when there is none. Cancel safe: the transfer stays.
+    pub(super) async fn ended(&mut self) -> Ended {
+        match &mut self.running {
+            Some(running) => {
+                let ended = running.await;
+                self.running = None;
+                ended
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The latest migration, for others.
+    pub(super) fn describe(&self, domain: Option<&Domain>, seen: bool) -> Option<status::Migration> {
+        let entry = self.entries.get(&self.latest?)?;
+        let presence = match domain {
+            _ if !seen => Presence::Unknown,
+            Some(domain) => Presence::Is(domain.state),
+            None => Presence::Absent,
+        };
+        Some(status::Migration {
+            id: entry.id,
+            role: entry.role,
+            transfer: entry.transfer.clone(),
+            settled: entry.settled && self.running.is_none(),
+            finished: entry.finished.is_some(),
+            presence,
+            progress: *self.progress.borrow(),
+        })
+    }
+
+    /// Forgets migrations that were finished long ago.
+    pub(super) async fn forget_old(&mut self, ledger: &Ledger) {
+        let now = Timestamp::now();
+        let old: Vec<_> = self
+            .entries
+            .values()
+            .filter(|entry| entry.finished.is_some_and(|at| now.duration_since(at) > REMEMBER))
+            .map(|entry| entry.id)
+            .collect();
+        for id in old {
+            let ledger = ledger.clone();
+            if on_disk(move || ledger.remove_migration(id)).await.is_ok() {
+                self.entries.remove(&id);
+            }
+        }
+    }
+
+    async fn write(&mut self, ledger: &Ledger, entry: ledger::Migration) -> Result<(), ledger::Error> {
+        let (ledger, copy) = (ledger.clone(), entry.clone());
+        on_disk(move || ledger.save_migration(&copy)).await?;
+        self.latest = Some(entry.id);
+        self.entries.insert(entry.id, entry);
+        Ok(())
+    }
+}
+
+impl Driver {
+    /// After a restart of the agent: its streams are gone, so whatever was being sent cannot succeed by them.
+    pub(super) async fn recover_transfers(&mut self) {
+        let cut: Vec<_> = self.transfers.entries.values().filter(|entry| entry.transfer == Transfer::Active).cloned().collect();
+        for entry in cut {
+            let transfer = Transfer::Failed {
+                reason: "AGENT_RESTARTED".to_owned(),
+                message: "the agent was restarted while it sent the VM".to_owned(),
+            };
+            let entry = ledger::Migration { transfer, ..entry };
+            if let Err(error) = self.transfers.write(&self.shared.ledger, entry).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "the ledger cannot be written");
+            }
+        }
+    }
+
+    fn may_begin(&self, migration: MigrationId) -> Result<(), Denied> {
+        match self.transfers.entries.get(&migration) {
+            Some(entry) if entry.settled => Err(Denied::MigrationOver(migration)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Destination: makes room.
+    pub(super) async fn prepare(&mut self, prepare: Prepare) -> Result<(), Error> {
+        self.may_begin(prepare.migration)?;
+        let again = policy::prepare(self.vm.as_ref(), prepare.migration, &prepare.intent)?;
+        if !again {
+            tracing::info!(migration = %prepare.migration, source = %prepare.source, "preparing for an incoming migration");
+            let entry = ledger::Migration {
+                id: prepare.migration,
+                vm: self.id,
+                role: Some(Role::Destination),
+                peer: Some(prepare.source.clone()),
+                transfer: Transfer::Ready,
+                settled: false,
+                finished: None,
+            };
+            self.transfers.write(&self.shared.ledger, entry).await?;
+            let vm = ledger::Vm {
+                id: self.id,
+                name: prepare.name,
+                epoch: prepare.intent.epoch,
+                generation: prepare.intent.generation,
+                disposition: Disposition::Incoming { migration: prepare.migration },
+                done: ledger::Done::default(),
+                last_seen: None,
+                boot_id: self.shared.boot_id.clone(),
+                intent: Some(prepare.intent),
+            };
+            self.replace(vm).await?;
+            self.start_afresh();
+        }
+        let definition = self.definition().ok_or(Denied::NotHere(self.id))?;
+        self.shared.hypervisor.create_volumes(&definition, true).await?;
+        let sockets = Sockets::of(&self.shared.run_dir, prepare.migration);
+        sockets.create(self.shared.socket_owner).map_err(Error::Sockets)?;
+        self.shared.grants.allow(prepare.migration, prepare.source, sockets);
+        Ok(())
+    }
+
+    /// Source: begins to send.
+    pub(super) async fn send(&mut self, send: Send) -> Result<(), Error> {
+        self.may_begin(send.migration)?;
+        if policy::send(self.vm.as_ref(), self.id, send.migration, send.epoch)? {
+            return Ok(());
+        }
+        if self.busy() {
+            return Err(Denied::Busy.into());
+        }
+        let running = self.domain.as_ref().is_some_and(|domain| domain.state == DomainState::Running);
+        let (Some(vm), Some(mut definition), true) = (self.vm.clone(), self.definition(), running) else {
+            return Err(Denied::NotRunning.into());
+        };
+        // The destination's domain bears the ownership number that it will have there.
+        definition.mark.epoch = send.epoch.next();
+        let entry = ledger::Migration {
+            id: send.migration,
+            vm: self.id,
+            role: Some(Role::Source),
+            peer: Some(send.destination.clone()),
+            transfer: Transfer::Active,
+            settled: false,
+            finished: None,
+        };
+        self.transfers.write(&self.shared.ledger, entry).await?;
+        self.replace(ledger::Vm { disposition: Disposition::Outgoing { migration: send.migration }, ..vm }).await?;
+        tracing::info!(migration = %send.migration, destination = %send.destination, "sending the VM");
+        self.transfers.progress.send_replace(Progress::default());
+        let (shared, progress) = (self.shared.clone(), self.transfers.progress.clone());
+        self.transfers.running = Some(Box::pin(transfer(shared, self.id, send, definition, progress)));
+        Ok(())
+    }
+
+    /// Writes down how a transfer ended. It says nothing yet of where the VM is.
+    pub(super) async fn transfer_ended(&mut self, ended: Ended) {
+        let transfer = match ended.outcome {
+            Ok(progress) => {
+                tracing::info!(migration = %ended.migration, downtime_ms = progress.downtime_ms, "the transfer has ended");
+                self.transfers.progress.send_replace(progress);
+                Transfer::Completed
+            }
+            Err(error) => {
+                tracing::warn!(migration = %ended.migration, %error, "the transfer has failed");
+                Transfer::Failed { reason: error.reason().to_owned(), message: error.to_string() }
+            }
+        };
+        let Some(entry) = self.transfers.entries.get(&ended.migration).cloned() else { return };
+        if let Err(error) = self.transfers.write(&self.shared.ledger, ledger::Migration { transfer, ..entry }).await {
+            // The state on disk says Active; after a restart it is read as failed, and both hosts are looked at anyway.
+            tracing::error!(error = &error as &dyn std::error::Error, "the ledger cannot be written");
+        }
+    }
+
+    /// Either side: promises that nothing will move under this id any more, and looks at what is here.
+    pub(super) async fn settle(&mut self, migration: MigrationId) -> Result<(), Error> {
+        let unknown = || ledger::Migration {
+            id: migration,
+            vm: self.id,
+            role: None,
+            peer: None,
+            transfer: Transfer::Ready,
+            settled: false,
+            finished: None,
+        };
+        let entry = self.transfers.entries.get(&migration).cloned().unwrap_or_else(unknown);
+        if !entry.settled {
+            self.transfers.settled_at = Some(Instant::now());
+        }
+        let role = entry.role;
+        self.transfers.write(&self.shared.ledger, ledger::Migration { settled: true, ..entry }).await?;
+        match role {
+            Some(Role::Source) => self.end_sending().await?,
+            Some(Role::Destination) => {
+                self.shared.grants.revoke(migration).await;
+                self.end_receiving().await?;
+            }
+            None => {}
+        }
+        self.domain = self.shared.hypervisor.get(self.id).await?;
+        self.seen = Some(Timestamp::now());
+        Ok(())
+    }
+
+    async fn end_sending(&mut self) -> Result<(), Error> {
+        let hypervisor = self.shared.hypervisor.clone();
+        if self.transfers.running.is_some() {
+            hypervisor.abort_migration(self.id).await?;
+            if let Ok(ended) = tokio::time::timeout(SETTLE_WAIT, self.transfers.ended()).await {
+                self.transfer_ended(ended).await;
+            }
+        } else if hypervisor.progress(self.id).await?.is_some() {
+            // Begun by an earlier run of this agent.
+            hypervisor.abort_migration(self.id).await?;
+            return Err(Denied::Busy.into());
+        }
+        Ok(())
+    }
+
+    async fn end_receiving(&mut self) -> Result<(), Error> {
+        let hypervisor = self.shared.hypervisor.clone();
+        let until = Instant::now() + SETTLE_WAIT;
+        while hypervisor.get(self.id).await?.is_some_and(|domain| domain.state == DomainState::Incoming) {
+            if self.transfers.settled_at.is_none_or(|at| at.elapsed() > INCOMING_LIMIT) {
+                tracing::warn!("a QEMU still waits for a migration that is over; powering it off");
+                hypervisor.destroy(self.id).await?;
+            } else if Instant::now() > until {
+                return Err(Denied::Busy.into());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    }
+
+    /// Either side: the owner is known.
+    pub(super) async fn finish(&mut self, migration: MigrationId, owner: bool, epoch: Epoch) -> Result<(), Error> {
+        let Some(entry) = self.transfers.entries.get(&migration).cloned() else {
+            // Nothing of it ever began here, or it was finished so long ago that it has been forgotten.
+            return Ok(());
+        };
+        if entry.finished.is_some() {
+            return Ok(());
+        }
+        if !entry.settled || self.transfers.running.is_some() {
+            return Err(Denied::Busy.into());
+        }
+        tracing::info!(%migration, owner, %epoch, "the migration's owner is known");
+        // A settlement of something that never began leaves what is here as it is.
+        if entry.role.is_some() {
+            if owner { self.keep(epoch, entry.role).await? } else { self.tidy_up(epoch).await? }
+            Sockets::of(&self.shared.run_dir, migration).remove().map_err(Error::Sockets)?;
+        }
+        self.transfers.write(&self.shared.ledger, ledger::Migration { finished: Some(Timestamp::now()), ..entry }).await?;
+        Ok(())
+    }
+
+    async fn keep(&mut self, epoch: Epoch, role: Option<Role>) -> Result<(), Error> {
+        let Some(mut vm) = self.vm.clone() else { return Ok(()) };
+        vm.epoch = epoch;
+        vm.disposition = Disposition::Owned;
+        if let Some(intent) = &mut vm.intent {
+            intent.epoch = epoch;
+            if role == Some(Role::Destination) {
+                // It arrived as it was asked to be.
+                vm.done = ledger::Done {
+                    defined: Some(epoch),
+                    power_begun: intent.power_sequence,
+                    power: intent.power_sequence,
+                    restart: intent.restart_sequence,
+                };
+            }
+        }
+        self.replace(vm).await?;
+        self.start_afresh();
+        Ok(())
+    }
+
+    /// Removes what a migration left of a VM that lives elsewhere.
+    async fn tidy_up(&mut self, epoch: Epoch) -> Result<(), Error> {
+        let hypervisor = self.shared.hypervisor.clone();
+        match hypervisor.get(self.id).await?.map(|domain| domain.state) {
+            // The controller concluded from another picture than this one. A person must look.
+            Some(DomainState::Running) => {
+                tracing::error!("the VM is said to be owned by the other host, but it runs here; nothing is removed");
+                return Err(Denied::Unusable("the VM runs on this host; it is not removed".to_owned()).into());
+            }
+            Some(_) => {
+                hypervisor.destroy(self.id).await?;
+                hypervisor.undefine(self.id).await?;
+            }
+            None => {}
+        }
+        hypervisor.delete_volumes(self.id, true).await?;
+        self.domain = None;
+        self.let_go(epoch).await
+    }
+}
+
+/// The whole of a transfer, on the source.
+async fn transfer(
+    shared: std::sync::Arc<Shared>,
+    id: VmId,
+    send: Send,
+    definition: hypervisor::Definition,
+    progress: watch::Sender<Progress>,
+) -> Ended {
+    let migration = send.migration;
+    let outcome = carry(&shared, id, send, definition, progress).await;
+    Ended { migration, outcome }
+}
+
+async fn carry(
+    shared: &Shared,
+    id: VmId,
+    send: Send,
+    definition: hypervisor::Definition,
+    progress: watch::Sender<Progress>,
+) -> Result<Progress, hypervisor::Error> {
+    let peer = transport::Peer { host: send.destination, address: send.address, identity: shared.identity.clone() };
+    let sockets = Sockets::of(&shared.run_dir, send.migration);
+    let relay = Relay::open(sockets, shared.socket_owner, send.migration, &peer)
+        .map_err(|error| hypervisor::Error::Failed { call: "migrate", code: 0, detail: format!("sockets: {error}") })?;
+    let migrate = Migrate {
+        migration: send.migration,
+        definition,
+        control: relay.sockets().control.clone(),
+        memory: relay.sockets().memory.clone(),
+        disks: relay.sockets().disks.clone(),
+        max_downtime_ms: send.max_downtime_ms,
+        bandwidth_mib_per_second: send.bandwidth_mib_per_second,
+    };
+    let mut sending = std::pin::pin!(shared.hypervisor.migrate(&migrate));
+    let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        // Cancel safe: the sending is polled in place, a tick that was not taken comes again.
+        tokio::select! {
+            outcome = &mut sending => return outcome,
+            _ = tick.tick() => {
+                if let Ok(Some(now)) = shared.hypervisor.progress(id).await {
+                    progress.send_replace(now);
+                }
+            }
+        }
+    }
+}

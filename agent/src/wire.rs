@@ -1,0 +1,150 @@
+//! Between the agent's own words and the wire. Used by the server and the reporter only.
+
+use std::collections::HashMap;
+
+use dalgu_proto::{
+    agent::v1 as wire,
+    host::VmUsage,
+    ids::{Epoch, Generation, VmId},
+    reason,
+    time::{duration_to_wire, to_wire},
+    v1,
+    vm::{PowerState, Spec},
+};
+use tonic::Status as Refusal;
+
+use crate::{
+    hypervisor::{Domain, DomainState},
+    ledger::{Intent, Role, Transfer},
+    vm::status::{Failure, Migration, Phase, Presence, Status},
+};
+
+/// Reads an intent.
+#[allow(clippy::result_large_err, reason = "tonic's error is what the server returns")]
+pub fn intent(wire: wire::VmIntent) -> Result<(VmId, dalgu_proto::ids::VmName, Intent), Refusal> {
+    let id = wire.uid.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm.uid", error.to_string()))?;
+    let name = wire.name.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm.name", error.to_string()))?;
+    let power = PowerState::try_from(wire.power_state())
+        .map_err(|error| reason::invalid("vm.power_state", error.message))?;
+    let restart_mode = wire.restart_mode().into();
+    let spec = wire.spec.ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;
+    let spec = Spec::try_from(spec).map_err(|error| reason::invalid(&format!("vm.spec.{}", error.field), error.message))?;
+    if let Some(nic) = spec.nics.iter().find(|nic| nic.mac.is_empty()) {
+        return Err(reason::invalid("vm.spec.nics", format!("{} has no MAC address", nic.name)));
+    }
+    let intent = Intent {
+        generation: Generation(wire.generation),
+        epoch: Epoch(wire.epoch),
+        spec,
+        power,
+        power_sequence: wire.power_sequence,
+        restart_sequence: wire.restart_sequence,
+        restart_mode,
+        grace_period_seconds: wire.grace_period_seconds,
+    };
+    Ok((id, name, intent))
+}
+
+/// A VM's report.
+pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
+    let phase = match status.phase {
+        Phase::Applying | Phase::Gone => wire::VmPhase::Applying,
+        Phase::Settled => wire::VmPhase::Settled,
+        Phase::Failed => wire::VmPhase::Failed,
+        Phase::Deleting => wire::VmPhase::Deleting,
+        Phase::Incoming => wire::VmPhase::Incoming,
+        Phase::Outgoing => wire::VmPhase::Outgoing,
+    };
+    let power = status.power.map_or(v1::PowerState::Unspecified, Into::into);
+    wire::VmReport {
+        uid: status.id.to_string(),
+        name: status.name,
+        accepted_generation: status.accepted_generation.0,
+        observed_generation: status.observed_generation.0,
+        epoch: status.epoch.0,
+        status_generation: status.status_generation,
+        phase: phase.into(),
+        power_state: power.into(),
+        power_reason: v1::PowerReason::from(status.reason).into(),
+        observe_time: status.observed_at.map(to_wire),
+        error: status.failure.map(failure),
+        usage: usage.cloned().map(Into::into),
+        migration: status.migration.filter(|migration| !migration.finished).map(migration),
+        adopted: status.adopted,
+    }
+}
+
+fn failure(failure: Failure) -> v1::VmError {
+    let Failure { reason, message, retrying, since } = failure;
+    v1::VmError { reason, message, retrying, time: Some(to_wire(since)) }
+}
+
+/// A host's part in a migration.
+pub fn migration(migration: Migration) -> wire::MigrationReport {
+    let role = match migration.role {
+        None => wire::MigrationRole::Unspecified,
+        Some(Role::Source) => wire::MigrationRole::Source,
+        Some(Role::Destination) => wire::MigrationRole::Destination,
+    };
+    let (transfer, error) = match migration.transfer {
+        Transfer::Ready => (wire::TransferState::Ready, None),
+        Transfer::Active => (wire::TransferState::Active, None),
+        Transfer::Completed => (wire::TransferState::Completed, None),
+        Transfer::Failed { reason, message } => {
+            let error = v1::VmError { reason, message, retrying: false, time: None };
+            (wire::TransferState::Failed, Some(error))
+        }
+    };
+    let presence = match migration.presence {
+        Presence::Unknown => wire::DomainPresence::Unspecified,
+        Presence::Absent => wire::DomainPresence::Absent,
+        Presence::Is(DomainState::Stopped) => wire::DomainPresence::Stopped,
+        Presence::Is(DomainState::Running) => wire::DomainPresence::Running,
+        Presence::Is(DomainState::Paused) => wire::DomainPresence::Paused,
+        Presence::Is(DomainState::Incoming) => wire::DomainPresence::Incoming,
+        Presence::Is(DomainState::HandedOver) => wire::DomainPresence::HandedOver,
+    };
+    let p = migration.progress;
+    let progress = (migration.role == Some(Role::Source)).then(|| v1::MigrationProgress {
+        migration_id: migration.id.to_string(),
+        memory_total_bytes: p.memory_total_bytes,
+        memory_processed_bytes: p.memory_processed_bytes,
+        memory_remaining_bytes: p.memory_remaining_bytes,
+        disk_total_bytes: p.disk_total_bytes,
+        disk_processed_bytes: p.disk_processed_bytes,
+        disk_remaining_bytes: p.disk_remaining_bytes,
+        rate_bytes_per_second: p.rate_bytes_per_second,
+        dirty_rate_bytes_per_second: p.dirty_rate_bytes_per_second,
+        expected_downtime_ms: p.expected_downtime_ms,
+        downtime_ms: p.downtime_ms,
+        iteration: p.iteration,
+        elapsed: Some(duration_to_wire(std::time::Duration::from_millis(p.elapsed_ms))),
+        ..Default::default()
+    });
+    wire::MigrationReport {
+        migration_id: migration.id.to_string(),
+        role: role.into(),
+        transfer: transfer.into(),
+        settled: migration.settled,
+        presence: presence.into(),
+        error,
+        progress,
+    }
+}
+
+/// The domains that are not Dalgu's, for reports.
+pub fn unmanaged(domains: &[Domain]) -> Vec<v1::UnmanagedDomain> {
+    let foreign = |domain: &Domain| v1::UnmanagedDomain {
+        uuid: domain.id.to_string(),
+        name: domain.name.clone(),
+        running: domain.state != DomainState::Stopped,
+        vcpus: domain.vcpus,
+        memory_mib: domain.memory_mib,
+    };
+    domains.iter().filter(|domain| domain.mark.is_none()).map(foreign).collect()
+}
+
+/// Reports of all VMs, each with its usage.
+pub fn reports(statuses: Vec<Status>, usage: &HashMap<VmId, VmUsage>) -> Vec<wire::VmReport> {
+    statuses.into_iter().map(|status| { let usage = usage.get(&status.id); report(status, usage) }).collect()
+}
