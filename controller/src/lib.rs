@@ -5,6 +5,19 @@
 //! `reconcile::plan`, `migration::decide`, `status`); these use [`model`] only; `store` knows none of them.
 #![forbid(unsafe_code)]
 
+pub mod agent_client;
+pub mod agent_wire;
 pub mod config;
+pub mod hosts;
+pub mod metrics;
+pub mod migration;
+pub mod model;
 pub mod pki;
 pub mod placement;
+pub mod reconcile;
+pub mod state;
+pub mod status;
+pub mod store;
+
+#[cfg(test)]
+mod fixtures;

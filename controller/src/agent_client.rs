@@ -1,0 +1,292 @@
+//! Calls to agents: the only place that dials them.
+//!
+//! Called by `reconcile::step` and by the API's console stream. One channel a host, opened at the first call and again
+//! when the host's address changes; every command bears the site, the term and the host's session, and has a
+//! deadline. Decides nothing: an answer or an [`Error`] goes back to the caller.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use dalgu_proto::{
+    agent::v1::{self as agent, agent_service_client::AgentServiceClient},
+    ids::{Epoch, Generation, HostName, MigrationId, VmId},
+    reason,
+    tls::{self, Identity},
+};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
+
+use crate::{
+    agent_wire::{self, Part, Reported},
+    model::{Fault, MigrationRecord, VmRecord},
+    state::State,
+};
+
+/// Longest wait for the answer to a command.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Refusals that pass by themselves: the agent is starting, or has to register again.
+const PASSING: [&str; 5] = ["STALE_TERM", "WRONG_SESSION", "WRONG_CLUSTER", "RECOVERING", "HYPERVISOR_UNAVAILABLE"];
+
+/// Why a command was not carried out, as far as is known.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such host any more.
+    #[error("host {0} is not registered")]
+    UnknownHost(HostName),
+    /// The host's address is no good.
+    #[error("the agent of host {host} cannot be dialled")]
+    Channel {
+        /// The host.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: tls::Error,
+    },
+    /// No answer in time; the command may have been carried out.
+    #[error("host {host} did not answer {command} within {} s", COMMAND_TIMEOUT.as_secs())]
+    Timeout {
+        /// The host.
+        host: HostName,
+        /// The command.
+        command: &'static str,
+    },
+    /// The agent, or the way to it, said no.
+    #[error("host {host} answered {command} with {}: {}", status.code(), status.message())]
+    Refused {
+        /// The host.
+        host: HostName,
+        /// The command.
+        command: &'static str,
+        /// What was said.
+        status: Box<Status>,
+    },
+    /// The answer makes no sense.
+    #[error("host {host} answered {command} with a message that lacks its content")]
+    Malformed {
+        /// The host.
+        host: HostName,
+        /// The command.
+        command: &'static str,
+    },
+}
+
+impl Error {
+    /// Whether the same command would be refused again for ever; the reason to keep, if so.
+    pub fn refusal(&self) -> Option<Fault> {
+        let Self::Refused { status, .. } = self else { return None };
+        let code = match status.code() {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented => status.code(),
+            _ => return None,
+        };
+        let reason = reason::of(status).unwrap_or_else(|| "REFUSED_BY_AGENT".to_owned());
+        if PASSING.contains(&reason.as_str()) {
+            return None;
+        }
+        Some(Fault { code: code.into(), reason, message: self.to_string() })
+    }
+
+    /// Whether nobody answered at all.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Channel { .. } => true,
+            Self::Refused { status, .. } => matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded),
+            Self::UnknownHost(_) | Self::Malformed { .. } => false,
+        }
+    }
+}
+
+type Client = AgentServiceClient<Channel>;
+
+/// The agents of the site.
+pub struct Agents {
+    identity: Identity,
+    channels: Mutex<HashMap<HostName, (String, Channel)>>,
+}
+
+impl Agents {
+    /// Dials with the controller's identity.
+    pub fn new(identity: Identity) -> Self {
+        Self { identity, channels: Mutex::new(HashMap::new()) }
+    }
+
+    fn channel(&self, host: &HostName, address: &str) -> Result<Channel, Error> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, channel)) = channels.get(host) {
+            if known == address {
+                return Ok(channel.clone());
+            }
+        }
+        let channel = tls::client::connect_lazy(&format!("https://{address}"), &tls::agent_name(host), &self.identity)
+            .map_err(|source| Error::Channel { host: host.clone(), source })?;
+        channels.insert(host.clone(), (address.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+
+    fn client(&self, state: &State, host: &HostName) -> Result<(Client, Option<agent::CommandContext>), Error> {
+        let record = state.hosts.get(host).ok_or_else(|| Error::UnknownHost(host.clone()))?;
+        let context = agent::CommandContext {
+            cluster_id: state.meta.cluster_id.to_string(),
+            term: state.meta.term.0,
+            session: record.session.0,
+            host: host.to_string(),
+        };
+        Ok((AgentServiceClient::new(self.channel(host, &record.address)?), Some(context)))
+    }
+
+    /// Says what a VM of its owner should be.
+    pub async fn ensure(&self, state: &State, vm: &VmRecord) -> Result<Reported, Error> {
+        const COMMAND: &str = "EnsureVm";
+        let (mut client, context) = self.client(state, &vm.owner)?;
+        let request =
+            agent::EnsureVmRequest { context, vm: Some(agent_wire::intent(vm, &vm.intent, vm.epoch)) };
+        let answer = call(&vm.owner, COMMAND, client.ensure_vm(request)).await?;
+        answer
+            .vm
+            .and_then(|report| agent_wire::reported(&vm.owner, report))
+            .ok_or_else(|| Error::Malformed { host: vm.owner.clone(), command: COMMAND })
+    }
+
+    /// Says that a VM should be gone. `None` when nothing is left of it.
+    pub async fn delete(&self, state: &State, vm: &VmRecord) -> Result<Option<Reported>, Error> {
+        const COMMAND: &str = "DeleteVm";
+        let (mut client, context) = self.client(state, &vm.owner)?;
+        let Generation(generation) = vm.intent.generation;
+        let request =
+            agent::DeleteVmRequest { context, uid: vm.id.to_string(), generation, epoch: vm.epoch.0 };
+        let answer = call(&vm.owner, COMMAND, client.delete_vm(request)).await?;
+        if answer.gone {
+            return Ok(None);
+        }
+        let report = answer.vm.and_then(|report| agent_wire::reported(&vm.owner, report));
+        report.map(Some).ok_or_else(|| Error::Malformed { host: vm.owner.clone(), command: COMMAND })
+    }
+
+    /// Tells the destination of a migration to make room.
+    pub async fn prepare(&self, state: &State, vm: &VmRecord, migration: &MigrationRecord) -> Result<(), Error> {
+        let host = &migration.destination;
+        let (mut client, context) = self.client(state, host)?;
+        let request = agent::PrepareMigrationRequest {
+            context,
+            migration_id: migration.id.to_string(),
+            vm: Some(agent_wire::intent(vm, &migration.intent, migration.destination_epoch)),
+            source_host: migration.source.to_string(),
+        };
+        call(host, "PrepareMigration", client.prepare_migration(request)).await?;
+        Ok(())
+    }
+
+    /// Tells the source of a migration to begin.
+    pub async fn start(&self, state: &State, migration: &MigrationRecord) -> Result<(), Error> {
+        let host = &migration.source;
+        let destination = &migration.destination;
+        let target = state.hosts.get(destination).ok_or_else(|| Error::UnknownHost(destination.clone()))?;
+        let (mut client, context) = self.client(state, host)?;
+        let request = agent::StartMigrationRequest {
+            context,
+            migration_id: migration.id.to_string(),
+            vm_uid: migration.vm.to_string(),
+            epoch: migration.source_epoch.0,
+            destination_host: destination.to_string(),
+            destination_address: target.address.clone(),
+            max_downtime_ms: migration.max_downtime_ms,
+            bandwidth_mib_per_second: migration.bandwidth_mib_per_second,
+        };
+        call(host, "StartMigration", client.start_migration(request)).await?;
+        Ok(())
+    }
+
+    /// Asks a host how far its part in a migration is.
+    pub async fn part(&self, state: &State, host: &HostName, id: MigrationId) -> Result<Part, Error> {
+        let (mut client, context) = self.client(state, host)?;
+        let request = agent::GetMigrationRequest { context, migration_id: id.to_string() };
+        Ok(agent_wire::part(call(host, "GetMigration", client.get_migration(request)).await?))
+    }
+
+    /// Asks a host to promise that nothing moves any more, and what is there.
+    pub async fn settle(&self, state: &State, host: &HostName, id: MigrationId, vm: VmId) -> Result<Part, Error> {
+        let (mut client, context) = self.client(state, host)?;
+        let request =
+            agent::SettleMigrationRequest { context, migration_id: id.to_string(), vm_uid: vm.to_string() };
+        Ok(agent_wire::part(call(host, "SettleMigration", client.settle_migration(request)).await?))
+    }
+
+    /// Tells a host who owns the VM; whether it has tidied up.
+    pub async fn finish(
+        &self,
+        state: &State,
+        host: &HostName,
+        migration: &MigrationRecord,
+        owner: bool,
+        epoch: Epoch,
+    ) -> Result<bool, Error> {
+        let (mut client, context) = self.client(state, host)?;
+        let request = agent::FinishMigrationRequest {
+            context,
+            migration_id: migration.id.to_string(),
+            vm_uid: migration.vm.to_string(),
+            owner,
+            epoch: epoch.0,
+        };
+        Ok(call(host, "FinishMigration", client.finish_migration(request)).await?.done)
+    }
+
+    /// Opens a VM's console log on its owner.
+    pub async fn console(
+        &self,
+        state: &State,
+        vm: &VmRecord,
+        tail_bytes: u64,
+        follow: bool,
+    ) -> Result<Streaming<agent::ReadConsoleResponse>, Error> {
+        let (mut client, _) = self.client(state, &vm.owner)?;
+        let request = agent::ReadConsoleRequest { uid: vm.id.to_string(), tail_bytes, follow };
+        call(&vm.owner, "ReadConsole", client.read_console(request)).await
+    }
+}
+
+async fn call<T>(
+    host: &HostName,
+    command: &'static str,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(COMMAND_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(Error::Refused { host: host.clone(), command, status: Box::new(status) }),
+        Err(_) => Err(Error::Timeout { host: host.clone(), command }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: Status) -> Error {
+        Error::Refused { host: "h1".parse().unwrap(), command: "EnsureVm", status: Box::new(status) }
+    }
+
+    #[test]
+    fn only_an_answer_that_would_be_the_same_again_is_final() {
+        let said = |code, reason| refused(reason::status(code, reason, "x")).refusal().map(|fault| fault.reason);
+        assert_eq!(said(Code::InvalidArgument, "IMAGE_NOT_FOUND").as_deref(), Some("IMAGE_NOT_FOUND"));
+        assert_eq!(said(Code::FailedPrecondition, "GENERATION_CONFLICT").as_deref(), Some("GENERATION_CONFLICT"));
+        for (code, reason) in [
+            (Code::FailedPrecondition, "WRONG_SESSION"),
+            (Code::FailedPrecondition, "STALE_TERM"),
+            (Code::Unavailable, "RECOVERING"),
+            (Code::ResourceExhausted, "BUSY"),
+        ] {
+            assert_eq!(said(code, reason), None, "{reason}");
+        }
+        assert_eq!(refused(Status::unavailable("connection refused")).refusal(), None);
+        assert!(refused(Status::unavailable("connection refused")).is_silence());
+    }
+}

@@ -1,0 +1,152 @@
+//! Between the records and what agents send and get. Used by `agent_client` and `api::registrar` only.
+
+use dalgu_proto::{
+    agent::v1 as agent,
+    ids::{Epoch, Generation, HostName, VmId},
+    time, v1,
+    vm::PowerState,
+};
+
+use crate::model::{
+    Intent, Observation, Presence, Progress, Transfer, Unmanaged, VmFault, VmPhase, VmRecord,
+};
+
+/// What a host says of one VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reported {
+    /// The VM.
+    pub id: VmId,
+    /// Name the host knows it by.
+    pub name: String,
+    /// What is seen.
+    pub observation: Observation,
+}
+
+/// A host's part in a migration, as it says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// It knows the migration.
+    pub known: bool,
+    /// It has promised that nothing moves any more.
+    pub settled: bool,
+    /// The transfer has ended, and how.
+    pub transfer: Transfer,
+    /// What is there; `None` when it could not be found out.
+    pub presence: Option<Presence>,
+    /// Why the transfer failed.
+    pub fault: Option<VmFault>,
+    /// How much has been copied.
+    pub progress: Option<Progress>,
+}
+
+/// What an agent is told a VM should be.
+pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
+    agent::VmIntent {
+        uid: vm.id.to_string(),
+        name: vm.name.to_string(),
+        spec: Some(vm.spec.clone().into()),
+        generation: intent.generation.0,
+        epoch: epoch.0,
+        power_state: v1::PowerState::from(intent.power).into(),
+        power_sequence: intent.power_sequence,
+        restart_sequence: intent.restart_sequence,
+        restart_mode: v1::RestartMode::from(intent.restart_mode).into(),
+        grace_period_seconds: intent.grace_period_seconds,
+    }
+}
+
+/// A VM as `host` reports it; `None` when its id is no UUID.
+pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
+    let phase = match wire.phase() {
+        agent::VmPhase::Unspecified => VmPhase::Unknown,
+        agent::VmPhase::Applying => VmPhase::Applying,
+        agent::VmPhase::Settled => VmPhase::Settled,
+        agent::VmPhase::Failed => VmPhase::Failed,
+        agent::VmPhase::Deleting => VmPhase::Deleting,
+        agent::VmPhase::Incoming => VmPhase::Incoming,
+        agent::VmPhase::Outgoing => VmPhase::Outgoing,
+    };
+    Some(Reported {
+        id: wire.uid.parse().ok()?,
+        observation: Observation {
+            host: host.clone(),
+            epoch: Epoch(wire.epoch),
+            accepted: Generation(wire.accepted_generation),
+            observed: Generation(wire.observed_generation),
+            status_generation: wire.status_generation,
+            phase,
+            power: PowerState::try_from(wire.power_state()).ok(),
+            power_reason: wire.power_reason().into(),
+            observe_time: wire.observe_time.as_ref().and_then(time::from_wire),
+            fault: wire.error.map(fault),
+            usage: wire.usage.map(Into::into),
+        },
+        name: wire.name,
+    })
+}
+
+fn fault(wire: v1::VmError) -> VmFault {
+    VmFault {
+        time: wire.time.as_ref().and_then(time::from_wire),
+        reason: wire.reason,
+        message: wire.message,
+        retrying: wire.retrying,
+    }
+}
+
+/// A host's part in a migration.
+pub fn part(wire: agent::MigrationReport) -> Part {
+    let presence = match wire.presence() {
+        agent::DomainPresence::Unspecified => None,
+        agent::DomainPresence::Absent => Some(Presence::Absent),
+        agent::DomainPresence::Stopped => Some(Presence::Stopped),
+        agent::DomainPresence::Running => Some(Presence::Running),
+        agent::DomainPresence::Paused => Some(Presence::Paused),
+        agent::DomainPresence::Incoming => Some(Presence::Incoming),
+        agent::DomainPresence::HandedOver => Some(Presence::HandedOver),
+    };
+    let transfer = match wire.transfer() {
+        agent::TransferState::Completed => Transfer::Completed,
+        agent::TransferState::Failed => Transfer::Failed,
+        agent::TransferState::Unspecified | agent::TransferState::Ready | agent::TransferState::Active => {
+            Transfer::Unknown
+        }
+    };
+    Part {
+        known: wire.role() != agent::MigrationRole::Unspecified,
+        settled: wire.settled,
+        transfer,
+        presence,
+        fault: wire.error.map(fault),
+        progress: wire.progress.as_ref().map(progress),
+    }
+}
+
+fn progress(wire: &v1::MigrationProgress) -> Progress {
+    let elapsed = wire.elapsed.as_ref().and_then(time::duration_from_wire).unwrap_or_default();
+    Progress {
+        memory_total_bytes: wire.memory_total_bytes,
+        memory_processed_bytes: wire.memory_processed_bytes,
+        memory_remaining_bytes: wire.memory_remaining_bytes,
+        disk_total_bytes: wire.disk_total_bytes,
+        disk_processed_bytes: wire.disk_processed_bytes,
+        disk_remaining_bytes: wire.disk_remaining_bytes,
+        rate_bytes_per_second: wire.rate_bytes_per_second,
+        dirty_rate_bytes_per_second: wire.dirty_rate_bytes_per_second,
+        expected_downtime_ms: wire.expected_downtime_ms,
+        downtime_ms: wire.downtime_ms,
+        iteration: wire.iteration,
+        elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// A domain that is not Dalgu's.
+pub fn unmanaged(wire: v1::UnmanagedDomain) -> Unmanaged {
+    Unmanaged {
+        uuid: wire.uuid,
+        name: wire.name,
+        running: wire.running,
+        vcpus: wire.vcpus,
+        memory_mib: wire.memory_mib,
+    }
+}

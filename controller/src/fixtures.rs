@@ -1,0 +1,173 @@
+//! Records for unit tests.
+
+use std::collections::BTreeMap;
+
+use dalgu_proto::{
+    host::{Inventory, Pool},
+    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, OperationId, Session, Term, VmId},
+    vm::{KernelBoot, PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
+};
+use jiff::Timestamp;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{model::*, placement::Decision, state::{Meta, State}};
+
+pub(crate) fn host_name(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+pub(crate) fn spec() -> Spec {
+    Spec {
+        vcpus: 1,
+        memory_mib: 128,
+        disks: vec![],
+        nics: vec![],
+        kernel_boot: Some(KernelBoot { kernel: "k".into(), initrd: None, cmdline: String::new() }),
+        restart_policy: RestartPolicy::OnFailure,
+        host_selector: BTreeMap::new(),
+    }
+}
+
+pub(crate) fn decision(host: &str) -> Decision {
+    Decision { host: Some(host_name(host)), verdicts: vec![], hint: None, summary: String::new(), omitted: 0 }
+}
+
+pub(crate) fn intent() -> Intent {
+    Intent {
+        generation: Generation(3),
+        power: PowerState::Running,
+        power_sequence: 1,
+        restart_sequence: 0,
+        restart_mode: RestartMode::Reboot,
+        grace_period_seconds: 60,
+    }
+}
+
+pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
+    VmRecord {
+        id: VmId::from_uuid(Uuid::now_v7()),
+        name: name.parse().unwrap(),
+        spec: spec(),
+        labels: BTreeMap::new(),
+        description: String::new(),
+        intent: intent(),
+        owner: host_name(owner),
+        epoch: Epoch(1),
+        decision: decision(owner),
+        decide_time: Timestamp::UNIX_EPOCH,
+        create_time: Timestamp::UNIX_EPOCH,
+        delete_time: None,
+        revision: 1,
+    }
+}
+
+pub(crate) fn observation(vm: &VmRecord) -> Observation {
+    Observation {
+        host: vm.owner.clone(),
+        epoch: vm.epoch,
+        accepted: vm.intent.generation,
+        observed: vm.intent.generation,
+        status_generation: 1,
+        phase: VmPhase::Settled,
+        power: Some(vm.intent.power),
+        power_reason: PowerReason::Requested,
+        observe_time: None,
+        fault: None,
+        usage: None,
+    }
+}
+
+pub(crate) fn operation(vm: &VmRecord, kind: OperationKind, power: Option<PowerState>) -> OperationRecord {
+    OperationRecord {
+        id: OperationId::from_uuid(Uuid::now_v7()),
+        kind,
+        state: OperationState::Active,
+        vm: vm.id,
+        vm_name: vm.name.clone(),
+        generation: vm.intent.generation,
+        power,
+        grace_period_seconds: 0,
+        migration: None,
+        request_id: String::new(),
+        principal: "operator/test".into(),
+        error: None,
+        message: String::new(),
+        create_time: Timestamp::UNIX_EPOCH,
+        end_time: None,
+        cancel_requested: false,
+    }
+}
+
+pub(crate) fn migration(vm: &VmRecord, destination: &str) -> MigrationRecord {
+    MigrationRecord {
+        id: MigrationId::from_uuid(Uuid::now_v7()),
+        vm: vm.id,
+        operation: OperationId::from_uuid(Uuid::now_v7()),
+        source: vm.owner.clone(),
+        destination: host_name(destination),
+        source_epoch: vm.epoch,
+        destination_epoch: vm.epoch.next(),
+        intent: vm.intent.clone(),
+        phase: Phase::Transferring,
+        phase_time: Timestamp::UNIX_EPOCH,
+        abort_requested: false,
+        error: None,
+        max_downtime_ms: 100,
+        bandwidth_mib_per_second: 0,
+        source_answer: None,
+        destination_answer: None,
+        source_finished: false,
+        destination_finished: false,
+        progress: None,
+        decision: decision(destination),
+    }
+}
+
+pub(crate) fn inventory() -> Inventory {
+    const GIB: u64 = 1 << 30;
+    let pool = Pool {
+        name: "local".into(),
+        path: "/pool".into(),
+        capacity_bytes: 100 * GIB,
+        available_bytes: 100 * GIB,
+        ..Pool::default()
+    };
+    Inventory {
+        cpus: 4,
+        memory_bytes: 8 * GIB,
+        pools: vec![pool],
+        bridges: vec!["br0".into()],
+        accelerator: "tcg".into(),
+        ..Inventory::default()
+    }
+}
+
+pub(crate) fn host(name: &str) -> HostRecord {
+    HostRecord {
+        name: host_name(name),
+        address: "127.0.0.1:1".into(),
+        labels: BTreeMap::new(),
+        cpu_overcommit_ratio: 4.0,
+        reserved_memory_mib: 819,
+        cordon: None,
+        session: Session(1),
+        boot_id: "boot".into(),
+        inventory: inventory(),
+        agent_version: "0".into(),
+        create_time: Timestamp::UNIX_EPOCH,
+        revision: 1,
+    }
+}
+
+pub(crate) fn live(state: HostState) -> HostLive {
+    HostLive { state, run_id: "run".into(), ..HostLive::silent(Instant::now()) }
+}
+
+pub(crate) fn cluster_id() -> ClusterId {
+    ClusterId::from_uuid(Uuid::from_u128(7))
+}
+
+pub(crate) fn empty_state() -> State {
+    State::empty(Meta { cluster_id: cluster_id(), term: Term(1), incarnation: 1, revision: 0 })
+}

@@ -1,0 +1,184 @@
+//! What the controller counts and shows on its metrics page.
+//!
+//! Counters are kept here; everything else is read from the durable snapshot when a scraper asks, so that a scrape calls
+//! nobody and a VM that is gone leaves no series. Called by the runner, the store's hooks and the /metrics handler.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use dalgu_proto::{ids::VmId, metrics};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        gauge::ConstGauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    hosts,
+    model::{HostState, OperationKind, OperationState},
+    reconcile::queue::Queue,
+    state::{Db, State},
+    status::{self, VmState},
+};
+
+/// Counters of the controller.
+#[derive(Debug)]
+pub struct Metrics {
+    passes: Counter,
+    failures: Counter,
+    pass_seconds: Histogram,
+    commit_seconds: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            passes: Counter::default(),
+            failures: Counter::default(),
+            pass_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
+            commit_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 12)),
+        }
+    }
+}
+
+impl Metrics {
+    /// A reconcile pass has ended.
+    pub fn pass(&self, time: Duration, ok: bool) {
+        self.passes.inc();
+        if !ok {
+            self.failures.inc();
+        }
+        self.pass_seconds.observe(time.as_secs_f64());
+    }
+
+    /// The store has committed.
+    pub fn committed(&self, time: Duration) {
+        self.commit_seconds.observe(time.as_secs_f64());
+    }
+
+    /// The page of a controller.
+    pub fn page(self: &Arc<Self>, db: Db, queue: Arc<Queue<VmId>>) -> Page {
+        let mut registry = Registry::with_prefix("dalgu_controller");
+        registry.register("reconcile_passes", "Reconcile passes", self.passes.clone());
+        registry.register("reconcile_failures", "Reconcile passes that come again later", self.failures.clone());
+        let seconds = |registry: &mut Registry, name, help, histogram: &Histogram| {
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        };
+        seconds(&mut registry, "reconcile_pass_duration", "Time of a reconcile pass", &self.pass_seconds);
+        seconds(&mut registry, "store_commit_duration", "Time to put changes on the disk", &self.commit_seconds);
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "About this program", build);
+        registry.register_collector(Box::new(Snapshot { db, queue }));
+        Page { registry: Arc::new(registry) }
+    }
+}
+
+/// The metrics page.
+#[derive(Clone)]
+pub struct Page {
+    registry: Arc<Registry>,
+}
+
+impl Page {
+    /// Content type and text for a scraper that sent this `Accept` header.
+    pub fn respond(&self, accept: Option<&str>) -> Result<(&'static str, String), fmt::Error> {
+        metrics::respond(accept, &self.registry)
+    }
+}
+
+struct Snapshot {
+    db: Db,
+    queue: Arc<Queue<VmId>>,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot").finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of objects and MiB stay far below 2^53")]
+fn number(value: u64) -> ConstGauge<f64> {
+    ConstGauge::new(value as f64)
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let state = self.db.snapshot();
+        vms(&state, &mut encoder)?;
+        hosts_by_state(&state, &mut encoder)?;
+        operations(&state, &mut encoder)?;
+        room(&state, &mut encoder)?;
+        let one = |encoder: &mut DescriptorEncoder<'_>, name, help, value: u64| {
+            let gauge = number(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        let waiting = u64::try_from(self.queue.len()).unwrap_or(u64::MAX);
+        one(&mut encoder, "reconcile_queue_vms", "VMs that wait for a pass or have one", waiting)?;
+        one(&mut encoder, "term", "Number of this run of the controller", state.meta.term.0)?;
+        let revision = ConstCounter::new(state.meta.revision);
+        revision.encode(encoder.encode_descriptor("store_revisions", "Changes stored", None, revision.metric_type())?)
+    }
+}
+
+fn vms(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let mut counts: BTreeMap<_, u64> = VmState::ALL.iter().map(|state| (*state, 0)).collect();
+    for vm in state.vms.values() {
+        *counts.entry(status::of(state, vm)).or_default() += 1;
+    }
+    let gauge = number(0);
+    let mut family = encoder.encode_descriptor("vms", "VMs by state", None, gauge.metric_type())?;
+    for (state, count) in counts {
+        number(count).encode(family.encode_family(&[("state", state.as_str())])?)?;
+    }
+    Ok(())
+}
+
+fn hosts_by_state(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let gauge = number(0);
+    let mut family = encoder.encode_descriptor("hosts", "Hosts by state", None, gauge.metric_type())?;
+    for wanted in [HostState::Initializing, HostState::Ready, HostState::Unreachable] {
+        let count = state.hosts.keys().filter(|name| hosts::state_of(state, name) == wanted).count();
+        number(count as u64).encode(family.encode_family(&[("state", wanted.as_str())])?)?;
+    }
+    Ok(())
+}
+
+fn operations(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let mut counts = BTreeMap::<(OperationKind, OperationState), u64>::new();
+    for operation in state.operations.values() {
+        *counts.entry((operation.kind, operation.state)).or_default() += 1;
+    }
+    let gauge = number(0);
+    let help = "Operations that are kept, by kind and state";
+    let mut family = encoder.encode_descriptor("operations", help, None, gauge.metric_type())?;
+    for ((kind, state), count) in counts {
+        let labels = [("kind", kind.as_str()), ("state", state.as_str())];
+        number(count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn room(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let views = hosts::views(state);
+    let families: [(&str, &str, Option<Unit>, fn(&crate::placement::HostView) -> u64); 5] = [
+        ("host_vcpus_capacity", "Virtual processors that may be reserved", None, |h| h.vcpus_capacity().into()),
+        ("host_vcpus_reserved", "Virtual processors reserved", None, |h| h.vcpus_reserved.into()),
+        ("host_memory_capacity", "Memory that may be reserved", Some(Unit::Bytes), |h| h.memory_mib_capacity() << 20),
+        ("host_memory_reserved", "Memory reserved", Some(Unit::Bytes), |h| h.memory_mib_reserved << 20),
+        ("host_vms_reserved", "VMs that hold a reservation", None, |h| h.vms.into()),
+    ];
+    for (name, help, unit, read) in families {
+        let gauge = number(0);
+        let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
+        for view in &views {
+            number(read(view)).encode(family.encode_family(&[("host", view.name.as_str())])?)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! Live migration as the controller drives it: a stored record, and the next step that follows from it.
+//!
+//! ```text
+//! Reserving ─► PreparingDestination ─► Transferring ─► CuttingOver ─┬─► CleaningSource ──────► Done
+//!     │                 │                    │        (both hosts   └─► CleaningDestination ─► Failed, Aborted
+//!     └─► Aborted       └────── refused, failed, cancelled ──► settle)
+//! ```
+//!
+//! Called by `reconcile::plan`. Pure. From the first call to an agent on there is only one way out: both hosts are
+//! asked to settle, which is their promise that nothing moves any more, and [`decide`] reads the owner from what they
+//! found. The outcome of the transfer itself decides nothing while the VM is alive anywhere.
+
+pub mod decide;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::model::{Code, Fault, MigrationLive, MigrationRecord, Phase};
+
+/// Time between two looks at a transfer.
+pub const POLL: Duration = Duration::from_millis(500);
+/// Time after which a migration that has no turn looks again.
+pub const TURN: Duration = Duration::from_secs(1);
+/// Longest wait for a destination to take its part, and for a source to begin.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// Transfers a host sends at once, and receives at once.
+pub const TRANSFERS_PER_HOST: usize = 2;
+
+/// One of the two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The VM leaves it.
+    Source,
+    /// The VM comes to it.
+    Destination,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Nothing for so long.
+    Wait(Duration),
+    /// Store the next phase.
+    Advance(Phase, Option<Fault>),
+    /// Tell the destination.
+    Prepare,
+    /// Tell the source.
+    Start,
+    /// Ask the source how far it is.
+    Poll,
+    /// Ask these hosts to settle.
+    Settle {
+        /// The source too.
+        source: bool,
+        /// The destination too.
+        destination: bool,
+    },
+    /// Store the owner.
+    Decide,
+    /// Tell a host who owns the VM.
+    Finish(Side),
+}
+
+/// The next step of a migration. `turn` says whether both hosts have a place for one more transfer.
+pub fn next(record: &MigrationRecord, live: &MigrationLive, turn: bool, now: Timestamp) -> Step {
+    match record.phase {
+        Phase::Reserving if record.abort_requested => Step::Advance(Phase::Aborted, None),
+        Phase::Reserving if turn => Step::Advance(Phase::PreparingDestination, None),
+        Phase::Reserving => Step::Wait(TURN),
+        Phase::PreparingDestination | Phase::Transferring if record.abort_requested => {
+            Step::Advance(Phase::CuttingOver, None)
+        }
+        Phase::PreparingDestination => in_time(record, now, Step::Prepare, record.destination.as_str()),
+        Phase::Transferring if live.started => Step::Poll,
+        Phase::Transferring => in_time(record, now, Step::Start, record.source.as_str()),
+        Phase::CuttingOver => cut_over(record),
+        Phase::CleaningSource => clean(record, Side::Destination, Phase::Done),
+        Phase::CleaningDestination => clean(record, Side::Source, ended_on_source(record)),
+        Phase::Done | Phase::Failed | Phase::Aborted => Step::Wait(Duration::MAX),
+    }
+}
+
+/// When the wait of a phase is over.
+pub fn limit(record: &MigrationRecord) -> Timestamp {
+    record.phase_time.saturating_add(ANSWER_LIMIT).unwrap_or(Timestamp::MAX)
+}
+
+fn in_time(record: &MigrationRecord, now: Timestamp, step: Step, host: &str) -> Step {
+    if now < limit(record) {
+        return step;
+    }
+    let message = format!(
+        "host {host} did not take its part within {} s: see its agent's log, then migrate again",
+        ANSWER_LIMIT.as_secs()
+    );
+    Step::Advance(Phase::CuttingOver, Some(Fault::new(Code::Unavailable, "HOST_UNREACHABLE", message)))
+}
+
+fn cut_over(record: &MigrationRecord) -> Step {
+    match (record.source_answer, record.destination_answer) {
+        (Some(source), Some(destination)) => match decide::decide(source, destination) {
+            decide::Decision::Owner { .. } => Step::Decide,
+            // Somebody must act on a host; what they did shows when the hosts are asked again.
+            decide::Decision::Conflict { .. } => Step::Settle { source: true, destination: true },
+        },
+        (source, destination) => Step::Settle { source: source.is_none(), destination: destination.is_none() },
+    }
+}
+
+fn clean(record: &MigrationRecord, owner: Side, end: Phase) -> Step {
+    let finished = |side| match side {
+        Side::Source => record.source_finished,
+        Side::Destination => record.destination_finished,
+    };
+    let other = if owner == Side::Source { Side::Destination } else { Side::Source };
+    if !finished(owner) {
+        Step::Finish(owner)
+    } else if !finished(other) {
+        Step::Finish(other)
+    } else {
+        Step::Advance(end, None)
+    }
+}
+
+/// Cancelled, unless something had gone wrong before.
+fn ended_on_source(record: &MigrationRecord) -> Phase {
+    if record.abort_requested && record.error.is_none() { Phase::Aborted } else { Phase::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fixtures,
+        model::{Answer, Presence, Transfer},
+    };
+
+    fn record(phase: Phase) -> MigrationRecord {
+        MigrationRecord { phase, ..fixtures::migration(&fixtures::vm("web", "h1"), "h2") }
+    }
+
+    fn step(record: &MigrationRecord) -> Step {
+        next(record, &MigrationLive { started: true, ..MigrationLive::default() }, true, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn each_phase_has_its_step() {
+        assert_eq!(step(&record(Phase::Reserving)), Step::Advance(Phase::PreparingDestination, None));
+        assert_eq!(step(&record(Phase::PreparingDestination)), Step::Prepare);
+        assert_eq!(step(&record(Phase::Transferring)), Step::Poll);
+        assert_eq!(step(&record(Phase::CuttingOver)), Step::Settle { source: true, destination: true });
+        assert_eq!(step(&record(Phase::CleaningSource)), Step::Finish(Side::Destination));
+        assert_eq!(step(&record(Phase::CleaningDestination)), Step::Finish(Side::Source));
+        let unstarted = record(Phase::Transferring);
+        let live = MigrationLive::default();
+        assert_eq!(next(&unstarted, &live, true, Timestamp::UNIX_EPOCH), Step::Start);
+        assert_eq!(next(&record(Phase::Reserving), &live, false, Timestamp::UNIX_EPOCH), Step::Wait(TURN));
+    }
+
+    #[test]
+    fn a_cancelled_migration_that_told_an_agent_asks_both_hosts_first() {
+        let cancelled = |phase| MigrationRecord { abort_requested: true, ..record(phase) };
+        assert_eq!(step(&cancelled(Phase::Reserving)), Step::Advance(Phase::Aborted, None));
+        for phase in [Phase::PreparingDestination, Phase::Transferring] {
+            assert_eq!(step(&cancelled(phase)), Step::Advance(Phase::CuttingOver, None));
+        }
+        assert_eq!(step(&cancelled(Phase::CleaningSource)), Step::Finish(Side::Destination), "it lost the race");
+    }
+
+    #[test]
+    fn an_answer_once_given_is_not_asked_for_again() {
+        let answer = |presence| Some(Answer { presence, transfer: Transfer::Unknown });
+        let mut record = record(Phase::CuttingOver);
+        record.source_answer = answer(Presence::Running);
+        assert_eq!(step(&record), Step::Settle { source: false, destination: true });
+        record.destination_answer = answer(Presence::Absent);
+        assert_eq!(step(&record), Step::Decide);
+        record.destination_answer = answer(Presence::Running);
+        assert_eq!(step(&record), Step::Settle { source: true, destination: true }, "both run: ask until somebody acted");
+    }
+
+    #[test]
+    fn both_hosts_tidy_up_before_the_end_and_the_end_is_named_rightly() {
+        for (phase, abort, failed, end) in [
+            (Phase::CleaningSource, true, true, Phase::Done),
+            (Phase::CleaningDestination, true, false, Phase::Aborted),
+            (Phase::CleaningDestination, true, true, Phase::Failed),
+            (Phase::CleaningDestination, false, false, Phase::Failed),
+        ] {
+            let mut record = record(phase);
+            record.abort_requested = abort;
+            record.error = failed.then(|| Fault::new(Code::Internal, "X", "x"));
+            let owner = if phase == Phase::CleaningSource { Side::Destination } else { Side::Source };
+            if owner == Side::Source { record.source_finished = true } else { record.destination_finished = true }
+            let other = if owner == Side::Source { Side::Destination } else { Side::Source };
+            assert_eq!(step(&record), Step::Finish(other));
+            record.source_finished = true;
+            record.destination_finished = true;
+            assert_eq!(step(&record), Step::Advance(end, None));
+        }
+    }
+
+    #[test]
+    fn a_host_that_never_answers_ends_the_attempt_but_not_a_running_transfer() {
+        let late = limit(&record(Phase::Transferring));
+        for phase in [Phase::PreparingDestination, Phase::Transferring] {
+            let step = next(&record(phase), &MigrationLive::default(), true, late);
+            assert!(matches!(step, Step::Advance(Phase::CuttingOver, Some(_))), "{step:?}");
+        }
+        let started = MigrationLive { started: true, ..MigrationLive::default() };
+        assert_eq!(next(&record(Phase::Transferring), &started, true, late), Step::Poll);
+    }
+}

@@ -1,0 +1,122 @@
+//! What hosts say of VMs becomes what the controller knows of them.
+//!
+//! The only way in for reports and for answers to commands; called inside a transaction. Only the owner speaks for a
+//! VM, and only under the present ownership number; what is older than what is known is dropped. Of a VM that is not
+//! there, nothing follows unless the list was complete.
+
+use std::collections::BTreeSet;
+
+use dalgu_proto::{
+    ids::{HostName, VmId},
+    vm::{PowerReason, PowerState},
+};
+
+use crate::{
+    agent_wire::Reported,
+    model::{EventKind, Observation, VmPhase, VmRecord},
+    state::Tx,
+};
+
+/// How much a list of VMs says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Of a new run of the agent: complete, and its counting starts anew.
+    NewRun,
+    /// All VMs of the host.
+    Complete,
+    /// Some VMs.
+    Partial,
+}
+
+/// Takes over what `host` says.
+pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Extent) {
+    let mut seen = BTreeSet::new();
+    for reported in reports {
+        seen.insert(reported.id);
+        match tx.vms.get(&reported.id).cloned() {
+            Some(vm) if vm.owner == *host => {
+                if reported.observation.epoch == vm.epoch {
+                    observe(tx, &vm, reported.observation, extent == Extent::NewRun);
+                }
+            }
+            _ => stray(tx, host, &reported),
+        }
+    }
+    if extent == Extent::Partial {
+        return;
+    }
+    let missing: Vec<VmId> = tx.host_vms.get(host).into_iter().flatten().copied().filter(|id| !seen.contains(id)).collect();
+    for id in missing {
+        if tx.observations.get(&id).is_some_and(|observation| observation.host == *host) {
+            tx.observe(id, None);
+            tx.touch(id);
+        }
+    }
+}
+
+fn observe(tx: &mut Tx, vm: &VmRecord, new: Observation, new_run: bool) {
+    let old = tx.observation(vm).cloned();
+    if let Some(old) = &old {
+        if !new_run && old.status_generation > new.status_generation {
+            return;
+        }
+        if old.same_status(&new) {
+            tx.observe(vm.id, Some(new));
+            return;
+        }
+    }
+    if tx.refusals.get(&vm.id).is_some_and(|refusal| refusal.generation <= new.accepted) {
+        tx.refuse(vm.id, None);
+    }
+    tell(tx, vm, old.as_deref(), &new);
+    tx.observe(vm.id, Some(new));
+    tx.touch(vm.id);
+}
+
+/// Events are for what changed on the host. After a start of the controller nothing is known of before, and a VM that
+/// is as it should be is no news.
+fn tell(tx: &mut Tx, vm: &VmRecord, old: Option<&Observation>, new: &Observation) {
+    let failed = |o: &Observation| o.phase == VmPhase::Failed && o.fault.as_ref().is_some_and(|f| !f.retrying);
+    if failed(new) && !old.is_some_and(failed) {
+        let text = new.fault.as_ref().map(|f| format!("{}: {}", f.reason, f.message)).unwrap_or_default();
+        tx.event(EventKind::Vm, "VmFailed", &vm.name, format!("on {}: {text}", new.host), None);
+    }
+    let news = match old {
+        Some(old) => old.power != new.power,
+        None => new.power != Some(vm.intent.power) || tx.active_operations.contains_key(&vm.id),
+    };
+    let Some(power) = new.power.filter(|_| news) else { return };
+    let reason = match power {
+        PowerState::Running => "VmRunning",
+        PowerState::Stopped => "VmStopped",
+        PowerState::Paused => "VmPaused",
+    };
+    let why = match new.power_reason {
+        PowerReason::Unknown | PowerReason::Requested => "",
+        PowerReason::GuestShutdown => ", the guest shut itself down",
+        PowerReason::Crashed => ", QEMU ended unexpectedly or the guest panicked",
+        PowerReason::Migrated => ", after a migration",
+        PowerReason::IoError => ", because of an I/O error",
+        PowerReason::HostReboot => ", the host was restarted",
+        PowerReason::External => ", changed outside Dalgu",
+    };
+    let word = reason.trim_start_matches("Vm").to_lowercase();
+    tx.event(EventKind::Vm, reason, &vm.name, format!("{word} on {}{why}", new.host), None);
+}
+
+/// A VM that this host should not have. Told of once, at its second sight: a report that was under way while the VM
+/// left is no news. Never touched.
+fn stray(tx: &mut Tx, host: &HostName, reported: &Reported) {
+    let migrating = tx.active_migration(reported.id).is_some_and(|m| m.source == *host || m.destination == *host);
+    if migrating || reported.observation.phase == VmPhase::Deleting {
+        return;
+    }
+    if tx.note_stray(host.clone(), reported.id) == 2 {
+        let name = &reported.name;
+        let message = format!(
+            "host {host} has a VM {name} ({}) that is not its own; it is left alone. If nobody needs it, remove it there",
+            reported.id
+        );
+        tx.event(EventKind::Host, "StrayVm", host, message, None);
+    }
+}

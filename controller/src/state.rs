@@ -1,0 +1,157 @@
+//! All that the controller knows at one moment, as one value that is cheap to copy.
+//!
+//! Maps are persistent, so a snapshot costs nothing and readers need no lock. Only a [`Tx`] changes a state, and only
+//! [`Db`] makes one; everybody else reads the snapshot that is already on disk. Reservations are not stored: they
+//! follow from owners and migrations, and are kept up to date with every change of either.
+
+mod db;
+mod load;
+mod tx;
+
+use std::sync::Arc;
+
+use dalgu_proto::ids::{ClusterId, HostName, MigrationId, OperationId, Term, VmId, VmName};
+use imbl::{HashMap, OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    db::{Db, Hooks},
+    load::Error,
+    tx::Tx,
+};
+use crate::model::{
+    EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation, OperationRecord, Refusal,
+    RequestRecord, VmRecord,
+};
+
+/// Numbers of the site as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The site.
+    pub cluster_id: ClusterId,
+    /// This run of the controller.
+    pub term: Term,
+    /// Rises when the store is restored from a backup.
+    pub incarnation: u64,
+    /// Last revision given out.
+    pub revision: u64,
+}
+
+/// What VMs hold on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reserved {
+    /// Virtual processors.
+    pub vcpus: u64,
+    /// Memory with QEMU's overhead.
+    pub memory_mib: u64,
+    /// VMs, incoming ones too.
+    pub vms: u32,
+    /// Disk space by pool.
+    pub disks_mib: OrdMap<String, u64>,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Numbers of the site.
+    pub meta: Meta,
+    /// VMs by id.
+    pub vms: OrdMap<VmId, Arc<VmRecord>>,
+    /// Ids of VMs by name.
+    pub vm_names: OrdMap<VmName, VmId>,
+    /// VMs that hold a reservation on a host.
+    pub host_vms: HashMap<HostName, OrdSet<VmId>>,
+    /// Hosts by name.
+    pub hosts: OrdMap<HostName, Arc<HostRecord>>,
+    /// Operations by id, and so by age.
+    pub operations: OrdMap<OperationId, Arc<OperationRecord>>,
+    /// Operations that have not ended, by VM.
+    pub active_operations: HashMap<VmId, OrdSet<OperationId>>,
+    /// Remembered requests.
+    pub requests: HashMap<String, Arc<RequestRecord>>,
+    /// Migrations by id.
+    pub migrations: OrdMap<MigrationId, Arc<MigrationRecord>>,
+    /// The migration of a VM that has not ended.
+    pub active_migrations: HashMap<VmId, MigrationId>,
+    /// What VMs hold, by host.
+    pub reserved: HashMap<HostName, Reserved>,
+    /// Disk space by pool over all VMs, each counted once.
+    pub pools_mib: OrdMap<String, u64>,
+    /// Kept events by revision.
+    pub events: OrdMap<u64, Arc<EventRecord>>,
+    /// What owners last said of their VMs. Not stored.
+    pub observations: HashMap<VmId, Arc<Observation>>,
+    /// Intents that an agent refused. Not stored.
+    pub refusals: HashMap<VmId, Arc<Refusal>>,
+    /// What is known of hosts. Not stored.
+    pub live: HashMap<HostName, Arc<HostLive>>,
+    /// What is known of migrations. Not stored.
+    pub migration_live: HashMap<MigrationId, Arc<MigrationLive>>,
+    /// How often a VM was found where it should not be. Not stored.
+    pub strays: HashMap<(HostName, VmId), u32>,
+}
+
+impl State {
+    /// A state without records.
+    pub fn empty(meta: Meta) -> Self {
+        Self {
+            meta,
+            vms: OrdMap::new(),
+            vm_names: OrdMap::new(),
+            host_vms: HashMap::new(),
+            hosts: OrdMap::new(),
+            operations: OrdMap::new(),
+            active_operations: HashMap::new(),
+            requests: HashMap::new(),
+            migrations: OrdMap::new(),
+            active_migrations: HashMap::new(),
+            reserved: HashMap::new(),
+            pools_mib: OrdMap::new(),
+            events: OrdMap::new(),
+            observations: HashMap::new(),
+            refusals: HashMap::new(),
+            live: HashMap::new(),
+            migration_live: HashMap::new(),
+            strays: HashMap::new(),
+        }
+    }
+
+    /// The VM of that name.
+    pub fn vm_by_name(&self, name: &VmName) -> Option<&Arc<VmRecord>> {
+        self.vms.get(self.vm_names.get(name)?)
+    }
+
+    /// What the owner last said of a VM, if it counts: from that host, under that ownership number.
+    pub fn observation(&self, vm: &VmRecord) -> Option<&Arc<Observation>> {
+        self.observations.get(&vm.id).filter(|o| o.host == vm.owner && o.epoch == vm.epoch)
+    }
+
+    /// The migration of a VM that has not ended.
+    pub fn active_migration(&self, vm: VmId) -> Option<&Arc<MigrationRecord>> {
+        self.migrations.get(self.active_migrations.get(&vm)?)
+    }
+
+    /// What is known of a migration.
+    pub fn migration_live(&self, id: MigrationId) -> MigrationLive {
+        self.migration_live.get(&id).map(|live| (**live).clone()).unwrap_or_default()
+    }
+
+    /// Operations of a VM that have not ended, oldest first.
+    pub fn active_operations(&self, vm: VmId) -> Vec<Arc<OperationRecord>> {
+        let ids = self.active_operations.get(&vm).into_iter().flatten();
+        ids.filter_map(|id| self.operations.get(id).cloned()).collect()
+    }
+
+    /// Transfers that a host sends and receives now.
+    pub fn transfers(&self, host: &HostName) -> (usize, usize) {
+        let running = self.active_migrations.values().filter_map(|id| self.migrations.get(id));
+        running.filter(|m| m.phase.is_transfer()).fold((0, 0), |(out, into), m| {
+            (out + usize::from(m.source == *host), into + usize::from(m.destination == *host))
+        })
+    }
+
+    /// The oldest revision whose event is kept; one more than the current when there is none.
+    pub fn oldest_event(&self) -> u64 {
+        self.events.get_min().map_or(self.meta.revision + 1, |(revision, _)| *revision)
+    }
+}

@@ -1,0 +1,181 @@
+//! The one way to change the state: closures, one after the other, each durable before anybody sees it.
+//!
+//! ```text
+//! transact(closure) ── pending state ──► queue ──► writer thread: commit many at once ──► published snapshot
+//!     (serial, under a short lock)     (bounded)     (one fsync)                          (what readers see)
+//! ```
+//!
+//! A closure runs against the pending state, which may be ahead of the disk; the published snapshot never is. So
+//! nothing that could be lost is ever shown or acted upon, and one fsync serves all who wait. A failed commit ends
+//! everything: its outcome is unknown, so no later one may follow, and those who wait are never answered.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use dalgu_proto::ids::{ClusterId, VmId};
+use jiff::Timestamp;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use super::{Error, State, Tx, load, tx::EVENTS_KEPT};
+use crate::store::{self, Batch, Store};
+
+/// Changes that may wait for the writer.
+const QUEUE: usize = 1024;
+/// Most changes written with one fsync.
+const GROUP: usize = 256;
+
+/// Who is told of what the writer does.
+pub struct Hooks {
+    /// VMs that want a look, after the change is durable.
+    pub touched: Box<dyn Fn(&[VmId]) + Send + Sync>,
+    /// How long a commit took.
+    pub committed: Box<dyn Fn(Duration) + Send + Sync>,
+    /// A commit failed: nothing may go on. In the program this ends the process.
+    pub failed: Box<dyn Fn(&store::Error) + Send + Sync>,
+    /// Events to keep; older ones are forgotten.
+    pub events_kept: usize,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            touched: Box::new(|_| {}),
+            committed: Box::new(|_| {}),
+            failed: Box::new(|_| {}),
+            events_kept: EVENTS_KEPT,
+        }
+    }
+}
+
+struct Commit {
+    state: State,
+    batch: Batch,
+    touched: Vec<VmId>,
+    done: oneshot::Sender<()>,
+}
+
+struct Inner {
+    pending: Mutex<State>,
+    queue: mpsc::Sender<Commit>,
+    published: watch::Receiver<Arc<State>>,
+    events_kept: usize,
+}
+
+/// Handle to the state; see the module.
+#[derive(Clone)]
+pub struct Db(Arc<Inner>);
+
+impl Db {
+    /// Reads the store, raises the term, and starts the writer. Nothing is served before the new term is on disk.
+    pub fn open(mut store: impl Store, cluster_id: ClusterId, hooks: Hooks) -> Result<Self, Error> {
+        let image = store.load()?;
+        let loaded = load::state(&image, cluster_id)?;
+        let mut tx = Tx::new(loaded, Timestamp::now(), hooks.events_kept);
+        tx.raise_term();
+        let (state, batch, _) = tx.finish();
+        store.commit(&[batch])?;
+
+        let (publish, published) = watch::channel(Arc::new(state.clone()));
+        let (queue, commits) = mpsc::channel(QUEUE);
+        let events_kept = hooks.events_kept;
+        let writer = Writer { store, commits, publish, hooks };
+        thread::Builder::new().name("store".to_owned()).spawn(move || writer.run()).map_err(Error::Thread)?;
+        Ok(Self(Arc::new(Inner { pending: Mutex::new(state), queue, published, events_kept })))
+    }
+
+    /// The last durable state.
+    pub fn snapshot(&self) -> Arc<State> {
+        self.0.published.borrow().clone()
+    }
+
+    /// Follows the durable state.
+    pub fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.0.published.clone()
+    }
+
+    /// Changes the state: all that the closure did, or, when it returns an error, nothing. Returns when the change is
+    /// durable and published. Never returns when the store has failed: nobody knows the outcome then.
+    ///
+    /// The closure runs under a lock: it must not wait for anything.
+    pub async fn transact<T, E>(&self, change: impl FnOnce(&mut Tx) -> Result<T, E>) -> Result<T, E> {
+        let Ok(permit) = self.0.queue.reserve().await else { return std::future::pending().await };
+        let (done, durable) = oneshot::channel();
+        let value = {
+            // A panic in an earlier closure left the pending state as it was before it.
+            let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tx = Tx::new(pending.clone(), Timestamp::now(), self.0.events_kept);
+            let value = change(&mut tx)?;
+            let (state, batch, touched) = tx.finish();
+            *pending = state.clone();
+            // Sent under the lock, so that the queue has the order of the changes.
+            permit.send(Commit { state, batch, touched, done });
+            value
+        };
+        match durable.await {
+            Ok(()) => Ok(value),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// As [`Db::transact`], for a change that cannot fail.
+    pub async fn change<T>(&self, change: impl FnOnce(&mut Tx) -> T) -> T {
+        let outcome = self.transact(|tx| Ok::<_, std::convert::Infallible>(change(tx))).await;
+        match outcome {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+}
+
+struct Writer<S> {
+    store: S,
+    commits: mpsc::Receiver<Commit>,
+    publish: watch::Sender<Arc<State>>,
+    hooks: Hooks,
+}
+
+impl<S: Store> Writer<S> {
+    /// Until the last [`Db`] is gone, or a commit has failed.
+    fn run(mut self) {
+        let mut group = Vec::with_capacity(GROUP);
+        while self.commits.blocking_recv_many(&mut group, GROUP) > 0 {
+            if let Err(error) = self.commit(&mut group) {
+                (self.hooks.failed)(&error);
+                return;
+            }
+        }
+    }
+
+    fn commit(&mut self, group: &mut Vec<Commit>) -> Result<(), store::Error> {
+        let batches: Vec<_> =
+            group.iter_mut().map(|c| std::mem::take(&mut c.batch)).filter(|b| !b.is_empty()).collect();
+        if !batches.is_empty() {
+            let begin = Instant::now();
+            self.store.commit(&batches)?;
+            (self.hooks.committed)(begin.elapsed());
+        }
+        let mut touched = Vec::new();
+        let mut waiting = Vec::with_capacity(group.len());
+        let mut last = None;
+        for commit in group.drain(..) {
+            touched.extend(commit.touched);
+            waiting.push(commit.done);
+            last = Some(commit.state);
+        }
+        if let Some(state) = last {
+            self.publish.send_replace(Arc::new(state));
+        }
+        (self.hooks.touched)(&touched);
+        for done in waiting {
+            // Who no longer waits has gone away; the change stands.
+            let _ = done.send(());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! From what the store holds to a state. Called once, by [`super::Db`], before anything is served.
+
+use std::sync::Arc;
+
+use dalgu_proto::ids::{ClusterId, Term};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use super::{Meta, State, Tx};
+use crate::{
+    model::{EventRecord, HostLive, HostRecord, MigrationRecord, OperationRecord, RequestRecord, VmRecord},
+    store::{self, Image, Table},
+};
+
+/// Key of the one record in the table of site-wide numbers.
+pub(super) const META_KEY: &str = "site";
+
+/// Why a state cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed.
+    #[error("the store cannot be used")]
+    Store(#[from] store::Error),
+    /// A record is not what it should be.
+    #[error("the record {key} of table {table} cannot be read")]
+    Record {
+        /// Its table.
+        table: &'static str,
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The store is another site's.
+    #[error("the store belongs to site {found}, this directory to site {expected}: they do not belong together")]
+    Site {
+        /// In the store.
+        found: ClusterId,
+        /// In the data directory.
+        expected: ClusterId,
+    },
+    /// The writer could not be started.
+    #[error("cannot start the store's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+fn parse<T: DeserializeOwned>(table: &'static str, key: &str, value: &str) -> Result<T, Error> {
+    serde_json::from_str(value).map_err(|source| Error::Record { table, key: key.to_owned(), source })
+}
+
+/// Makes the state that an image describes.
+pub(super) fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
+    let mut meta = Meta { cluster_id, term: Term(0), incarnation: 1, revision: 0 };
+    for (table, key, value) in &image.records {
+        if *table == Table::Meta && key == META_KEY {
+            meta = parse("meta", key, value)?;
+        }
+    }
+    if meta.cluster_id != cluster_id {
+        return Err(Error::Site { found: meta.cluster_id, expected: cluster_id });
+    }
+    let mut state = State::empty(meta);
+    for (revision, value) in &image.events {
+        let event: EventRecord = parse("events", &revision.to_string(), value)?;
+        state.events.insert(*revision, Arc::new(event));
+    }
+    let mut tx = Tx::new(state, Timestamp::UNIX_EPOCH, usize::MAX);
+    // Tables come in the order of their declaration: VMs before the migrations that refer to them.
+    for (table, key, value) in &image.records {
+        let name = table.as_str();
+        match table {
+            Table::Meta => {}
+            Table::Vms => tx.index_vm(Arc::new(parse::<VmRecord>(name, key, value)?)),
+            Table::Hosts => tx.index_host(Arc::new(parse::<HostRecord>(name, key, value)?)),
+            Table::Operations => tx.index_operation(Arc::new(parse::<OperationRecord>(name, key, value)?)),
+            Table::Migrations => tx.index_migration(Arc::new(parse::<MigrationRecord>(name, key, value)?)),
+            Table::Requests => tx.index_request(Arc::new(parse::<RequestRecord>(name, key, value)?)),
+        }
+    }
+    let (mut state, ..) = tx.finish();
+    let silent = Arc::new(HostLive::silent(Instant::now()));
+    state.live = state.hosts.keys().map(|name| (name.clone(), silent.clone())).collect();
+    Ok(state)
+}

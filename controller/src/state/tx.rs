@@ -1,0 +1,323 @@
+//! One change of the state: puts and deletes of records, events, and what only memory holds.
+//!
+//! Made by [`super::Db`] for the length of one closure. Every method keeps indices and reservations right, so that
+//! callers cannot forget them. A `Tx` writes nothing itself; what it recorded goes to the store as one batch.
+
+use std::{collections::BTreeSet, ops::Deref, sync::Arc};
+
+use dalgu_proto::ids::{HostName, MigrationId, OperationId, VmId};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::State;
+use crate::{
+    model::{
+        EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation, OperationRecord,
+        Refusal, RequestRecord, VmRecord,
+    },
+    store::{Batch, Table, Write},
+};
+
+/// Events that are kept.
+pub const EVENTS_KEPT: usize = 20_000;
+
+/// See the module. Reads go through to the state as it is so far.
+pub struct Tx {
+    state: State,
+    writes: Vec<Write>,
+    events: Vec<(u64, String)>,
+    forget_events_to: u64,
+    touched: BTreeSet<VmId>,
+    base_revision: u64,
+    now: Timestamp,
+    events_kept: usize,
+}
+
+impl Deref for Tx {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("records have text keys and finite numbers")
+}
+
+/// Hosts on which a VM holds room: its owner, and both sides of its migration until that has ended.
+fn holders(vm: &VmRecord, migration: Option<&MigrationRecord>) -> BTreeSet<HostName> {
+    let mut hosts = BTreeSet::from([vm.owner.clone()]);
+    if let Some(migration) = migration.filter(|m| !m.phase.is_terminal()) {
+        hosts.insert(migration.source.clone());
+        hosts.insert(migration.destination.clone());
+    }
+    hosts
+}
+
+impl Tx {
+    pub(super) fn new(state: State, now: Timestamp, events_kept: usize) -> Self {
+        let base_revision = state.meta.revision;
+        Self {
+            state,
+            writes: Vec::new(),
+            events: Vec::new(),
+            forget_events_to: 0,
+            touched: BTreeSet::new(),
+            base_revision,
+            now,
+            events_kept,
+        }
+    }
+
+    /// The time of this change, by the wall clock.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// What the records of this change get as their revision: the next one, of which each event takes one more.
+    fn revision(&self) -> u64 {
+        self.base_revision + 1
+    }
+
+    fn write(&mut self, table: Table, key: impl ToString, value: Option<String>) {
+        self.writes.push(Write { table, key: key.to_string(), value });
+        self.state.meta.revision = self.state.meta.revision.max(self.revision());
+    }
+
+    /// Asks for another look at a VM once this change is durable.
+    pub fn touch(&mut self, vm: VmId) {
+        self.touched.insert(vm);
+    }
+
+    /// Asks for another look at every VM that holds room on a host.
+    pub fn touch_host(&mut self, host: &HostName) {
+        let vms: Vec<_> = self.state.host_vms.get(host).into_iter().flatten().copied().collect();
+        self.touched.extend(vms);
+    }
+
+    fn hold(&mut self, vm: &VmRecord, hosts: BTreeSet<HostName>, add: bool) {
+        let change = |value: &mut u64, by: u64| *value = if add { *value + by } else { value.saturating_sub(by) };
+        for host in hosts {
+            let reserved = self.state.reserved.entry(host.clone()).or_default();
+            change(&mut reserved.vcpus, vm.spec.vcpus.into());
+            change(&mut reserved.memory_mib, vm.spec.reserved_memory_mib());
+            reserved.vms = if add { reserved.vms + 1 } else { reserved.vms.saturating_sub(1) };
+            for disk in &vm.spec.disks {
+                change(reserved.disks_mib.entry(disk.pool.clone()).or_insert(0), disk.size_mib);
+            }
+            let vms = self.state.host_vms.entry(host).or_default();
+            if add { vms.insert(vm.id) } else { vms.remove(&vm.id) };
+        }
+    }
+
+    fn hold_pools(&mut self, vm: &VmRecord, add: bool) {
+        for disk in &vm.spec.disks {
+            let sum = self.state.pools_mib.entry(disk.pool.clone()).or_insert(0);
+            *sum = if add { *sum + disk.size_mib } else { sum.saturating_sub(disk.size_mib) };
+        }
+    }
+
+    pub(super) fn index_vm(&mut self, vm: Arc<VmRecord>) {
+        let migration = self.state.active_migration(vm.id).cloned();
+        if let Some(old) = self.state.vms.get(&vm.id).cloned() {
+            self.hold(&old, holders(&old, migration.as_deref()), false);
+            self.hold_pools(&old, false);
+        }
+        self.hold(&vm, holders(&vm, migration.as_deref()), true);
+        self.hold_pools(&vm, true);
+        self.state.vm_names.insert(vm.name.clone(), vm.id);
+        self.state.vms.insert(vm.id, vm);
+    }
+
+    /// Puts a VM.
+    pub fn put_vm(&mut self, mut vm: VmRecord) {
+        vm.revision = self.revision();
+        self.write(Table::Vms, vm.id, Some(json(&vm)));
+        self.touch(vm.id);
+        self.index_vm(Arc::new(vm));
+    }
+
+    /// Removes a VM and all that is known of it.
+    pub fn delete_vm(&mut self, id: VmId) {
+        let Some(old) = self.state.vms.get(&id).cloned() else { return };
+        let migration = self.state.active_migration(id).cloned();
+        self.hold(&old, holders(&old, migration.as_deref()), false);
+        self.hold_pools(&old, false);
+        self.state.vms.remove(&id);
+        self.state.vm_names.remove(&old.name);
+        self.state.observations.remove(&id);
+        self.state.refusals.remove(&id);
+        self.write(Table::Vms, id, None);
+    }
+
+    /// Puts a host.
+    pub fn put_host(&mut self, mut host: HostRecord) {
+        host.revision = self.revision();
+        self.write(Table::Hosts, &host.name, Some(json(&host)));
+        self.index_host(Arc::new(host));
+    }
+
+    pub(super) fn index_host(&mut self, host: Arc<HostRecord>) {
+        self.state.hosts.insert(host.name.clone(), host);
+    }
+
+    /// Removes a host and all that is known of it.
+    pub fn delete_host(&mut self, name: &HostName) {
+        self.state.hosts.remove(name);
+        self.state.live.remove(name);
+        self.write(Table::Hosts, name, None);
+    }
+
+    pub(super) fn index_operation(&mut self, operation: Arc<OperationRecord>) {
+        let active = self.state.active_operations.entry(operation.vm).or_default();
+        if operation.is_active() { active.insert(operation.id) } else { active.remove(&operation.id) };
+        if active.is_empty() {
+            self.state.active_operations.remove(&operation.vm);
+        }
+        self.state.operations.insert(operation.id, operation);
+    }
+
+    /// Puts an operation.
+    pub fn put_operation(&mut self, operation: OperationRecord) {
+        self.write(Table::Operations, operation.id, Some(json(&operation)));
+        self.touch(operation.vm);
+        self.index_operation(Arc::new(operation));
+    }
+
+    /// Forgets an operation that has ended.
+    pub fn forget_operation(&mut self, id: OperationId) {
+        self.state.operations.remove(&id);
+        self.write(Table::Operations, id, None);
+    }
+
+    pub(super) fn index_migration(&mut self, migration: Arc<MigrationRecord>) {
+        let vm = self.state.vms.get(&migration.vm).cloned();
+        if let Some(vm) = &vm {
+            let old = self.state.active_migration(vm.id).cloned();
+            self.hold(vm, holders(vm, old.as_deref()), false);
+            self.hold(vm, holders(vm, Some(&migration)), true);
+        }
+        if migration.phase.is_terminal() {
+            if self.state.active_migrations.get(&migration.vm) == Some(&migration.id) {
+                self.state.active_migrations.remove(&migration.vm);
+            }
+        } else {
+            self.state.active_migrations.insert(migration.vm, migration.id);
+        }
+        self.state.migrations.insert(migration.id, migration);
+    }
+
+    /// Puts a migration. Its VM's record must be there, except for one that has ended.
+    pub fn put_migration(&mut self, migration: MigrationRecord) {
+        self.write(Table::Migrations, migration.id, Some(json(&migration)));
+        self.touch(migration.vm);
+        if migration.phase.is_terminal() {
+            self.state.migration_live.remove(&migration.id);
+        }
+        self.index_migration(Arc::new(migration));
+    }
+
+    /// Forgets a migration that has ended.
+    pub fn forget_migration(&mut self, id: MigrationId) {
+        self.state.migrations.remove(&id);
+        self.write(Table::Migrations, id, None);
+    }
+
+    /// Remembers a request.
+    pub fn put_request(&mut self, request: RequestRecord) {
+        self.write(Table::Requests, &request.key, Some(json(&request)));
+        self.index_request(Arc::new(request));
+    }
+
+    pub(super) fn index_request(&mut self, request: Arc<RequestRecord>) {
+        self.state.requests.insert(request.key.clone(), request);
+    }
+
+    /// Forgets a request.
+    pub fn forget_request(&mut self, key: &str) {
+        self.state.requests.remove(key);
+        self.write(Table::Requests, key, None);
+    }
+
+    /// Tells of a change.
+    pub fn event(
+        &mut self,
+        kind: EventKind,
+        reason: &str,
+        subject: impl ToString,
+        message: impl Into<String>,
+        operation: Option<OperationId>,
+    ) {
+        // The first event takes the revision of the records, each further one the next.
+        let revision = self.base_revision + 1 + self.events.len() as u64;
+        let event = EventRecord {
+            revision,
+            time: self.now,
+            kind,
+            reason: reason.to_owned(),
+            message: message.into(),
+            subject: subject.to_string(),
+            operation,
+        };
+        self.events.push((revision, json(&event)));
+        self.state.events.insert(revision, Arc::new(event));
+        self.state.meta.revision = self.state.meta.revision.max(revision);
+        while self.state.events.len() > self.events_kept {
+            let Some(oldest) = self.state.events.get_min().map(|(revision, _)| *revision) else { break };
+            self.state.events.remove(&oldest);
+            self.forget_events_to = oldest;
+        }
+    }
+
+    /// Notes what a VM's owner said. Not stored.
+    pub fn observe(&mut self, vm: VmId, observation: Option<Observation>) {
+        match observation {
+            Some(observation) => self.state.observations.insert(vm, Arc::new(observation)),
+            None => self.state.observations.remove(&vm),
+        };
+    }
+
+    /// Notes that an agent refused an intent. Not stored.
+    pub fn refuse(&mut self, vm: VmId, refusal: Option<Refusal>) {
+        match refusal {
+            Some(refusal) => self.state.refusals.insert(vm, Arc::new(refusal)),
+            None => self.state.refusals.remove(&vm),
+        };
+    }
+
+    /// Notes what is known of a host. Not stored.
+    pub fn set_live(&mut self, host: HostName, live: HostLive) {
+        self.state.live.insert(host, Arc::new(live));
+    }
+
+    /// Notes what is known of a migration. Not stored.
+    pub fn set_migration_live(&mut self, id: MigrationId, live: MigrationLive) {
+        self.state.migration_live.insert(id, Arc::new(live));
+    }
+
+    /// Counts the times a VM was found where it should not be. Not stored.
+    pub fn note_stray(&mut self, host: HostName, vm: VmId) -> u32 {
+        let count = self.state.strays.entry((host, vm)).or_insert(0);
+        *count = count.saturating_add(1);
+        *count
+    }
+
+    /// Raises the term, which every later command bears.
+    pub(super) fn raise_term(&mut self) {
+        self.state.meta.term = self.state.meta.term.next();
+        // Written with the rest of the site's numbers, see `finish`; the revision makes it a change.
+        self.write(Table::Meta, super::load::META_KEY, Some(String::new()));
+    }
+
+    /// What the store is to write, what the state is then, and which VMs want a look.
+    pub(super) fn finish(self) -> (State, Batch, Vec<VmId>) {
+        let mut batch =
+            Batch { writes: self.writes, events: self.events, forget_events_to: self.forget_events_to };
+        if !batch.is_empty() {
+            let value = Some(json(&self.state.meta));
+            batch.writes.push(Write { table: Table::Meta, key: super::load::META_KEY.to_owned(), value });
+        }
+        (self.state, batch, self.touched.into_iter().collect())
+    }
+}

@@ -1,0 +1,141 @@
+//! Where the records are kept: a trait with two implementations, and one contract suite over both.
+//!
+//! Called by `state`'s writer thread only. A store knows tables, keys and JSON text, nothing of their meaning, and
+//! decides nothing. [`Store::commit`] has put everything on stable storage when it returns; when it fails, nobody
+//! knows what was written, and the process must end (a failed fsync cannot be tried again).
+
+pub mod memory;
+pub mod sqlite;
+
+#[cfg(test)]
+mod contract;
+
+use std::path::PathBuf;
+
+/// A table of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// Numbers and ids of the site as a whole.
+    Meta,
+    /// Virtual machines by id.
+    Vms,
+    /// Hosts by name.
+    Hosts,
+    /// Operations by id.
+    Operations,
+    /// Migrations by id.
+    Migrations,
+    /// Remembered requests by principal and id.
+    Requests,
+}
+
+impl Table {
+    /// Every table.
+    pub const ALL: [Self; 6] =
+        [Self::Meta, Self::Vms, Self::Hosts, Self::Operations, Self::Migrations, Self::Requests];
+
+    /// Its name in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Meta => "meta",
+            Self::Vms => "vms",
+            Self::Hosts => "hosts",
+            Self::Operations => "operations",
+            Self::Migrations => "migrations",
+            Self::Requests => "requests",
+        }
+    }
+}
+
+/// One record put or deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// Where.
+    pub table: Table,
+    /// Under which key.
+    pub key: String,
+    /// JSON text; `None` deletes.
+    pub value: Option<String>,
+}
+
+/// What one transaction writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Records, in order.
+    pub writes: Vec<Write>,
+    /// Events by revision, as JSON text.
+    pub events: Vec<(u64, String)>,
+    /// Events up to this revision are no longer kept.
+    pub forget_events_to: u64,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.events.is_empty()
+    }
+}
+
+/// All that a store holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Table, key and JSON text of each record, in the order of table and key.
+    pub records: Vec<(Table, String, String)>,
+    /// Events, oldest first.
+    pub events: Vec<(u64, String)>,
+}
+
+/// Why a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another controller has it open.
+    #[error("{path} is in use by another controller: stop that one first")]
+    InUse {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// Made by a newer version.
+    #[error("{path} has schema {found}, this version knows up to {known}: install a newer version")]
+    Schema {
+        /// The database.
+        path: PathBuf,
+        /// What it has.
+        found: i64,
+        /// What we know.
+        known: i64,
+    },
+    /// A file operation failed.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// SQLite failed.
+    #[error("the database failed")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A test asked for it.
+    #[error("failed on purpose, {0}")]
+    Injected(&'static str),
+}
+
+/// A place that keeps records.
+pub trait Store: Send + 'static {
+    /// Reads everything.
+    fn load(&mut self) -> Result<Image, Error>;
+
+    /// Writes the batches, in order and all or none of them, and returns when they are on stable storage.
+    fn commit(&mut self, batches: &[Batch]) -> Result<(), Error>;
+}
+
+impl Store for Box<dyn Store> {
+    fn load(&mut self) -> Result<Image, Error> {
+        (**self).load()
+    }
+
+    fn commit(&mut self, batches: &[Batch]) -> Result<(), Error> {
+        (**self).commit(batches)
+    }
+}
