@@ -1,0 +1,296 @@
+//! The configuration file, `controller.toml`. Read once at start by `run`; tests build a [`Config`] themselves.
+//!
+//! Every key has a default, so that an empty file serves. An unknown key is an error, as it is most often a misspelt one.
+//! The sample with all keys and their meaning is systemd/controller.toml.
+
+use std::{
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use crate::placement::Policy;
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not TOML, or has a key or a type that is not known.
+    #[error("the configuration cannot be understood")]
+    Syntax(#[from] toml::de::Error),
+    /// A value is out of range.
+    #[error("{key} = {value}: must be {allowed}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+}
+
+/// How the controller runs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the store and the identities are.
+    pub data_dir: PathBuf,
+    /// Where ca.pem, controller.pem and controller.key are; `None` means in `data_dir`.
+    pub tls_dir: Option<PathBuf>,
+    /// Address and port for operators, agents and scrapers. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Socket for callers on this machine: root and the controller's own user, no certificate asked.
+    pub unix_socket: Option<PathBuf>,
+    /// How often agents report, in milliseconds; they learn it when they register.
+    pub report_interval_ms: u32,
+    /// After so many intervals without a report a host counts as unreachable and takes no new VM.
+    pub unreachable_after_intervals: u32,
+    /// Events kept; the oldest go first.
+    pub event_retention: u32,
+    /// Hours for which operations that have ended, and request ids, are kept.
+    pub operation_retention_hours: u32,
+    /// Where VMs go.
+    pub placement: Placement,
+}
+
+/// Where VMs go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Placement {
+    /// What makes a host better among those with the same load.
+    pub policy: Policy,
+}
+
+const REPORT_INTERVAL_MS: RangeInclusive<u32> = 500..=60_000;
+const UNREACHABLE_AFTER_INTERVALS: RangeInclusive<u32> = 2..=100;
+const EVENT_RETENTION: RangeInclusive<u32> = 1_000..=1_000_000;
+/// A day at least: for so long the API promises that a request id is known again.
+const OPERATION_RETENTION_HOURS: RangeInclusive<u32> = 24..=8_760;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/dalgu/controller".into(),
+            tls_dir: None,
+            listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
+            unix_socket: None,
+            report_interval_ms: 3_000,
+            unreachable_after_intervals: 3,
+            event_retention: 20_000,
+            operation_retention_hours: 24,
+            placement: Placement::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text)
+    }
+
+    /// Reads and checks the text of a file.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let config: Self = toml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        within("report_interval_ms", self.report_interval_ms, &REPORT_INTERVAL_MS)?;
+        within(
+            "unreachable_after_intervals",
+            self.unreachable_after_intervals,
+            &UNREACHABLE_AFTER_INTERVALS,
+        )?;
+        within("event_retention", self.event_retention, &EVENT_RETENTION)?;
+        within(
+            "operation_retention_hours",
+            self.operation_retention_hours,
+            &OPERATION_RETENTION_HOURS,
+        )?;
+        absolute("data_dir", Some(&self.data_dir))?;
+        absolute("tls_dir", self.tls_dir.as_ref())?;
+        absolute("unix_socket", self.unix_socket.as_ref())
+    }
+
+    /// How often agents report.
+    pub fn report_interval(&self) -> Duration {
+        Duration::from_millis(self.report_interval_ms.into())
+    }
+
+    /// How long a host may be silent before it counts as unreachable.
+    pub fn unreachable_after(&self) -> Duration {
+        self.report_interval() * self.unreachable_after_intervals
+    }
+
+    /// How long ended operations and request ids are kept.
+    pub fn operation_retention(&self) -> Duration {
+        Duration::from_secs(u64::from(self.operation_retention_hours) * 3600)
+    }
+
+    /// Where the controller's identity is.
+    pub fn tls_dir(&self) -> &Path {
+        self.tls_dir.as_deref().unwrap_or(&self.data_dir)
+    }
+}
+
+fn within(key: &'static str, value: u32, range: &RangeInclusive<u32>) -> Result<(), Error> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let allowed = format!("{} to {}", range.start(), range.end());
+    Err(Error::Value {
+        key,
+        value: value.to_string(),
+        allowed,
+    })
+}
+
+fn absolute(key: &'static str, path: Option<&PathBuf>) -> Result<(), Error> {
+    match path {
+        // A relative path would mean another place under each service manager and shell.
+        Some(path) if !path.is_absolute() => Err(Error::Value {
+            key,
+            value: format!("{:?}", path.display()),
+            allowed: "an absolute path".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        let error = Config::parse(text).unwrap_err();
+        match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert_eq!(Config::default().unreachable_after(), Duration::from_secs(9));
+        assert_eq!(
+            Config::default().tls_dir(),
+            Path::new("/var/lib/dalgu/controller")
+        );
+        assert!(Config::default().check().is_ok());
+    }
+
+    #[test]
+    fn the_sample_file_is_valid_and_shows_every_key_with_its_default() {
+        let sample = include_str!("../../systemd/controller.toml");
+        let shown = Config::parse(sample).unwrap();
+        let with_socket = Some(PathBuf::from("/run/dalgu-controller/controller.sock"));
+        assert_eq!(
+            shown,
+            Config {
+                unix_socket: with_socket.clone(),
+                ..Config::default()
+            }
+        );
+        // Comments of the form "#key = value" are examples of keys; with them in force the file still parses.
+        let uncommented: String = sample
+            .lines()
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|rest| rest.contains(" = ") && !rest.starts_with(' '))
+                    .unwrap_or(line)
+            })
+            .fold(String::new(), |text, line| text + line + "\n");
+        let tls_dir = Some(PathBuf::from("/etc/dalgu/tls"));
+        assert_eq!(
+            Config::parse(&uncommented).unwrap(),
+            Config {
+                unix_socket: with_socket,
+                tls_dir,
+                ..Config::default()
+            }
+        );
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
+            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 48\n[placement]\npolicy = 'pack'\n";
+        let expected = Config {
+            data_dir: "/d".into(),
+            tls_dir: Some("/t".into()),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            unix_socket: Some("/s".into()),
+            report_interval_ms: 500,
+            unreachable_after_intervals: 2,
+            event_retention: 1000,
+            operation_retention_hours: 48,
+            placement: Placement { policy: Policy::Pack },
+        };
+        assert_eq!(Config::parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_refusal_names_the_key_and_what_is_allowed() {
+        let table = [
+            (
+                "report_interval_ms = 499",
+                "report_interval_ms = 499: must be 500 to 60000",
+            ),
+            (
+                "report_interval_ms = 60001",
+                "report_interval_ms = 60001: must be 500 to 60000",
+            ),
+            ("unreachable_after_intervals = 1", "must be 2 to 100"),
+            (
+                "event_retention = 0",
+                "event_retention = 0: must be 1000 to 1000000",
+            ),
+            ("operation_retention_hours = 1", "must be 24 to 8760"),
+            (
+                "data_dir = 'dalgu'",
+                "data_dir = \"dalgu\": must be an absolute path",
+            ),
+            (
+                "unix_socket = 's'",
+                "unix_socket = \"s\": must be an absolute path",
+            ),
+            (
+                "report_interval = 1",
+                "unknown field `report_interval`, expected one of `data_dir`",
+            ),
+            (
+                "[placement]\npolicy = 'best'",
+                "unknown variant `best`, expected `spread` or `pack`",
+            ),
+            (
+                "[placement]\nspread = true",
+                "unknown field `spread`, expected `policy`",
+            ),
+            ("listen = 'here'", "listen = 'here'"),
+            ("report_interval_ms = -1", "report_interval_ms = -1"),
+        ];
+        for (text, expected) in table {
+            let refused = refusal(text);
+            assert!(refused.contains(expected), "{text}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The tests that a host must pass. Called by [`super::decide`] for every host, and by the search for a hint.
+//!
+//! Reservations decide here, never measured usage: a VM that fits now still fits when all its neighbours wake up. All
+//! failed tests are found, not only the first, so that an operator need not ask twice. What fails is kept as a
+//! [`Lack`], which borrows; words are made from it only for the answer.
+
+use serde::{Deserialize, Serialize};
+
+use super::view::{HostView, Request};
+
+/// A test that a host can fail. Named on the wire by [`Constraint::as_str`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Constraint {
+    /// The request names another host.
+    RequestedHost,
+    /// A VM cannot migrate to the host it is on.
+    SameHost,
+    /// The host does not report in time.
+    State,
+    /// The host is cordoned.
+    Cordon,
+    /// A label that the VM asks for is missing or has another value.
+    Selector,
+    /// Not enough virtual processors are left, or the host has fewer logical ones than the VM virtual ones.
+    Cpu,
+    /// Not enough memory is left.
+    Memory,
+    /// A pool is missing or broken.
+    Pool,
+    /// A pool has not enough room.
+    Storage,
+    /// A bridge is missing.
+    Bridge,
+    /// Guests run on another accelerator.
+    Accelerator,
+}
+
+impl Constraint {
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RequestedHost => "REQUESTED_HOST",
+            Self::SameHost => "SAME_HOST",
+            Self::State => "STATE",
+            Self::Cordon => "CORDON",
+            Self::Selector => "SELECTOR",
+            Self::Cpu => "CPU",
+            Self::Memory => "MEMORY",
+            Self::Pool => "POOL",
+            Self::Storage => "STORAGE",
+            Self::Bridge => "BRIDGE",
+            Self::Accelerator => "ACCELERATOR",
+        }
+    }
+}
+
+/// A failed test in words and numbers; kept with the decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shortfall {
+    /// Which test.
+    pub constraint: Constraint,
+    /// For people.
+    pub message: String,
+    /// What was needed (vCPUs, MiB); 0 where it is not a number.
+    pub needed: u64,
+    /// What there was, in the same unit.
+    pub available: u64,
+}
+
+/// A failed test as the code sees it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Lack<'a> {
+    RequestedHost {
+        wanted: &'a str,
+    },
+    SameHost,
+    State {
+        state: &'a str,
+    },
+    Cordon {
+        reason: &'a str,
+    },
+    Selector {
+        key: &'a str,
+        value: &'a str,
+        found: Option<&'a str>,
+    },
+    /// A single VM has more virtual processors than the host has logical ones.
+    CpuCount {
+        needed: u32,
+        cpus: u32,
+    },
+    CpuFree {
+        needed: u32,
+        free: u32,
+        capacity: u32,
+        reserved: u32,
+    },
+    Memory {
+        needed: u64,
+        guest: u64,
+        free: u64,
+        capacity: u64,
+        reserved: u64,
+    },
+    PoolMissing {
+        pool: &'a str,
+    },
+    PoolBroken {
+        pool: &'a str,
+        error: &'a str,
+    },
+    Storage {
+        pool: &'a str,
+        needed: u64,
+        free: u64,
+        capacity: u64,
+        available: u64,
+        reserved: u64,
+    },
+    Bridge {
+        bridge: &'a str,
+    },
+    Accelerator {
+        needed: &'a str,
+        found: &'a str,
+    },
+}
+
+/// Finds all tests that the host fails, in the order of [`Constraint`].
+pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView) -> Vec<Lack<'a>> {
+    // Does not allocate for a host that fits.
+    let mut found = Vec::new();
+    if let Some(wanted) = request.host.as_ref().filter(|wanted| **wanted != host.name) {
+        found.push(Lack::RequestedHost {
+            wanted: wanted.as_str(),
+        });
+    }
+    if request.exclude.as_ref() == Some(&host.name) {
+        found.push(Lack::SameHost);
+    }
+    if !host.ready {
+        found.push(Lack::State { state: &host.state });
+    }
+    if host.cordoned {
+        found.push(Lack::Cordon {
+            reason: &host.cordon_reason,
+        });
+    }
+    for (key, value) in &request.spec.host_selector {
+        let label = host.labels.get(key).map(String::as_str);
+        if label != Some(value) {
+            found.push(Lack::Selector {
+                key,
+                value,
+                found: label,
+            });
+        }
+    }
+    processors_and_memory(request, host, &mut found);
+    storage(request, host, &mut found);
+    for (index, nic) in request.spec.nics.iter().enumerate() {
+        let told = request.spec.nics[..index]
+            .iter()
+            .any(|other| other.bridge == nic.bridge);
+        if !told && !host.bridges.contains(&nic.bridge) {
+            found.push(Lack::Bridge { bridge: &nic.bridge });
+        }
+    }
+    if let Some(needed) = request
+        .accelerator
+        .as_deref()
+        .filter(|needed| *needed != host.accelerator)
+    {
+        found.push(Lack::Accelerator {
+            needed,
+            found: &host.accelerator,
+        });
+    }
+    found
+}
+
+fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView, found: &mut Vec<Lack<'a>>) {
+    let vcpus = request.spec.vcpus;
+    // More virtual than logical processors in one VM never makes it faster: its own processors wait for each other.
+    if vcpus > host.cpus {
+        found.push(Lack::CpuCount {
+            needed: vcpus,
+            cpus: host.cpus,
+        });
+    }
+    let (free, capacity) = (host.vcpus_free(), host.vcpus_capacity());
+    if vcpus > free {
+        found.push(Lack::CpuFree {
+            needed: vcpus,
+            free,
+            capacity,
+            reserved: host.vcpus_reserved,
+        });
+    }
+    let (free, capacity) = (host.memory_mib_free(), host.memory_mib_capacity());
+    let needed = request.spec.reserved_memory_mib();
+    if needed > free {
+        let (guest, reserved) = (request.spec.memory_mib, host.memory_mib_reserved);
+        found.push(Lack::Memory {
+            needed,
+            guest,
+            free,
+            capacity,
+            reserved,
+        });
+    }
+}
+
+fn storage<'a>(request: &'a Request, host: &'a HostView, found: &mut Vec<Lack<'a>>) {
+    // POOL before STORAGE, so that the order of the tests is that of the constraints.
+    for (name, _) in request.pools() {
+        match host.pool(name) {
+            None => found.push(Lack::PoolMissing { pool: name }),
+            Some(pool) => {
+                if let Some(error) = &pool.error {
+                    found.push(Lack::PoolBroken { pool: name, error });
+                }
+            }
+        }
+    }
+    for (name, needed) in request.pools() {
+        let Some(pool) = host.pool(name).filter(|pool| pool.error.is_none()) else {
+            continue;
+        };
+        // The files of a VM that moves are there already where both hosts see them.
+        let there_already = request.is_migration() && pool.shared;
+        let free = pool.free_mib();
+        if !there_already && needed > free {
+            found.push(Lack::Storage {
+                pool: name,
+                needed,
+                free,
+                capacity: pool.capacity_mib,
+                available: pool.available_mib,
+                reserved: pool.reserved_mib,
+            });
+        }
+    }
+}
+
+impl Lack<'_> {
+    /// Which test it is.
+    pub(super) fn constraint(&self) -> Constraint {
+        match self {
+            Self::RequestedHost { .. } => Constraint::RequestedHost,
+            Self::SameHost => Constraint::SameHost,
+            Self::State { .. } => Constraint::State,
+            Self::Cordon { .. } => Constraint::Cordon,
+            Self::Selector { .. } => Constraint::Selector,
+            Self::CpuCount { .. } | Self::CpuFree { .. } => Constraint::Cpu,
+            Self::Memory { .. } => Constraint::Memory,
+            Self::PoolMissing { .. } | Self::PoolBroken { .. } => Constraint::Pool,
+            Self::Storage { .. } => Constraint::Storage,
+            Self::Bridge { .. } => Constraint::Bridge,
+            Self::Accelerator { .. } => Constraint::Accelerator,
+        }
+    }
+
+    /// The same in words.
+    pub(super) fn shortfall(&self) -> Shortfall {
+        let (needed, available) = self.numbers();
+        Shortfall {
+            constraint: self.constraint(),
+            message: self.message(),
+            needed,
+            available,
+        }
+    }
+
+    fn numbers(&self) -> (u64, u64) {
+        match *self {
+            Self::CpuCount { needed, cpus } => (needed.into(), cpus.into()),
+            Self::CpuFree { needed, free, .. } => (needed.into(), free.into()),
+            Self::Memory { needed, free, .. } | Self::Storage { needed, free, .. } => (needed, free),
+            _ => (0, 0),
+        }
+    }
+
+    fn message(&self) -> String {
+        match *self {
+            Self::RequestedHost { wanted } => format!("only host {wanted} was asked for"),
+            Self::SameHost => "the VM is on this host already".to_owned(),
+            Self::State { state: "" } => "not ready".to_owned(),
+            Self::State { state } => format!("not ready: {state}"),
+            Self::Cordon { reason: "" } => "cordoned".to_owned(),
+            Self::Cordon { reason } => format!("cordoned: {reason}"),
+            Self::Selector {
+                key,
+                value,
+                found: None,
+            } => format!("needs label {key}={value}, has no label {key}"),
+            Self::Selector {
+                key,
+                value,
+                found: Some(found),
+            } => {
+                format!("needs label {key}={value}, has {key}={found}")
+            }
+            Self::CpuCount { needed, cpus } => {
+                format!("needs {needed} vCPUs in one VM, has {cpus} logical processors")
+            }
+            Self::CpuFree {
+                needed,
+                free,
+                capacity,
+                ..
+            } => {
+                format!("needs {needed} vCPUs, has {free} free of {capacity}")
+            }
+            Self::Memory {
+                needed,
+                guest,
+                free,
+                capacity,
+                ..
+            } => {
+                let overhead = needed - guest;
+                format!(
+                    "needs {needed} MiB ({guest} for the guest, {overhead} for QEMU), has {free} MiB free of {capacity} MiB"
+                )
+            }
+            Self::PoolMissing { pool } => format!("has no pool {pool}"),
+            Self::PoolBroken { pool, error } => format!("its pool {pool} cannot be used: {error}"),
+            Self::Storage {
+                pool,
+                needed,
+                free,
+                capacity,
+                ..
+            } => {
+                format!("needs {needed} MiB in pool {pool}, has {free} MiB free of {capacity} MiB")
+            }
+            Self::Bridge { bridge } => format!("has no bridge {bridge}"),
+            Self::Accelerator { needed, found } => {
+                format!("runs guests with {found}, the VM runs with {needed}")
+            }
+        }
+    }
+}

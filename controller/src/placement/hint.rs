@@ -1,0 +1,190 @@
+//! The smallest change that would make a refused VM fit. Called by [`super::decide`] when no host passed.
+//!
+//! Looked for in four places: on one host alone, in the request alone, in both, and at last another host. The
+//! cheapest on a host and the cheapest in the request are both told, the cheaper first. Each is proved before it is
+//! told: its changes are applied, and the tests run again.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    filter::{self, Lack},
+    remedy::{self, Change},
+    view::{HostView, Request},
+};
+
+/// Times a plan may be mended when a change uncovers another lack (a repaired pool may turn out to be full).
+const ROUNDS: usize = 4;
+
+/// What would make a VM fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint {
+    /// Changes that, made together, let it fit.
+    pub changes: Vec<Change>,
+    /// Other changes that, made together instead, let it fit as well; empty where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternative: Vec<Change>,
+    /// The same for people.
+    pub text: String,
+}
+
+/// Where changes may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Host,
+    Request,
+    Both,
+}
+
+struct Plan<'a> {
+    cost: (u32, u64),
+    host: &'a HostView,
+    changes: Vec<Change>,
+}
+
+/// Finds the hint for a request that none of the hosts can take.
+pub(super) fn find(request: &Request, hosts: &[HostView]) -> Hint {
+    let on_host = cheapest(request, hosts, Side::Host);
+    let in_request = cheapest(request, hosts, Side::Request);
+    match (on_host, in_request) {
+        (Some(one), Some(other)) if other.cost < one.cost => told(&other, Some(&one), request),
+        (Some(one), other) => told(&one, other.as_ref(), request),
+        (None, Some(one)) => told(&one, None, request),
+        (None, None) => match cheapest(request, hosts, Side::Both) {
+            Some(plan) => told(&plan, None, request),
+            None => another_host(request, hosts),
+        },
+    }
+}
+
+fn cheapest<'a>(request: &Request, hosts: &'a [HostView], side: Side) -> Option<Plan<'a>> {
+    let mut plans: Vec<_> = hosts
+        .iter()
+        .filter_map(|host| {
+            let changes = remedies(&filter::lacks(request, host), host, request, side)?;
+            Some(Plan {
+                cost: cost(&changes, request),
+                host,
+                changes,
+            })
+        })
+        .collect();
+    plans.sort_unstable_by(|a, b| (a.cost, &a.host.name).cmp(&(b.cost, &b.host.name)));
+    plans.into_iter().find_map(|plan| proved(plan, request, side))
+}
+
+/// A change for every lack; `None` where one has no remedy.
+fn remedies(lacks: &[Lack<'_>], host: &HostView, request: &Request, side: Side) -> Option<Vec<Change>> {
+    let mut changes: Vec<Change> = Vec::with_capacity(lacks.len());
+    for lack in lacks {
+        let change = match side {
+            Side::Host => remedy::on_host(lack, host, request),
+            Side::Request => remedy::in_request(lack, request),
+            Side::Both => remedy::on_host(lack, host, request).or_else(|| remedy::in_request(lack, request)),
+        }?;
+        // A VM with too many processors lacks both logical and free ones: the stricter limit is told, once.
+        match (
+            &change,
+            changes
+                .iter_mut()
+                .find(|other| matches!(other, Change::AskVcpus { .. })),
+        ) {
+            (Change::AskVcpus { at_most }, Some(Change::AskVcpus { at_most: told })) => {
+                *told = (*told).min(*at_most)
+            }
+            _ => changes.push(change),
+        }
+    }
+    Some(changes)
+}
+
+fn cost(changes: &[Change], request: &Request) -> (u32, u64) {
+    changes
+        .iter()
+        .map(|change| change.cost(request))
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1.saturating_add(one.1)))
+}
+
+/// Applies a plan, mends it where a change uncovered another lack, and gives it back once all tests pass.
+fn proved<'a>(mut plan: Plan<'a>, request: &Request, side: Side) -> Option<Plan<'a>> {
+    let (mut changed, mut hosts) = (request.clone(), vec![plan.host.clone()]);
+    let mut fresh = plan.changes.clone();
+    for _ in 0..ROUNDS {
+        for change in &fresh {
+            change.apply(&mut changed, &mut hosts);
+        }
+        let host = &hosts[0];
+        let lacks = filter::lacks(&changed, host);
+        if lacks.is_empty() {
+            plan.cost = cost(&plan.changes, request);
+            return Some(plan);
+        }
+        fresh = remedies(&lacks, host, &changed, side)?;
+        plan.changes.extend_from_slice(&fresh);
+    }
+    None
+}
+
+fn told(first: &Plan<'_>, second: Option<&Plan<'_>>, request: &Request) -> Hint {
+    let mut text = sentence(first, request);
+    if let Some(second) = second {
+        text.push_str(", or ");
+        text.push_str(&sentence(second, request));
+    }
+    let alternative = second.map(|plan| plan.changes.clone()).unwrap_or_default();
+    Hint {
+        changes: first.changes.clone(),
+        alternative,
+        text,
+    }
+}
+
+fn sentence(plan: &Plan<'_>, request: &Request) -> String {
+    let mut text = listed(&plan.changes);
+    // Changes to a host name it; for those to the request, the host that could take the VM then is worth knowing,
+    // unless the caller named it.
+    let names_host = plan.changes.iter().any(|change| {
+        !matches!(
+            change,
+            Change::AnyHost
+                | Change::DropSelector { .. }
+                | Change::AskVcpus { .. }
+                | Change::AskMemory { .. }
+                | Change::AskStorage { .. }
+        )
+    });
+    if !names_host && request.host.as_ref() != Some(&plan.host.name) {
+        text.push_str(&format!(" ({} can take it then)", plan.host.name));
+    }
+    text
+}
+
+fn listed(changes: &[Change]) -> String {
+    let texts: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    match texts.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => texts.concat(),
+    }
+}
+
+/// The last resort: nothing that could be done with the hosts there are would help.
+fn another_host(request: &Request, hosts: &[HostView]) -> Hint {
+    let (cpus, memory_mib) = (request.spec.vcpus, request.spec.reserved_memory_mib());
+    let missing = request.host.as_ref().filter(|wanted| {
+        request.exclude.as_ref() != Some(*wanted) && !hosts.iter().any(|host| host.name == **wanted)
+    });
+    let mut changes = Vec::new();
+    if request.host.is_some() && missing.is_none() {
+        changes.push(Change::AnyHost);
+    }
+    changes.push(Change::AddHost {
+        name: missing.cloned(),
+        cpus,
+        memory_mib,
+    });
+    let text = listed(&changes);
+    Hint {
+        changes,
+        alternative: Vec::new(),
+        text,
+    }
+}

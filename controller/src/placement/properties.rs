@@ -1,0 +1,275 @@
+//! What holds for every request and every set of hosts, however odd.
+
+use std::collections::BTreeSet;
+
+use dalgu_proto::vm::{Nic, Spec};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::{tests::disk, *};
+
+fn request() -> impl Strategy<Value = Request> {
+    let vm = (
+        1..12_u32,
+        32..6000_u64,
+        vec((0..3_usize, 1..4000_u64), 0..4),
+        vec(0..3_usize, 0..3),
+        any::<bool>(),
+    );
+    let host = || option::weighted(0.2, (1..9_u32).prop_map(host_name));
+    (vm, host(), host(), any::<bool>()).prop_map(
+        |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm)| {
+            let mut spec = Spec {
+                vcpus,
+                memory_mib,
+                ..tests::spec()
+            };
+            spec.disks = disks
+                .iter()
+                .enumerate()
+                .map(|(index, (pool, size))| disk(&format!("d{index}"), POOLS[*pool], *size))
+                .collect();
+            let nic = |bridge: &usize| Nic {
+                name: "n".into(),
+                bridge: BRIDGES[*bridge].into(),
+                mac: String::new(),
+            };
+            spec.nics = nics.iter().map(nic).collect();
+            if picky {
+                spec.host_selector.insert("rack".into(), "a".into());
+            }
+            let accelerator = exclude
+                .is_some()
+                .then(|| if kvm { "kvm" } else { "tcg" }.to_owned());
+            Request {
+                spec,
+                host,
+                exclude,
+                accelerator,
+            }
+        },
+    )
+}
+
+const POOLS: [&str; 3] = ["local", "fast", "nfs"];
+const BRIDGES: [&str; 3] = ["br0", "br1", "br2"];
+
+fn host_name(number: u32) -> HostName {
+    format!("h{number}").parse().unwrap()
+}
+
+fn pools() -> impl Strategy<Value = Vec<PoolView>> {
+    let pool = (0..6000_u64, 0..6000_u64, 0..6000_u64, prop::bool::weighted(0.1));
+    vec(pool, 0..4).prop_map(|pools| {
+        let view =
+            |(name, (capacity_mib, available_mib, reserved_mib, broken)): (&&str, &(u64, u64, u64, bool))| {
+                PoolView {
+                    name: (*name).to_owned(),
+                    shared: *name == "nfs",
+                    error: broken.then(|| "stale handle".to_owned()),
+                    capacity_mib: *capacity_mib,
+                    available_mib: *available_mib,
+                    reserved_mib: *reserved_mib,
+                }
+            };
+        POOLS.iter().zip(&pools).map(view).collect()
+    })
+}
+
+fn usage() -> impl Strategy<Value = Option<UsageView>> {
+    let values = (
+        option::of(0.0..16.0),
+        0.0..20.0,
+        0..8_u64 << 30,
+        0.0..100.0,
+        0.0..30.0,
+        0.0..1.0,
+    );
+    option::of(values.prop_map(
+        |(cpus_busy, load1, memory_available_bytes, cpu, memory, network_utilisation)| {
+            let stall = |avg10_percent: f64| StallView {
+                avg10_percent,
+                avg60_percent: avg10_percent / 2.0,
+            };
+            UsageView {
+                cpus_busy,
+                load1,
+                memory_available_bytes,
+                cpu_stall: stall(cpu),
+                memory_stall: stall(memory),
+                io_stall: StallView::default(),
+                network_utilisation,
+            }
+        },
+    ))
+}
+
+fn hosts() -> impl Strategy<Value = Vec<HostView>> {
+    let flags = (
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.2),
+        any::<bool>(),
+        prop::bool::weighted(0.8),
+        0..4_usize,
+    );
+    let sizes = (
+        0..16_u32,
+        select(vec![0.1, 0.5, 1.0, 4.0]),
+        0..12_000_u64,
+        0..2000_u64,
+    );
+    let used = (0..24_u32, 0..10_000_u64, 0..9_u32, 0..3_u32, 0..2000_u64);
+    vec((flags, sizes, used, pools(), usage()), 0..6).prop_map(|hosts| {
+        hosts
+            .into_iter()
+            .zip(1..)
+            .map(|((flags, sizes, used, pools, usage), number)| HostView {
+                name: host_name(number),
+                ready: flags.0,
+                cordoned: flags.1,
+                labels: flags
+                    .2
+                    .then(|| ("rack".to_owned(), "a".to_owned()))
+                    .into_iter()
+                    .collect(),
+                accelerator: if flags.3 { "kvm" } else { "tcg" }.to_owned(),
+                bridges: BRIDGES
+                    .iter()
+                    .take(flags.4)
+                    .map(|name| (*name).to_owned())
+                    .collect(),
+                cpus: sizes.0,
+                cpu_overcommit_ratio: sizes.1,
+                memory_mib: sizes.2,
+                reserved_memory_mib: sizes.3,
+                vcpus_reserved: used.0,
+                memory_mib_reserved: used.1,
+                vms: used.2,
+                unmanaged_vcpus: used.3,
+                unmanaged_memory_mib: used.4,
+                pools,
+                usage,
+                ..tests::host("h1")
+            })
+            .collect()
+    })
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    select(vec![Policy::Spread, Policy::Pack])
+}
+
+/// Whether a host holds no more than it has, reckoned without the code under test. What was there before the first VM
+/// may already be too much: a host is only judged when something was put on it.
+fn holds(host: &HostView) -> bool {
+    let vcpus = f64::from(host.vcpus_reserved) + f64::from(host.unmanaged_vcpus);
+    let memory = host.memory_mib_reserved + host.unmanaged_memory_mib + host.reserved_memory_mib;
+    vcpus <= f64::from(host.cpus) * host.cpu_overcommit_ratio + 1e-6 && memory <= host.memory_mib
+}
+
+fn reserve(request: &Request, host: &mut HostView) {
+    host.vcpus_reserved += request.spec.vcpus;
+    host.memory_mib_reserved += request.spec.reserved_memory_mib();
+    host.vms += 1;
+    for disk in &request.spec.disks {
+        let pool = host
+            .pools
+            .iter_mut()
+            .find(|pool| pool.name == disk.pool)
+            .expect("the pool was there");
+        if !(request.is_migration() && pool.shared) {
+            pool.reserved_mib += disk.size_mib;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_host_is_ever_overcommitted(requests in vec(request(), 1..12), mut hosts in hosts(), policy in policy()) {
+        for request in requests {
+            let decision = decide(&request, &hosts, &policy);
+            let Some(chosen) = decision.host else { continue };
+            prop_assert!(request.host.as_ref().is_none_or(|wanted| *wanted == chosen));
+            prop_assert_ne!(request.exclude.as_ref(), Some(&chosen));
+            let host = hosts.iter_mut().find(|host| host.name == chosen).unwrap();
+            prop_assert!(host.ready && !host.cordoned && request.spec.vcpus <= host.cpus);
+            reserve(&request, host);
+            prop_assert!(holds(host), "over-committed: {host:?}");
+            for pool in &host.pools {
+                let used = request.spec.disks.iter().any(|disk| disk.pool == pool.name);
+                let stays = request.is_migration() && pool.shared;
+                prop_assert!(!used || stays || pool.reserved_mib <= pool.capacity_mib);
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_hosts_does_not_matter(request in request(), hosts in hosts(), policy in policy(), turn in 0..6_usize) {
+        let mut turned = hosts.clone();
+        let by = turn % turned.len().max(1);
+        turned.rotate_left(by);
+        turned.reverse();
+        prop_assert_eq!(decide(&request, &hosts, &policy), decide(&request, &turned, &policy));
+    }
+
+    #[test]
+    fn every_host_gets_exactly_one_verdict_and_ranks_have_no_gaps(request in request(), hosts in hosts(), policy in policy()) {
+        let decision = decide(&request, &hosts, &policy);
+        let named: BTreeSet<_> = decision.verdicts.iter().map(|verdict| &verdict.host).collect();
+        prop_assert_eq!(decision.verdicts.len(), hosts.len());
+        prop_assert_eq!(named.len(), hosts.len());
+        let fitting = decision.verdicts.iter().take_while(|verdict| verdict.fits).count();
+        for (index, verdict) in decision.verdicts.iter().enumerate() {
+            let rank = if index < fitting { u32::try_from(index).unwrap() + 1 } else { 0 };
+            prop_assert_eq!(verdict.rank, rank);
+            prop_assert_eq!(verdict.fits, verdict.shortfalls.is_empty());
+            prop_assert_eq!(verdict.fits, !verdict.score.is_empty());
+        }
+        prop_assert_eq!(decision.host.as_ref(), decision.verdicts.iter().find(|verdict| verdict.rank == 1).map(|v| &v.host));
+        prop_assert_eq!(decision.host.is_none(), decision.hint.is_some());
+    }
+
+    #[test]
+    fn doing_what_the_hint_says_makes_it_fit(request in request(), hosts in hosts(), policy in policy()) {
+        let Some(hint) = decide(&request, &hosts, &policy).hint else { return Ok(()) };
+        for changes in [&hint.changes, &hint.alternative] {
+            if changes.is_empty() {
+                continue;
+            }
+            let (mut changed, mut there) = (request.clone(), hosts.clone());
+            for change in changes {
+                change.apply(&mut changed, &mut there);
+            }
+            let after = decide(&changed, &there, &policy);
+            prop_assert!(after.host.is_some(), "{} did not help: {}", hint.text, after.summary);
+            prop_assert!(changed.spec.vcpus > 0 && changed.spec.memory_mib >= 32);
+        }
+        prop_assert!(!hint.changes.is_empty() && !hint.text.is_empty());
+    }
+
+    #[test]
+    fn no_smaller_amount_than_the_hint_says_would_do(request in request(), hosts in hosts(), policy in policy()) {
+        let Some(hint) = decide(&request, &hosts, &policy).hint else { return Ok(()) };
+        for changes in [&hint.changes, &hint.alternative] {
+            let [change] = changes.as_slice() else { continue };
+            let Some(less) = a_little_less(change) else { continue };
+            let (mut changed, mut there) = (request.clone(), hosts.clone());
+            less.apply(&mut changed, &mut there);
+            prop_assert_eq!(decide(&changed, &there, &policy).host, None, "{} was more than needed", hint.text);
+        }
+    }
+}
+
+/// The same change by one unit less, where it has an amount.
+fn a_little_less(change: &Change) -> Option<Change> {
+    let mut less = change.clone();
+    match &mut less {
+        Change::FreeVcpus { vcpus, .. } => *vcpus -= 1,
+        Change::FreeMemory { mib, .. } | Change::FreeStorage { mib, .. } => *mib -= 1,
+        Change::AskVcpus { at_most } => *at_most += 1,
+        Change::AskMemory { at_most_mib } | Change::AskStorage { at_most_mib, .. } => *at_most_mib += 1,
+        _ => return None,
+    }
+    Some(less)
+}

@@ -1,0 +1,474 @@
+//! Changes that would let a VM fit: what they do, what they cost, how they read. Used by the search in `hint`; programs
+//! find them in a stored decision.
+//!
+//! [`Change::apply`] is what a change means. A hint is only given after its changes have been applied to the same
+//! request and hosts and all tests passed.
+
+use std::fmt;
+
+use dalgu_proto::{
+    ids::HostName,
+    vm::{MEMORY_MIB, Spec},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    filter::Lack,
+    view::{HostView, PoolView, Request},
+};
+
+/// A change to a host, to the request or to the site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Change {
+    /// Open a host again.
+    Uncordon {
+        /// The host.
+        host: HostName,
+    },
+    /// Get a host to report.
+    MakeReady {
+        /// The host.
+        host: HostName,
+        /// What its state is now, in words.
+        state: String,
+    },
+    /// Give a host a label.
+    SetLabel {
+        /// The host.
+        host: HostName,
+        /// The label's key.
+        key: String,
+        /// The value it must have.
+        value: String,
+    },
+    /// Stop reserving virtual processors on a host: delete or migrate VMs.
+    FreeVcpus {
+        /// The host.
+        host: HostName,
+        /// So many.
+        vcpus: u32,
+    },
+    /// Stop reserving memory on a host: delete or migrate VMs.
+    FreeMemory {
+        /// The host.
+        host: HostName,
+        /// So much.
+        mib: u64,
+    },
+    /// Make room in a host's pool.
+    FreeStorage {
+        /// The host.
+        host: HostName,
+        /// The pool.
+        pool: String,
+        /// So much.
+        mib: u64,
+    },
+    /// Give a host a pool.
+    AddPool {
+        /// The host.
+        host: HostName,
+        /// The pool.
+        pool: String,
+        /// Room that it needs.
+        mib: u64,
+    },
+    /// Make a host's pool usable again.
+    RepairPool {
+        /// The host.
+        host: HostName,
+        /// The pool.
+        pool: String,
+    },
+    /// Give a host a bridge.
+    AddBridge {
+        /// The host.
+        host: HostName,
+        /// The bridge.
+        bridge: String,
+    },
+    /// Leave the choice of the host open.
+    AnyHost,
+    /// Do without a label in the selector.
+    DropSelector {
+        /// The label's key.
+        key: String,
+    },
+    /// Ask for fewer virtual processors.
+    AskVcpus {
+        /// At most so many.
+        at_most: u32,
+    },
+    /// Ask for less memory.
+    AskMemory {
+        /// At most so much.
+        at_most_mib: u64,
+    },
+    /// Ask for smaller disks in a pool.
+    AskStorage {
+        /// The pool.
+        pool: String,
+        /// At most so much in all.
+        at_most_mib: u64,
+    },
+    /// Register another host that has what the request names.
+    AddHost {
+        /// The one that was asked for but is not registered; `None` for any.
+        name: Option<HostName>,
+        /// Processors it needs at least.
+        cpus: u32,
+        /// Memory it needs at least beside its own reserve, in MiB.
+        memory_mib: u64,
+    },
+}
+
+impl Change {
+    /// Carries the change out on a request and the hosts it is decided on.
+    pub fn apply(&self, request: &mut Request, hosts: &mut Vec<HostView>) {
+        match self {
+            Self::AnyHost => request.host = None,
+            Self::DropSelector { key } => drop(request.spec.host_selector.remove(key)),
+            Self::AskVcpus { at_most } => request.spec.vcpus = request.spec.vcpus.min(*at_most),
+            Self::AskMemory { at_most_mib } => {
+                request.spec.memory_mib = request.spec.memory_mib.min(*at_most_mib)
+            }
+            Self::AskStorage { pool, at_most_mib } => shrink(&mut request.spec, pool, *at_most_mib),
+            Self::AddHost { name, .. } => {
+                let host = host_for(
+                    request,
+                    name.clone().unwrap_or_else(|| unused_name(request, hosts)),
+                );
+                hosts.push(host);
+            }
+            Self::Uncordon { host }
+            | Self::MakeReady { host, .. }
+            | Self::SetLabel { host, .. }
+            | Self::FreeVcpus { host, .. }
+            | Self::FreeMemory { host, .. }
+            | Self::FreeStorage { host, .. }
+            | Self::AddPool { host, .. }
+            | Self::RepairPool { host, .. }
+            | Self::AddBridge { host, .. } => {
+                if let Some(host) = hosts.iter_mut().find(|candidate| candidate.name == *host) {
+                    self.apply_to(host);
+                }
+            }
+        }
+    }
+
+    fn apply_to(&self, host: &mut HostView) {
+        match self {
+            Self::Uncordon { .. } => host.cordoned = false,
+            Self::MakeReady { .. } => host.ready = true,
+            Self::SetLabel { key, value, .. } => drop(host.labels.insert(key.clone(), value.clone())),
+            Self::FreeVcpus { vcpus, .. } => host.vcpus_reserved = host.vcpus_reserved.saturating_sub(*vcpus),
+            Self::FreeMemory { mib, .. } => {
+                host.memory_mib_reserved = host.memory_mib_reserved.saturating_sub(*mib)
+            }
+            Self::FreeStorage { pool, mib, .. } => {
+                for pool in host.pools.iter_mut().filter(|candidate| candidate.name == *pool) {
+                    pool.reserved_mib = pool.reserved_mib.saturating_sub(*mib);
+                    pool.available_mib = pool.available_mib.saturating_add(*mib);
+                }
+            }
+            Self::AddPool { pool, mib, .. } => host.pools.push(empty_pool(pool, *mib)),
+            Self::RepairPool { pool, .. } => {
+                for pool in host.pools.iter_mut().filter(|candidate| candidate.name == *pool) {
+                    pool.error = None;
+                }
+            }
+            Self::AddBridge { bridge, .. } => host.bridges.push(bridge.clone()),
+            // The rest changes no host.
+            _ => {}
+        }
+    }
+
+    /// How great the change is: what kind of effort, then, where it has an amount, how much of what was asked for, in
+    /// thousandths. An order of the project's own, from a word to the site's administrator up to buying a server.
+    pub(super) fn cost(&self, request: &Request) -> (u32, u64) {
+        let spec = &request.spec;
+        match self {
+            Self::Uncordon { .. } | Self::AnyHost => (1, 0),
+            Self::FreeVcpus { vcpus, .. } => (2, thousandths(u64::from(*vcpus), spec.vcpus.into())),
+            Self::FreeMemory { mib, .. } => (2, thousandths(*mib, spec.reserved_memory_mib())),
+            Self::FreeStorage { pool, mib, .. } => (2, thousandths(*mib, asked(request, pool))),
+            Self::AskVcpus { at_most } => (
+                2,
+                thousandths(spec.vcpus.saturating_sub(*at_most).into(), spec.vcpus.into()),
+            ),
+            Self::AskMemory { at_most_mib } => (
+                2,
+                thousandths(spec.memory_mib.saturating_sub(*at_most_mib), spec.memory_mib),
+            ),
+            Self::AskStorage { pool, at_most_mib } => {
+                let all = asked(request, pool);
+                (2, thousandths(all.saturating_sub(*at_most_mib), all))
+            }
+            Self::SetLabel { .. } | Self::DropSelector { .. } => (2, 1000),
+            Self::MakeReady { .. } => (4, 0),
+            Self::AddBridge { .. } | Self::RepairPool { .. } => (5, 0),
+            Self::AddPool { .. } => (8, 0),
+            Self::AddHost { .. } => (100, 0),
+        }
+    }
+}
+
+fn thousandths(part: u64, whole: u64) -> u64 {
+    part.saturating_mul(1000) / whole.max(1)
+}
+
+fn asked(request: &Request, pool: &str) -> u64 {
+    request
+        .pools()
+        .find(|(name, _)| *name == pool)
+        .map_or(0, |(_, sum)| sum)
+}
+
+fn empty_pool(name: &str, mib: u64) -> PoolView {
+    PoolView {
+        name: name.to_owned(),
+        capacity_mib: mib,
+        available_mib: mib,
+        ..PoolView::default()
+    }
+}
+
+/// Makes the disks of a pool smaller, the last ones first, until their sum is at most `at_most_mib`; each keeps 1 MiB.
+fn shrink(spec: &mut Spec, pool: &str, at_most_mib: u64) {
+    let sum: u64 = spec
+        .disks
+        .iter()
+        .filter(|disk| disk.pool == pool)
+        .map(|disk| disk.size_mib)
+        .sum();
+    let mut excess = sum.saturating_sub(at_most_mib);
+    for disk in spec.disks.iter_mut().rev().filter(|disk| disk.pool == pool) {
+        let cut = excess.min(disk.size_mib.saturating_sub(1));
+        disk.size_mib -= cut;
+        excess -= cut;
+    }
+}
+
+/// A host that has just what a request needs.
+fn host_for(request: &Request, name: HostName) -> HostView {
+    let spec = &request.spec;
+    HostView {
+        name,
+        ready: true,
+        state: String::new(),
+        cordoned: false,
+        cordon_reason: String::new(),
+        labels: spec.host_selector.clone(),
+        cpus: spec.vcpus,
+        cpu_overcommit_ratio: 1.0,
+        memory_mib: spec.reserved_memory_mib(),
+        reserved_memory_mib: 0,
+        vcpus_reserved: 0,
+        memory_mib_reserved: 0,
+        vms: 0,
+        pools: request.pools().map(|(pool, mib)| empty_pool(pool, mib)).collect(),
+        bridges: spec.nics.iter().map(|nic| nic.bridge.clone()).collect(),
+        accelerator: request.accelerator.clone().unwrap_or_default(),
+        usage: None,
+        unmanaged_vcpus: 0,
+        unmanaged_memory_mib: 0,
+    }
+}
+
+fn unused_name(request: &Request, hosts: &[HostView]) -> HostName {
+    let used = |name: &HostName| {
+        request.exclude.as_ref() == Some(name) || hosts.iter().any(|host| host.name == *name)
+    };
+    (1_u64..)
+        .map(|number| {
+            format!("new-host-{number}")
+                .parse::<HostName>()
+                .expect("the text is a name")
+        })
+        .find(|name| !used(name))
+        .expect("there are more numbers than hosts")
+}
+
+/// What would have to change on the host to make up for a lack; `None` where nothing there can.
+pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Option<Change> {
+    let name = host.name.clone();
+    Some(match *lack {
+        Lack::RequestedHost { .. } | Lack::SameHost | Lack::CpuCount { .. } | Lack::Accelerator { .. } => {
+            return None;
+        }
+        Lack::State { state } => Change::MakeReady {
+            host: name,
+            state: state.to_owned(),
+        },
+        Lack::Cordon { .. } => Change::Uncordon { host: name },
+        Lack::Selector { key, value, .. } => Change::SetLabel {
+            host: name,
+            key: key.to_owned(),
+            value: value.to_owned(),
+        },
+        // Only what VMs of Dalgu's have reserved can be freed.
+        Lack::CpuFree {
+            needed,
+            capacity,
+            reserved,
+            ..
+        } if needed <= capacity => Change::FreeVcpus {
+            host: name,
+            vcpus: reserved - (capacity - needed),
+        },
+        Lack::Memory {
+            needed,
+            capacity,
+            reserved,
+            ..
+        } if needed <= capacity => Change::FreeMemory {
+            host: name,
+            mib: reserved - (capacity - needed),
+        },
+        Lack::Storage {
+            pool,
+            needed,
+            capacity,
+            available,
+            reserved,
+            ..
+        } if needed <= capacity => {
+            let promised = reserved.saturating_sub(capacity - needed);
+            Change::FreeStorage {
+                host: name,
+                pool: pool.to_owned(),
+                mib: promised.max(needed.saturating_sub(available)),
+            }
+        }
+        Lack::CpuFree { .. } | Lack::Memory { .. } | Lack::Storage { .. } => return None,
+        Lack::PoolMissing { pool } => Change::AddPool {
+            host: name,
+            pool: pool.to_owned(),
+            mib: asked(request, pool),
+        },
+        Lack::PoolBroken { pool, .. } => Change::RepairPool {
+            host: name,
+            pool: pool.to_owned(),
+        },
+        Lack::Bridge { bridge } => Change::AddBridge {
+            host: name,
+            bridge: bridge.to_owned(),
+        },
+    })
+}
+
+/// What would have to change in the request to make up for a lack; `None` where nothing there can. What a running VM
+/// is made of cannot be changed by asking for its migration otherwise.
+pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
+    let change = match *lack {
+        Lack::RequestedHost { .. } => return Some(Change::AnyHost),
+        Lack::Selector { key, .. } => Change::DropSelector { key: key.to_owned() },
+        Lack::CpuCount { cpus: at_most, .. } | Lack::CpuFree { free: at_most, .. } if at_most > 0 => {
+            Change::AskVcpus { at_most }
+        }
+        Lack::Memory { free, .. } => Change::AskMemory {
+            at_most_mib: most_memory(free, request.spec.vcpus)?,
+        },
+        Lack::Storage { pool, free, .. } if free >= disks_in(request, pool) => Change::AskStorage {
+            pool: pool.to_owned(),
+            at_most_mib: free,
+        },
+        _ => return None,
+    };
+    (!request.is_migration()).then_some(change)
+}
+
+fn disks_in(request: &Request, pool: &str) -> u64 {
+    request
+        .spec
+        .disks
+        .iter()
+        .filter(|disk| disk.pool == pool)
+        .map(|_| 1)
+        .sum()
+}
+
+/// The most memory a guest can have where `free` MiB are left for it and QEMU's overhead.
+fn most_memory(free: u64, vcpus: u32) -> Option<u64> {
+    let reserve = |memory_mib| {
+        let spec = Spec {
+            memory_mib,
+            vcpus,
+            ..empty_spec()
+        };
+        spec.reserved_memory_mib()
+    };
+    let (mut low, mut high) = (*MEMORY_MIB.start(), free);
+    if low > high || reserve(low) > free {
+        return None;
+    }
+    // The reserve rises with the memory: `low` always fits, what lies above `high` never does.
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if reserve(middle) <= free {
+            low = middle
+        } else {
+            high = middle - 1
+        }
+    }
+    Some(low)
+}
+
+fn empty_spec() -> Spec {
+    Spec {
+        vcpus: 1,
+        memory_mib: 0,
+        disks: Vec::new(),
+        nics: Vec::new(),
+        kernel_boot: None,
+        restart_policy: dalgu_proto::vm::RestartPolicy::default(),
+        host_selector: std::collections::BTreeMap::new(),
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uncordon { host } => write!(f, "uncordon {host}"),
+            Self::MakeReady { host, state } if state.is_empty() => write!(f, "get {host} to report"),
+            Self::MakeReady { host, state } => write!(f, "get {host} to report (it is {state})"),
+            Self::SetLabel { host, key, value } => write!(f, "give {host} the label {key}={value}"),
+            Self::FreeVcpus { host, vcpus: 1 } => write!(f, "free 1 vCPU on {host}"),
+            Self::FreeVcpus { host, vcpus } => write!(f, "free {vcpus} vCPUs on {host}"),
+            Self::FreeMemory { host, mib } => write!(f, "free {mib} MiB of memory on {host}"),
+            Self::FreeStorage { host, pool, mib } => write!(f, "free {mib} MiB in pool {pool} of {host}"),
+            Self::AddPool { host, pool, mib } => write!(f, "give {host} a pool {pool} with {mib} MiB free"),
+            Self::RepairPool { host, pool } => write!(f, "repair pool {pool} of {host}"),
+            Self::AddBridge { host, bridge } => write!(f, "give {host} a bridge {bridge}"),
+            Self::AnyHost => f.write_str("name no host"),
+            Self::DropSelector { key } => write!(f, "leave label {key} out of the host selector"),
+            Self::AskVcpus { at_most: 1 } => f.write_str("ask for 1 vCPU"),
+            Self::AskVcpus { at_most } => write!(f, "ask for at most {at_most} vCPUs"),
+            Self::AskMemory { at_most_mib } => write!(f, "ask for at most {at_most_mib} MiB of memory"),
+            Self::AskStorage { pool, at_most_mib } => {
+                write!(f, "ask for at most {at_most_mib} MiB of disks in pool {pool}")
+            }
+            Self::AddHost {
+                name: Some(name),
+                cpus,
+                memory_mib,
+            } => {
+                write!(
+                    f,
+                    "start an agent on {name} (it needs {cpus} processors and {memory_mib} MiB for VMs)"
+                )
+            }
+            Self::AddHost {
+                name: None,
+                cpus,
+                memory_mib,
+            } => {
+                write!(
+                    f,
+                    "add a host with at least {cpus} processors and {memory_mib} MiB for VMs"
+                )
+            }
+        }
+    }
+}

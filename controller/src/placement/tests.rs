@@ -1,0 +1,586 @@
+//! Tables: one host, one lack at a time; the order of scores; hints and explanations as people read them.
+
+use std::collections::BTreeMap;
+
+use dalgu_proto::{
+    host as facts,
+    vm::{Disk, DiskFormat, Nic, RestartPolicy, Spec},
+};
+
+use super::*;
+
+/// A VM of 2 vCPUs and 4096 MiB (4194 with QEMU's overhead) with a disk of 10 GiB and an interface.
+pub(super) fn spec() -> Spec {
+    Spec {
+        vcpus: 2,
+        memory_mib: 4096,
+        disks: vec![disk("root", "local", 10_240)],
+        nics: vec![Nic {
+            name: "eth0".into(),
+            bridge: "br0".into(),
+            mac: String::new(),
+        }],
+        kernel_boot: None,
+        restart_policy: RestartPolicy::OnFailure,
+        host_selector: BTreeMap::new(),
+    }
+}
+
+pub(super) fn disk(name: &str, pool: &str, size_mib: u64) -> Disk {
+    Disk {
+        name: name.into(),
+        size_mib,
+        pool: pool.into(),
+        image: None,
+        format: DiskFormat::Qcow2,
+    }
+}
+
+/// A host of 8 processors and 16 GiB that fits.
+pub(super) fn host(name: &str) -> HostView {
+    HostView {
+        name: name.parse().unwrap(),
+        ready: true,
+        state: "ready".into(),
+        cordoned: false,
+        cordon_reason: String::new(),
+        labels: BTreeMap::new(),
+        cpus: 8,
+        cpu_overcommit_ratio: 4.0,
+        memory_mib: 16_384,
+        reserved_memory_mib: 1024,
+        vcpus_reserved: 0,
+        memory_mib_reserved: 0,
+        vms: 0,
+        pools: vec![pool("local", false)],
+        bridges: vec!["br0".into()],
+        accelerator: "kvm".into(),
+        usage: Some(idle()),
+        unmanaged_vcpus: 0,
+        unmanaged_memory_mib: 0,
+    }
+}
+
+fn pool(name: &str, shared: bool) -> PoolView {
+    PoolView {
+        name: name.into(),
+        shared,
+        error: None,
+        capacity_mib: 102_400,
+        available_mib: 81_920,
+        reserved_mib: 0,
+    }
+}
+
+fn idle() -> UsageView {
+    UsageView {
+        cpus_busy: Some(0.1),
+        memory_available_bytes: 15 << 30,
+        ..UsageView::default()
+    }
+}
+
+fn with(change: impl FnOnce(&mut HostView)) -> HostView {
+    let mut host = host("h1");
+    change(&mut host);
+    host
+}
+
+fn name(value: &str) -> HostName {
+    value.parse().unwrap()
+}
+
+fn chosen(decision: &Decision) -> Option<&str> {
+    decision.host.as_ref().map(HostName::as_str)
+}
+
+fn constraints(request: &Request, host: HostView) -> Vec<&'static str> {
+    let decision = decide(request, &[host], &Policy::Spread);
+    decision.verdicts[0]
+        .shortfalls
+        .iter()
+        .map(|shortfall| shortfall.constraint.as_str())
+        .collect()
+}
+
+#[test]
+fn each_test_refuses_what_it_should_and_nothing_else() {
+    let request = Request::new(spec());
+    let none: [&str; 0] = [];
+    assert_eq!(constraints(&request, host("h1")), none);
+    assert_eq!(constraints(&request, with(|h| h.ready = false)), ["STATE"]);
+    assert_eq!(constraints(&request, with(|h| h.cordoned = true)), ["CORDON"]);
+    assert_eq!(constraints(&request, with(|h| h.cpus = 1)), ["CPU"]);
+    assert_eq!(constraints(&request, with(|h| h.vcpus_reserved = 30)), none);
+    assert_eq!(constraints(&request, with(|h| h.vcpus_reserved = 31)), ["CPU"]);
+    assert_eq!(
+        constraints(&request, with(|h| h.memory_mib_reserved = 15_360 - 4194)),
+        none
+    );
+    assert_eq!(
+        constraints(&request, with(|h| h.memory_mib_reserved = 15_360 - 4193)),
+        ["MEMORY"]
+    );
+    assert_eq!(constraints(&request, with(|h| h.pools.clear())), ["POOL"]);
+    assert_eq!(
+        constraints(&request, with(|h| h.pools[0].error = Some("stale handle".into()))),
+        ["POOL"]
+    );
+    assert_eq!(
+        constraints(&request, with(|h| h.pools[0].reserved_mib = 92_160)),
+        none
+    );
+    assert_eq!(
+        constraints(&request, with(|h| h.pools[0].reserved_mib = 92_161)),
+        ["STORAGE"]
+    );
+    assert_eq!(
+        constraints(&request, with(|h| h.pools[0].available_mib = 10_239)),
+        ["STORAGE"]
+    );
+    assert_eq!(constraints(&request, with(|h| h.bridges.clear())), ["BRIDGE"]);
+    assert_eq!(
+        constraints(&request.clone().on(Some(name("h2"))), host("h1")),
+        ["REQUESTED_HOST"]
+    );
+    let mut picky = spec();
+    picky.host_selector.insert("rack".into(), "a".into());
+    assert_eq!(
+        constraints(&Request::new(picky.clone()), host("h1")),
+        ["SELECTOR"]
+    );
+    let rack = |value: &str| with(|h| drop(h.labels.insert("rack".into(), value.into())));
+    assert_eq!(constraints(&Request::new(picky.clone()), rack("b")), ["SELECTOR"]);
+    assert_eq!(constraints(&Request::new(picky), rack("a")), none);
+}
+
+#[test]
+fn a_migration_leaves_its_host_keeps_its_accelerator_and_needs_no_room_on_a_shared_pool() {
+    let none: [&str; 0] = [];
+    let request = Request::migration(spec(), name("h1"), "kvm");
+    assert_eq!(constraints(&request, host("h1")), ["SAME_HOST"]);
+    assert_eq!(constraints(&request, host("h2")), none);
+    let software = HostView {
+        accelerator: "tcg".into(),
+        ..host("h2")
+    };
+    assert_eq!(constraints(&request, software), ["ACCELERATOR"]);
+    let full = |shared| {
+        let pools = vec![PoolView {
+            available_mib: 0,
+            ..pool("local", shared)
+        }];
+        HostView { pools, ..host("h2") }
+    };
+    assert_eq!(constraints(&request, full(true)), none);
+    assert_eq!(constraints(&request, full(false)), ["STORAGE"]);
+    assert_eq!(constraints(&Request::new(spec()), full(true)), ["STORAGE"]);
+}
+
+#[test]
+fn all_failed_tests_of_a_host_are_told() {
+    let mut spec = spec();
+    spec.vcpus = 40;
+    spec.disks.push(disk("data", "fast", 10));
+    spec.disks.push(disk("logs", "local", 102_400));
+    let bad = with(|h| {
+        h.ready = false;
+        h.cordoned = true;
+        h.memory_mib = 2048;
+        h.bridges.clear();
+    });
+    let request = Request::new(spec).on(Some(name("h9")));
+    let all = [
+        "REQUESTED_HOST",
+        "STATE",
+        "CORDON",
+        "CPU",
+        "CPU",
+        "MEMORY",
+        "POOL",
+        "STORAGE",
+        "BRIDGE",
+    ];
+    assert_eq!(constraints(&request, bad), all);
+}
+
+#[test]
+fn domains_that_are_not_dalgus_take_room() {
+    let host = with(|h| {
+        h.unmanaged_vcpus = 4;
+        h.unmanaged_memory_mib = 8192;
+        h.vcpus_reserved = 3;
+        h.memory_mib_reserved = 1000;
+    });
+    assert_eq!((host.vcpus_capacity(), host.vcpus_free()), (28, 25));
+    assert_eq!((host.memory_mib_capacity(), host.memory_mib_free()), (7168, 6168));
+    let crowded = with(|h| h.unmanaged_memory_mib = 1 << 40);
+    assert_eq!(crowded.memory_mib_free(), 0);
+}
+
+#[test]
+fn an_overcommit_ratio_is_meant_in_decimals() {
+    let capacity = |cpus, cpu_overcommit_ratio| {
+        HostView {
+            cpus,
+            cpu_overcommit_ratio,
+            ..host("h1")
+        }
+        .vcpus_capacity()
+    };
+    assert_eq!(capacity(100, 0.29), 29);
+    assert_eq!(capacity(3, 0.5), 1);
+    assert_eq!(capacity(8, 64.0), 512);
+    for nonsense in [f64::NAN, -1.0] {
+        assert_eq!(capacity(8, nonsense), 0);
+    }
+}
+
+#[test]
+fn a_small_host_keeps_a_tenth_and_a_large_one_a_gibibyte() {
+    assert_eq!(default_reserved_memory_mib(4000), 400);
+    assert_eq!(default_reserved_memory_mib(10_240), 1024);
+    assert_eq!(default_reserved_memory_mib(1 << 20), 1024);
+}
+
+#[test]
+fn a_host_under_load_is_avoided_even_when_it_is_the_emptiest() {
+    let loads: [(&str, fn(&mut UsageView)); 8] = [
+        ("processors busy", |u| u.cpus_busy = Some(6.5)),
+        ("waiting for processors", |u| u.cpu_stall.avg10_percent = 30.0),
+        ("waited for processors a moment ago", |u| {
+            u.cpu_stall.avg60_percent = 30.0
+        }),
+        ("waiting for memory", |u| u.memory_stall.avg10_percent = 2.0),
+        ("waiting for disks", |u| u.io_stall.avg10_percent = 12.0),
+        ("memory used up", |u| u.memory_available_bytes = 1 << 30),
+        ("network busy", |u| u.network_utilisation = 0.5),
+        ("no rate yet, but a high load average", |u| {
+            (u.cpus_busy, u.load1) = (None, 20.0)
+        }),
+    ];
+    for policy in [Policy::Spread, Policy::Pack] {
+        for (what, load) in loads {
+            let (mut loaded, mut other) = (host("h1"), host("h2"));
+            // The loaded one is what the policy would take otherwise.
+            let fuller = if policy == Policy::Spread {
+                &mut other
+            } else {
+                &mut loaded
+            };
+            (fuller.vcpus_reserved, fuller.memory_mib_reserved, fuller.vms) = (16, 8192, 4);
+            let hosts = [loaded.clone(), other.clone()];
+            assert_eq!(
+                chosen(&decide(&Request::new(spec()), &hosts, &policy)),
+                Some("h1"),
+                "{policy:?} before"
+            );
+            load(loaded.usage.as_mut().unwrap());
+            let decision = decide(&Request::new(spec()), &[loaded, other], &policy);
+            assert_eq!(chosen(&decision), Some("h2"), "{policy:?}: {what}");
+        }
+    }
+}
+
+#[test]
+fn small_differences_of_load_do_not_decide() {
+    let (mut noisy, mut fuller) = (host("h1"), host("h2"));
+    noisy.usage = Some(UsageView {
+        cpus_busy: Some(3.0),
+        cpu_stall: StallView {
+            avg10_percent: 8.0,
+            avg60_percent: 4.0,
+        },
+        network_utilisation: 0.15,
+        ..idle()
+    });
+    fuller.memory_mib_reserved = 4000;
+    assert_eq!(
+        chosen(&decide(&Request::new(spec()), &[noisy, fuller], &Policy::Spread)),
+        Some("h1")
+    );
+}
+
+#[test]
+fn a_host_of_unknown_load_comes_last() {
+    let silent = HostView {
+        usage: None,
+        ..host("h1")
+    };
+    let mut loaded = host("h2");
+    loaded.usage.as_mut().unwrap().cpus_busy = Some(8.0);
+    let decision = decide(&Request::new(spec()), &[silent.clone(), loaded], &Policy::Spread);
+    assert_eq!(chosen(&decision), Some("h2"));
+    assert_eq!(
+        chosen(&decide(&Request::new(spec()), &[silent], &Policy::Spread)),
+        Some("h1")
+    );
+}
+
+#[test]
+fn spread_takes_the_emptier_host_and_pack_the_fuller_one() {
+    let fuller = with(|h| h.memory_mib_reserved = 8192);
+    let hosts = [fuller, host("h2")];
+    assert_eq!(
+        chosen(&decide(&Request::new(spec()), &hosts, &Policy::Spread)),
+        Some("h2")
+    );
+    assert_eq!(
+        chosen(&decide(&Request::new(spec()), &hosts, &Policy::Pack)),
+        Some("h1")
+    );
+}
+
+#[test]
+fn equal_hosts_are_taken_by_name() {
+    let decision = decide(&Request::new(spec()), &[host("h2"), host("h1")], &Policy::Spread);
+    assert_eq!(chosen(&decision), Some("h1"));
+    assert_eq!(
+        decision.summary,
+        "h1 is the best of 2 that can take it, of 2 hosts: equal to h2, first by name"
+    );
+}
+
+#[test]
+fn twenty_vms_at_once_spread_over_equal_hosts() {
+    let mut hosts = [host("h1"), host("h2"), host("h3"), host("h4")];
+    let small = Spec {
+        vcpus: 1,
+        memory_mib: 256,
+        ..spec()
+    };
+    for _ in 0..20 {
+        let decision = decide(&Request::new(small.clone()), &hosts, &Policy::Spread);
+        let host = hosts
+            .iter_mut()
+            .find(|host| Some(&host.name) == decision.host.as_ref())
+            .unwrap();
+        host.vcpus_reserved += small.vcpus;
+        host.memory_mib_reserved += small.reserved_memory_mib();
+        host.vms += 1;
+    }
+    assert_eq!(hosts.map(|host| host.vms), [5; 4]);
+}
+
+#[test]
+fn hints_name_the_smallest_change() {
+    let mut large = spec();
+    large.vcpus = 12;
+    let mut picky = spec();
+    picky.host_selector.insert("rack".into(), "a".into());
+    let mut huge = spec();
+    huge.memory_mib = 64 << 10;
+    let cordoned = || with(|h| h.cordoned = true);
+    let short = |missing: u64| with(|h| h.memory_mib_reserved = 15_360 - 4194 + missing);
+    let (one, any) = (Request::new(spec()), |spec| Request::new(spec));
+    let migration = Request::migration(spec(), name("h1"), "kvm");
+    let broken = with(|h| {
+        h.pools[0].error = Some("stale handle".into());
+        h.pools[0].reserved_mib = 102_000;
+    });
+    let table = [
+        (one.clone(), vec![cordoned()], "uncordon h1"),
+        (
+            one.clone(),
+            vec![
+                short(512),
+                HostView {
+                    name: name("h2"),
+                    ..short(2000)
+                },
+            ],
+            "free 512 MiB of memory on h1, or ask for at most 3587 MiB of memory (h1 can take it then)",
+        ),
+        (
+            one.clone(),
+            vec![
+                cordoned(),
+                HostView {
+                    name: name("h2"),
+                    ..short(512)
+                },
+            ],
+            "uncordon h1, or ask for at most 3587 MiB of memory (h2 can take it then)",
+        ),
+        (
+            one.clone().on(Some(name("h1"))),
+            vec![cordoned(), host("h2")],
+            "uncordon h1, or name no host (h2 can take it then)",
+        ),
+        (
+            one.clone().on(Some(name("h7"))),
+            vec![host("h2")],
+            "name no host (h2 can take it then)",
+        ),
+        (
+            one.clone().on(Some(name("h7"))),
+            vec![],
+            "start an agent on h7 (it needs 2 processors and 4194 MiB for VMs)",
+        ),
+        (
+            one.clone(),
+            vec![],
+            "add a host with at least 2 processors and 4194 MiB for VMs",
+        ),
+        (
+            one.clone(),
+            vec![with(|h| {
+                (h.ready, h.state) = (false, "unreachable for 40 s".into())
+            })],
+            "get h1 to report (it is unreachable for 40 s)",
+        ),
+        (
+            one.clone(),
+            vec![broken],
+            "repair pool local of h1 and free 9840 MiB in pool local of h1",
+        ),
+        (
+            any(large),
+            vec![host("h1")],
+            "ask for at most 8 vCPUs (h1 can take it then)",
+        ),
+        (
+            any(huge),
+            vec![host("h1")],
+            "ask for at most 15175 MiB of memory (h1 can take it then)",
+        ),
+        (
+            any(picky),
+            vec![host("h1")],
+            "give h1 the label rack=a, or leave label rack out of the host selector (h1 can take it then)",
+        ),
+        (
+            migration.clone(),
+            vec![host("h1")],
+            "add a host with at least 2 processors and 4194 MiB for VMs",
+        ),
+        (
+            migration.clone(),
+            vec![
+                host("h1"),
+                HostView {
+                    name: name("h2"),
+                    ..short(512)
+                },
+            ],
+            "free 512 MiB of memory on h2",
+        ),
+        (
+            migration.on(Some(name("h1"))),
+            vec![host("h1")],
+            "name no host and add a host with at least 2 processors and 4194 MiB for VMs",
+        ),
+    ];
+    for (request, hosts, text) in table {
+        let decision = decide(&request, &hosts, &Policy::Spread);
+        assert_eq!(decision.host, None);
+        assert_eq!(decision.hint.unwrap().text, text);
+    }
+}
+
+#[test]
+fn a_refusal_explains_itself() {
+    let hosts = [
+        with(|h| (h.cordoned, h.cordon_reason) = (true, "new firmware".into())),
+        HostView {
+            name: name("h2"),
+            memory_mib_reserved: 13_000,
+            vcpus_reserved: 31,
+            ..host("h2")
+        },
+        HostView {
+            ready: false,
+            state: "unreachable for 40 s".into(),
+            ..host("h3")
+        },
+    ];
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
+    insta::assert_snapshot!("refusal", serde_json::to_string_pretty(&decision).unwrap());
+}
+
+#[test]
+fn a_placement_explains_itself() {
+    let mut busy = host("h2");
+    busy.usage.as_mut().unwrap().cpus_busy = Some(7.5);
+    let hosts = [with(|h| h.cordoned = true), busy, host("h3")];
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
+    insta::assert_snapshot!("placement", serde_json::to_string_pretty(&decision).unwrap());
+    let text = serde_json::to_string(&decision).unwrap();
+    assert_eq!(serde_json::from_str::<Decision>(&text).unwrap(), decision);
+}
+
+#[test]
+fn the_wire_says_the_same_as_the_decision() {
+    let hosts = [with(|h| h.cordoned = true), host("h2")];
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
+    let when = jiff::Timestamp::from_second(1_700_000_000).unwrap();
+    let wire = to_wire(&decision.clone().shortened(1), Some(when));
+    assert_eq!(
+        (wire.host.as_str(), wire.hint.as_str(), wire.verdicts.len()),
+        ("h2", "", 1)
+    );
+    assert_eq!(
+        wire.summary,
+        "h2 is the only one of 2 hosts that can take it (1 verdict not listed)"
+    );
+    assert_eq!(wire.decide_time.unwrap().seconds, 1_700_000_000);
+    let wire = to_wire(&decision, None);
+    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 8));
+    assert_eq!(
+        (
+            wire.verdicts[1].rank,
+            wire.verdicts[1].shortfalls[0].constraint.as_str()
+        ),
+        (0, "CORDON")
+    );
+    assert_eq!(wire.verdicts[1].shortfalls[0].message, "cordoned");
+}
+
+#[test]
+fn the_network_is_judged_by_its_busiest_physical_link() {
+    let nic = |kind, speed_bits_per_second, receive_bytes_per_second| facts::Nic {
+        kind,
+        speed_bits_per_second,
+        receive_bytes_per_second,
+        rates_valid: true,
+        ..facts::Nic::default()
+    };
+    let use_of = |nics| {
+        UsageView::of(&facts::Usage {
+            nics,
+            ..facts::Usage::default()
+        })
+        .network_utilisation
+    };
+    let (wire, veth, tap) = (
+        facts::NicKind::Physical,
+        facts::NicKind::Virtual,
+        facts::NicKind::Tap,
+    );
+    let (half, gigabit) = (62_500_000.0, 1_000_000_000);
+    assert_eq!(
+        use_of(vec![nic(wire, gigabit, half), nic(wire, 10 * gigabit, half)]),
+        0.5
+    );
+    assert_eq!(
+        use_of(vec![nic(wire, 0, half)]),
+        0.5,
+        "a link of unknown speed counts as one gigabit"
+    );
+    assert_eq!(
+        use_of(vec![nic(wire, gigabit, 0.0), nic(veth, gigabit, half)]),
+        0.0
+    );
+    assert_eq!(
+        use_of(vec![nic(veth, gigabit, half), nic(tap, gigabit, 9e9)]),
+        0.5
+    );
+    assert_eq!(
+        use_of(vec![facts::Nic {
+            rates_valid: false,
+            ..nic(wire, gigabit, half)
+        }]),
+        0.0
+    );
+    assert_eq!(use_of(vec![nic(wire, gigabit, 1e12)]), 1.0);
+}
