@@ -18,6 +18,8 @@ use crate::config::Target;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A page of a thousand hosts with all they are made of is larger than gRPC's usual 4 MiB.
 const MAX_MESSAGE: usize = 64 << 20;
+/// The next step when certificates are refused by either side.
+pub const CERTIFICATES: &str = "the certificates do not match: check that ca, cert and key of the context are of this site and still valid";
 /// First pause before a call is repeated; doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest pause before a call is repeated.
@@ -59,9 +61,7 @@ impl Error {
             Some(
                 io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable,
             ) => "check the address and the network in between",
-            _ if chain(source).contains("certificate") => {
-                "the certificates do not match: check that ca, cert and key are of this site and still valid"
-            }
+            _ if chain(source).contains("certificate") => CERTIFICATES,
             _ if matches!(source, tls::Error::Endpoint(_)) => "correct the endpoint of the context",
             _ => "check that the controller runs",
         };
@@ -103,8 +103,22 @@ fn io_cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a io::Error> {
     None
 }
 
+/// What the transport said, when the status was made on this side of the wire.
+pub fn transport_error(status: &Status) -> Option<String> {
+    status.source().map(chain)
+}
+
+/// Whether the controller refused this side's certificate. With TLS 1.3 the client learns so only after its own
+/// handshake is done, from the first call.
+pub fn is_certificate_refused(status: &Status) -> bool {
+    transport_error(status).is_some_and(|text| text.contains("fatal alert"))
+}
+
 /// Whether a call failed for want of a connection, so that it may be repeated with the same request_id.
 pub fn is_lost(status: &Status) -> bool {
+    if is_certificate_refused(status) {
+        return false;
+    }
     // A status with a source was made on this side of the wire, by the transport.
     let broken = status.source().is_some()
         && matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);

@@ -87,7 +87,17 @@ fn message_of(status: &tonic::Status) -> String {
     match reason::of(status) {
         Some(reason) if !text.is_empty() => format!("{text} ({reason})"),
         Some(reason) => reason,
-        None if status.source().is_some() => format!("the connection to the controller was lost: {text}"),
+        None if client::is_certificate_refused(status) => {
+            let why = client::transport_error(status).unwrap_or_default();
+            format!("the controller refuses this certificate: {}", human::clean(&why))
+        }
+        None if status.source().is_some() => {
+            let why = client::transport_error(status).unwrap_or_default();
+            format!(
+                "the connection to the controller was lost: {}",
+                human::clean(&why)
+            )
+        }
         None if text.is_empty() => format!("the controller answered {:?}", status.code()),
         None => format!("{text} ({:?})", status.code()),
     }
@@ -177,7 +187,7 @@ impl Error {
 }
 
 fn code_of(status: &tonic::Status) -> Exit {
-    if client::is_lost(status) {
+    if client::is_lost(status) || client::is_certificate_refused(status) {
         return Exit::Unreachable;
     }
     match status.code() {
@@ -228,6 +238,7 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
 
 fn code_hint(status: &tonic::Status) -> Option<String> {
     let known = match status.code() {
+        _ if client::is_certificate_refused(status) => client::CERTIFICATES,
         _ if client::is_lost(status) => {
             "check that the controller runs; `dalgu context show` says where it is expected"
         }

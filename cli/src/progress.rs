@@ -12,7 +12,7 @@ use crate::{
     exit::Error,
     output::{
         Term, human,
-        operation::{detail, has_ended, migration_line, migration_percent},
+        operation::{detail, has_ended, migration_figures, migration_percent, migration_phase},
     },
 };
 
@@ -21,8 +21,9 @@ const ASK_SCREEN: Duration = Duration::from_millis(300);
 /// The same where only phases are written.
 const ASK_PLAIN: Duration = Duration::from_secs(1);
 
-const SPINNER: &str = "{spinner} {msg} ({elapsed})";
-const BAR: &str = "{spinner} {prefix} [{bar:30}] {percent:>3}% {msg} ({elapsed})";
+const SPINNER: &str = "{spinner} {elapsed} {wide_msg}";
+// Two lines, so that all of it fits into 80 columns.
+const BAR: &str = "{spinner} {elapsed} [{bar:20}] {percent:>3}% {prefix}\n  {wide_msg}";
 
 /// Shows how far an operation is.
 pub enum Progress {
@@ -51,10 +52,11 @@ impl Progress {
                 if bar.length().is_none() {
                     bar.set_length(100);
                     bar.set_style(style(BAR));
-                    bar.set_prefix(format!("migrating {}", human::clean(&operation.vm)));
                 }
+                let phase = migration_phase(migration);
+                bar.set_prefix(human::clean(&format!("migrating {}: {phase}", operation.vm)));
                 bar.set_position(migration_percent(migration));
-                bar.set_message(human::clean(&migration_line(migration)));
+                bar.set_message(human::clean(&migration_figures(migration)));
             }
             (Self::Bar(bar), None) => bar.set_message(plain_line(operation)),
             // What follows says how it ended.
@@ -104,11 +106,7 @@ pub fn plain_line(operation: &v1::Operation) -> String {
     let now = match &operation.migration {
         // Figures move all the time; a log wants the phases.
         Some(migration) if !has_ended(operation) && migration.phase() != P::Unspecified => {
-            let phase = human::word(migration.phase().as_str_name(), "MIGRATION_PHASE_").to_ascii_lowercase();
-            format!(
-                "{phase}, {} -> {}",
-                migration.source_host, migration.destination_host
-            )
+            migration_phase(migration)
         }
         _ if operation.state() == v1::OperationState::Pending && operation.status_message.is_empty() => {
             "accepted".to_owned()

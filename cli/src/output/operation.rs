@@ -85,19 +85,24 @@ pub fn migration_percent(migration: &v1::MigrationProgress) -> u64 {
         .unwrap_or(0)
 }
 
-/// Where a migration stands, in a line.
-#[allow(clippy::cast_precision_loss, reason = "three figures are shown")]
-pub fn migration_line(migration: &v1::MigrationProgress) -> String {
+/// The phase of a migration, and from where to where.
+pub fn migration_phase(migration: &v1::MigrationProgress) -> String {
     let phase = human::word(migration.phase().as_str_name(), "MIGRATION_PHASE_").to_ascii_lowercase();
     let to = if migration.destination_host.is_empty() {
         "?"
     } else {
         &migration.destination_host
     };
-    let mut parts = vec![format!("{phase}, {} -> {to}", migration.source_host)];
+    format!("{phase}, {} -> {to}", migration.source_host)
+}
+
+/// How much has been copied, how fast, and what QEMU expects; empty outside the transfer.
+#[allow(clippy::cast_precision_loss, reason = "three figures are shown")]
+pub fn migration_figures(migration: &v1::MigrationProgress) -> String {
     if migration.phase() != v1::MigrationPhase::Transferring {
-        return parts.remove(0);
+        return String::new();
     }
+    let mut parts = Vec::new();
     let copied = |what: &str, left: u64, total: u64| {
         let done = total.saturating_sub(left);
         format!(
@@ -133,6 +138,14 @@ pub fn migration_line(migration: &v1::MigrationProgress) -> String {
         parts.push(format!("expected stop {} ms", migration.expected_downtime_ms));
     }
     parts.join(", ")
+}
+
+/// Where a migration stands, in a line.
+pub fn migration_line(migration: &v1::MigrationProgress) -> String {
+    match migration_figures(migration).as_str() {
+        "" => migration_phase(migration),
+        figures => format!("{}, {figures}", migration_phase(migration)),
+    }
 }
 
 impl Resource for v1::Operation {

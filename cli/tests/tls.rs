@@ -1,0 +1,120 @@
+//! Commands over mutual TLS with real certificates: what happens when they do not match.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod common;
+
+use std::{fs, path::Path, sync::Arc};
+
+use common::{Fake, Outcome};
+use dalgu_proto::{
+    tls::{ALPN_H2, CONTROLLER_NAME, Identity, server::Acceptor},
+    v1,
+    v1::vm_service_server::VmServiceServer,
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+const SITE: &str = "9b2d6a0e-0000-4000-8000-000000000001";
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// Writes `ca.pem`, `id.pem` and `id.key` for a bearer, trusting `trusted`.
+    fn issue(&self, bearer: &str, trusted: &Self, dir: &Path) {
+        fs::create_dir_all(dir).unwrap();
+        let mut params = CertificateParams::new(vec![CONTROLLER_NAME.to_owned()]).unwrap();
+        let uri = format!("spiffe://{SITE}/{bearer}");
+        params
+            .subject_alt_names
+            .push(SanType::URI(uri.as_str().try_into().unwrap()));
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        fs::write(dir.join("ca.pem"), trusted.0.pem()).unwrap();
+        fs::write(dir.join("id.pem"), certificate.pem()).unwrap();
+        fs::write(dir.join("id.key"), key.serialize_pem()).unwrap();
+    }
+}
+
+/// A controller of one authority's site; gives its address.
+async fn serve(fake: &Fake, dir: &Path) -> String {
+    let identity = Identity::load_dir(dir, "id").unwrap();
+    let config: Arc<_> = identity.server_config(&[ALPN_H2]).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (acceptor, connections) = Acceptor::new(None);
+    tokio::spawn(async move { acceptor.run(listener, config, |_| {}).await });
+    let server = Server::builder().add_service(VmServiceServer::new(fake.clone()));
+    tokio::spawn(server.serve_with_incoming(ReceiverStream::new(connections)));
+    address
+}
+
+async fn list(address: &str, dir: &Path) -> Outcome {
+    let config = dir.join("config.toml");
+    let text = format!(
+        "current_context = \"c\"\n[contexts.c]\nendpoint = \"https://{address}\"\nca = \"ca.pem\"\ncert = \"id.pem\"\nkey = \"id.key\"\n"
+    );
+    fs::write(&config, text).unwrap();
+    common::run(&config, &[], &["vm", "list", "-o", "name"], |_| {}).await
+}
+
+#[tokio::test]
+async fn only_matching_certificates_let_a_command_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let at = |name: &str| dir.path().join(name);
+    ours.issue("controller/main", &ours, &at("controller"));
+    let fake = Fake::default();
+    let address = serve(&fake, &at("controller")).await;
+
+    ours.issue("operator/kim", &ours, &at("right"));
+    fake.script().lists.push_back(Ok(v1::ListVmsResponse::default()));
+    let outcome = list(&address, &at("right")).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+
+    // The controller is of another site than the caller trusts; the caller is of another site than the controller trusts.
+    ours.issue("operator/kim", &theirs, &at("distrusting"));
+    theirs.issue("operator/eve", &ours, &at("distrusted"));
+    for case in ["distrusting", "distrusted"] {
+        let outcome = list(&address, &at(case)).await;
+        println!("{case}: {}", outcome.err);
+        assert_eq!(outcome.code, 6, "{case}: {}", outcome.err);
+        assert!(
+            outcome.err.contains("hint: the certificates do not match"),
+            "{case}: {}",
+            outcome.err
+        );
+    }
+    assert_eq!(fake.script().seen.len(), 1);
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_told_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Authority::new();
+    ours.issue("operator/kim", &ours, dir.path());
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let outcome = list(&address, dir.path()).await;
+    assert_eq!(outcome.code, 6, "{}", outcome.err);
+    assert!(
+        outcome.err.contains("hint: nothing listens there"),
+        "{}",
+        outcome.err
+    );
+}
