@@ -29,10 +29,13 @@ const PAGE: i32 = 500;
 /// Does what the arguments say.
 pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
     let format = cli.output;
+    // An empty variable of the environment says nothing.
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let config = cli.config.filter(|path| !path.as_os_str().is_empty());
     let choice = Choice {
-        config: cli.config,
-        context: cli.context,
-        endpoint: cli.endpoint,
+        config,
+        context: given(cli.context),
+        endpoint: given(cli.endpoint),
     };
     match cli.command {
         Command::Context(command) => return context::run(command, &choice, format, term),

@@ -24,6 +24,8 @@ pub trait Watched: Resource {
     fn of(object: v1::event::Object) -> Option<Self>;
     /// The object's name as the event gives it.
     fn key_of(event: &v1::Event) -> &str;
+    /// Puts objects, which come in the order of their names, into the order of their list.
+    fn sort(_items: &mut [Self]) {}
 }
 
 impl Watched for v1::Vm {
@@ -72,6 +74,18 @@ impl Watched for v1::Operation {
     fn key_of(event: &v1::Event) -> &str {
         &event.operation_id
     }
+
+    fn sort(items: &mut [Self]) {
+        let newest = |operation: &Self| {
+            std::cmp::Reverse(
+                operation
+                    .create_time
+                    .as_ref()
+                    .map(|time| (time.seconds, time.nanos)),
+            )
+        };
+        items.sort_by_key(newest);
+    }
 }
 
 /// What is watched.
@@ -111,6 +125,7 @@ impl<R: Watched> Watch<'_, R> {
             header: true,
         };
         self.replace(&mut view, items, term)?;
+        let gone = |view: &View<R>| self.single && view.items.is_empty();
         let mut backoff = Backoff::default();
         loop {
             let status = match self.open(version).await {
@@ -131,6 +146,9 @@ impl<R: Watched> Watch<'_, R> {
                     Ok((items, newer)) => {
                         version = newer;
                         self.replace(&mut view, items, term)?;
+                        if gone(&view) {
+                            return Ok(());
+                        }
                         continue;
                     }
                     Err(status) if is_lost(&status) => {}
@@ -198,6 +216,9 @@ impl<R: Watched> Watch<'_, R> {
                     // When it fails, the stream is broken too and says so.
                     if let Ok((items, _)) = list().await {
                         self.replace(view, items, term)?;
+                        if self.single && view.items.is_empty() {
+                            return Ok(None);
+                        }
                     }
                 }
             }
@@ -271,7 +292,8 @@ impl<R: Watched> Watch<'_, R> {
     }
 
     fn redraw(&self, view: &View<R>, term: &mut Term) -> Result<(), Error> {
-        let items: Vec<R> = view.items.values().cloned().collect();
+        let mut items: Vec<R> = view.items.values().cloned().collect();
+        R::sort(&mut items);
         let now = (term.now)();
         let text = match items.first() {
             Some(item) if self.single => item.describe(now).render(term.color),

@@ -477,7 +477,7 @@ async fn watching_one_vm_gives_json_lines_and_ends_with_it() {
     let controller = Controller::start();
     {
         let mut script = controller.fake.script();
-        script.vms.push_back(Ok(vm("a", "h1")));
+        script.vms = [Ok(vm("a", "h1")), Ok(vm("a", "h1"))].into();
         script
             .lists
             .push_back(page(vec![vm("a", "h1"), vm("b", "h1")], 10));
@@ -618,4 +618,118 @@ async fn wrong_usage_is_told_before_anything_is_asked() {
         assert_eq!(controller.run(args).await.code, 2, "{args:?}");
     }
     assert!(controller.fake.script().seen.is_empty());
+}
+
+#[tokio::test]
+async fn watching_one_vm_ends_when_it_is_gone_before_its_end_could_be_told() {
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        let missing = reason::status(Code::NotFound, "VM_NOT_FOUND", "no VM named a");
+        script.vms = [Ok(vm("a", "h1")), Ok(vm("a", "h1")), Err(missing)].into();
+        script.lists = [page(vec![vm("a", "h1")], 10), page(vec![], 20)].into();
+        script.streams.push_back(Err(reason::status(
+            Code::OutOfRange,
+            "RESOURCE_VERSION_EXPIRED",
+            "list again",
+        )));
+    }
+    let outcome = controller.run(&["vm", "show", "a", "--watch"]).await;
+    assert_eq!((outcome.code, outcome.err.as_str()), (0, "a is gone\n"));
+}
+
+#[tokio::test]
+async fn a_host_is_cordoned_with_a_reason_and_a_request_id() {
+    let controller = Controller::start();
+    let host = || {
+        Ok(v1::Host {
+            name: "h1".into(),
+            cordoned: true,
+            labels: HashMap::from([("rack".into(), "a".into())]),
+            etag: "e1".into(),
+            ..Default::default()
+        })
+    };
+    controller.fake.script().hosts = (0..4).map(|_| host()).collect();
+    let id = "6f2c3c5e-0000-4000-8000-00000000000a";
+    let outcome = controller
+        .run(&[
+            "host",
+            "cordon",
+            "h1",
+            "--reason",
+            "new disks",
+            "--request-id",
+            id,
+        ])
+        .await;
+    assert_eq!((outcome.code, outcome.out.as_str()), (0, ""));
+    assert_eq!(
+        outcome.err,
+        "h1 is cordoned; its VMs run on, and it takes no new ones\n"
+    );
+    let outcome = controller
+        .run(&["host", "uncordon", "h1", "-o", "json", "--request-id", id])
+        .await;
+    assert!(outcome.out.contains("\"cordoned\": true"), "{}", outcome.out);
+    let outcome = controller
+        .run(&["host", "label", "h1", "rack-", "zone=b", "--request-id", id])
+        .await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    let wanted = [
+        format!("cordon_host h1 new disks {id}"),
+        format!("uncordon_host h1 {id}"),
+        "get_host h1".to_owned(),
+        format!(r#"update_host h1 e1 ["labels"] {{"zone": "b"}} {id}"#),
+    ];
+    assert_eq!(controller.fake.script().seen, wanted);
+}
+
+#[tokio::test]
+async fn explain_asks_about_the_past_the_present_and_the_imagined() {
+    let controller = Controller::start();
+    let decision = || {
+        Ok(v1::Placement {
+            host: "h1".into(),
+            summary: "only host".into(),
+            ..Default::default()
+        })
+    };
+    controller.fake.script().placements = (0..4).map(|_| decision()).collect();
+    let outcome = controller.run(&["explain", "web"]).await;
+    assert!(
+        outcome.out.starts_with("web is on h1: only host\n"),
+        "{}",
+        outcome.out
+    );
+    let outcome = controller.run(&["explain", "web", "--host", "h1"]).await;
+    assert!(
+        outcome.out.starts_with("web would migrate to h1"),
+        "{}",
+        outcome.out
+    );
+    assert_eq!(
+        controller
+            .run(&["explain", "web", "--move", "-o", "name"])
+            .await
+            .out,
+        "h1\n"
+    );
+    let outcome = controller
+        .run(&[
+            "explain", "--spec", "--vcpus", "4", "--memory", "8GiB", "--host", "h2",
+        ])
+        .await;
+    assert!(
+        outcome.out.starts_with("a new VM would go to h1"),
+        "{}",
+        outcome.out
+    );
+    let wanted = [
+        "get_placement web",
+        "explain_placement vm web h1",
+        "explain_placement vm web ",
+        "explain_placement spec 4 8192 h2",
+    ];
+    assert_eq!(controller.fake.script().seen, wanted);
 }

@@ -40,8 +40,11 @@ async fn past(
     wanted: &impl Fn(&v1::Event) -> bool,
     session: &Session<'_>,
 ) -> Result<(Vec<v1::Event>, u64), Error> {
+    let page_size = i32::try_from(limit.max(1))
+        .unwrap_or(super::PAGE)
+        .min(super::PAGE);
     let mut request = v1::ListEventsRequest {
-        page_size: super::PAGE,
+        page_size,
         page_token: String::new(),
         subject: subject.to_owned(),
     };

@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use dalgu_proto::{reason, v1};
 use prost_types::FieldMask;
+use tonic::{Code, Status};
 
 use super::{PAGE, Session, map, matches, request_id};
 use crate::{
@@ -83,7 +84,7 @@ fn id(request: &RequestArgs) -> String {
 
 async fn change<T>(
     session: &mut Session<'_>,
-    call: impl AsyncFn(&Client) -> Result<tonic::Response<T>, tonic::Status>,
+    call: impl AsyncFn(&Client) -> Result<tonic::Response<T>, Status>,
 ) -> Result<T, Error> {
     session.change(CALL_TIMEOUT, call).await
 }
@@ -98,10 +99,7 @@ fn done(session: &mut Session<'_>, host: &v1::Host, what: &str) -> Result<(), Er
     }
 }
 
-async fn list(
-    client: &Client,
-    selector: &HashMap<String, String>,
-) -> Result<Snapshot<v1::Host>, tonic::Status> {
+async fn list(client: &Client, selector: &HashMap<String, String>) -> Result<Snapshot<v1::Host>, Status> {
     let mut request = v1::ListHostsRequest {
         page_size: PAGE,
         page_token: String::new(),
@@ -145,13 +143,17 @@ async fn show_all(
         .await
 }
 
-async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
+async fn get(name: &str, session: &Session<'_>) -> Result<v1::Host, Error> {
     let request = v1::GetHostRequest {
         name: name.to_owned(),
     };
-    let host = session
+    session
         .read(async |client| client.hosts().get_host(request.clone()).await)
-        .await?;
+        .await
+}
+
+async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
+    let host = get(name, session).await?;
     if !watch {
         return output::one(session.term, session.format, &host);
     }
@@ -164,9 +166,29 @@ async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), 
         single: true,
         wanted: &wanted,
     };
-    watch
-        .run(session.term, async || list(client, &HashMap::new()).await)
+    watch.run(session.term, async || single(client, name).await).await
+}
+
+/// One host, and a version that it is not older than: a page of one tells the version.
+async fn single(client: &Client, name: &str) -> Result<Snapshot<v1::Host>, Status> {
+    let request = v1::ListHostsRequest {
+        page_size: 1,
+        ..Default::default()
+    };
+    let page = client
+        .call(async |client| client.hosts().list_hosts(request.clone()).await)
+        .await?;
+    let request = v1::GetHostRequest {
+        name: name.to_owned(),
+    };
+    match client
+        .call(async |client| client.hosts().get_host(request.clone()).await)
         .await
+    {
+        Ok(host) => Ok((vec![host], page.resource_version)),
+        Err(status) if status.code() == Code::NotFound => Ok((Vec::new(), page.resource_version)),
+        Err(status) => Err(status),
+    }
 }
 
 /// Labels with the changes made.
@@ -192,14 +214,9 @@ async fn label(
     args: &RequestArgs,
     session: &mut Session<'_>,
 ) -> Result<(), Error> {
-    let read = v1::GetHostRequest {
-        name: name.to_owned(),
-    };
     let mut attempt = 1;
     let host = loop {
-        let host = session
-            .read(async |client| client.hosts().get_host(read.clone()).await)
-            .await?;
+        let host = get(name, session).await?;
         let new = v1::Host {
             name: name.to_owned(),
             labels: changed(&host.labels, changes),

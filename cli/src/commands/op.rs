@@ -107,11 +107,6 @@ async fn show(id: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Er
     }
     let wanted = |operation: &v1::Operation| operation.id == id;
     let client = &session.client;
-    let request = v1::ListOperationsRequest {
-        page_size: PAGE,
-        vm: operation.vm.clone(),
-        ..Default::default()
-    };
     let watch = Watch {
         client,
         format: session.format,
@@ -119,11 +114,21 @@ async fn show(id: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Er
         single: true,
         wanted: &wanted,
     };
-    watch
-        .run(session.term, async || {
-            list(client, request.clone(), usize::MAX).await
-        })
-        .await
+    watch.run(session.term, async || single(client, id).await).await
+}
+
+/// One operation, and a version that it is not older than: a page of one tells the version.
+async fn single(client: &Client, id: &str) -> Result<Snapshot<v1::Operation>, Status> {
+    let request = v1::ListOperationsRequest {
+        page_size: 1,
+        ..Default::default()
+    };
+    let (_, version) = list(client, request, 1).await?;
+    let request = v1::GetOperationRequest { id: id.to_owned() };
+    let operation = client
+        .call(async |client| client.operations().get_operation(request.clone()).await)
+        .await?;
+    Ok((vec![operation], version))
 }
 
 async fn cancel(id: String, no_wait: bool, limit: Duration, session: &mut Session<'_>) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use dalgu_proto::v1;
 use prost_types::FieldMask;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{PAGE, Session, events, host, map, matches, request_id, spec};
 use crate::{
@@ -238,9 +238,29 @@ async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), 
         single: true,
         wanted: &wanted,
     };
-    watch
-        .run(session.term, async || list(client, "", &HashMap::new()).await)
+    watch.run(session.term, async || single(client, name).await).await
+}
+
+/// One VM, and a version that it is not older than: a page of one tells the version.
+async fn single(client: &Client, name: &str) -> Result<Snapshot<v1::Vm>, Status> {
+    let request = v1::ListVmsRequest {
+        page_size: 1,
+        ..Default::default()
+    };
+    let page = client
+        .call(async |client| client.vms().list_vms(request.clone()).await)
+        .await?;
+    let request = v1::GetVmRequest {
+        name: name.to_owned(),
+    };
+    match client
+        .call(async |client| client.vms().get_vm(request.clone()).await)
         .await
+    {
+        Ok(vm) => Ok((vec![vm], page.resource_version)),
+        Err(status) if status.code() == Code::NotFound => Ok((Vec::new(), page.resource_version)),
+        Err(status) => Err(status),
+    }
 }
 
 async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error> {

@@ -23,7 +23,9 @@ use tokio_stream::{
 use tonic::{Request, Response, Status, transport::Server};
 use v1::{
     event_service_server::{EventService, EventServiceServer},
+    host_service_server::{HostService, HostServiceServer},
     operation_service_server::{OperationService, OperationServiceServer},
+    placement_service_server::{PlacementService, PlacementServiceServer},
     vm_service_server::{VmService, VmServiceServer},
 };
 
@@ -48,6 +50,10 @@ pub struct Script {
     pub streams: Answers<Vec<Result<v1::Event, Status>>>,
     /// To ListEvents.
     pub events: Answers<v1::ListEventsResponse>,
+    /// To calls of the host service that answer with a host.
+    pub hosts: Answers<v1::Host>,
+    /// To calls of the placement service.
+    pub placements: Answers<v1::Placement>,
     /// To ReadConsole.
     pub console: Vec<&'static [u8]>,
     /// Whether WaitOperation holds the question back for ever.
@@ -203,6 +209,99 @@ impl EventService for Fake {
     }
 }
 
+impl Fake {
+    fn host(&self, seen: String) -> Result<Response<v1::Host>, Status> {
+        let mut script = self.script();
+        script.seen.push(seen);
+        next(&mut script.hosts, "a host")
+    }
+
+    fn placement(&self, seen: String) -> Result<Response<v1::Placement>, Status> {
+        let mut script = self.script();
+        script.seen.push(seen);
+        next(&mut script.placements, "a placement")
+    }
+}
+
+#[tonic::async_trait]
+impl HostService for Fake {
+    async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
+        self.host(format!("get_host {}", request.into_inner().name))
+    }
+
+    async fn list_hosts(
+        &self,
+        _: Request<v1::ListHostsRequest>,
+    ) -> Result<Response<v1::ListHostsResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn update_host(
+        &self,
+        request: Request<v1::UpdateHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let request = request.into_inner();
+        let (host, mask) = (
+            request.host.unwrap_or_default(),
+            request.update_mask.unwrap_or_default(),
+        );
+        self.host(format!(
+            "update_host {} {} {:?} {:?} {}",
+            host.name, host.etag, mask.paths, host.labels, request.request_id
+        ))
+    }
+
+    async fn cordon_host(
+        &self,
+        request: Request<v1::CordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let request = request.into_inner();
+        self.host(format!(
+            "cordon_host {} {} {}",
+            request.name, request.reason, request.request_id
+        ))
+    }
+
+    async fn uncordon_host(
+        &self,
+        request: Request<v1::UncordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let request = request.into_inner();
+        self.host(format!("uncordon_host {} {}", request.name, request.request_id))
+    }
+
+    async fn delete_host(
+        &self,
+        _: Request<v1::DeleteHostRequest>,
+    ) -> Result<Response<v1::DeleteHostResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+}
+
+#[tonic::async_trait]
+impl PlacementService for Fake {
+    async fn get_placement(
+        &self,
+        request: Request<v1::GetPlacementRequest>,
+    ) -> Result<Response<v1::Placement>, Status> {
+        self.placement(format!("get_placement {}", request.into_inner().vm))
+    }
+
+    async fn explain_placement(
+        &self,
+        request: Request<v1::ExplainPlacementRequest>,
+    ) -> Result<Response<v1::Placement>, Status> {
+        use v1::explain_placement_request::Subject;
+        let request = request.into_inner();
+        let subject = match request.subject {
+            Some(Subject::Vm(vm)) => format!("vm {vm}"),
+            Some(Subject::Spec(spec)) => format!("spec {} {}", spec.vcpus, spec.memory_mib),
+            None => "nothing".to_owned(),
+        };
+        self.placement(format!("explain_placement {subject} {}", request.host))
+    }
+}
+
 /// The fake controller on a socket in a directory of its own, in a runtime of its own that can be torn down.
 pub struct Controller {
     /// Its script.
@@ -239,6 +338,8 @@ impl Controller {
         let server = Server::builder()
             .add_service(VmServiceServer::new(self.fake.clone()))
             .add_service(OperationServiceServer::new(self.fake.clone()))
+            .add_service(HostServiceServer::new(self.fake.clone()))
+            .add_service(PlacementServiceServer::new(self.fake.clone()))
             .add_service(EventServiceServer::new(self.fake.clone()));
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
