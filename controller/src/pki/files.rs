@@ -74,7 +74,7 @@ fn put_in_place(temporary: &Path, path: &Path) -> Result<(), Error> {
 fn parent(path: &Path) -> &Path {
     path.parent()
         .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
+        .unwrap_or_else(|| Path::new("."))
 }
 
 fn sync_dir(path: &Path) -> Result<(), Error> {

@@ -257,11 +257,7 @@ fn certificates_say_what_they_are_for_and_how_long() {
         let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         let age = x509_parser::time::ASN1Time::now().timestamp() - from;
         assert!((3600..3900).contains(&age), "valid since {age} s ago");
-        (
-            (to - from - 3600) / 86_400,
-            usage,
-            certificate.is_ca(),
-        )
+        ((to - from - 3600) / 86_400, usage, certificate.is_ca())
     };
     assert_eq!(days("ca.pem"), (3652, None, true));
     assert_eq!(days("controller.pem"), (365, Some((true, true)), false));

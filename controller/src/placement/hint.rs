@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     filter::{self, Lack},
-    remedy::{self, Change},
+    remedy::Change,
+    repair,
     view::{HostView, Request},
 };
 
@@ -77,9 +78,9 @@ fn remedies(lacks: &[Lack<'_>], host: &HostView, request: &Request, side: Side) 
     let mut changes: Vec<Change> = Vec::with_capacity(lacks.len());
     for lack in lacks {
         let change = match side {
-            Side::Host => remedy::on_host(lack, host, request),
-            Side::Request => remedy::in_request(lack, request),
-            Side::Both => remedy::on_host(lack, host, request).or_else(|| remedy::in_request(lack, request)),
+            Side::Host => repair::on_host(lack, host, request),
+            Side::Request => repair::in_request(lack, request),
+            Side::Both => repair::on_host(lack, host, request).or_else(|| repair::in_request(lack, request)),
         }?;
         // A VM with too many processors lacks both logical and free ones: the stricter limit is told, once.
         match (

@@ -10,10 +10,13 @@
 mod filter;
 mod hint;
 mod remedy;
+mod repair;
 mod score;
 mod view;
 mod wire;
 
+#[cfg(test)]
+mod explanations;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -6,16 +6,10 @@
 
 use std::fmt;
 
-use dalgu_proto::{
-    ids::HostName,
-    vm::{MEMORY_MIB, Spec},
-};
+use dalgu_proto::{ids::HostName, vm::Spec};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    filter::Lack,
-    view::{HostView, PoolView, Request},
-};
+use super::view::{HostView, PoolView, Request};
 
 /// A change to a host, to the request or to the site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +20,7 @@ pub enum Change {
         /// The host.
         host: HostName,
     },
-    /// Get a host to report.
+    /// Get a host to report, with a working hypervisor.
     MakeReady {
         /// The host.
         host: HostName,
@@ -218,7 +212,8 @@ fn thousandths(part: u64, whole: u64) -> u64 {
     part.saturating_mul(1000) / whole.max(1)
 }
 
-fn asked(request: &Request, pool: &str) -> u64 {
+/// The sum of the disks asked for in a pool, in MiB.
+pub(super) fn asked(request: &Request, pool: &str) -> u64 {
     request
         .pools()
         .find(|(name, _)| *name == pool)
@@ -290,149 +285,12 @@ fn unused_name(request: &Request, hosts: &[HostView]) -> HostName {
         .expect("there are more numbers than hosts")
 }
 
-/// What would have to change on the host to make up for a lack; `None` where nothing there can.
-pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Option<Change> {
-    let name = host.name.clone();
-    Some(match *lack {
-        Lack::RequestedHost { .. } | Lack::SameHost | Lack::CpuCount { .. } | Lack::Accelerator { .. } => {
-            return None;
-        }
-        Lack::State { state } => Change::MakeReady {
-            host: name,
-            state: state.to_owned(),
-        },
-        Lack::Cordon { .. } => Change::Uncordon { host: name },
-        Lack::Selector { key, value, .. } => Change::SetLabel {
-            host: name,
-            key: key.to_owned(),
-            value: value.to_owned(),
-        },
-        // Only what VMs of Dalgu's have reserved can be freed.
-        Lack::CpuFree {
-            needed,
-            capacity,
-            reserved,
-            ..
-        } if needed <= capacity => Change::FreeVcpus {
-            host: name,
-            vcpus: reserved - (capacity - needed),
-        },
-        Lack::Memory {
-            needed,
-            capacity,
-            reserved,
-            ..
-        } if needed <= capacity => Change::FreeMemory {
-            host: name,
-            mib: reserved - (capacity - needed),
-        },
-        Lack::Storage {
-            pool,
-            needed,
-            capacity,
-            available,
-            reserved,
-            ..
-        } if needed <= capacity => {
-            let promised = reserved.saturating_sub(capacity - needed);
-            Change::FreeStorage {
-                host: name,
-                pool: pool.to_owned(),
-                mib: promised.max(needed.saturating_sub(available)),
-            }
-        }
-        Lack::CpuFree { .. } | Lack::Memory { .. } | Lack::Storage { .. } => return None,
-        Lack::PoolMissing { pool } => Change::AddPool {
-            host: name,
-            pool: pool.to_owned(),
-            mib: asked(request, pool),
-        },
-        Lack::PoolBroken { pool, .. } => Change::RepairPool {
-            host: name,
-            pool: pool.to_owned(),
-        },
-        Lack::Bridge { bridge } => Change::AddBridge {
-            host: name,
-            bridge: bridge.to_owned(),
-        },
-    })
-}
-
-/// What would have to change in the request to make up for a lack; `None` where nothing there can. What a running VM
-/// is made of cannot be changed by asking for its migration otherwise.
-pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
-    let change = match *lack {
-        Lack::RequestedHost { .. } => return Some(Change::AnyHost),
-        Lack::Selector { key, .. } => Change::DropSelector { key: key.to_owned() },
-        Lack::CpuCount { cpus: at_most, .. } | Lack::CpuFree { free: at_most, .. } if at_most > 0 => {
-            Change::AskVcpus { at_most }
-        }
-        Lack::Memory { free, .. } => Change::AskMemory {
-            at_most_mib: most_memory(free, request.spec.vcpus)?,
-        },
-        Lack::Storage { pool, free, .. } if free >= disks_in(request, pool) => Change::AskStorage {
-            pool: pool.to_owned(),
-            at_most_mib: free,
-        },
-        _ => return None,
-    };
-    (!request.is_migration()).then_some(change)
-}
-
-fn disks_in(request: &Request, pool: &str) -> u64 {
-    request
-        .spec
-        .disks
-        .iter()
-        .filter(|disk| disk.pool == pool)
-        .map(|_| 1)
-        .sum()
-}
-
-/// The most memory a guest can have where `free` MiB are left for it and QEMU's overhead.
-fn most_memory(free: u64, vcpus: u32) -> Option<u64> {
-    let reserve = |memory_mib| {
-        let spec = Spec {
-            memory_mib,
-            vcpus,
-            ..empty_spec()
-        };
-        spec.reserved_memory_mib()
-    };
-    let (mut low, mut high) = (*MEMORY_MIB.start(), free);
-    if low > high || reserve(low) > free {
-        return None;
-    }
-    // The reserve rises with the memory: `low` always fits, what lies above `high` never does.
-    while low < high {
-        let middle = low + (high - low).div_ceil(2);
-        if reserve(middle) <= free {
-            low = middle
-        } else {
-            high = middle - 1
-        }
-    }
-    Some(low)
-}
-
-fn empty_spec() -> Spec {
-    Spec {
-        vcpus: 1,
-        memory_mib: 0,
-        disks: Vec::new(),
-        nics: Vec::new(),
-        kernel_boot: None,
-        restart_policy: dalgu_proto::vm::RestartPolicy::default(),
-        host_selector: std::collections::BTreeMap::new(),
-    }
-}
-
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uncordon { host } => write!(f, "uncordon {host}"),
-            Self::MakeReady { host, state } if state.is_empty() => write!(f, "get {host} to report"),
-            Self::MakeReady { host, state } => write!(f, "get {host} to report (it is {state})"),
+            Self::MakeReady { host, state } if state.is_empty() => write!(f, "get {host} ready"),
+            Self::MakeReady { host, state } => write!(f, "get {host} ready (it is {state})"),
             Self::SetLabel { host, key, value } => write!(f, "give {host} the label {key}={value}"),
             Self::FreeVcpus { host, vcpus: 1 } => write!(f, "free 1 vCPU on {host}"),
             Self::FreeVcpus { host, vcpus } => write!(f, "free {vcpus} vCPUs on {host}"),

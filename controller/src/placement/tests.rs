@@ -1,4 +1,4 @@
-//! Tables: one host, one lack at a time; the order of scores; hints and explanations as people read them.
+//! Tables: one host, one lack at a time; the order of scores.
 
 use std::collections::BTreeMap;
 
@@ -80,13 +80,13 @@ fn idle() -> UsageView {
     }
 }
 
-fn with(change: impl FnOnce(&mut HostView)) -> HostView {
+pub(super) fn with(change: impl FnOnce(&mut HostView)) -> HostView {
     let mut host = host("h1");
     change(&mut host);
     host
 }
 
-fn name(value: &str) -> HostName {
+pub(super) fn name(value: &str) -> HostName {
     value.parse().unwrap()
 }
 
@@ -245,7 +245,8 @@ fn a_small_host_keeps_a_tenth_and_a_large_one_a_gibibyte() {
 
 #[test]
 fn a_host_under_load_is_avoided_even_when_it_is_the_emptiest() {
-    let loads: [(&str, fn(&mut UsageView)); 8] = [
+    type Load = (&'static str, fn(&mut UsageView));
+    let loads: [Load; 8] = [
         ("processors busy", |u| u.cpus_busy = Some(6.5)),
         ("waiting for processors", |u| u.cpu_stall.avg10_percent = 30.0),
         ("waited for processors a moment ago", |u| {
@@ -360,153 +361,6 @@ fn twenty_vms_at_once_spread_over_equal_hosts() {
         host.vms += 1;
     }
     assert_eq!(hosts.map(|host| host.vms), [5; 4]);
-}
-
-#[test]
-fn hints_name_the_smallest_change() {
-    let mut large = spec();
-    large.vcpus = 12;
-    let mut picky = spec();
-    picky.host_selector.insert("rack".into(), "a".into());
-    let mut huge = spec();
-    huge.memory_mib = 64 << 10;
-    let cordoned = || with(|h| h.cordoned = true);
-    let short = |missing: u64| with(|h| h.memory_mib_reserved = 15_360 - 4194 + missing);
-    let (one, any) = (Request::new(spec()), |spec| Request::new(spec));
-    let migration = Request::migration(spec(), name("h1"), "kvm");
-    let broken = with(|h| {
-        h.pools[0].error = Some("stale handle".into());
-        h.pools[0].reserved_mib = 102_000;
-    });
-    let table = [
-        (one.clone(), vec![cordoned()], "uncordon h1"),
-        (
-            one.clone(),
-            vec![
-                short(512),
-                HostView {
-                    name: name("h2"),
-                    ..short(2000)
-                },
-            ],
-            "free 512 MiB of memory on h1, or ask for at most 3587 MiB of memory (h1 can take it then)",
-        ),
-        (
-            one.clone(),
-            vec![
-                cordoned(),
-                HostView {
-                    name: name("h2"),
-                    ..short(512)
-                },
-            ],
-            "uncordon h1, or ask for at most 3587 MiB of memory (h2 can take it then)",
-        ),
-        (
-            one.clone().on(Some(name("h1"))),
-            vec![cordoned(), host("h2")],
-            "uncordon h1, or name no host (h2 can take it then)",
-        ),
-        (
-            one.clone().on(Some(name("h7"))),
-            vec![host("h2")],
-            "name no host (h2 can take it then)",
-        ),
-        (
-            one.clone().on(Some(name("h7"))),
-            vec![],
-            "start an agent on h7 (it needs 2 processors and 4194 MiB for VMs)",
-        ),
-        (
-            one.clone(),
-            vec![],
-            "add a host with at least 2 processors and 4194 MiB for VMs",
-        ),
-        (
-            one.clone(),
-            vec![with(|h| {
-                (h.ready, h.state) = (false, "unreachable for 40 s".into())
-            })],
-            "get h1 to report (it is unreachable for 40 s)",
-        ),
-        (
-            one.clone(),
-            vec![broken],
-            "repair pool local of h1 and free 9840 MiB in pool local of h1",
-        ),
-        (
-            any(large),
-            vec![host("h1")],
-            "ask for at most 8 vCPUs (h1 can take it then)",
-        ),
-        (
-            any(huge),
-            vec![host("h1")],
-            "ask for at most 15175 MiB of memory (h1 can take it then)",
-        ),
-        (
-            any(picky),
-            vec![host("h1")],
-            "give h1 the label rack=a, or leave label rack out of the host selector (h1 can take it then)",
-        ),
-        (
-            migration.clone(),
-            vec![host("h1")],
-            "add a host with at least 2 processors and 4194 MiB for VMs",
-        ),
-        (
-            migration.clone(),
-            vec![
-                host("h1"),
-                HostView {
-                    name: name("h2"),
-                    ..short(512)
-                },
-            ],
-            "free 512 MiB of memory on h2",
-        ),
-        (
-            migration.on(Some(name("h1"))),
-            vec![host("h1")],
-            "name no host and add a host with at least 2 processors and 4194 MiB for VMs",
-        ),
-    ];
-    for (request, hosts, text) in table {
-        let decision = decide(&request, &hosts, &Policy::Spread);
-        assert_eq!(decision.host, None);
-        assert_eq!(decision.hint.unwrap().text, text);
-    }
-}
-
-#[test]
-fn a_refusal_explains_itself() {
-    let hosts = [
-        with(|h| (h.cordoned, h.cordon_reason) = (true, "new firmware".into())),
-        HostView {
-            name: name("h2"),
-            memory_mib_reserved: 13_000,
-            vcpus_reserved: 31,
-            ..host("h2")
-        },
-        HostView {
-            ready: false,
-            state: "unreachable for 40 s".into(),
-            ..host("h3")
-        },
-    ];
-    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
-    insta::assert_snapshot!("refusal", serde_json::to_string_pretty(&decision).unwrap());
-}
-
-#[test]
-fn a_placement_explains_itself() {
-    let mut busy = host("h2");
-    busy.usage.as_mut().unwrap().cpus_busy = Some(7.5);
-    let hosts = [with(|h| h.cordoned = true), busy, host("h3")];
-    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
-    insta::assert_snapshot!("placement", serde_json::to_string_pretty(&decision).unwrap());
-    let text = serde_json::to_string(&decision).unwrap();
-    assert_eq!(serde_json::from_str::<Decision>(&text).unwrap(), decision);
 }
 
 #[test]
