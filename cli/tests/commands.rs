@@ -610,6 +610,8 @@ async fn wrong_usage_is_told_before_anything_is_asked() {
         &["vm", "create", "web", "--initrd", "i"],
         &["vm", "create", "-f", "x.yaml", "--vcpus", "2"],
         &["vm", "stop", "web", "--force", "--grace", "5s"],
+        &["vm", "stop", "web", "--grace", "0s"],
+        &["vm", "migrate", "web", "--max-downtime", "0ms"],
         &["vm", "start", "web", "--request-id", "x"],
         &["vm", "update", "web"],
         &["explain", "web", "--vcpus", "2"],

@@ -99,8 +99,13 @@ pub async fn run(command: VmCommand, session: &mut Session<'_>) -> Result<(), Er
     }
 }
 
+/// A time that was given, in a unit of the API, where 0 would mean the default.
 fn whole(value: u128, flag: &str) -> Result<u32, Error> {
-    u32::try_from(value).map_err(|_| Error::Usage(format!("{flag} is too large")))
+    match u32::try_from(value) {
+        Ok(0) => Err(Error::Usage(format!("{flag} must be more than 0"))),
+        Ok(value) => Ok(value),
+        Err(_) => Err(Error::Usage(format!("{flag} is too large"))),
+    }
 }
 
 async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error> {
@@ -149,7 +154,7 @@ async fn migrate(
     session: &mut Session<'_>,
 ) -> Result<(), Error> {
     let downtime = max_downtime.map_or(Ok(0), |time| whole(time.as_millis(), "--max-downtime"))?;
-    let bandwidth = whole(bandwidth.unwrap_or(0).into(), "--bandwidth")?;
+    let bandwidth = bandwidth.map_or(Ok(0), |rate| whole(rate.into(), "--bandwidth"))?;
     let limit = verb.wait.timeout.unwrap_or(MIGRATE_LIMIT);
     verb!(
         session,
