@@ -18,8 +18,7 @@ done
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT INT TERM
 units=$root/usr/lib/systemd/system
-mkdir -p "$units" "$root/usr/bin" "$root/usr/lib/sysusers.d" "$root/usr/lib/tmpfiles.d" "$root/etc" \
-    "$root/usr/share/doc/dalgu"
+mkdir -p "$units" "$root/usr/bin" "$root/usr/lib/sysusers.d" "$root/usr/lib/tmpfiles.d" "$root/etc"
 
 # What systemd itself and libvirt bring. Where libvirt is not installed its sockets need stand-ins.
 cp -a /usr/lib/systemd/system/. "$units/"
@@ -65,7 +64,7 @@ rate() { # unit, limit
 rate dalgu-controller.service "$limit_controller"
 rate dalgu-agent.service "$limit_agent"
 
-systemd-sysusers --root="$root" dalgu.conf >/dev/null
+said=$(systemd-sysusers --root="$root" dalgu.conf 2>&1) || { printf '%s\n' "$said" >&2; failed=1; }
 grep -q '^dalgu:' "$root/etc/passwd" || { echo "dalgu.sysusers made no user" >&2; failed=1; }
 systemd-tmpfiles --root="$root" --create dalgu.conf || failed=1
 mode=$(stat -c %a "$root/var/lib/dalgu/controller")
