@@ -32,13 +32,15 @@ pub(super) fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(failed("read", path))
 }
 
-/// Makes a directory for its owner only; one that exists stays as it is.
+/// Makes a directory for its owner only; one that exists stays as it is. Those above it are made as usual, so that
+/// others may pass through to what is theirs.
 pub(super) fn make_private_dir(dir: &Path) -> Result<(), Error> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(failed("make directory", dir))
+    let above = parent(dir);
+    fs::create_dir_all(above).map_err(failed("make directory", above))?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        made => made.map_err(failed("make directory", dir)),
+    }
 }
 
 /// Writes a file that everyone may read, in place of what is there.

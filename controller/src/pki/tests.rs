@@ -226,6 +226,26 @@ fn keys_are_for_their_owner_only_and_nothing_half_written_stays() {
     let site = Site::new();
     let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(site.data()), 0o700);
+    let deep = site.dir.path().join("a").join("b");
+    issue_operator(&site.data(), "kim", &deep).unwrap();
+    assert_eq!(mode(deep.clone()), 0o700);
+    assert_ne!(
+        mode(deep.parent().unwrap().to_owned()),
+        0o700,
+        "others may pass through"
+    );
+    std::fs::write(site.dir.path().join("file"), "").unwrap();
+    let refused = issue_operator(&site.data(), "kim", &site.dir.path().join("file")).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::File {
+                action: "make directory",
+                ..
+            }
+        ),
+        "{refused}"
+    );
     for name in ["ca.key", "controller.key", "admin.key"] {
         assert_eq!(mode(site.data().join(name)), 0o600, "{name}");
     }
@@ -239,6 +259,19 @@ fn keys_are_for_their_owner_only_and_nothing_half_written_stays() {
                 "{name:?} was left behind"
             );
         }
+    }
+}
+
+#[test]
+#[ignore = "gives files to another user, which only root can"]
+fn what_root_writes_belongs_to_the_owner_of_the_directory() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
+    init(dir.path(), "daegu", &[]).unwrap();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().uid(), 65_534, "{:?}", entry.file_name());
     }
 }
 
@@ -267,7 +300,7 @@ fn certificates_say_what_they_are_for_and_how_long() {
 #[test]
 fn operators_get_their_own_identity_and_cannot_take_a_servers_files() {
     let site = Site::new();
-    let out = site.dir.path().join("kim");
+    let out = site.dir.path().join("people").join("kim");
     issue_operator(&site.data(), "kim", &out).unwrap();
     let peer = Identity::load_dir(&out, "kim").unwrap().peer().unwrap();
     assert_eq!((peer.role, peer.name.as_str()), (Role::Operator, "kim"));

@@ -120,6 +120,7 @@ fn a_refusal_explains_itself() {
     ];
     let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
     insta::assert_snapshot!("refusal", serde_json::to_string_pretty(&decision).unwrap());
+    assert_survives_storage(&decision);
 }
 
 #[test]
@@ -129,6 +130,10 @@ fn a_placement_explains_itself() {
     let hosts = [with(|h| h.cordoned = true), busy, host("h3")];
     let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
     insta::assert_snapshot!("placement", serde_json::to_string_pretty(&decision).unwrap());
-    let text = serde_json::to_string(&decision).unwrap();
-    assert_eq!(serde_json::from_str::<Decision>(&text).unwrap(), decision);
+    assert_survives_storage(&decision);
+}
+
+fn assert_survives_storage(decision: &Decision) {
+    let text = serde_json::to_string(decision).unwrap();
+    assert_eq!(serde_json::from_str::<Decision>(&text).unwrap(), *decision);
 }
