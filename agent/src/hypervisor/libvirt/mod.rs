@@ -1,1 +1,379 @@
-//! x
+//! Real guests: the hypervisor on libvirt's `qemu:///system` (and its test driver, for the contract).
+//!
+//! The only place that names `virt`. [`Libvirt`] turns each call of the trait into a piece of blocking work for
+//! `worker`, on a connection that `connection` keeps; `domain`, `stats` and `migrate` are that work, `xml` and `read`
+//! turn definitions into domains and back, `storage` keeps the disks, `accel` proves KVM. Foreign domains are listed
+//! and never touched.
+
+mod accel;
+mod connection;
+mod domain;
+mod error;
+mod ffi;
+mod migrate;
+pub mod read;
+mod stats;
+mod storage;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+mod worker;
+pub mod xml;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use dalgu_proto::{
+    host::VmUsage,
+    ids::{ClusterId, VmId},
+};
+use tokio::{
+    sync::{broadcast, watch},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use virt::connect::Connect;
+use virt_sys as sys;
+
+pub use accel::Accel;
+pub use storage::Pool;
+pub use xml::Accelerator;
+
+use super::{About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress};
+use connection::{Links, Supervisor};
+use storage::Storage;
+use worker::{Kind, Workers};
+use xml::{DiskModel, KernelModel, Model, NicModel};
+
+/// How long to wait, after a transfer, for libvirt's account of it.
+const ACCOUNT_WAIT: Duration = Duration::from_millis(500);
+
+/// Settings of the hypervisor.
+#[derive(Debug, Clone)]
+pub struct LibvirtConfig {
+    /// The site; domains with another site's mark are not Dalgu's.
+    pub cluster: ClusterId,
+    /// Where libvirt is, for example "qemu:///system".
+    pub uri: String,
+    /// Directories for disks.
+    pub pools: Vec<Pool>,
+    /// Directory of images, kernels and initial RAM disks.
+    pub images_dir: PathBuf,
+    /// Directory of console logs.
+    pub console_dir: PathBuf,
+    /// What runs guests.
+    pub accel: Accel,
+    /// Directory for what need not outlive a restart.
+    pub run_dir: PathBuf,
+    /// User that QEMU runs as; disks are given to it. `None` leaves them to root (libvirt gives them away itself
+    /// unless its `dynamic_ownership` is off).
+    pub qemu_user: Option<String>,
+}
+
+/// The hypervisor on libvirt. It ends with its last handle.
+pub struct Libvirt {
+    config: LibvirtConfig,
+    accelerator: Accelerator,
+    accelerator_reason: String,
+    control_socket: PathBuf,
+    storage: Arc<Storage>,
+    supervisor: Arc<Supervisor>,
+    workers: Workers,
+    known: Arc<Mutex<stats::Known>>,
+    _background: DropGuard,
+}
+
+impl Libvirt {
+    /// Decides the accelerator and starts to connect; must be called on a tokio runtime. Does not wait for libvirt:
+    /// see [`Hypervisor::connection`].
+    ///
+    /// # Errors
+    /// If the directories for console logs and run-time files cannot be made.
+    pub async fn start(config: LibvirtConfig) -> io::Result<Self> {
+        std::fs::create_dir_all(&config.console_dir)?;
+        std::fs::create_dir_all(&config.run_dir)?;
+        let (accelerator, accelerator_reason) = match config.uri.starts_with("test:") {
+            true => (Accelerator::Test, "libvirt's test driver runs nothing".into()),
+            false => accel::decide(config.accel, &config.run_dir).await,
+        };
+        let storage = Storage {
+            pools: config.pools.clone(),
+            images: config.images_dir.clone(),
+            owner: config.qemu_user.clone(),
+        };
+        let supervisor = Arc::new(Supervisor::new(&config.uri));
+        let stop = CancellationToken::new();
+        tokio::spawn(supervisor.clone().run(stop.clone()));
+        Ok(Self {
+            accelerator,
+            accelerator_reason,
+            control_socket: control_socket(&config.uri),
+            storage: Arc::new(storage),
+            supervisor,
+            workers: Workers::new(),
+            known: Arc::default(),
+            config,
+            _background: stop.drop_guard(),
+        })
+    }
+
+    /// One call on a connection of its kind.
+    async fn on<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        kind: Kind,
+        only: Option<VmId>,
+        seconds: u64,
+        work: impl FnOnce(&Connect, ClusterId) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let links = self.supervisor.links()?;
+        let cluster = self.config.cluster;
+        let after = Duration::from_secs(seconds);
+        let work = move |number: usize| work(pick(&links, kind, number), cluster);
+        self.workers.run(call, kind, only, after, work).await
+    }
+
+    /// A change of one domain; changes of the same domain wait for each other.
+    async fn change(
+        &self,
+        call: &'static str,
+        id: VmId,
+        seconds: u64,
+        work: impl FnOnce(&Connect, ClusterId) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.on(call, Kind::Change, Some(id), seconds, work).await
+    }
+
+    /// The domain that a definition asks for on this host.
+    fn model(&self, definition: &Definition) -> Result<Model, Error> {
+        let spec = &definition.spec;
+        let image = |name: &String| self.config.images_dir.join(name);
+        let disk = |disk: &dalgu_proto::vm::Disk| {
+            Ok(DiskModel {
+                name: disk.name.clone(),
+                path: self.storage.path(definition.id, disk)?,
+                format: disk.format,
+                cache: self.storage.cache(&disk.pool)?,
+            })
+        };
+        let nic = |nic: &dalgu_proto::vm::Nic| NicModel {
+            name: nic.name.clone(),
+            bridge: nic.bridge.clone(),
+            mac: nic.mac.clone(),
+        };
+        Ok(Model {
+            id: definition.id.uuid(),
+            name: definition.name.to_string(),
+            accelerator: self.accelerator,
+            mark: definition.mark,
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            disks: spec.disks.iter().map(disk).collect::<Result<_, Error>>()?,
+            nics: spec.nics.iter().map(nic).collect(),
+            kernel: spec.kernel_boot.as_ref().map(|boot| KernelModel {
+                kernel: image(&boot.kernel),
+                initrd: boot.initrd.as_ref().map(image),
+                cmdline: boot.cmdline.clone(),
+            }),
+            console: self.console_log(definition.id),
+        })
+    }
+
+    fn order(&self, migrate: &Migrate) -> Result<migrate::Order, Error> {
+        let definition = &migrate.definition;
+        let shared = definition.spec.disks.iter().map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
+        let shared = shared.collect::<Result<Vec<bool>, Error>>()?;
+        Ok(migrate::Order {
+            uri: self.config.uri.clone(),
+            cluster: self.config.cluster,
+            id: definition.id,
+            mark: definition.mark,
+            persistent_xml: self.model(definition)?.to_xml()?,
+            destination: migrate::destination_uri(&migrate.control)?,
+            memory: migrate::stream_uri(&migrate.memory)?,
+            disks: migrate::stream_uri(&migrate.disks)?,
+            copied: (0..shared.len()).filter(|index| !shared[*index]).collect(),
+            shares_disks: shared.contains(&true),
+            max_downtime_ms: migrate.max_downtime_ms,
+            bandwidth_mib_per_second: migrate.bandwidth_mib_per_second,
+        })
+    }
+
+    /// libvirt's account of a transfer that has just ended.
+    async fn account(&self, id: VmId) -> Option<Progress> {
+        let deadline = Instant::now() + ACCOUNT_WAIT;
+        loop {
+            let found = {
+                let mut completed = self.supervisor.completed.lock().unwrap_or_else(PoisonError::into_inner);
+                let place = completed.iter().position(|(other, _)| *other == id);
+                place.map(|place| completed.remove(place).1)
+            };
+            if found.is_some() || Instant::now() >= deadline {
+                return found.map(|params| migrate::figures(&params));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn pick(links: &Links, kind: Kind, number: usize) -> &Connect {
+    match kind {
+        Kind::Change => links.changes.get(number).unwrap_or(&links.urgent),
+        Kind::Stats => &links.stats,
+        Kind::Urgent => &links.urgent,
+        Kind::Look | Kind::Files | Kind::Migrate => &links.look,
+    }
+}
+
+/// The socket of the libvirt at a URI: the one it names, or the one of the daemon in use. Daemons per driver take
+/// precedence, as in libvirt itself.
+fn control_socket(uri: &str) -> PathBuf {
+    if let Some((_, named)) = uri.split_once("socket=") {
+        return named.split('&').next().unwrap_or(named).into();
+    }
+    let modular = Path::new("/run/libvirt/virtqemud-sock");
+    if modular.exists() { modular.into() } else { "/run/libvirt/libvirt-sock".into() }
+}
+
+fn version_text(name: &str, version: u64) -> String {
+    format!("{name} {}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000)
+}
+
+#[async_trait]
+impl Hypervisor for Libvirt {
+    async fn about(&self) -> Result<About, Error> {
+        let versions = |connect: &Connect, _| {
+            let failed = |error: virt::error::Error| error::general("about", &error);
+            Ok((connect.hyp_version().map_err(failed)?, connect.lib_version().map_err(failed)?))
+        };
+        let (qemu, libvirt) = self.on("about", Kind::Look, None, 10, versions).await?;
+        Ok(About {
+            version: format!("{}, {}", version_text("QEMU", qemu.into()), version_text("libvirt", libvirt.into())),
+            accelerator: self.accelerator.as_str().into(),
+            accelerator_reason: self.accelerator_reason.clone(),
+        })
+    }
+
+    fn connection(&self) -> watch::Receiver<Connection> {
+        self.supervisor.connection.subscribe()
+    }
+
+    fn hints(&self) -> broadcast::Receiver<Hint> {
+        self.supervisor.hints.subscribe()
+    }
+
+    async fn list(&self) -> Result<Vec<Domain>, Error> {
+        self.on("list", Kind::Look, None, 10, domain::list).await
+    }
+
+    async fn get(&self, id: VmId) -> Result<Option<Domain>, Error> {
+        self.on("get", Kind::Look, None, 10, move |connect, cluster| domain::get(connect, id, cluster)).await
+    }
+
+    async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
+        self.storage.create(definition, incoming, Instant::now() + Duration::from_secs(600)).await
+    }
+
+    async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
+        self.on("delete_volumes", Kind::Look, None, 10, move |connect, cluster| {
+            domain::disks_are_free(connect, id, cluster)
+        })
+        .await?;
+        let storage = self.storage.clone();
+        let after = Duration::from_secs(50);
+        self.workers.run("delete_volumes", Kind::Files, Some(id), after, move |_| storage.delete(id, keep_shared)).await
+    }
+
+    async fn define(&self, definition: &Definition) -> Result<(), Error> {
+        let (id, name) = (definition.id, definition.name.clone());
+        if definition.mark.cluster != self.config.cluster {
+            return Err(Error::Foreign { id, detail: "the definition bears another site's mark".into() });
+        }
+        let xml = self.model(definition)?.to_xml()?;
+        self.change("define", id, 30, move |connect, cluster| domain::define(connect, id, name.as_str(), &xml, cluster)).await
+    }
+
+    async fn start(&self, id: VmId) -> Result<(), Error> {
+        let check_files = self.accelerator != Accelerator::Test;
+        self.change("start", id, 120, move |connect, cluster| domain::start(connect, id, cluster, check_files)).await
+    }
+
+    async fn shutdown(&self, id: VmId) -> Result<(), Error> {
+        let acpi = |handle: &virt::domain::Domain| match handle.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN) {
+            Err(error) if error::is_unsupported(&error) || error::is_invalid_argument(&error) => handle.shutdown(),
+            other => other,
+        };
+        self.change("shutdown", id, 30, move |connect, cluster| domain::ask("shutdown", connect, id, cluster, acpi)).await
+    }
+
+    async fn destroy(&self, id: VmId) -> Result<(), Error> {
+        // Not a change: it must get through while another call about this domain hangs.
+        self.on("destroy", Kind::Urgent, None, 60, move |connect, cluster| domain::destroy(connect, id, cluster)).await
+    }
+
+    async fn reboot(&self, id: VmId) -> Result<(), Error> {
+        let ask = |handle: &virt::domain::Domain| handle.reboot(0);
+        self.change("reboot", id, 30, move |connect, cluster| domain::ask("reboot", connect, id, cluster, ask)).await
+    }
+
+    async fn reset(&self, id: VmId) -> Result<(), Error> {
+        self.change("reset", id, 30, move |connect, cluster| {
+            domain::ask("reset", connect, id, cluster, virt::domain::Domain::reset)
+        })
+        .await
+    }
+
+    async fn pause(&self, id: VmId) -> Result<(), Error> {
+        self.change("pause", id, 30, move |connect, cluster| domain::pause(connect, id, cluster)).await
+    }
+
+    async fn resume(&self, id: VmId) -> Result<(), Error> {
+        self.change("resume", id, 30, move |connect, cluster| domain::resume(connect, id, cluster)).await
+    }
+
+    async fn undefine(&self, id: VmId) -> Result<(), Error> {
+        self.change("undefine", id, 30, move |connect, cluster| domain::undefine(connect, id, cluster)).await
+    }
+
+    async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error> {
+        let known = self.known.clone();
+        self.on("usage", Kind::Stats, None, 10, move |connect, cluster| {
+            let before = known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (usage, renewed) = stats::collect(connect, cluster, &before)?;
+            *known.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
+            Ok(usage)
+        })
+        .await
+    }
+
+    fn console_log(&self, id: VmId) -> PathBuf {
+        self.config.console_dir.join(format!("{id}.log"))
+    }
+
+    fn control_socket(&self) -> &Path {
+        &self.control_socket
+    }
+
+    async fn migrate(&self, migrate: &Migrate) -> Result<Progress, Error> {
+        // Fails at once while libvirt is away, and forgets the account of an earlier transfer.
+        self.supervisor.links()?;
+        let id = migrate.definition.id;
+        self.supervisor.completed.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != id);
+        let order = self.order(migrate)?;
+        self.workers.run_long("migrate", Kind::Migrate, move |_| migrate::send(&order)).await?;
+        Ok(self.account(id).await.unwrap_or_default())
+    }
+
+    async fn progress(&self, id: VmId) -> Result<Option<Progress>, Error> {
+        self.on("progress", Kind::Urgent, None, 5, move |connect, _| migrate::progress(connect, id)).await
+    }
+
+    async fn abort_migration(&self, id: VmId) -> Result<(), Error> {
+        self.on("abort_migration", Kind::Urgent, None, 10, move |connect, _| migrate::abort(connect, id)).await
+    }
+}

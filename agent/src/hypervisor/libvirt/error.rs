@@ -1,0 +1,81 @@
+//! What libvirt's errors mean to the agent. Pure; called by everything here that calls libvirt.
+
+use dalgu_proto::ids::VmId;
+
+use super::tree::XmlError;
+use crate::hypervisor::Error;
+
+// Numbers of virErrorNumber and virErrorDomain; unchanged since they were given.
+const NO_SUPPORT: u32 = 3;
+const NO_CONNECT: u32 = 5;
+const INVALID_CONN: u32 = 6;
+const INVALID_ARG: u32 = 8;
+const XML_ERROR: u32 = 27;
+const RPC: u32 = 39;
+const NO_DOMAIN: u32 = 42;
+const AUTH_FAILED: u32 = 45;
+const OPERATION_INVALID: u32 = 55;
+const CONFIG_UNSUPPORTED: u32 = 67;
+const OPERATION_ABORTED: u32 = 78;
+const NO_DOMAIN_METADATA: u32 = 80;
+const XML_INVALID_SCHEMA: u32 = 92;
+const FROM_RPC: u32 = 7;
+const FROM_REMOTE: u32 = 13;
+
+/// libvirt's number of an error.
+pub(super) fn code(error: &virt::error::Error) -> u32 {
+    error.code().to_raw()
+}
+
+/// Whether it says that a driver has no such call.
+pub(super) fn is_unsupported(error: &virt::error::Error) -> bool {
+    code(error) == NO_SUPPORT
+}
+
+/// Whether it says that a domain bears no metadata of the kind asked for.
+pub(super) fn is_no_metadata(error: &virt::error::Error) -> bool {
+    code(error) == NO_DOMAIN_METADATA
+}
+
+/// Whether it says that a domain is not there.
+pub(super) fn is_no_domain(error: &virt::error::Error) -> bool {
+    code(error) == NO_DOMAIN
+}
+
+/// Whether it says that a domain is not in the right state.
+pub(super) fn is_wrong_state(error: &virt::error::Error) -> bool {
+    code(error) == OPERATION_INVALID
+}
+
+/// Whether it says that an argument, such as a flag, is not known.
+pub(super) fn is_invalid_argument(error: &virt::error::Error) -> bool {
+    code(error) == INVALID_ARG
+}
+
+/// The agent's form of an error of a call that is not about one domain.
+pub(super) fn general(call: &'static str, error: &virt::error::Error) -> Error {
+    let detail = error.message().to_owned();
+    let lost = matches!(error.domain().to_raw(), FROM_RPC | FROM_REMOTE);
+    match code(error) {
+        NO_CONNECT | INVALID_CONN | RPC | AUTH_FAILED => Error::Unavailable { detail },
+        _ if lost => Error::Unavailable { detail },
+        XML_ERROR | XML_INVALID_SCHEMA | CONFIG_UNSUPPORTED => Error::Invalid { detail },
+        OPERATION_ABORTED => Error::Cancelled,
+        code => Error::Failed { call, code, detail },
+    }
+}
+
+/// The agent's form of an error of a call about one domain.
+pub(super) fn of(call: &'static str, id: VmId, error: &virt::error::Error) -> Error {
+    match code(error) {
+        NO_DOMAIN => Error::NotFound { id },
+        OPERATION_INVALID => Error::WrongState { id, detail: error.message().to_owned() },
+        _ => general(call, error),
+    }
+}
+
+impl From<XmlError> for Error {
+    fn from(error: XmlError) -> Self {
+        Self::Invalid { detail: error.to_string() }
+    }
+}

@@ -1,0 +1,171 @@
+//! What Dalgu needs to know of a domain's XML: its mark, its files, the names of its devices. Pure; the inverse of
+//! `xml` for domains that Dalgu made.
+
+use std::path::PathBuf;
+
+use dalgu_proto::{
+    ids::{Epoch, Generation},
+    vm::DiskFormat,
+};
+
+use super::{
+    tree::{Element, Node, XmlError},
+    xml::{Accelerator, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, mark_element},
+};
+use crate::hypervisor::Mark;
+
+/// Names of a domain's devices by what libvirt calls them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Disks: target ("vda") and name in the specification, in its order.
+    pub disks: Vec<(String, String)>,
+    /// Interfaces: tap device and name in the specification, in its order.
+    pub nics: Vec<(String, String)>,
+}
+
+const fn unexpected(place: &'static str) -> XmlError {
+    XmlError::Unexpected { place }
+}
+
+/// Reads the element that libvirt found in Dalgu's namespace; it hands it out without the namespace. `None` when it
+/// is not as Dalgu writes it.
+pub fn mark(xml: &str) -> Option<Mark> {
+    contents(&Element::parse(xml).ok()?)
+}
+
+/// Reads an element among others.
+fn mark_of(element: &Element) -> Option<Mark> {
+    let ours = element.attributes.iter().any(|(name, value)| name.starts_with("xmlns") && value == NAMESPACE);
+    if ours { contents(element) } else { None }
+}
+
+fn contents(element: &Element) -> Option<Mark> {
+    let local = element.name.rsplit_once(':').map_or(element.name.as_str(), |(_, local)| local);
+    if local != "vm" {
+        return None;
+    }
+    Some(Mark {
+        cluster: element.attribute("cluster")?.parse().ok()?,
+        epoch: Epoch(element.attribute("epoch")?.parse().ok()?),
+        generation: Generation(element.attribute("generation")?.parse().ok()?),
+    })
+}
+
+/// The same domain with another mark; everything else stays as libvirt wrote it.
+///
+/// # Errors
+/// If it is not well-formed.
+pub fn with_mark(xml: &str, mark: &Mark) -> Result<String, XmlError> {
+    let mut domain = Element::parse(xml)?;
+    let metadata = domain.children.iter_mut().find_map(|child| match child {
+        Node::Element(element) if element.name == "metadata" => Some(element),
+        _ => None,
+    });
+    let metadata = metadata.ok_or(unexpected("domain/metadata"))?;
+    metadata.children.retain(|child| !matches!(child, Node::Element(element) if mark_of(element).is_some()));
+    metadata.children.push(Node::Element(mark_element(mark)));
+    domain.to_xml()
+}
+
+/// Names of a domain's devices. Devices without Dalgu's alias are left out.
+///
+/// # Errors
+/// If it is not well-formed.
+pub fn names(xml: &str) -> Result<Names, XmlError> {
+    let domain = Element::parse(xml)?;
+    let Some(devices) = domain.at(&["devices"]) else { return Ok(Names::default()) };
+    let collect = |kind: &str, prefix: &str| {
+        let pairs = devices.each(kind).filter_map(|device| {
+            let target = device.at(&["target"])?.attribute("dev")?;
+            let name = device.at(&["alias"])?.attribute("name")?.strip_prefix(prefix)?;
+            Some((target.to_owned(), name.to_owned()))
+        });
+        pairs.collect()
+    };
+    Ok(Names { disks: collect("disk", "ua-disk-"), nics: collect("interface", "ua-nic-") })
+}
+
+/// Files that must be there for a domain to start, each with what it is.
+///
+/// # Errors
+/// If it is not well-formed.
+pub fn files(xml: &str) -> Result<Vec<(&'static str, PathBuf)>, XmlError> {
+    let domain = Element::parse(xml)?;
+    let mut files = Vec::new();
+    for (name, what) in [("kernel", "kernel"), ("initrd", "initial RAM disk")] {
+        files.extend(domain.at(&["os", name]).map(|file| (what, PathBuf::from(file.own_text()))));
+    }
+    let disks = domain.at(&["devices"]).into_iter().flat_map(|devices| devices.each("disk"));
+    let sources = disks.filter_map(|disk| disk.at(&["source"])?.attribute("file"));
+    files.extend(sources.map(|file| ("disk", PathBuf::from(file))));
+    Ok(files)
+}
+
+/// Reads a domain that Dalgu made.
+///
+/// # Errors
+/// If it is not one.
+pub fn model(xml: &str) -> Result<Model, XmlError> {
+    let domain = Element::parse(xml)?;
+    let text = |path: &[&str], place| domain.at(path).map(Element::own_text).ok_or(unexpected(place));
+    let devices = domain.at(&["devices"]).ok_or(unexpected("devices"))?;
+    let accelerator = match domain.attribute("type") {
+        Some("kvm") => Accelerator::Kvm,
+        Some("qemu") => Accelerator::Tcg,
+        Some("test") => Accelerator::Test,
+        _ => return Err(unexpected("domain/@type")),
+    };
+    let metadata = domain.at(&["metadata"]).ok_or(unexpected("metadata"))?;
+    let mark = metadata.children.iter().find_map(|child| match child {
+        Node::Element(element) => mark_of(element),
+        Node::Text(_) => None,
+    });
+    let memory = domain.at(&["memory"]).filter(|memory| memory.attribute("unit") == Some("MiB"));
+    let console = devices.at(&["serial", "source"]).and_then(|source| source.attribute("path"));
+    Ok(Model {
+        id: text(&["uuid"], "uuid")?.parse().map_err(|_| unexpected("uuid"))?,
+        name: text(&["name"], "name")?,
+        accelerator,
+        mark: mark.ok_or(unexpected("metadata"))?,
+        vcpus: text(&["vcpu"], "vcpu")?.parse().map_err(|_| unexpected("vcpu"))?,
+        memory_mib: memory.and_then(|memory| memory.own_text().parse().ok()).ok_or(unexpected("memory"))?,
+        disks: devices.each("disk").map(disk).collect::<Option<_>>().ok_or(unexpected("disk"))?,
+        nics: devices.each("interface").map(nic).collect::<Option<_>>().ok_or(unexpected("interface"))?,
+        kernel: domain.at(&["os", "kernel"]).map(|kernel| KernelModel {
+            kernel: kernel.own_text().into(),
+            initrd: domain.at(&["os", "initrd"]).map(|initrd| initrd.own_text().into()),
+            cmdline: domain.at(&["os", "cmdline"]).map(Element::own_text).unwrap_or_default(),
+        }),
+        console: console.ok_or(unexpected("serial/source"))?.into(),
+    })
+}
+
+fn device_name(device: &Element, prefix: &str) -> Option<String> {
+    Some(device.at(&["alias"])?.attribute("name")?.strip_prefix(prefix)?.to_owned())
+}
+
+fn disk(disk: &Element) -> Option<DiskModel> {
+    let driver = disk.at(&["driver"])?;
+    Some(DiskModel {
+        name: device_name(disk, "ua-disk-")?,
+        path: disk.at(&["source"])?.attribute("file")?.into(),
+        format: match driver.attribute("type")? {
+            "qcow2" => DiskFormat::Qcow2,
+            "raw" => DiskFormat::Raw,
+            _ => return None,
+        },
+        cache: match driver.attribute("cache")? {
+            "none" => Cache::None,
+            "writeback" => Cache::Writeback,
+            _ => return None,
+        },
+    })
+}
+
+fn nic(nic: &Element) -> Option<NicModel> {
+    Some(NicModel {
+        name: device_name(nic, "ua-nic-")?,
+        bridge: nic.at(&["source"])?.attribute("bridge")?.to_owned(),
+        mac: nic.at(&["mac"])?.attribute("address")?.to_owned(),
+    })
+}

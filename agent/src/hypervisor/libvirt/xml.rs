@@ -1,0 +1,288 @@
+//! The domain XML of Dalgu's VMs: a typed model, and how it is written. Pure. `read` is its inverse.
+//!
+//! What the choices are for:
+//! - `q35` with spare PCIe root ports, so that disks and interfaces can be plugged in later without a new board.
+//! - Processor under KVM: `host-model`, the host's features by name. A VM then migrates to hosts that have them all,
+//!   which placement must see to. Under TCG: `qemu64`, the same everywhere.
+//! - Disk cache `none` where the pool's file system takes O_DIRECT: what the guest flushed is on disk, and a migration
+//!   between hosts that share the pool sees no stale pages. `writeback` elsewhere, which also keeps every flush.
+//! - The serial line goes to a file, appended: the log goes on after a migration or a restart.
+//! - A crashed guest ends (`on_crash`) and says so (`panic` device): restarting it is the agent's business.
+
+use std::path::{Path, PathBuf};
+
+use dalgu_proto::vm::DiskFormat;
+use uuid::Uuid;
+
+use super::tree::{Element, XmlError};
+use crate::hypervisor::Mark;
+
+/// Namespace of Dalgu's element in a domain's metadata; the number rises when its meaning changes.
+pub const NAMESPACE: &str = "urn:dalgu:domain:1";
+/// Prefix used for it.
+pub const PREFIX: &str = "dalgu";
+/// Root ports left free for later.
+const SPARE_PORTS: usize = 4;
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The processor's virtualisation.
+    Kvm,
+    /// QEMU's translation.
+    Tcg,
+    /// libvirt's test driver: nothing.
+    Test,
+}
+
+impl Accelerator {
+    /// Its name for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+            Self::Test => "test",
+        }
+    }
+
+    const fn domain_type(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "qemu",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// How a disk's writes are cached on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Past the page cache.
+    None,
+    /// Through the page cache.
+    Writeback,
+}
+
+impl Cache {
+    /// libvirt's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Writeback => "writeback",
+        }
+    }
+}
+
+/// A disk of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskModel {
+    /// Name within the VM.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's format.
+    pub format: DiskFormat,
+    /// How writes are cached.
+    pub cache: Cache,
+}
+
+/// A network interface of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicModel {
+    /// Name within the VM.
+    pub name: String,
+    /// Bridge on the host.
+    pub bridge: String,
+    /// MAC address.
+    pub mac: String,
+}
+
+/// A kernel to boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelModel {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    pub initrd: Option<PathBuf>,
+    /// Command line.
+    pub cmdline: String,
+}
+
+/// A domain of Dalgu's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// UUID.
+    pub id: Uuid,
+    /// Name.
+    pub name: String,
+    /// What runs it.
+    pub accelerator: Accelerator,
+    /// Whose it is.
+    pub mark: Mark,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Disks in boot order.
+    pub disks: Vec<DiskModel>,
+    /// Network interfaces.
+    pub nics: Vec<NicModel>,
+    /// Kernel to boot instead of the first disk.
+    pub kernel: Option<KernelModel>,
+    /// Console log.
+    pub console: PathBuf,
+}
+
+/// Dalgu's element in the metadata of a domain.
+pub fn mark_element(mark: &Mark) -> Element {
+    Element::new(&format!("{PREFIX}:vm"))
+        .with(&format!("xmlns:{PREFIX}"), NAMESPACE)
+        .with("cluster", mark.cluster)
+        .with("epoch", mark.epoch)
+        .with("generation", mark.generation)
+}
+
+/// Name of the guest's `index`-th disk: vda to vdz, and on with vdaa.
+pub fn disk_target(index: usize) -> String {
+    let letter = |index: usize| char::from(b'a' + u8::try_from(index % 26).unwrap_or(0));
+    match index {
+        0..26 => format!("vd{}", letter(index)),
+        _ => format!("vd{}{}", letter(index / 26 - 1), letter(index)),
+    }
+}
+
+/// Name of the tap device of the `index`-th interface: at most 14 of the kernel's 15 characters. The end of the UUID
+/// is taken, which is random in every version in use; the beginning may be a time.
+pub fn nic_target(id: Uuid, index: usize) -> String {
+    let hex = id.simple().to_string();
+    format!("dg{}{}", &hex[22..], index)
+}
+
+/// The user alias of a device, by which it is found again.
+pub fn alias(kind: &str, name: &str) -> String {
+    format!("ua-{kind}-{name}")
+}
+
+fn path_text(path: &Path) -> Result<&str, XmlError> {
+    path.to_str().ok_or(XmlError::Unexpected { place: "a path that is not UTF-8" })
+}
+
+fn leaf(name: &str, text: impl ToString) -> Element {
+    Element::new(name).text(text)
+}
+
+impl Model {
+    /// The domain as libvirt wants it.
+    ///
+    /// # Errors
+    /// If a string holds a character that XML cannot hold, or a path is not UTF-8.
+    pub fn to_xml(&self) -> Result<String, XmlError> {
+        let memory = |name: &str| leaf(name, self.memory_mib).with("unit", "MiB");
+        let power = |state: &str| Element::new(state).with("enabled", "no");
+        Element::new("domain")
+            .with("type", self.accelerator.domain_type())
+            .child(leaf("name", &self.name))
+            .child(leaf("uuid", self.id.as_hyphenated()))
+            .child(Element::new("metadata").child(mark_element(&self.mark)))
+            .child(memory("memory"))
+            .child(memory("currentMemory"))
+            .child(leaf("vcpu", self.vcpus).with("placement", "static"))
+            .child(self.os()?)
+            .child(Element::new("features").child(Element::new("acpi")).child(Element::new("apic")))
+            .all(self.cpu())
+            .child(Element::new("clock").with("offset", "utc"))
+            .child(leaf("on_poweroff", "destroy"))
+            .child(leaf("on_reboot", "restart"))
+            .child(leaf("on_crash", "destroy"))
+            .child(Element::new("pm").child(power("suspend-to-mem")).child(power("suspend-to-disk")))
+            .child(self.devices()?)
+            .to_xml()
+    }
+
+    fn os(&self) -> Result<Element, XmlError> {
+        let mut kind = leaf("type", "hvm").with("arch", "x86_64");
+        if self.accelerator != Accelerator::Test {
+            kind = kind.with("machine", "q35");
+        }
+        let mut os = Element::new("os").child(kind);
+        if let Some(boot) = &self.kernel {
+            os = os.child(leaf("kernel", path_text(&boot.kernel)?));
+            if let Some(initrd) = &boot.initrd {
+                os = os.child(leaf("initrd", path_text(initrd)?));
+            }
+            if !boot.cmdline.is_empty() {
+                os = os.child(leaf("cmdline", &boot.cmdline));
+            }
+        }
+        Ok(os)
+    }
+
+    fn cpu(&self) -> Option<Element> {
+        match self.accelerator {
+            Accelerator::Kvm => Some(Element::new("cpu").with("mode", "host-model").with("check", "partial")),
+            Accelerator::Tcg => {
+                let model = leaf("model", "qemu64").with("fallback", "forbid");
+                Some(Element::new("cpu").with("mode", "custom").with("match", "exact").with("check", "none").child(model))
+            }
+            Accelerator::Test => None,
+        }
+    }
+
+    fn devices(&self) -> Result<Element, XmlError> {
+        // A port for each device on the bus: disks, interfaces, balloon, random numbers.
+        let ports = self.disks.len() + self.nics.len() + 2 + SPARE_PORTS;
+        let controller = |index: usize, model: &str| {
+            Element::new("controller").with("type", "pci").with("index", index).with("model", model)
+        };
+        let disks = self.disks.iter().enumerate().map(|(index, disk)| self.disk(index, disk));
+        let serial = Element::new("serial")
+            .with("type", "file")
+            .child(Element::new("source").with("path", path_text(&self.console)?).with("append", "on"))
+            .child(Element::new("target").with("port", 0));
+        let balloon = Element::new("memballoon")
+            .with("model", "virtio")
+            .child(Element::new("stats").with("period", 10));
+        let random = Element::new("rng")
+            .with("model", "virtio")
+            .child(leaf("backend", "/dev/urandom").with("model", "random"));
+        Ok(Element::new("devices")
+            .child(controller(0, "pcie-root"))
+            .all((1..=ports).map(|index| controller(index, "pcie-root-port")))
+            .child(Element::new("controller").with("type", "usb").with("model", "none"))
+            .all(disks.collect::<Result<Vec<_>, _>>()?)
+            .all(self.nics.iter().enumerate().map(|(index, nic)| self.nic(index, nic)))
+            .child(serial)
+            .child(balloon)
+            .child(random)
+            .child(Element::new("panic").with("model", "pvpanic")))
+    }
+
+    fn disk(&self, index: usize, disk: &DiskModel) -> Result<Element, XmlError> {
+        let driver = Element::new("driver")
+            .with("name", "qemu")
+            .with("type", disk.format.as_str())
+            .with("cache", disk.cache.as_str())
+            .with("discard", "unmap");
+        let mut element = Element::new("disk")
+            .with("type", "file")
+            .with("device", "disk")
+            .child(driver)
+            .child(Element::new("source").with("file", path_text(&disk.path)?))
+            .child(Element::new("target").with("dev", disk_target(index)).with("bus", "virtio"))
+            .child(leaf("serial", &disk.name));
+        if self.kernel.is_none() {
+            element = element.child(Element::new("boot").with("order", index + 1));
+        }
+        Ok(element.child(Element::new("alias").with("name", alias("disk", &disk.name))))
+    }
+
+    fn nic(&self, index: usize, nic: &NicModel) -> Element {
+        Element::new("interface")
+            .with("type", "bridge")
+            .child(Element::new("mac").with("address", &nic.mac))
+            .child(Element::new("source").with("bridge", &nic.bridge))
+            .child(Element::new("target").with("dev", nic_target(self.id, index)))
+            .child(Element::new("model").with("type", "virtio"))
+            .child(Element::new("alias").with("name", alias("nic", &nic.name)))
+    }
+}
