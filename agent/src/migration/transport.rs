@@ -38,6 +38,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const BUFFER_BYTES: usize = 256 * 1024;
 /// Longest wait for the few bytes that open a stream.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A stream whose relay is closed is cut after this time.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a destination answers to an opening it accepts.
 const ACCEPTED: u8 = 1;
 
@@ -212,9 +214,11 @@ pub struct Peer {
     pub identity: Identity,
 }
 
-/// Source: the three sockets that stand for the destination. Dropping it cuts every stream and removes the sockets.
+/// Source: the three sockets that stand for the destination. Dropping it removes the sockets; streams that are open carry
+/// what was given to them, and are cut after [`DRAIN_TIMEOUT`].
 pub struct Relay {
     sockets: Sockets,
+    closed: CancellationToken,
     cut: CancellationToken,
 }
 
@@ -223,7 +227,7 @@ impl Relay {
     pub fn open(sockets: Sockets, owner: Option<(u32, u32)>, migration: MigrationId, peer: &Peer) -> io::Result<Self> {
         sockets.remove()?;
         sockets.create(owner)?;
-        let cut = CancellationToken::new();
+        let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
         for channel in Channel::ALL {
             let path = match channel {
                 Channel::Control => &sockets.control,
@@ -234,9 +238,9 @@ impl Relay {
             if let Some((uid, gid)) = owner {
                 std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
             }
-            tokio::spawn(relay(listener, channel, migration, peer.clone(), cut.clone()));
+            tokio::spawn(relay(listener, channel, migration, peer.clone(), closed.clone(), cut.clone()));
         }
-        Ok(Self { sockets, cut })
+        Ok(Self { sockets, closed, cut })
     }
 
     /// The sockets.
@@ -247,19 +251,33 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.cut.cancel();
+        self.closed.cancel();
+        // A word of the hypervisors that is on its way can decide where the VM is: it must arrive. Their own ends are
+        // closed by now, so the streams end by themselves unless the network holds them up.
+        let cut = self.cut.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(DRAIN_TIMEOUT).await;
+            cut.cancel();
+        });
         if let Err(error) = self.sockets.remove() {
             tracing::warn!(%error, dir = %self.sockets.dir.display(), "a migration's sockets could not be removed");
         }
     }
 }
 
-async fn relay(listener: UnixListener, channel: Channel, migration: MigrationId, peer: Peer, cut: CancellationToken) {
+async fn relay(
+    listener: UnixListener,
+    channel: Channel,
+    migration: MigrationId,
+    peer: Peer,
+    closed: CancellationToken,
+    cut: CancellationToken,
+) {
     loop {
         // Cancel safe: a connection that was not accepted stays in the backlog.
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = cut.cancelled() => return,
+            () = closed.cancelled() => return,
         };
         let Ok((local, _)) = accepted else { return };
         let (peer, cut) = (peer.clone(), cut.clone());

@@ -54,8 +54,9 @@ struct Outcome {
     epoch: Epoch,
 }
 
-/// A step that failed.
+/// A step that failed. It counts for as long as the plan asks for that step.
 struct Stuck {
+    step: Step,
     failure: Failure,
     tries: u32,
     retry_at: Option<Instant>,
@@ -88,7 +89,7 @@ impl Driver {
         if let (None, Some(domain)) = (&vm, &known.adopted) {
             vm = adopt(domain);
         }
-        Self {
+        let mut driver = Self {
             transfers: Transfers::new(known.migrations),
             shared,
             id,
@@ -104,7 +105,10 @@ impl Driver {
             work: None,
             wake: Instant::now(),
             status: watch::Sender::new(Status::unknown(id)),
-        }
+        };
+        // A VM that is known is reported from the first moment on.
+        driver.publish();
+        driver
     }
 
     pub(super) fn status(&self) -> watch::Receiver<Status> {
@@ -245,7 +249,7 @@ impl Driver {
         let since = self.stuck.as_ref().map_or_else(Timestamp::now, |stuck| stuck.failure.since);
         let failure = Failure { reason: error.reason().to_owned(), message: error.to_string(), retrying, since };
         tracing::warn!(?step, %error, tries, retrying, "step failed");
-        self.stuck = Some(Stuck { failure, tries, retry_at: retrying.then(|| Instant::now() + wait) });
+        self.stuck = Some(Stuck { step, failure, tries, retry_at: retrying.then(|| Instant::now() + wait) });
     }
 
     /// Forgets failures and what was tried: there is a new intent.
@@ -281,7 +285,12 @@ impl Driver {
     async fn plan(&mut self) {
         let now = Instant::now();
         self.wake = now + LOOK_INTERVAL;
+        let memory = self.memory();
+        let Some(vm) = &mut self.vm else { return };
+        let step = plan::next(vm, self.domain.as_ref(), &memory);
         match &self.stuck {
+            // A call can fail and take effect all the same, or things have changed otherwise.
+            Some(stuck) if stuck.step != step => self.stuck = None,
             Some(Stuck { retry_at: None, .. }) => return,
             Some(Stuck { retry_at: Some(at), .. }) if *at > now => {
                 self.wake = *at;
@@ -289,9 +298,6 @@ impl Driver {
             }
             _ => {}
         }
-        let memory = self.memory();
-        let Some(vm) = &mut self.vm else { return };
-        let step = plan::next(vm, self.domain.as_ref(), &memory);
         let (power, restart) =
             vm.intent.as_ref().map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
         match step {
@@ -332,7 +338,7 @@ impl Driver {
         let message = format!("ended {} times within {} min; look at its console, then start it again", plan::MAX_RESTARTS, plan::CRASH_WINDOW.as_secs() / 60);
         let failure = Failure { reason: "CRASH_LOOP".to_owned(), message, retrying: false, since: Timestamp::now() };
         tracing::error!("the guest ends again and again; it is not restarted any more");
-        self.stuck = Some(Stuck { failure, tries: 0, retry_at: None });
+        self.stuck = Some(Stuck { step: Step::CrashLoop, failure, tries: 0, retry_at: None });
     }
 
     /// Writes down the power state and its reason when they have changed.

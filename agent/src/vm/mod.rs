@@ -260,3 +260,6 @@ impl Vms {
         self.tasks.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests;
