@@ -162,23 +162,41 @@ const fn default_usage_interval() -> u64 {
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let config: Self = toml::from_str(&text)
-            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?;
-        config.check().map_err(|(key, problem)| Error::Value { path: path.to_owned(), key, problem })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|source| Error::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        config.check().map_err(|(key, problem)| Error::Value {
+            path: path.to_owned(),
+            key,
+            problem,
+        })?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
         if !(500..=60_000).contains(&self.usage_interval_ms) {
-            return Err(("usage_interval_ms", format!("must be 500 to 60000, is {}", self.usage_interval_ms)));
+            return Err((
+                "usage_interval_ms",
+                format!("must be 500 to 60000, is {}", self.usage_interval_ms),
+            ));
         }
         if !self.controller.starts_with("https://") {
-            return Err(("controller", format!("must be https://HOST:PORT, is {:?}", self.controller)));
+            return Err((
+                "controller",
+                format!("must be https://HOST:PORT, is {:?}", self.controller),
+            ));
         }
         // A Unix socket's path has at most 107 bytes; ours adds "/migration/", a UUID and "/control.sock".
         if self.run_dir.as_os_str().len() > 107 - 60 {
-            return Err(("run_dir", "is too long for the paths of sockets; use at most 47 characters".to_owned()));
+            return Err((
+                "run_dir",
+                "is too long for the paths of sockets; use at most 47 characters".to_owned(),
+            ));
         }
         for (index, pool) in self.pools.iter().enumerate() {
             check_device_name(&pool.name).map_err(|error| ("pools", error.to_string()))?;
@@ -204,7 +222,11 @@ impl Config {
 
     /// The pools, for sampling.
     pub fn pool_configs(&self) -> Vec<PoolConfig> {
-        let pool = |pool: &Pool| PoolConfig { name: pool.name.clone(), path: pool.path.clone(), shared: pool.shared };
+        let pool = |pool: &Pool| PoolConfig {
+            name: pool.name.clone(),
+            path: pool.path.clone(),
+            shared: pool.shared,
+        };
         self.pools.iter().map(pool).collect()
     }
 }
@@ -213,7 +235,8 @@ impl Config {
 mod tests {
     use super::*;
 
-    const MINIMAL: &str = "host = \"h1\"\nlisten = \"10.0.0.1:7444\"\ncontroller = \"https://10.0.0.9:7443\"\n";
+    const MINIMAL: &str =
+        "host = \"h1\"\nlisten = \"10.0.0.1:7444\"\ncontroller = \"https://10.0.0.9:7443\"\n";
 
     fn read(text: &str) -> Result<Config, Error> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -229,10 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_configuration_is_understood() {
+        let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../systemd/agent.toml");
+        let config = Config::read(Path::new(sample)).unwrap();
+        assert!(!config.pools.is_empty());
+    }
+
+    #[test]
     fn a_mistake_is_named() {
         for (line, expected) in [
             ("usage_interval_ms = 1", "usage_interval_ms"),
-            ("run_dir = \"/a-directory-name-that-is-much-too-long-for-a-socket\"", "run_dir"),
+            (
+                "run_dir = \"/a-directory-name-that-is-much-too-long-for-a-socket\"",
+                "run_dir",
+            ),
             ("[[pools]]\nname = \"a/b\"\npath = \"/x\"", "pools"),
             ("[[pools]]\nname = \"a\"\npath = \"x\"", "absolute"),
             ("colour = \"red\"", "colour"),

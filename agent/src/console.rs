@@ -24,11 +24,24 @@ struct Reader {
 }
 
 /// The log as a stream of pieces.
-pub fn read(path: PathBuf, tail_bytes: u64, follow: bool) -> impl Stream<Item = Result<ReadConsoleResponse, Status>> {
-    let reader = Reader { path, file: None, tail_bytes, follow };
+pub fn read(
+    path: PathBuf,
+    tail_bytes: u64,
+    follow: bool,
+) -> impl Stream<Item = Result<ReadConsoleResponse, Status>> {
+    let reader = Reader {
+        path,
+        file: None,
+        tail_bytes,
+        follow,
+    };
     futures::stream::try_unfold(reader, |mut reader| async move {
         let piece = reader.next().await.map_err(|error| {
-            reason::status(Code::Unavailable, "CONSOLE_UNREADABLE", format!("the console log cannot be read: {error}"))
+            reason::status(
+                Code::Unavailable,
+                "CONSOLE_UNREADABLE",
+                format!("the console log cannot be read: {error}"),
+            )
         })?;
         Ok(piece.map(|data| (ReadConsoleResponse { data: data.into() }, reader)))
     })
@@ -63,7 +76,8 @@ impl Reader {
         };
         if self.tail_bytes > 0 {
             let length = file.metadata().await?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(self.tail_bytes))).await?;
+            file.seek(SeekFrom::Start(length.saturating_sub(self.tail_bytes)))
+                .await?;
         }
         self.file = Some(file);
         Ok(())
@@ -92,11 +106,18 @@ mod tests {
     async fn a_log_is_read_from_its_tail_and_followed() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "one\ntwo\n").unwrap();
-        let whole: Vec<_> = read(file.path().into(), 0, false).map(|piece| piece.unwrap().data).collect().await;
+        let whole: Vec<_> = read(file.path().into(), 0, false)
+            .map(|piece| piece.unwrap().data)
+            .collect()
+            .await;
         assert_eq!(whole.concat(), b"one\ntwo\n");
         let mut tail = Box::pin(read(file.path().into(), 4, true));
         assert_eq!(tail.next().await.unwrap().unwrap().data.as_ref(), b"two\n");
-        std::fs::OpenOptions::new().append(true).open(file.path()).and_then(|mut f| std::io::Write::write_all(&mut f, b"three\n")).unwrap();
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(file.path())
+            .and_then(|mut f| std::io::Write::write_all(&mut f, b"three\n"))
+            .unwrap();
         assert_eq!(tail.next().await.unwrap().unwrap().data.as_ref(), b"three\n");
     }
 

@@ -94,7 +94,13 @@ pub struct Gate {
 impl Gate {
     /// A gate that is closed until [`Gate::open`].
     pub fn new(cluster: ClusterId, own: HostName, ledger: Ledger, host: Host) -> Self {
-        Self { own, ledger, host: Mutex::new(host), cluster, open: watch::Sender::new(false) }
+        Self {
+            own,
+            ledger,
+            host: Mutex::new(host),
+            cluster,
+            open: watch::Sender::new(false),
+        }
     }
 
     /// The site.
@@ -140,15 +146,28 @@ impl Gate {
     pub async fn registered(&self, cluster: ClusterId, session: Session, term: Term) -> Result<(), Error> {
         let mut host = self.host.lock().await;
         if cluster != self.cluster {
-            return Err(Error::WrongCluster { given: cluster, own: self.cluster });
+            return Err(Error::WrongCluster {
+                given: cluster,
+                own: self.cluster,
+            });
         }
         if term < host.term {
-            return Err(Error::StaleTerm { given: term, known: host.term });
+            return Err(Error::StaleTerm {
+                given: term,
+                known: host.term,
+            });
         }
         if session < host.session {
-            return Err(Error::WrongSession { given: session, own: host.session });
+            return Err(Error::WrongSession {
+                given: session,
+                own: host.session,
+            });
         }
-        let changed = Host { cluster: Some(self.cluster), session, term };
+        let changed = Host {
+            cluster: Some(self.cluster),
+            session,
+            term,
+        };
         if changed != *host {
             self.save(changed).await?;
             *host = changed;
@@ -170,18 +189,33 @@ fn judge(cluster: ClusterId, own: &HostName, host: Host, given: Context<'_>) -> 
         return Err(Error::Unregistered);
     }
     if given.host != own.as_str() {
-        return Err(Error::WrongHost { given: given.host.to_owned(), own: own.clone() });
+        return Err(Error::WrongHost {
+            given: given.host.to_owned(),
+            own: own.clone(),
+        });
     }
     if given.cluster != cluster {
-        return Err(Error::WrongCluster { given: given.cluster, own: cluster });
+        return Err(Error::WrongCluster {
+            given: given.cluster,
+            own: cluster,
+        });
     }
     if given.session != host.session {
-        return Err(Error::WrongSession { given: given.session, own: host.session });
+        return Err(Error::WrongSession {
+            given: given.session,
+            own: host.session,
+        });
     }
     if given.term < host.term {
-        return Err(Error::StaleTerm { given: given.term, known: host.term });
+        return Err(Error::StaleTerm {
+            given: given.term,
+            known: host.term,
+        });
     }
-    Ok(Host { term: given.term, ..host })
+    Ok(Host {
+        term: given.term,
+        ..host
+    })
 }
 
 #[cfg(test)]
@@ -195,15 +229,61 @@ mod tests {
     #[test]
     fn only_the_right_controller_and_session_pass() {
         let own: HostName = "h1".parse().unwrap();
-        let host = Host { cluster: Some(cluster(1)), session: Session(4), term: Term(7) };
-        let good = Context { cluster: cluster(1), term: Term(7), session: Session(4), host: "h1" };
+        let host = Host {
+            cluster: Some(cluster(1)),
+            session: Session(4),
+            term: Term(7),
+        };
+        let good = Context {
+            cluster: cluster(1),
+            term: Term(7),
+            session: Session(4),
+            host: "h1",
+        };
         assert_eq!(judge(cluster(1), &own, host, good).unwrap(), host);
-        assert_eq!(judge(cluster(1), &own, host, Context { term: Term(9), ..good }).unwrap().term, Term(9));
+        assert_eq!(
+            judge(
+                cluster(1),
+                &own,
+                host,
+                Context {
+                    term: Term(9),
+                    ..good
+                }
+            )
+            .unwrap()
+            .term,
+            Term(9)
+        );
         let reason = |given| judge(cluster(1), &own, host, given).map_err(|error| error.reason());
-        assert_eq!(reason(Context { term: Term(6), ..good }), Err("STALE_TERM"));
-        assert_eq!(reason(Context { session: Session(3), ..good }), Err("WRONG_SESSION"));
-        assert_eq!(reason(Context { session: Session(5), ..good }), Err("WRONG_SESSION"));
-        assert_eq!(reason(Context { cluster: cluster(2), ..good }), Err("WRONG_CLUSTER"));
+        assert_eq!(
+            reason(Context {
+                term: Term(6),
+                ..good
+            }),
+            Err("STALE_TERM")
+        );
+        assert_eq!(
+            reason(Context {
+                session: Session(3),
+                ..good
+            }),
+            Err("WRONG_SESSION")
+        );
+        assert_eq!(
+            reason(Context {
+                session: Session(5),
+                ..good
+            }),
+            Err("WRONG_SESSION")
+        );
+        assert_eq!(
+            reason(Context {
+                cluster: cluster(2),
+                ..good
+            }),
+            Err("WRONG_CLUSTER")
+        );
         assert_eq!(reason(Context { host: "h2", ..good }), Err("WRONG_HOST"));
         let fresh = judge(cluster(1), &own, Host::default(), good).map_err(|error| error.reason());
         assert_eq!(fresh, Err("UNREGISTERED"));
@@ -217,10 +297,23 @@ mod tests {
         let gate = Gate::new(cluster(1), own.clone(), ledger.clone(), Host::default());
         gate.open();
         gate.registered(cluster(1), Session(2), Term(3)).await.unwrap();
-        gate.pass(Context { cluster: cluster(1), term: Term(5), session: Session(2), host: "h1" }).await.unwrap();
+        gate.pass(Context {
+            cluster: cluster(1),
+            term: Term(5),
+            session: Session(2),
+            host: "h1",
+        })
+        .await
+        .unwrap();
         let again = Gate::new(cluster(1), own, ledger.clone(), ledger.load().unwrap().host);
         assert_eq!(again.host().await.term, Term(5));
-        assert!(matches!(again.registered(cluster(1), Session(2), Term(4)).await, Err(Error::StaleTerm { .. })));
-        assert!(matches!(again.registered(cluster(2), Session(2), Term(9)).await, Err(Error::WrongCluster { .. })));
+        assert!(matches!(
+            again.registered(cluster(1), Session(2), Term(4)).await,
+            Err(Error::StaleTerm { .. })
+        ));
+        assert!(matches!(
+            again.registered(cluster(2), Session(2), Term(9)).await,
+            Err(Error::WrongCluster { .. })
+        ));
     }
 }

@@ -211,7 +211,11 @@ impl Ledger {
     pub fn open(dir: &Path) -> Result<Self, Error> {
         for sub in ["vms", "migrations"] {
             let path = dir.join(sub);
-            fs::create_dir_all(&path).map_err(|source| Error::Io { verb: "written", path, source })?;
+            fs::create_dir_all(&path).map_err(|source| Error::Io {
+                verb: "written",
+                path,
+                source,
+            })?;
         }
         Ok(Self { dir: dir.to_owned() })
     }
@@ -223,7 +227,10 @@ impl Ledger {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Host::default(),
             Err(error) => return Err(error),
         };
-        let mut contents = Contents { host, ..Contents::default() };
+        let mut contents = Contents {
+            host,
+            ..Contents::default()
+        };
         contents.vms = self.read_all("vms", &mut contents.damaged)?;
         contents.migrations = self.read_all("migrations", &mut contents.damaged)?;
         Ok(contents)
@@ -231,7 +238,11 @@ impl Ledger {
 
     fn read_all<T: DeserializeOwned>(&self, sub: &str, damaged: &mut Vec<Error>) -> Result<Vec<T>, Error> {
         let dir = self.dir.join(sub);
-        let failed = |source| Error::Io { verb: "read", path: dir.clone(), source };
+        let failed = |source| Error::Io {
+            verb: "read",
+            path: dir.clone(),
+            source,
+        };
         let mut found = Vec::new();
         for file in fs::read_dir(&dir).map_err(failed)? {
             let path = file.map_err(failed)?.path();
@@ -259,7 +270,10 @@ impl Ledger {
 
     /// Writes a migration's entry.
     pub fn save_migration(&self, migration: &Migration) -> Result<(), Error> {
-        write(&self.dir.join("migrations").join(format!("{}.json", migration.id)), migration)
+        write(
+            &self.dir.join("migrations").join(format!("{}.json", migration.id)),
+            migration,
+        )
     }
 
     /// Forgets a VM.
@@ -274,12 +288,23 @@ impl Ledger {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let bytes = fs::read(path).map_err(|source| Error::Io { verb: "read", path: path.to_owned(), source })?;
-    serde_json::from_slice(&bytes).map_err(|source| Error::Damaged { path: path.to_owned(), source })
+    let bytes = fs::read(path).map_err(|source| Error::Io {
+        verb: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Damaged {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn write<T: Serialize>(path: &Path, entry: &T) -> Result<(), Error> {
-    let failed = |source| Error::Io { verb: "written", path: path.to_owned(), source };
+    let failed = |source| Error::Io {
+        verb: "written",
+        path: path.to_owned(),
+        source,
+    };
     let bytes = serde_json::to_vec(entry).map_err(|error| failed(error.into()))?;
     let unfinished = path.with_extension("tmp");
     let mut file = File::create(&unfinished).map_err(failed)?;
@@ -290,7 +315,11 @@ fn write<T: Serialize>(path: &Path, entry: &T) -> Result<(), Error> {
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
-    let failed = |source| Error::Io { verb: "removed", path: path.to_owned(), source };
+    let failed = |source| Error::Io {
+        verb: "removed",
+        path: path.to_owned(),
+        source,
+    };
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
         _ => sync_parent(path).map_err(failed),
@@ -329,7 +358,12 @@ mod tests {
         ledger.save_vm(&vm(1)).unwrap();
         ledger.save_vm(&vm(2)).unwrap();
         ledger.remove_vm(vm(2).id).unwrap();
-        ledger.save_host(&Host { session: Session(3), ..Host::default() }).unwrap();
+        ledger
+            .save_host(&Host {
+                session: Session(3),
+                ..Host::default()
+            })
+            .unwrap();
         let contents = Ledger::open(dir.path()).unwrap().load().unwrap();
         assert_eq!(contents.vms, [vm(1)]);
         assert_eq!(contents.host.session, Session(3));
@@ -340,7 +374,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         ledger.save_vm(&vm(1)).unwrap();
-        fs::write(dir.path().join("vms").join(format!("{}.tmp", vm(1).id)), "{\"id\":").unwrap();
+        fs::write(
+            dir.path().join("vms").join(format!("{}.tmp", vm(1).id)),
+            "{\"id\":",
+        )
+        .unwrap();
         assert_eq!(ledger.load().unwrap().vms, [vm(1)]);
     }
 

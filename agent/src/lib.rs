@@ -46,6 +46,8 @@ mod telemetry;
 pub mod vm;
 mod wire;
 
+/// Longest time a stopping agent takes.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest gRPC message taken or sent.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Requests of one connection that are served at once.
@@ -230,10 +232,23 @@ fn make_dir(path: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(path).with_context(|| format!("cannot make the directory {}", path.display()))
 }
 
-/// Longest time a stopping agent takes.
-pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-
 #[cfg(feature = "libvirt")]
-async fn libvirt(_config: &Config, _site: dalgu_proto::ids::ClusterId) -> anyhow::Result<Arc<dyn Hypervisor>> {
-    anyhow::bail!("pending")
+async fn libvirt(config: &Config, site: dalgu_proto::ids::ClusterId) -> anyhow::Result<Arc<dyn Hypervisor>> {
+    use hypervisor::libvirt::{Accel, Libvirt, LibvirtConfig, Pool};
+    let pool = |pool: &config::Pool| Pool { name: pool.name.clone(), path: pool.path.clone(), shared: pool.shared };
+    let libvirt = LibvirtConfig {
+        cluster: site,
+        uri: config.libvirt_uri.clone(),
+        pools: config.pools.iter().map(pool).collect(),
+        images_dir: config.images_dir.clone(),
+        console_dir: config.console_dir.clone(),
+        accel: match config.accel {
+            config::Accelerator::Auto => Accel::Auto,
+            config::Accelerator::Kvm => Accel::Kvm,
+            config::Accelerator::Tcg => Accel::Tcg,
+        },
+        run_dir: config.run_dir.clone(),
+        qemu_user: config.qemu_user.clone(),
+    };
+    Ok(Arc::new(Libvirt::start(libvirt).await?))
 }

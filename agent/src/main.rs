@@ -42,13 +42,18 @@ fn main() -> ExitCode {
 
 fn init_logs(json: bool) {
     let filter = EnvFilter::try_from_env("DALGU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if json { logs.json().init() } else { logs.init() }
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     // Two threads are enough: what blocks has threads of its own.
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -67,7 +72,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn stop_on_signal(stop: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return;
     };
     // Cancel safe: either signal ends the wait.
@@ -81,7 +88,9 @@ async fn stop_on_signal(stop: CancellationToken) {
 
 /// Tells systemd's watchdog that the runtime is alive.
 async fn watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let Some(period) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     let mut tick = tokio::time::interval(period / 2);
     loop {
         tick.tick().await;

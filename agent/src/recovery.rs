@@ -22,10 +22,16 @@ const RETRY: Duration = Duration::from_secs(1);
 pub async fn recover(vms: &Vms, contents: Contents) {
     let domains = ask(vms).await;
     for damaged in &contents.damaged {
-        tracing::error!(error = damaged as &dyn std::error::Error, "a ledger entry is damaged; its VM is adopted if its domain is here");
+        tracing::error!(
+            error = damaged as &dyn std::error::Error,
+            "a ledger entry is damaged; its VM is adopted if its domain is here"
+        );
     }
     let known = sort(contents, domains);
-    let (owned, adopted) = (known.values().filter(|k| k.vm.is_some()).count(), known.values().filter(|k| k.adopted.is_some()).count());
+    let (owned, adopted) = (
+        known.values().filter(|k| k.vm.is_some()).count(),
+        known.values().filter(|k| k.adopted.is_some()).count(),
+    );
     for (id, known) in known {
         if known.adopted.is_some() {
             tracing::warn!(vm = %id, "a domain with Dalgu's mark is not in the ledger; adopted as it is");
@@ -59,7 +65,10 @@ fn sort(contents: Contents, domains: Vec<Domain>) -> HashMap<VmId, Known> {
     }
     for domain in domains {
         let entry = known.entry(domain.id).or_default();
-        let here = entry.vm.as_ref().is_some_and(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
+        let here = entry
+            .vm
+            .as_ref()
+            .is_some_and(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
         if domain.mark.is_some() && !here {
             entry.adopted = Some(domain);
         }
@@ -90,9 +99,22 @@ mod tests {
     }
 
     fn domain(vm: u128, ours: bool) -> Domain {
-        let mark = ours.then(|| Mark { cluster: cluster(1), epoch: Epoch(3), generation: Generation(2) });
+        let mark = ours.then(|| Mark {
+            cluster: cluster(1),
+            epoch: Epoch(3),
+            generation: Generation(2),
+        });
         let name = format!("vm{vm}");
-        Domain { id: id(vm), name, mark, state: DomainState::Running, reason: PowerReason::Unknown, persistent: true, vcpus: 1, memory_mib: 64 }
+        Domain {
+            id: id(vm),
+            name,
+            mark,
+            state: DomainState::Running,
+            reason: PowerReason::Unknown,
+            persistent: true,
+            vcpus: 1,
+            memory_mib: 64,
+        }
     }
 
     fn entry(vm: u128, disposition: Disposition) -> ledger::Vm {
@@ -112,15 +134,34 @@ mod tests {
     #[test]
     fn only_domains_of_this_site_that_are_not_in_the_ledger_are_adopted() {
         let contents = Contents {
-            host: Host { cluster: Some(cluster(1)), ..Host::default() },
-            vms: vec![entry(1, Disposition::Owned), entry(5, Disposition::Gone { since: jiff::Timestamp::UNIX_EPOCH })],
+            host: Host {
+                cluster: Some(cluster(1)),
+                ..Host::default()
+            },
+            vms: vec![
+                entry(1, Disposition::Owned),
+                entry(
+                    5,
+                    Disposition::Gone {
+                        since: jiff::Timestamp::UNIX_EPOCH,
+                    },
+                ),
+            ],
             ..Contents::default()
         };
-        let domains = vec![domain(1, true), domain(2, true), domain(4, false), domain(5, true)];
+        let domains = vec![
+            domain(1, true),
+            domain(2, true),
+            domain(4, false),
+            domain(5, true),
+        ];
         let known = sort(contents, domains);
         assert!(known[&id(1)].vm.is_some() && known[&id(1)].adopted.is_none());
         assert!(known[&id(2)].adopted.is_some());
         assert!(!known.contains_key(&id(4)), "nobody's VM");
-        assert!(known[&id(5)].vm.is_some(), "what is gone is remembered, with what was found in spite of it");
+        assert!(
+            known[&id(5)].vm.is_some(),
+            "what is gone is remembered, with what was found in spite of it"
+        );
     }
 }

@@ -82,7 +82,12 @@ impl Reporter {
                 Failed::Call(status) => {
                     let code = status.code();
                     let reason = reason::of(&status);
-                    tracing::warn!(?code, reason, message = status.message(), "the controller cannot be told");
+                    tracing::warn!(
+                        ?code,
+                        reason,
+                        message = status.message(),
+                        "the controller cannot be told"
+                    );
                 }
             }
             // Cancel safe: a timer.
@@ -111,12 +116,23 @@ impl Reporter {
 
     async fn register(&mut self) -> Result<(Session, Duration), Failed> {
         // The first sample comes soon after the start.
-        let sampled = |snapshot: &std::sync::Arc<Snapshot>| snapshot.usage.is_some() && !snapshot.inventory.hypervisor.is_empty();
+        let sampled = |snapshot: &std::sync::Arc<Snapshot>| {
+            snapshot.usage.is_some() && !snapshot.inventory.hypervisor.is_empty()
+        };
         let snapshot = match self.samples.wait_for(sampled).await {
             Ok(snapshot) => snapshot.clone(),
-            Err(_) => return Err(Failed::Call(tonic::Status::unavailable("no samples: the agent is stopping"))),
+            Err(_) => {
+                return Err(Failed::Call(tonic::Status::unavailable(
+                    "no samples: the agent is stopping",
+                )));
+            }
         };
-        let domains = self.vms.hypervisor().list().await.map_err(|error| Failed::Call(tonic::Status::unavailable(error.to_string())))?;
+        let domains = self
+            .vms
+            .hypervisor()
+            .list()
+            .await
+            .map_err(|error| Failed::Call(tonic::Status::unavailable(error.to_string())))?;
         let host = self.gate.host().await;
         let request = RegisterRequest {
             host: self.gate.own().to_string(),
@@ -129,23 +145,49 @@ impl Reporter {
             vms: wire::reports(self.vms.statuses(), &usages(&snapshot)),
             unmanaged_domains: wire::unmanaged(&domains),
             session: host.session.0,
-            cluster_id: host.cluster.map(|cluster| cluster.to_string()).unwrap_or_default(),
+            cluster_id: host
+                .cluster
+                .map(|cluster| cluster.to_string())
+                .unwrap_or_default(),
         };
-        let answer = timeout(DEADLINE, self.client.register(request)).await.map_err(|_| Failed::Call(late()))?;
+        let answer = timeout(DEADLINE, self.client.register(request))
+            .await
+            .map_err(|_| Failed::Call(late()))?;
         let answer = answer.map_err(Failed::Call)?.into_inner();
-        let cluster = answer.cluster_id.parse().map_err(|_| Failed::Call(tonic::Status::internal("the controller's cluster_id is not a UUID")))?;
-        self.gate.registered(cluster, Session(answer.session), Term(answer.term)).await.map_err(|error| match error {
-            crate::gate::Error::Ledger(error) => Failed::Call(tonic::Status::unavailable(error.to_string())),
-            error => Failed::Foreign(error),
+        let cluster = answer.cluster_id.parse().map_err(|_| {
+            Failed::Call(tonic::Status::internal(
+                "the controller's cluster_id is not a UUID",
+            ))
         })?;
-        let interval = answer.report_interval.as_ref().and_then(duration_from_wire).unwrap_or(DEFAULT_INTERVAL);
-        Ok((Session(answer.session), interval.clamp(Duration::from_millis(100), Duration::from_mins(1))))
+        self.gate
+            .registered(cluster, Session(answer.session), Term(answer.term))
+            .await
+            .map_err(|error| match error {
+                crate::gate::Error::Ledger(error) => {
+                    Failed::Call(tonic::Status::unavailable(error.to_string()))
+                }
+                error => Failed::Foreign(error),
+            })?;
+        let interval = answer
+            .report_interval
+            .as_ref()
+            .and_then(duration_from_wire)
+            .unwrap_or(DEFAULT_INTERVAL);
+        Ok((
+            Session(answer.session),
+            interval.clamp(Duration::from_millis(100), Duration::from_mins(1)),
+        ))
     }
 
     /// Returns `Ok` when the controller wants a new registration.
-    async fn report_until_refused(&mut self, session: Session, interval: Duration) -> Result<(), tonic::Status> {
+    async fn report_until_refused(
+        &mut self,
+        session: Session,
+        interval: Duration,
+    ) -> Result<(), tonic::Status> {
         let mut changes = self.vms.changes();
-        let mut inventory_told: Option<std::sync::Arc<Inventory>> = Some(self.samples.borrow().inventory.clone());
+        let mut inventory_told: Option<std::sync::Arc<Inventory>> =
+            Some(self.samples.borrow().inventory.clone());
         let mut next = Instant::now() + interval;
         for sequence in 1.. {
             // Cancel safe: a receiver loses nothing when dropped, and the timer is made anew.
@@ -156,7 +198,10 @@ impl Reporter {
             next = Instant::now() + interval;
             changes.mark_unchanged();
             let request = self.report(session, sequence, &mut inventory_told).await;
-            let answer = timeout(DEADLINE, self.client.report(request)).await.map_err(|_| late())??.into_inner();
+            let answer = timeout(DEADLINE, self.client.report(request))
+                .await
+                .map_err(|_| late())??
+                .into_inner();
             if answer.register_again {
                 return Ok(());
             }
@@ -164,9 +209,16 @@ impl Reporter {
         Ok(())
     }
 
-    async fn report(&self, session: Session, sequence: u64, told: &mut Option<std::sync::Arc<Inventory>>) -> ReportRequest {
+    async fn report(
+        &self,
+        session: Session,
+        sequence: u64,
+        told: &mut Option<std::sync::Arc<Inventory>>,
+    ) -> ReportRequest {
         let snapshot = self.samples.borrow().clone();
-        let changed = told.as_ref().is_none_or(|told| !told.is_same_as(&snapshot.inventory));
+        let changed = told
+            .as_ref()
+            .is_none_or(|told| !told.is_same_as(&snapshot.inventory));
         if changed {
             *told = Some(snapshot.inventory.clone());
         }
@@ -180,7 +232,10 @@ impl Reporter {
             None => match timeout(LIST_WAIT, self.vms.hypervisor().list()).await {
                 Ok(Ok(domains)) => (Some(domains), String::new()),
                 Ok(Err(error)) => (None, error.to_string()),
-                Err(_) => (None, format!("the hypervisor did not answer within {LIST_WAIT:?}")),
+                Err(_) => (
+                    None,
+                    format!("the hypervisor did not answer within {LIST_WAIT:?}"),
+                ),
             },
         };
         ReportRequest {
@@ -204,5 +259,9 @@ fn late() -> tonic::Status {
 }
 
 fn usages(snapshot: &Snapshot) -> HashMap<VmId, VmUsage> {
-    snapshot.vms.iter().filter_map(|vm| Some((vm.id, vm.usage.clone()?))).collect()
+    snapshot
+        .vms
+        .iter()
+        .filter_map(|vm| Some((vm.id, vm.usage.clone()?)))
+        .collect()
 }

@@ -36,15 +36,25 @@ pub struct Service {
 }
 
 /// Lets only the controller in.
-#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+#[allow(
+    clippy::result_large_err,
+    reason = "tonic's error is what an interceptor returns"
+)]
 pub fn only_controller(request: Request<()>) -> Result<Request<()>, Status> {
     match request.extensions().get::<Peer>() {
-        Some(Peer { role: Role::Controller, .. }) => Ok(request),
+        Some(Peer {
+            role: Role::Controller,
+            ..
+        }) => Ok(request),
         Some(peer) => {
             let message = format!("{peer} may not command an agent; use the controller's API");
             Err(reason::status(Code::PermissionDenied, "NOT_CONTROLLER", message))
         }
-        None => Err(reason::status(Code::Unauthenticated, "NO_IDENTITY", "the connection has no identity")),
+        None => Err(reason::status(
+            Code::Unauthenticated,
+            "NO_IDENTITY",
+            "the connection has no identity",
+        )),
     }
 }
 
@@ -84,7 +94,10 @@ fn invalid(field: &str) -> impl Fn(dalgu_proto::ids::Error) -> Status {
 impl Service {
     async fn pass(&self, context: Option<wire::CommandContext>) -> Result<(), Status> {
         let context = context.ok_or_else(|| reason::invalid("context", "must be given"))?;
-        let cluster = context.cluster_id.parse().map_err(invalid("context.cluster_id"))?;
+        let cluster = context
+            .cluster_id
+            .parse()
+            .map_err(invalid("context.cluster_id"))?;
         let given = Context {
             cluster,
             term: Term(context.term),
@@ -96,27 +109,45 @@ impl Service {
 
     fn known(&self, uid: &str) -> Result<Handle, Status> {
         let id: VmId = uid.parse().map_err(invalid("vm_uid"))?;
-        self.vms.get(id).ok_or_else(|| from_vm(&Denied::NotHere(id).into()))
+        self.vms
+            .get(id)
+            .ok_or_else(|| from_vm(&Denied::NotHere(id).into()))
     }
 
     fn migration_report(&self, id: MigrationId) -> wire::MigrationReport {
-        let unknown = || wire::MigrationReport { migration_id: id.to_string(), ..Default::default() };
+        let unknown = || wire::MigrationReport {
+            migration_id: id.to_string(),
+            ..Default::default()
+        };
         self.vms.migration(id).map_or_else(unknown, convert::migration)
     }
 }
 
 #[tonic::async_trait]
 impl AgentService for Service {
-    async fn ensure_vm(&self, request: Request<wire::EnsureVmRequest>) -> Result<Response<wire::EnsureVmResponse>, Status> {
+    async fn ensure_vm(
+        &self,
+        request: Request<wire::EnsureVmRequest>,
+    ) -> Result<Response<wire::EnsureVmResponse>, Status> {
         let request = request.into_inner();
         self.pass(request.context).await?;
         let vm = request.vm.ok_or_else(|| reason::invalid("vm", "must be given"))?;
         let (id, name, intent) = convert::intent(vm)?;
-        let status = self.vms.get_or_start(id).ensure(name, intent).await.map_err(|error| from_vm(&error))?;
-        Ok(Response::new(wire::EnsureVmResponse { vm: Some(convert::report(status, None)) }))
+        let status = self
+            .vms
+            .get_or_start(id)
+            .ensure(name, intent)
+            .await
+            .map_err(|error| from_vm(&error))?;
+        Ok(Response::new(wire::EnsureVmResponse {
+            vm: Some(convert::report(status, None)),
+        }))
     }
 
-    async fn delete_vm(&self, request: Request<wire::DeleteVmRequest>) -> Result<Response<wire::DeleteVmResponse>, Status> {
+    async fn delete_vm(
+        &self,
+        request: Request<wire::DeleteVmRequest>,
+    ) -> Result<Response<wire::DeleteVmResponse>, Status> {
         let request = request.into_inner();
         self.pass(request.context).await?;
         let id: VmId = request.uid.parse().map_err(invalid("uid"))?;
@@ -124,7 +155,10 @@ impl AgentService for Service {
             return Ok(Response::new(wire::DeleteVmResponse { gone: true, vm: None }));
         };
         let (generation, epoch) = (Generation(request.generation), Epoch(request.epoch));
-        let status = handle.delete(generation, epoch).await.map_err(|error| from_vm(&error))?;
+        let status = handle
+            .delete(generation, epoch)
+            .await
+            .map_err(|error| from_vm(&error))?;
         let gone = status.phase == Phase::Gone;
         let vm = (!gone).then(|| convert::report(status, None));
         Ok(Response::new(wire::DeleteVmResponse { gone, vm }))
@@ -140,8 +174,17 @@ impl AgentService for Service {
         let source = request.source_host.parse().map_err(invalid("source_host"))?;
         let vm = request.vm.ok_or_else(|| reason::invalid("vm", "must be given"))?;
         let (id, name, intent) = convert::intent(vm)?;
-        let prepare = vm::Prepare { migration, name, intent, source };
-        self.vms.get_or_start(id).prepare(prepare).await.map_err(|error| from_vm(&error))?;
+        let prepare = vm::Prepare {
+            migration,
+            name,
+            intent,
+            source,
+        };
+        self.vms
+            .get_or_start(id)
+            .prepare(prepare)
+            .await
+            .map_err(|error| from_vm(&error))?;
         Ok(Response::new(wire::PrepareMigrationResponse {}))
     }
 
@@ -154,16 +197,25 @@ impl AgentService for Service {
         let send = vm::Send {
             migration: request.migration_id.parse().map_err(invalid("migration_id"))?,
             epoch: Epoch(request.epoch),
-            destination: request.destination_host.parse().map_err(invalid("destination_host"))?,
+            destination: request
+                .destination_host
+                .parse()
+                .map_err(invalid("destination_host"))?,
             address: request.destination_address,
             max_downtime_ms: request.max_downtime_ms,
             bandwidth_mib_per_second: request.bandwidth_mib_per_second,
         };
-        self.known(&request.vm_uid)?.send(send).await.map_err(|error| from_vm(&error))?;
+        self.known(&request.vm_uid)?
+            .send(send)
+            .await
+            .map_err(|error| from_vm(&error))?;
         Ok(Response::new(wire::StartMigrationResponse {}))
     }
 
-    async fn get_migration(&self, request: Request<wire::GetMigrationRequest>) -> Result<Response<wire::MigrationReport>, Status> {
+    async fn get_migration(
+        &self,
+        request: Request<wire::GetMigrationRequest>,
+    ) -> Result<Response<wire::MigrationReport>, Status> {
         let request = request.into_inner();
         self.pass(request.context).await?;
         let id = request.migration_id.parse().map_err(invalid("migration_id"))?;
@@ -178,9 +230,20 @@ impl AgentService for Service {
         self.pass(request.context).await?;
         let id: MigrationId = request.migration_id.parse().map_err(invalid("migration_id"))?;
         let vm: VmId = request.vm_uid.parse().map_err(invalid("vm_uid"))?;
-        let status = self.vms.get_or_start(vm).settle(id).await.map_err(|error| from_vm(&error))?;
+        let status = self
+            .vms
+            .get_or_start(vm)
+            .settle(id)
+            .await
+            .map_err(|error| from_vm(&error))?;
         let migration = status.migration.filter(|migration| migration.id == id);
-        let none = || reason::status(Code::Internal, "MIGRATION_LOST", "the settled migration is not in the status");
+        let none = || {
+            reason::status(
+                Code::Internal,
+                "MIGRATION_LOST",
+                "the settled migration is not in the status",
+            )
+        };
         Ok(Response::new(convert::migration(migration.ok_or_else(none)?)))
     }
 
@@ -193,24 +256,44 @@ impl AgentService for Service {
         let migration = request.migration_id.parse().map_err(invalid("migration_id"))?;
         let vm: VmId = request.vm_uid.parse().map_err(invalid("vm_uid"))?;
         if let Some(handle) = self.vms.get(vm) {
-            handle.finish(migration, request.owner, Epoch(request.epoch)).await.map_err(|error| from_vm(&error))?;
+            handle
+                .finish(migration, request.owner, Epoch(request.epoch))
+                .await
+                .map_err(|error| from_vm(&error))?;
         }
         Ok(Response::new(wire::FinishMigrationResponse { done: true }))
     }
 
-    async fn list_vms(&self, _request: Request<wire::ListVmsRequest>) -> Result<Response<wire::ListVmsResponse>, Status> {
+    async fn list_vms(
+        &self,
+        _request: Request<wire::ListVmsRequest>,
+    ) -> Result<Response<wire::ListVmsResponse>, Status> {
         if !self.gate.is_open() {
             return Err(from_gate(&gate::Error::Recovering));
         }
-        let domains = self.vms.hypervisor().list().await.map_err(|error| from_vm(&error.into()))?;
-        let usages = self.samples.borrow().vms.iter().filter_map(|vm| Some((vm.id, vm.usage.clone()?))).collect();
+        let domains = self
+            .vms
+            .hypervisor()
+            .list()
+            .await
+            .map_err(|error| from_vm(&error.into()))?;
+        let usages = self
+            .samples
+            .borrow()
+            .vms
+            .iter()
+            .filter_map(|vm| Some((vm.id, vm.usage.clone()?)))
+            .collect();
         Ok(Response::new(wire::ListVmsResponse {
             vms: convert::reports(self.vms.statuses(), &usages),
             unmanaged_domains: convert::unmanaged(&domains),
         }))
     }
 
-    async fn get_host(&self, _request: Request<wire::GetHostRequest>) -> Result<Response<wire::GetHostResponse>, Status> {
+    async fn get_host(
+        &self,
+        _request: Request<wire::GetHostRequest>,
+    ) -> Result<Response<wire::GetHostResponse>, Status> {
         let snapshot = self.samples.borrow().clone();
         Ok(Response::new(wire::GetHostResponse {
             host: self.gate.own().to_string(),

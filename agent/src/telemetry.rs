@@ -36,7 +36,11 @@ pub struct Telemetry {
 impl Telemetry {
     /// A telemetry that has taken no sample yet.
     pub fn new(sampler: Sampler, vms: Vms) -> Self {
-        Self { sampler: Arc::new(Mutex::new(sampler)), vms, out: watch::Sender::default() }
+        Self {
+            sampler: Arc::new(Mutex::new(sampler)),
+            vms,
+            out: watch::Sender::default(),
+        }
     }
 
     /// The samples.
@@ -49,7 +53,12 @@ impl Telemetry {
         let mut tick = interval(period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (usage, mut usages) = watch::channel(Vec::new());
-        let sampling_vms = tokio::spawn(sample_vms(self.vms.clone(), period * VMS_EVERY, usage, stop.clone()));
+        let sampling_vms = tokio::spawn(sample_vms(
+            self.vms.clone(),
+            period * VMS_EVERY,
+            usage,
+            stop.clone(),
+        ));
         let mut count = 0;
         let mut rates = VmRates::default();
         loop {
@@ -59,13 +68,19 @@ impl Telemetry {
                 () = stop.cancelled() => break,
             }
             let mut next = Snapshot::clone(&self.out.borrow());
-            if count % INVENTORY_EVERY == 0 && let Some(inventory) = self.inventory().await {
+            if count % INVENTORY_EVERY == 0
+                && let Some(inventory) = self.inventory().await
+            {
                 next.inventory = Arc::new(inventory);
             }
             count += 1;
             self.sample_host(&mut next).await;
             let fresh = usages.has_changed().unwrap_or(false);
-            self.describe_vms(&mut next, &mut rates, fresh.then(|| usages.borrow_and_update().clone()));
+            self.describe_vms(
+                &mut next,
+                &mut rates,
+                fresh.then(|| usages.borrow_and_update().clone()),
+            );
             self.out.send_replace(Arc::new(next));
         }
         // It ends by the same token; a panic in it has been logged.
@@ -126,10 +141,16 @@ impl Telemetry {
                 next.vms_at = Some(now);
                 fresh.into_iter().collect()
             }
-            None => next.vms.drain(..).filter_map(|vm| Some((vm.id, vm.usage?))).collect(),
+            None => next
+                .vms
+                .drain(..)
+                .filter_map(|vm| Some((vm.id, vm.usage?)))
+                .collect(),
         };
         let vm = |status: crate::vm::status::Status| {
-            let running = status.power.is_some_and(|power| power != dalgu_proto::vm::PowerState::Stopped);
+            let running = status
+                .power
+                .is_some_and(|power| power != dalgu_proto::vm::PowerState::Stopped);
             Some(metrics::Vm {
                 id: status.id,
                 name: status.name.parse().ok()?,
@@ -141,7 +162,12 @@ impl Telemetry {
     }
 }
 
-async fn sample_vms(vms: Vms, period: Duration, out: watch::Sender<Vec<(VmId, VmUsage)>>, stop: CancellationToken) {
+async fn sample_vms(
+    vms: Vms,
+    period: Duration,
+    out: watch::Sender<Vec<(VmId, VmUsage)>>,
+    stop: CancellationToken,
+) {
     let mut tick = interval(period);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

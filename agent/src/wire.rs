@@ -22,15 +22,27 @@ use crate::{
 /// Reads an intent.
 #[allow(clippy::result_large_err, reason = "tonic's error is what the server returns")]
 pub fn intent(wire: wire::VmIntent) -> Result<(VmId, dalgu_proto::ids::VmName, Intent), Refusal> {
-    let id = wire.uid.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm.uid", error.to_string()))?;
-    let name = wire.name.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm.name", error.to_string()))?;
+    let id = wire
+        .uid
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm.uid", error.to_string()))?;
+    let name = wire
+        .name
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm.name", error.to_string()))?;
     let power = PowerState::try_from(wire.power_state())
         .map_err(|error| reason::invalid("vm.power_state", error.message))?;
     let restart_mode = wire.restart_mode().into();
-    let spec = wire.spec.ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;
-    let spec = Spec::try_from(spec).map_err(|error| reason::invalid(&format!("vm.spec.{}", error.field), error.message))?;
+    let spec = wire
+        .spec
+        .ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;
+    let spec = Spec::try_from(spec)
+        .map_err(|error| reason::invalid(&format!("vm.spec.{}", error.field), error.message))?;
     if let Some(nic) = spec.nics.iter().find(|nic| nic.mac.is_empty()) {
-        return Err(reason::invalid("vm.spec.nics", format!("{} has no MAC address", nic.name)));
+        return Err(reason::invalid(
+            "vm.spec.nics",
+            format!("{} has no MAC address", nic.name),
+        ));
     }
     let intent = Intent {
         generation: Generation(wire.generation),
@@ -69,14 +81,27 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
         observe_time: status.observed_at.map(to_wire),
         error: status.failure.map(failure),
         usage: usage.cloned().map(Into::into),
-        migration: status.migration.filter(|migration| !migration.finished).map(migration),
+        migration: status
+            .migration
+            .filter(|migration| !migration.finished)
+            .map(migration),
         adopted: status.adopted,
     }
 }
 
 fn failure(failure: Failure) -> v1::VmError {
-    let Failure { reason, message, retrying, since } = failure;
-    v1::VmError { reason, message, retrying, time: Some(to_wire(since)) }
+    let Failure {
+        reason,
+        message,
+        retrying,
+        since,
+    } = failure;
+    v1::VmError {
+        reason,
+        message,
+        retrying,
+        time: Some(to_wire(since)),
+    }
 }
 
 /// A host's part in a migration.
@@ -91,7 +116,12 @@ pub fn migration(migration: Migration) -> wire::MigrationReport {
         Transfer::Active => (wire::TransferState::Active, None),
         Transfer::Completed => (wire::TransferState::Completed, None),
         Transfer::Failed { reason, message } => {
-            let error = v1::VmError { reason, message, retrying: false, time: None };
+            let error = v1::VmError {
+                reason,
+                message,
+                retrying: false,
+                time: None,
+            };
             (wire::TransferState::Failed, Some(error))
         }
     };
@@ -141,10 +171,20 @@ pub fn unmanaged(domains: &[Domain]) -> Vec<v1::UnmanagedDomain> {
         vcpus: domain.vcpus,
         memory_mib: domain.memory_mib,
     };
-    domains.iter().filter(|domain| domain.mark.is_none()).map(foreign).collect()
+    domains
+        .iter()
+        .filter(|domain| domain.mark.is_none())
+        .map(foreign)
+        .collect()
 }
 
 /// Reports of all VMs, each with its usage.
 pub fn reports(statuses: Vec<Status>, usage: &HashMap<VmId, VmUsage>) -> Vec<wire::VmReport> {
-    statuses.into_iter().map(|status| { let usage = usage.get(&status.id); report(status, usage) }).collect()
+    statuses
+        .into_iter()
+        .map(|status| {
+            let usage = usage.get(&status.id);
+            report(status, usage)
+        })
+        .collect()
 }

@@ -37,15 +37,16 @@ pub(crate) fn shorten(value: &str) -> String {
 
 /// The rule for names of VMs and hosts: an RFC 1123 label that begins with a letter, so that a name is never
 /// mistaken for a number by libvirt's tools.
-pub const NAME_RULE: &str =
-    "1 to 63 characters a-z, 0-9 and '-', the first a letter, the last not a '-'";
+pub const NAME_RULE: &str = "1 to 63 characters a-z, 0-9 and '-', the first a letter, the last not a '-'";
 
 fn is_name(value: &str) -> bool {
     let bytes = value.as_bytes();
     (1..=63).contains(&bytes.len())
         && bytes[0].is_ascii_lowercase()
         && bytes[bytes.len() - 1] != b'-'
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
 
 macro_rules! name {
@@ -243,7 +244,22 @@ mod tests {
 
     #[test]
     fn names_that_could_do_harm_are_refused() {
-        for bad in ["", "1vm", "-a", "a-", "A", "a/b", "a.b", "a b", "<a>", "a&b", "a\"b", "a\n", "ä", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "1vm",
+            "-a",
+            "a-",
+            "A",
+            "a/b",
+            "a.b",
+            "a b",
+            "<a>",
+            "a&b",
+            "a\"b",
+            "a\n",
+            "ä",
+            &"a".repeat(64),
+        ] {
             assert!(bad.parse::<VmName>().is_err(), "{bad:?} was accepted");
         }
         for good in ["a", "web-1", "x0", &"a".repeat(63)] {
@@ -253,7 +269,18 @@ mod tests {
 
     #[test]
     fn file_names_cannot_leave_their_directory() {
-        for bad in ["", ".", "..", "../x", "a/b", ".hidden", "-rf", "a b", "a\0", &"a".repeat(129)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            ".hidden",
+            "-rf",
+            "a b",
+            "a\0",
+            &"a".repeat(129),
+        ] {
             assert!(check_file_name(bad).is_err(), "{bad:?} was accepted");
         }
         assert!(check_file_name("debian-12_amd64.qcow2").is_ok());

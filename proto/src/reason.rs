@@ -31,7 +31,11 @@ pub fn status_with(
 pub fn invalid(field: &str, message: impl Into<String>) -> Status {
     let message = message.into();
     let mut details = ErrorDetails::with_bad_request_violation(field, &message);
-    details.set_error_info("INVALID_FIELD", DOMAIN, HashMap::from([("field".to_owned(), field.to_owned())]));
+    details.set_error_info(
+        "INVALID_FIELD",
+        DOMAIN,
+        HashMap::from([("field".to_owned(), field.to_owned())]),
+    );
     Status::with_error_details(Code::InvalidArgument, format!("{field}: {message}"), details)
 }
 

@@ -36,7 +36,10 @@ pub struct Invalid {
 }
 
 fn invalid(field: impl Into<String>, message: impl ToString) -> Invalid {
-    Invalid { field: field.into(), message: message.to_string() }
+    Invalid {
+        field: field.into(),
+        message: message.to_string(),
+    }
 }
 
 /// What a VM's processors do.
@@ -211,7 +214,9 @@ fn default_mac(id: VmId, nic: &str) -> String {
         .as_bytes()
         .iter()
         .chain(nic.as_bytes())
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     let [.., a, b, c] = (hash ^ (hash >> 32)).to_be_bytes();
     format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
 }
@@ -220,7 +225,13 @@ fn check_mac(value: &str) -> Result<String, &'static str> {
     const RULE: &str = "must be six pairs of hexadecimal digits separated by ':', a unicast address";
     let octets: Vec<u8> = value
         .split(':')
-        .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
+        .map(|part| {
+            if part.len() == 2 {
+                u8::from_str_radix(part, 16).ok()
+            } else {
+                None
+            }
+        })
         .collect::<Option<_>>()
         .ok_or(RULE)?;
     let unicast = octets.first().is_some_and(|first| first & 1 == 0);
@@ -232,7 +243,9 @@ fn check_mac(value: &str) -> Result<String, &'static str> {
 }
 
 /// Checks a set of labels or a selector.
-pub fn check_labels<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<BTreeMap<String, String>, String> {
+pub fn check_labels<'a>(
+    labels: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Result<BTreeMap<String, String>, String> {
     let mut checked = BTreeMap::new();
     for (key, value) in labels {
         ids::check_label(key, true).map_err(|error| error.to_string())?;
@@ -240,7 +253,10 @@ pub fn check_labels<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String
         checked.insert(key.clone(), value.clone());
     }
     if checked.len() > MAX_LABELS {
-        return Err(format!("at most {MAX_LABELS} labels are allowed, got {}", checked.len()));
+        return Err(format!(
+            "at most {MAX_LABELS} labels are allowed, got {}",
+            checked.len()
+        ));
     }
     Ok(checked)
 }
@@ -250,17 +266,31 @@ impl TryFrom<v1::VmSpec> for Spec {
 
     fn try_from(wire: v1::VmSpec) -> Result<Self, Invalid> {
         if !(1..=MAX_VCPUS).contains(&wire.vcpus) {
-            return Err(invalid("vcpus", format!("must be 1 to {MAX_VCPUS}, got {}", wire.vcpus)));
+            return Err(invalid(
+                "vcpus",
+                format!("must be 1 to {MAX_VCPUS}, got {}", wire.vcpus),
+            ));
         }
         if !MEMORY_MIB.contains(&wire.memory_mib) {
-            let message = format!("must be {} to {} MiB, got {}", MEMORY_MIB.start(), MEMORY_MIB.end(), wire.memory_mib);
+            let message = format!(
+                "must be {} to {} MiB, got {}",
+                MEMORY_MIB.start(),
+                MEMORY_MIB.end(),
+                wire.memory_mib
+            );
             return Err(invalid("memory_mib", message));
         }
         if wire.disks.len() > MAX_DISKS {
-            return Err(invalid("disks", format!("at most {MAX_DISKS} are allowed, got {}", wire.disks.len())));
+            return Err(invalid(
+                "disks",
+                format!("at most {MAX_DISKS} are allowed, got {}", wire.disks.len()),
+            ));
         }
         if wire.nics.len() > MAX_NICS {
-            return Err(invalid("nics", format!("at most {MAX_NICS} are allowed, got {}", wire.nics.len())));
+            return Err(invalid(
+                "nics",
+                format!("at most {MAX_NICS} are allowed, got {}", wire.nics.len()),
+            ));
         }
         let restart_policy = match v1::RestartPolicy::try_from(wire.restart_policy) {
             Ok(policy) => policy.into(),
@@ -269,16 +299,35 @@ impl TryFrom<v1::VmSpec> for Spec {
         if v1::HaTier::try_from(wire.ha_tier).is_err() {
             return Err(invalid("ha_tier", "is not a value of HaTier"));
         }
-        let disks = wire.disks.into_iter().enumerate().map(|(index, disk)| check_disk(index, disk)).collect::<Result<Vec<_>, _>>()?;
-        let nics = wire.nics.into_iter().enumerate().map(|(index, nic)| check_nic(index, nic)).collect::<Result<Vec<_>, _>>()?;
+        let disks = wire
+            .disks
+            .into_iter()
+            .enumerate()
+            .map(|(index, disk)| check_disk(index, disk))
+            .collect::<Result<Vec<_>, _>>()?;
+        let nics = wire
+            .nics
+            .into_iter()
+            .enumerate()
+            .map(|(index, nic)| check_nic(index, nic))
+            .collect::<Result<Vec<_>, _>>()?;
         unique("disks", disks.iter().map(|disk| disk.name.as_str()))?;
         unique("nics", nics.iter().map(|nic| nic.name.as_str()))?;
         let kernel_boot = wire.kernel_boot.map(check_kernel).transpose()?;
         if kernel_boot.is_none() && disks.is_empty() {
             return Err(invalid("disks", "a VM needs a disk or kernel_boot to boot from"));
         }
-        let host_selector = check_labels(&wire.host_selector).map_err(|message| invalid("host_selector", message))?;
-        Ok(Self { vcpus: wire.vcpus, memory_mib: wire.memory_mib, disks, nics, kernel_boot, restart_policy, host_selector })
+        let host_selector =
+            check_labels(&wire.host_selector).map_err(|message| invalid("host_selector", message))?;
+        Ok(Self {
+            vcpus: wire.vcpus,
+            memory_mib: wire.memory_mib,
+            disks,
+            nics,
+            kernel_boot,
+            restart_policy,
+            host_selector,
+        })
     }
 }
 
@@ -296,10 +345,19 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
     let at = |field: &str| format!("disks[{index}].{field}");
     ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
     if !DISK_MIB.contains(&wire.size_mib) {
-        let message = format!("must be {} to {} MiB, got {}", DISK_MIB.start(), DISK_MIB.end(), wire.size_mib);
+        let message = format!(
+            "must be {} to {} MiB, got {}",
+            DISK_MIB.start(),
+            DISK_MIB.end(),
+            wire.size_mib
+        );
         return Err(invalid(at("size_mib"), message));
     }
-    let pool = if wire.pool.is_empty() { DEFAULT_POOL.to_owned() } else { wire.pool };
+    let pool = if wire.pool.is_empty() {
+        DEFAULT_POOL.to_owned()
+    } else {
+        wire.pool
+    };
     ids::check_device_name(&pool).map_err(|error| invalid(at("pool"), error))?;
     let image = Some(wire.image).filter(|image| !image.is_empty());
     if let Some(image) = &image {
@@ -310,7 +368,13 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
         Ok(_) => DiskFormat::Qcow2,
         Err(_) => return Err(invalid(at("format"), "is not a value of DiskFormat")),
     };
-    Ok(Disk { name: wire.name, size_mib: wire.size_mib, pool, image, format })
+    Ok(Disk {
+        name: wire.name,
+        size_mib: wire.size_mib,
+        pool,
+        image,
+        format,
+    })
 }
 
 fn check_nic(index: usize, wire: v1::Nic) -> Result<Nic, Invalid> {
@@ -326,7 +390,11 @@ fn check_nic(index: usize, wire: v1::Nic) -> Result<Nic, Invalid> {
     } else {
         check_mac(&wire.mac).map_err(|rule| invalid(at("mac"), rule))?
     };
-    Ok(Nic { name: wire.name, bridge: wire.bridge, mac })
+    Ok(Nic {
+        name: wire.name,
+        bridge: wire.bridge,
+        mac,
+    })
 }
 
 fn check_kernel(wire: v1::KernelBoot) -> Result<KernelBoot, Invalid> {
@@ -337,9 +405,16 @@ fn check_kernel(wire: v1::KernelBoot) -> Result<KernelBoot, Invalid> {
     }
     let printable = wire.cmdline.bytes().all(|byte| (0x20..0x7f).contains(&byte));
     if wire.cmdline.len() > 2048 || !printable {
-        return Err(invalid("kernel_boot.cmdline", "must be at most 2048 printable ASCII characters"));
+        return Err(invalid(
+            "kernel_boot.cmdline",
+            "must be at most 2048 printable ASCII characters",
+        ));
     }
-    Ok(KernelBoot { kernel: wire.kernel, initrd, cmdline: wire.cmdline })
+    Ok(KernelBoot {
+        kernel: wire.kernel,
+        initrd,
+        cmdline: wire.cmdline,
+    })
 }
 
 impl From<Spec> for v1::VmSpec {
@@ -359,7 +434,15 @@ impl From<Spec> for v1::VmSpec {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             disks: spec.disks.into_iter().map(disk).collect(),
-            nics: spec.nics.into_iter().map(|nic| v1::Nic { name: nic.name, bridge: nic.bridge, mac: nic.mac }).collect(),
+            nics: spec
+                .nics
+                .into_iter()
+                .map(|nic| v1::Nic {
+                    name: nic.name,
+                    bridge: nic.bridge,
+                    mac: nic.mac,
+                })
+                .collect(),
             kernel_boot: spec.kernel_boot.map(|boot| v1::KernelBoot {
                 kernel: boot.kernel,
                 initrd: boot.initrd.unwrap_or_default(),
@@ -471,8 +554,16 @@ mod tests {
         v1::VmSpec {
             vcpus: 2,
             memory_mib: 512,
-            disks: vec![v1::Disk { name: "root".into(), size_mib: 1024, ..Default::default() }],
-            nics: vec![v1::Nic { name: "eth0".into(), bridge: "br0".into(), mac: String::new() }],
+            disks: vec![v1::Disk {
+                name: "root".into(),
+                size_mib: 1024,
+                ..Default::default()
+            }],
+            nics: vec![v1::Nic {
+                name: "eth0".into(),
+                bridge: "br0".into(),
+                mac: String::new(),
+            }],
             ..Default::default()
         }
     }
@@ -501,7 +592,9 @@ mod tests {
             ("memory_mib", |s| s.memory_mib = 31),
             ("memory_mib", |s| s.memory_mib = u64::MAX),
             ("disks", |s| s.disks = vec![]),
-            ("disks", |s| s.disks = vec![s.disks[0].clone(), s.disks[0].clone()]),
+            ("disks", |s| {
+                s.disks = vec![s.disks[0].clone(), s.disks[0].clone()]
+            }),
             ("disks", |s| s.disks = vec![s.disks[0].clone(); 25]),
             ("disks[0].name", |s| s.disks[0].name = "a/b".into()),
             ("disks[0].size_mib", |s| s.disks[0].size_mib = 0),
@@ -512,13 +605,24 @@ mod tests {
             ("nics[0].mac", |s| s.nics[0].mac = "ff:ff:ff:ff:ff:ff".into()),
             ("nics[0].mac", |s| s.nics[0].mac = "00:00:00:00:00:00".into()),
             ("nics[0].mac", |s| s.nics[0].mac = "52:54:00:1:2:3".into()),
-            ("kernel_boot.kernel", |s| s.kernel_boot = Some(v1::KernelBoot { kernel: "/boot/vmlinuz".into(), ..Default::default() })),
+            ("kernel_boot.kernel", |s| {
+                s.kernel_boot = Some(v1::KernelBoot {
+                    kernel: "/boot/vmlinuz".into(),
+                    ..Default::default()
+                })
+            }),
             ("kernel_boot.cmdline", |s| {
-                s.kernel_boot = Some(v1::KernelBoot { kernel: "k".into(), cmdline: "a\nb".into(), ..Default::default() });
+                s.kernel_boot = Some(v1::KernelBoot {
+                    kernel: "k".into(),
+                    cmdline: "a\nb".into(),
+                    ..Default::default()
+                });
             }),
             ("restart_policy", |s| s.restart_policy = 77),
             ("ha_tier", |s| s.ha_tier = 77),
-            ("host_selector", |s| { s.host_selector.insert("a b".into(), String::new()); }),
+            ("host_selector", |s| {
+                s.host_selector.insert("a b".into(), String::new());
+            }),
         ];
         for (field, change) in cases {
             let mut spec = wire();
@@ -530,7 +634,10 @@ mod tests {
 
     #[test]
     fn a_mac_address_depends_on_the_vm_and_the_interface_only() {
-        let (a, b) = (VmId::from_uuid(uuid::Uuid::from_u128(1)), VmId::from_uuid(uuid::Uuid::from_u128(2)));
+        let (a, b) = (
+            VmId::from_uuid(uuid::Uuid::from_u128(1)),
+            VmId::from_uuid(uuid::Uuid::from_u128(2)),
+        );
         assert_eq!(default_mac(a, "eth0"), default_mac(a, "eth0"));
         assert_ne!(default_mac(a, "eth0"), default_mac(a, "eth1"));
         assert_ne!(default_mac(a, "eth0"), default_mac(b, "eth0"));

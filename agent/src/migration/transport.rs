@@ -132,7 +132,14 @@ impl Grants {
 
     /// Lets the agent of `source` in for this migration.
     pub fn allow(&self, migration: MigrationId, source: HostName, sockets: Sockets) {
-        let make = || Arc::new(Grant { source, sockets, revoked: CancellationToken::new(), streams: TaskTracker::new() });
+        let make = || {
+            Arc::new(Grant {
+                source,
+                sockets,
+                revoked: CancellationToken::new(),
+                streams: TaskTracker::new(),
+            })
+        };
         self.map().entry(migration).or_insert_with(make);
     }
 
@@ -168,7 +175,12 @@ impl Grants {
         let MigrationStream { peer, mut io } = stream;
         let opening = tokio::time::timeout(OPENING_TIMEOUT, read_opening(&mut io)).await??;
         let (migration, channel) = opening;
-        let refused = || io::Error::new(io::ErrorKind::PermissionDenied, format!("no grant for {migration}"));
+        let refused = || {
+            io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("no grant for {migration}"),
+            )
+        };
         let grant = self.find(migration, &peer.role).ok_or_else(refused)?;
         let local = match channel {
             Channel::Control => control_socket,
@@ -224,7 +236,12 @@ pub struct Relay {
 
 impl Relay {
     /// Opens the sockets and joins whatever connects to them to the peer.
-    pub fn open(sockets: Sockets, owner: Option<(u32, u32)>, migration: MigrationId, peer: &Peer) -> io::Result<Self> {
+    pub fn open(
+        sockets: Sockets,
+        owner: Option<(u32, u32)>,
+        migration: MigrationId,
+        peer: &Peer,
+    ) -> io::Result<Self> {
         sockets.remove()?;
         sockets.create(owner)?;
         let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -238,7 +255,14 @@ impl Relay {
             if let Some((uid, gid)) = owner {
                 std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
             }
-            tokio::spawn(relay(listener, channel, migration, peer.clone(), closed.clone(), cut.clone()));
+            tokio::spawn(relay(
+                listener,
+                channel,
+                migration,
+                peer.clone(),
+                closed.clone(),
+                cut.clone(),
+            ));
         }
         Ok(Self { sockets, closed, cut })
     }
@@ -289,7 +313,13 @@ async fn relay(
     }
 }
 
-async fn carry(local: UnixStream, channel: Channel, migration: MigrationId, peer: &Peer, cut: CancellationToken) -> io::Result<()> {
+async fn carry(
+    local: UnixStream,
+    channel: Channel,
+    migration: MigrationId,
+    peer: &Peer,
+    cut: CancellationToken,
+) -> io::Result<()> {
     let name = tls::agent_name(&peer.host);
     let open = async {
         let mut io = tls::client::open_stream(&peer.address, &name, &peer.identity, ALPN_STREAM)
@@ -301,7 +331,11 @@ async fn carry(local: UnixStream, channel: Channel, migration: MigrationId, peer
         io.flush().await?;
         let mut answer = [0];
         io.read_exact(&mut answer).await?;
-        if answer == [ACCEPTED] { Ok(io) } else { Err(io::Error::from(io::ErrorKind::PermissionDenied)) }
+        if answer == [ACCEPTED] {
+            Ok(io)
+        } else {
+            Err(io::Error::from(io::ErrorKind::PermissionDenied))
+        }
     };
     let io = tokio::time::timeout(OPENING_TIMEOUT * 2, open).await??;
     splice(local, io, cut).await

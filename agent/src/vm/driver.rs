@@ -117,7 +117,11 @@ impl Driver {
 
     /// Runs until the agent stops, or until there is nothing left to remember of the VM.
     #[tracing::instrument(name = "vm", skip_all, fields(vm = %self.id))]
-    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<(Request, Reply)>, stop: CancellationToken) {
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<(Request, Reply)>,
+        stop: CancellationToken,
+    ) {
         let mut hints = self.shared.hypervisor.hints();
         self.recover_transfers().await;
         self.look();
@@ -173,7 +177,10 @@ impl Driver {
     /// Begins to look at the domain, unless work is under way: that ends with a look.
     fn look(&mut self) {
         // A VM that is gone has no domain to look at.
-        let relevant = self.vm.as_ref().is_some_and(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
+        let relevant = self
+            .vm
+            .as_ref()
+            .is_some_and(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
         self.wake = Instant::now() + LOOK_INTERVAL;
         if self.work.is_none() && relevant {
             self.begin(None);
@@ -183,13 +190,20 @@ impl Driver {
     fn begin(&mut self, step: Option<Step>) {
         let hypervisor = self.shared.hypervisor.clone();
         let (id, definition) = (self.id, self.definition());
-        let epoch = definition.as_ref().map(|definition| definition.mark.epoch).unwrap_or_default();
+        let epoch = definition
+            .as_ref()
+            .map(|definition| definition.mark.epoch)
+            .unwrap_or_default();
         self.work = Some(Box::pin(async move {
             let step = match step {
                 Some(step) => Some((step, perform(&*hypervisor, id, definition.as_ref(), step).await)),
                 None => None,
             };
-            Outcome { step, seen: hypervisor.get(id).await, epoch }
+            Outcome {
+                step,
+                seen: hypervisor.get(id).await,
+                epoch,
+            }
         }));
     }
 
@@ -197,8 +211,17 @@ impl Driver {
     pub(super) fn definition(&self) -> Option<Definition> {
         let vm = self.vm.as_ref()?;
         let intent = vm.intent.as_ref()?;
-        let mark = Mark { cluster: self.shared.cluster, epoch: intent.epoch, generation: intent.generation };
-        Some(Definition { id: self.id, name: vm.name.clone(), mark, spec: intent.spec.clone() })
+        let mark = Mark {
+            cluster: self.shared.cluster,
+            epoch: intent.epoch,
+            generation: intent.generation,
+        };
+        Some(Definition {
+            id: self.id,
+            name: vm.name.clone(),
+            mark,
+            spec: intent.spec.clone(),
+        })
     }
 
     async fn apply(&mut self, outcome: Outcome) {
@@ -246,10 +269,23 @@ impl Driver {
         let tries = self.stuck.as_ref().map_or(0, |stuck| stuck.tries) + 1;
         let retrying = error.is_retryable();
         let wait = FIRST_RETRY.saturating_mul(1 << (tries - 1).min(6)).min(MAX_RETRY);
-        let since = self.stuck.as_ref().map_or_else(Timestamp::now, |stuck| stuck.failure.since);
-        let failure = Failure { reason: error.reason().to_owned(), message: error.to_string(), retrying, since };
+        let since = self
+            .stuck
+            .as_ref()
+            .map_or_else(Timestamp::now, |stuck| stuck.failure.since);
+        let failure = Failure {
+            reason: error.reason().to_owned(),
+            message: error.to_string(),
+            retrying,
+            since,
+        };
         tracing::warn!(?step, %error, tries, retrying, "step failed");
-        self.stuck = Some(Stuck { step, failure, tries, retry_at: retrying.then(|| Instant::now() + wait) });
+        self.stuck = Some(Stuck {
+            step,
+            failure,
+            tries,
+            retry_at: retrying.then(|| Instant::now() + wait),
+        });
     }
 
     /// Forgets failures and what was tried: there is a new intent.
@@ -264,7 +300,11 @@ impl Driver {
 
     fn memory(&mut self) -> Memory {
         let now = Instant::now();
-        while self.restarts.front().is_some_and(|at| now - *at > plan::CRASH_WINDOW) {
+        while self
+            .restarts
+            .front()
+            .is_some_and(|at| now - *at > plan::CRASH_WINDOW)
+        {
             self.restarts.pop_front();
         }
         let count = u32::try_from(self.restarts.len()).unwrap_or(u32::MAX);
@@ -292,14 +332,18 @@ impl Driver {
             // A call can fail and take effect all the same, or things have changed otherwise.
             Some(stuck) if stuck.step != step => self.stuck = None,
             Some(Stuck { retry_at: None, .. }) => return,
-            Some(Stuck { retry_at: Some(at), .. }) if *at > now => {
+            Some(Stuck {
+                retry_at: Some(at), ..
+            }) if *at > now => {
                 self.wake = *at;
                 return;
             }
             _ => {}
         }
-        let (power, restart) =
-            vm.intent.as_ref().map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
+        let (power, restart) = vm
+            .intent
+            .as_ref()
+            .map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
         match step {
             Step::Settled => return,
             Step::Wait(time) => {
@@ -317,11 +361,18 @@ impl Driver {
                 vm.done.power_begun = power;
                 self.shutdown_asked = None;
             }
-            Step::Forget => vm.disposition = Disposition::Gone { since: Timestamp::now() },
+            Step::Forget => {
+                vm.disposition = Disposition::Gone {
+                    since: Timestamp::now(),
+                }
+            }
             Step::Restart => self.restarts.push_back(now),
             _ => {}
         }
-        let writes = matches!(step, Step::Start | Step::RestartGuest(_) | Step::PowerDone | Step::Forget);
+        let writes = matches!(
+            step,
+            Step::Start | Step::RestartGuest(_) | Step::PowerDone | Step::Forget
+        );
         if writes && !self.save_vm().await {
             // Nothing is done that is not written down.
             self.wake = now + FIRST_RETRY;
@@ -335,16 +386,33 @@ impl Driver {
     }
 
     fn crash_loop(&mut self) {
-        let message = format!("ended {} times within {} min; look at its console, then start it again", plan::MAX_RESTARTS, plan::CRASH_WINDOW.as_secs() / 60);
-        let failure = Failure { reason: "CRASH_LOOP".to_owned(), message, retrying: false, since: Timestamp::now() };
+        let message = format!(
+            "ended {} times within {} min; look at its console, then start it again",
+            plan::MAX_RESTARTS,
+            plan::CRASH_WINDOW.as_secs() / 60
+        );
+        let failure = Failure {
+            reason: "CRASH_LOOP".to_owned(),
+            message,
+            retrying: false,
+            since: Timestamp::now(),
+        };
         tracing::error!("the guest ends again and again; it is not restarted any more");
-        self.stuck = Some(Stuck { step: Step::CrashLoop, failure, tries: 0, retry_at: None });
+        self.stuck = Some(Stuck {
+            step: Step::CrashLoop,
+            failure,
+            tries: 0,
+            retry_at: None,
+        });
     }
 
     /// Writes down the power state and its reason when they have changed.
     async fn note_power(&mut self) {
         let Some(vm) = &mut self.vm else { return };
-        let now = self.domain.as_ref().and_then(|domain| explain(vm, domain, &self.shared.boot_id));
+        let now = self
+            .domain
+            .as_ref()
+            .and_then(|domain| explain(vm, domain, &self.shared.boot_id));
         if now != vm.last_seen || vm.boot_id != self.shared.boot_id {
             // A domain that is not there says nothing of why the last one ended.
             if now.is_some() {
@@ -360,7 +428,10 @@ impl Driver {
         match self.try_save_vm().await {
             Ok(()) => true,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the ledger cannot be written");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the ledger cannot be written"
+                );
                 false
             }
         }
@@ -392,7 +463,10 @@ impl Driver {
         let changed = self.status.send_if_modified(|status| {
             let changed = !status.same_content(&next);
             let generation = status.status_generation + u64::from(changed);
-            *status = Status { status_generation: generation, ..next };
+            *status = Status {
+                status_generation: generation,
+                ..next
+            };
             changed
         });
         if changed {
@@ -406,12 +480,17 @@ impl Driver {
         status.migration = self.transfers.describe(self.domain.as_ref(), self.seen.is_some());
         let Some(vm) = &self.vm else { return status };
         status.name = vm.name.to_string();
-        status.accepted_generation = vm.intent.as_ref().map_or(Generation(0), |intent| intent.generation);
+        status.accepted_generation = vm
+            .intent
+            .as_ref()
+            .map_or(Generation(0), |intent| intent.generation);
         status.epoch = vm.epoch;
         status.adopted = self.adopted;
         status.observed_at = self.seen;
         status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());
-        let settled = self.seen.is_some() && self.stuck.is_none() && self.work.is_none()
+        let settled = self.seen.is_some()
+            && self.stuck.is_none()
+            && self.work.is_none()
             && plan::next(vm, self.domain.as_ref(), &memory) == Step::Settled;
         status.phase = match vm.disposition {
             Disposition::Gone { .. } => Phase::Gone,
@@ -419,17 +498,31 @@ impl Driver {
             Disposition::Incoming { .. } => Phase::Incoming,
             Disposition::Outgoing { .. } => Phase::Outgoing,
             Disposition::Owned if settled => Phase::Settled,
-            Disposition::Owned if self.stuck.as_ref().is_some_and(|stuck| !stuck.failure.retrying) => Phase::Failed,
+            Disposition::Owned if self.stuck.as_ref().is_some_and(|stuck| !stuck.failure.retrying) => {
+                Phase::Failed
+            }
             // A mere look does not make a VM busy again.
-            Disposition::Owned if self.status.borrow().phase == Phase::Settled && self.status.borrow().accepted_generation == status.accepted_generation && self.only_looking() => Phase::Settled,
+            Disposition::Owned
+                if self.status.borrow().phase == Phase::Settled
+                    && self.status.borrow().accepted_generation == status.accepted_generation
+                    && self.only_looking() =>
+            {
+                Phase::Settled
+            }
             Disposition::Owned => Phase::Applying,
         };
         if status.phase == Phase::Settled {
             status.observed_generation = status.accepted_generation;
         } else {
-            status.observed_generation = self.status.borrow().observed_generation.min(status.accepted_generation);
+            status.observed_generation = self
+                .status
+                .borrow()
+                .observed_generation
+                .min(status.accepted_generation);
         }
-        if self.domain.is_some() && let Some((power, reason)) = vm.last_seen {
+        if self.domain.is_some()
+            && let Some((power, reason)) = vm.last_seen
+        {
             status.power = Some(power);
             status.reason = reason;
         }
@@ -496,7 +589,10 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         epoch: mark.epoch,
         generation: mark.generation,
         disposition: Disposition::Owned,
-        done: Done { defined: Some(mark.epoch), ..Done::default() },
+        done: Done {
+            defined: Some(mark.epoch),
+            ..Done::default()
+        },
         last_seen: None,
         boot_id: String::new(),
     })
@@ -511,7 +607,10 @@ fn explain(vm: &ledger::Vm, domain: &Domain, boot_id: &str) -> Option<(PowerStat
         DomainState::Incoming | DomainState::HandedOver => return None,
     };
     let wanted = vm.intent.as_ref().is_some_and(|intent| intent.power == power);
-    let before = vm.last_seen.filter(|(seen, _)| *seen == power).map(|(_, reason)| reason);
+    let before = vm
+        .last_seen
+        .filter(|(seen, _)| *seen == power)
+        .map(|(_, reason)| reason);
     let ran = vm.last_seen.is_some_and(|(seen, _)| seen != PowerState::Stopped);
     let reason = match (power, domain.reason) {
         (_, PowerReason::Migrated) if power == PowerState::Running => PowerReason::Migrated,
@@ -520,7 +619,9 @@ fn explain(vm: &ledger::Vm, domain: &Domain, boot_id: &str) -> Option<(PowerStat
         (PowerState::Stopped, _) if wanted => PowerReason::Requested,
         (PowerState::Stopped, PowerReason::Unknown) if ran => PowerReason::Crashed,
         (PowerState::Stopped, PowerReason::Unknown) => before.unwrap_or_default(),
-        (PowerState::Stopped, reason) => before.filter(|before| *before == PowerReason::HostReboot).unwrap_or(reason),
+        (PowerState::Stopped, reason) => before
+            .filter(|before| *before == PowerReason::HostReboot)
+            .unwrap_or(reason),
         (PowerState::Running | PowerState::Paused, _) if wanted => before.unwrap_or(PowerReason::Requested),
         (PowerState::Running | PowerState::Paused, _) => PowerReason::External,
     };
@@ -565,7 +666,12 @@ mod tests {
         let cases = [
             (running, PowerReason::Crashed, "boot-1", PowerReason::Crashed),
             (running, PowerReason::Unknown, "boot-1", PowerReason::Crashed),
-            (running, PowerReason::GuestShutdown, "boot-1", PowerReason::GuestShutdown),
+            (
+                running,
+                PowerReason::GuestShutdown,
+                "boot-1",
+                PowerReason::GuestShutdown,
+            ),
             (running, PowerReason::External, "boot-1", PowerReason::External),
             (running, PowerReason::Unknown, "boot-2", PowerReason::HostReboot),
             (running, PowerReason::Crashed, "boot-2", PowerReason::HostReboot),
@@ -575,7 +681,11 @@ mod tests {
         ];
         for (before, said, boot, expected) in cases {
             let found = explain(&vm(before), &off(said), boot);
-            assert_eq!(found, Some((PowerState::Stopped, expected)), "{before:?} {said:?} {boot}");
+            assert_eq!(
+                found,
+                Some((PowerState::Stopped, expected)),
+                "{before:?} {said:?} {boot}"
+            );
         }
     }
 }

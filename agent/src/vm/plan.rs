@@ -99,13 +99,21 @@ fn delete(domain: Option<&Domain>, memory: &Memory) -> Step {
 
 fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> Step {
     let Some(domain) = domain else {
-        return if memory.volumes_ready { Step::Define } else { Step::CreateVolumes };
+        return if memory.volumes_ready {
+            Step::Define
+        } else {
+            Step::CreateVolumes
+        };
     };
     match domain.state {
         // A leftover of a migration whose owner is known to be this host: the settlement tidies it up, not the plan.
         DomainState::Incoming | DomainState::HandedOver => return Step::Settled,
         DomainState::Stopped if vm.done.defined != Some(intent.epoch) => {
-            return if memory.volumes_ready { Step::Define } else { Step::CreateVolumes };
+            return if memory.volumes_ready {
+                Step::Define
+            } else {
+                Step::CreateVolumes
+            };
         }
         _ => {}
     }
@@ -127,11 +135,16 @@ fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
         (PowerState::Running, DomainState::Paused) => Step::Resume,
         (PowerState::Running | PowerState::Paused, DomainState::Stopped) => {
             // Begun before, and since then the guest shut itself down: it did run, and it wanted to stop.
-            let ran = vm.done.power_begun == intent.power_sequence && domain.reason == PowerReason::GuestShutdown;
+            let ran =
+                vm.done.power_begun == intent.power_sequence && domain.reason == PowerReason::GuestShutdown;
             if ran {
                 return Step::PowerDone;
             }
-            if memory.volumes_ready { Step::Start } else { Step::CreateVolumes }
+            if memory.volumes_ready {
+                Step::Start
+            } else {
+                Step::CreateVolumes
+            }
         }
         (PowerState::Paused, DomainState::Running) => Step::Pause,
         (PowerState::Stopped, DomainState::Running | DomainState::Paused) => stop(intent, domain, memory),
@@ -214,7 +227,12 @@ mod tests {
             epoch: Epoch(1),
             generation: Generation(3),
             disposition: Disposition::Owned,
-            done: Done { defined: Some(Epoch(1)), power_begun: 2, power: 2, restart: 0 },
+            done: Done {
+                defined: Some(Epoch(1)),
+                power_begun: 2,
+                power: 2,
+                restart: 0,
+            },
             last_seen: None,
             boot_id: String::new(),
         }
@@ -222,11 +240,25 @@ mod tests {
 
     fn domain(state: DomainState, reason: PowerReason) -> Domain {
         let id = VmId::from_uuid(uuid::Uuid::from_u128(1));
-        Domain { id, name: "web".into(), mark: None, state, reason, persistent: true, vcpus: 1, memory_mib: 64 }
+        Domain {
+            id,
+            name: "web".into(),
+            mark: None,
+            state,
+            reason,
+            persistent: true,
+            vcpus: 1,
+            memory_mib: 64,
+        }
     }
 
-    const READY: Memory =
-        Memory { volumes_ready: true, volumes_gone: false, shutdown_asked: None, restarts: 0, restart_wait: Duration::ZERO };
+    const READY: Memory = Memory {
+        volumes_ready: true,
+        volumes_gone: false,
+        shutdown_asked: None,
+        restarts: 0,
+        restart_wait: Duration::ZERO,
+    };
 
     #[test]
     fn each_power_request_leads_to_its_step() {
@@ -257,7 +289,11 @@ mod tests {
         assert_eq!(next(&new, None, &Memory::default()), Step::CreateVolumes);
         assert_eq!(next(&new, None, &READY), Step::Define);
         let defined = domain(DomainState::Stopped, PowerReason::Unknown);
-        assert_eq!(next(&new, Some(&defined), &READY), Step::Define, "a stale definition is made anew");
+        assert_eq!(
+            next(&new, Some(&defined), &READY),
+            Step::Define,
+            "a stale definition is made anew"
+        );
         new.done.defined = Some(Epoch(1));
         assert_eq!(next(&new, Some(&defined), &READY), Step::Start);
     }
@@ -265,9 +301,15 @@ mod tests {
     #[test]
     fn a_stop_waits_for_the_guest_and_then_does_not() {
         let running = domain(DomainState::Running, PowerReason::Requested);
-        let asked = |seconds| Memory { shutdown_asked: Some(Duration::from_secs(seconds)), ..READY };
+        let asked = |seconds| Memory {
+            shutdown_asked: Some(Duration::from_secs(seconds)),
+            ..READY
+        };
         let vm = vm(PowerState::Stopped);
-        assert_eq!(next(&vm, Some(&running), &asked(20)), Step::Wait(Duration::from_secs(40)));
+        assert_eq!(
+            next(&vm, Some(&running), &asked(20)),
+            Step::Wait(Duration::from_secs(40))
+        );
         assert_eq!(next(&vm, Some(&running), &asked(60)), Step::Destroy);
     }
 
@@ -276,12 +318,20 @@ mod tests {
         let off = domain(DomainState::Stopped, PowerReason::GuestShutdown);
         let mut vm = vm(PowerState::Running);
         vm.done.power_begun = 3;
-        assert_eq!(next(&vm, Some(&off), &READY), Step::PowerDone, "crash between start and its record");
+        assert_eq!(
+            next(&vm, Some(&off), &READY),
+            Step::PowerDone,
+            "crash between start and its record"
+        );
         vm.done.power = 3;
         assert_eq!(next(&vm, Some(&off), &READY), Step::Settled);
         vm.done.power_begun = 2;
         vm.done.power = 2;
-        assert_eq!(next(&vm, Some(&off), &READY), Step::Start, "asked anew, it starts");
+        assert_eq!(
+            next(&vm, Some(&off), &READY),
+            Step::Start,
+            "asked anew, it starts"
+        );
     }
 
     #[test]
@@ -298,20 +348,40 @@ mod tests {
         let cases = [
             (RestartPolicy::OnFailure, PowerReason::Crashed, Step::Restart),
             (RestartPolicy::OnFailure, PowerReason::HostReboot, Step::Restart),
-            (RestartPolicy::OnFailure, PowerReason::GuestShutdown, Step::Settled),
+            (
+                RestartPolicy::OnFailure,
+                PowerReason::GuestShutdown,
+                Step::Settled,
+            ),
             (RestartPolicy::OnFailure, PowerReason::External, Step::Settled),
             (RestartPolicy::Always, PowerReason::GuestShutdown, Step::Restart),
             (RestartPolicy::Always, PowerReason::External, Step::Settled),
             (RestartPolicy::Never, PowerReason::Crashed, Step::Settled),
         ];
         for (policy, reason, expected) in cases {
-            assert_eq!(next(&with(policy), Some(&off(reason)), &READY), expected, "{policy:?} {reason:?}");
+            assert_eq!(
+                next(&with(policy), Some(&off(reason)), &READY),
+                expected,
+                "{policy:?} {reason:?}"
+            );
         }
         let crashed = off(PowerReason::Crashed);
-        let often = Memory { restarts: MAX_RESTARTS, ..READY };
-        assert_eq!(next(&with(RestartPolicy::OnFailure), Some(&crashed), &often), Step::CrashLoop);
-        let soon = Memory { restart_wait: Duration::from_secs(4), ..READY };
-        assert_eq!(next(&with(RestartPolicy::OnFailure), Some(&crashed), &soon), Step::Wait(Duration::from_secs(4)));
+        let often = Memory {
+            restarts: MAX_RESTARTS,
+            ..READY
+        };
+        assert_eq!(
+            next(&with(RestartPolicy::OnFailure), Some(&crashed), &often),
+            Step::CrashLoop
+        );
+        let soon = Memory {
+            restart_wait: Duration::from_secs(4),
+            ..READY
+        };
+        assert_eq!(
+            next(&with(RestartPolicy::OnFailure), Some(&crashed), &soon),
+            Step::Wait(Duration::from_secs(4))
+        );
     }
 
     #[test]
@@ -323,7 +393,10 @@ mod tests {
             intent.restart_mode = RestartMode::Reset;
         }
         let running = domain(DomainState::Running, PowerReason::Requested);
-        assert_eq!(next(&vm, Some(&running), &READY), Step::RestartGuest(RestartMode::Reset));
+        assert_eq!(
+            next(&vm, Some(&running), &READY),
+            Step::RestartGuest(RestartMode::Reset)
+        );
         let off = domain(DomainState::Stopped, PowerReason::GuestShutdown);
         assert_eq!(next(&vm, Some(&off), &READY), Step::Settled);
     }
@@ -336,17 +409,38 @@ mod tests {
         assert_eq!(next(&vm, Some(&at(DomainState::Running)), &READY), Step::Destroy);
         assert_eq!(next(&vm, Some(&at(DomainState::Stopped)), &READY), Step::Undefine);
         assert_eq!(next(&vm, None, &READY), Step::DeleteVolumes);
-        assert_eq!(next(&vm, None, &Memory { volumes_gone: true, ..READY }), Step::Forget);
+        assert_eq!(
+            next(
+                &vm,
+                None,
+                &Memory {
+                    volumes_gone: true,
+                    ..READY
+                }
+            ),
+            Step::Forget
+        );
     }
 
     #[test]
     fn nothing_is_done_while_the_owner_is_not_known() {
         let migration = dalgu_proto::ids::MigrationId::from_uuid(uuid::Uuid::from_u128(9));
-        for disposition in [Disposition::Incoming { migration }, Disposition::Outgoing { migration }] {
+        for disposition in [
+            Disposition::Incoming { migration },
+            Disposition::Outgoing { migration },
+        ] {
             let mut vm = vm(PowerState::Stopped);
             vm.disposition = disposition;
-            for state in [DomainState::Running, DomainState::Paused, DomainState::Stopped, DomainState::HandedOver] {
-                assert_eq!(next(&vm, Some(&domain(state, PowerReason::Unknown)), &READY), Step::Settled);
+            for state in [
+                DomainState::Running,
+                DomainState::Paused,
+                DomainState::Stopped,
+                DomainState::HandedOver,
+            ] {
+                assert_eq!(
+                    next(&vm, Some(&domain(state, PowerReason::Unknown)), &READY),
+                    Step::Settled
+                );
             }
             assert_eq!(next(&vm, None, &READY), Step::Settled);
         }

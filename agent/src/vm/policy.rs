@@ -81,21 +81,34 @@ pub enum Accepted {
 
 /// Judges an intent against what is known.
 pub fn ensure(known: Option<&Vm>, given: &Intent) -> Result<Accepted, Denied> {
-    let Some(known) = known else { return Ok(Accepted::New) };
+    let Some(known) = known else {
+        return Ok(Accepted::New);
+    };
     if given.epoch < known.epoch {
-        return Err(Denied::StaleEpoch { given: given.epoch, known: known.epoch });
+        return Err(Denied::StaleEpoch {
+            given: given.epoch,
+            known: known.epoch,
+        });
     }
     match known.disposition {
         Disposition::Deleting => return Err(Denied::Deleting),
-        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => return Err(Denied::Migrating(migration)),
+        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => {
+            return Err(Denied::Migrating(migration));
+        }
         // The same epoch may not come back to life: this host gave it up.
         Disposition::Gone { .. } if given.epoch == known.epoch => {
-            return Err(Denied::StaleEpoch { given: given.epoch, known: known.epoch.next() });
+            return Err(Denied::StaleEpoch {
+                given: given.epoch,
+                known: known.epoch.next(),
+            });
         }
         Disposition::Gone { .. } | Disposition::Owned => {}
     }
     if given.generation < known.generation {
-        return Err(Denied::StaleGeneration { given: given.generation, known: known.generation });
+        return Err(Denied::StaleGeneration {
+            given: given.generation,
+            known: known.generation,
+        });
     }
     match &known.intent {
         Some(intent) if intent == given => Ok(Accepted::Known),
@@ -110,13 +123,21 @@ pub fn ensure(known: Option<&Vm>, given: &Intent) -> Result<Accepted, Denied> {
 pub fn delete(known: Option<&Vm>, generation: Generation, epoch: Epoch) -> Result<bool, Denied> {
     let Some(known) = known else { return Ok(true) };
     if epoch < known.epoch {
-        return Err(Denied::StaleEpoch { given: epoch, known: known.epoch });
+        return Err(Denied::StaleEpoch {
+            given: epoch,
+            known: known.epoch,
+        });
     }
     match known.disposition {
         Disposition::Gone { .. } => Ok(true),
-        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => Err(Denied::Migrating(migration)),
+        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => {
+            Err(Denied::Migrating(migration))
+        }
         Disposition::Owned | Disposition::Deleting if generation < known.generation => {
-            Err(Denied::StaleGeneration { given: generation, known: known.generation })
+            Err(Denied::StaleGeneration {
+                given: generation,
+                known: known.generation,
+            })
         }
         Disposition::Owned | Disposition::Deleting => Ok(false),
     }
@@ -127,12 +148,15 @@ pub fn prepare(known: Option<&Vm>, migration: MigrationId, given: &Intent) -> Re
     let Some(known) = known else { return Ok(false) };
     match known.disposition {
         Disposition::Incoming { migration: prepared } if prepared == migration => Ok(true),
-        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => Err(Denied::Migrating(migration)),
+        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => {
+            Err(Denied::Migrating(migration))
+        }
         Disposition::Deleting => Err(Denied::Deleting),
         Disposition::Owned => Err(Denied::Unusable("this host has the VM already".to_owned())),
-        Disposition::Gone { .. } if given.epoch <= known.epoch => {
-            Err(Denied::StaleEpoch { given: given.epoch, known: known.epoch })
-        }
+        Disposition::Gone { .. } if given.epoch <= known.epoch => Err(Denied::StaleEpoch {
+            given: given.epoch,
+            known: known.epoch,
+        }),
         Disposition::Gone { .. } => Ok(false),
     }
 }
@@ -141,11 +165,16 @@ pub fn prepare(known: Option<&Vm>, migration: MigrationId, given: &Intent) -> Re
 pub fn send(known: Option<&Vm>, id: VmId, migration: MigrationId, epoch: Epoch) -> Result<bool, Denied> {
     let known = known.ok_or(Denied::NotHere(id))?;
     if epoch != known.epoch {
-        return Err(Denied::StaleEpoch { given: epoch, known: known.epoch });
+        return Err(Denied::StaleEpoch {
+            given: epoch,
+            known: known.epoch,
+        });
     }
     match known.disposition {
         Disposition::Outgoing { migration: begun } if begun == migration => Ok(true),
-        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => Err(Denied::Migrating(migration)),
+        Disposition::Incoming { migration } | Disposition::Outgoing { migration } => {
+            Err(Denied::Migrating(migration))
+        }
         Disposition::Deleting => Err(Denied::Deleting),
         Disposition::Gone { .. } => Err(Denied::NotHere(id)),
         Disposition::Owned => Ok(false),
@@ -205,34 +234,86 @@ mod tests {
         assert_eq!(ensure(Some(&vm), &intent(5, 2)), Ok(Accepted::Known));
         assert_eq!(ensure(Some(&vm), &intent(6, 2)), Ok(Accepted::New));
         assert_eq!(ensure(Some(&vm), &intent(5, 3)), Ok(Accepted::New));
-        assert!(matches!(ensure(Some(&vm), &intent(4, 2)), Err(Denied::StaleGeneration { .. })));
-        assert!(matches!(ensure(Some(&vm), &intent(9, 1)), Err(Denied::StaleEpoch { .. })));
+        assert!(matches!(
+            ensure(Some(&vm), &intent(4, 2)),
+            Err(Denied::StaleGeneration { .. })
+        ));
+        assert!(matches!(
+            ensure(Some(&vm), &intent(9, 1)),
+            Err(Denied::StaleEpoch { .. })
+        ));
         let mut other = intent(5, 2);
         other.grace_period_seconds = 1;
-        assert!(matches!(ensure(Some(&vm), &other), Err(Denied::GenerationConflict(_))));
+        assert!(matches!(
+            ensure(Some(&vm), &other),
+            Err(Denied::GenerationConflict(_))
+        ));
     }
 
     #[test]
     fn a_late_command_does_not_bring_a_vm_back_that_left_or_was_deleted() {
-        let gone = known(5, 2, Disposition::Gone { since: jiff::Timestamp::UNIX_EPOCH });
-        assert!(matches!(ensure(Some(&gone), &intent(9, 2)), Err(Denied::StaleEpoch { .. })));
+        let gone = known(
+            5,
+            2,
+            Disposition::Gone {
+                since: jiff::Timestamp::UNIX_EPOCH,
+            },
+        );
+        assert!(matches!(
+            ensure(Some(&gone), &intent(9, 2)),
+            Err(Denied::StaleEpoch { .. })
+        ));
         assert_eq!(ensure(Some(&gone), &intent(9, 3)), Ok(Accepted::New));
-        assert!(matches!(prepare(Some(&gone), migration(1), &intent(9, 2)), Err(Denied::StaleEpoch { .. })));
+        assert!(matches!(
+            prepare(Some(&gone), migration(1), &intent(9, 2)),
+            Err(Denied::StaleEpoch { .. })
+        ));
         assert_eq!(delete(Some(&gone), Generation(6), Epoch(2)), Ok(true));
     }
 
     #[test]
     fn nothing_is_begun_on_a_vm_that_migrates() {
-        for disposition in [Disposition::Incoming { migration: migration(1) }, Disposition::Outgoing { migration: migration(1) }] {
+        for disposition in [
+            Disposition::Incoming {
+                migration: migration(1),
+            },
+            Disposition::Outgoing {
+                migration: migration(1),
+            },
+        ] {
             let vm = known(5, 2, disposition);
-            assert!(matches!(ensure(Some(&vm), &intent(6, 3)), Err(Denied::Migrating(_))));
-            assert!(matches!(delete(Some(&vm), Generation(6), Epoch(2)), Err(Denied::Migrating(_))));
-            assert!(matches!(prepare(Some(&vm), migration(2), &intent(6, 3)), Err(Denied::Migrating(_))));
-            assert!(matches!(send(Some(&vm), vm.id, migration(2), Epoch(2)), Err(Denied::Migrating(_))));
+            assert!(matches!(
+                ensure(Some(&vm), &intent(6, 3)),
+                Err(Denied::Migrating(_))
+            ));
+            assert!(matches!(
+                delete(Some(&vm), Generation(6), Epoch(2)),
+                Err(Denied::Migrating(_))
+            ));
+            assert!(matches!(
+                prepare(Some(&vm), migration(2), &intent(6, 3)),
+                Err(Denied::Migrating(_))
+            ));
+            assert!(matches!(
+                send(Some(&vm), vm.id, migration(2), Epoch(2)),
+                Err(Denied::Migrating(_))
+            ));
         }
-        let leaving = known(5, 2, Disposition::Outgoing { migration: migration(1) });
+        let leaving = known(
+            5,
+            2,
+            Disposition::Outgoing {
+                migration: migration(1),
+            },
+        );
         assert_eq!(send(Some(&leaving), leaving.id, migration(1), Epoch(2)), Ok(true));
-        let coming = known(5, 2, Disposition::Incoming { migration: migration(1) });
+        let coming = known(
+            5,
+            2,
+            Disposition::Incoming {
+                migration: migration(1),
+            },
+        );
         assert_eq!(prepare(Some(&coming), migration(1), &intent(5, 2)), Ok(true));
     }
 

@@ -22,7 +22,11 @@ impl Driver {
             Request::Prepare(prepare) => self.prepare(prepare).await,
             Request::Send(send) => self.send(send).await,
             Request::Settle(migration) => self.settle(migration).await,
-            Request::Finish { migration, owner, epoch } => self.finish(migration, owner, epoch).await,
+            Request::Finish {
+                migration,
+                owner,
+                epoch,
+            } => self.finish(migration, owner, epoch).await,
         }
     }
 
@@ -32,16 +36,25 @@ impl Driver {
             Accepted::New => {}
         }
         tracing::info!(generation = %intent.generation, epoch = %intent.epoch, power = ?intent.power, "intent accepted");
-        let known = self.vm.clone().filter(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
+        let known = self
+            .vm
+            .clone()
+            .filter(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
         let done = known.as_ref().map_or_else(Done::default, |vm| vm.done);
-        let redefine = known.as_ref().and_then(|vm| vm.intent.as_ref()).is_some_and(|before| before.spec != intent.spec);
+        let redefine = known
+            .as_ref()
+            .and_then(|vm| vm.intent.as_ref())
+            .is_some_and(|before| before.spec != intent.spec);
         let vm = ledger::Vm {
             id: self.id,
             name,
             epoch: intent.epoch,
             generation: intent.generation,
             disposition: Disposition::Owned,
-            done: Done { defined: done.defined.filter(|_| !redefine), ..done },
+            done: Done {
+                defined: done.defined.filter(|_| !redefine),
+                ..done
+            },
             last_seen: known.as_ref().and_then(|vm| vm.last_seen),
             boot_id: self.shared.boot_id.clone(),
             intent: Some(intent),
@@ -58,7 +71,13 @@ impl Driver {
         let Some(vm) = self.vm.clone() else { return Ok(()) };
         if vm.disposition != Disposition::Deleting {
             tracing::info!(%generation, %epoch, "deletion accepted");
-            self.replace(ledger::Vm { disposition: Disposition::Deleting, generation, epoch, ..vm }).await?;
+            self.replace(ledger::Vm {
+                disposition: Disposition::Deleting,
+                generation,
+                epoch,
+                ..vm
+            })
+            .await?;
             self.start_afresh();
         }
         Ok(())
@@ -77,8 +96,18 @@ impl Driver {
     /// Remembers only that nothing of the VM is here, under this ownership number.
     pub(super) async fn let_go(&mut self, epoch: Epoch) -> Result<(), Error> {
         if let Some(vm) = self.vm.clone() {
-            let disposition = Disposition::Gone { since: jiff::Timestamp::now() };
-            self.replace(ledger::Vm { disposition, epoch: epoch.max(vm.epoch), intent: None, last_seen: None, done: Done::default(), ..vm }).await?;
+            let disposition = Disposition::Gone {
+                since: jiff::Timestamp::now(),
+            };
+            self.replace(ledger::Vm {
+                disposition,
+                epoch: epoch.max(vm.epoch),
+                intent: None,
+                last_seen: None,
+                done: Done::default(),
+                ..vm
+            })
+            .await?;
             self.start_afresh();
         }
         Ok(())

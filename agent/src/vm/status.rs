@@ -126,7 +126,11 @@ impl Status {
 
     /// Whether two statuses say the same, times and counters aside.
     pub fn same_content(&self, other: &Self) -> bool {
-        let plain = |status: &Self| Self { status_generation: 0, observed_at: None, ..status.clone() };
+        let plain = |status: &Self| Self {
+            status_generation: 0,
+            observed_at: None,
+            ..status.clone()
+        };
         plain(self) == plain(other)
     }
 }

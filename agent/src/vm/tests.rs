@@ -43,7 +43,9 @@ impl Authority {
     fn agent(&self, host: &str) -> Identity {
         let mut params = CertificateParams::new(vec![tls::agent_name(&host.parse().unwrap())]).unwrap();
         let uri = format!("spiffe://{SITE}/agent/{host}");
-        params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+        params
+            .subject_alt_names
+            .push(SanType::URI(uri.try_into().unwrap()));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(self.dir.path().join("a.pem"), certificate.pem()).unwrap();
@@ -85,7 +87,17 @@ impl Host {
         tokio::spawn(grants.clone().serve(incoming, sim.control_socket().to_owned()));
         let stop = CancellationToken::new();
         let vms = Vms::new(shared(&dir, &sim, &identity, &grants, "boot-1"), stop.clone());
-        Self { name, sim, dir, identity, boot_id: "boot-1".into(), grants, vms, stop, address }
+        Self {
+            name,
+            sim,
+            dir,
+            identity,
+            boot_id: "boot-1".into(),
+            grants,
+            vms,
+            stop,
+            address,
+        }
     }
 
     /// The agent is killed and started again; with another boot id, the whole host was.
@@ -107,7 +119,8 @@ impl Host {
     async fn until(&self, id: VmId, what: &str, is: impl Fn(&Status) -> bool) -> Status {
         let handle = self.vms.get(id).expect("the VM has a task");
         let mut status = handle.status.clone();
-        let found = tokio::time::timeout(Duration::from_secs(200), status.wait_for(|status| is(status))).await;
+        let found =
+            tokio::time::timeout(Duration::from_secs(200), status.wait_for(|status| is(status))).await;
         match found {
             Ok(Ok(status)) => status.clone(),
             _ => panic!("{}: never {what}: {:?}", self.name, handle.status()),
@@ -115,7 +128,8 @@ impl Host {
     }
 
     async fn until_settled(&self, id: VmId, generation: u64) -> Status {
-        let settled = |s: &Status| s.phase == Phase::Settled && s.observed_generation == Generation(generation);
+        let settled =
+            |s: &Status| s.phase == Phase::Settled && s.observed_generation == Generation(generation);
         self.until(id, "settled", settled).await
     }
 }
@@ -143,7 +157,13 @@ fn name(id: VmId) -> VmName {
 }
 
 fn intent(generation: u64, power: PowerState) -> Intent {
-    let disk = dalgu_proto::vm::Disk { name: "root".into(), size_mib: 8, pool: "local".into(), image: None, format: Default::default() };
+    let disk = dalgu_proto::vm::Disk {
+        name: "root".into(),
+        size_mib: 8,
+        pool: "local".into(),
+        image: None,
+        format: Default::default(),
+    };
     Intent {
         generation: Generation(generation),
         epoch: Epoch(1),
@@ -174,17 +194,38 @@ async fn a_vm_lives_from_creation_to_deletion() {
     let id = vm(1);
     host.create(id, intent(1, PowerState::Running)).await;
     let status = host.until_settled(id, 1).await;
-    assert_eq!((status.power, status.reason), (Some(PowerState::Running), PowerReason::Requested));
-    for (generation, power) in [(2, PowerState::Paused), (3, PowerState::Running), (4, PowerState::Stopped), (5, PowerState::Running)] {
+    assert_eq!(
+        (status.power, status.reason),
+        (Some(PowerState::Running), PowerReason::Requested)
+    );
+    for (generation, power) in [
+        (2, PowerState::Paused),
+        (3, PowerState::Running),
+        (4, PowerState::Stopped),
+        (5, PowerState::Running),
+    ] {
         host.create(id, intent(generation, power)).await;
         assert_eq!(host.until_settled(id, generation).await.power, Some(power));
     }
-    host.vms.get(id).unwrap().delete(Generation(6), Epoch(1)).await.unwrap();
+    host.vms
+        .get(id)
+        .unwrap()
+        .delete(Generation(6), Epoch(1))
+        .await
+        .unwrap();
     host.until(id, "gone", |status| status.phase == Phase::Gone).await;
     assert_eq!(host.sim.list().await.unwrap(), []);
     assert_eq!(host.sim.local_volumes(), 0);
-    let late = host.vms.get(id).unwrap().ensure(name(vm(1)), intent(7, PowerState::Running)).await;
-    assert!(matches!(late, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))), "a late command revived it: {late:?}");
+    let late = host
+        .vms
+        .get(id)
+        .unwrap()
+        .ensure(name(vm(1)), intent(7, PowerState::Running))
+        .await;
+    assert!(
+        matches!(late, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))),
+        "a late command revived it: {late:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,7 +239,10 @@ async fn a_guest_that_ignores_the_request_is_powered_off_after_its_grace_period(
     host.create(id, intent(2, PowerState::Stopped)).await;
     assert_eq!(host.until_settled(id, 2).await.power, Some(PowerState::Stopped));
     let took = asked.elapsed();
-    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(10), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(5) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,13 +252,24 @@ async fn a_crashed_guest_is_restarted_and_one_that_shut_itself_down_is_not() {
     host.create(id, intent(1, PowerState::Running)).await;
     host.until_settled(id, 1).await;
     host.sim.crash_guest(id);
-    host.until(id, "seen off", |status| status.power == Some(PowerState::Stopped)).await;
-    host.until(id, "restarted", |status| status.power == Some(PowerState::Running)).await;
+    host.until(id, "seen off", |status| status.power == Some(PowerState::Stopped))
+        .await;
+    host.until(id, "restarted", |status| {
+        status.power == Some(PowerState::Running)
+    })
+    .await;
     host.sim.power_off_guest(id);
-    let off = host.until(id, "off", |status| status.power == Some(PowerState::Stopped) && status.phase == Phase::Settled).await;
+    let off = host
+        .until(id, "off", |status| {
+            status.power == Some(PowerState::Stopped) && status.phase == Phase::Settled
+        })
+        .await;
     assert_eq!(off.reason, PowerReason::GuestShutdown);
     tokio::time::sleep(Duration::from_secs(300)).await;
-    assert_eq!(host.vms.get(id).unwrap().status().power, Some(PowerState::Stopped));
+    assert_eq!(
+        host.vms.get(id).unwrap().status().power,
+        Some(PowerState::Stopped)
+    );
     host.create(id, intent(2, PowerState::Running)).await;
     assert_eq!(host.until_settled(id, 2).await.power, Some(PowerState::Running));
 }
@@ -225,32 +280,50 @@ async fn a_guest_that_crashes_again_and_again_is_given_up_and_says_so() {
     let id = vm(1);
     host.create(id, intent(1, PowerState::Running)).await;
     for _ in 0..=plan::MAX_RESTARTS {
-        host.until(id, "running", |status| status.power == Some(PowerState::Running)).await;
+        host.until(id, "running", |status| status.power == Some(PowerState::Running))
+            .await;
         host.sim.crash_guest(id);
-        host.until(id, "off", |status| status.power == Some(PowerState::Stopped)).await;
+        host.until(id, "off", |status| status.power == Some(PowerState::Stopped))
+            .await;
     }
-    let status = host.until(id, "given up", |status| status.phase == Phase::Failed).await;
+    let status = host
+        .until(id, "given up", |status| status.phase == Phase::Failed)
+        .await;
     assert_eq!(status.failure.unwrap().reason, "CRASH_LOOP");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_step_that_fails_is_tried_again_and_one_that_can_never_succeed_is_told() {
     let host = one_host().await;
-    let broken = HypervisorError::Failed { call: "start", code: 1, detail: "no".into() };
+    let broken = HypervisorError::Failed {
+        call: "start",
+        code: 1,
+        detail: "no".into(),
+    };
     host.sim.fail_next(Call::Start, Fault::Error(broken));
     host.create(vm(1), intent(1, PowerState::Running)).await;
-    host.until(vm(1), "failing", |status| status.failure.as_ref().is_some_and(|failure| failure.retrying)).await;
+    host.until(vm(1), "failing", |status| {
+        status.failure.as_ref().is_some_and(|failure| failure.retrying)
+    })
+    .await;
     host.until_settled(vm(1), 1).await;
-    host.sim.fail_next(Call::Define, Fault::Error(HypervisorError::Invalid { detail: "no".into() }));
+    host.sim.fail_next(
+        Call::Define,
+        Fault::Error(HypervisorError::Invalid { detail: "no".into() }),
+    );
     host.create(vm(2), intent(1, PowerState::Running)).await;
-    let status = host.until(vm(2), "failed", |status| status.phase == Phase::Failed).await;
+    let status = host
+        .until(vm(2), "failed", |status| status.phase == Phase::Failed)
+        .await;
     assert_eq!(status.failure.unwrap().reason, "REFUSED_BY_HYPERVISOR");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_took_effect_and_failed_is_not_repeated() {
     let host = one_host().await;
-    let lost = HypervisorError::Unavailable { detail: "connection reset".into() };
+    let lost = HypervisorError::Unavailable {
+        detail: "connection reset".into(),
+    };
     host.sim.fail_next(Call::Start, Fault::TakesEffect(lost));
     host.create(vm(1), intent(1, PowerState::Running)).await;
     let status = host.until_settled(vm(1), 1).await;
@@ -262,7 +335,11 @@ async fn what_cannot_be_written_down_is_not_done() {
     let host = one_host().await;
     let ledger = host.dir.path().join("ledger/vms");
     std::fs::remove_dir_all(&ledger).unwrap();
-    let refused = host.vms.get_or_start(vm(1)).ensure(name(vm(1)), intent(1, PowerState::Running)).await;
+    let refused = host
+        .vms
+        .get_or_start(vm(1))
+        .ensure(name(vm(1)), intent(1, PowerState::Running))
+        .await;
     assert!(matches!(refused, Err(Error::Ledger(_))));
     assert_eq!(host.sim.list().await.unwrap(), []);
     std::fs::create_dir(&ledger).unwrap();
@@ -281,13 +358,23 @@ async fn an_agent_killed_at_any_moment_finishes_what_was_accepted() {
             tokio::task::yield_now().await;
         }
         host.restart_agent("boot-1").await;
-        assert_eq!(host.until_settled(vm(1), 1).await.power, Some(PowerState::Running), "killed after {calls}");
-        host.vms.get(vm(1)).unwrap().delete(Generation(2), Epoch(1)).await.unwrap();
+        assert_eq!(
+            host.until_settled(vm(1), 1).await.power,
+            Some(PowerState::Running),
+            "killed after {calls}"
+        );
+        host.vms
+            .get(vm(1))
+            .unwrap()
+            .delete(Generation(2), Epoch(1))
+            .await
+            .unwrap();
         for _ in 0..calls * 3 {
             tokio::task::yield_now().await;
         }
         host.restart_agent("boot-1").await;
-        host.until(vm(1), "gone", |status| status.phase == Phase::Gone).await;
+        host.until(vm(1), "gone", |status| status.phase == Phase::Gone)
+            .await;
         assert_eq!(host.sim.list().await.unwrap(), []);
     }
 }
@@ -303,8 +390,15 @@ async fn after_a_reboot_of_the_host_its_vms_are_started_again() {
     host.until_settled(vm(2), 2).await;
     host.sim.reboot_host();
     host.restart_agent("boot-2").await;
-    assert_eq!(host.until_settled(vm(1), 1).await.power, Some(PowerState::Running));
-    assert_eq!(host.until_settled(vm(2), 2).await.power, Some(PowerState::Stopped), "it was off before");
+    assert_eq!(
+        host.until_settled(vm(1), 1).await.power,
+        Some(PowerState::Running)
+    );
+    assert_eq!(
+        host.until_settled(vm(2), 2).await.power,
+        Some(PowerState::Stopped),
+        "it was off before"
+    );
 }
 
 #[tokio::test]
@@ -315,7 +409,9 @@ async fn a_lost_ledger_does_not_lose_the_vms() {
     let ticks = host.sim.ticks(vm(1));
     std::fs::remove_dir_all(host.dir.path().join("ledger")).unwrap();
     host.restart_agent("boot-1").await;
-    let adopted = host.until(vm(1), "seen", |status| status.power == Some(PowerState::Running)).await;
+    let adopted = host
+        .until(vm(1), "seen", |status| status.power == Some(PowerState::Running))
+        .await;
     assert!(adopted.adopted);
     host.create(vm(1), intent(1, PowerState::Running)).await;
     let status = host.until_settled(vm(1), 1).await;
@@ -334,16 +430,31 @@ const MIGRATION: MigrationId = MigrationId::from_uuid(uuid::Uuid::from_u128(77))
 impl Pair {
     async fn new() -> Self {
         let authority = Authority::new();
-        let (source, destination) = (Host::new(&authority, "h1").await, Host::new(&authority, "h2").await);
+        let (source, destination) = (
+            Host::new(&authority, "h1").await,
+            Host::new(&authority, "h2").await,
+        );
         source.create(vm(1), intent(1, PowerState::Running)).await;
         source.until_settled(vm(1), 1).await;
         Self { source, destination }
     }
 
     async fn prepare(&self) -> Result<Status, Error> {
-        let intent = Intent { epoch: Epoch(2), ..intent(1, PowerState::Running) };
+        let intent = Intent {
+            epoch: Epoch(2),
+            ..intent(1, PowerState::Running)
+        };
         let source = self.source.name.parse().unwrap();
-        self.destination.vms.get_or_start(vm(1)).prepare(Prepare { migration: MIGRATION, name: name(vm(1)), intent, source }).await
+        self.destination
+            .vms
+            .get_or_start(vm(1))
+            .prepare(Prepare {
+                migration: MIGRATION,
+                name: name(vm(1)),
+                intent,
+                source,
+            })
+            .await
     }
 
     async fn send(&self) -> Result<Status, Error> {
@@ -375,21 +486,36 @@ impl Pair {
     }
 
     async fn finish(&self, destination_owns: bool, epoch: u64) {
-        for (host, owner) in [(&self.source, !destination_owns), (&self.destination, destination_owns)] {
-            host.vms.get(vm(1)).unwrap().finish(MIGRATION, owner, Epoch(epoch)).await.unwrap();
+        for (host, owner) in [
+            (&self.source, !destination_owns),
+            (&self.destination, destination_owns),
+        ] {
+            host.vms
+                .get(vm(1))
+                .unwrap()
+                .finish(MIGRATION, owner, Epoch(epoch))
+                .await
+                .unwrap();
         }
     }
 
     async fn transfer_over(&self) {
         let over = |s: &Status| {
             let transfer = s.migration.as_ref().map(|migration| &migration.transfer);
-            matches!(transfer, Some(ledger::Transfer::Completed | ledger::Transfer::Failed { .. }))
+            matches!(
+                transfer,
+                Some(ledger::Transfer::Completed | ledger::Transfer::Failed { .. })
+            )
         };
         self.source.until(vm(1), "sent", over).await;
     }
 
     fn census(&self) -> (Option<DomainState>, Option<DomainState>) {
-        let state = |host: &Host| futures::executor::block_on(host.sim.get(vm(1))).unwrap().map(|domain| domain.state);
+        let state = |host: &Host| {
+            futures::executor::block_on(host.sim.get(vm(1)))
+                .unwrap()
+                .map(|domain| domain.state)
+        };
         (state(&self.source), state(&self.destination))
     }
 }
@@ -409,27 +535,63 @@ async fn a_vm_moves_and_nothing_of_it_stays_behind() {
     let status = pair.destination.until_settled(vm(1), 1).await;
     assert_eq!((status.epoch, status.reason), (Epoch(2), PowerReason::Migrated));
     assert_eq!(pair.census(), (None, Some(DomainState::Running)));
-    assert_eq!((pair.source.sim.local_volumes(), pair.destination.sim.local_volumes()), (0, 1));
-    let late = pair.source.vms.get(vm(1)).unwrap().ensure(name(vm(1)), intent(9, PowerState::Running)).await;
-    assert!(matches!(late, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))), "{late:?}");
+    assert_eq!(
+        (
+            pair.source.sim.local_volumes(),
+            pair.destination.sim.local_volumes()
+        ),
+        (0, 1)
+    );
+    let late = pair
+        .source
+        .vms
+        .get(vm(1))
+        .unwrap()
+        .ensure(name(vm(1)), intent(9, PowerState::Running))
+        .await;
+    assert!(
+        matches!(late, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))),
+        "{late:?}"
+    );
 }
 
 #[tokio::test]
 async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
-    for (at, destination_owns) in
-        [(Break::Prepare, false), (Break::Transfer, false), (Break::Handover, false), (Break::Finish, true), (Break::Confirm, true)]
-    {
+    for (at, destination_owns) in [
+        (Break::Prepare, false),
+        (Break::Transfer, false),
+        (Break::Handover, false),
+        (Break::Finish, true),
+        (Break::Confirm, true),
+    ] {
         let pair = Pair::new().await;
         pair.source.sim.break_migration_at(at);
         pair.prepare().await.unwrap();
         pair.send().await.unwrap();
         pair.transfer_over().await;
         let (source, destination) = pair.settle().await;
-        assert_eq!(destination == RUNNING, destination_owns, "{at:?}: {source:?} {destination:?}");
-        assert_eq!(source == RUNNING, !destination_owns, "{at:?}: {source:?} {destination:?}");
-        pair.finish(destination_owns, if destination_owns { 2 } else { 3 }).await;
-        let (owner, other) = if destination_owns { (&pair.destination, &pair.source) } else { (&pair.source, &pair.destination) };
-        assert_eq!(owner.until_settled(vm(1), 1).await.power, Some(PowerState::Running), "{at:?}");
+        assert_eq!(
+            destination == RUNNING,
+            destination_owns,
+            "{at:?}: {source:?} {destination:?}"
+        );
+        assert_eq!(
+            source == RUNNING,
+            !destination_owns,
+            "{at:?}: {source:?} {destination:?}"
+        );
+        pair.finish(destination_owns, if destination_owns { 2 } else { 3 })
+            .await;
+        let (owner, other) = if destination_owns {
+            (&pair.destination, &pair.source)
+        } else {
+            (&pair.source, &pair.destination)
+        };
+        assert_eq!(
+            owner.until_settled(vm(1), 1).await.power,
+            Some(PowerState::Running),
+            "{at:?}"
+        );
         assert_eq!(other.sim.list().await.unwrap(), [], "{at:?}");
         assert_eq!(other.sim.local_volumes(), 0, "{at:?}");
         assert_eq!(owner.sim.local_volumes(), 1, "{at:?}");
@@ -443,8 +605,19 @@ async fn a_cancelled_migration_leaves_the_vm_where_it_was() {
     pair.send().await.unwrap();
     assert_eq!(pair.settle().await.0, RUNNING);
     pair.finish(false, 3).await;
-    pair.source.create(vm(1), Intent { epoch: Epoch(3), ..intent(2, PowerState::Stopped) }).await;
-    assert_eq!(pair.source.until_settled(vm(1), 2).await.power, Some(PowerState::Stopped));
+    pair.source
+        .create(
+            vm(1),
+            Intent {
+                epoch: Epoch(3),
+                ..intent(2, PowerState::Stopped)
+            },
+        )
+        .await;
+    assert_eq!(
+        pair.source.until_settled(vm(1), 2).await.power,
+        Some(PowerState::Stopped)
+    );
     assert_eq!(pair.destination.sim.list().await.unwrap(), []);
 }
 
@@ -452,8 +625,14 @@ async fn a_cancelled_migration_leaves_the_vm_where_it_was() {
 async fn what_was_settled_never_begins() {
     let pair = Pair::new().await;
     pair.settle().await;
-    assert!(matches!(pair.prepare().await, Err(Error::Denied(policy::Denied::MigrationOver(_)))));
-    assert!(matches!(pair.send().await, Err(Error::Denied(policy::Denied::MigrationOver(_)))));
+    assert!(matches!(
+        pair.prepare().await,
+        Err(Error::Denied(policy::Denied::MigrationOver(_)))
+    ));
+    assert!(matches!(
+        pair.send().await,
+        Err(Error::Denied(policy::Denied::MigrationOver(_)))
+    ));
     pair.finish(false, 3).await;
     assert_eq!(pair.census(), (Some(DomainState::Running), None));
 }
@@ -467,8 +646,15 @@ async fn a_destination_lets_in_only_the_source_that_was_named() {
     pair.transfer_over().await;
     assert_eq!(pair.census().0, Some(DomainState::Running));
     // Another site's certificate does not even get through the handshake.
-    let (address, peer) = (pair.destination.address.to_string(), tls::agent_name(&"h2".parse().unwrap()));
-    assert!(tls::client::open_stream(&address, &peer, &intruder.agent("h1"), tls::ALPN_STREAM).await.is_err());
+    let (address, peer) = (
+        pair.destination.address.to_string(),
+        tls::agent_name(&"h2".parse().unwrap()),
+    );
+    assert!(
+        tls::client::open_stream(&address, &peer, &intruder.agent("h1"), tls::ALPN_STREAM)
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -489,7 +675,11 @@ async fn agents_killed_during_a_migration_still_come_to_one_copy() {
         let moved = destination == RUNNING;
         pair.finish(moved, if moved { 2 } else { 3 }).await;
         let owner = if moved { &pair.destination } else { &pair.source };
-        assert_eq!(owner.until_settled(vm(1), 1).await.power, Some(PowerState::Running), "{case}");
+        assert_eq!(
+            owner.until_settled(vm(1), 1).await.power,
+            Some(PowerState::Running),
+            "{case}"
+        );
         let other = if moved { &pair.source } else { &pair.destination };
         assert_eq!(other.sim.list().await.unwrap(), [], "{case}");
     }

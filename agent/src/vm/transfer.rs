@@ -51,7 +51,11 @@ pub(super) struct Transfers {
 
 impl Transfers {
     pub(super) fn new(entries: Vec<ledger::Migration>) -> Self {
-        let latest = entries.iter().find(|entry| entry.finished.is_none()).or(entries.first()).map(|entry| entry.id);
+        let latest = entries
+            .iter()
+            .find(|entry| entry.finished.is_none())
+            .or_else(|| entries.first())
+            .map(|entry| entry.id);
         Self {
             entries: entries.into_iter().map(|entry| (entry.id, entry)).collect(),
             latest,
@@ -125,7 +129,13 @@ impl Transfers {
 impl Driver {
     /// After a restart of the agent: its streams are gone, so whatever was being sent cannot succeed by them.
     pub(super) async fn recover_transfers(&mut self) {
-        let cut: Vec<_> = self.transfers.entries.values().filter(|entry| entry.transfer == Transfer::Active).cloned().collect();
+        let cut: Vec<_> = self
+            .transfers
+            .entries
+            .values()
+            .filter(|entry| entry.transfer == Transfer::Active)
+            .cloned()
+            .collect();
         for entry in cut {
             let transfer = Transfer::Failed {
                 reason: "AGENT_RESTARTED".to_owned(),
@@ -133,7 +143,10 @@ impl Driver {
             };
             let entry = ledger::Migration { transfer, ..entry };
             if let Err(error) = self.transfers.write(&self.shared.ledger, entry).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "the ledger cannot be written");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the ledger cannot be written"
+                );
             }
         }
     }
@@ -166,7 +179,9 @@ impl Driver {
                 name: prepare.name,
                 epoch: prepare.intent.epoch,
                 generation: prepare.intent.generation,
-                disposition: Disposition::Incoming { migration: prepare.migration },
+                disposition: Disposition::Incoming {
+                    migration: prepare.migration,
+                },
                 done: ledger::Done::default(),
                 last_seen: None,
                 boot_id: self.shared.boot_id.clone(),
@@ -179,7 +194,9 @@ impl Driver {
         self.shared.hypervisor.create_volumes(&definition, true).await?;
         let sockets = Sockets::of(&self.shared.run_dir, prepare.migration);
         sockets.create(self.shared.socket_owner).map_err(Error::Sockets)?;
-        self.shared.grants.allow(prepare.migration, prepare.source, sockets);
+        self.shared
+            .grants
+            .allow(prepare.migration, prepare.source, sockets);
         Ok(())
     }
 
@@ -192,7 +209,10 @@ impl Driver {
         if self.busy() {
             return Err(Denied::Busy.into());
         }
-        let running = self.domain.as_ref().is_some_and(|domain| domain.state == DomainState::Running);
+        let running = self
+            .domain
+            .as_ref()
+            .is_some_and(|domain| domain.state == DomainState::Running);
         let (Some(vm), Some(mut definition), true) = (self.vm.clone(), self.definition(), running) else {
             return Err(Denied::NotRunning.into());
         };
@@ -208,7 +228,13 @@ impl Driver {
             finished: None,
         };
         self.transfers.write(&self.shared.ledger, entry).await?;
-        self.replace(ledger::Vm { disposition: Disposition::Outgoing { migration: send.migration }, ..vm }).await?;
+        self.replace(ledger::Vm {
+            disposition: Disposition::Outgoing {
+                migration: send.migration,
+            },
+            ..vm
+        })
+        .await?;
         tracing::info!(migration = %send.migration, destination = %send.destination, "sending the VM");
         self.transfers.progress.send_replace(Progress::default());
         let (shared, progress) = (self.shared.clone(), self.transfers.progress.clone());
@@ -226,13 +252,25 @@ impl Driver {
             }
             Err(error) => {
                 tracing::warn!(migration = %ended.migration, %error, "the transfer has failed");
-                Transfer::Failed { reason: error.reason().to_owned(), message: error.to_string() }
+                Transfer::Failed {
+                    reason: error.reason().to_owned(),
+                    message: error.to_string(),
+                }
             }
         };
-        let Some(entry) = self.transfers.entries.get(&ended.migration).cloned() else { return };
-        if let Err(error) = self.transfers.write(&self.shared.ledger, ledger::Migration { transfer, ..entry }).await {
+        let Some(entry) = self.transfers.entries.get(&ended.migration).cloned() else {
+            return;
+        };
+        if let Err(error) = self
+            .transfers
+            .write(&self.shared.ledger, ledger::Migration { transfer, ..entry })
+            .await
+        {
             // The state on disk says Active; after a restart it is read as failed, and both hosts are looked at anyway.
-            tracing::error!(error = &error as &dyn std::error::Error, "the ledger cannot be written");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the ledger cannot be written"
+            );
         }
     }
 
@@ -247,12 +285,25 @@ impl Driver {
             settled: false,
             finished: None,
         };
-        let entry = self.transfers.entries.get(&migration).cloned().unwrap_or_else(unknown);
+        let entry = self
+            .transfers
+            .entries
+            .get(&migration)
+            .cloned()
+            .unwrap_or_else(unknown);
         if !entry.settled {
             self.transfers.settled_at = Some(Instant::now());
         }
         let role = entry.role;
-        self.transfers.write(&self.shared.ledger, ledger::Migration { settled: true, ..entry }).await?;
+        self.transfers
+            .write(
+                &self.shared.ledger,
+                ledger::Migration {
+                    settled: true,
+                    ..entry
+                },
+            )
+            .await?;
         match role {
             Some(Role::Source) => self.end_sending().await?,
             Some(Role::Destination) => {
@@ -284,8 +335,16 @@ impl Driver {
     async fn end_receiving(&mut self) -> Result<(), Error> {
         let hypervisor = self.shared.hypervisor.clone();
         let until = Instant::now() + SETTLE_WAIT;
-        while hypervisor.get(self.id).await?.is_some_and(|domain| domain.state == DomainState::Incoming) {
-            if self.transfers.settled_at.is_none_or(|at| at.elapsed() > INCOMING_LIMIT) {
+        while hypervisor
+            .get(self.id)
+            .await?
+            .is_some_and(|domain| domain.state == DomainState::Incoming)
+        {
+            if self
+                .transfers
+                .settled_at
+                .is_none_or(|at| at.elapsed() > INCOMING_LIMIT)
+            {
                 tracing::warn!("a QEMU still waits for a migration that is over; powering it off");
                 hypervisor.destroy(self.id).await?;
             } else if Instant::now() > until {
@@ -297,7 +356,12 @@ impl Driver {
     }
 
     /// Either side: the owner is known.
-    pub(super) async fn finish(&mut self, migration: MigrationId, owner: bool, epoch: Epoch) -> Result<(), Error> {
+    pub(super) async fn finish(
+        &mut self,
+        migration: MigrationId,
+        owner: bool,
+        epoch: Epoch,
+    ) -> Result<(), Error> {
         let Some(entry) = self.transfers.entries.get(&migration).cloned() else {
             // Nothing of it ever began here, or it was finished so long ago that it has been forgotten.
             return Ok(());
@@ -311,15 +375,31 @@ impl Driver {
         tracing::info!(%migration, owner, %epoch, "the migration's owner is known");
         // A settlement of something that never began leaves what is here as it is.
         if entry.role.is_some() {
-            if owner { self.keep(epoch, entry.role).await? } else { self.tidy_up(epoch).await? }
-            Sockets::of(&self.shared.run_dir, migration).remove().map_err(Error::Sockets)?;
+            if owner {
+                self.keep(epoch, entry.role).await?
+            } else {
+                self.tidy_up(epoch).await?
+            }
+            Sockets::of(&self.shared.run_dir, migration)
+                .remove()
+                .map_err(Error::Sockets)?;
         }
-        self.transfers.write(&self.shared.ledger, ledger::Migration { finished: Some(Timestamp::now()), ..entry }).await?;
+        self.transfers
+            .write(
+                &self.shared.ledger,
+                ledger::Migration {
+                    finished: Some(Timestamp::now()),
+                    ..entry
+                },
+            )
+            .await?;
         Ok(())
     }
 
     async fn keep(&mut self, epoch: Epoch, role: Option<Role>) -> Result<(), Error> {
-        let Some(mut vm) = self.vm.clone() else { return Ok(()) };
+        let Some(mut vm) = self.vm.clone() else {
+            return Ok(());
+        };
         vm.epoch = epoch;
         vm.disposition = Disposition::Owned;
         if let Some(intent) = &mut vm.intent {
@@ -345,8 +425,12 @@ impl Driver {
         match hypervisor.get(self.id).await?.map(|domain| domain.state) {
             // The controller concluded from another picture than this one. A person must look.
             Some(DomainState::Running) => {
-                tracing::error!("the VM is said to be owned by the other host, but it runs here; nothing is removed");
-                return Err(Denied::Unusable("the VM runs on this host; it is not removed".to_owned()).into());
+                tracing::error!(
+                    "the VM is said to be owned by the other host, but it runs here; nothing is removed"
+                );
+                return Err(
+                    Denied::Unusable("the VM runs on this host; it is not removed".to_owned()).into(),
+                );
             }
             Some(_) => {
                 hypervisor.destroy(self.id).await?;
@@ -380,10 +464,19 @@ async fn carry(
     definition: hypervisor::Definition,
     progress: watch::Sender<Progress>,
 ) -> Result<Progress, hypervisor::Error> {
-    let peer = transport::Peer { host: send.destination, address: send.address, identity: shared.identity.clone() };
+    let peer = transport::Peer {
+        host: send.destination,
+        address: send.address,
+        identity: shared.identity.clone(),
+    };
     let sockets = Sockets::of(&shared.run_dir, send.migration);
-    let relay = Relay::open(sockets, shared.socket_owner, send.migration, &peer)
-        .map_err(|error| hypervisor::Error::Failed { call: "migrate", code: 0, detail: format!("sockets: {error}") })?;
+    let relay = Relay::open(sockets, shared.socket_owner, send.migration, &peer).map_err(|error| {
+        hypervisor::Error::Failed {
+            call: "migrate",
+            code: 0,
+            detail: format!("sockets: {error}"),
+        }
+    })?;
     let migrate = Migrate {
         migration: send.migration,
         definition,

@@ -25,7 +25,10 @@ pub async fn connect(endpoint: &str, server_name: &str, identity: &Identity) -> 
     target
         .connect_with_connector(connector)
         .await
-        .map_err(|source| Error::Channel { endpoint: endpoint.to_owned(), source })
+        .map_err(|source| Error::Channel {
+            endpoint: endpoint.to_owned(),
+            source,
+        })
 }
 
 /// As [`connect`], but dials at the first call, and again by itself whenever the connection is lost.
@@ -44,7 +47,10 @@ pub async fn connect_unix(path: PathBuf) -> Result<Channel, Error> {
     tuned(Endpoint::from_static("http://localhost"))
         .connect_with_connector(connector)
         .await
-        .map_err(|source| Error::Channel { endpoint: name, source })
+        .map_err(|source| Error::Channel {
+            endpoint: name,
+            source,
+        })
 }
 
 /// Opens a plain TLS stream to `HOST:PORT`, speaking `alpn`.
@@ -55,16 +61,29 @@ pub async fn open_stream(
     alpn: &[u8],
 ) -> Result<TlsStream<TcpStream>, Error> {
     let config = identity.client_config(alpn)?;
-    let name = ServerName::try_from(server_name.to_owned()).map_err(|_| Error::Endpoint(address.to_owned()))?;
-    dial(address, name, config).await.map_err(|source| Error::Connect { endpoint: address.to_owned(), source })
+    let name =
+        ServerName::try_from(server_name.to_owned()).map_err(|_| Error::Endpoint(address.to_owned()))?;
+    dial(address, name, config)
+        .await
+        .map_err(|source| Error::Connect {
+            endpoint: address.to_owned(),
+            source,
+        })
 }
 
-type Connector = tower::util::BoxCloneService<tonic::codegen::http::Uri, TokioIo<TlsStream<TcpStream>>, io::Error>;
+type Connector =
+    tower::util::BoxCloneService<tonic::codegen::http::Uri, TokioIo<TlsStream<TcpStream>>, io::Error>;
 
 fn tls_parts(endpoint: &str, server_name: &str, identity: &Identity) -> Result<(Endpoint, Connector), Error> {
     let bad = || Error::Endpoint(endpoint.to_owned());
-    let address = endpoint.strip_prefix("https://").ok_or_else(bad)?.trim_end_matches('/').to_owned();
-    let has_port = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let address = endpoint
+        .strip_prefix("https://")
+        .ok_or_else(bad)?
+        .trim_end_matches('/')
+        .to_owned();
+    let has_port = address
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     if !has_port {
         return Err(bad());
     }
@@ -87,11 +106,17 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
         .keep_alive_while_idle(true)
 }
 
-async fn dial(address: &str, name: ServerName<'static>, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+async fn dial(
+    address: &str,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
     let connect = async {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         TlsConnector::from(config).connect(name, tcp).await
     };
-    tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(CONNECT_TIMEOUT, connect)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

@@ -56,17 +56,33 @@ pub struct Acceptor {
 impl Acceptor {
     /// Makes an acceptor and the stream of its gRPC and HTTP connections. Migration streams go to `migrations`; without
     /// it they are refused.
-    pub fn new(migrations: Option<mpsc::Sender<MigrationStream>>) -> (Self, mpsc::Receiver<io::Result<Connection>>) {
+    pub fn new(
+        migrations: Option<mpsc::Sender<MigrationStream>>,
+    ) -> (Self, mpsc::Receiver<io::Result<Connection>>) {
         // One waiting connection is enough: the server takes them at once, the backlog is the listener's.
         let (connections, incoming) = mpsc::channel(1);
-        (Self { connections, migrations, handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)) }, incoming)
+        (
+            Self {
+                connections,
+                migrations,
+                handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            },
+            incoming,
+        )
     }
 
     /// Accepts TLS connections until the server has gone. `refused` is told of each caller that was turned away.
-    pub async fn run(&self, listener: TcpListener, config: Arc<ServerConfig>, refused: impl Fn(&dyn std::error::Error) + Clone + Send + 'static) {
+    pub async fn run(
+        &self,
+        listener: TcpListener,
+        config: Arc<ServerConfig>,
+        refused: impl Fn(&dyn std::error::Error) + Clone + Send + 'static,
+    ) {
         let acceptor = TlsAcceptor::from(config);
         while !self.connections.is_closed() {
-            let Ok(permit) = self.handshakes.clone().acquire_owned().await else { return };
+            let Ok(permit) = self.handshakes.clone().acquire_owned().await else {
+                return;
+            };
             // Cancel safe: a connection that was not accepted stays in the backlog.
             let tcp = tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -76,8 +92,12 @@ impl Acceptor {
                 },
                 () = self.connections.closed() => return,
             };
-            let (acceptor, connections, migrations, refused) =
-                (acceptor.clone(), self.connections.clone(), self.migrations.clone(), refused.clone());
+            let (acceptor, connections, migrations, refused) = (
+                acceptor.clone(),
+                self.connections.clone(),
+                self.migrations.clone(),
+                refused.clone(),
+            );
             tokio::spawn(async move {
                 let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, tcp)).await;
                 drop(permit);
@@ -102,12 +122,25 @@ impl Acceptor {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let Ok(uid) = io.peer_cred().map(|credentials| credentials.uid()) else { continue };
+            let Ok(uid) = io.peer_cred().map(|credentials| credentials.uid()) else {
+                continue;
+            };
             if uid != 0 && uid != own_uid {
                 continue;
             }
-            let peer = Peer { role: Role::Operator, name: format!("uid-{uid}") };
-            if self.connections.send(Ok(Connection { io: Io::Unix(io), peer })).await.is_err() {
+            let peer = Peer {
+                role: Role::Operator,
+                name: format!("uid-{uid}"),
+            };
+            if self
+                .connections
+                .send(Ok(Connection {
+                    io: Io::Unix(io),
+                    peer,
+                }))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -115,10 +148,18 @@ impl Acceptor {
 }
 
 async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Peer, TlsStream<TcpStream>), Error> {
-    let failed = |source| Error::Connect { endpoint: "incoming".to_owned(), source };
+    let failed = |source| Error::Connect {
+        endpoint: "incoming".to_owned(),
+        source,
+    };
     tcp.set_nodelay(true).map_err(failed)?;
     let io = acceptor.accept(tcp).await.map_err(failed)?;
-    let certificate = io.get_ref().1.peer_certificates().and_then(<[_]>::first).ok_or(Error::NoIdentity)?;
+    let certificate = io
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .ok_or(Error::NoIdentity)?;
     let (_, peer) = identity_of(certificate)?;
     Ok((peer, io))
 }
@@ -135,7 +176,12 @@ async fn hand_on(
             let _ = migrations.send(MigrationStream { peer, io }).await;
         }
     } else {
-        let _ = connections.send(Ok(Connection { io: Io::Tls(Box::new(io)), peer })).await;
+        let _ = connections
+            .send(Ok(Connection {
+                io: Io::Tls(Box::new(io)),
+                peer,
+            }))
+            .await;
     }
 }
 
@@ -148,7 +194,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
