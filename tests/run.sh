@@ -50,7 +50,7 @@ step() {
 
 scripts() {
     local script status=0
-    for script in tests/lab/setup.sh tests/lab/guest/build.sh tests/lab/guest/init tests/run.sh .ci/run; do
+    for script in tests/lab/setup.sh tests/lab/guest/build.sh tests/lab/guest/init tests/run.sh .ci/run systemd/check.sh; do
         bash -n "$script" || status=1
     done
     return $status
@@ -62,6 +62,7 @@ end_to_end() {
 }
 
 step "scripts" check scripts
+step "systemd units" check systemd/check.sh
 step "format" check cargo fmt --all --check
 step "build" check cargo build --workspace --all-targets
 step "lints" check cargo clippy --quiet --workspace --all-targets -- --deny warnings

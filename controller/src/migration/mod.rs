@@ -104,7 +104,10 @@ fn cut_over(record: &MigrationRecord) -> Step {
             // Somebody must act on a host; what they did shows when the hosts are asked again.
             decide::Decision::Conflict { .. } => Step::Settle { source: true, destination: true },
         },
-        (source, destination) => Step::Settle { source: source.is_none(), destination: destination.is_none() },
+        // The source first: it ends the transfer in order. Cutting the destination's streams while the source is handing
+        // over could make libvirt resume the source although the destination runs.
+        (None, _) => Step::Settle { source: true, destination: false },
+        (Some(_), None) => Step::Settle { source: false, destination: true },
     }
 }
 
@@ -149,7 +152,7 @@ mod tests {
         assert_eq!(step(&record(Phase::Reserving)), Step::Advance(Phase::PreparingDestination, None));
         assert_eq!(step(&record(Phase::PreparingDestination)), Step::Prepare);
         assert_eq!(step(&record(Phase::Transferring)), Step::Poll);
-        assert_eq!(step(&record(Phase::CuttingOver)), Step::Settle { source: true, destination: true });
+        assert_eq!(step(&record(Phase::CuttingOver)), Step::Settle { source: true, destination: false });
         assert_eq!(step(&record(Phase::CleaningSource)), Step::Finish(Side::Destination));
         assert_eq!(step(&record(Phase::CleaningDestination)), Step::Finish(Side::Source));
         let unstarted = record(Phase::Transferring);
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_migration_that_told_an_agent_asks_both_hosts_first() {
+    fn a_cancelled_migration_that_told_an_agent_asks_both_hosts_before_it_ends() {
         let cancelled = |phase| MigrationRecord { abort_requested: true, ..record(phase) };
         assert_eq!(step(&cancelled(Phase::Reserving)), Step::Advance(Phase::Aborted, None));
         for phase in [Phase::PreparingDestination, Phase::Transferring] {
