@@ -29,7 +29,16 @@ use crate::{
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Refusals that pass by themselves: the agent is starting, or has to register again.
-const PASSING: [&str; 5] = ["STALE_TERM", "WRONG_SESSION", "WRONG_CLUSTER", "RECOVERING", "HYPERVISOR_UNAVAILABLE"];
+const PASSING: [&str; 8] = [
+    "STALE_TERM",
+    "WRONG_SESSION",
+    "WRONG_CLUSTER",
+    "RECOVERING",
+    "UNREGISTERED",
+    "HYPERVISOR_UNAVAILABLE",
+    "MIGRATION_IN_PROGRESS",
+    "VM_BUSY",
+];
 
 /// Why a command was not carried out, as far as is known.
 #[derive(Debug, thiserror::Error)]

@@ -169,5 +169,5 @@ pub(crate) fn cluster_id() -> ClusterId {
 }
 
 pub(crate) fn empty_state() -> State {
-    State::empty(Meta { cluster_id: cluster_id(), term: Term(1), incarnation: 1, revision: 0 })
+    State::empty(Meta { cluster_id: cluster_id(), term: Term(1), incarnation: 1, revision: 0, forgotten: 0 })
 }

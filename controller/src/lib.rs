@@ -7,17 +7,23 @@
 
 pub mod agent_client;
 pub mod agent_wire;
+pub mod api;
 pub mod config;
 pub mod hosts;
+pub mod housekeeping;
 pub mod metrics;
 pub mod migration;
 pub mod model;
 pub mod pki;
 pub mod placement;
 pub mod reconcile;
+pub mod server;
 pub mod state;
 pub mod status;
 pub mod store;
+pub mod verbs;
+
+pub use server::{Controller, Parts, run};
 
 #[cfg(test)]
 mod fixtures;

@@ -1,2 +1,182 @@
-//! x
-fn main() {}
+//! `dalgu-controller`: arguments, logs and signals; everything else is in the library.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use dalgu_controller::{config::Config, pki, server};
+use dalgu_proto::ids::HostName;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Holds what every virtual machine of a site should be, and makes the agents carry it out.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Logs as JSON lines.
+    #[arg(long, global = true)]
+    log_json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes a site: its authority, the controller's identity, and the first operator's ("admin").
+    Init {
+        /// Where the controller keeps its data; must not hold a site yet.
+        #[arg(long, default_value = "/var/lib/dalgu/controller")]
+        data_dir: PathBuf,
+        /// Name of the site, in every identity.
+        #[arg(long, alias = "name", default_value = "site")]
+        site: String,
+        /// IP address or DNS name under which the controller is reached, with or without a port; may be given several
+        /// times.
+        #[arg(long = "address", alias = "listen")]
+        addresses: Vec<String>,
+    },
+    /// Makes the identity of a host's agent: ca.pem, agent.pem, agent.key.
+    IssueAgent {
+        /// The site's data directory.
+        #[arg(long, default_value = "/var/lib/dalgu/controller")]
+        data_dir: PathBuf,
+        /// IP address or DNS name under which the agent is reached, with or without a port; may be given several times.
+        #[arg(long = "address")]
+        addresses: Vec<String>,
+        /// Directory to write to.
+        #[arg(long)]
+        out: PathBuf,
+        /// Name of the host.
+        #[arg(long)]
+        host: HostName,
+    },
+    /// Makes the identity of an operator: ca.pem, NAME.pem, NAME.key.
+    IssueOperator {
+        /// The site's data directory.
+        #[arg(long, default_value = "/var/lib/dalgu/controller")]
+        data_dir: PathBuf,
+        /// Directory to write to.
+        #[arg(long)]
+        out: PathBuf,
+        /// Name of the operator.
+        #[arg(long)]
+        name: String,
+    },
+    /// Serves.
+    Run {
+        /// Configuration file; see controller.toml for what can be set.
+        #[arg(long, default_value = "/etc/dalgu/controller.toml")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    init_logs(arguments.log_json);
+    match execute(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init_logs(json: bool) {
+    let filter = EnvFilter::try_from_env("DALGU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { logs.json().init() } else { logs.init() }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init { data_dir, site, addresses } => {
+            let cluster = pki::init(&data_dir, &site, &names(addresses))?;
+            tracing::info!(%cluster, dir = %data_dir.display(), "the site is made; admin.pem and admin.key are the first operator's");
+        }
+        Command::IssueAgent { data_dir, addresses, out, host } => {
+            pki::issue_agent(&data_dir, &host, &names(addresses), &out)?;
+            tracing::info!(%host, dir = %out.display(), "the agent's identity is made");
+        }
+        Command::IssueOperator { data_dir, out, name } => {
+            pki::issue_operator(&data_dir, &name, &out)?;
+            tracing::info!(name, dir = %out.display(), "the operator's identity is made");
+        }
+        Command::Run { config } => {
+            let config = Config::load(&config).with_context(|| format!("the configuration {}", config.display()))?;
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
+        }
+    }
+    Ok(())
+}
+
+/// What goes into a certificate of an address: no port, and nothing that stands for all addresses.
+fn names(addresses: Vec<String>) -> Vec<String> {
+    let name = |address: String| match address.parse::<SocketAddr>() {
+        Ok(socket) => socket.ip().to_string(),
+        Err(_) => match address.rsplit_once(':') {
+            Some((name, port)) if !name.contains(':') && port.parse::<u16>().is_ok() => name.to_owned(),
+            _ => address,
+        },
+    };
+    let wildcard = |name: &String| name.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    addresses.into_iter().map(name).filter(|name| !wildcard(name)).collect()
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    tokio::spawn(watchdog());
+    // Outside systemd there is nobody to tell.
+    let ready = |_| drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    let outcome = server::run_with(config, stop, ready).await;
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    Ok(outcome?)
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    // Cancel safe: either signal ends the wait.
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; the VMs run on");
+    stop.cancel();
+}
+
+/// Tells systemd's watchdog that the runtime is alive.
+async fn watchdog() {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let mut tick = tokio::time::interval(period / 2);
+    loop {
+        tick.tick().await;
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_become_names_for_a_certificate() {
+        let given = ["10.0.0.1:7443", "10.0.0.2", "[fd00::1]:7443", "fd00::2", "ctl.example:7443", "ctl", "0.0.0.0:7443"];
+        let found = names(given.map(str::to_owned).to_vec());
+        assert_eq!(found, ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2", "ctl.example", "ctl"]);
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+}

@@ -35,6 +35,9 @@ pub struct Meta {
     pub incarnation: u64,
     /// Last revision given out.
     pub revision: u64,
+    /// Events up to this revision are no longer kept.
+    #[serde(default)]
+    pub forgotten: u64,
 }
 
 /// What VMs hold on a host.

@@ -52,7 +52,7 @@ fn parse<T: DeserializeOwned>(table: &'static str, key: &str, value: &str) -> Re
 
 /// Makes the state that an image describes.
 pub(super) fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
-    let mut meta = Meta { cluster_id, term: Term(0), incarnation: 1, revision: 0 };
+    let mut meta = Meta { cluster_id, term: Term(0), incarnation: 1, revision: 0, forgotten: 0 };
     for (table, key, value) in &image.records {
         if *table == Table::Meta && key == META_KEY {
             meta = parse("meta", key, value)?;

@@ -267,6 +267,7 @@ impl Tx {
             let Some(oldest) = self.state.events.get_min().map(|(revision, _)| *revision) else { break };
             self.state.events.remove(&oldest);
             self.forget_events_to = oldest;
+            self.state.meta.forgotten = oldest;
         }
     }
 

@@ -1,0 +1,123 @@
+//! The controller's gRPC services: who may call, what the wire means, and nothing else.
+//!
+//! One file a service. Each call is checked, becomes a value of the domain, and goes to `verbs`, `hosts` or a durable
+//! snapshot. Generated types stop here.
+
+pub mod event;
+pub mod host;
+pub mod operation;
+pub mod page;
+pub mod placement;
+pub mod registrar;
+pub mod request;
+pub mod vm;
+pub mod wire;
+
+use std::{collections::HashMap, sync::Arc};
+
+use dalgu_proto::{
+    reason,
+    tls::{Peer, Role},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Status};
+
+use crate::{agent_client::Agents, config::Config, state::Db, verbs};
+
+/// What the services work with.
+#[derive(Clone)]
+pub struct Services {
+    /// The state.
+    pub db: Db,
+    /// The agents.
+    pub agents: Arc<Agents>,
+    /// How the controller runs.
+    pub config: Arc<Config>,
+    /// The controller is going down: streams and waits end.
+    pub stop: CancellationToken,
+}
+
+fn peer<T>(request: &Request<T>) -> Result<&Peer, Status> {
+    let missing = || reason::status(Code::Unauthenticated, "NO_IDENTITY", "the connection has no identity");
+    request.extensions().get::<Peer>().ok_or_else(missing)
+}
+
+/// Lets operators in.
+#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+pub fn only_operators(request: Request<()>) -> Result<Request<()>, Status> {
+    let peer = peer(&request)?;
+    if peer.role == Role::Operator {
+        return Ok(request);
+    }
+    let message = format!("{peer} may not use the operator API; use an operator's certificate");
+    Err(reason::status(Code::PermissionDenied, "NOT_OPERATOR", message))
+}
+
+/// Lets agents in.
+#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+pub fn only_agents(request: Request<()>) -> Result<Request<()>, Status> {
+    let peer = peer(&request)?;
+    if matches!(peer.role, Role::Agent(_)) {
+        return Ok(request);
+    }
+    let message = format!("{peer} may not report for a host; use an agent's certificate");
+    Err(reason::status(Code::PermissionDenied, "NOT_AGENT", message))
+}
+
+/// Lets everybody in who has an identity, which the connection has checked.
+#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+pub fn anybody(request: Request<()>) -> Result<Request<()>, Status> {
+    peer(&request)?;
+    Ok(request)
+}
+
+/// Refusals of verbs on the wire: code, reason, and what programs can use.
+impl From<verbs::Error> for Status {
+    fn from(error: verbs::Error) -> Self {
+        use verbs::Error as E;
+        let (code, why) = match &error {
+            E::VmNotFound(_) => (Code::NotFound, "VM_NOT_FOUND"),
+            E::HostNotFound(_) => (Code::NotFound, "HOST_NOT_FOUND"),
+            E::OperationNotFound(_) => (Code::NotFound, "OPERATION_NOT_FOUND"),
+            E::VmExists(_) => (Code::AlreadyExists, "VM_ALREADY_EXISTS"),
+            E::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
+            E::NoCapacity { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
+            E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
+            E::Running(_) => (Code::FailedPrecondition, "VM_RUNNING"),
+            E::Deleting(_) => (Code::FailedPrecondition, "VM_DELETING"),
+            E::MigrationInProgress(_) => (Code::FailedPrecondition, "MIGRATION_IN_PROGRESS"),
+            E::SameHost { .. } => (Code::FailedPrecondition, "SAME_HOST"),
+            E::HostUnreachable(_) => (Code::FailedPrecondition, "HOST_UNREACHABLE"),
+            E::NotCancellable(_) => (Code::FailedPrecondition, "NOT_CANCELLABLE"),
+            E::RequestReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
+            E::HostNotEmpty { .. } => (Code::FailedPrecondition, "HOST_NOT_EMPTY"),
+            E::FieldNotMutable { .. } => (Code::InvalidArgument, "FIELD_NOT_MUTABLE"),
+            E::Invalid { field, message } => return reason::invalid(field, message),
+        };
+        reason::status_with(code, why, error.to_string(), metadata(&error))
+    }
+}
+
+/// At most so many bytes of verdicts travel in an error: it is carried in a header.
+const VERDICTS_BYTES: usize = 4096;
+
+fn metadata(error: &verbs::Error) -> HashMap<String, String> {
+    let verbs::Error::NoCapacity { decision } = error else { return HashMap::new() };
+    let mut facts = HashMap::new();
+    let mut room = VERDICTS_BYTES;
+    for verdict in &decision.verdicts {
+        let texts: Vec<_> = verdict.shortfalls.iter().map(|s| s.message.as_str()).collect();
+        let text = texts.join("; ");
+        let size = verdict.host.as_str().len() + text.len();
+        if size > room {
+            facts.insert("omitted".to_owned(), (decision.verdicts.len() - facts.len()).to_string());
+            break;
+        }
+        room -= size;
+        facts.insert(verdict.host.to_string(), text);
+    }
+    if let Some(hint) = &decision.hint {
+        facts.insert("hint".to_owned(), hint.text.clone());
+    }
+    facts
+}

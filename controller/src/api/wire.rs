@@ -1,0 +1,279 @@
+//! From records to the messages of the operator API.
+
+use dalgu_proto::{
+    ids::{HostName, OperationId, VmName},
+    time, v1,
+};
+use jiff::Timestamp;
+
+use crate::{
+    hosts,
+    model::{
+        EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord, OperationState,
+        Phase, VmFault, VmPhase, VmRecord,
+    },
+    reconcile::{plan, step},
+    state::State,
+    status::{self, VmState},
+    verbs::etag,
+};
+
+fn vm_state(state: VmState) -> v1::VmState {
+    match state {
+        VmState::Pending => v1::VmState::Pending,
+        VmState::Starting => v1::VmState::Starting,
+        VmState::Running => v1::VmState::Running,
+        VmState::Paused => v1::VmState::Paused,
+        VmState::Stopping => v1::VmState::Stopping,
+        VmState::Stopped => v1::VmState::Stopped,
+        VmState::Migrating => v1::VmState::Migrating,
+        VmState::Deleting => v1::VmState::Deleting,
+        VmState::Failed => v1::VmState::Failed,
+        VmState::Unreachable => v1::VmState::Unreachable,
+        VmState::Resolving => v1::VmState::Resolving,
+    }
+}
+
+fn fault(fault: &VmFault) -> v1::VmError {
+    v1::VmError {
+        reason: fault.reason.clone(),
+        message: fault.message.clone(),
+        retrying: fault.retrying,
+        time: fault.time.map(time::to_wire),
+    }
+}
+
+/// A VM.
+pub fn vm(state: &State, vm: &VmRecord) -> v1::Vm {
+    v1::Vm {
+        name: vm.name.to_string(),
+        uid: vm.id.to_string(),
+        spec: Some(vm.spec.clone().into()),
+        desired_power_state: v1::PowerState::from(vm.intent.power).into(),
+        labels: vm.labels.clone().into_iter().collect(),
+        description: vm.description.clone(),
+        status: Some(vm_status(state, vm)),
+        generation: vm.intent.generation.0,
+        etag: etag(vm.revision),
+        create_time: Some(time::to_wire(vm.create_time)),
+        delete_time: vm.delete_time.map(time::to_wire),
+    }
+}
+
+fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
+    let seen = state.observation(vm);
+    let refused = state.refusals.get(&vm.id).map(|refusal| v1::VmError {
+        reason: refusal.fault.reason.clone(),
+        message: refusal.fault.message.clone(),
+        retrying: false,
+        time: None,
+    });
+    v1::VmStatus {
+        state: vm_state(status::of(state, vm)).into(),
+        power_state: seen.and_then(|o| o.power).map_or(v1::PowerState::Unspecified, Into::into).into(),
+        power_reason: v1::PowerReason::from(seen.map(|o| o.power_reason).unwrap_or_default()).into(),
+        observe_time: seen.and_then(|o| o.observe_time).map(time::to_wire),
+        host: vm.owner.to_string(),
+        epoch: vm.epoch.0,
+        observed_generation: seen.map_or(0, |o| o.observed.0),
+        error: refused.or_else(|| seen.and_then(|o| o.fault.as_ref()).map(fault)),
+        usage: seen.and_then(|o| o.usage.clone()).map(Into::into),
+        migration_id: state.active_migrations.get(&vm.id).map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+/// A host.
+pub fn host(state: &State, host: &HostRecord) -> v1::Host {
+    let view = hosts::view(state, host);
+    let live = state.live.get(&host.name);
+    let unmanaged = live.into_iter().flat_map(|live| &live.unmanaged).map(|domain| v1::UnmanagedDomain {
+        uuid: domain.uuid.clone(),
+        name: domain.name.clone(),
+        running: domain.running,
+        vcpus: domain.vcpus,
+        memory_mib: domain.memory_mib,
+    });
+    v1::Host {
+        name: host.name.to_string(),
+        state: match hosts::state_of(state, &host.name) {
+            HostState::Initializing => v1::HostState::Initializing,
+            HostState::Ready => v1::HostState::Ready,
+            HostState::Unreachable => v1::HostState::Unreachable,
+        }
+        .into(),
+        cordoned: host.cordon.is_some(),
+        cordon_reason: host.cordon.clone().unwrap_or_default(),
+        labels: host.labels.clone().into_iter().collect(),
+        cpu_overcommit_ratio: host.cpu_overcommit_ratio,
+        reserved_memory_mib: host.reserved_memory_mib,
+        inventory: Some(host.inventory.clone().into()),
+        usage: live.and_then(|live| live.usage.clone()).map(Into::into),
+        allocation: Some(v1::HostAllocation {
+            vcpus_capacity: view.vcpus_capacity(),
+            vcpus_reserved: view.vcpus_reserved,
+            memory_mib_capacity: view.memory_mib_capacity(),
+            memory_mib_reserved: view.memory_mib_reserved,
+            vms: view.vms,
+        }),
+        address: host.address.clone(),
+        boot_id: host.boot_id.clone(),
+        session: host.session.0,
+        agent_version: host.agent_version.clone(),
+        report_time: live.and_then(|live| live.report_time).map(time::to_wire),
+        unmanaged_domains: unmanaged.collect(),
+        etag: etag(host.revision),
+        create_time: Some(time::to_wire(host.create_time)),
+        hypervisor_error: live.and_then(|live| live.hypervisor_error.clone()).unwrap_or_default(),
+    }
+}
+
+fn kind(kind: OperationKind) -> v1::OperationKind {
+    match kind {
+        OperationKind::Create => v1::OperationKind::CreateVm,
+        OperationKind::Start => v1::OperationKind::StartVm,
+        OperationKind::Stop => v1::OperationKind::StopVm,
+        OperationKind::Restart => v1::OperationKind::RestartVm,
+        OperationKind::Pause => v1::OperationKind::PauseVm,
+        OperationKind::Resume => v1::OperationKind::ResumeVm,
+        OperationKind::Migrate => v1::OperationKind::MigrateVm,
+        OperationKind::Delete => v1::OperationKind::DeleteVm,
+    }
+}
+
+/// An operation that was only checked: it is done, and nothing was stored.
+pub fn checked(operation_kind: OperationKind, vm: &str, message: String, now: Timestamp) -> v1::Operation {
+    v1::Operation {
+        kind: kind(operation_kind).into(),
+        state: v1::OperationState::Succeeded.into(),
+        vm: vm.to_owned(),
+        status_message: message,
+        create_time: Some(time::to_wire(now)),
+        end_time: Some(time::to_wire(now)),
+        ..Default::default()
+    }
+}
+
+/// An operation of that id, if it is kept.
+pub fn operation_by_id(state: &State, id: OperationId) -> Option<v1::Operation> {
+    state.operations.get(&id).map(|record| operation(state, record))
+}
+
+/// An operation.
+pub fn operation(state: &State, record: &OperationRecord) -> v1::Operation {
+    let migration = record.migration.and_then(|id| state.migrations.get(&id));
+    let (operation_state, text) = match record.state {
+        OperationState::Active => active(state, record, migration.map(AsRef::as_ref)),
+        OperationState::Succeeded => (v1::OperationState::Succeeded, record.message.clone()),
+        OperationState::Failed => (v1::OperationState::Failed, record.message.clone()),
+        OperationState::Cancelled => (v1::OperationState::Cancelled, record.message.clone()),
+    };
+    v1::Operation {
+        id: record.id.to_string(),
+        kind: kind(record.kind).into(),
+        state: operation_state.into(),
+        vm: record.vm_name.to_string(),
+        vm_uid: record.vm.to_string(),
+        generation: record.generation.0,
+        request_id: record.request_id.clone(),
+        error: record.error.as_ref().map(|error| v1::OperationError {
+            code: error.code,
+            reason: error.reason.clone(),
+            message: error.message.clone(),
+        }),
+        migration: migration.map(|migration| progress(state, migration)),
+        status_message: text,
+        create_time: Some(time::to_wire(record.create_time)),
+        end_time: record.end_time.map(time::to_wire),
+        principal: record.principal.clone(),
+        cancel_requested: record.cancel_requested,
+    }
+}
+
+/// Whether it has begun, which shows in what the owner says, and what it waits for.
+fn active(
+    state: &State,
+    record: &OperationRecord,
+    migration: Option<&MigrationRecord>,
+) -> (v1::OperationState, String) {
+    let Some(vm) = state.vms.get(&record.vm) else { return (v1::OperationState::Running, String::new()) };
+    let seen = state.observation(vm);
+    let begun = match record.kind {
+        OperationKind::Migrate => migration.is_some_and(|migration| migration.phase != Phase::Reserving),
+        OperationKind::Delete => seen.is_some_and(|o| o.phase == VmPhase::Deleting),
+        _ => seen.is_some_and(|o| o.accepted >= record.generation),
+    };
+    let of_vm = state.active_migration(vm.id).map(AsRef::as_ref);
+    let input = step::input(state, vm, of_vm, &[], Timestamp::now());
+    let text = plan::waiting_for(&input, record);
+    (if begun { v1::OperationState::Running } else { v1::OperationState::Pending }, text)
+}
+
+fn phase(phase: Phase) -> v1::MigrationPhase {
+    match phase {
+        Phase::Reserving => v1::MigrationPhase::Reserving,
+        Phase::PreparingDestination => v1::MigrationPhase::PreparingDestination,
+        Phase::Transferring => v1::MigrationPhase::Transferring,
+        Phase::CuttingOver => v1::MigrationPhase::CuttingOver,
+        Phase::CleaningSource => v1::MigrationPhase::CleaningSource,
+        Phase::CleaningDestination => v1::MigrationPhase::CleaningDestination,
+        Phase::Done => v1::MigrationPhase::Done,
+        Phase::Failed => v1::MigrationPhase::Failed,
+        Phase::Aborted => v1::MigrationPhase::Aborted,
+    }
+}
+
+fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress {
+    let figures = migration.progress.or(state.migration_live(migration.id).progress).unwrap_or_default();
+    v1::MigrationProgress {
+        migration_id: migration.id.to_string(),
+        phase: phase(migration.phase).into(),
+        source_host: migration.source.to_string(),
+        destination_host: migration.destination.to_string(),
+        memory_total_bytes: figures.memory_total_bytes,
+        memory_processed_bytes: figures.memory_processed_bytes,
+        memory_remaining_bytes: figures.memory_remaining_bytes,
+        disk_total_bytes: figures.disk_total_bytes,
+        disk_processed_bytes: figures.disk_processed_bytes,
+        disk_remaining_bytes: figures.disk_remaining_bytes,
+        rate_bytes_per_second: figures.rate_bytes_per_second,
+        dirty_rate_bytes_per_second: figures.dirty_rate_bytes_per_second,
+        expected_downtime_ms: figures.expected_downtime_ms,
+        downtime_ms: figures.downtime_ms,
+        iteration: figures.iteration,
+        elapsed: Some(time::duration_to_wire(std::time::Duration::from_millis(figures.elapsed_ms))),
+    }
+}
+
+/// An event, with its object as it is now.
+pub fn event(state: &State, event: &EventRecord) -> v1::Event {
+    let object = match event.kind {
+        EventKind::Vm => event.subject.parse().ok().and_then(|name: VmName| {
+            state.vm_by_name(&name).map(|record| v1::event::Object::Vm(vm(state, record)))
+        }),
+        EventKind::Host => event.subject.parse().ok().and_then(|name: HostName| {
+            state.hosts.get(&name).map(|record| v1::event::Object::Host(host(state, record)))
+        }),
+        EventKind::Operation => {
+            event.operation.and_then(|id| operation_by_id(state, id)).map(v1::event::Object::Operation)
+        }
+    };
+    v1::Event {
+        resource_version: event.revision,
+        time: Some(time::to_wire(event.time)),
+        kind: event_kind(event.kind).into(),
+        reason: event.reason.clone(),
+        message: event.message.clone(),
+        subject: event.subject.clone(),
+        operation_id: event.operation.map(|id| id.to_string()).unwrap_or_default(),
+        object,
+    }
+}
+
+/// The kind of an event.
+pub fn event_kind(kind: EventKind) -> v1::EventKind {
+    match kind {
+        EventKind::Vm => v1::EventKind::Vm,
+        EventKind::Host => v1::EventKind::Host,
+        EventKind::Operation => v1::EventKind::Operation,
+    }
+}

@@ -1,0 +1,130 @@
+//! A new VM, and changes of what is mutable.
+
+use std::collections::BTreeMap;
+
+use dalgu_proto::{
+    ids::{Epoch, Generation, HostName, VmId, VmName},
+    vm::{PowerState, RestartMode, RestartPolicy, Spec},
+};
+use uuid::Uuid;
+
+use super::{Caller, Error, accept, check_etag, find, new_operation};
+use crate::{
+    hosts,
+    model::{EventKind, Intent, OperationKind, Outcome, VmRecord},
+    placement::{self, Decision, Policy, Request},
+    state::{State, Tx},
+};
+
+/// Verdicts kept with each VM.
+const VERDICTS_KEPT: usize = 32;
+/// Time a guest has to shut down where nobody says.
+pub const DEFAULT_GRACE_SECONDS: u32 = 60;
+
+/// A new VM.
+#[derive(Debug, Clone)]
+pub struct Create {
+    /// Name.
+    pub name: VmName,
+    /// What it is made of.
+    pub spec: Spec,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Description.
+    pub description: String,
+    /// Leave it powered off.
+    pub stopped: bool,
+    /// Only this host.
+    pub host: Option<HostName>,
+    /// Which host is best.
+    pub policy: Policy,
+}
+
+/// Finds a host for a VM on the state as it is; nothing else is decided meanwhile in a transaction.
+pub fn place(state: &State, request: &Request, policy: Policy) -> Result<(HostName, Decision), Error> {
+    if let Some(host) = request.host.as_ref().filter(|host| !state.hosts.contains_key(*host)) {
+        return Err(Error::HostNotFound(host.to_string()));
+    }
+    let decision = placement::decide(request, &hosts::views(state), &policy);
+    match decision.host.clone() {
+        Some(host) => Ok((host, decision.shortened(VERDICTS_KEPT))),
+        None => Err(Error::NoCapacity { decision: Box::new(decision) }),
+    }
+}
+
+/// Checks the name and finds a host: what a creation would do now.
+pub fn check(state: &State, new: &Create) -> Result<(HostName, Decision), Error> {
+    if state.vm_names.contains_key(&new.name) {
+        return Err(Error::VmExists(new.name.clone()));
+    }
+    place(state, &Request::new(new.spec.clone()).on(new.host.clone()), new.policy)
+}
+
+/// Creates a VM.
+pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Error> {
+    let (owner, decision) = check(tx, &new)?;
+    let id = VmId::from_uuid(Uuid::now_v7());
+    let mut spec = new.spec;
+    spec.fill_in(id);
+    let power = if new.stopped { PowerState::Stopped } else { PowerState::Running };
+    let vm = VmRecord {
+        id,
+        name: new.name,
+        spec,
+        labels: new.labels,
+        description: new.description,
+        intent: Intent {
+            generation: Generation(1),
+            power,
+            power_sequence: 1,
+            restart_sequence: 0,
+            restart_mode: RestartMode::Reboot,
+            grace_period_seconds: DEFAULT_GRACE_SECONDS,
+        },
+        owner,
+        epoch: Epoch(1),
+        decision,
+        decide_time: tx.now(),
+        create_time: tx.now(),
+        delete_time: None,
+        revision: 0,
+    };
+    let message = format!("created on {}: {}", vm.owner, vm.decision.summary);
+    tx.event(EventKind::Vm, "VmCreated", &vm.name, message, None);
+    let mut operation = new_operation(tx, caller, &vm, OperationKind::Create);
+    operation.power = Some(power);
+    tx.put_vm(vm);
+    Ok(accept(tx, operation))
+}
+
+/// New values of mutable fields; `None` leaves one as it is.
+#[derive(Debug, Clone, Default)]
+pub struct Update {
+    /// Labels, all of them.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Description.
+    pub description: Option<String>,
+    /// When its agent starts it again.
+    pub restart_policy: Option<RestartPolicy>,
+}
+
+/// Changes a VM.
+pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Outcome, Error> {
+    let old = find(tx, name)?;
+    check_etag(etag, old.revision, name)?;
+    if old.delete_time.is_some() {
+        return Err(Error::Deleting(old.name));
+    }
+    let mut vm = old.clone();
+    vm.labels = update.labels.unwrap_or(vm.labels);
+    vm.description = update.description.unwrap_or(vm.description);
+    if let Some(policy) = update.restart_policy.filter(|policy| *policy != old.spec.restart_policy) {
+        vm.spec.restart_policy = policy;
+        vm.intent.generation = vm.intent.generation.next();
+    }
+    if vm != old {
+        tx.event(EventKind::Vm, "VmUpdated", &vm.name, "changed", None);
+        tx.put_vm(vm);
+    }
+    Ok(Outcome::Vm(old.name))
+}

@@ -1,0 +1,87 @@
+//! Moving a running VM.
+
+use dalgu_proto::{
+    ids::{HostName, MigrationId},
+    vm::PowerState,
+};
+use uuid::Uuid;
+
+use super::{Caller, Error, accept, check_etag, create::place, find, new_operation};
+use crate::{
+    hosts,
+    model::{EventKind, HostState, MigrationRecord, OperationKind, Outcome, Phase, VmRecord},
+    placement::{Policy, Request},
+    state::{State, Tx},
+};
+
+/// A move.
+#[derive(Debug, Clone)]
+pub struct Migrate {
+    /// Where to; `None` lets placement choose.
+    pub destination: Option<HostName>,
+    /// Longest planned stop.
+    pub max_downtime_ms: u32,
+    /// Limit of the streams; 0 for none.
+    pub bandwidth_mib_per_second: u32,
+    /// Which host is best.
+    pub policy: Policy,
+}
+
+/// What placement is asked for a VM that leaves its host.
+pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> Request {
+    let accelerator = state.hosts.get(&vm.owner).map(|host| host.inventory.accelerator.clone()).unwrap_or_default();
+    Request::migration(vm.spec.clone(), vm.owner.clone(), &accelerator).on(destination)
+}
+
+/// Begins a migration.
+pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrate) -> Result<Outcome, Error> {
+    let vm = find(tx, name)?;
+    check_etag(etag, vm.revision, name)?;
+    if vm.delete_time.is_some() {
+        return Err(Error::Deleting(vm.name));
+    }
+    if tx.active_migrations.contains_key(&vm.id) {
+        return Err(Error::MigrationInProgress(vm.name));
+    }
+    if ask.destination.as_ref() == Some(&vm.owner) {
+        return Err(Error::SameHost { vm: vm.name, host: vm.owner });
+    }
+    if hosts::state_of(tx, &vm.owner) != HostState::Ready {
+        return Err(Error::HostUnreachable(vm.owner));
+    }
+    let seen = tx.observation(&vm).and_then(|observation| observation.power);
+    let wanted = vm.intent.power;
+    if seen != Some(PowerState::Running) || wanted != PowerState::Running {
+        let is = if wanted == PowerState::Paused || seen == Some(PowerState::Paused) { "paused" } else { "not running" };
+        return Err(Error::NotRunning { vm: vm.name, is, next: "only a running VM can migrate" });
+    }
+    let (destination, decision) = place(tx, &request(tx, &vm, ask.destination), ask.policy)?;
+    let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);
+    let record = MigrationRecord {
+        id: MigrationId::from_uuid(Uuid::now_v7()),
+        vm: vm.id,
+        operation: operation.id,
+        source: vm.owner.clone(),
+        destination,
+        source_epoch: vm.epoch,
+        destination_epoch: vm.epoch.next(),
+        intent: vm.intent.clone(),
+        phase: Phase::Reserving,
+        phase_time: tx.now(),
+        abort_requested: false,
+        error: None,
+        max_downtime_ms: ask.max_downtime_ms,
+        bandwidth_mib_per_second: ask.bandwidth_mib_per_second,
+        source_answer: None,
+        destination_answer: None,
+        source_finished: false,
+        destination_finished: false,
+        progress: None,
+        decision,
+    };
+    operation.migration = Some(record.id);
+    let message = format!("from {} to {}: {}", record.source, record.destination, record.decision.summary);
+    tx.event(EventKind::Vm, "VmMigrating", &vm.name, message, Some(operation.id));
+    tx.put_migration(record);
+    Ok(accept(tx, operation))
+}

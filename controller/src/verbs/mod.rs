@@ -1,0 +1,227 @@
+//! What operators ask for, as changes of the state: each verb is one transaction, with its operation and its events.
+//!
+//! Called by `api` inside [`crate::state::Db::transact`]. A verb checks, changes the intent, and returns at once; carrying
+//! it out is for `reconcile`. [`once`] makes a repeated request harmless.
+
+pub mod cancel;
+pub mod create;
+pub mod host;
+pub mod migrate;
+pub mod power;
+
+use dalgu_proto::ids::{HostName, OperationId, VmName};
+use uuid::Uuid;
+
+use crate::{
+    model::{
+        Code, EventKind, Fault, OperationKind, OperationRecord, OperationState, Outcome, Phase, RequestRecord, VmRecord,
+    },
+    placement::Decision,
+    reconcile::{plan::Ending, step},
+    state::Tx,
+};
+
+/// Why a verb is refused; nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such VM.
+    #[error("there is no VM named {0}; see `dalgu vm list`")]
+    VmNotFound(String),
+    /// No such host.
+    #[error("there is no host named {0}; see `dalgu host list`")]
+    HostNotFound(String),
+    /// No such operation.
+    #[error("there is no operation {0}; ended ones are kept for a limited time")]
+    OperationNotFound(String),
+    /// The name is taken.
+    #[error("a VM named {0} exists already: choose another name, or delete it first")]
+    VmExists(VmName),
+    /// Somebody else changed the object.
+    #[error("the etag of {0} is not the current one, somebody changed it meanwhile: read it again and repeat")]
+    EtagMismatch(String),
+    /// No host can take the VM.
+    #[error("{}", no_capacity(decision))]
+    NoCapacity {
+        /// Every host's verdict.
+        decision: Box<Decision>,
+    },
+    /// It must run for that.
+    #[error("{vm} is {is}: {next}")]
+    NotRunning {
+        /// The VM.
+        vm: VmName,
+        /// What it is.
+        is: &'static str,
+        /// What to do.
+        next: &'static str,
+    },
+    /// It must not run for that.
+    #[error("{0} is running: stop it first, or delete it with force")]
+    Running(VmName),
+    /// It is going away.
+    #[error("{0} is being deleted: nothing else can be asked of it")]
+    Deleting(VmName),
+    /// It moves.
+    #[error("{0} is migrating already: wait for that operation, or cancel it")]
+    MigrationInProgress(VmName),
+    /// It is there.
+    #[error("{vm} is on {host} already: choose another host")]
+    SameHost {
+        /// The VM.
+        vm: VmName,
+        /// The host.
+        host: HostName,
+    },
+    /// The host is not heard from.
+    #[error("host {0} does not report: see its agent's log, then repeat")]
+    HostUnreachable(HostName),
+    /// Too late, or never possible.
+    #[error("{0}")]
+    NotCancellable(String),
+    /// The id was used for something else.
+    #[error("request_id {0} was used for another request: make a new one for each")]
+    RequestReused(String),
+    /// VMs are on it.
+    #[error("host {host} holds {vms} VMs: migrate or delete them first")]
+    HostNotEmpty {
+        /// The host.
+        host: HostName,
+        /// How many.
+        vms: usize,
+    },
+    /// A field does not hold an allowed value.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// Path in the request.
+        field: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The field cannot be changed.
+    #[error("{path} cannot be changed: the update mask may name {allowed}")]
+    FieldNotMutable {
+        /// In the mask.
+        path: String,
+        /// What may be there.
+        allowed: &'static str,
+    },
+}
+
+fn no_capacity(decision: &Decision) -> String {
+    match &decision.hint {
+        Some(hint) => format!("{}. {}", decision.summary, hint.text),
+        None => decision.summary.clone(),
+    }
+}
+
+impl Error {
+    /// A field that does not hold an allowed value.
+    pub fn invalid(field: impl Into<String>, message: impl ToString) -> Self {
+        Self::Invalid { field: field.into(), message: message.to_string() }
+    }
+}
+
+/// Who asks, and how a repetition is recognised.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Name of the identity.
+    pub principal: String,
+    /// The caller's id for the request; empty when none was given.
+    pub request_id: String,
+    /// Hash of the request's content.
+    pub body: String,
+}
+
+/// Does what was asked, unless the same request has been done before: then its outcome.
+pub fn once(
+    tx: &mut Tx,
+    caller: &Caller,
+    change: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
+) -> Result<Outcome, Error> {
+    if caller.request_id.is_empty() {
+        return change(tx);
+    }
+    let key = format!("{}/{}", caller.principal, caller.request_id);
+    if let Some(known) = tx.requests.get(&key) {
+        return if known.body == caller.body {
+            Ok(known.outcome.clone())
+        } else {
+            Err(Error::RequestReused(caller.request_id.clone()))
+        };
+    }
+    let outcome = change(tx)?;
+    let time = tx.now();
+    tx.put_request(RequestRecord { key, body: caller.body.clone(), outcome: outcome.clone(), time });
+    Ok(outcome)
+}
+
+/// Parses a VM's name and finds it.
+fn find(tx: &Tx, name: &str) -> Result<VmRecord, Error> {
+    let name: VmName = name.parse().map_err(|error| Error::invalid("name", error))?;
+    let vm = tx.vm_by_name(&name).ok_or_else(|| Error::VmNotFound(name.to_string()))?;
+    Ok((**vm).clone())
+}
+
+fn check_etag(given: &str, revision: u64, name: &str) -> Result<(), Error> {
+    if given.is_empty() || given == etag(revision) { Ok(()) } else { Err(Error::EtagMismatch(name.to_owned())) }
+}
+
+/// The etag of a record of that revision.
+pub fn etag(revision: u64) -> String {
+    format!("r{revision}")
+}
+
+fn new_operation(tx: &Tx, caller: &Caller, vm: &VmRecord, kind: OperationKind) -> OperationRecord {
+    OperationRecord {
+        id: OperationId::from_uuid(Uuid::now_v7()),
+        kind,
+        state: OperationState::Active,
+        vm: vm.id,
+        vm_name: vm.name.clone(),
+        generation: vm.intent.generation,
+        power: None,
+        grace_period_seconds: 0,
+        migration: None,
+        request_id: caller.request_id.clone(),
+        principal: caller.principal.clone(),
+        error: None,
+        message: String::new(),
+        create_time: tx.now(),
+        end_time: None,
+        cancel_requested: false,
+    }
+}
+
+fn accept(tx: &mut Tx, operation: OperationRecord) -> Outcome {
+    let id = operation.id;
+    let message = format!("{} accepted, asked for by {}", operation.kind.as_str(), operation.principal);
+    tx.event(EventKind::Operation, "OperationStarted", &operation.vm_name, message, Some(id));
+    tx.put_operation(operation);
+    Outcome::Operation(id)
+}
+
+/// Ends what a newer request replaces.
+fn supersede(tx: &mut Tx, vm: &VmRecord, by: OperationKind) {
+    for operation in tx.active_operations(vm.id) {
+        let creation = by == OperationKind::Delete && operation.kind == OperationKind::Create;
+        if operation.kind.is_power() || creation {
+            let message = format!("replaced by a newer request to {}", by.as_str());
+            let error = Some(Fault::new(Code::Cancelled, "SUPERSEDED", message.clone()));
+            step::end(tx, Ending { operation: operation.id, state: OperationState::Cancelled, error, message });
+        }
+    }
+}
+
+/// Asks that a migration be given up, if it has not come to the point of no return. Whether it has not.
+fn abort_migration(tx: &mut Tx, vm: &VmRecord) -> bool {
+    let Some(record) = tx.active_migration(vm.id).cloned() else { return false };
+    if record.phase >= Phase::CuttingOver {
+        return false;
+    }
+    if !record.abort_requested {
+        let mut record = (*record).clone();
+        record.abort_requested = true;
+        tx.put_migration(record);
+    }
+    true
+}
