@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 pub const MAX_HOSTS: u8 = 20;
 
 /// The directories of a host that are its own: bound over the machine's in its mount namespace.
-pub const OWN_DIRS: [&str; 8] = [
+pub const OWN_DIRS: [&str; 9] = [
     "/etc/libvirt",
     "/var/lib/libvirt",
     "/run/libvirt",
@@ -19,6 +19,7 @@ pub const OWN_DIRS: [&str; 8] = [
     "/etc/dalgu",
     "/run/dalgu",
     "/var/lib/dalgu",
+    "/var/log/dalgu",
 ];
 
 /// What labs are on this machine, and which directories they made in its own file system.
