@@ -11,7 +11,7 @@ bin     := $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab lab-env lab-status lab-down demo test bench-lifecycle fmt lint
+.PHONY: help setup build lab lab-env lab-status lab-down demo test bench-lifecycle fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -48,7 +48,8 @@ lab-down: ## Remove every trace of the lab, also of one that crashed
 demo: build ## Show it all on real guests: place, start, stop, live-migrate, refuse (about a minute)
 	@$(as_root) $(bin)/demo
 
-test: setup ## Check format and lints, then run every test, the lab's end-to-end tests too
+test: ## Check format and lints, then run every test, the lab's end-to-end tests too
+	@bash tests/lab/setup.sh checks
 	@bash tests/run.sh
 
 bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
@@ -60,3 +61,6 @@ fmt: ## Format the code
 lint: setup ## Check format and lints
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- --deny warnings
+
+advisories: ## Ask whether a dependency has a known flaw (needs the network, and cargo-deny: `make test` installs it)
+	@cargo deny --locked check advisories

@@ -58,7 +58,7 @@ scripts() {
 
 end_to_end() {
     if [ "${#as_root[@]}" -gt 0 ]; then export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="${as_root[*]}"; fi
-    cargo nextest run -p dalgu-tests --run-ignored only --test-threads 1 --no-fail-fast
+    cargo nextest run --profile ci -p dalgu-tests --run-ignored only --test-threads 1
 }
 
 step "scripts" check scripts
@@ -66,7 +66,8 @@ step "systemd units" check systemd/check.sh
 step "format" check cargo fmt --all --check
 step "build" check cargo build --workspace --all-targets
 step "lints" check cargo clippy --quiet --workspace --all-targets -- --deny warnings
-step "unit and cluster tests" tests cargo nextest run --workspace --no-fail-fast
+step "dependencies" check cargo deny --locked --log-level error check bans licenses sources
+step "unit and cluster tests" tests cargo nextest run --profile ci --workspace
 unit_left_out=$step_skipped
 step "documentation tests" tests cargo test --quiet --workspace --doc
 step "end-to-end tests" tests end_to_end

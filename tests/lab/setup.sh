@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what a Debian 12/13 or Ubuntu machine needs to build Dalgu and to run its lab.
-# Called by `make setup` and by every target that builds. Safe to run again: it does nothing
-# when everything is there. It starts no service and changes no service that was there before.
+# Installs what a Debian 12/13 or Ubuntu machine needs to build Dalgu and to run its lab;
+# `setup.sh checks`, called by `make test`, also what only the checks need. Called by `make setup` and by
+# every target that builds. Safe to run again: it does nothing when everything is there. It starts no
+# service and changes no service that was there before.
 set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -227,14 +228,15 @@ fetch_grpcurl() {
     say "grpcurl: installed in $tools/bin"
 }
 
-fetch_nextest() {
-    if command -v cargo-nextest >/dev/null || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo-nextest" ]; then
-        say "cargo-nextest: there"
+# cargo_tool NAME: builds a cargo subcommand, two to four minutes each on two cores.
+cargo_tool() {
+    if command -v "$1" >/dev/null || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/$1" ]; then
+        say "$1: there"
         return
     fi
     command -v cargo >/dev/null || die "no Rust toolchain: install one first (rust-toolchain.toml names the version)"
-    say "cargo-nextest: building (a few minutes, once)"
-    cargo install --quiet --locked cargo-nextest
+    say "$1: building (a few minutes, once)"
+    cargo install --quiet --locked "$1"
 }
 
 [ "$(uname -m)" = x86_64 ] || die "the lab runs on x86_64 only"
@@ -242,4 +244,7 @@ command -v apt-get >/dev/null || die "only Debian and Ubuntu are supported"
 install_packages
 fetch_kernel
 fetch_grpcurl
-fetch_nextest
+if [ "${1:-}" = checks ]; then
+    cargo_tool cargo-nextest
+    cargo_tool cargo-deny
+fi
