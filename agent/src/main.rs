@@ -1,6 +1,6 @@
 //! `dalgu-agent`: arguments, logs and signals; everything else is in the library.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;

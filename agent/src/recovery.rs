@@ -10,7 +10,7 @@ use std::{collections::HashMap, time::Duration};
 use dalgu_proto::ids::VmId;
 
 use crate::{
-    hypervisor::Domain,
+    hypervisor::{Connection, Domain},
     ledger::{Contents, Disposition},
     vm::{Known, Vms},
 };
@@ -42,7 +42,10 @@ pub async fn recover(vms: &Vms, contents: Contents) {
 }
 
 async fn ask(vms: &Vms) -> Vec<Domain> {
+    let mut connection = vms.hypervisor().connection();
     loop {
+        // It fails only when the hypervisor's own task has ended; then asking says so.
+        let _ = connection.wait_for(|connection| *connection == Connection::Up).await;
         match vms.hypervisor().list().await {
             Ok(domains) => return domains,
             Err(error) => {

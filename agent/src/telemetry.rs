@@ -68,7 +68,9 @@ impl Telemetry {
                 () = stop.cancelled() => break,
             }
             let mut next = Snapshot::clone(&self.out.borrow());
-            if count % INVENTORY_EVERY == 0
+            // Until the hypervisor has said what it is, it is asked each time.
+            let due = count % INVENTORY_EVERY == 0 || next.inventory.hypervisor.is_empty();
+            if due
                 && let Some(inventory) = self.inventory().await
             {
                 next.inventory = Arc::new(inventory);
