@@ -10,7 +10,8 @@ use virt_sys as sys;
 
 use super::{
     error::{general, is_invalid_argument, is_no_domain, is_no_metadata, is_unsupported, is_wrong_state, of},
-    ffi, read,
+    ffi,
+    read::{self, Names},
     xml::NAMESPACE,
 };
 use crate::hypervisor::{Domain, DomainState, Error, Mark};
@@ -25,11 +26,16 @@ fn id_of(handle: &Handle) -> Result<VmId, Raw> {
 /// runs; a domain that has none yet, because it is just arriving, bears it in the running one.
 fn mark_of(handle: &Handle, persistent: bool, cluster: ClusterId) -> Result<Option<Mark>, Raw> {
     let flags = if persistent { sys::VIR_DOMAIN_AFFECT_CONFIG } else { sys::VIR_DOMAIN_AFFECT_CURRENT };
+    let mark = own_element(handle, flags)?.and_then(|xml| read::mark(&xml));
+    Ok(mark.filter(|mark| mark.cluster == cluster))
+}
+
+/// Dalgu's element in a domain's metadata. Does not ask QEMU, as libvirt's whole definition of a running domain would.
+fn own_element(handle: &Handle, flags: sys::virDomainModificationImpact) -> Result<Option<String>, Raw> {
     let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_ELEMENT).unwrap_or_default();
     match handle.metadata(kind, Some(NAMESPACE), flags) {
-        Ok(xml) => Ok(read::mark(&xml).filter(|mark| mark.cluster == cluster)),
         Err(error) if is_no_metadata(&error) => Ok(None),
-        Err(error) => Err(error),
+        other => other.map(Some),
     }
 }
 
@@ -135,6 +141,13 @@ impl Ours {
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Names of the devices it has now.
+    pub(super) fn names(&self) -> Result<Option<Names>, Error> {
+        let id = self.seen.id;
+        let own = own_element(&self.handle, sys::VIR_DOMAIN_AFFECT_CURRENT).map_err(|error| of("usage", id, &error))?;
+        Ok(own.and_then(|xml| read::names(&xml, id.uuid())))
     }
 
     pub(super) fn wrong_state(&self, wanted: &str) -> Error {

@@ -137,7 +137,7 @@ fn job(call: &'static str, connect: &Connect, id: VmId) -> Result<Option<(virt::
 
 /// Progress of the transfer under way.
 pub(super) fn progress(connect: &Connect, id: VmId) -> Result<Option<Progress>, Error> {
-    Ok(job("progress", connect, id)?.map(|(_, params)| figures(&params)))
+    Ok(job("progress", connect, id)?.map(|(_, params)| figures(&params, false)))
 }
 
 /// Ends the transfer under way.
@@ -150,11 +150,10 @@ pub(super) fn abort(connect: &Connect, id: VmId) -> Result<(), Error> {
     }
 }
 
-/// A job's figures. Names of parameters: virDomainGetJobStats.
-pub(super) fn figures(params: &Params) -> Progress {
+/// A job's figures, while it runs or when it has ended. Names of parameters: virDomainGetJobStats.
+pub(super) fn figures(params: &Params, ended: bool) -> Progress {
     let count = |name: &str| params.count(name).unwrap_or(0);
     // While it runs libvirt's "downtime" is what it expects, at the end what it measured.
-    let ended = params.count("success").is_some();
     let downtime = count("downtime");
     Progress {
         memory_total_bytes: count("memory_total"),

@@ -214,7 +214,7 @@ impl Libvirt {
                 place.map(|place| completed.remove(place).1)
             };
             if found.is_some() || Instant::now() >= deadline {
-                return found.map(|params| migrate::figures(&params));
+                return found.map(|params| migrate::figures(&params, true));
             }
             sleep(Duration::from_millis(10)).await;
         }

@@ -7,10 +7,13 @@ use dalgu_proto::{
     ids::{Epoch, Generation},
     vm::DiskFormat,
 };
+use uuid::Uuid;
 
 use super::{
     tree::{Element, Node, XmlError},
-    xml::{Accelerator, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, mark_element},
+    xml::{
+        Accelerator, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, disk_target, mark_attributes, nic_target,
+    },
 };
 use crate::hypervisor::Mark;
 
@@ -54,35 +57,31 @@ fn contents(element: &Element) -> Option<Mark> {
 /// The same domain with another mark; everything else stays as libvirt wrote it.
 ///
 /// # Errors
-/// If it is not well-formed.
+/// If it is not well-formed, or bears no mark.
 pub fn with_mark(xml: &str, mark: &Mark) -> Result<String, XmlError> {
     let mut domain = Element::parse(xml)?;
-    let metadata = domain.children.iter_mut().find_map(|child| match child {
-        Node::Element(element) if element.name == "metadata" => Some(element),
-        _ => None,
-    });
-    let metadata = metadata.ok_or(unexpected("domain/metadata"))?;
-    metadata.children.retain(|child| !matches!(child, Node::Element(element) if mark_of(element).is_some()));
-    metadata.children.push(Node::Element(mark_element(mark)));
+    let metadata = domain.elements_mut().find(|element| element.name == "metadata");
+    let own = metadata.and_then(|metadata| metadata.elements_mut().find(|element| mark_of(element).is_some()));
+    let own = own.ok_or(unexpected("metadata"))?;
+    for (name, value) in mark_attributes(mark) {
+        let attribute = own.attributes.iter_mut().find(|(other, _)| other == name);
+        attribute.ok_or(unexpected("metadata"))?.1 = value;
+    }
     domain.to_xml()
 }
 
-/// Names of a domain's devices. Devices without Dalgu's alias are left out.
-///
-/// # Errors
-/// If it is not well-formed.
-pub fn names(xml: &str) -> Result<Names, XmlError> {
-    let domain = Element::parse(xml)?;
-    let Some(devices) = domain.at(&["devices"]) else { return Ok(Names::default()) };
-    let collect = |kind: &str, prefix: &str| {
-        let pairs = devices.each(kind).filter_map(|device| {
-            let target = device.at(&["target"])?.attribute("dev")?;
-            let name = device.at(&["alias"])?.attribute("name")?.strip_prefix(prefix)?;
-            Some((target.to_owned(), name.to_owned()))
-        });
-        pairs.collect()
+/// Names of the devices of the domain with this id, from the element that libvirt found in Dalgu's namespace.
+pub fn names(xml: &str, id: Uuid) -> Option<Names> {
+    let own = Element::parse(xml).ok()?;
+    let words = |attribute: &str| {
+        let text = own.attribute(attribute).unwrap_or_default();
+        text.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).enumerate().collect::<Vec<_>>()
     };
-    Ok(Names { disks: collect("disk", "ua-disk-"), nics: collect("interface", "ua-nic-") })
+    contents(&own)?;
+    Some(Names {
+        disks: words("disks").into_iter().map(|(index, name)| (disk_target(index), name)).collect(),
+        nics: words("nics").into_iter().map(|(index, name)| (nic_target(id, index), name)).collect(),
+    })
 }
 
 /// Files that must be there for a domain to start, each with what it is.

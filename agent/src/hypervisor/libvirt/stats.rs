@@ -15,9 +15,9 @@ use virt_sys as sys;
 
 use super::{
     domain::Ours,
-    error::{general, is_no_domain, of},
+    error::general,
     ffi::{self, Params, Stats},
-    read::{self, Names},
+    read::Names,
 };
 use crate::hypervisor::Error;
 
@@ -57,20 +57,15 @@ pub(super) fn collect(connect: &Connect, cluster: ClusterId, known: &Known) -> R
     Ok((usage, renewed))
 }
 
-/// Statistics of a domain that was busy lack what QEMU itself tells.
+/// Statistics of a domain that was busy lack what is told only to the holder of its job.
 fn answered(stats: &Stats) -> bool {
-    stats.params.count("cpu.time").is_some() && stats.params.count("balloon.current").is_some()
+    stats.params.count("cpu.time").is_some() && stats.params.count("balloon.rss").is_some()
 }
 
 fn names_of(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<Option<Names>, Error> {
-    let ours = match Ours::find("usage", connect, id, cluster) {
-        Err(Error::Foreign { .. }) => return Ok(None),
-        ours => ours?,
-    };
-    match ours.handle.xml_desc(0) {
-        Ok(xml) => Ok(Some(read::names(&xml)?)),
-        Err(error) if is_no_domain(&error) => Err(Error::NotFound { id }),
-        Err(error) => Err(of("usage", id, &error)),
+    match Ours::find("usage", connect, id, cluster) {
+        Err(Error::Foreign { .. }) => Ok(None),
+        ours => Ok(ours?.names()?),
     }
 }
 

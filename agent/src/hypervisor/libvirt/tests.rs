@@ -144,8 +144,17 @@ fn a_mark_is_replaced_and_the_rest_of_the_domain_kept() {
 
 #[test]
 fn only_dalgus_own_element_is_a_mark() {
-    let good = xml::mark_element(&mark()).to_xml().unwrap();
+    let mut model = large(Accelerator::Tcg);
+    model.disks.truncate(1);
+    model.nics.truncate(2);
+    let good = model.own_element().to_xml().unwrap();
     assert_eq!(read::mark(&good), Some(mark()));
+    let pair = |target: &str, name: &str| (target.to_owned(), name.to_owned());
+    let names = read::Names {
+        disks: vec![pair("vda", "d00000000000000")],
+        nics: vec![pair("dg55555555550", "n00000000000000"), pair("dg55555555551", "n00000000000001")],
+    };
+    assert_eq!(read::names(&good, model.id), Some(names));
     for bad in [
         good.replace("dalgu:vm", "dalgu:host"),
         good.replace("epoch=", "epok="),

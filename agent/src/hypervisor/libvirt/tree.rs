@@ -106,6 +106,14 @@ impl Element {
         })
     }
 
+    /// The elements among the children.
+    pub fn elements_mut(&mut self) -> impl Iterator<Item = &mut Self> {
+        self.children.iter_mut().filter_map(|child| match child {
+            Node::Element(element) => Some(element),
+            Node::Text(_) => None,
+        })
+    }
+
     /// The first element on a path of names.
     pub fn at(&self, path: &[&str]) -> Option<&Self> {
         match path {

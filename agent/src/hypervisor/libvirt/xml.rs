@@ -133,13 +133,13 @@ pub struct Model {
     pub console: PathBuf,
 }
 
-/// Dalgu's element in the metadata of a domain.
-pub fn mark_element(mark: &Mark) -> Element {
-    Element::new(&format!("{PREFIX}:vm"))
-        .with(&format!("xmlns:{PREFIX}"), NAMESPACE)
-        .with("cluster", mark.cluster)
-        .with("epoch", mark.epoch)
-        .with("generation", mark.generation)
+/// The attributes of Dalgu's element that are the mark.
+pub fn mark_attributes(mark: &Mark) -> [(&'static str, String); 3] {
+    [
+        ("cluster", mark.cluster.to_string()),
+        ("epoch", mark.epoch.to_string()),
+        ("generation", mark.generation.to_string()),
+    ]
 }
 
 /// Name of the guest's `index`-th disk: vda to vdz, and on with vdaa.
@@ -183,7 +183,7 @@ impl Model {
             .with("type", self.accelerator.domain_type())
             .child(leaf("name", &self.name))
             .child(leaf("uuid", self.id.as_hyphenated()))
-            .child(Element::new("metadata").child(mark_element(&self.mark)))
+            .child(Element::new("metadata").child(self.own_element()))
             .child(memory("memory"))
             .child(memory("currentMemory"))
             .child(leaf("vcpu", self.vcpus).with("placement", "static"))
@@ -197,6 +197,19 @@ impl Model {
             .child(Element::new("pm").child(power("suspend-to-mem")).child(power("suspend-to-disk")))
             .child(self.devices()?)
             .to_xml()
+    }
+
+    /// Dalgu's element in the metadata: the mark, and the names of the devices in order, which libvirt can tell of a
+    /// running domain without asking QEMU, as it cannot the rest of the definition.
+    pub(super) fn own_element(&self) -> Element {
+        let names = |names: &mut dyn Iterator<Item = &String>| names.cloned().collect::<Vec<_>>().join(" ");
+        let mut element = Element::new(&format!("{PREFIX}:vm")).with(&format!("xmlns:{PREFIX}"), NAMESPACE);
+        for (name, value) in mark_attributes(&self.mark) {
+            element = element.with(name, value);
+        }
+        element
+            .with("disks", names(&mut self.disks.iter().map(|disk| &disk.name)))
+            .with("nics", names(&mut self.nics.iter().map(|nic| &nic.name)))
     }
 
     fn os(&self) -> Result<Element, XmlError> {
