@@ -1,4 +1,9 @@
 //! What Dalgu is tested with as a whole: the lab (real libvirt hosts on one machine), and helpers of the
-//! end-to-end tests and the benchmarks. Nothing here is part of the product.
+//! end-to-end tests, the demonstration and the benchmarks. Nothing here is part of the product.
 
+pub mod bench;
+pub mod demo;
 pub mod lab;
+pub mod operator;
+pub mod serial;
+pub mod signals;

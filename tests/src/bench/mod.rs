@@ -1,0 +1,69 @@
+//! The benchmark of VMs' lives: Dalgu against `virsh` on the same host in the same run, and what the daemons themselves
+//! take. Called by the program `bench-lifecycle`; times are taken at the gRPC API, so that no program's start counts.
+
+mod agents;
+mod baseline;
+mod lifecycle;
+pub mod report;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::time::Instant;
+
+use crate::lab::{Lab, Options, layout::Layout};
+use crate::operator::Operator;
+use report::Report;
+
+/// The host that everything is measured on.
+const HOST: u8 = 1;
+/// Its name in Dalgu.
+const HOST_NAME: &str = "h1";
+
+/// How much to measure.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Samples of each time.
+    pub rounds: usize,
+    /// VMs on one host for the daemons' own figures; fewer where memory is short.
+    pub vms: usize,
+    /// How long the daemons' processor time is watched.
+    pub window: Duration,
+}
+
+/// Brings a lab of two hosts up and measures. The lab is left up: the caller takes it down.
+///
+/// # Errors
+/// If anything that is measured fails.
+pub async fn run(layout: Layout, settings: &Settings) -> anyhow::Result<Report> {
+    let options = Options {
+        hosts: 2,
+        ..Options::default()
+    };
+    println!("bringing up two hosts");
+    let lab = Lab::up(layout, &options).await?;
+    let operator = Operator::connect(&lab).await?;
+    let mut report = Report::default();
+    println!(
+        "{} lives through Dalgu, as many through virsh, in turns",
+        settings.rounds
+    );
+    lifecycle::measure(&lab, &operator, settings, &mut report)
+        .await
+        .context("lives of single VMs")?;
+    for pool in ["shared", "local"] {
+        println!("{} live migrations, pool {pool}", settings.rounds);
+        lifecycle::migrations(&operator, settings, pool, &mut report)
+            .await
+            .context("live migrations")?;
+    }
+    println!("the daemons with 0, 1 and up to {} VMs", settings.vms);
+    agents::measure(&lab, &operator, settings, &mut report)
+        .await
+        .context("the daemons' own figures")?;
+    Ok(report)
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
