@@ -65,8 +65,14 @@ impl Fixture {
         let mut spec = self.spec.clone();
         spec.fill_in(id);
         let short = id.uuid().simple().to_string();
-        let name = format!("contract-{}", &short[..12]).parse().expect("letters, digits and '-'");
-        let mark = Mark { cluster: self.cluster, epoch: Epoch(1), generation: Generation(1) };
+        let name = format!("contract-{}", &short[..12])
+            .parse()
+            .expect("letters, digits and '-'");
+        let mark = Mark {
+            cluster: self.cluster,
+            epoch: Epoch(1),
+            generation: Generation(1),
+        };
         Definition { id, name, mark, spec }
     }
 
@@ -79,21 +85,51 @@ impl Fixture {
             }
         };
         note("tells_what_it_is", tells_what_it_is(hypervisor).await);
-        note("a_domain_that_is_not_there", a_domain_that_is_not_there(hypervisor).await);
-        note("a_definition_is_kept_and_renewed", a_definition_is_kept_and_renewed(hypervisor, self).await);
-        note("a_life_from_start_to_undefine", a_life_from_start_to_undefine(hypervisor, self).await);
-        note("wrong_states_are_refused", wrong_states_are_refused(hypervisor, self).await);
-        note("another_sites_mark_is_refused", another_sites_mark_is_refused(hypervisor, self).await);
-        note("a_name_is_given_once", a_name_is_given_once(hypervisor, self).await);
-        note("a_start_is_hinted_at", a_start_is_hinted_at(hypervisor, self).await);
+        note(
+            "a_domain_that_is_not_there",
+            a_domain_that_is_not_there(hypervisor).await,
+        );
+        note(
+            "a_definition_is_kept_and_renewed",
+            a_definition_is_kept_and_renewed(hypervisor, self).await,
+        );
+        note(
+            "a_life_from_start_to_undefine",
+            a_life_from_start_to_undefine(hypervisor, self).await,
+        );
+        note(
+            "wrong_states_are_refused",
+            wrong_states_are_refused(hypervisor, self).await,
+        );
+        note(
+            "another_sites_mark_is_refused",
+            another_sites_mark_is_refused(hypervisor, self).await,
+        );
+        note(
+            "a_name_is_given_once",
+            a_name_is_given_once(hypervisor, self).await,
+        );
+        note(
+            "a_start_is_hinted_at",
+            a_start_is_hinted_at(hypervisor, self).await,
+        );
         if self.guests_obey {
-            note("an_obedient_guest_shuts_down", an_obedient_guest_shuts_down(hypervisor, self).await);
+            note(
+                "an_obedient_guest_shuts_down",
+                an_obedient_guest_shuts_down(hypervisor, self).await,
+            );
         }
         if self.has_volumes {
-            note("disks_are_made_once_and_deleted", disks_are_made_once_and_deleted(hypervisor, self).await);
+            note(
+                "disks_are_made_once_and_deleted",
+                disks_are_made_once_and_deleted(hypervisor, self).await,
+            );
         }
         if self.has_usage {
-            note("usage_covers_what_runs", usage_covers_what_runs(hypervisor, self).await);
+            note(
+                "usage_covers_what_runs",
+                usage_covers_what_runs(hypervisor, self).await,
+            );
         }
         broken
     }
@@ -119,7 +155,9 @@ impl Fixture {
         if self.has_volumes {
             done("delete_volumes", hypervisor.delete_volumes(id, false).await)?;
         }
-        must(get(hypervisor, id).await?.is_none(), || format!("{id} is still there after undefine"))
+        must(get(hypervisor, id).await?.is_none(), || {
+            format!("{id} is still there after undefine")
+        })
     }
 }
 
@@ -128,7 +166,9 @@ async fn get(hypervisor: &dyn Hypervisor, id: VmId) -> Result<Option<Domain>, Br
 }
 
 async fn present(hypervisor: &dyn Hypervisor, id: VmId) -> Result<Domain, Broken> {
-    get(hypervisor, id).await?.ok_or_else(|| Broken(format!("{id} is not there")))
+    get(hypervisor, id)
+        .await?
+        .ok_or_else(|| Broken(format!("{id} is not there")))
 }
 
 /// Waits until a fact is so.
@@ -139,7 +179,9 @@ where
 {
     let deadline = Instant::now() + limit;
     while !fact().await? {
-        must(Instant::now() < deadline, || format!("{what}: not so after {limit:?}"))?;
+        must(Instant::now() < deadline, || {
+            format!("{what}: not so after {limit:?}")
+        })?;
         sleep(Duration::from_millis(20)).await;
     }
     Ok(())
@@ -147,7 +189,9 @@ where
 
 async fn is(hypervisor: &dyn Hypervisor, id: VmId, state: DomainState) -> Kept {
     let found = present(hypervisor, id).await?.state;
-    must(found == state, || format!("{id} is {found:?}, should be {state:?}"))
+    must(found == state, || {
+        format!("{id} is {found:?}, should be {state:?}")
+    })
 }
 
 fn refused<T: fmt::Debug>(what: &str, result: Result<T, Error>, expected: fn(&Error) -> bool) -> Kept {
@@ -172,15 +216,22 @@ fn foreign(error: &Error) -> bool {
 /// It answers, says that it does, and has a name.
 pub async fn tells_what_it_is(hypervisor: &dyn Hypervisor) -> Kept {
     let about = done("about", hypervisor.about().await)?;
-    must(!about.version.is_empty() && !about.accelerator_reason.is_empty(), || format!("says too little: {about:?}"))?;
+    must(
+        !about.version.is_empty() && !about.accelerator_reason.is_empty(),
+        || format!("says too little: {about:?}"),
+    )?;
     let connection = hypervisor.connection().borrow().clone();
-    must(connection == Connection::Up, || format!("it answers and says {connection:?}"))
+    must(connection == Connection::Up, || {
+        format!("it answers and says {connection:?}")
+    })
 }
 
 /// Calls about a domain that is not there say so; those whose aim is reached by that are done.
 pub async fn a_domain_that_is_not_there(hypervisor: &dyn Hypervisor) -> Kept {
     let id = VmId::from_uuid(Uuid::new_v4());
-    must(get(hypervisor, id).await?.is_none(), || "get invents a domain".into())?;
+    must(get(hypervisor, id).await?.is_none(), || {
+        "get invents a domain".into()
+    })?;
     refused("start", hypervisor.start(id).await, not_found)?;
     refused("shutdown", hypervisor.shutdown(id).await, not_found)?;
     refused("reboot", hypervisor.reboot(id).await, not_found)?;
@@ -192,29 +243,50 @@ pub async fn a_domain_that_is_not_there(hypervisor: &dyn Hypervisor) -> Kept {
     done("delete_volumes", hypervisor.delete_volumes(id, false).await)?;
     done("abort_migration", hypervisor.abort_migration(id).await)?;
     let progress = done("progress", hypervisor.progress(id).await)?;
-    must(progress.is_none(), || format!("progress of nothing: {progress:?}"))
+    must(progress.is_none(), || {
+        format!("progress of nothing: {progress:?}")
+    })
 }
 
 /// A definition is there with its mark, off, in the list too; a newer one takes its place, off or running.
 pub async fn a_definition_is_kept_and_renewed(hypervisor: &dyn Hypervisor, fixture: &Fixture) -> Kept {
     let mut vm = fixture.make(hypervisor).await?;
     let domain = present(hypervisor, vm.id).await?;
-    must(domain.mark == Some(vm.mark) && domain.name == vm.name.as_str(), || format!("defined {vm:?}, found {domain:?}"))?;
-    must(domain.state == DomainState::Stopped && domain.persistent, || format!("a new domain is {domain:?}"))?;
+    must(
+        domain.mark == Some(vm.mark) && domain.name == vm.name.as_str(),
+        || format!("defined {vm:?}, found {domain:?}"),
+    )?;
+    must(domain.state == DomainState::Stopped && domain.persistent, || {
+        format!("a new domain is {domain:?}")
+    })?;
     let size = (domain.vcpus, domain.memory_mib);
-    must(size == (vm.spec.vcpus, vm.spec.memory_mib), || format!("it has {size:?} processors and MiB"))?;
+    must(size == (vm.spec.vcpus, vm.spec.memory_mib), || {
+        format!("it has {size:?} processors and MiB")
+    })?;
     let listed = done("list", hypervisor.list().await)?;
-    must(listed.iter().filter(|other| **other == domain).count() == 1, || "the list does not hold it once".into())?;
+    must(
+        listed.iter().filter(|other| **other == domain).count() == 1,
+        || "the list does not hold it once".into(),
+    )?;
     vm.mark.generation = vm.mark.generation.next();
     done("define again", hypervisor.define(&vm).await)?;
     let found = present(hypervisor, vm.id).await?.mark;
-    must(found == Some(vm.mark), || format!("defined anew with {:?}, found {found:?}", vm.mark))?;
+    must(found == Some(vm.mark), || {
+        format!("defined anew with {:?}, found {found:?}", vm.mark)
+    })?;
     done("start", hypervisor.start(vm.id).await)?;
     vm.mark.epoch = vm.mark.epoch.next();
     done("define while it runs", hypervisor.define(&vm).await)?;
     let domain = present(hypervisor, vm.id).await?;
-    must(domain.mark == Some(vm.mark), || format!("defined while running with {:?}, found {:?}", vm.mark, domain.mark))?;
-    must(domain.state == DomainState::Running, || format!("defining it anew left it {:?}", domain.state))?;
+    must(domain.mark == Some(vm.mark), || {
+        format!(
+            "defined while running with {:?}, found {:?}",
+            vm.mark, domain.mark
+        )
+    })?;
+    must(domain.state == DomainState::Running, || {
+        format!("defining it anew left it {:?}", domain.state)
+    })?;
     fixture.remove(hypervisor, vm.id).await
 }
 
@@ -244,7 +316,9 @@ pub async fn a_life_from_start_to_undefine(hypervisor: &dyn Hypervisor, fixture:
         is(hypervisor, vm.id, DomainState::Stopped).await?;
     }
     let reason = present(hypervisor, vm.id).await?.reason;
-    must(reason == PowerReason::External, || format!("powered off, and the reason is {reason:?}"))?;
+    must(reason == PowerReason::External, || {
+        format!("powered off, and the reason is {reason:?}")
+    })?;
     fixture.remove(hypervisor, vm.id).await?;
     done("undefine again", hypervisor.undefine(vm.id).await)
 }
@@ -254,11 +328,19 @@ pub async fn wrong_states_are_refused(hypervisor: &dyn Hypervisor, fixture: &Fix
     let vm = fixture.make(hypervisor).await?;
     refused("pause while off", hypervisor.pause(vm.id).await, wrong_state)?;
     refused("resume while off", hypervisor.resume(vm.id).await, wrong_state)?;
-    refused("shutdown while off", hypervisor.shutdown(vm.id).await, wrong_state)?;
+    refused(
+        "shutdown while off",
+        hypervisor.shutdown(vm.id).await,
+        wrong_state,
+    )?;
     refused("reboot while off", hypervisor.reboot(vm.id).await, wrong_state)?;
     refused("reset while off", hypervisor.reset(vm.id).await, wrong_state)?;
     done("start", hypervisor.start(vm.id).await)?;
-    refused("undefine while it runs", hypervisor.undefine(vm.id).await, wrong_state)?;
+    refused(
+        "undefine while it runs",
+        hypervisor.undefine(vm.id).await,
+        wrong_state,
+    )?;
     is(hypervisor, vm.id, DomainState::Running).await?;
     done("pause", hypervisor.pause(vm.id).await)?;
     refused("start while paused", hypervisor.start(vm.id).await, wrong_state)?;
@@ -270,16 +352,26 @@ pub async fn wrong_states_are_refused(hypervisor: &dyn Hypervisor, fixture: &Fix
 pub async fn another_sites_mark_is_refused(hypervisor: &dyn Hypervisor, fixture: &Fixture) -> Kept {
     let mut vm = fixture.new_vm();
     vm.mark.cluster = ClusterId::from_uuid(Uuid::new_v4());
-    refused("define with another site's mark", hypervisor.define(&vm).await, |error| {
-        matches!(error, Error::Foreign { .. } | Error::Invalid { .. })
-    })?;
-    must(get(hypervisor, vm.id).await?.is_none(), || "a refused definition left a domain".into())
+    refused(
+        "define with another site's mark",
+        hypervisor.define(&vm).await,
+        |error| matches!(error, Error::Foreign { .. } | Error::Invalid { .. }),
+    )?;
+    must(get(hypervisor, vm.id).await?.is_none(), || {
+        "a refused definition left a domain".into()
+    })
 }
 
 /// A domain that somebody else made is listed, and every call that would change it is refused.
-pub async fn a_foreign_domain_is_not_touched(hypervisor: &dyn Hypervisor, fixture: &Fixture, id: VmId) -> Kept {
+pub async fn a_foreign_domain_is_not_touched(
+    hypervisor: &dyn Hypervisor,
+    fixture: &Fixture,
+    id: VmId,
+) -> Kept {
     let before = present(hypervisor, id).await?;
-    must(before.mark.is_none(), || format!("a foreign domain has the mark {:?}", before.mark))?;
+    must(before.mark.is_none(), || {
+        format!("a foreign domain has the mark {:?}", before.mark)
+    })?;
     let mut vm = fixture.new_vm();
     vm.id = id;
     refused("define", hypervisor.define(&vm).await, foreign)?;
@@ -292,7 +384,9 @@ pub async fn a_foreign_domain_is_not_touched(hypervisor: &dyn Hypervisor, fixtur
     refused("resume", hypervisor.resume(id).await, foreign)?;
     refused("undefine", hypervisor.undefine(id).await, foreign)?;
     let usage = done("usage", hypervisor.usage().await)?;
-    must(usage.iter().all(|(other, _)| *other != id), || "a foreign domain's usage is reported".into())?;
+    must(usage.iter().all(|(other, _)| *other != id), || {
+        "a foreign domain's usage is reported".into()
+    })?;
     let after = present(hypervisor, id).await?;
     must(after == before, || format!("it was {before:?} and is {after:?}"))
 }
@@ -302,8 +396,14 @@ pub async fn a_name_is_given_once(hypervisor: &dyn Hypervisor, fixture: &Fixture
     let first = fixture.make(hypervisor).await?;
     let mut second = fixture.new_vm();
     second.name = first.name.clone();
-    refused("define with a taken name", hypervisor.define(&second).await, foreign)?;
-    must(get(hypervisor, second.id).await?.is_none(), || "a refused definition left a domain".into())?;
+    refused(
+        "define with a taken name",
+        hypervisor.define(&second).await,
+        foreign,
+    )?;
+    must(get(hypervisor, second.id).await?.is_none(), || {
+        "a refused definition left a domain".into()
+    })?;
     fixture.remove(hypervisor, first.id).await
 }
 
@@ -335,16 +435,22 @@ pub async fn an_obedient_guest_shuts_down(hypervisor: &dyn Hypervisor, fixture: 
     })
     .await?;
     let reason = present(hypervisor, vm.id).await?.reason;
-    must(reason == PowerReason::GuestShutdown, || format!("it shut down by itself, and the reason is {reason:?}"))?;
+    must(reason == PowerReason::GuestShutdown, || {
+        format!("it shut down by itself, and the reason is {reason:?}")
+    })?;
     fixture.remove(hypervisor, vm.id).await
 }
 
 /// Waits until a guest is up, where that can be seen.
 pub async fn booted(hypervisor: &dyn Hypervisor, fixture: &Fixture, id: VmId) -> Kept {
-    let Some(line) = &fixture.booted_line else { return Ok(()) };
+    let Some(line) = &fixture.booted_line else {
+        return Ok(());
+    };
     let log = hypervisor.console_log(id);
     eventually("the guest's first line", fixture.patience, async || {
-        Ok(tokio::fs::read(&log).await.is_ok_and(|text| String::from_utf8_lossy(&text).contains(line.as_str())))
+        Ok(tokio::fs::read(&log)
+            .await
+            .is_ok_and(|text| String::from_utf8_lossy(&text).contains(line.as_str())))
     })
     .await
 }
@@ -366,7 +472,11 @@ pub async fn disks_are_made_once_and_deleted(hypervisor: &dyn Hypervisor, fixtur
     for _ in 0..2 {
         done("delete_volumes", hypervisor.delete_volumes(vm.id, false).await)?;
     }
-    refused("start after they are deleted", hypervisor.start(vm.id).await, missing)?;
+    refused(
+        "start after they are deleted",
+        hypervisor.start(vm.id).await,
+        missing,
+    )?;
     fixture.remove(hypervisor, vm.id).await
 }
 
@@ -376,20 +486,45 @@ pub async fn usage_covers_what_runs(hypervisor: &dyn Hypervisor, fixture: &Fixtu
     let vm = fixture.make_running(hypervisor).await?;
     sleep(Duration::from_millis(500)).await;
     let first = done("usage", hypervisor.usage().await)?;
-    must(first.iter().all(|(id, _)| *id != off.id), || "a stopped domain's usage is reported".into())?;
+    must(first.iter().all(|(id, _)| *id != off.id), || {
+        "a stopped domain's usage is reported".into()
+    })?;
     let of = |usage: &[(VmId, dalgu_proto::host::VmUsage)]| {
-        usage.iter().find(|(id, _)| *id == vm.id).map(|(_, usage)| usage.clone())
+        usage
+            .iter()
+            .find(|(id, _)| *id == vm.id)
+            .map(|(_, usage)| usage.clone())
     };
     let first = of(&first).ok_or_else(|| Broken("a running domain's usage is not reported".into()))?;
     let disks: Vec<_> = first.blocks.iter().map(|block| block.name.as_str()).collect();
-    must(disks == vm.spec.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), || format!("disks {disks:?}"))?;
+    must(
+        disks
+            == vm
+                .spec
+                .disks
+                .iter()
+                .map(|disk| disk.name.as_str())
+                .collect::<Vec<_>>(),
+        || format!("disks {disks:?}"),
+    )?;
     let nics: Vec<_> = first.nics.iter().map(|nic| nic.name.as_str()).collect();
-    must(nics == vm.spec.nics.iter().map(|nic| nic.name.as_str()).collect::<Vec<_>>(), || format!("interfaces {nics:?}"))?;
+    must(
+        nics == vm
+            .spec
+            .nics
+            .iter()
+            .map(|nic| nic.name.as_str())
+            .collect::<Vec<_>>(),
+        || format!("interfaces {nics:?}"),
+    )?;
     sleep(Duration::from_millis(500)).await;
     let second = of(&done("usage", hypervisor.usage().await)?);
     let second = second.ok_or_else(|| Broken("the second usage lacks it".into()))?;
     must(second.cpu_seconds_total > first.cpu_seconds_total, || {
-        format!("processor time went from {} to {}", first.cpu_seconds_total, second.cpu_seconds_total)
+        format!(
+            "processor time went from {} to {}",
+            first.cpu_seconds_total, second.cpu_seconds_total
+        )
     })?;
     must(second.memory_resident_bytes > 0, || "it takes no memory".into())?;
     fixture.remove(hypervisor, vm.id).await?;
@@ -434,7 +569,10 @@ impl Pair<'_> {
     /// Makes a VM that runs at the source, with room for it at the destination.
     pub async fn make(&self) -> Result<Definition, Broken> {
         let vm = self.fixture.make_running(self.source).await?;
-        done("create_volumes at the destination", self.destination.create_volumes(&vm, true).await)?;
+        done(
+            "create_volumes at the destination",
+            self.destination.create_volumes(&vm, true).await,
+        )?;
         booted(self.source, self.fixture, vm.id).await?;
         Ok(vm)
     }
@@ -453,11 +591,26 @@ impl Pair<'_> {
                 broken.push((rule, what));
             }
         };
-        note("a_migrated_vm_runs_at_the_destination_alone", self.a_migrated_vm_runs_at_the_destination_alone().await);
-        note("a_paused_vm_arrives_paused", self.a_paused_vm_arrives_paused().await);
-        note("a_cancelled_migration_leaves_the_vm", self.a_cancelled_migration_leaves_the_vm().await);
-        note("a_lost_destination_leaves_the_vm", self.a_lost_destination_leaves_the_vm().await);
-        note("what_cannot_be_sent_is_refused", self.what_cannot_be_sent_is_refused().await);
+        note(
+            "a_migrated_vm_runs_at_the_destination_alone",
+            self.a_migrated_vm_runs_at_the_destination_alone().await,
+        );
+        note(
+            "a_paused_vm_arrives_paused",
+            self.a_paused_vm_arrives_paused().await,
+        );
+        note(
+            "a_cancelled_migration_leaves_the_vm",
+            self.a_cancelled_migration_leaves_the_vm().await,
+        );
+        note(
+            "a_lost_destination_leaves_the_vm",
+            self.a_lost_destination_leaves_the_vm().await,
+        );
+        note(
+            "what_cannot_be_sent_is_refused",
+            self.what_cannot_be_sent_is_refused().await,
+        );
         broken
     }
 
@@ -466,12 +619,22 @@ impl Pair<'_> {
         let vm = self.make().await?;
         let order = self.order(&vm);
         let result = done("migrate", self.source.migrate(&order).await)?;
-        must(result.memory_total_bytes > 0 || result.elapsed_ms > 0, || format!("the result is empty: {result:?}"))?;
-        must(get(self.source, vm.id).await?.is_none(), || "it is still at the source".into())?;
+        must(result.memory_total_bytes > 0 || result.elapsed_ms > 0, || {
+            format!("the result is empty: {result:?}")
+        })?;
+        must(get(self.source, vm.id).await?.is_none(), || {
+            "it is still at the source".into()
+        })?;
         let there = present(self.destination, vm.id).await?;
-        must(there.state == DomainState::Running && there.persistent, || format!("at the destination: {there:?}"))?;
-        must(there.reason == PowerReason::Migrated, || format!("it came by {:?}", there.reason))?;
-        must(there.mark == Some(order.definition.mark), || format!("it arrived with {:?}", there.mark))?;
+        must(there.state == DomainState::Running && there.persistent, || {
+            format!("at the destination: {there:?}")
+        })?;
+        must(there.reason == PowerReason::Migrated, || {
+            format!("it came by {:?}", there.reason)
+        })?;
+        must(there.mark == Some(order.definition.mark), || {
+            format!("it arrived with {:?}", there.mark)
+        })?;
         self.remove(vm.id).await
     }
 
@@ -488,7 +651,11 @@ impl Pair<'_> {
 
     /// Starts a slow transfer and does something to it when it is under way; the source must run on by itself and the
     /// destination be clean.
-    async fn interrupted(&self, what: &str, act: impl AsyncFnOnce(VmId) -> Kept) -> Result<Result<Progress, Error>, Broken> {
+    async fn interrupted(
+        &self,
+        what: &str,
+        act: impl AsyncFnOnce(VmId) -> Kept,
+    ) -> Result<Result<Progress, Error>, Broken> {
         let vm = self.make().await?;
         let mut order = self.order(&vm);
         order.bandwidth_mib_per_second = self.slow_mib_per_second;
@@ -496,7 +663,8 @@ impl Pair<'_> {
             eventually("a transfer under way", self.fixture.patience, async || {
                 let there = get(self.destination, vm.id).await?;
                 let progress = done("progress", self.source.progress(vm.id).await)?;
-                Ok(progress.is_some_and(|progress| progress.memory_total_bytes > 0 || progress.disk_total_bytes > 0)
+                Ok(progress
+                    .is_some_and(|progress| progress.memory_total_bytes > 0 || progress.disk_total_bytes > 0)
                     && there.is_some_and(|domain| domain.state == DomainState::Incoming))
             })
             .await?;
@@ -513,7 +681,9 @@ impl Pair<'_> {
         })
         .await?;
         let progress = done("progress", self.source.progress(vm.id).await)?;
-        must(progress.is_none(), || format!("{what}: progress of an ended transfer: {progress:?}"))?;
+        must(progress.is_none(), || {
+            format!("{what}: progress of an ended transfer: {progress:?}")
+        })?;
         self.remove(vm.id).await?;
         Ok(result)
     }
@@ -529,20 +699,33 @@ impl Pair<'_> {
     pub async fn a_lost_destination_leaves_the_vm(&self) -> Kept {
         let end = async |id| done("destroy at the destination", self.destination.destroy(id).await);
         let result = self.interrupted("destination's end", end).await?;
-        must(result.is_err(), || format!("it never arrived, and migrate says {result:?}"))
+        must(result.is_err(), || {
+            format!("it never arrived, and migrate says {result:?}")
+        })
     }
 
     /// A VM that is not there, or off, or whose name is taken at the destination.
     pub async fn what_cannot_be_sent_is_refused(&self) -> Kept {
         let nothing = self.fixture.new_vm();
-        refused("migrate nothing", self.source.migrate(&self.order(&nothing)).await, not_found)?;
+        refused(
+            "migrate nothing",
+            self.source.migrate(&self.order(&nothing)).await,
+            not_found,
+        )?;
         let off = self.fixture.make(self.source).await?;
-        refused("migrate a stopped VM", self.source.migrate(&self.order(&off)).await, wrong_state)?;
+        refused(
+            "migrate a stopped VM",
+            self.source.migrate(&self.order(&off)).await,
+            wrong_state,
+        )?;
         let mut other = self.fixture.new_vm();
         other.name = off.name.clone();
         done("define at the destination", self.destination.define(&other).await)?;
         done("start", self.source.start(off.id).await)?;
-        done("create_volumes at the destination", self.destination.create_volumes(&off, true).await)?;
+        done(
+            "create_volumes at the destination",
+            self.destination.create_volumes(&off, true).await,
+        )?;
         let result = self.source.migrate(&self.order(&off)).await;
         must(result.is_err(), || "it arrived beside another of its name".into())?;
         is(self.source, off.id, DomainState::Running).await?;

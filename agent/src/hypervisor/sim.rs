@@ -166,14 +166,20 @@ impl Inner {
     /// Waits for the step that lets a change go on.
     async fn gate(&self) {
         if self.config.stepping == Stepping::ByHand {
-            self.steps.acquire().await.expect("the semaphore is never closed").forget();
+            self.steps
+                .acquire()
+                .await
+                .expect("the semaphore is never closed")
+                .forget();
         }
     }
 
     fn reachable(&self) -> Result<CancellationToken, Error> {
         match &*self.connection.borrow() {
             Connection::Up => Ok(self.state().daemon.clone()),
-            Connection::Down(detail) => Err(Error::Unavailable { detail: detail.clone() }),
+            Connection::Down(detail) => Err(Error::Unavailable {
+                detail: detail.clone(),
+            }),
         }
     }
 
@@ -236,8 +242,15 @@ impl Sim {
     /// If the control socket cannot be listened to.
     pub fn new(config: SimConfig) -> io::Result<Self> {
         let background = CancellationToken::new();
-        let control_socket = config.control_socket.clone().unwrap_or_else(|| PathBuf::from("/nonexistent/control"));
-        let listener = config.control_socket.as_deref().map(migration::listen).transpose()?;
+        let control_socket = config
+            .control_socket
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("/nonexistent/control"));
+        let listener = config
+            .control_socket
+            .as_deref()
+            .map(migration::listen)
+            .transpose()?;
         let ticks = config.console_dir.is_some();
         let inner = Arc::new(Inner {
             config,
@@ -250,7 +263,11 @@ impl Sim {
             _background: background.clone().drop_guard(),
         });
         if let Some(listener) = listener {
-            tokio::spawn(migration::serve(Arc::downgrade(&inner), listener, background.clone()));
+            tokio::spawn(migration::serve(
+                Arc::downgrade(&inner),
+                listener,
+                background.clone(),
+            ));
         }
         if ticks {
             tokio::spawn(guest::count(Arc::downgrade(&inner), background));
@@ -267,7 +284,9 @@ impl Hypervisor for Sim {
             accelerator: "sim".into(),
             accelerator_reason: "guests are simulated".into(),
         };
-        self.0.call(Call::About, self.0.config.delays.look, |_, _| Ok(about)).await
+        self.0
+            .call(Call::About, self.0.config.delays.look, |_, _| Ok(about))
+            .await
     }
 
     fn connection(&self) -> watch::Receiver<Connection> {
@@ -279,32 +298,56 @@ impl Hypervisor for Sim {
     }
 
     async fn list(&self) -> Result<Vec<Domain>, Error> {
-        self.0.call(Call::List, self.0.config.delays.look, |state, config| Ok(state.list(config))).await
+        self.0
+            .call(Call::List, self.0.config.delays.look, |state, config| {
+                Ok(state.list(config))
+            })
+            .await
     }
 
     async fn get(&self, id: VmId) -> Result<Option<Domain>, Error> {
-        self.0.call(Call::Get, self.0.config.delays.look, |state, config| Ok(state.get(id, config))).await
+        self.0
+            .call(Call::Get, self.0.config.delays.look, |state, config| {
+                Ok(state.get(id, config))
+            })
+            .await
     }
 
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
         let delay = self.0.config.delays.volumes;
-        self.0.call(Call::CreateVolumes, delay, |state, config| state.create_volumes(definition, incoming, config)).await
+        self.0
+            .call(Call::CreateVolumes, delay, |state, config| {
+                state.create_volumes(definition, incoming, config)
+            })
+            .await
     }
 
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
         let delay = self.0.config.delays.volumes;
-        self.0.call(Call::DeleteVolumes, delay, |state, config| state.delete_volumes(id, keep_shared, config)).await
+        self.0
+            .call(Call::DeleteVolumes, delay, |state, config| {
+                state.delete_volumes(id, keep_shared, config)
+            })
+            .await
     }
 
     async fn define(&self, definition: &Definition) -> Result<(), Error> {
         let delay = self.0.config.delays.define;
-        self.0.change(Call::Define, definition.id, delay, |state, config| state.define(definition, config)).await
+        self.0
+            .change(Call::Define, definition.id, delay, |state, config| {
+                state.define(definition, config)
+            })
+            .await
     }
 
     async fn start(&self, id: VmId) -> Result<(), Error> {
         let before = guest::run(&self.0, id);
-        let result =
-            self.0.change(Call::Start, id, self.0.config.delays.power, |state, config| state.start(id, config)).await;
+        let result = self
+            .0
+            .change(Call::Start, id, self.0.config.delays.power, |state, config| {
+                state.start(id, config)
+            })
+            .await;
         // Also after an error: it may be one that took effect.
         if guest::run(&self.0, id) != before {
             guest::booted(&self.0, id);
@@ -313,37 +356,72 @@ impl Hypervisor for Sim {
     }
 
     async fn shutdown(&self, id: VmId) -> Result<(), Error> {
-        self.0.change(Call::Shutdown, id, self.0.config.delays.look, |state, config| state.ask(id, config)).await?;
+        self.0
+            .change(Call::Shutdown, id, self.0.config.delays.look, |state, config| {
+                state.ask(id, config)
+            })
+            .await?;
         guest::asked_to_shut_down(&self.0, id);
         Ok(())
     }
 
     async fn destroy(&self, id: VmId) -> Result<(), Error> {
-        self.0.change(Call::Destroy, id, self.0.config.delays.power, |state, config| state.destroy(id, config)).await
+        self.0
+            .change(Call::Destroy, id, self.0.config.delays.power, |state, config| {
+                state.destroy(id, config)
+            })
+            .await
     }
 
     async fn reboot(&self, id: VmId) -> Result<(), Error> {
-        self.0.change(Call::Reboot, id, self.0.config.delays.look, |state, config| state.reboot(id, config)).await
+        self.0
+            .change(Call::Reboot, id, self.0.config.delays.look, |state, config| {
+                state.reboot(id, config)
+            })
+            .await
     }
 
     async fn reset(&self, id: VmId) -> Result<(), Error> {
-        self.0.change(Call::Reset, id, self.0.config.delays.look, |state, config| state.reboot(id, config)).await
+        self.0
+            .change(Call::Reset, id, self.0.config.delays.look, |state, config| {
+                state.reboot(id, config)
+            })
+            .await
     }
 
     async fn pause(&self, id: VmId) -> Result<(), Error> {
-        self.0.change(Call::Pause, id, self.0.config.delays.look, |state, config| state.pause(id, config)).await
+        self.0
+            .change(Call::Pause, id, self.0.config.delays.look, |state, config| {
+                state.pause(id, config)
+            })
+            .await
     }
 
     async fn resume(&self, id: VmId) -> Result<(), Error> {
-        self.0.change(Call::Resume, id, self.0.config.delays.look, |state, config| state.resume(id, config)).await
+        self.0
+            .change(Call::Resume, id, self.0.config.delays.look, |state, config| {
+                state.resume(id, config)
+            })
+            .await
     }
 
     async fn undefine(&self, id: VmId) -> Result<(), Error> {
-        self.0.change(Call::Undefine, id, self.0.config.delays.define, |state, config| state.undefine(id, config)).await
+        self.0
+            .change(
+                Call::Undefine,
+                id,
+                self.0.config.delays.define,
+                |state, config| state.undefine(id, config),
+            )
+            .await
     }
 
     async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error> {
-        self.0.call(Call::Usage, self.0.config.delays.look, |state, config| Ok(state.usage(config))).await
+        self.0
+            .call(Call::Usage, self.0.config.delays.look, |state, config| {
+                Ok(state.usage(config))
+            })
+            .await
     }
 
     fn console_log(&self, id: VmId) -> PathBuf {
@@ -359,7 +437,11 @@ impl Hypervisor for Sim {
     }
 
     async fn progress(&self, id: VmId) -> Result<Option<Progress>, Error> {
-        self.0.call(Call::Progress, self.0.config.delays.look, |state, _| Ok(state.progress(id))).await
+        self.0
+            .call(Call::Progress, self.0.config.delays.look, |state, _| {
+                Ok(state.progress(id))
+            })
+            .await
     }
 
     async fn abort_migration(&self, id: VmId) -> Result<(), Error> {

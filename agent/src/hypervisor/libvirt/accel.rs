@@ -65,12 +65,31 @@ async fn run(image: &Path) -> Result<(), String> {
     for program in PROGRAMS {
         let mut command = Command::new("prlimit");
         // A QEMU that aborts must leave no core file.
-        command.args(["--core=0", "--", program, "-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "32"]);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
-        command.args(["-drive", &format!("if=ide,format=raw,file.driver=file,file.filename={}", image.display())]);
+        command.args([
+            "--core=0", "--", program, "-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "32",
+        ]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=1",
+        ]);
+        command.args([
+            "-drive",
+            &format!(
+                "if=ide,format=raw,file.driver=file,file.filename={}",
+                image.display()
+            ),
+        ]);
         command.stdin(Stdio::null()).kill_on_drop(true);
         let output = match timeout(LIMIT, command.output()).await {
-            Err(_) => return Err(format!("KVM did not run a guest of a few instructions within {LIMIT:?}")),
+            Err(_) => {
+                return Err(format!(
+                    "KVM did not run a guest of a few instructions within {LIMIT:?}"
+                ));
+            }
             Ok(Err(error)) => return Err(format!("prlimit cannot be run: {error}")),
             Ok(Ok(output)) => output,
         };

@@ -77,10 +77,17 @@ impl Supervisor {
 
     /// The connections, if there are any now.
     pub(super) fn links(&self) -> Result<Arc<Links>, Error> {
-        self.links.borrow().clone().ok_or_else(|| match &*self.connection.borrow() {
-            Connection::Down(detail) => Error::Unavailable { detail: detail.clone() },
-            Connection::Up => Error::Unavailable { detail: "the connection has just been lost".into() },
-        })
+        self.links
+            .borrow()
+            .clone()
+            .ok_or_else(|| match &*self.connection.borrow() {
+                Connection::Down(detail) => Error::Unavailable {
+                    detail: detail.clone(),
+                },
+                Connection::Up => Error::Unavailable {
+                    detail: "the connection has just been lost".into(),
+                },
+            })
     }
 
     /// Keeps the connections until told to stop.
@@ -109,8 +116,17 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&self, links: Links, closed: &mut mpsc::Receiver<String>, stop: &CancellationToken) -> String {
-        tracing::info!(uri = self.uri, generation = links.generation, "connected to libvirt");
+    async fn serve(
+        &self,
+        links: Links,
+        closed: &mut mpsc::Receiver<String>,
+        stop: &CancellationToken,
+    ) -> String {
+        tracing::info!(
+            uri = self.uri,
+            generation = links.generation,
+            "connected to libvirt"
+        );
         self.links.send_replace(Some(Arc::new(links)));
         self.connection.send_replace(Connection::Up);
         self.hint(Hint::All);
@@ -142,12 +158,21 @@ impl Supervisor {
         let _ = self.hints.send(hint);
     }
 
-    async fn open(&self, generation: u64, openers: &Arc<Semaphore>, closed: mpsc::Sender<String>) -> Result<Links, Error> {
+    async fn open(
+        &self,
+        generation: u64,
+        openers: &Arc<Semaphore>,
+        closed: mpsc::Sender<String>,
+    ) -> Result<Links, Error> {
         let call = "connect";
         let sinks = (self.domain_sink(), close_sink(closed));
         let uri = self.uri.clone();
         let attempt = async {
-            let permit = openers.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let permit = openers
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
             let (send, receive) = oneshot::channel();
             std::thread::spawn(move || {
                 let result = open_all(&uri, generation, &sinks.0, &sinks.1);
@@ -155,9 +180,16 @@ impl Supervisor {
                 // Too late: the connections are closed as they are dropped, here where that may block.
                 drop(send.send(result));
             });
-            receive.await.unwrap_or_else(|_| Err(Error::Unavailable { detail: "connecting panicked".into() }))
+            receive.await.unwrap_or_else(|_| {
+                Err(Error::Unavailable {
+                    detail: "connecting panicked".into(),
+                })
+            })
         };
-        timeout(OPEN_LIMIT, attempt).await.unwrap_or(Err(Error::Timeout { call, after: OPEN_LIMIT }))
+        timeout(OPEN_LIMIT, attempt).await.unwrap_or(Err(Error::Timeout {
+            call,
+            after: OPEN_LIMIT,
+        }))
     }
 
     fn domain_sink(&self) -> Sink {
@@ -200,7 +232,9 @@ fn close_sink(closed: mpsc::Sender<String>) -> Sink {
 /// Opens one connection, with keepalive where the driver has it.
 pub(super) fn open_one(uri: &str) -> Result<Connect, Error> {
     run_event_loop()?;
-    let failed = |error: virt::error::Error| Error::Unavailable { detail: error.message().to_owned() };
+    let failed = |error: virt::error::Error| Error::Unavailable {
+        detail: error.message().to_owned(),
+    };
     let connect = Connect::open(Some(uri)).map_err(failed)?;
     match connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
         Err(error) if !is_unsupported(&error) => Err(general("set_keep_alive", &error)),
@@ -210,12 +244,13 @@ pub(super) fn open_one(uri: &str) -> Result<Connect, Error> {
 
 fn open_all(uri: &str, generation: u64, domains: &Sink, closed: &Sink) -> Result<Links, Error> {
     let look = open_one(uri)?;
-    let mut subscriptions = vec![
-        Subscription::domains(&look, domains).map_err(|error| general("subscribe to events", &error))?,
-    ];
+    let mut subscriptions =
+        vec![Subscription::domains(&look, domains).map_err(|error| general("subscribe to events", &error))?];
     let stats = open_one(uri)?;
     let urgent = open_one(uri)?;
-    let changes = (0..CHANGE_CONNECTIONS).map(|_| open_one(uri)).collect::<Result<Vec<_>, _>>()?;
+    let changes = (0..CHANGE_CONNECTIONS)
+        .map(|_| open_one(uri))
+        .collect::<Result<Vec<_>, _>>()?;
     for connect in [&look, &stats, &urgent].into_iter().chain(&changes) {
         match Subscription::close(connect, closed) {
             Ok(subscription) => subscriptions.push(subscription),
@@ -223,7 +258,14 @@ fn open_all(uri: &str, generation: u64, domains: &Sink, closed: &Sink) -> Result
             Err(error) => return Err(general("subscribe to the connection's end", &error)),
         }
     }
-    Ok(Links { generation, look, stats, changes, urgent, _subscriptions: subscriptions })
+    Ok(Links {
+        generation,
+        look,
+        stats,
+        changes,
+        urgent,
+        _subscriptions: subscriptions,
+    })
 }
 
 /// libvirt's event loop: one thread for the whole process, there before the first connection is opened. It carries
@@ -233,16 +275,21 @@ fn run_event_loop() -> Result<(), Error> {
     LOOP.get_or_init(|| {
         // Errors are read from each call; libvirt need not print them as well.
         virt::error::clear_error_callback();
-        virt::event::event_register_default_impl().map_err(|error| general("register the event loop", &error))?;
-        let spawned = std::thread::Builder::new().name("libvirt-events".into()).spawn(|| {
-            loop {
-                if let Err(error) = virt::event::event_run_default_impl() {
-                    tracing::error!(error = error.message(), "libvirt's event loop failed");
-                    std::thread::park_timeout(Duration::from_secs(1));
+        virt::event::event_register_default_impl()
+            .map_err(|error| general("register the event loop", &error))?;
+        let spawned = std::thread::Builder::new()
+            .name("libvirt-events".into())
+            .spawn(|| {
+                loop {
+                    if let Err(error) = virt::event::event_run_default_impl() {
+                        tracing::error!(error = error.message(), "libvirt's event loop failed");
+                        std::thread::park_timeout(Duration::from_secs(1));
+                    }
                 }
-            }
-        });
-        spawned.map(drop).map_err(|error| Error::Unavailable { detail: format!("no thread for events: {error}") })
+            });
+        spawned.map(drop).map_err(|error| Error::Unavailable {
+            detail: format!("no thread for events: {error}"),
+        })
     })
     .clone()
 }

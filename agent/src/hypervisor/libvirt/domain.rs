@@ -25,7 +25,11 @@ fn id_of(handle: &Handle) -> Result<VmId, Raw> {
 /// The site's mark on a domain. The persistent definition counts, since `define` changes that alone while the domain
 /// runs; a domain that has none yet, because it is just arriving, bears it in the running one.
 fn mark_of(handle: &Handle, persistent: bool, cluster: ClusterId) -> Result<Option<Mark>, Raw> {
-    let flags = if persistent { sys::VIR_DOMAIN_AFFECT_CONFIG } else { sys::VIR_DOMAIN_AFFECT_CURRENT };
+    let flags = if persistent {
+        sys::VIR_DOMAIN_AFFECT_CONFIG
+    } else {
+        sys::VIR_DOMAIN_AFFECT_CURRENT
+    };
     let mark = own_element(handle, flags)?.and_then(|xml| read::mark(&xml));
     Ok(mark.filter(|mark| mark.cluster == cluster))
 }
@@ -49,14 +53,20 @@ fn translate(state: i32, reason: i32, persistent: bool) -> (DomainState, PowerRe
             (Running, PowerReason::Migrated)
         }
         (sys::VIR_DOMAIN_RUNNING, sys::VIR_DOMAIN_RUNNING_CRASHED) => (Running, PowerReason::Crashed),
-        (sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED | sys::VIR_DOMAIN_SHUTDOWN, _) => (Running, PowerReason::Unknown),
+        (sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED | sys::VIR_DOMAIN_SHUTDOWN, _) => {
+            (Running, PowerReason::Unknown)
+        }
         // A domain that arrives becomes persistent at its very end; one that leaves has been so all along.
-        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_MIGRATION | sys::VIR_DOMAIN_PAUSED_STARTING_UP) if !persistent => {
+        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_MIGRATION | sys::VIR_DOMAIN_PAUSED_STARTING_UP)
+            if !persistent =>
+        {
             (Incoming, PowerReason::Unknown)
         }
         (
             sys::VIR_DOMAIN_PAUSED,
-            sys::VIR_DOMAIN_PAUSED_MIGRATION | sys::VIR_DOMAIN_PAUSED_POSTCOPY | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+            sys::VIR_DOMAIN_PAUSED_MIGRATION
+            | sys::VIR_DOMAIN_PAUSED_POSTCOPY
+            | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
         ) => (HandedOver, PowerReason::Unknown),
         (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR) => (Paused, PowerReason::IoError),
         (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => (Paused, PowerReason::Crashed),
@@ -124,18 +134,31 @@ pub(super) struct Ours {
 
 impl Ours {
     /// Finds it; refuses one that is not this site's.
-    pub(super) fn find(call: &'static str, connect: &Connect, id: VmId, cluster: ClusterId) -> Result<Self, Error> {
+    pub(super) fn find(
+        call: &'static str,
+        connect: &Connect,
+        id: VmId,
+        cluster: ClusterId,
+    ) -> Result<Self, Error> {
         let failed = |error: Raw| of(call, id, &error);
         let handle = connect.lookup_domain_by_uuid(id.uuid()).map_err(failed)?;
         let seen = look_at(&handle, cluster).map_err(failed)?;
         if seen.mark.is_none() {
-            return Err(Error::Foreign { id, detail: format!("{} bears no mark of this site", seen.name) });
+            return Err(Error::Foreign {
+                id,
+                detail: format!("{} bears no mark of this site", seen.name),
+            });
         }
         Ok(Self { handle, seen })
     }
 
     /// As [`Ours::find`], with `None` for one that is not there.
-    fn find_any(call: &'static str, connect: &Connect, id: VmId, cluster: ClusterId) -> Result<Option<Self>, Error> {
+    fn find_any(
+        call: &'static str,
+        connect: &Connect,
+        id: VmId,
+        cluster: ClusterId,
+    ) -> Result<Option<Self>, Error> {
         match Self::find(call, connect, id, cluster) {
             Ok(ours) => Ok(Some(ours)),
             Err(Error::NotFound { .. }) => Ok(None),
@@ -146,24 +169,37 @@ impl Ours {
     /// Names of the devices it has now.
     pub(super) fn names(&self) -> Result<Option<Names>, Error> {
         let id = self.seen.id;
-        let own = own_element(&self.handle, sys::VIR_DOMAIN_AFFECT_CURRENT).map_err(|error| of("usage", id, &error))?;
+        let own = own_element(&self.handle, sys::VIR_DOMAIN_AFFECT_CURRENT)
+            .map_err(|error| of("usage", id, &error))?;
         Ok(own.and_then(|xml| read::names(&xml, id.uuid())))
     }
 
     pub(super) fn wrong_state(&self, wanted: &str) -> Error {
-        Error::WrongState { id: self.seen.id, detail: format!("it is {:?}, {wanted}", self.seen.state) }
+        Error::WrongState {
+            id: self.seen.id,
+            detail: format!("it is {:?}, {wanted}", self.seen.state),
+        }
     }
 }
 
 /// Defines a domain, or defines it anew.
-pub(super) fn define(connect: &Connect, id: VmId, name: &str, xml: &str, cluster: ClusterId) -> Result<(), Error> {
+pub(super) fn define(
+    connect: &Connect,
+    id: VmId,
+    name: &str,
+    xml: &str,
+    cluster: ClusterId,
+) -> Result<(), Error> {
     let call = "define";
     if let Some(ours) = Ours::find_any(call, connect, id, cluster)? {
         if !ours.seen.persistent && ours.seen.state != DomainState::Stopped {
             return Err(ours.wrong_state("wait until it has arrived"));
         }
         if ours.seen.name != name {
-            let detail = format!("domain {id} is named {}; a name cannot be changed", ours.seen.name);
+            let detail = format!(
+                "domain {id} is named {}; a name cannot be changed",
+                ours.seen.name
+            );
             return Err(Error::Invalid { detail });
         }
     }
@@ -171,14 +207,20 @@ pub(super) fn define(connect: &Connect, id: VmId, name: &str, xml: &str, cluster
         Ok(other) => {
             let other = id_of(&other).map_err(|error| of(call, id, &error))?;
             if other != id {
-                return Err(Error::Foreign { id, detail: format!("{other} has the name {name}") });
+                return Err(Error::Foreign {
+                    id,
+                    detail: format!("{other} has the name {name}"),
+                });
             }
         }
         Err(error) if is_no_domain(&error) => {}
         Err(error) => return Err(of(call, id, &error)),
     }
     let flags = sys::VIR_DOMAIN_DEFINE_VALIDATE;
-    connect.define_domain_xml_flags(xml, flags).map(drop).map_err(|error| of(call, id, &error))
+    connect
+        .define_domain_xml_flags(xml, flags)
+        .map(drop)
+        .map_err(|error| of(call, id, &error))
 }
 
 /// Starts a domain, after a look whether its files are there.
@@ -192,7 +234,10 @@ pub(super) fn start(connect: &Connect, id: VmId, cluster: ClusterId, check_files
         _ => return Err(ours.wrong_state("and cannot be started")),
     }
     if check_files {
-        let xml = ours.handle.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(failed)?;
+        let xml = ours
+            .handle
+            .xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)
+            .map_err(failed)?;
         for (what, path) in read::files(&xml)? {
             if !path.exists() {
                 return Err(Error::Missing { what, path });
@@ -223,7 +268,9 @@ pub(super) fn ask(
 
 /// Powers a domain off.
 pub(super) fn destroy(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<(), Error> {
-    let Some(ours) = Ours::find_any("destroy", connect, id, cluster)? else { return Ok(()) };
+    let Some(ours) = Ours::find_any("destroy", connect, id, cluster)? else {
+        return Ok(());
+    };
     if ours.seen.state == DomainState::Stopped {
         return Ok(());
     }
@@ -256,7 +303,9 @@ pub(super) fn resume(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<
 
 /// Forgets a domain that is off.
 pub(super) fn undefine(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<(), Error> {
-    let Some(ours) = Ours::find_any("undefine", connect, id, cluster)? else { return Ok(()) };
+    let Some(ours) = Ours::find_any("undefine", connect, id, cluster)? else {
+        return Ok(());
+    };
     if ours.seen.state != DomainState::Stopped {
         return Err(ours.wrong_state("power it off first"));
     }
@@ -278,11 +327,12 @@ pub(super) fn undefine(connect: &Connect, id: VmId, cluster: ClusterId) -> Resul
 /// That a VM's disks are not in use here.
 pub(super) fn disks_are_free(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<(), Error> {
     match Ours::find_any("delete_volumes", connect, id, cluster)? {
-        Some(ours) if ours.seen.state != DomainState::Stopped => Err(ours.wrong_state("and its disks are in use")),
+        Some(ours) if ours.seen.state != DomainState::Stopped => {
+            Err(ours.wrong_state("and its disks are in use"))
+        }
         _ => Ok(()),
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -313,7 +363,11 @@ mod tests {
             ((-1, -1), true, (Paused, PowerReason::Unknown)),
         ];
         for ((state, reason), persistent, expected) in table {
-            assert_eq!(translate(state, reason, persistent), expected, "state {state}, reason {reason}");
+            assert_eq!(
+                translate(state, reason, persistent),
+                expected,
+                "state {state}, reason {reason}"
+            );
         }
     }
 }

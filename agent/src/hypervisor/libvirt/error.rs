@@ -18,6 +18,7 @@ const OPERATION_INVALID: u32 = 55;
 const CONFIG_UNSUPPORTED: u32 = 67;
 const OPERATION_ABORTED: u32 = 78;
 const NO_DOMAIN_METADATA: u32 = 80;
+const OPERATION_UNSUPPORTED: u32 = 84;
 const XML_INVALID_SCHEMA: u32 = 92;
 const FROM_RPC: u32 = 7;
 const FROM_REMOTE: u32 = 13;
@@ -47,6 +48,11 @@ pub(super) fn is_wrong_state(error: &virt::error::Error) -> bool {
     code(error) == OPERATION_INVALID
 }
 
+/// Whether it says that this cannot be done here, such as asking a migration's destination about its progress.
+pub(super) fn is_unsupported_here(error: &virt::error::Error) -> bool {
+    code(error) == OPERATION_UNSUPPORTED
+}
+
 /// Whether it says that an argument, such as a flag, is not known.
 pub(super) fn is_invalid_argument(error: &virt::error::Error) -> bool {
     code(error) == INVALID_ARG
@@ -69,13 +75,18 @@ pub(super) fn general(call: &'static str, error: &virt::error::Error) -> Error {
 pub(super) fn of(call: &'static str, id: VmId, error: &virt::error::Error) -> Error {
     match code(error) {
         NO_DOMAIN => Error::NotFound { id },
-        OPERATION_INVALID => Error::WrongState { id, detail: error.message().to_owned() },
+        OPERATION_INVALID => Error::WrongState {
+            id,
+            detail: error.message().to_owned(),
+        },
         _ => general(call, error),
     }
 }
 
 impl From<XmlError> for Error {
     fn from(error: XmlError) -> Self {
-        Self::Invalid { detail: error.to_string() }
+        Self::Invalid {
+            detail: error.to_string(),
+        }
     }
 }

@@ -71,7 +71,9 @@ unsafe fn read_params(params: sys::virTypedParameterPtr, count: c_int) -> Params
         // union holds, and a string is NUL-terminated.
         let (name, value) = unsafe {
             let param = &*params.add(index);
-            let name = CStr::from_ptr(param.field.as_ptr()).to_string_lossy().into_owned();
+            let name = CStr::from_ptr(param.field.as_ptr())
+                .to_string_lossy()
+                .into_owned();
             let value = match c_uint::try_from(param.type_).unwrap_or(0) {
                 sys::VIR_TYPED_PARAM_INT => Value::Signed(param.value.i.into()),
                 sys::VIR_TYPED_PARAM_UINT => Value::Unsigned(param.value.ui.into()),
@@ -92,7 +94,11 @@ unsafe fn read_params(params: sys::virTypedParameterPtr, count: c_int) -> Params
 }
 
 fn checked(result: c_int) -> Result<c_int, Error> {
-    if result < 0 { Err(Error::last_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(Error::last_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// SAFETY: `domain` is a live domain object.
@@ -142,7 +148,12 @@ unsafe extern "C" fn on_job_completed(
     opaque: *mut c_void,
 ) {
     // SAFETY: libvirt passes a live domain, the parameters it counts (and frees itself), and our own opaque pointer.
-    unsafe { tell(opaque, uuid_of(domain).map(|id| Event::JobCompleted(id, read_params(params, count)))) };
+    unsafe {
+        tell(
+            opaque,
+            uuid_of(domain).map(|id| Event::JobCompleted(id, read_params(params, count))),
+        )
+    };
 }
 
 unsafe extern "C" fn on_close(_: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
@@ -160,16 +171,24 @@ pub(super) struct Subscription {
 impl Subscription {
     /// Subscribes to the domains of a connection.
     pub(super) fn domains(connect: &Connect, sink: &Sink) -> Result<Self, Error> {
-        let mut own = Self { connect: connect.clone(), callbacks: Vec::new(), closes: false };
+        let mut own = Self {
+            connect: connect.clone(),
+            callbacks: Vec::new(),
+            closes: false,
+        };
         let lifecycle: unsafe extern "C" fn(_, _, _, _, _) -> _ = on_lifecycle;
         let completed: unsafe extern "C" fn(_, _, _, _, _) = on_job_completed;
         // SAFETY: libvirt's own interface asks for this cast: it calls back with the signature that belongs to the id.
         let (lifecycle, completed) = unsafe {
             (
-                std::mem::transmute::<sys::virConnectDomainEventCallback, sys::virConnectDomainEventGenericCallback>(Some(lifecycle)),
-                std::mem::transmute::<sys::virConnectDomainEventJobCompletedCallback, sys::virConnectDomainEventGenericCallback>(Some(
-                    completed,
-                )),
+                std::mem::transmute::<
+                    sys::virConnectDomainEventCallback,
+                    sys::virConnectDomainEventGenericCallback,
+                >(Some(lifecycle)),
+                std::mem::transmute::<
+                    sys::virConnectDomainEventJobCompletedCallback,
+                    sys::virConnectDomainEventGenericCallback,
+                >(Some(completed)),
             )
         };
         own.register(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, sink)?;
@@ -178,12 +197,24 @@ impl Subscription {
         Ok(own)
     }
 
-    fn register(&mut self, event: c_uint, callback: sys::virConnectDomainEventGenericCallback, sink: &Sink) -> Result<(), Error> {
+    fn register(
+        &mut self,
+        event: c_uint,
+        callback: sys::virConnectDomainEventGenericCallback,
+        sink: &Sink,
+    ) -> Result<(), Error> {
         let opaque = opaque_of(sink);
         // SAFETY: the connection lives; the opaque pointer lives until free_sink.
         let id = checked(unsafe {
             let event = c_int::try_from(event).unwrap_or(-1);
-            sys::virConnectDomainEventRegisterAny(self.connect.as_ptr(), ptr::null_mut(), event, callback, opaque, Some(free_sink))
+            sys::virConnectDomainEventRegisterAny(
+                self.connect.as_ptr(),
+                ptr::null_mut(),
+                event,
+                callback,
+                opaque,
+                Some(free_sink),
+            )
         });
         if id.is_err() {
             // SAFETY: libvirt did not take it, so it is ours still.
@@ -204,7 +235,11 @@ impl Subscription {
             // SAFETY: libvirt did not take it, so it is ours still.
             unsafe { free_sink(opaque) };
         }
-        result.map(|_| Self { connect: connect.clone(), callbacks: Vec::new(), closes: true })
+        result.map(|_| Self {
+            connect: connect.clone(),
+            callbacks: Vec::new(),
+            closes: true,
+        })
     }
 }
 
@@ -242,7 +277,9 @@ pub(super) struct Stats {
 pub(super) fn all_stats(connect: &Connect, kinds: c_uint, flags: c_uint) -> Result<Vec<Stats>, Error> {
     let mut records: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
     // SAFETY: a live connection, and a pointer to write to.
-    let count = checked(unsafe { sys::virConnectGetAllDomainStats(connect.as_ptr(), kinds, &raw mut records, flags) })?;
+    let count = checked(unsafe {
+        sys::virConnectGetAllDomainStats(connect.as_ptr(), kinds, &raw mut records, flags)
+    })?;
     let mut all = Vec::new();
     for index in 0..usize::try_from(count).unwrap_or(0) {
         // SAFETY: libvirt gave so many records, each with a live domain and so many parameters.
@@ -250,7 +287,11 @@ pub(super) fn all_stats(connect: &Connect, kinds: c_uint, flags: c_uint) -> Resu
             let record = &**records.add(index);
             if let Some(id) = uuid_of(record.dom) {
                 let run = sys::virDomainGetID(record.dom);
-                all.push(Stats { id, run, params: read_params(record.params, record.nparams) });
+                all.push(Stats {
+                    id,
+                    run,
+                    params: read_params(record.params, record.nparams),
+                });
             }
         }
     }
@@ -264,7 +305,9 @@ pub(super) fn job_stats(domain: &Domain) -> Result<(c_int, Params), Error> {
     let (mut kind, mut count) = (0, 0);
     let mut params: sys::virTypedParameterPtr = ptr::null_mut();
     // SAFETY: a live domain, and three places to write to.
-    checked(unsafe { sys::virDomainGetJobStats(domain.as_ptr(), &raw mut kind, &raw mut params, &raw mut count, 0) })?;
+    checked(unsafe {
+        sys::virDomainGetJobStats(domain.as_ptr(), &raw mut kind, &raw mut params, &raw mut count, 0)
+    })?;
     // SAFETY: libvirt gave so many parameters, to be freed once by us.
     unsafe {
         let read = read_params(params, count);
@@ -289,7 +332,11 @@ struct List {
 
 impl List {
     fn of(values: &[(&str, Value)]) -> Result<Self, Error> {
-        let mut list = Self { params: ptr::null_mut(), count: 0, room: 0 };
+        let mut list = Self {
+            params: ptr::null_mut(),
+            count: 0,
+            room: 0,
+        };
         for (name, value) in values {
             list.add(name, value)?;
         }
@@ -310,7 +357,9 @@ impl List {
                 (_, Some(text)) => sys::virTypedParamsAddString(params, count, room, name, text.as_ptr()),
                 (Value::Signed(value), _) => sys::virTypedParamsAddLLong(params, count, room, name, *value),
                 (Value::Float(value), _) => sys::virTypedParamsAddDouble(params, count, room, name, *value),
-                (Value::Unsigned(value), _) => sys::virTypedParamsAddULLong(params, count, room, name, *value),
+                (Value::Unsigned(value), _) => {
+                    sys::virTypedParamsAddULLong(params, count, room, name, *value)
+                }
                 (Value::Text(_), None) => 0,
             }
         })
@@ -326,7 +375,12 @@ impl Drop for List {
 }
 
 /// Sends a domain to the libvirt at a URI; returns when that has ended.
-pub(super) fn migrate(domain: &Domain, uri: &str, values: &[(&str, Value)], flags: c_uint) -> Result<(), Error> {
+pub(super) fn migrate(
+    domain: &Domain,
+    uri: &str,
+    values: &[(&str, Value)],
+    flags: c_uint,
+) -> Result<(), Error> {
     let uri = CString::new(uri)?;
     let list = List::of(values)?;
     // SAFETY: a live domain, a string and a list that outlive the call.

@@ -13,7 +13,7 @@ use virt_sys as sys;
 use super::{
     connection::open_one,
     domain::Ours,
-    error::{is_no_domain, is_wrong_state, of},
+    error::{is_no_domain, is_unsupported_here, is_wrong_state, of},
     ffi::{self, Params, Value},
     read, xml,
 };
@@ -60,7 +60,9 @@ fn plain(path: &Path) -> Result<&str, Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'-' | b'_');
     path.to_str()
         .filter(|text| text.starts_with('/') && text.bytes().all(allowed))
-        .ok_or_else(|| Error::Invalid { detail: format!("{}: not a plain absolute path", path.display()) })
+        .ok_or_else(|| Error::Invalid {
+            detail: format!("{}: not a plain absolute path", path.display()),
+        })
 }
 
 /// Sends a domain; blocks until that has ended.
@@ -78,10 +80,19 @@ pub(super) fn send(order: &Order) -> Result<(), Error> {
     let live = ours.handle.xml_desc(flags).map_err(failed)?;
     let live = read::with_mark(&live, &order.mark)?;
     // It holds for the domain's next migrations too, each of which sets its own.
-    if let Err(error) = ours.handle.migrate_set_max_downtime(order.max_downtime_ms.max(1).into(), 0) {
+    if let Err(error) = ours
+        .handle
+        .migrate_set_max_downtime(order.max_downtime_ms.max(1).into(), 0)
+    {
         tracing::warn!(vm = %id, error = error.message(), "the longest stop cannot be set; libvirt's default holds");
     }
-    ffi::migrate(&ours.handle, &order.destination, &order.parameters(live), order.flags()).map_err(failed)
+    ffi::migrate(
+        &ours.handle,
+        &order.destination,
+        &order.parameters(live),
+        order.flags(),
+    )
+    .map_err(failed)
 }
 
 impl Order {
@@ -113,7 +124,11 @@ impl Order {
         if !self.copied.is_empty() {
             parameters.push(("disks_uri", Value::Text(self.disks.clone())));
         }
-        parameters.extend(self.copied.iter().map(|index| ("migrate_disks", Value::Text(xml::disk_target(*index)))));
+        parameters.extend(
+            self.copied
+                .iter()
+                .map(|index| ("migrate_disks", Value::Text(xml::disk_target(*index)))),
+        );
         parameters
     }
 }
@@ -123,14 +138,20 @@ fn migrating_from_here(params: &Params) -> bool {
 }
 
 /// The job of a domain that is being sent.
-fn job(call: &'static str, connect: &Connect, id: VmId) -> Result<Option<(virt::domain::Domain, Params)>, Error> {
+fn job(
+    call: &'static str,
+    connect: &Connect,
+    id: VmId,
+) -> Result<Option<(virt::domain::Domain, Params)>, Error> {
     let found = connect.lookup_domain_by_uuid(id.uuid()).and_then(|handle| {
         let (kind, params) = ffi::job_stats(&handle)?;
         Ok((kind != 0 && migrating_from_here(&params)).then_some((handle, params)))
     });
     match found {
         // Not there, not running, or on its way in: nothing is being sent from here.
-        Err(error) if is_no_domain(&error) || is_wrong_state(&error) => Ok(None),
+        Err(error) if is_no_domain(&error) || is_wrong_state(&error) || is_unsupported_here(&error) => {
+            Ok(None)
+        }
         other => other.map_err(|error| of(call, id, &error)),
     }
 }
@@ -142,7 +163,9 @@ pub(super) fn progress(connect: &Connect, id: VmId) -> Result<Option<Progress>, 
 
 /// Ends the transfer under way.
 pub(super) fn abort(connect: &Connect, id: VmId) -> Result<(), Error> {
-    let Some((handle, _)) = job("abort_migration", connect, id)? else { return Ok(()) };
+    let Some((handle, _)) = job("abort_migration", connect, id)? else {
+        return Ok(());
+    };
     match ffi::abort_job(&handle) {
         // It has ended meanwhile.
         Err(error) if is_no_domain(&error) || is_wrong_state(&error) => Ok(()),
@@ -163,7 +186,8 @@ pub(super) fn figures(params: &Params, ended: bool) -> Progress {
         disk_processed_bytes: count("disk_processed"),
         disk_remaining_bytes: count("disk_remaining"),
         rate_bytes_per_second: count("memory_bps").saturating_add(count("disk_bps")),
-        dirty_rate_bytes_per_second: count("memory_dirty_rate").saturating_mul(count("memory_page_size").max(4096)),
+        dirty_rate_bytes_per_second: count("memory_dirty_rate")
+            .saturating_mul(count("memory_page_size").max(4096)),
         expected_downtime_ms: if ended { 0 } else { downtime },
         downtime_ms: if ended { downtime } else { 0 },
         iteration: count("memory_iteration"),
@@ -177,10 +201,23 @@ mod tests {
 
     #[test]
     fn socket_paths_that_would_change_a_uri_are_refused() {
-        assert_eq!(stream_uri(Path::new("/run/dalgu/m-1/memory")).as_deref(), Ok("unix:///run/dalgu/m-1/memory"));
+        assert_eq!(
+            stream_uri(Path::new("/run/dalgu/m-1/memory")).as_deref(),
+            Ok("unix:///run/dalgu/m-1/memory")
+        );
         let uri = destination_uri(Path::new("/run/dalgu/m-1/control"));
-        assert_eq!(uri.as_deref(), Ok("qemu+unix:///system?socket=/run/dalgu/m-1/control"));
-        for bad in ["run/x", "/run/a&no_verify=1", "/run/a b", "/run/a#b", "/run/a?b", "/run/%41"] {
+        assert_eq!(
+            uri.as_deref(),
+            Ok("qemu+unix:///system?socket=/run/dalgu/m-1/control")
+        );
+        for bad in [
+            "run/x",
+            "/run/a&no_verify=1",
+            "/run/a b",
+            "/run/a#b",
+            "/run/a?b",
+            "/run/%41",
+        ] {
             assert!(stream_uri(Path::new(bad)).is_err(), "{bad} was accepted");
         }
     }

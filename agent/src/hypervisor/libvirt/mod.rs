@@ -31,8 +31,10 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::VmUsage,
     ids::{ClusterId, VmId},
+    vm::{Disk, Nic},
 };
 use tokio::{
+    runtime::Handle,
     sync::{broadcast, watch},
     time::{Instant, sleep},
 };
@@ -77,11 +79,9 @@ pub struct LibvirtConfig {
 
 /// The hypervisor on libvirt. It ends with its last handle.
 pub struct Libvirt {
-    config: LibvirtConfig,
-    accelerator: Accelerator,
+    host: Arc<Host>,
     accelerator_reason: String,
     control_socket: PathBuf,
-    storage: Arc<Storage>,
     supervisor: Arc<Supervisor>,
     workers: Workers,
     known: Arc<Mutex<stats::Known>>,
@@ -101,23 +101,25 @@ impl Libvirt {
             true => (Accelerator::Test, "libvirt's test driver runs nothing".into()),
             false => accel::decide(config.accel, &config.run_dir).await,
         };
-        let storage = Storage {
-            pools: config.pools.clone(),
-            images: config.images_dir.clone(),
-            owner: config.qemu_user.clone(),
-        };
+        let storage = Storage::new(
+            config.pools.clone(),
+            config.images_dir.clone(),
+            config.qemu_user.clone(),
+        );
         let supervisor = Arc::new(Supervisor::new(&config.uri));
         let stop = CancellationToken::new();
         tokio::spawn(supervisor.clone().run(stop.clone()));
         Ok(Self {
-            accelerator,
             accelerator_reason,
             control_socket: control_socket(&config.uri),
-            storage: Arc::new(storage),
             supervisor,
             workers: Workers::new(),
             known: Arc::default(),
-            config,
+            host: Arc::new(Host {
+                config,
+                accelerator,
+                storage,
+            }),
             _background: stop.drop_guard(),
         })
     }
@@ -132,7 +134,7 @@ impl Libvirt {
         work: impl FnOnce(&Connect, ClusterId) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let links = self.supervisor.links()?;
-        let cluster = self.config.cluster;
+        let cluster = self.host.config.cluster;
         let after = Duration::from_secs(seconds);
         let work = move |number: usize| work(pick(&links, kind, number), cluster);
         self.workers.run(call, kind, only, after, work).await
@@ -149,11 +151,44 @@ impl Libvirt {
         self.on(call, Kind::Change, Some(id), seconds, work).await
     }
 
+    /// libvirt's account of a transfer that has just ended.
+    async fn account(&self, id: VmId) -> Option<Progress> {
+        let deadline = Instant::now() + ACCOUNT_WAIT;
+        loop {
+            let found = {
+                let mut completed = self
+                    .supervisor
+                    .completed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let place = completed.iter().position(|(other, _)| *other == id);
+                place.map(|place| completed.remove(place).1)
+            };
+            if found.is_some() || Instant::now() >= deadline {
+                return found.map(|params| migrate::figures(&params, true));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// How a host's settings turn definitions into domains. May block on files: used on workers only.
+struct Host {
+    config: LibvirtConfig,
+    accelerator: Accelerator,
+    storage: Storage,
+}
+
+impl Host {
+    fn console_log(&self, id: VmId) -> PathBuf {
+        self.config.console_dir.join(format!("{id}.log"))
+    }
+
     /// The domain that a definition asks for on this host.
     fn model(&self, definition: &Definition) -> Result<Model, Error> {
         let spec = &definition.spec;
         let image = |name: &String| self.config.images_dir.join(name);
-        let disk = |disk: &dalgu_proto::vm::Disk| {
+        let disk = |disk: &Disk| {
             Ok(DiskModel {
                 name: disk.name.clone(),
                 path: self.storage.path(definition.id, disk)?,
@@ -161,7 +196,7 @@ impl Libvirt {
                 cache: self.storage.cache(&disk.pool)?,
             })
         };
-        let nic = |nic: &dalgu_proto::vm::Nic| NicModel {
+        let nic = |nic: &Nic| NicModel {
             name: nic.name.clone(),
             bridge: nic.bridge.clone(),
             mac: nic.mac.clone(),
@@ -186,7 +221,11 @@ impl Libvirt {
 
     fn order(&self, migrate: &Migrate) -> Result<migrate::Order, Error> {
         let definition = &migrate.definition;
-        let shared = definition.spec.disks.iter().map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
+        let shared = definition
+            .spec
+            .disks
+            .iter()
+            .map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
         let shared = shared.collect::<Result<Vec<bool>, Error>>()?;
         Ok(migrate::Order {
             uri: self.config.uri.clone(),
@@ -202,22 +241,6 @@ impl Libvirt {
             max_downtime_ms: migrate.max_downtime_ms,
             bandwidth_mib_per_second: migrate.bandwidth_mib_per_second,
         })
-    }
-
-    /// libvirt's account of a transfer that has just ended.
-    async fn account(&self, id: VmId) -> Option<Progress> {
-        let deadline = Instant::now() + ACCOUNT_WAIT;
-        loop {
-            let found = {
-                let mut completed = self.supervisor.completed.lock().unwrap_or_else(PoisonError::into_inner);
-                let place = completed.iter().position(|(other, _)| *other == id);
-                place.map(|place| completed.remove(place).1)
-            };
-            if found.is_some() || Instant::now() >= deadline {
-                return found.map(|params| migrate::figures(&params, true));
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
     }
 }
 
@@ -237,11 +260,20 @@ fn control_socket(uri: &str) -> PathBuf {
         return named.split('&').next().unwrap_or(named).into();
     }
     let modular = Path::new("/run/libvirt/virtqemud-sock");
-    if modular.exists() { modular.into() } else { "/run/libvirt/libvirt-sock".into() }
+    if modular.exists() {
+        modular.into()
+    } else {
+        "/run/libvirt/libvirt-sock".into()
+    }
 }
 
 fn version_text(name: &str, version: u64) -> String {
-    format!("{name} {}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000)
+    format!(
+        "{name} {}.{}.{}",
+        version / 1_000_000,
+        version / 1000 % 1000,
+        version % 1000
+    )
 }
 
 #[async_trait]
@@ -249,12 +281,19 @@ impl Hypervisor for Libvirt {
     async fn about(&self) -> Result<About, Error> {
         let versions = |connect: &Connect, _| {
             let failed = |error: virt::error::Error| error::general("about", &error);
-            Ok((connect.hyp_version().map_err(failed)?, connect.lib_version().map_err(failed)?))
+            Ok((
+                connect.hyp_version().map_err(failed)?,
+                connect.lib_version().map_err(failed)?,
+            ))
         };
         let (qemu, libvirt) = self.on("about", Kind::Look, None, 10, versions).await?;
         Ok(About {
-            version: format!("{}, {}", version_text("QEMU", qemu.into()), version_text("libvirt", libvirt.into())),
-            accelerator: self.accelerator.as_str().into(),
+            version: format!(
+                "{}, {}",
+                version_text("QEMU", qemu.into()),
+                version_text("libvirt", libvirt.into())
+            ),
+            accelerator: self.host.accelerator.as_str().into(),
             accelerator_reason: self.accelerator_reason.clone(),
         })
     }
@@ -272,11 +311,22 @@ impl Hypervisor for Libvirt {
     }
 
     async fn get(&self, id: VmId) -> Result<Option<Domain>, Error> {
-        self.on("get", Kind::Look, None, 10, move |connect, cluster| domain::get(connect, id, cluster)).await
+        self.on("get", Kind::Look, None, 10, move |connect, cluster| {
+            domain::get(connect, id, cluster)
+        })
+        .await
     }
 
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
-        self.storage.create(definition, incoming, Instant::now() + Duration::from_secs(600)).await
+        let after = Duration::from_secs(600);
+        let (host, definition, runtime) = (self.host.clone(), definition.clone(), Handle::current());
+        let only = Some(definition.id);
+        // On a thread of its own although it waits for qemu-img: a dead network file system blocks the rest of it.
+        let work =
+            move |_| runtime.block_on(host.storage.create(&definition, incoming, Instant::now() + after));
+        self.workers
+            .run("create_volumes", Kind::Files, only, after, work)
+            .await
     }
 
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
@@ -284,41 +334,67 @@ impl Hypervisor for Libvirt {
             domain::disks_are_free(connect, id, cluster)
         })
         .await?;
-        let storage = self.storage.clone();
+        let host = self.host.clone();
         let after = Duration::from_secs(50);
-        self.workers.run("delete_volumes", Kind::Files, Some(id), after, move |_| storage.delete(id, keep_shared)).await
+        self.workers
+            .run("delete_volumes", Kind::Files, Some(id), after, move |_| {
+                host.storage.delete(id, keep_shared)
+            })
+            .await
     }
 
     async fn define(&self, definition: &Definition) -> Result<(), Error> {
-        let (id, name) = (definition.id, definition.name.clone());
-        if definition.mark.cluster != self.config.cluster {
-            return Err(Error::Foreign { id, detail: "the definition bears another site's mark".into() });
+        let (id, host, definition) = (definition.id, self.host.clone(), definition.clone());
+        if definition.mark.cluster != self.host.config.cluster {
+            return Err(Error::Foreign {
+                id,
+                detail: "the definition bears another site's mark".into(),
+            });
         }
-        let xml = self.model(definition)?.to_xml()?;
-        self.change("define", id, 30, move |connect, cluster| domain::define(connect, id, name.as_str(), &xml, cluster)).await
+        self.change("define", id, 30, move |connect, cluster| {
+            let xml = host.model(&definition)?.to_xml()?;
+            domain::define(connect, id, definition.name.as_str(), &xml, cluster)
+        })
+        .await
     }
 
     async fn start(&self, id: VmId) -> Result<(), Error> {
-        let check_files = self.accelerator != Accelerator::Test;
-        self.change("start", id, 120, move |connect, cluster| domain::start(connect, id, cluster, check_files)).await
+        let check_files = self.host.accelerator != Accelerator::Test;
+        self.change("start", id, 120, move |connect, cluster| {
+            domain::start(connect, id, cluster, check_files)
+        })
+        .await
     }
 
     async fn shutdown(&self, id: VmId) -> Result<(), Error> {
-        let acpi = |handle: &virt::domain::Domain| match handle.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN) {
-            Err(error) if error::is_unsupported(&error) || error::is_invalid_argument(&error) => handle.shutdown(),
+        let acpi = |handle: &virt::domain::Domain| match handle
+            .shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        {
+            Err(error) if error::is_unsupported(&error) || error::is_invalid_argument(&error) => {
+                handle.shutdown()
+            }
             other => other,
         };
-        self.change("shutdown", id, 30, move |connect, cluster| domain::ask("shutdown", connect, id, cluster, acpi)).await
+        self.change("shutdown", id, 30, move |connect, cluster| {
+            domain::ask("shutdown", connect, id, cluster, acpi)
+        })
+        .await
     }
 
     async fn destroy(&self, id: VmId) -> Result<(), Error> {
         // Not a change: it must get through while another call about this domain hangs.
-        self.on("destroy", Kind::Urgent, None, 60, move |connect, cluster| domain::destroy(connect, id, cluster)).await
+        self.on("destroy", Kind::Urgent, None, 60, move |connect, cluster| {
+            domain::destroy(connect, id, cluster)
+        })
+        .await
     }
 
     async fn reboot(&self, id: VmId) -> Result<(), Error> {
         let ask = |handle: &virt::domain::Domain| handle.reboot(0);
-        self.change("reboot", id, 30, move |connect, cluster| domain::ask("reboot", connect, id, cluster, ask)).await
+        self.change("reboot", id, 30, move |connect, cluster| {
+            domain::ask("reboot", connect, id, cluster, ask)
+        })
+        .await
     }
 
     async fn reset(&self, id: VmId) -> Result<(), Error> {
@@ -329,15 +405,24 @@ impl Hypervisor for Libvirt {
     }
 
     async fn pause(&self, id: VmId) -> Result<(), Error> {
-        self.change("pause", id, 30, move |connect, cluster| domain::pause(connect, id, cluster)).await
+        self.change("pause", id, 30, move |connect, cluster| {
+            domain::pause(connect, id, cluster)
+        })
+        .await
     }
 
     async fn resume(&self, id: VmId) -> Result<(), Error> {
-        self.change("resume", id, 30, move |connect, cluster| domain::resume(connect, id, cluster)).await
+        self.change("resume", id, 30, move |connect, cluster| {
+            domain::resume(connect, id, cluster)
+        })
+        .await
     }
 
     async fn undefine(&self, id: VmId) -> Result<(), Error> {
-        self.change("undefine", id, 30, move |connect, cluster| domain::undefine(connect, id, cluster)).await
+        self.change("undefine", id, 30, move |connect, cluster| {
+            domain::undefine(connect, id, cluster)
+        })
+        .await
     }
 
     async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error> {
@@ -352,7 +437,7 @@ impl Hypervisor for Libvirt {
     }
 
     fn console_log(&self, id: VmId) -> PathBuf {
-        self.config.console_dir.join(format!("{id}.log"))
+        self.host.console_log(id)
     }
 
     fn control_socket(&self) -> &Path {
@@ -363,17 +448,31 @@ impl Hypervisor for Libvirt {
         // Fails at once while libvirt is away, and forgets the account of an earlier transfer.
         self.supervisor.links()?;
         let id = migrate.definition.id;
-        self.supervisor.completed.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != id);
-        let order = self.order(migrate)?;
-        self.workers.run_long("migrate", Kind::Migrate, move |_| migrate::send(&order)).await?;
+        self.supervisor
+            .completed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(other, _)| *other != id);
+        let (host, order) = (self.host.clone(), migrate.clone());
+        self.workers
+            .run_long("migrate", Kind::Migrate, move |_| {
+                migrate::send(&host.order(&order)?)
+            })
+            .await?;
         Ok(self.account(id).await.unwrap_or_default())
     }
 
     async fn progress(&self, id: VmId) -> Result<Option<Progress>, Error> {
-        self.on("progress", Kind::Urgent, None, 5, move |connect, _| migrate::progress(connect, id)).await
+        self.on("progress", Kind::Urgent, None, 5, move |connect, _| {
+            migrate::progress(connect, id)
+        })
+        .await
     }
 
     async fn abort_migration(&self, id: VmId) -> Result<(), Error> {
-        self.on("abort_migration", Kind::Urgent, None, 10, move |connect, _| migrate::abort(connect, id)).await
+        self.on("abort_migration", Kind::Urgent, None, 10, move |connect, _| {
+            migrate::abort(connect, id)
+        })
+        .await
     }
 }

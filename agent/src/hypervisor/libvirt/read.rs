@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{
     tree::{Element, Node, XmlError},
     xml::{
-        Accelerator, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, disk_target, mark_attributes, nic_target,
+        Accelerator, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, disk_target, mark_attributes,
+        nic_target,
     },
 };
 use crate::hypervisor::Mark;
@@ -38,12 +39,18 @@ pub fn mark(xml: &str) -> Option<Mark> {
 
 /// Reads an element among others.
 fn mark_of(element: &Element) -> Option<Mark> {
-    let ours = element.attributes.iter().any(|(name, value)| name.starts_with("xmlns") && value == NAMESPACE);
+    let ours = element
+        .attributes
+        .iter()
+        .any(|(name, value)| name.starts_with("xmlns") && value == NAMESPACE);
     if ours { contents(element) } else { None }
 }
 
 fn contents(element: &Element) -> Option<Mark> {
-    let local = element.name.rsplit_once(':').map_or(element.name.as_str(), |(_, local)| local);
+    let local = element
+        .name
+        .rsplit_once(':')
+        .map_or(element.name.as_str(), |(_, local)| local);
     if local != "vm" {
         return None;
     }
@@ -61,7 +68,8 @@ fn contents(element: &Element) -> Option<Mark> {
 pub fn with_mark(xml: &str, mark: &Mark) -> Result<String, XmlError> {
     let mut domain = Element::parse(xml)?;
     let metadata = domain.elements_mut().find(|element| element.name == "metadata");
-    let own = metadata.and_then(|metadata| metadata.elements_mut().find(|element| mark_of(element).is_some()));
+    let own =
+        metadata.and_then(|metadata| metadata.elements_mut().find(|element| mark_of(element).is_some()));
     let own = own.ok_or(unexpected("metadata"))?;
     for (name, value) in mark_attributes(mark) {
         let attribute = own.attributes.iter_mut().find(|(other, _)| other == name);
@@ -75,12 +83,22 @@ pub fn names(xml: &str, id: Uuid) -> Option<Names> {
     let own = Element::parse(xml).ok()?;
     let words = |attribute: &str| {
         let text = own.attribute(attribute).unwrap_or_default();
-        text.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).enumerate().collect::<Vec<_>>()
+        text.split(' ')
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .enumerate()
+            .collect::<Vec<_>>()
     };
     contents(&own)?;
     Some(Names {
-        disks: words("disks").into_iter().map(|(index, name)| (disk_target(index), name)).collect(),
-        nics: words("nics").into_iter().map(|(index, name)| (nic_target(id, index), name)).collect(),
+        disks: words("disks")
+            .into_iter()
+            .map(|(index, name)| (disk_target(index), name))
+            .collect(),
+        nics: words("nics")
+            .into_iter()
+            .map(|(index, name)| (nic_target(id, index), name))
+            .collect(),
     })
 }
 
@@ -92,9 +110,16 @@ pub fn files(xml: &str) -> Result<Vec<(&'static str, PathBuf)>, XmlError> {
     let domain = Element::parse(xml)?;
     let mut files = Vec::new();
     for (name, what) in [("kernel", "kernel"), ("initrd", "initial RAM disk")] {
-        files.extend(domain.at(&["os", name]).map(|file| (what, PathBuf::from(file.own_text()))));
+        files.extend(
+            domain
+                .at(&["os", name])
+                .map(|file| (what, PathBuf::from(file.own_text()))),
+        );
     }
-    let disks = domain.at(&["devices"]).into_iter().flat_map(|devices| devices.each("disk"));
+    let disks = domain
+        .at(&["devices"])
+        .into_iter()
+        .flat_map(|devices| devices.each("disk"));
     let sources = disks.filter_map(|disk| disk.at(&["source"])?.attribute("file"));
     files.extend(sources.map(|file| ("disk", PathBuf::from(file))));
     Ok(files)
@@ -106,7 +131,7 @@ pub fn files(xml: &str) -> Result<Vec<(&'static str, PathBuf)>, XmlError> {
 /// If it is not one.
 pub fn model(xml: &str) -> Result<Model, XmlError> {
     let domain = Element::parse(xml)?;
-    let text = |path: &[&str], place| domain.at(path).map(Element::own_text).ok_or(unexpected(place));
+    let text = |path: &[&str], place| domain.at(path).map(Element::own_text).ok_or_else(|| unexpected(place));
     let devices = domain.at(&["devices"]).ok_or(unexpected("devices"))?;
     let accelerator = match domain.attribute("type") {
         Some("kvm") => Accelerator::Kvm,
@@ -119,28 +144,53 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         Node::Element(element) => mark_of(element),
         Node::Text(_) => None,
     });
-    let memory = domain.at(&["memory"]).filter(|memory| memory.attribute("unit") == Some("MiB"));
-    let console = devices.at(&["serial", "source"]).and_then(|source| source.attribute("path"));
+    let memory = domain
+        .at(&["memory"])
+        .filter(|memory| memory.attribute("unit") == Some("MiB"));
+    let console = devices
+        .at(&["serial", "source"])
+        .and_then(|source| source.attribute("path"));
     Ok(Model {
         id: text(&["uuid"], "uuid")?.parse().map_err(|_| unexpected("uuid"))?,
         name: text(&["name"], "name")?,
         accelerator,
         mark: mark.ok_or(unexpected("metadata"))?,
         vcpus: text(&["vcpu"], "vcpu")?.parse().map_err(|_| unexpected("vcpu"))?,
-        memory_mib: memory.and_then(|memory| memory.own_text().parse().ok()).ok_or(unexpected("memory"))?,
-        disks: devices.each("disk").map(disk).collect::<Option<_>>().ok_or(unexpected("disk"))?,
-        nics: devices.each("interface").map(nic).collect::<Option<_>>().ok_or(unexpected("interface"))?,
+        memory_mib: memory
+            .and_then(|memory| memory.own_text().parse().ok())
+            .ok_or(unexpected("memory"))?,
+        disks: devices
+            .each("disk")
+            .map(disk)
+            .collect::<Option<_>>()
+            .ok_or(unexpected("disk"))?,
+        nics: devices
+            .each("interface")
+            .map(nic)
+            .collect::<Option<_>>()
+            .ok_or(unexpected("interface"))?,
         kernel: domain.at(&["os", "kernel"]).map(|kernel| KernelModel {
             kernel: kernel.own_text().into(),
-            initrd: domain.at(&["os", "initrd"]).map(|initrd| initrd.own_text().into()),
-            cmdline: domain.at(&["os", "cmdline"]).map(Element::own_text).unwrap_or_default(),
+            initrd: domain
+                .at(&["os", "initrd"])
+                .map(|initrd| initrd.own_text().into()),
+            cmdline: domain
+                .at(&["os", "cmdline"])
+                .map(Element::own_text)
+                .unwrap_or_default(),
         }),
         console: console.ok_or(unexpected("serial/source"))?.into(),
     })
 }
 
 fn device_name(device: &Element, prefix: &str) -> Option<String> {
-    Some(device.at(&["alias"])?.attribute("name")?.strip_prefix(prefix)?.to_owned())
+    Some(
+        device
+            .at(&["alias"])?
+            .attribute("name")?
+            .strip_prefix(prefix)?
+            .to_owned(),
+    )
 }
 
 fn disk(disk: &Element) -> Option<DiskModel> {

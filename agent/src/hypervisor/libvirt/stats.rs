@@ -27,14 +27,19 @@ const KINDS: u32 = sys::VIR_DOMAIN_STATS_STATE
     | sys::VIR_DOMAIN_STATS_VCPU
     | sys::VIR_DOMAIN_STATS_INTERFACE
     | sys::VIR_DOMAIN_STATS_BLOCK;
-const FLAGS: u32 = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_RUNNING | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
+const FLAGS: u32 =
+    sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_RUNNING | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
 const NANOSECONDS: f64 = 1e9;
 
 /// Names of devices by domain and run; `None` for domains that are not Dalgu's. They do not change within a run.
 pub(super) type Known = HashMap<(VmId, u32), Option<Names>>;
 
 /// Usage of all that runs, and what is now known of their names.
-pub(super) fn collect(connect: &Connect, cluster: ClusterId, known: &Known) -> Result<(Vec<(VmId, VmUsage)>, Known), Error> {
+pub(super) fn collect(
+    connect: &Connect,
+    cluster: ClusterId,
+    known: &Known,
+) -> Result<(Vec<(VmId, VmUsage)>, Known), Error> {
     let all = ffi::all_stats(connect, KINDS, FLAGS).map_err(|error| general("usage", &error))?;
     let now = Timestamp::now();
     let (mut usage, mut renewed) = (Vec::new(), Known::new());
@@ -69,7 +74,10 @@ fn names_of(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<Option<Na
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "nanoseconds of processor time: 2^53 are 104 days to the nanosecond")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "nanoseconds of processor time: 2^53 are 104 days to the nanosecond"
+)]
 fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / NANOSECONDS
 }
@@ -86,12 +94,25 @@ fn of_one(params: &Params, names: &Names, now: Timestamp) -> VmUsage {
         memory_resident_bytes: kib("balloon.rss"),
         memory_balloon_bytes: kib("balloon.current"),
         memory_unused_bytes: kib("balloon.unused"),
-        blocks: names.disks.iter().filter_map(|(target, name)| block(params, target, name)).collect(),
-        nics: names.nics.iter().filter_map(|(target, name)| nic(params, target, name)).collect(),
+        blocks: names
+            .disks
+            .iter()
+            .filter_map(|(target, name)| block(params, target, name))
+            .collect(),
+        nics: names
+            .nics
+            .iter()
+            .filter_map(|(target, name)| nic(params, target, name))
+            .collect(),
     }
 }
 
-fn each<'a>(params: &'a Params, group: &'a str, count: &str, field: &'a str) -> impl Iterator<Item = u64> + 'a {
+fn each<'a>(
+    params: &'a Params,
+    group: &'a str,
+    count: &str,
+    field: &'a str,
+) -> impl Iterator<Item = u64> + 'a {
     let count = params.count(&format!("{group}.{count}")).unwrap_or(0);
     (0..count).filter_map(move |index| params.count(&format!("{group}.{index}.{field}")))
 }

@@ -14,12 +14,17 @@ use super::{read, tree::Element, xml::Cache, *};
 use crate::hypervisor::{Mark, contract};
 
 fn mark() -> Mark {
-    Mark { cluster: ClusterId::from_uuid(Uuid::from_u128(7)), epoch: Epoch(u64::MAX), generation: Generation(3) }
+    Mark {
+        cluster: ClusterId::from_uuid(Uuid::from_u128(7)),
+        epoch: Epoch(u64::MAX),
+        generation: Generation(3),
+    }
 }
 
 fn text() -> impl Strategy<Value = String> {
     // Carriage returns are left out: a parser must turn them into newlines.
-    prop::string::string_regex("[\\t\\n -\u{d7ff}\u{e000}-\u{fffd}\u{10000}-\u{10ffff}]{1,20}").expect("a regex")
+    prop::string::string_regex("[\\t\\n -\u{d7ff}\u{e000}-\u{fffd}\u{10000}-\u{10ffff}]{1,20}")
+        .expect("a regex")
 }
 
 prop_compose! {
@@ -77,12 +82,24 @@ fn large(accelerator: Accelerator) -> Model {
             .map(|index| DiskModel {
                 name: longest("d", index),
                 path: format!("/var/lib/dalgu/it's <a> & \"b\"/{index}").into(),
-                format: if index % 2 == 0 { DiskFormat::Qcow2 } else { DiskFormat::Raw },
-                cache: if index % 3 == 0 { Cache::None } else { Cache::Writeback },
+                format: if index % 2 == 0 {
+                    DiskFormat::Qcow2
+                } else {
+                    DiskFormat::Raw
+                },
+                cache: if index % 3 == 0 {
+                    Cache::None
+                } else {
+                    Cache::Writeback
+                },
             })
             .collect(),
         nics: (0..MAX_NICS)
-            .map(|index| NicModel { name: longest("n", index), bridge: longest("br", index), mac: format!("52:54:00:00:00:{index:02x}") })
+            .map(|index| NicModel {
+                name: longest("n", index),
+                bridge: longest("br", index),
+                mac: format!("52:54:00:00:00:{index:02x}"),
+            })
             .collect(),
         kernel: (accelerator == Accelerator::Tcg).then(|| KernelModel {
             kernel: "/images/vm&linuz".into(),
@@ -103,9 +120,17 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
         for model in [large(accelerator), small] {
             let file = dir.path().join("domain.xml");
             std::fs::write(&file, model.to_xml().unwrap()).unwrap();
-            let output = Command::new("virt-xml-validate").arg(&file).arg("domain").output().expect("virt-xml-validate runs");
+            let output = Command::new("virt-xml-validate")
+                .arg(&file)
+                .arg("domain")
+                .output()
+                .expect("virt-xml-validate runs");
             let complaint = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{accelerator:?}: {complaint}\n{}", model.to_xml().unwrap());
+            assert!(
+                output.status.success(),
+                "{accelerator:?}: {complaint}\n{}",
+                model.to_xml().unwrap()
+            );
         }
     }
 }
@@ -117,7 +142,11 @@ fn the_domain_of_a_small_vm_looks_like_this() {
     model.nics.truncate(1);
     let xml = model.to_xml().unwrap().replace("><", ">\n<");
     let expected = include_str!("tests/small.xml");
-    assert_eq!(xml, expected.trim_end(), "if the change is meant, put the left side into tests/small.xml");
+    assert_eq!(
+        xml,
+        expected.trim_end(),
+        "if the change is meant, put the left side into tests/small.xml"
+    );
 }
 
 #[test]
@@ -126,19 +155,38 @@ fn device_names_fit_the_kernel_and_do_not_repeat() {
     let nics: std::collections::BTreeSet<_> = (0..MAX_NICS).map(|index| xml::nic_target(id, index)).collect();
     assert_eq!(nics.len(), MAX_NICS);
     assert!(nics.iter().all(|name| name.len() <= 15), "{nics:?}");
-    assert_eq!([0, 25, 26, 27, 51, 52].map(xml::disk_target), ["vda", "vdz", "vdaa", "vdab", "vdaz", "vdba"]);
+    assert_eq!(
+        [0, 25, 26, 27, 51, 52].map(xml::disk_target),
+        ["vda", "vdz", "vdaa", "vdab", "vdaz", "vdba"]
+    );
 }
 
 #[test]
 fn a_mark_is_replaced_and_the_rest_of_the_domain_kept() {
     let xml = large(Accelerator::Tcg).to_xml().unwrap();
-    let xml = xml.replacen("</metadata>", "<other:app xmlns:other='urn:x' vm='1'>kept &amp; whole</other:app></metadata>", 1);
-    let newer = Mark { epoch: Epoch(1), ..mark() };
+    let xml = xml.replacen(
+        "</metadata>",
+        "<other:app xmlns:other='urn:x' vm='1'>kept &amp; whole</other:app></metadata>",
+        1,
+    );
+    let newer = Mark {
+        epoch: Epoch(1),
+        ..mark()
+    };
     let changed = read::with_mark(&xml, &newer).unwrap();
-    assert_eq!(read::model(&changed).unwrap(), Model { mark: newer, ..large(Accelerator::Tcg) });
+    assert_eq!(
+        read::model(&changed).unwrap(),
+        Model {
+            mark: newer,
+            ..large(Accelerator::Tcg)
+        }
+    );
     let app = Element::parse(&changed).unwrap();
     let app = app.at(&["metadata", "other:app"]).unwrap();
-    assert_eq!((app.own_text().as_str(), app.attribute("vm")), ("kept & whole", Some("1")));
+    assert_eq!(
+        (app.own_text().as_str(), app.attribute("vm")),
+        ("kept & whole", Some("1"))
+    );
     assert_eq!(changed.matches(xml::NAMESPACE).count(), 1);
 }
 
@@ -152,7 +200,10 @@ fn only_dalgus_own_element_is_a_mark() {
     let pair = |target: &str, name: &str| (target.to_owned(), name.to_owned());
     let names = read::Names {
         disks: vec![pair("vda", "d00000000000000")],
-        nics: vec![pair("dg55555555550", "n00000000000000"), pair("dg55555555551", "n00000000000001")],
+        nics: vec![
+            pair("dg55555555550", "n00000000000000"),
+            pair("dg55555555551", "n00000000000001"),
+        ],
     };
     assert_eq!(read::names(&good, model.id), Some(names));
     for bad in [
@@ -164,7 +215,10 @@ fn only_dalgus_own_element_is_a_mark() {
         assert_eq!(read::mark(&bad), None, "{bad}");
     }
     let xml = large(Accelerator::Tcg).to_xml().unwrap();
-    assert!(read::model(&xml.replace("urn:dalgu:domain:1", "urn:dalgu:domain:2")).is_err(), "another namespace");
+    assert!(
+        read::model(&xml.replace("urn:dalgu:domain:1", "urn:dalgu:domain:2")).is_err(),
+        "another namespace"
+    );
 }
 
 #[tokio::test]
@@ -174,7 +228,11 @@ async fn the_operators_word_decides_the_accelerator() {
     assert_eq!(accel::decide(Accel::Kvm, dir.path()).await.0, Accelerator::Kvm);
     let (_, reason) = accel::decide(Accel::Auto, dir.path()).await;
     assert!(!reason.is_empty());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "nothing is left behind"
+    );
 }
 
 struct Place {
@@ -184,8 +242,16 @@ struct Place {
 
 fn place() -> Place {
     let dir = tempfile::tempdir().unwrap();
-    let pool = |name: &str, shared| Pool { name: name.into(), path: dir.path().join(name), shared };
-    let storage = Storage { pools: vec![pool("local", false), pool("shared", true)], images: dir.path().join("images"), owner: None };
+    let pool = |name: &str, shared| Pool {
+        name: name.into(),
+        path: dir.path().join(name),
+        shared,
+    };
+    let storage = Storage::new(
+        vec![pool("local", false), pool("shared", true)],
+        dir.path().join("images"),
+        None,
+    );
     for part in ["local", "shared", "images"] {
         std::fs::create_dir(dir.path().join(part)).unwrap();
     }
@@ -193,7 +259,13 @@ fn place() -> Place {
 }
 
 fn disk(name: &str, pool: &str, image: Option<&str>, format: DiskFormat) -> Disk {
-    Disk { name: name.into(), size_mib: 16, pool: pool.into(), image: image.map(Into::into), format }
+    Disk {
+        name: name.into(),
+        size_mib: 16,
+        pool: pool.into(),
+        image: image.map(Into::into),
+        format,
+    }
 }
 
 fn definition(disks: Vec<Disk>) -> Definition {
@@ -202,11 +274,20 @@ fn definition(disks: Vec<Disk>) -> Definition {
         memory_mib: 128,
         disks,
         nics: Vec::new(),
-        kernel_boot: Some(KernelBoot { kernel: "k".into(), initrd: None, cmdline: String::new() }),
+        kernel_boot: Some(KernelBoot {
+            kernel: "k".into(),
+            initrd: None,
+            cmdline: String::new(),
+        }),
         restart_policy: RestartPolicy::Never,
         host_selector: BTreeMap::new(),
     };
-    Definition { id: VmId::from_uuid(Uuid::new_v4()), name: "vm".parse().unwrap(), mark: mark(), spec }
+    Definition {
+        id: VmId::from_uuid(Uuid::new_v4()),
+        name: "vm".parse().unwrap(),
+        mark: mark(),
+        spec,
+    }
 }
 
 fn soon() -> Instant {
@@ -214,7 +295,11 @@ fn soon() -> Instant {
 }
 
 fn info(path: &Path) -> serde_json::Value {
-    let output = Command::new("qemu-img").args(["info", "--output=json"]).arg(path).output().unwrap();
+    let output = Command::new("qemu-img")
+        .args(["info", "--output=json"])
+        .arg(path)
+        .output()
+        .unwrap();
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -225,10 +310,24 @@ fn qemu_img(words: &[&str]) {
 #[tokio::test]
 async fn disks_are_made_of_their_size_and_format_and_left_alone_after() {
     let place = place();
-    let vm = definition(vec![disk("root", "local", None, DiskFormat::Qcow2), disk("data", "shared", None, DiskFormat::Raw)]);
+    let vm = definition(vec![
+        disk("root", "local", None, DiskFormat::Qcow2),
+        disk("data", "shared", None, DiskFormat::Raw),
+    ]);
     place.storage.create(&vm, false, soon()).await.unwrap();
-    let paths: Vec<_> = vm.spec.disks.iter().map(|disk| place.storage.path(vm.id, disk).unwrap()).collect();
-    assert_eq!((info(&paths[0])["format"].clone(), info(&paths[1])["format"].clone()), ("qcow2".into(), "raw".into()));
+    let paths: Vec<_> = vm
+        .spec
+        .disks
+        .iter()
+        .map(|disk| place.storage.path(vm.id, disk).unwrap())
+        .collect();
+    assert_eq!(
+        (
+            info(&paths[0])["format"].clone(),
+            info(&paths[1])["format"].clone()
+        ),
+        ("qcow2".into(), "raw".into())
+    );
     for path in &paths {
         assert_eq!(info(path)["virtual-size"], 16 << 20);
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
@@ -237,7 +336,11 @@ async fn disks_are_made_of_their_size_and_format_and_left_alone_after() {
     place.storage.create(&vm, false, soon()).await.unwrap();
     assert_eq!(std::fs::read(&paths[1]).unwrap(), b"in use");
     place.storage.delete(vm.id, true).unwrap();
-    assert_eq!(paths.iter().map(|path| path.exists()).collect::<Vec<_>>(), [false, true], "the shared one is kept");
+    assert_eq!(
+        paths.iter().map(|path| path.exists()).collect::<Vec<_>>(),
+        [false, true],
+        "the shared one is kept"
+    );
     place.storage.delete(vm.id, false).unwrap();
     assert!(!paths[1].parent().unwrap().exists());
 }
@@ -251,7 +354,10 @@ async fn a_half_made_disk_is_made_anew() {
     std::fs::write(path.with_extension("qcow2.partial"), "half of it").unwrap();
     place.storage.create(&vm, false, soon()).await.unwrap();
     assert_eq!(info(&path)["virtual-size"], 16 << 20);
-    let names: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> = std::fs::read_dir(path.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(names, ["root.qcow2"]);
 }
 
@@ -268,7 +374,10 @@ async fn an_image_is_copied_and_grown() {
     let raw = std::fs::read(place.storage.path(vm.id, &vm.spec.disks[0]).unwrap()).unwrap();
     assert_eq!((raw.len(), raw[65_535], raw[65_536]), (16 << 20, 7, 0));
     let copy = info(&place.storage.path(vm.id, &vm.spec.disks[1]).unwrap());
-    assert_eq!((&copy["format"], &copy["virtual-size"]), (&"qcow2".into(), &(16 << 20).into()));
+    assert_eq!(
+        (&copy["format"], &copy["virtual-size"]),
+        (&"qcow2".into(), &(16 << 20).into())
+    );
 }
 
 #[tokio::test]
@@ -280,7 +389,10 @@ async fn an_incoming_vm_gets_blank_local_disks_only() {
     ]);
     place.storage.create(&vm, true, soon()).await.unwrap();
     let exists = |disk: &Disk| place.storage.path(vm.id, disk).unwrap().exists();
-    assert_eq!(vm.spec.disks.iter().map(exists).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(
+        vm.spec.disks.iter().map(exists).collect::<Vec<_>>(),
+        [true, false]
+    );
 }
 
 #[tokio::test]
@@ -289,12 +401,38 @@ async fn images_that_cannot_be_used_are_refused_and_leave_nothing() {
     let image = |name: &str| place.storage.images.join(name).to_str().unwrap().to_owned();
     qemu_img(&["create", "-q", "-f", "qcow2", &image("big.qcow2"), "17M"]);
     qemu_img(&["create", "-q", "-f", "qcow2", &image("base.qcow2"), "1M"]);
-    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &image("base.qcow2"), &image("overlay.qcow2")]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        &image("base.qcow2"),
+        &image("overlay.qcow2"),
+    ]);
     let data_file = format!("data_file={},data_file_raw=on", image("secret"));
-    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &data_file, &image("data.qcow2"), "1M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        &data_file,
+        &image("data.qcow2"),
+        "1M",
+    ]);
     std::fs::write(image("disk.vmdk"), "x").unwrap();
     std::fs::write(image("lies.qcow2"), "not a qcow2 file").unwrap();
-    for name in ["big.qcow2", "overlay.qcow2", "data.qcow2", "disk.vmdk", "lies.qcow2", "missing.qcow2"] {
+    for name in [
+        "big.qcow2",
+        "overlay.qcow2",
+        "data.qcow2",
+        "disk.vmdk",
+        "lies.qcow2",
+        "missing.qcow2",
+    ] {
         let vm = definition(vec![disk("root", "local", Some(name), DiskFormat::Qcow2)]);
         let error = place.storage.create(&vm, false, soon()).await.unwrap_err();
         let expected = match name {
@@ -304,7 +442,11 @@ async fn images_that_cannot_be_used_are_refused_and_leave_nothing() {
         };
         assert!(expected, "{name}: {error:?}");
         let dir = place.storage.pools[0].path.join(vm.id.to_string());
-        assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0, "{name} left something");
+        assert_eq!(
+            std::fs::read_dir(dir).unwrap().count(),
+            0,
+            "{name} left something"
+        );
     }
 }
 
@@ -313,14 +455,21 @@ async fn a_pool_that_is_not_there_is_named() {
     let place = place();
     let vm = definition(vec![disk("root", "elsewhere", None, DiskFormat::Raw)]);
     let error = place.storage.create(&vm, false, soon()).await.unwrap_err();
-    assert!(matches!(&error, Error::Storage { pool, .. } if pool == "elsewhere"), "{error:?}");
+    assert!(
+        matches!(&error, Error::Storage { pool, .. } if pool == "elsewhere"),
+        "{error:?}"
+    );
 }
 
 fn test_driver(dir: &Path, cluster: ClusterId) -> LibvirtConfig {
     LibvirtConfig {
         cluster,
         uri: "test:///default".into(),
-        pools: vec![Pool { name: "local".into(), path: dir.join("pool"), shared: false }],
+        pools: vec![Pool {
+            name: "local".into(),
+            path: dir.join("pool"),
+            shared: false,
+        }],
         images_dir: dir.join("images"),
         console_dir: dir.join("console"),
         accel: Accel::Auto,
@@ -335,9 +484,17 @@ async fn libvirts_test_driver_keeps_the_contract() {
     std::fs::create_dir(dir.path().join("pool")).unwrap();
     let cluster = ClusterId::from_uuid(Uuid::new_v4());
     let hypervisor = Libvirt::start(test_driver(dir.path(), cluster)).await.unwrap();
-    hypervisor.connection().wait_for(|connection| *connection == Connection::Up).await.unwrap();
+    hypervisor
+        .connection()
+        .wait_for(|connection| *connection == Connection::Up)
+        .await
+        .unwrap();
     let mut spec = definition(vec![disk("root", "local", None, DiskFormat::Qcow2)]).spec;
-    spec.nics.push(Nic { name: "net0".into(), bridge: "br0".into(), mac: String::new() });
+    spec.nics.push(Nic {
+        name: "net0".into(),
+        bridge: "br0".into(),
+        mac: String::new(),
+    });
     let fixture = contract::Fixture {
         cluster,
         spec,
@@ -351,8 +508,17 @@ async fn libvirts_test_driver_keeps_the_contract() {
     };
     assert_eq!(fixture.check(&hypervisor).await, []);
     // The driver comes with a domain of its own, which is not Dalgu's.
-    let foreign = hypervisor.list().await.unwrap().into_iter().find(|domain| domain.name == "test").unwrap();
-    assert_eq!(contract::a_foreign_domain_is_not_touched(&hypervisor, &fixture, foreign.id).await, Ok(()));
+    let foreign = hypervisor
+        .list()
+        .await
+        .unwrap()
+        .into_iter()
+        .find(|domain| domain.name == "test")
+        .unwrap();
+    assert_eq!(
+        contract::a_foreign_domain_is_not_touched(&hypervisor, &fixture, foreign.id).await,
+        Ok(())
+    );
 }
 
 #[tokio::test]
@@ -366,7 +532,10 @@ async fn a_libvirt_that_is_not_there_is_sought_and_said_to_be_down() {
     let hypervisor = Libvirt::start(config).await.unwrap();
     let mut connection = hypervisor.connection();
     let told = |connection: &Connection| matches!(connection, Connection::Down(why) if why.contains("none"));
-    tokio::time::timeout(Duration::from_secs(20), connection.wait_for(told)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), connection.wait_for(told))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(matches!(hypervisor.list().await, Err(Error::Unavailable { .. })));
     assert_eq!(hypervisor.control_socket(), dir.path().join("none"));
 }

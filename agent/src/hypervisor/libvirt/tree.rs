@@ -36,7 +36,9 @@ pub enum XmlError {
 }
 
 fn malformed(detail: impl ToString) -> XmlError {
-    XmlError::Malformed { detail: detail.to_string() }
+    XmlError::Malformed {
+        detail: detail.to_string(),
+    }
 }
 
 /// A child of an element.
@@ -62,7 +64,11 @@ pub struct Element {
 impl Element {
     /// An element without attributes and children.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), attributes: Vec::new(), children: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            attributes: Vec::new(),
+            children: Vec::new(),
+        }
     }
 
     /// Adds an attribute.
@@ -95,7 +101,10 @@ impl Element {
 
     /// Value of an attribute.
     pub fn attribute(&self, name: &str) -> Option<&str> {
-        self.attributes.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+        self.attributes
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The elements among the children that have this name.
@@ -118,12 +127,10 @@ impl Element {
     pub fn at(&self, path: &[&str]) -> Option<&Self> {
         match path {
             [] => Some(self),
-            [first, rest @ ..] => {
-                self.children.iter().find_map(|child| match child {
-                    Node::Element(element) if element.name == *first => element.at(rest),
-                    _ => None,
-                })
-            }
+            [first, rest @ ..] => self.children.iter().find_map(|child| match child {
+                Node::Element(element) if element.name == *first => element.at(rest),
+                _ => None,
+            }),
         }
     }
 
@@ -161,11 +168,15 @@ impl Element {
                 Node::Element(element) => element.write(writer)?,
                 Node::Text(text) => {
                     check(&self.name, text)?;
-                    writer.write_event(Event::Text(BytesText::new(text))).map_err(malformed)?;
+                    writer
+                        .write_event(Event::Text(BytesText::new(text)))
+                        .map_err(malformed)?;
                 }
             }
         }
-        writer.write_event(Event::End(BytesEnd::new(self.name.as_str()))).map_err(malformed)?;
+        writer
+            .write_event(Event::End(BytesEnd::new(self.name.as_str())))
+            .map_err(malformed)?;
         writer.get_mut().flush().map_err(malformed)
     }
 
@@ -222,7 +233,9 @@ fn read_start(start: &BytesStart<'_>) -> Result<Element, XmlError> {
     for attribute in start.attributes() {
         let attribute = attribute.map_err(malformed)?;
         let value = quick_xml::escape::unescape(&attribute.value).map_err(malformed)?;
-        element.attributes.push((attribute.key.as_ref().to_owned(), value.into_owned()));
+        element
+            .attributes
+            .push((attribute.key.as_ref().to_owned(), value.into_owned()));
     }
     Ok(element)
 }
@@ -239,11 +252,12 @@ fn resolve(reference: &BytesRef<'_>) -> Result<String, XmlError> {
 
 /// XML 1.0, production 2 "Char".
 fn check(place: &str, value: &str) -> Result<(), XmlError> {
-    let allowed = |character: &char| {
-        matches!(character, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}')
-    };
+    let allowed = |character: &char| matches!(character, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}');
     match value.chars().find(|character| !allowed(character)) {
-        Some(character) => Err(XmlError::Character { place: place.to_owned(), character }),
+        Some(character) => Err(XmlError::Character {
+            place: place.to_owned(),
+            character,
+        }),
         None => Ok(()),
     }
 }
@@ -256,7 +270,8 @@ mod tests {
 
     fn xml_text() -> impl Strategy<Value = String> {
         // Carriage returns are left out: a parser must turn them into newlines.
-        prop::string::string_regex("[\\t\\n -\u{d7ff}\u{e000}-\u{fffd}\u{10000}-\u{10ffff}]{0,40}").expect("a regex")
+        prop::string::string_regex("[\\t\\n -\u{d7ff}\u{e000}-\u{fffd}\u{10000}-\u{10ffff}]{0,40}")
+            .expect("a regex")
     }
 
     proptest! {
@@ -273,7 +288,11 @@ mod tests {
     #[test]
     fn markup_in_a_string_stays_a_string() {
         let hostile = "'/><disk type=\"file\"/>]]><!-- &lt; &#0; \" %s";
-        let xml = Element::new("a").with("b", hostile).child(Element::new("c").text(hostile)).to_xml().unwrap();
+        let xml = Element::new("a")
+            .with("b", hostile)
+            .child(Element::new("c").text(hostile))
+            .to_xml()
+            .unwrap();
         let read = Element::parse(&xml).unwrap();
         assert_eq!(read.attribute("b"), Some(hostile));
         assert_eq!(read.at(&["c"]).map(Element::own_text).as_deref(), Some(hostile));
@@ -283,7 +302,10 @@ mod tests {
     #[test]
     fn control_characters_are_refused() {
         for character in ['\0', '\u{1}', '\u{1f}', '\u{fffe}', '\u{ffff}'] {
-            let error = XmlError::Character { place: "b".into(), character };
+            let error = XmlError::Character {
+                place: "b".into(),
+                character,
+            };
             assert_eq!(Element::new("a").with("b", character).to_xml(), Err(error));
             assert!(Element::new("a").text(character).to_xml().is_err());
         }

@@ -25,6 +25,9 @@ pub(super) const CHANGE_CONNECTIONS: usize = 3;
 /// Migrations under way at once, each with a thread and a connection of its own.
 const MIGRATIONS: usize = 8;
 
+/// Pieces of work on files at once: copies of images, and what hangs in a dead network file system.
+const FILES: usize = 16;
+
 /// What a call is, which decides what it may wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -74,11 +77,19 @@ impl Workers {
     pub(super) fn new() -> Self {
         let changes = CALLS_PER_CONNECTION * CHANGE_CONNECTIONS;
         let limit = |kind| match kind {
-            Kind::Look | Kind::Stats | Kind::Urgent | Kind::Files => CALLS_PER_CONNECTION,
+            Kind::Look | Kind::Stats | Kind::Urgent => CALLS_PER_CONNECTION,
+            Kind::Files => FILES,
             Kind::Change => changes,
             Kind::Migrate => MIGRATIONS,
         };
-        let kinds = [Kind::Look, Kind::Stats, Kind::Change, Kind::Urgent, Kind::Migrate, Kind::Files];
+        let kinds = [
+            Kind::Look,
+            Kind::Stats,
+            Kind::Change,
+            Kind::Urgent,
+            Kind::Migrate,
+            Kind::Files,
+        ];
         Self {
             slots: kinds.map(|kind| Arc::new(Semaphore::new(limit(kind)))),
             free_changes: Arc::new(Mutex::new((0..changes).collect())),
@@ -103,9 +114,17 @@ impl Workers {
             Some(id) => Some(self.domain(id).lock_owned().await),
             None => None,
         };
-        let permit = self.slots[kind as usize].clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self.slots[kind as usize]
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         let number = match kind {
-            Kind::Change => self.free_changes.lock().unwrap_or_else(PoisonError::into_inner).pop(),
+            Kind::Change => self
+                .free_changes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop(),
             _ => None,
         };
         Slot {
@@ -130,7 +149,9 @@ impl Workers {
             let slot = self.slot(kind, only).await;
             on_thread(call, slot, work).await
         };
-        timeout(after, answer).await.unwrap_or(Err(Error::Timeout { call, after }))
+        timeout(after, answer)
+            .await
+            .unwrap_or(Err(Error::Timeout { call, after }))
     }
 
     /// As [`Workers::run`] without a deadline.
@@ -151,16 +172,28 @@ async fn on_thread<T: Send + 'static>(
     work: impl FnOnce(usize) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let (send, receive) = oneshot::channel();
-    let spawned = std::thread::Builder::new().name(format!("libvirt-{call}")).spawn(move || {
-        let result = work(slot.connection);
-        drop(slot);
-        // The caller may have given up.
-        let _ = send.send(result);
-    });
+    let spawned = std::thread::Builder::new()
+        .name(format!("libvirt-{call}"))
+        .spawn(move || {
+            let result = work(slot.connection);
+            drop(slot);
+            // The caller may have given up.
+            let _ = send.send(result);
+        });
     if let Err(error) = spawned {
-        return Err(Error::Failed { call, code: 0, detail: format!("no thread for the call: {error}") });
+        return Err(Error::Failed {
+            call,
+            code: 0,
+            detail: format!("no thread for the call: {error}"),
+        });
     }
-    receive.await.unwrap_or_else(|_| Err(Error::Failed { call, code: 0, detail: "the call panicked".into() }))
+    receive.await.unwrap_or_else(|_| {
+        Err(Error::Failed {
+            call,
+            code: 0,
+            detail: "the call panicked".into(),
+        })
+    })
 }
 
 #[cfg(test)]
@@ -187,13 +220,38 @@ mod tests {
             let _ = wait.recv();
             Ok(())
         });
-        assert_eq!(stuck.await, Err(Error::Timeout { call: "pause", after: SOON }));
+        assert_eq!(
+            stuck.await,
+            Err(Error::Timeout {
+                call: "pause",
+                after: SOON
+            })
+        );
         let second = workers.run("resume", Kind::Change, Some(hung), SOON, |_| Ok(()));
-        assert_eq!(second.await, Err(Error::Timeout { call: "resume", after: SOON }));
-        assert_eq!(workers.run("pause", Kind::Change, Some(free), LATE, |_| Ok(())).await, Ok(()));
-        assert_eq!(workers.run("destroy", Kind::Urgent, None, LATE, |_| Ok(())).await, Ok(()));
+        assert_eq!(
+            second.await,
+            Err(Error::Timeout {
+                call: "resume",
+                after: SOON
+            })
+        );
+        assert_eq!(
+            workers
+                .run("pause", Kind::Change, Some(free), LATE, |_| Ok(()))
+                .await,
+            Ok(())
+        );
+        assert_eq!(
+            workers.run("destroy", Kind::Urgent, None, LATE, |_| Ok(())).await,
+            Ok(())
+        );
         drop(release);
-        assert_eq!(workers.run("pause", Kind::Change, Some(hung), LATE, |_| Ok(())).await, Ok(()));
+        assert_eq!(
+            workers
+                .run("pause", Kind::Change, Some(hung), LATE, |_| Ok(()))
+                .await,
+            Ok(())
+        );
     }
 
     #[tokio::test]
@@ -214,11 +272,20 @@ mod tests {
         }
         let used: Vec<usize> = told.try_iter().collect();
         for connection in 0..CHANGE_CONNECTIONS {
-            assert_eq!(used.iter().filter(|used| **used == connection).count(), CALLS_PER_CONNECTION);
+            assert_eq!(
+                used.iter().filter(|used| **used == connection).count(),
+                CALLS_PER_CONNECTION
+            );
         }
         let one_more = workers.run("pause", Kind::Change, Some(id()), SOON, |_| Ok(()));
-        assert!(matches!(one_more.await, Err(Error::Timeout { .. })), "no more threads than that");
-        assert_eq!(workers.run("list", Kind::Look, None, LATE, |_| Ok(())).await, Ok(()));
+        assert!(
+            matches!(one_more.await, Err(Error::Timeout { .. })),
+            "no more threads than that"
+        );
+        assert_eq!(
+            workers.run("list", Kind::Look, None, LATE, |_| Ok(())).await,
+            Ok(())
+        );
         drop(release);
     }
 
@@ -226,7 +293,9 @@ mod tests {
     async fn a_panic_is_an_error_and_gives_its_thread_back() {
         let workers = Workers::new();
         for _ in 0..=CALLS_PER_CONNECTION {
-            let failed = workers.run::<()>("list", Kind::Look, None, LATE, |_| panic!("expected in this test"));
+            let failed = workers.run::<()>("list", Kind::Look, None, LATE, |_| {
+                panic!("expected in this test")
+            });
             assert!(matches!(failed.await, Err(Error::Failed { call: "list", .. })));
         }
     }

@@ -164,7 +164,9 @@ pub fn alias(kind: &str, name: &str) -> String {
 }
 
 fn path_text(path: &Path) -> Result<&str, XmlError> {
-    path.to_str().ok_or(XmlError::Unexpected { place: "a path that is not UTF-8" })
+    path.to_str().ok_or(XmlError::Unexpected {
+        place: "a path that is not UTF-8",
+    })
 }
 
 fn leaf(name: &str, text: impl ToString) -> Element {
@@ -188,13 +190,21 @@ impl Model {
             .child(memory("currentMemory"))
             .child(leaf("vcpu", self.vcpus).with("placement", "static"))
             .child(self.os()?)
-            .child(Element::new("features").child(Element::new("acpi")).child(Element::new("apic")))
+            .child(
+                Element::new("features")
+                    .child(Element::new("acpi"))
+                    .child(Element::new("apic")),
+            )
             .all(self.cpu())
             .child(Element::new("clock").with("offset", "utc"))
             .child(leaf("on_poweroff", "destroy"))
             .child(leaf("on_reboot", "restart"))
             .child(leaf("on_crash", "destroy"))
-            .child(Element::new("pm").child(power("suspend-to-mem")).child(power("suspend-to-disk")))
+            .child(
+                Element::new("pm")
+                    .child(power("suspend-to-mem"))
+                    .child(power("suspend-to-disk")),
+            )
             .child(self.devices()?)
             .to_xml()
     }
@@ -232,10 +242,20 @@ impl Model {
 
     fn cpu(&self) -> Option<Element> {
         match self.accelerator {
-            Accelerator::Kvm => Some(Element::new("cpu").with("mode", "host-model").with("check", "partial")),
+            Accelerator::Kvm => Some(
+                Element::new("cpu")
+                    .with("mode", "host-model")
+                    .with("check", "partial"),
+            ),
             Accelerator::Tcg => {
                 let model = leaf("model", "qemu64").with("fallback", "forbid");
-                Some(Element::new("cpu").with("mode", "custom").with("match", "exact").with("check", "none").child(model))
+                Some(
+                    Element::new("cpu")
+                        .with("mode", "custom")
+                        .with("match", "exact")
+                        .with("check", "none")
+                        .child(model),
+                )
             }
             Accelerator::Test => None,
         }
@@ -245,12 +265,23 @@ impl Model {
         // A port for each device on the bus: disks, interfaces, balloon, random numbers.
         let ports = self.disks.len() + self.nics.len() + 2 + SPARE_PORTS;
         let controller = |index: usize, model: &str| {
-            Element::new("controller").with("type", "pci").with("index", index).with("model", model)
+            Element::new("controller")
+                .with("type", "pci")
+                .with("index", index)
+                .with("model", model)
         };
-        let disks = self.disks.iter().enumerate().map(|(index, disk)| self.disk(index, disk));
+        let disks = self
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(index, disk)| self.disk(index, disk));
         let serial = Element::new("serial")
             .with("type", "file")
-            .child(Element::new("source").with("path", path_text(&self.console)?).with("append", "on"))
+            .child(
+                Element::new("source")
+                    .with("path", path_text(&self.console)?)
+                    .with("append", "on"),
+            )
             .child(Element::new("target").with("port", 0));
         let balloon = Element::new("memballoon")
             .with("model", "virtio")
@@ -261,9 +292,18 @@ impl Model {
         Ok(Element::new("devices")
             .child(controller(0, "pcie-root"))
             .all((1..=ports).map(|index| controller(index, "pcie-root-port")))
-            .child(Element::new("controller").with("type", "usb").with("model", "none"))
+            .child(
+                Element::new("controller")
+                    .with("type", "usb")
+                    .with("model", "none"),
+            )
             .all(disks.collect::<Result<Vec<_>, _>>()?)
-            .all(self.nics.iter().enumerate().map(|(index, nic)| self.nic(index, nic)))
+            .all(
+                self.nics
+                    .iter()
+                    .enumerate()
+                    .map(|(index, nic)| self.nic(index, nic)),
+            )
             .child(serial)
             .child(balloon)
             .child(random)
@@ -281,7 +321,11 @@ impl Model {
             .with("device", "disk")
             .child(driver)
             .child(Element::new("source").with("file", path_text(&disk.path)?))
-            .child(Element::new("target").with("dev", disk_target(index)).with("bus", "virtio"))
+            .child(
+                Element::new("target")
+                    .with("dev", disk_target(index))
+                    .with("bus", "virtio"),
+            )
             .child(leaf("serial", &disk.name));
         if self.kernel.is_none() {
             element = element.child(Element::new("boot").with("order", index + 1));

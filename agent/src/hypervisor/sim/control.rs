@@ -131,6 +131,10 @@ impl Sim {
 
     /// The definition under which a domain of Dalgu's is known here.
     pub fn definition(&self, id: VmId) -> Option<Definition> {
-        self.0.state().domains.get(&id).and_then(|guest| guest.definition.clone())
+        self.0
+            .state()
+            .domains
+            .get(&id)
+            .and_then(|guest| guest.definition.clone())
     }
 }

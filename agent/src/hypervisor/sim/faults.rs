@@ -82,7 +82,10 @@ impl Call {
 
     /// Whether the call waits for a step when stepping is by hand.
     pub(super) const fn changes(self) -> bool {
-        !matches!(self, Self::About | Self::List | Self::Get | Self::Usage | Self::Progress | Self::AbortMigration)
+        !matches!(
+            self,
+            Self::About | Self::List | Self::Get | Self::Usage | Self::Progress | Self::AbortMigration
+        )
     }
 }
 

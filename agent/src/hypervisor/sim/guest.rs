@@ -48,7 +48,9 @@ pub(super) fn run(inner: &Inner, id: VmId) -> Option<u64> {
 pub(super) fn booted(inner: &Arc<Inner>, id: VmId) {
     match behaviour(inner, id) {
         Some((Behaviour::Crashes(after), run)) => end_later(inner, id, run, after, PowerReason::Crashed),
-        Some((Behaviour::PowersOff(after), run)) => end_later(inner, id, run, after, PowerReason::GuestShutdown),
+        Some((Behaviour::PowersOff(after), run)) => {
+            end_later(inner, id, run, after, PowerReason::GuestShutdown)
+        }
         _ => {}
     }
 }
@@ -63,7 +65,11 @@ pub(super) fn asked_to_shut_down(inner: &Arc<Inner>, id: VmId) {
 }
 
 fn behaviour(inner: &Inner, id: VmId) -> Option<(Behaviour, u64)> {
-    inner.state().domains.get(&id).map(|guest| (guest.behaviour, guest.run))
+    inner
+        .state()
+        .domains
+        .get(&id)
+        .map(|guest| (guest.behaviour, guest.run))
 }
 
 fn end_later(inner: &Arc<Inner>, id: VmId, run: u64, after: Duration, reason: PowerReason) {
@@ -79,12 +85,18 @@ fn end_later(inner: &Arc<Inner>, id: VmId, run: u64, after: Duration, reason: Po
 
 /// Where a guest's counter is written.
 pub(super) fn console_log(config: &SimConfig, id: VmId) -> PathBuf {
-    config.console_dir.clone().unwrap_or_else(|| PathBuf::from("/nonexistent")).join(format!("{id}.log"))
+    config
+        .console_dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("/nonexistent"))
+        .join(format!("{id}.log"))
 }
 
 /// Lets every running guest count, until the hypervisor ends.
 pub(super) async fn count(inner: Weak<Inner>, end: CancellationToken) {
-    let Some(interval) = inner.upgrade().map(|inner| inner.config.console_interval) else { return };
+    let Some(interval) = inner.upgrade().map(|inner| inner.config.console_interval) else {
+        return;
+    };
     let mut timer = tokio::time::interval(interval);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -102,19 +114,33 @@ pub(super) async fn count(inner: Weak<Inner>, end: CancellationToken) {
 
 fn next_lines(inner: &Inner) -> HashMap<PathBuf, String> {
     let mut state = inner.state();
-    let running = state.domains.values_mut().filter(|guest| guest.state == DomainState::Running);
+    let running = state
+        .domains
+        .values_mut()
+        .filter(|guest| guest.state == DomainState::Running);
     running
         .map(|guest| {
             guest.ticks += 1;
-            let greeting = if guest.ticks == 1 { "dalgu-guest ready\n" } else { "" };
-            (console_log(&inner.config, guest.id), format!("{greeting}tick {}\n", guest.ticks))
+            let greeting = if guest.ticks == 1 {
+                "dalgu-guest ready\n"
+            } else {
+                ""
+            };
+            (
+                console_log(&inner.config, guest.id),
+                format!("{greeting}tick {}\n", guest.ticks),
+            )
         })
         .collect()
 }
 
 fn write_lines(lines: &HashMap<PathBuf, String>) {
     for (path, line) in lines {
-        let written = OpenOptions::new().create(true).append(true).open(path).and_then(|mut file| file.write_all(line.as_bytes()));
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(line.as_bytes()));
         if let Err(error) = written {
             tracing::warn!(path = %path.display(), %error, "a simulated console cannot be written");
         }
@@ -130,7 +156,8 @@ pub(super) fn usage(guest: &Guest) -> VmUsage {
     let period = 120.0 + f64::from(b);
     let angular = std::f64::consts::TAU / period;
     // The integral of base * (1 + sin(angular * t) / 2), times the processors.
-    let busy = base * f64::from(guest.vcpus) * (seconds + (1.0 - (angular * seconds).cos()) / (2.0 * angular));
+    let busy =
+        base * f64::from(guest.vcpus) * (seconds + (1.0 - (angular * seconds).cos()) / (2.0 * angular));
     let memory_bytes = guest.memory_mib << 20;
     let warm = (seconds / 60.0).min(1.0);
     let resident = scaled(memory_bytes, 0.2 + 0.6 * warm);
@@ -162,12 +189,25 @@ pub(super) fn usage(guest: &Guest) -> VmUsage {
         memory_resident_bytes: resident,
         memory_balloon_bytes: memory_bytes,
         memory_unused_bytes: memory_bytes - resident,
-        blocks: spec.map(|spec| spec.disks.iter().map(|disk| block(&disk.name, disk.size_mib)).collect()).unwrap_or_default(),
-        nics: spec.map(|spec| spec.nics.iter().map(|own| nic(&own.name)).collect()).unwrap_or_default(),
+        blocks: spec
+            .map(|spec| {
+                spec.disks
+                    .iter()
+                    .map(|disk| block(&disk.name, disk.size_mib))
+                    .collect()
+            })
+            .unwrap_or_default(),
+        nics: spec
+            .map(|spec| spec.nics.iter().map(|own| nic(&own.name)).collect())
+            .unwrap_or_default(),
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates, and is not negative"
+)]
 fn whole(value: f64) -> u64 {
     value as u64
 }

@@ -37,7 +37,11 @@ enum Failure {
 }
 
 fn broken(error: impl ToString) -> Error {
-    Error::Failed { call: "migrate", code: 0, detail: format!("the connection to the destination: {}", error.to_string()) }
+    Error::Failed {
+        call: "migrate",
+        code: 0,
+        detail: format!("the connection to the destination: {}", error.to_string()),
+    }
 }
 
 fn before(error: impl ToString) -> Failure {
@@ -58,7 +62,9 @@ async fn run(inner: &Arc<Inner>, migrate: &Migrate) -> Result<Progress, Error> {
         Some(Fault::Error(error)) => return Err(error.clone()),
         Some(Fault::Hang) => {
             daemon.cancelled().await;
-            return Err(Error::Unavailable { detail: "the simulated hypervisor restarted".into() });
+            return Err(Error::Unavailable {
+                detail: "the simulated hypervisor restarted".into(),
+            });
         }
         Some(Fault::TakesEffect(_)) | None => {}
     }
@@ -122,7 +128,10 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn begin(inner: &'a Arc<Inner>, migrate: &'a Migrate) -> Result<((DomainState, PowerReason), Self), Error> {
+    fn begin(
+        inner: &'a Arc<Inner>,
+        migrate: &'a Migrate,
+    ) -> Result<((DomainState, PowerReason), Self), Error> {
         let mut state = inner.state();
         let id = migrate.definition.id;
         let guest = state.ours(id, &inner.config)?;
@@ -131,7 +140,10 @@ impl<'a> Source<'a> {
             return Err(Error::WrongState { id, detail });
         }
         let abort = CancellationToken::new();
-        guest.job = Some(Job { progress: Progress::default(), abort: abort.clone() });
+        guest.job = Some(Job {
+            progress: Progress::default(),
+            abort: abort.clone(),
+        });
         let source = Self {
             inner,
             migrate,
@@ -159,14 +171,22 @@ impl<'a> Source<'a> {
         self.inner.gate().await;
         let stream = UnixStream::connect(&self.migrate.control).await.map_err(before)?;
         let mut line = Line::new(stream);
-        ask(&mut line, &Say::prepare(&self.migrate.definition, self.vcpus, self.memory_mib)).await?;
+        ask(
+            &mut line,
+            &Say::prepare(&self.migrate.definition, self.vcpus, self.memory_mib),
+        )
+        .await?;
         self.may_break(Phase::Prepare)?;
         self.inner.gate().await;
         let memory = self.memory_mib << 20;
         let total = memory + self.local_disk_bytes();
         let limit = u64::from(self.migrate.bandwidth_mib_per_second) << 20;
         let configured = self.inner.config.rate_bytes_per_second.max(10);
-        let rate = if limit == 0 { configured } else { configured.min(limit) };
+        let rate = if limit == 0 {
+            configured
+        } else {
+            configured.min(limit)
+        };
         let mut sent = 0;
         while sent < total {
             let bytes = (rate / 10).min(total - sent);
@@ -186,20 +206,31 @@ impl<'a> Source<'a> {
         let id = self.migrate.definition.id;
         let finish = {
             let mut state = self.inner.state();
-            let guest = state.domains.get_mut(&id).ok_or(Failure::Before(Error::NotFound { id }))?;
+            let guest = state
+                .domains
+                .get_mut(&id)
+                .ok_or(Failure::Before(Error::NotFound { id }))?;
             if guest.state == DomainState::Stopped {
-                return Err(Failure::Before(Error::WrongState { id, detail: "it ended during the migration".into() }));
+                return Err(Failure::Before(Error::WrongState {
+                    id,
+                    detail: "it ended during the migration".into(),
+                }));
             }
             self.paused = guest.state == DomainState::Paused;
             guest.to(DomainState::HandedOver, PowerReason::Unknown);
-            Say::Finish { paused: self.paused, ticks: guest.ticks }
+            Say::Finish {
+                paused: self.paused,
+                ticks: guest.ticks,
+            }
         };
         self.inner.hint(Hint::Domain(id));
         let stopped = Instant::now();
         tokio::time::sleep(self.inner.config.delays.downtime).await;
         self.may_break(Phase::Handover)?;
         self.finishing = true;
-        line.send(&finish).await.map_err(|error| Failure::After(broken(error)))?;
+        line.send(&finish)
+            .await
+            .map_err(|error| Failure::After(broken(error)))?;
         if self.inner.faults().breaks(Phase::Finish) {
             return Err(Failure::After(broken("cut by the test")));
         }
@@ -221,7 +252,12 @@ impl<'a> Source<'a> {
 
     /// The VM lives at the destination: nothing of it stays here but disks.
     fn forget(&self, id: VmId) -> Option<Progress> {
-        self.inner.state().domains.remove(&id)?.job.map(|job| job.progress)
+        self.inner
+            .state()
+            .domains
+            .remove(&id)?
+            .job
+            .map(|job| job.progress)
     }
 
     fn may_break(&self, phase: Phase) -> Result<(), Failure> {
@@ -234,7 +270,10 @@ impl<'a> Source<'a> {
     fn local_disk_bytes(&self) -> u64 {
         let shared = &self.inner.config.shared_pools;
         let disks = self.migrate.definition.spec.disks.iter();
-        disks.filter(|disk| !shared.contains(&disk.pool)).map(|disk| disk.size_mib << 20).sum()
+        disks
+            .filter(|disk| !shared.contains(&disk.pool))
+            .map(|disk| disk.size_mib << 20)
+            .sum()
     }
 
     fn report(&self, memory: u64, total: u64, sent: u64, rate: u64) {
@@ -257,7 +296,10 @@ impl<'a> Source<'a> {
             elapsed_ms: millis(self.started.elapsed()),
         };
         let mut state = self.inner.state();
-        let job = state.domains.get_mut(&self.migrate.definition.id).and_then(|guest| guest.job.as_mut());
+        let job = state
+            .domains
+            .get_mut(&self.migrate.definition.id)
+            .and_then(|guest| guest.job.as_mut());
         if let Some(job) = job {
             job.progress = progress;
         }
@@ -272,7 +314,11 @@ async fn ask(line: &mut Line, say: &Say) -> Result<(), Failure> {
     line.send(say).await.map_err(before)?;
     match line.receive().await.map_err(before)? {
         Answer::Ok => Ok(()),
-        Answer::No { why } => Err(Failure::Before(Error::Failed { call: "migrate", code: 0, detail: why })),
+        Answer::No { why } => Err(Failure::Before(Error::Failed {
+            call: "migrate",
+            code: 0,
+            detail: why,
+        })),
     }
 }
 
@@ -307,11 +353,19 @@ pub(super) async fn serve(inner: Weak<Inner>, listener: UnixListener, end: Cance
 
 async fn receive(inner: Arc<Inner>, mut line: Line, end: CancellationToken) {
     let Ok(daemon) = inner.reachable() else { return };
-    let Ok(prepare) = line.receive::<Say>().await else { return };
-    let Some((definition, vcpus, memory_mib)) = prepare.into_definition() else { return };
+    let Ok(prepare) = line.receive::<Say>().await else {
+        return;
+    };
+    let Some((definition, vcpus, memory_mib)) = prepare.into_definition() else {
+        return;
+    };
     let id = definition.id;
     if let Err(error) = make_room(&inner, &definition, vcpus, memory_mib) {
-        let _ = line.send(&Answer::No { why: error.to_string() }).await;
+        let _ = line
+            .send(&Answer::No {
+                why: error.to_string(),
+            })
+            .await;
         return;
     }
     inner.hint(Hint::Domain(id));
@@ -323,7 +377,11 @@ async fn receive(inner: Arc<Inner>, mut line: Line, end: CancellationToken) {
     };
     if !arrived {
         let mut state = inner.state();
-        if state.domains.get(&id).is_some_and(|guest| guest.state == DomainState::Incoming) {
+        if state
+            .domains
+            .get(&id)
+            .is_some_and(|guest| guest.state == DomainState::Incoming)
+        {
             state.domains.remove(&id);
         }
     }
@@ -337,7 +395,10 @@ fn make_room(inner: &Inner, definition: &Definition, vcpus: u32, memory_mib: u64
     let mut state = inner.state();
     if let Some(guest) = state.domains.get(&definition.id) {
         let detail = format!("it is here already, {:?}", guest.state);
-        return Err(Error::WrongState { id: definition.id, detail });
+        return Err(Error::WrongState {
+            id: definition.id,
+            detail,
+        });
     }
     state.name_is_free(definition.id, definition.name.as_str())?;
     let mut guest = Guest::new(definition, inner.config.behaviour, DomainState::Incoming);
@@ -364,7 +425,9 @@ async fn take_in(inner: &Inner, id: VmId, line: &mut Line) -> bool {
                 let _ = line.send(&Answer::Ok).await;
                 return true;
             }
-            _ => Answer::No { why: "the destination does not expect this VM any more".into() },
+            _ => Answer::No {
+                why: "the destination does not expect this VM any more".into(),
+            },
         };
         if line.send(&answer).await.is_err() || matches!(answer, Answer::No { .. }) {
             return false;
@@ -373,17 +436,28 @@ async fn take_in(inner: &Inner, id: VmId, line: &mut Line) -> bool {
 }
 
 fn expected(inner: &Inner, id: VmId) -> bool {
-    inner.state().domains.get(&id).is_some_and(|guest| guest.state == DomainState::Incoming)
+    inner
+        .state()
+        .domains
+        .get(&id)
+        .is_some_and(|guest| guest.state == DomainState::Incoming)
 }
 
 fn go_on(inner: &Inner, id: VmId, paused: bool, ticks: u64) -> bool {
     let mut state = inner.state();
-    let guest = state.domains.get_mut(&id).filter(|guest| guest.state == DomainState::Incoming);
+    let guest = state
+        .domains
+        .get_mut(&id)
+        .filter(|guest| guest.state == DomainState::Incoming);
     let Some(guest) = guest else { return false };
     guest.persistent = true;
     guest.run += 1;
     guest.ticks = ticks;
-    let state = if paused { DomainState::Paused } else { DomainState::Running };
+    let state = if paused {
+        DomainState::Paused
+    } else {
+        DomainState::Running
+    };
     guest.to(state, PowerReason::Migrated);
     true
 }

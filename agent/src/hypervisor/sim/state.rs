@@ -98,7 +98,10 @@ impl Guest {
     }
 
     fn mark(&self, config: &SimConfig) -> Option<Mark> {
-        self.definition.as_ref().map(|definition| definition.mark).filter(|mark| mark.cluster == config.cluster)
+        self.definition
+            .as_ref()
+            .map(|definition| definition.mark)
+            .filter(|mark| mark.cluster == config.cluster)
     }
 
     fn seen(&self, config: &SimConfig) -> Domain {
@@ -132,7 +135,10 @@ impl Guest {
     }
 
     fn wrong_state(&self, wanted: &str) -> Error {
-        Error::WrongState { id: self.id, detail: format!("it is {:?}, {wanted}", self.state) }
+        Error::WrongState {
+            id: self.id,
+            detail: format!("it is {:?}, {wanted}", self.state),
+        }
     }
 }
 
@@ -149,7 +155,10 @@ impl State {
     pub(super) fn ours(&mut self, id: VmId, config: &SimConfig) -> Result<&mut Guest, Error> {
         let guest = self.domains.get_mut(&id).ok_or(Error::NotFound { id })?;
         if guest.mark(config).is_none() {
-            return Err(Error::Foreign { id, detail: format!("{} bears no mark of this site", guest.name) });
+            return Err(Error::Foreign {
+                id,
+                detail: format!("{} bears no mark of this site", guest.name),
+            });
         }
         Ok(guest)
     }
@@ -165,8 +174,15 @@ impl State {
 
     /// That no other domain has this name.
     pub(super) fn name_is_free(&self, id: VmId, name: &str) -> Result<(), Error> {
-        match self.domains.values().find(|guest| guest.id != id && guest.name == name) {
-            Some(other) => Err(Error::Foreign { id, detail: format!("{} has the name {name}", other.id) }),
+        match self
+            .domains
+            .values()
+            .find(|guest| guest.id != id && guest.name == name)
+        {
+            Some(other) => Err(Error::Foreign {
+                id,
+                detail: format!("{} has the name {name}", other.id),
+            }),
             None => Ok(()),
         }
     }
@@ -179,7 +195,12 @@ impl State {
         }
     }
 
-    pub(super) fn create_volumes(&mut self, definition: &Definition, incoming: bool, config: &SimConfig) -> Result<(), Error> {
+    pub(super) fn create_volumes(
+        &mut self,
+        definition: &Definition,
+        incoming: bool,
+        config: &SimConfig,
+    ) -> Result<(), Error> {
         for disk in &definition.spec.disks {
             let shared = config.shared_pools.contains(&disk.pool);
             if self.has_volume(definition.id, disk, config) || (incoming && shared) {
@@ -197,7 +218,12 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn delete_volumes(&mut self, id: VmId, keep_shared: bool, config: &SimConfig) -> Result<(), Error> {
+    pub(super) fn delete_volumes(
+        &mut self,
+        id: VmId,
+        keep_shared: bool,
+        config: &SimConfig,
+    ) -> Result<(), Error> {
         if let Some(guest) = self.domains.get(&id)
             && guest.state != DomainState::Stopped
         {
@@ -206,7 +232,9 @@ impl State {
         self.volumes.retain(|volume| volume.0 != id);
         if !keep_shared {
             let mine = |volume: &Volume| volume.0 == id && config.shared_pools.contains(&volume.1);
-            config.shared_storage.with(|shared| shared.retain(|volume| !mine(volume)));
+            config
+                .shared_storage
+                .with(|shared| shared.retain(|volume| !mine(volume)));
         }
         Ok(())
     }
@@ -214,14 +242,19 @@ impl State {
     pub(super) fn define(&mut self, definition: &Definition, config: &SimConfig) -> Result<(), Error> {
         let id = definition.id;
         if definition.mark.cluster != config.cluster {
-            return Err(Error::Foreign { id, detail: "the definition bears another site's mark".into() });
+            return Err(Error::Foreign {
+                id,
+                detail: "the definition bears another site's mark".into(),
+            });
         }
         self.name_is_free(id, definition.name.as_str())?;
         match self.ours_if_any(id, config)? {
-            Some(guest) if guest.state == DomainState::Incoming => Err(guest.wrong_state("wait until it has arrived")),
-            Some(guest) if guest.name != definition.name.as_str() => {
-                Err(Error::Invalid { detail: format!("domain {id} is named {}; a name cannot be changed", guest.name) })
+            Some(guest) if guest.state == DomainState::Incoming => {
+                Err(guest.wrong_state("wait until it has arrived"))
             }
+            Some(guest) if guest.name != definition.name.as_str() => Err(Error::Invalid {
+                detail: format!("domain {id} is named {}; a name cannot be changed", guest.name),
+            }),
             Some(guest) => {
                 guest.definition = Some(definition.clone());
                 if guest.state == DomainState::Stopped {
@@ -231,7 +264,8 @@ impl State {
                 Ok(())
             }
             None => {
-                self.domains.insert(id, Guest::new(definition, config.behaviour, DomainState::Stopped));
+                self.domains
+                    .insert(id, Guest::new(definition, config.behaviour, DomainState::Stopped));
                 Ok(())
             }
         }
@@ -244,11 +278,22 @@ impl State {
             DomainState::Stopped => {}
             _ => return Err(guest.wrong_state("and cannot be started")),
         }
-        let spec = guest.definition.as_ref().map(|definition| definition.spec.clone()).ok_or(Error::NotFound { id })?;
+        let spec = guest
+            .definition
+            .as_ref()
+            .map(|definition| definition.spec.clone())
+            .ok_or(Error::NotFound { id })?;
         if let Some(disk) = spec.disks.iter().find(|disk| !self.has_volume(id, disk, config)) {
-            return Err(Error::Missing { what: "disk", path: format!("{}/{id}/{}", disk.pool, disk.name).into() });
+            return Err(Error::Missing {
+                what: "disk",
+                path: format!("{}/{id}/{}", disk.pool, disk.name).into(),
+            });
         }
-        for file in spec.kernel_boot.iter().flat_map(|boot| std::iter::once(&boot.kernel).chain(&boot.initrd)) {
+        for file in spec
+            .kernel_boot
+            .iter()
+            .flat_map(|boot| std::iter::once(&boot.kernel).chain(&boot.initrd))
+        {
             file_exists("kernel", file, config)?;
         }
         let guest = self.ours(id, config)?;
@@ -305,7 +350,9 @@ impl State {
 
     pub(super) fn undefine(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
         match self.ours_if_any(id, config)? {
-            Some(guest) if guest.state != DomainState::Stopped => Err(guest.wrong_state("power it off first")),
+            Some(guest) if guest.state != DomainState::Stopped => {
+                Err(guest.wrong_state("power it off first"))
+            }
             Some(_) => {
                 self.domains.remove(&id);
                 Ok(())
@@ -316,7 +363,9 @@ impl State {
 
     /// The guest's QEMU ends, unless it is another run's already.
     pub(super) fn end(&mut self, id: VmId, run: Option<u64>, reason: PowerReason) {
-        let Some(guest) = self.domains.get_mut(&id) else { return };
+        let Some(guest) = self.domains.get_mut(&id) else {
+            return;
+        };
         if guest.state == DomainState::Stopped || run.is_some_and(|run| run != guest.run) {
             return;
         }
@@ -331,12 +380,17 @@ impl State {
 
     /// What a real libvirtd does about transfers when it starts again: incoming ones are removed.
     pub(super) fn daemon_ended(&mut self) {
-        self.domains.retain(|_, guest| guest.state != DomainState::Incoming);
+        self.domains
+            .retain(|_, guest| guest.state != DomainState::Incoming);
     }
 
     pub(super) fn power_cut(&mut self) {
         self.domains.retain(|_, guest| guest.persistent);
-        for guest in self.domains.values_mut().filter(|guest| guest.state != DomainState::Stopped) {
+        for guest in self
+            .domains
+            .values_mut()
+            .filter(|guest| guest.state != DomainState::Stopped)
+        {
             guest.to(DomainState::Stopped, PowerReason::Unknown);
         }
     }
@@ -362,7 +416,10 @@ impl State {
 
 fn file_exists(what: &'static str, name: &str, config: &SimConfig) -> Result<(), Error> {
     match &config.images {
-        Some(images) if !images.contains(name) => Err(Error::Missing { what, path: name.into() }),
+        Some(images) if !images.contains(name) => Err(Error::Missing {
+            what,
+            path: name.into(),
+        }),
         _ => Ok(()),
     }
 }

@@ -23,7 +23,11 @@ fn spec() -> Spec {
         vcpus: 2,
         memory_mib: 512,
         disks: vec![disk("root", "local"), disk("data", "shared")],
-        nics: vec![Nic { name: "net0".into(), bridge: "br0".into(), mac: String::new() }],
+        nics: vec![Nic {
+            name: "net0".into(),
+            bridge: "br0".into(),
+            mac: String::new(),
+        }],
         kernel_boot: None,
         restart_policy: RestartPolicy::OnFailure,
         host_selector: Default::default(),
@@ -59,7 +63,11 @@ fn two(dir: &Path) -> (Sim, Sim, contract::Fixture) {
     let mut other = config.clone();
     config.control_socket = Some(dir.join("a"));
     other.control_socket = Some(dir.join("b"));
-    (Sim::new(config).unwrap(), Sim::new(other).unwrap(), fixture(cluster))
+    (
+        Sim::new(config).unwrap(),
+        Sim::new(other).unwrap(),
+        fixture(cluster),
+    )
 }
 
 fn pair<'a>(source: &'a Sim, destination: &'a Sim, fixture: &'a contract::Fixture) -> contract::Pair<'a> {
@@ -97,7 +105,10 @@ async fn keeps_the_contract() {
 #[tokio::test(start_paused = true)]
 async fn keeps_the_contract_with_lifelike_delays() {
     let cluster = cluster();
-    let config = SimConfig { delays: Delays::LIFELIKE, ..SimConfig::new(cluster) };
+    let config = SimConfig {
+        delays: Delays::LIFELIKE,
+        ..SimConfig::new(cluster)
+    };
     let sim = Sim::new(config).unwrap();
     assert_eq!(fixture(cluster).check(&sim).await, []);
 }
@@ -118,20 +129,30 @@ async fn a_foreign_domain_is_not_touched() {
     let (sim, fixture) = alone();
     let id = VmId::from_uuid(Uuid::new_v4());
     sim.add_foreign(id, "the mayor's own");
-    assert_eq!(contract::a_foreign_domain_is_not_touched(&sim, &fixture, id).await, Ok(()));
+    assert_eq!(
+        contract::a_foreign_domain_is_not_touched(&sim, &fixture, id).await,
+        Ok(())
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn faults_strike_once_and_in_order() {
     let (sim, fixture) = alone();
     let vm = running(&sim, &fixture).await;
-    let error = Error::Failed { call: "pause", code: 1, detail: "ordered".into() };
+    let error = Error::Failed {
+        call: "pause",
+        code: 1,
+        detail: "ordered".into(),
+    };
     sim.fail_next(Call::Pause, Fault::Error(error.clone()));
     sim.fail_next(Call::Pause, Fault::Hang);
     assert_eq!(sim.pause(vm.id).await, Err(error));
     assert_eq!(state(&sim, vm.id).await, Some(DomainState::Running));
     let after = Duration::from_secs(30);
-    assert_eq!(sim.pause(vm.id).await, Err(Error::Timeout { call: "pause", after }));
+    assert_eq!(
+        sim.pause(vm.id).await,
+        Err(Error::Timeout { call: "pause", after })
+    );
     assert_eq!(sim.pause(vm.id).await, Ok(()));
 }
 
@@ -141,7 +162,10 @@ async fn a_call_of_unknown_outcome_takes_effect() {
     let vm = fixture.new_vm();
     sim.create_volumes(&vm, false).await.unwrap();
     sim.define(&vm).await.unwrap();
-    let error = Error::Timeout { call: "start", after: Duration::from_secs(120) };
+    let error = Error::Timeout {
+        call: "start",
+        after: Duration::from_secs(120),
+    };
     sim.fail_next(Call::Start, Fault::TakesEffect(error.clone()));
     assert_eq!(sim.start(vm.id).await, Err(error));
     assert_eq!(state(&sim, vm.id).await, Some(DomainState::Running));
@@ -174,13 +198,19 @@ async fn a_crash_of_an_earlier_run_does_not_end_a_later_one() {
     assert_eq!(state(&sim, vm.id).await, Some(DomainState::Running));
     tokio::time::sleep(Duration::from_secs(5)).await;
     let domain = sim.get(vm.id).await.unwrap().unwrap();
-    assert_eq!((domain.state, domain.reason), (DomainState::Stopped, PowerReason::Crashed));
+    assert_eq!(
+        (domain.state, domain.reason),
+        (DomainState::Stopped, PowerReason::Crashed)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_fails_calls_under_way_and_leaves_guests_alone() {
     let cluster = cluster();
-    let config = SimConfig { stepping: Stepping::ByHand, ..SimConfig::new(cluster) };
+    let config = SimConfig {
+        stepping: Stepping::ByHand,
+        ..SimConfig::new(cluster)
+    };
     let sim = Sim::new(config).unwrap();
     let vm = fixture(cluster).new_vm();
     let mut hints = sim.hints();
@@ -192,7 +222,11 @@ async fn a_restart_fails_calls_under_way_and_leaves_guests_alone() {
     sim.restart();
     assert!(define.await.unwrap().unwrap_err().outcome_unknown());
     assert_eq!(hints.recv().await, Ok(Hint::All));
-    assert_eq!(sim.get(vm.id).await, Ok(None), "a call that waits for its step has no effect yet");
+    assert_eq!(
+        sim.get(vm.id).await,
+        Ok(None),
+        "a call that waits for its step has no effect yet"
+    );
     sim.step(1);
     assert_eq!(sim.define(&vm).await, Ok(()));
 }
@@ -203,7 +237,10 @@ async fn nothing_answers_while_it_is_gone() {
     let vm = running(&sim, &fixture).await;
     sim.disconnect("gone fishing");
     assert!(matches!(sim.list().await, Err(Error::Unavailable { .. })));
-    assert_eq!(*sim.connection().borrow(), Connection::Down("gone fishing".into()));
+    assert_eq!(
+        *sim.connection().borrow(),
+        Connection::Down("gone fishing".into())
+    );
     sim.reconnect();
     assert_eq!(state(&sim, vm.id).await, Some(DomainState::Running));
 }
@@ -225,9 +262,11 @@ async fn a_broken_migration_leaves_one_owner_or_says_that_it_cannot_tell() {
         let vm = pair.make().await.unwrap();
         source.break_migration_at(phase);
         source.migrate(&pair.order(&vm)).await.unwrap_err();
-        contract::eventually(&format!("both sides settled after {phase:?}"), Duration::from_secs(5), async || {
-            Ok((state(&source, vm.id).await, state(&destination, vm.id).await) == (here, there))
-        })
+        contract::eventually(
+            &format!("both sides settled after {phase:?}"),
+            Duration::from_secs(5),
+            async || Ok((state(&source, vm.id).await, state(&destination, vm.id).await) == (here, there)),
+        )
         .await
         .unwrap();
         assert_eq!(source.progress(vm.id).await, Ok(None));
@@ -242,7 +281,10 @@ async fn a_handed_over_domain_neither_resumes_nor_starts() {
     let vm = pair.make().await.unwrap();
     source.break_migration_at(Phase::Finish);
     source.migrate(&pair.order(&vm)).await.unwrap_err();
-    assert!(matches!(source.resume(vm.id).await, Err(Error::WrongState { .. })));
+    assert!(matches!(
+        source.resume(vm.id).await,
+        Err(Error::WrongState { .. })
+    ));
     assert!(matches!(source.start(vm.id).await, Err(Error::WrongState { .. })));
     source.destroy(vm.id).await.unwrap();
     source.undefine(vm.id).await.unwrap();
@@ -265,11 +307,19 @@ async fn a_restart_of_either_hypervisor_leaves_the_vm_with_the_source() {
         order.bandwidth_mib_per_second = 10;
         let restart = async {
             contract::eventually("a transfer", Duration::from_secs(5), async || {
-                Ok(source.progress(vm.id).await.unwrap().is_some_and(|progress| progress.elapsed_ms > 0))
+                Ok(source
+                    .progress(vm.id)
+                    .await
+                    .unwrap()
+                    .is_some_and(|progress| progress.elapsed_ms > 0))
             })
             .await
             .unwrap();
-            if destination_restarts { destination.restart() } else { source.restart() }
+            if destination_restarts {
+                destination.restart()
+            } else {
+                source.restart()
+            }
         };
         let (result, ()) = tokio::join!(source.migrate(&order), restart);
         assert!(result.is_err());
@@ -299,17 +349,26 @@ async fn a_guests_count_goes_on_at_the_destination() {
         Sim::new(config).unwrap()
     };
     let (source, destination) = (make(&source), make(&destination));
-    let fixture = contract::Fixture { booted_line: Some("tick 5\n".into()), ..fixture(cluster) };
+    let fixture = contract::Fixture {
+        booted_line: Some("tick 5\n".into()),
+        ..fixture(cluster)
+    };
     let pair = pair(&source, &destination, &fixture);
     let vm = pair.make().await.unwrap();
     source.migrate(&pair.order(&vm)).await.unwrap();
-    let there = contract::Fixture { booted_line: Some("tick ".into()), ..fixture.clone() };
+    let there = contract::Fixture {
+        booted_line: Some("tick ".into()),
+        ..fixture.clone()
+    };
     contract::booted(&destination, &there, vm.id).await.unwrap();
     destination.pause(vm.id).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let read = |sim: &Sim| std::fs::read_to_string(sim.console_log(vm.id)).unwrap();
     let text = read(&source) + &read(&destination);
-    let counts: Vec<u64> = text.lines().filter_map(|line| line.strip_prefix("tick ")?.parse().ok()).collect();
+    let counts: Vec<u64> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("tick ")?.parse().ok())
+        .collect();
     let expected: Vec<u64> = (1..=counts.len() as u64).collect();
     assert_eq!(counts, expected, "every count once, in order");
 }

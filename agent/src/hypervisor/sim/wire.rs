@@ -29,7 +29,7 @@ pub(super) enum Say {
         cluster: ClusterId,
         epoch: Epoch,
         generation: Generation,
-        spec: Spec,
+        spec: Box<Spec>,
         vcpus: u32,
         memory_mib: u64,
     },
@@ -59,7 +59,7 @@ impl Say {
             cluster: definition.mark.cluster,
             epoch: definition.mark.epoch,
             generation: definition.mark.generation,
-            spec: definition.spec.clone(),
+            spec: Box::new(definition.spec.clone()),
             vcpus,
             memory_mib,
         }
@@ -67,9 +67,25 @@ impl Say {
 
     /// The definition in a `Prepare`, with the hardware the guest runs on.
     pub(super) fn into_definition(self) -> Option<(Definition, u32, u64)> {
-        let Self::Prepare { id, name, cluster, epoch, generation, spec, vcpus, memory_mib } = self else { return None };
-        let mark = Mark { cluster, epoch, generation };
-        Some((Definition { id, name, mark, spec }, vcpus, memory_mib))
+        let Self::Prepare {
+            id,
+            name,
+            cluster,
+            epoch,
+            generation,
+            spec,
+            vcpus,
+            memory_mib,
+        } = self
+        else {
+            return None;
+        };
+        let mark = Mark {
+            cluster,
+            epoch,
+            generation,
+        };
+        Some((Definition { id, name, mark, spec: *spec }, vcpus, memory_mib))
     }
 }
 
@@ -83,7 +99,10 @@ pub(super) struct Line {
 impl Line {
     pub(super) fn new(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { reader: BufReader::new(reader), writer }
+        Self {
+            reader: BufReader::new(reader),
+            writer,
+        }
     }
 
     pub(super) async fn send(&mut self, message: &impl Serialize) -> std::io::Result<()> {
@@ -95,7 +114,10 @@ impl Line {
     /// The next message; an error when the other end is gone or speaks otherwise.
     pub(super) async fn receive<T: DeserializeOwned>(&mut self) -> std::io::Result<T> {
         let mut line = Vec::new();
-        (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line).await?;
+        (&mut self.reader)
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut line)
+            .await?;
         if line.last() != Some(&b'\n') {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
