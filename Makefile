@@ -45,8 +45,8 @@ lab-down: ## Remove every trace of the lab, also of one that crashed
 	@test -x $(bin)/lab || cargo build -p dalgu-tests --bins --profile $(PROFILE)
 	@$(as_root) $(bin)/lab down
 
-demo: build ## Show it all on real guests: place, start, stop, live-migrate, refuse (about a minute)
-	@$(as_root) $(bin)/demo
+demo: build ## Show it all on real guests, every claim checked (half a minute; KEEP=1 leaves the lab up)
+	@$(as_root) $(bin)/demo $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 test: ## Check format and lints, then run every test, the lab's end-to-end tests too
 	@bash tests/lab/setup.sh checks

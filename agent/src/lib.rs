@@ -15,6 +15,7 @@ use dalgu_proto::{
     agent::v1::{agent_service_server::AgentServiceServer, registrar_service_client::RegistrarServiceClient},
     tls::{self, Identity, Role, server::Acceptor},
 };
+use prometheus_client::{metrics::gauge::Gauge, registry::Unit};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -89,6 +90,7 @@ pub async fn run(
     let telemetry = Telemetry::new(sampler, vms.clone());
     let samples = telemetry.samples();
     let channel = tls::client::connect_lazy(&config.controller, tls::CONTROLLER_NAME, &identity)?;
+    let report_bytes = Gauge::default();
     let reporter = Reporter {
         client: RegistrarServiceClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES),
         address: config.address(),
@@ -97,6 +99,7 @@ pub async fn run(
         gate: gate.clone(),
         vms: vms.clone(),
         samples: samples.clone(),
+        report_bytes: report_bytes.clone(),
     };
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
@@ -104,7 +107,7 @@ pub async fn run(
     let control_socket = hypervisor.control_socket().to_owned();
     tasks.spawn(async move { grants.serve(incoming_streams, control_socket).await; Ok(()) });
     let service = server::Service { gate: gate.clone(), vms: vms.clone(), samples: samples.clone(), boot_id };
-    tasks.spawn(serve(listener, identity, streams, service, stop.clone()));
+    tasks.spawn(serve(listener, identity, streams, service, report_bytes, stop.clone()));
     let (period, telemetry_stop) = (config.usage_interval(), stop.clone());
     tasks.spawn(async move { telemetry.run(period, telemetry_stop).await; Ok(()) });
     let (begun, token) = (vms.clone(), stop.clone());
@@ -163,6 +166,7 @@ async fn serve(
     identity: Identity,
     streams: mpsc::Sender<tls::server::MigrationStream>,
     service: server::Service,
+    report_bytes: Gauge,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let config = identity.server_config(&[tls::ALPN_H2, tls::ALPN_HTTP1, tls::ALPN_STREAM])?;
@@ -178,7 +182,14 @@ async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let clock = || host::process::clock().unwrap_or_default();
-    let registry = Arc::new(metrics::registry(env!("CARGO_PKG_VERSION"), service.samples.clone(), clock));
+    let mut registry = metrics::registry(env!("CARGO_PKG_VERSION"), service.samples.clone(), clock);
+    registry.register_with_unit(
+        "dalgu_agent_report",
+        "Size of the last report to the controller, on the wire",
+        Unit::Bytes,
+        report_bytes,
+    );
+    let registry = Arc::new(registry);
     let commands = AgentServiceServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

@@ -16,12 +16,14 @@ use dalgu_proto::{
     reason,
     time::duration_from_wire,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use tonic_prost::prost::Message as _;
 
 use crate::{gate::Gate, hypervisor::Connection, metrics::Snapshot, vm::Vms, wire};
 
@@ -65,6 +67,8 @@ pub struct Reporter {
     pub vms: Vms,
     /// The samples.
     pub samples: watch::Receiver<std::sync::Arc<Snapshot>>,
+    /// Size of the last report on the wire, for the metrics page.
+    pub report_bytes: Gauge,
 }
 
 impl Reporter {
@@ -198,6 +202,7 @@ impl Reporter {
             next = Instant::now() + interval;
             changes.mark_unchanged();
             let request = self.report(session, sequence, &mut inventory_told).await;
+            self.report_bytes.set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));
             let answer = timeout(DEADLINE, self.client.report(request))
                 .await
                 .map_err(|_| late())??
