@@ -121,6 +121,39 @@ fn every_file_says_first_what_it_is_for() {
     refuse(purpose);
 }
 
+#[test]
+fn every_third_party_crate_has_its_reason_on_the_page_of_dependencies() {
+    let manifest =
+        fs::read_to_string(root().join("Cargo.toml")).expect("the workspace's manifest can be read");
+    let page =
+        fs::read_to_string(root().join("docs/adr/0000-dependencies.md")).expect("the page can be read");
+    assert_eq!(
+        unexplained(&manifest, &page),
+        Vec::<String>::new(),
+        "docs/adr/0000-dependencies.md says why"
+    );
+}
+
+/// Crates of the workspace's table that have no row on the page.
+fn unexplained(manifest: &str, page: &str) -> Vec<String> {
+    let manifest: toml::Table = manifest.parse().expect("a manifest is TOML");
+    let crates = manifest["workspace"]["dependencies"]
+        .as_table()
+        .expect("the workspace names its dependencies");
+    let rows = page
+        .lines()
+        .filter_map(|line| line.strip_prefix('|')?.split('|').next());
+    let explained: Vec<&str> = rows.flat_map(|names| names.split(',')).map(str::trim).collect();
+    let third_party = crates
+        .iter()
+        .filter(|(_, how)| how.get("path").is_none())
+        .map(|(name, _)| name);
+    third_party
+        .filter(|name| !explained.contains(&name.as_str()))
+        .cloned()
+        .collect()
+}
+
 /// Asks every source file and fails with all findings.
 #[track_caller]
 fn refuse(check: fn(&File) -> Vec<String>) {
@@ -238,7 +271,7 @@ fn collect(folder: &Path, files: &mut Vec<File>) {
 
 /// Shows that each check can fail.
 mod tests {
-    use super::{File, foreign_crates, generated, impure, libvirt, purpose};
+    use super::{File, foreign_crates, generated, impure, libvirt, purpose, unexplained};
 
     fn file(path: &str, text: &str) -> File {
         File {
@@ -255,6 +288,13 @@ mod tests {
             foreign_crates(manifest, &["dalgu-proto"]),
             ["dalgu-agent", "dalgu"]
         );
+    }
+
+    #[test]
+    fn a_crate_without_a_reason_is_found() {
+        let manifest =
+            "[workspace.dependencies]\nown = { path = \"own\" }\na = \"1\"\nb = { version = \"1\" }";
+        assert_eq!(unexplained(manifest, "| a, c | why |\nb is not in a row"), ["b"]);
     }
 
     #[test]
