@@ -1,0 +1,111 @@
+//! The controller dies at every write of a VM's life, before it or after it, and is started again: each operation ends,
+//! nothing runs twice (the pretended world watches), and nothing is left.
+
+use dalgu_controller::store::memory::Crash;
+use dalgu_proto::v1::{self, OperationState};
+use futures::{StreamExt, stream};
+
+use super::site::{Clients, Site, create, delete, migrate, request_id, start, stop};
+
+#[derive(Debug, Clone, Copy)]
+enum Verb {
+    Create,
+    Stop,
+    Start,
+    Migrate,
+    Delete,
+}
+
+const LIFE: [Verb; 5] = [Verb::Create, Verb::Stop, Verb::Start, Verb::Migrate, Verb::Delete];
+
+async fn ask(clients: &mut Clients, verb: Verb, id: &str) -> Result<v1::Operation, tonic::Status> {
+    let request_id = id.to_owned();
+    let answer = match verb {
+        Verb::Create => clients.vms.create_vm(v1::CreateVmRequest { request_id, ..create("web") }).await,
+        Verb::Stop => clients.vms.stop_vm(v1::StopVmRequest { request_id, ..stop("web") }).await,
+        Verb::Start => clients.vms.start_vm(v1::StartVmRequest { request_id, ..start("web") }).await,
+        Verb::Migrate => clients.vms.migrate_vm(v1::MigrateVmRequest { request_id, ..migrate("web") }).await,
+        Verb::Delete => clients.vms.delete_vm(v1::DeleteVmRequest { request_id, ..delete("web") }).await,
+    };
+    answer.map(tonic::Response::into_inner)
+}
+
+/// Asks, and asks again with the same id after a crash, until the operation has ended.
+async fn carry_through(site: &mut Site, clients: &mut Clients, verb: Verb) -> v1::Operation {
+    let id = request_id();
+    loop {
+        let crashed = site.crashed.clone();
+        let attempt = async {
+            let operation = ask(clients, verb, &id).await?;
+            let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });
+            let wait = v1::WaitOperationRequest { id: operation.id, timeout };
+            clients.operations.wait_operation(wait).await.map(tonic::Response::into_inner)
+        };
+        let outcome = tokio::select! {
+            outcome = attempt => Some(outcome),
+            () = crashed.cancelled() => None,
+        };
+        match outcome {
+            Some(Ok(operation)) if operation.end_time.is_some() => return operation,
+            Some(Ok(operation)) => panic!("{verb:?} does not end: {operation:?}"),
+            Some(Err(status)) if !crashed.is_cancelled() && dalgu_proto::reason::of(&status).is_some_and(|reason| reason == "HOST_UNREACHABLE" || reason == "NO_CAPACITY" || reason == "VM_NOT_RUNNING") => {
+                // The hosts have not reported to the new controller yet.
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            Some(Err(status)) if !crashed.is_cancelled() => panic!("{verb:?}: {status:?}"),
+            Some(Err(_)) | None => {
+                site.kill();
+                site.disk.crash_at(None);
+                *clients = site.start().await;
+            }
+        }
+    }
+}
+
+/// Whether the life was long enough for the crash to happen.
+async fn live(crash: Crash) -> bool {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    // The number is counted from here: what comes before is the same for all.
+    let base = site.disk.commits();
+    site.disk.crash_at(Some(match crash {
+        Crash::Before(number) => Crash::Before(base + number),
+        Crash::After(number) => Crash::After(base + number),
+    }));
+    let mut happened = false;
+    for verb in LIFE {
+        let operation = carry_through(&mut site, &mut clients, verb).await;
+        assert_eq!(operation.state(), OperationState::Succeeded, "{crash:?} {verb:?}: {operation:?}");
+        happened |= site.disk.commits() > base + number(crash);
+    }
+    let state = clients.vms.list_vms(v1::ListVmsRequest::default()).await.unwrap().into_inner();
+    assert!(state.vms.is_empty(), "{crash:?}");
+    assert!(site.fabric.leftovers().is_empty(), "{crash:?}: {:?}", site.fabric.leftovers());
+    let active = v1::ListOperationsRequest { active_only: true, ..Default::default() };
+    let active = clients.operations.list_operations(active).await.unwrap().into_inner().operations;
+    assert!(active.is_empty(), "{crash:?}: {active:?}");
+    let hosts = clients.hosts.list_hosts(v1::ListHostsRequest::default()).await.unwrap().into_inner().hosts;
+    assert!(hosts.iter().all(|host| host.allocation.as_ref().unwrap().vms == 0), "{crash:?}");
+    happened
+}
+
+const fn number(crash: Crash) -> u64 {
+    match crash {
+        Crash::Before(number) | Crash::After(number) => number,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_at_any_write_of_a_life_changes_nothing_about_its_end() {
+    // More than a life has: the last ones show that it was covered to the end.
+    const WRITES: u64 = 60;
+    let crashes = (0..WRITES).flat_map(|number| [Crash::Before(number), Crash::After(number)]);
+    let outcomes: Vec<(u64, bool)> = stream::iter(crashes)
+        .map(|crash| async move { (number(crash), tokio::spawn(live(crash)).await.unwrap()) })
+        .buffer_unordered(6)
+        .collect()
+        .await;
+    let covered = outcomes.iter().filter(|(_, happened)| *happened).count();
+    assert!(covered > 30, "a life has more writes than {covered} crashes");
+    assert!(outcomes.iter().any(|(_, happened)| !happened), "no life ended before its crash: raise WRITES");
+}
