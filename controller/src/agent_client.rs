@@ -86,7 +86,9 @@ pub enum Error {
 impl Error {
     /// Whether the same command would be refused again for ever; the reason to keep, if so.
     pub fn refusal(&self) -> Option<Fault> {
-        let Self::Refused { status, .. } = self else { return None };
+        let Self::Refused { status, .. } = self else {
+            return None;
+        };
         let code = match status.code() {
             Code::InvalidArgument
             | Code::NotFound
@@ -100,14 +102,20 @@ impl Error {
         if PASSING.contains(&reason.as_str()) {
             return None;
         }
-        Some(Fault { code: code.into(), reason, message: self.to_string() })
+        Some(Fault {
+            code: code.into(),
+            reason,
+            message: self.to_string(),
+        })
     }
 
     /// Whether nobody answered at all.
     pub fn is_silence(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Channel { .. } => true,
-            Self::Refused { status, .. } => matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded),
+            Self::Refused { status, .. } => {
+                matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
+            }
             Self::UnknownHost(_) | Self::Malformed { .. } => false,
         }
     }
@@ -124,44 +132,67 @@ pub struct Agents {
 impl Agents {
     /// Dials with the controller's identity.
     pub fn new(identity: Identity) -> Self {
-        Self { identity, channels: Mutex::new(HashMap::new()) }
+        Self {
+            identity,
+            channels: Mutex::new(HashMap::new()),
+        }
     }
 
     fn channel(&self, host: &HostName, address: &str) -> Result<Channel, Error> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, channel)) = channels.get(host) {
-            if known == address {
-                return Ok(channel.clone());
-            }
+        if let Some((_, channel)) = channels.get(host).filter(|(known, _)| known == address) {
+            return Ok(channel.clone());
         }
-        let channel = tls::client::connect_lazy(&format!("https://{address}"), &tls::agent_name(host), &self.identity)
-            .map_err(|source| Error::Channel { host: host.clone(), source })?;
+        let channel = tls::client::connect_lazy(
+            &format!("https://{address}"),
+            &tls::agent_name(host),
+            &self.identity,
+        )
+        .map_err(|source| Error::Channel {
+            host: host.clone(),
+            source,
+        })?;
         channels.insert(host.clone(), (address.to_owned(), channel.clone()));
         Ok(channel)
     }
 
-    fn client(&self, state: &State, host: &HostName) -> Result<(Client, Option<agent::CommandContext>), Error> {
-        let record = state.hosts.get(host).ok_or_else(|| Error::UnknownHost(host.clone()))?;
+    fn client(
+        &self,
+        state: &State,
+        host: &HostName,
+    ) -> Result<(Client, Option<agent::CommandContext>), Error> {
+        let record = state
+            .hosts
+            .get(host)
+            .ok_or_else(|| Error::UnknownHost(host.clone()))?;
         let context = agent::CommandContext {
             cluster_id: state.meta.cluster_id.to_string(),
             term: state.meta.term.0,
             session: record.session.0,
             host: host.to_string(),
         };
-        Ok((AgentServiceClient::new(self.channel(host, &record.address)?), Some(context)))
+        Ok((
+            AgentServiceClient::new(self.channel(host, &record.address)?),
+            Some(context),
+        ))
     }
 
     /// Says what a VM of its owner should be.
     pub async fn ensure(&self, state: &State, vm: &VmRecord) -> Result<Reported, Error> {
         const COMMAND: &str = "EnsureVm";
         let (mut client, context) = self.client(state, &vm.owner)?;
-        let request =
-            agent::EnsureVmRequest { context, vm: Some(agent_wire::intent(vm, &vm.intent, vm.epoch)) };
+        let request = agent::EnsureVmRequest {
+            context,
+            vm: Some(agent_wire::intent(vm, &vm.intent, vm.epoch)),
+        };
         let answer = call(&vm.owner, COMMAND, client.ensure_vm(request)).await?;
         answer
             .vm
             .and_then(|report| agent_wire::reported(&vm.owner, report))
-            .ok_or_else(|| Error::Malformed { host: vm.owner.clone(), command: COMMAND })
+            .ok_or_else(|| Error::Malformed {
+                host: vm.owner.clone(),
+                command: COMMAND,
+            })
     }
 
     /// Says that a VM should be gone. `None` when nothing is left of it.
@@ -169,24 +200,42 @@ impl Agents {
         const COMMAND: &str = "DeleteVm";
         let (mut client, context) = self.client(state, &vm.owner)?;
         let Generation(generation) = vm.intent.generation;
-        let request =
-            agent::DeleteVmRequest { context, uid: vm.id.to_string(), generation, epoch: vm.epoch.0 };
+        let request = agent::DeleteVmRequest {
+            context,
+            uid: vm.id.to_string(),
+            generation,
+            epoch: vm.epoch.0,
+        };
         let answer = call(&vm.owner, COMMAND, client.delete_vm(request)).await?;
         if answer.gone {
             return Ok(None);
         }
-        let report = answer.vm.and_then(|report| agent_wire::reported(&vm.owner, report));
-        report.map(Some).ok_or_else(|| Error::Malformed { host: vm.owner.clone(), command: COMMAND })
+        let report = answer
+            .vm
+            .and_then(|report| agent_wire::reported(&vm.owner, report));
+        report.map(Some).ok_or_else(|| Error::Malformed {
+            host: vm.owner.clone(),
+            command: COMMAND,
+        })
     }
 
     /// Tells the destination of a migration to make room.
-    pub async fn prepare(&self, state: &State, vm: &VmRecord, migration: &MigrationRecord) -> Result<(), Error> {
+    pub async fn prepare(
+        &self,
+        state: &State,
+        vm: &VmRecord,
+        migration: &MigrationRecord,
+    ) -> Result<(), Error> {
         let host = &migration.destination;
         let (mut client, context) = self.client(state, host)?;
         let request = agent::PrepareMigrationRequest {
             context,
             migration_id: migration.id.to_string(),
-            vm: Some(agent_wire::intent(vm, &migration.intent, migration.destination_epoch)),
+            vm: Some(agent_wire::intent(
+                vm,
+                &migration.intent,
+                migration.destination_epoch,
+            )),
             source_host: migration.source.to_string(),
         };
         call(host, "PrepareMigration", client.prepare_migration(request)).await?;
@@ -197,7 +246,10 @@ impl Agents {
     pub async fn start(&self, state: &State, migration: &MigrationRecord) -> Result<(), Error> {
         let host = &migration.source;
         let destination = &migration.destination;
-        let target = state.hosts.get(destination).ok_or_else(|| Error::UnknownHost(destination.clone()))?;
+        let target = state
+            .hosts
+            .get(destination)
+            .ok_or_else(|| Error::UnknownHost(destination.clone()))?;
         let (mut client, context) = self.client(state, host)?;
         let request = agent::StartMigrationRequest {
             context,
@@ -216,16 +268,32 @@ impl Agents {
     /// Asks a host how far its part in a migration is.
     pub async fn part(&self, state: &State, host: &HostName, id: MigrationId) -> Result<Part, Error> {
         let (mut client, context) = self.client(state, host)?;
-        let request = agent::GetMigrationRequest { context, migration_id: id.to_string() };
-        Ok(agent_wire::part(call(host, "GetMigration", client.get_migration(request)).await?))
+        let request = agent::GetMigrationRequest {
+            context,
+            migration_id: id.to_string(),
+        };
+        Ok(agent_wire::part(
+            call(host, "GetMigration", client.get_migration(request)).await?,
+        ))
     }
 
     /// Asks a host to promise that nothing moves any more, and what is there.
-    pub async fn settle(&self, state: &State, host: &HostName, id: MigrationId, vm: VmId) -> Result<Part, Error> {
+    pub async fn settle(
+        &self,
+        state: &State,
+        host: &HostName,
+        id: MigrationId,
+        vm: VmId,
+    ) -> Result<Part, Error> {
         let (mut client, context) = self.client(state, host)?;
-        let request =
-            agent::SettleMigrationRequest { context, migration_id: id.to_string(), vm_uid: vm.to_string() };
-        Ok(agent_wire::part(call(host, "SettleMigration", client.settle_migration(request)).await?))
+        let request = agent::SettleMigrationRequest {
+            context,
+            migration_id: id.to_string(),
+            vm_uid: vm.to_string(),
+        };
+        Ok(agent_wire::part(
+            call(host, "SettleMigration", client.settle_migration(request)).await?,
+        ))
     }
 
     /// Tells a host who owns the VM; whether it has tidied up.
@@ -245,7 +313,9 @@ impl Agents {
             owner,
             epoch: epoch.0,
         };
-        Ok(call(host, "FinishMigration", client.finish_migration(request)).await?.done)
+        Ok(call(host, "FinishMigration", client.finish_migration(request))
+            .await?
+            .done)
     }
 
     /// Opens a VM's console log on its owner.
@@ -257,7 +327,11 @@ impl Agents {
         follow: bool,
     ) -> Result<Streaming<agent::ReadConsoleResponse>, Error> {
         let (mut client, _) = self.client(state, &vm.owner)?;
-        let request = agent::ReadConsoleRequest { uid: vm.id.to_string(), tail_bytes, follow };
+        let request = agent::ReadConsoleRequest {
+            uid: vm.id.to_string(),
+            tail_bytes,
+            follow,
+        };
         call(&vm.owner, "ReadConsole", client.read_console(request)).await
     }
 }
@@ -269,8 +343,15 @@ async fn call<T>(
 ) -> Result<T, Error> {
     match tokio::time::timeout(COMMAND_TIMEOUT, answer).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(Error::Refused { host: host.clone(), command, status: Box::new(status) }),
-        Err(_) => Err(Error::Timeout { host: host.clone(), command }),
+        Ok(Err(status)) => Err(Error::Refused {
+            host: host.clone(),
+            command,
+            status: Box::new(status),
+        }),
+        Err(_) => Err(Error::Timeout {
+            host: host.clone(),
+            command,
+        }),
     }
 }
 
@@ -279,14 +360,28 @@ mod tests {
     use super::*;
 
     fn refused(status: Status) -> Error {
-        Error::Refused { host: "h1".parse().unwrap(), command: "EnsureVm", status: Box::new(status) }
+        Error::Refused {
+            host: "h1".parse().unwrap(),
+            command: "EnsureVm",
+            status: Box::new(status),
+        }
     }
 
     #[test]
     fn only_an_answer_that_would_be_the_same_again_is_final() {
-        let said = |code, reason| refused(reason::status(code, reason, "x")).refusal().map(|fault| fault.reason);
-        assert_eq!(said(Code::InvalidArgument, "IMAGE_NOT_FOUND").as_deref(), Some("IMAGE_NOT_FOUND"));
-        assert_eq!(said(Code::FailedPrecondition, "GENERATION_CONFLICT").as_deref(), Some("GENERATION_CONFLICT"));
+        let said = |code, reason| {
+            refused(reason::status(code, reason, "x"))
+                .refusal()
+                .map(|fault| fault.reason)
+        };
+        assert_eq!(
+            said(Code::InvalidArgument, "IMAGE_NOT_FOUND").as_deref(),
+            Some("IMAGE_NOT_FOUND")
+        );
+        assert_eq!(
+            said(Code::FailedPrecondition, "GENERATION_CONFLICT").as_deref(),
+            Some("GENERATION_CONFLICT")
+        );
         for (code, reason) in [
             (Code::FailedPrecondition, "WRONG_SESSION"),
             (Code::FailedPrecondition, "STALE_TERM"),

@@ -123,7 +123,11 @@ pub fn part(wire: agent::MigrationReport) -> Part {
 }
 
 fn progress(wire: &v1::MigrationProgress) -> Progress {
-    let elapsed = wire.elapsed.as_ref().and_then(time::duration_from_wire).unwrap_or_default();
+    let elapsed = wire
+        .elapsed
+        .as_ref()
+        .and_then(time::duration_from_wire)
+        .unwrap_or_default();
     Progress {
         memory_total_bytes: wire.memory_total_bytes,
         memory_processed_bytes: wire.memory_processed_bytes,

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::{Inventory, Pool},
-    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, OperationId, Session, Term, VmId},
+    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, OperationId, VmId},
     vm::{KernelBoot, PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
 use jiff::Timestamp;
-use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::{model::*, placement::Decision, state::{Meta, State}};
+use crate::{model::*, placement::Decision};
 
 pub(crate) fn host_name(name: &str) -> HostName {
     name.parse().unwrap()
@@ -23,14 +22,24 @@ pub(crate) fn spec() -> Spec {
         memory_mib: 128,
         disks: vec![],
         nics: vec![],
-        kernel_boot: Some(KernelBoot { kernel: "k".into(), initrd: None, cmdline: String::new() }),
+        kernel_boot: Some(KernelBoot {
+            kernel: "k".into(),
+            initrd: None,
+            cmdline: String::new(),
+        }),
         restart_policy: RestartPolicy::OnFailure,
         host_selector: BTreeMap::new(),
     }
 }
 
 pub(crate) fn decision(host: &str) -> Decision {
-    Decision { host: Some(host_name(host)), verdicts: vec![], hint: None, summary: String::new(), omitted: 0 }
+    Decision {
+        host: Some(host_name(host)),
+        verdicts: vec![],
+        hint: None,
+        summary: String::new(),
+        omitted: 0,
+    }
 }
 
 pub(crate) fn intent() -> Intent {
@@ -143,31 +152,6 @@ pub(crate) fn inventory() -> Inventory {
     }
 }
 
-pub(crate) fn host(name: &str) -> HostRecord {
-    HostRecord {
-        name: host_name(name),
-        address: "127.0.0.1:1".into(),
-        labels: BTreeMap::new(),
-        cpu_overcommit_ratio: 4.0,
-        reserved_memory_mib: 819,
-        cordon: None,
-        session: Session(1),
-        boot_id: "boot".into(),
-        inventory: inventory(),
-        agent_version: "0".into(),
-        create_time: Timestamp::UNIX_EPOCH,
-        revision: 1,
-    }
-}
-
-pub(crate) fn live(state: HostState) -> HostLive {
-    HostLive { state, run_id: "run".into(), ..HostLive::silent(Instant::now()) }
-}
-
 pub(crate) fn cluster_id() -> ClusterId {
     ClusterId::from_uuid(Uuid::from_u128(7))
-}
-
-pub(crate) fn empty_state() -> State {
-    State::empty(Meta { cluster_id: cluster_id(), term: Term(1), incarnation: 1, revision: 0, forgotten: 0 })
 }

@@ -40,18 +40,34 @@ fn before(now: Timestamp, kept: Duration) -> Timestamp {
 
 fn old(state: &State, now: Timestamp, operations_kept: Duration) -> usize {
     let (requests, operations) = (before(now, REQUESTS_KEPT), before(now, operations_kept));
-    state.requests.values().filter(|request| request.time < requests).count()
-        + state.operations.values().filter(|operation| operation.end_time.is_some_and(|end| end < operations)).count()
+    state
+        .requests
+        .values()
+        .filter(|request| request.time < requests)
+        .count()
+        + state
+            .operations
+            .values()
+            .filter(|operation| operation.end_time.is_some_and(|end| end < operations))
+            .count()
 }
 
 fn forget(tx: &mut Tx, operations_kept: Duration) {
     let (requests, operations) = (before(tx.now(), REQUESTS_KEPT), before(tx.now(), operations_kept));
-    let keys: Vec<_> =
-        tx.requests.values().filter(|r| r.time < requests).take(AT_ONCE).map(|r| r.key.clone()).collect();
+    let keys: Vec<_> = tx
+        .requests
+        .values()
+        .filter(|r| r.time < requests)
+        .take(AT_ONCE)
+        .map(|r| r.key.clone())
+        .collect();
     for key in keys {
         tx.forget_request(&key);
     }
-    let ended = tx.operations.values().filter(|o| o.end_time.is_some_and(|end| end < operations));
+    let ended = tx
+        .operations
+        .values()
+        .filter(|o| o.end_time.is_some_and(|end| end < operations));
     let ended: Vec<_> = ended.take(AT_ONCE).map(|o| (o.id, o.migration)).collect();
     for (id, migration) in ended {
         tx.forget_operation(id);
@@ -77,7 +93,11 @@ mod tests {
         let vm = fixtures::vm("web", "h1");
         let now = Timestamp::now();
         let operation = |age: u64, ended: bool| OperationRecord {
-            state: if ended { OperationState::Succeeded } else { OperationState::Active },
+            state: if ended {
+                OperationState::Succeeded
+            } else {
+                OperationState::Active
+            },
             end_time: ended.then(|| before(now, Duration::from_secs(age * 86_400))),
             ..fixtures::operation(&vm, OperationKind::Start, None)
         };
@@ -90,14 +110,25 @@ mod tests {
             time: before(now, Duration::from_secs(hours * 3600)),
         };
         db.change(|tx| {
-            [fresh, stale, active].into_iter().for_each(|operation| tx.put_operation(operation));
-            [request(23), request(25)].into_iter().for_each(|request| tx.put_request(request));
+            [fresh, stale, active]
+                .into_iter()
+                .for_each(|operation| tx.put_operation(operation));
+            [request(23), request(25)]
+                .into_iter()
+                .for_each(|request| tx.put_request(request));
         })
         .await;
         assert_eq!(old(&db.snapshot(), now, OPERATIONS_KEPT), 2);
         db.change(|tx| forget(tx, OPERATIONS_KEPT)).await;
         let state = db.snapshot();
-        assert_eq!(state.operations.keys().copied().collect::<std::collections::BTreeSet<_>>(), kept.into());
+        assert_eq!(
+            state
+                .operations
+                .keys()
+                .copied()
+                .collect::<std::collections::BTreeSet<_>>(),
+            kept.into()
+        );
         assert_eq!(state.requests.keys().collect::<Vec<_>>(), ["operator/x/23"]);
     }
 }

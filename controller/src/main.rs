@@ -89,17 +89,28 @@ fn main() -> ExitCode {
 
 fn init_logs(json: bool) {
     let filter = EnvFilter::try_from_env("DALGU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if json { logs.json().init() } else { logs.init() }
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Init { data_dir, site, addresses } => {
+        Command::Init {
+            data_dir,
+            site,
+            addresses,
+        } => {
             let cluster = pki::init(&data_dir, &site, &names(addresses))?;
             tracing::info!(%cluster, dir = %data_dir.display(), "the site is made; admin.pem and admin.key are the first operator's");
         }
-        Command::IssueAgent { data_dir, addresses, out, host } => {
+        Command::IssueAgent {
+            data_dir,
+            addresses,
+            out,
+            host,
+        } => {
             pki::issue_agent(&data_dir, &host, &names(addresses), &out)?;
             tracing::info!(%host, dir = %out.display(), "the agent's identity is made");
         }
@@ -108,8 +119,12 @@ fn execute(command: Command) -> anyhow::Result<()> {
             tracing::info!(name, dir = %out.display(), "the operator's identity is made");
         }
         Command::Run { config } => {
-            let config = Config::load(&config).with_context(|| format!("the configuration {}", config.display()))?;
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
+            let config =
+                Config::load(&config).with_context(|| format!("the configuration {}", config.display()))?;
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()?
+                .block_on(run(config))?;
         }
     }
     Ok(())
@@ -125,7 +140,11 @@ fn names(addresses: Vec<String>) -> Vec<String> {
         },
     };
     let wildcard = |name: &String| name.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    addresses.into_iter().map(name).filter(|name| !wildcard(name)).collect()
+    addresses
+        .into_iter()
+        .map(name)
+        .filter(|name| !wildcard(name))
+        .collect()
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
@@ -140,7 +159,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn stop_on_signal(stop: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return;
     };
@@ -155,7 +175,9 @@ async fn stop_on_signal(stop: CancellationToken) {
 
 /// Tells systemd's watchdog that the runtime is alive.
 async fn watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let Some(period) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     let mut tick = tokio::time::interval(period / 2);
     loop {
         tick.tick().await;
@@ -169,9 +191,20 @@ mod tests {
 
     #[test]
     fn addresses_become_names_for_a_certificate() {
-        let given = ["10.0.0.1:7443", "10.0.0.2", "[fd00::1]:7443", "fd00::2", "ctl.example:7443", "ctl", "0.0.0.0:7443"];
+        let given = [
+            "10.0.0.1:7443",
+            "10.0.0.2",
+            "[fd00::1]:7443",
+            "fd00::2",
+            "ctl.example:7443",
+            "ctl",
+            "0.0.0.0:7443",
+        ];
         let found = names(given.map(str::to_owned).to_vec());
-        assert_eq!(found, ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2", "ctl.example", "ctl"]);
+        assert_eq!(
+            found,
+            ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2", "ctl.example", "ctl"]
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@ use prometheus_client::{
 use crate::{
     hosts,
     model::{HostState, OperationKind, OperationState},
+    placement::HostView,
     reconcile::queue::Queue,
     state::{Db, State},
     status::{self, VmState},
@@ -65,16 +66,32 @@ impl Metrics {
     pub fn page(self: &Arc<Self>, db: Db, queue: Arc<Queue<VmId>>) -> Page {
         let mut registry = Registry::with_prefix("dalgu_controller");
         registry.register("reconcile_passes", "Reconcile passes", self.passes.clone());
-        registry.register("reconcile_failures", "Reconcile passes that come again later", self.failures.clone());
+        registry.register(
+            "reconcile_failures",
+            "Reconcile passes that come again later",
+            self.failures.clone(),
+        );
         let seconds = |registry: &mut Registry, name, help, histogram: &Histogram| {
             registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         };
-        seconds(&mut registry, "reconcile_pass_duration", "Time of a reconcile pass", &self.pass_seconds);
-        seconds(&mut registry, "store_commit_duration", "Time to put changes on the disk", &self.commit_seconds);
+        seconds(
+            &mut registry,
+            "reconcile_pass_duration",
+            "Time of a reconcile pass",
+            &self.pass_seconds,
+        );
+        seconds(
+            &mut registry,
+            "store_commit_duration",
+            "Time to put changes on the disk",
+            &self.commit_seconds,
+        );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "About this program", build);
         registry.register_collector(Box::new(Snapshot { db, queue }));
-        Page { registry: Arc::new(registry) }
+        Page {
+            registry: Arc::new(registry),
+        }
     }
 }
 
@@ -102,7 +119,10 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts of objects and MiB stay far below 2^53")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts of objects and MiB stay far below 2^53"
+)]
 fn number(value: u64) -> ConstGauge<f64> {
     ConstGauge::new(value as f64)
 }
@@ -119,10 +139,25 @@ impl Collector for Snapshot {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
         let waiting = u64::try_from(self.queue.len()).unwrap_or(u64::MAX);
-        one(&mut encoder, "reconcile_queue_vms", "VMs that wait for a pass or have one", waiting)?;
-        one(&mut encoder, "term", "Number of this run of the controller", state.meta.term.0)?;
+        one(
+            &mut encoder,
+            "reconcile_queue_vms",
+            "VMs that wait for a pass or have one",
+            waiting,
+        )?;
+        one(
+            &mut encoder,
+            "term",
+            "Number of this run of the controller",
+            state.meta.term.0,
+        )?;
         let revision = ConstCounter::new(state.meta.revision);
-        revision.encode(encoder.encode_descriptor("store_revisions", "Changes stored", None, revision.metric_type())?)
+        revision.encode(encoder.encode_descriptor(
+            "store_revisions",
+            "Changes stored",
+            None,
+            revision.metric_type(),
+        )?)
     }
 }
 
@@ -143,7 +178,11 @@ fn hosts_by_state(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<
     let gauge = number(0);
     let mut family = encoder.encode_descriptor("hosts", "Hosts by state", None, gauge.metric_type())?;
     for wanted in [HostState::Initializing, HostState::Ready, HostState::Unreachable] {
-        let count = state.hosts.keys().filter(|name| hosts::state_of(state, name) == wanted).count();
+        let count = state
+            .hosts
+            .keys()
+            .filter(|name| hosts::state_of(state, name) == wanted)
+            .count();
         number(count as u64).encode(family.encode_family(&[("state", wanted.as_str())])?)?;
     }
     Ok(())
@@ -166,12 +205,32 @@ fn operations(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), 
 
 fn room(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
     let views = hosts::views(state);
-    let families: [(&str, &str, Option<Unit>, fn(&crate::placement::HostView) -> u64); 5] = [
-        ("host_vcpus_capacity", "Virtual processors that may be reserved", None, |h| h.vcpus_capacity().into()),
-        ("host_vcpus_reserved", "Virtual processors reserved", None, |h| h.vcpus_reserved.into()),
-        ("host_memory_capacity", "Memory that may be reserved", Some(Unit::Bytes), |h| h.memory_mib_capacity() << 20),
-        ("host_memory_reserved", "Memory reserved", Some(Unit::Bytes), |h| h.memory_mib_reserved << 20),
-        ("host_vms_reserved", "VMs that hold a reservation", None, |h| h.vms.into()),
+    type Read = fn(&HostView) -> u64;
+    let families: [(&str, &str, Option<Unit>, Read); 5] = [
+        (
+            "host_vcpus_capacity",
+            "Virtual processors that may be reserved",
+            None,
+            |h| h.vcpus_capacity().into(),
+        ),
+        ("host_vcpus_reserved", "Virtual processors reserved", None, |h| {
+            h.vcpus_reserved.into()
+        }),
+        (
+            "host_memory_capacity",
+            "Memory that may be reserved",
+            Some(Unit::Bytes),
+            |h| h.memory_mib_capacity() << 20,
+        ),
+        (
+            "host_memory_reserved",
+            "Memory reserved",
+            Some(Unit::Bytes),
+            |h| h.memory_mib_reserved << 20,
+        ),
+        ("host_vms_reserved", "VMs that hold a reservation", None, |h| {
+            h.vms.into()
+        }),
     ];
     for (name, help, unit, read) in families {
         let gauge = number(0);

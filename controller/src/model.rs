@@ -51,7 +51,11 @@ pub struct Fault {
 impl Fault {
     /// Makes a fault.
     pub fn new(code: Code, reason: &str, message: impl Into<String>) -> Self {
-        Self { code: code as i32, reason: reason.to_owned(), message: message.into() }
+        Self {
+            code: code as i32,
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
     }
 }
 
@@ -178,7 +182,10 @@ impl OperationKind {
 
     /// Whether it asks for a power state, so that a newer such request replaces it.
     pub const fn is_power(self) -> bool {
-        matches!(self, Self::Start | Self::Stop | Self::Restart | Self::Pause | Self::Resume)
+        matches!(
+            self,
+            Self::Start | Self::Stop | Self::Restart | Self::Pause | Self::Resume
+        )
     }
 }
 
@@ -297,7 +304,10 @@ impl Phase {
 
     /// Whether it uses one of its hosts' places for transfers.
     pub const fn is_transfer(self) -> bool {
-        matches!(self, Self::PreparingDestination | Self::Transferring | Self::CuttingOver)
+        matches!(
+            self,
+            Self::PreparingDestination | Self::Transferring | Self::CuttingOver
+        )
     }
 
     /// Name in messages.
@@ -568,7 +578,10 @@ pub struct Observation {
 impl Observation {
     /// Whether it says the same but for the usage sample.
     pub fn same_status(&self, other: &Self) -> bool {
-        let bare = |o: &Self| Self { usage: None, ..o.clone() };
+        let bare = |o: &Self| Self {
+            usage: None,
+            ..o.clone()
+        };
         bare(self) == bare(other)
     }
 }

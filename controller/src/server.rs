@@ -108,7 +108,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
 }
 
 /// As [`run`]; `ready` is told the address once the controller serves.
-pub async fn run_with(config: Config, stop: CancellationToken, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
+pub async fn run_with(
+    config: Config,
+    stop: CancellationToken,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
     let store = Box::new(Sqlite::open(&config.data_dir.join("dalgu.db"))?);
     let failed = Box::new(|error: &store::Error| {
         tracing::error!(%error, source = ?std::error::Error::source(error), "the store failed; the controller ends");
@@ -126,9 +130,11 @@ impl Controller {
         let identity = Identity::load_dir(config.tls_dir(), "controller")?;
         let tls = identity.server_config(&[tls::ALPN_H2, tls::ALPN_HTTP1])?;
         let listener = listen(config.listen).await?;
-        let unix = config.unix_socket.as_ref().map(|path| listen_unix(path)).transpose()?;
-        let address =
-            listener.local_addr().map_err(|source| Error::Listen { address: config.listen.to_string(), source })?;
+        let unix = config.unix_socket.as_ref().map(listen_unix).transpose()?;
+        let address = listener.local_addr().map_err(|source| Error::Listen {
+            address: config.listen.to_string(),
+            source,
+        })?;
 
         let metrics = Arc::new(Metrics::default());
         let queue = Arc::new(Queue::default());
@@ -147,8 +153,12 @@ impl Controller {
         let db = Db::open(parts.store, cluster_id, hooks)?;
         let agents = Arc::new(Agents::new(identity));
         let config = Arc::new(config);
-        let services =
-            Services { db: db.clone(), agents: agents.clone(), config: config.clone(), stop: stop.clone() };
+        let services = Services {
+            db: db.clone(),
+            agents: agents.clone(),
+            config: config.clone(),
+            stop: stop.clone(),
+        };
         let routes = routes(services, metrics.page(db.clone(), queue.clone()))?;
 
         let tasks = TaskTracker::new();
@@ -165,13 +175,35 @@ impl Controller {
         if let Some((listener, uid)) = unix {
             tasks.spawn(async move { acceptor.run_unix(listener, uid).await });
         }
-        tasks.spawn(hosts::heartbeat::run(db.clone(), config.unreachable_after(), stop.clone()));
-        tasks.spawn(housekeeping::run(db.clone(), config.operation_retention(), stop.clone()));
-        tasks.spawn(Runner { db: db.clone(), agents, queue, metrics }.run(stop.clone()));
+        tasks.spawn(hosts::heartbeat::run(
+            db.clone(),
+            config.unreachable_after(),
+            stop.clone(),
+        ));
+        tasks.spawn(housekeeping::run(
+            db.clone(),
+            config.operation_retention(),
+            stop.clone(),
+        ));
+        tasks.spawn(
+            Runner {
+                db: db.clone(),
+                agents,
+                queue,
+                metrics,
+            }
+            .run(stop.clone()),
+        );
         tasks.close();
         let term = db.snapshot().meta.term;
         tracing::info!(%address, %cluster_id, %term, "serving");
-        Ok(Self { address, db, stop, tasks, server })
+        Ok(Self {
+            address,
+            db,
+            stop,
+            tasks,
+            server,
+        })
     }
 
     /// Where it listens.
@@ -192,8 +224,13 @@ impl Controller {
             () = self.stop.cancelled() => tokio::time::timeout(STOP_TIMEOUT, &mut self.server).await.ok(),
         };
         self.stop.cancel();
-        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!("some work was still under way at the end; it is taken up again at the next start");
+        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "some work was still under way at the end; it is taken up again at the next start"
+            );
         }
         match ended {
             Some(Ok(outcome)) => Ok(outcome?),
@@ -217,13 +254,19 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address: address.to_string(), source })
+    TcpListener::bind(address).await.map_err(|source| Error::Listen {
+        address: address.to_string(),
+        source,
+    })
 }
 
 /// The socket, and the uid of this process: the socket file is its own.
 fn listen_unix(path: &PathBuf) -> Result<(UnixListener, u32), Error> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-    let failed = |source| Error::Listen { address: path.display().to_string(), source };
+    let failed = |source| Error::Listen {
+        address: path.display().to_string(),
+        source,
+    };
     // A socket that a killed run left behind; the store's lock says that no other run is alive.
     if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
         std::fs::remove_file(path).map_err(failed)?;
@@ -236,7 +279,11 @@ fn listen_unix(path: &PathBuf) -> Result<(UnixListener, u32), Error> {
 
 type Incoming = tokio::sync::mpsc::Receiver<io::Result<tls::server::Connection>>;
 
-async fn serve(routes: Routes, incoming: Incoming, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+async fn serve(
+    routes: Routes,
+    incoming: Incoming,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(MAX_STREAMS)
@@ -256,30 +303,64 @@ macro_rules! guarded {
     };
 }
 
-#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+#[allow(
+    clippy::result_large_err,
+    reason = "tonic's error is what an interceptor returns"
+)]
 type Rule = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
 
 /// Every service with its rule, and the metrics page.
 fn routes(services: Services, page: Page) -> Result<Routes, Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     // The state has been read and the term is on disk: it serves.
-    tokio::spawn(async move { health.set_service_status("", tonic_health::ServingStatus::Serving).await });
-    let reflection = || tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    tokio::spawn(async move {
+        health
+            .set_service_status("", tonic_health::ServingStatus::Serving)
+            .await
+    });
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let s = &services;
     let routes = Routes::default()
-        .add_service(guarded!(v1::vm_service_server::VmServiceServer::new(s.clone()), api::only_operators))
-        .add_service(guarded!(v1::host_service_server::HostServiceServer::new(s.clone()), api::only_operators))
-        .add_service(guarded!(v1::operation_service_server::OperationServiceServer::new(s.clone()), api::only_operators))
-        .add_service(guarded!(v1::placement_service_server::PlacementServiceServer::new(s.clone()), api::only_operators))
-        .add_service(guarded!(v1::event_service_server::EventServiceServer::new(s.clone()), api::only_operators))
+        .add_service(guarded!(
+            v1::vm_service_server::VmServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::host_service_server::HostServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::operation_service_server::OperationServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::placement_service_server::PlacementServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::event_service_server::EventServiceServer::new(s.clone()),
+            api::only_operators
+        ))
         .add_service(guarded!(RegistrarServiceServer::new(s.clone()), api::only_agents))
         .add_service(InterceptedService::new(health_service, api::anybody as Rule))
-        .add_service(InterceptedService::new(reflection().build_v1()?, api::anybody as Rule))
-        .add_service(InterceptedService::new(reflection().build_v1alpha()?, api::anybody as Rule));
+        .add_service(InterceptedService::new(
+            reflection().build_v1()?,
+            api::anybody as Rule,
+        ))
+        .add_service(InterceptedService::new(
+            reflection().build_v1alpha()?,
+            api::anybody as Rule,
+        ));
     // Only authenticated callers come this far, and any of them may scrape.
-    Ok(Routes::from(routes.into_axum_router().route("/metrics", get(metrics).with_state(page))))
+    Ok(Routes::from(
+        routes
+            .into_axum_router()
+            .route("/metrics", get(metrics).with_state(page)),
+    ))
 }
 
 async fn metrics(Shared(page): Shared<Page>, headers: HeaderMap) -> Response {

@@ -126,7 +126,9 @@ impl State {
 
     /// What the owner last said of a VM, if it counts: from that host, under that ownership number.
     pub fn observation(&self, vm: &VmRecord) -> Option<&Arc<Observation>> {
-        self.observations.get(&vm.id).filter(|o| o.host == vm.owner && o.epoch == vm.epoch)
+        self.observations
+            .get(&vm.id)
+            .filter(|o| o.host == vm.owner && o.epoch == vm.epoch)
     }
 
     /// The migration of a VM that has not ended.
@@ -136,7 +138,10 @@ impl State {
 
     /// What is known of a migration.
     pub fn migration_live(&self, id: MigrationId) -> MigrationLive {
-        self.migration_live.get(&id).map(|live| (**live).clone()).unwrap_or_default()
+        self.migration_live
+            .get(&id)
+            .map(|live| (**live).clone())
+            .unwrap_or_default()
     }
 
     /// Operations of a VM that have not ended, oldest first.
@@ -147,14 +152,24 @@ impl State {
 
     /// Transfers that a host sends and receives now.
     pub fn transfers(&self, host: &HostName) -> (usize, usize) {
-        let running = self.active_migrations.values().filter_map(|id| self.migrations.get(id));
-        running.filter(|m| m.phase.is_transfer()).fold((0, 0), |(out, into), m| {
-            (out + usize::from(m.source == *host), into + usize::from(m.destination == *host))
-        })
+        let running = self
+            .active_migrations
+            .values()
+            .filter_map(|id| self.migrations.get(id));
+        running
+            .filter(|m| m.phase.is_transfer())
+            .fold((0, 0), |(out, into), m| {
+                (
+                    out + usize::from(m.source == *host),
+                    into + usize::from(m.destination == *host),
+                )
+            })
     }
 
     /// The oldest revision whose event is kept; one more than the current when there is none.
     pub fn oldest_event(&self) -> u64 {
-        self.events.get_min().map_or(self.meta.revision + 1, |(revision, _)| *revision)
+        self.events
+            .get_min()
+            .map_or(self.meta.revision + 1, |(revision, _)| *revision)
     }
 }

@@ -5,7 +5,9 @@
 
 use dalgu_proto::vm::PowerState;
 
-use crate::model::{HostState, MigrationLive, MigrationRecord, Observation, OperationKind, Phase, VmPhase, VmRecord};
+use crate::model::{
+    HostState, MigrationLive, MigrationRecord, Observation, OperationKind, Phase, VmPhase, VmRecord,
+};
 use crate::state::State;
 
 /// Summary of a VM.
@@ -88,15 +90,24 @@ pub struct View<'a> {
 
 /// The state of a VM as a whole state shows it.
 pub fn of(state: &State, vm: &VmRecord) -> VmState {
-    let creating = state.active_operations(vm.id).iter().any(|op| op.kind == OperationKind::Create);
+    let creating = state
+        .active_operations(vm.id)
+        .iter()
+        .any(|op| op.kind == OperationKind::Create);
     let migration = state.active_migration(vm.id);
     derive(&View {
         vm,
         observation: state.observation(vm).map(AsRef::as_ref),
-        host: state.live.get(&vm.owner).map_or(HostState::Unreachable, |live| live.state),
+        host: state
+            .live
+            .get(&vm.owner)
+            .map_or(HostState::Unreachable, |live| live.state),
         migration: migration.map(|m| (&**m, state.migration_live(m.id))),
         creating,
-        refused: state.refusals.get(&vm.id).is_some_and(|r| r.generation >= vm.intent.generation),
+        refused: state
+            .refusals
+            .get(&vm.id)
+            .is_some_and(|r| r.generation >= vm.intent.generation),
     })
 }
 
@@ -137,7 +148,9 @@ fn observed(vm: &VmRecord, observation: &Observation) -> VmState {
     match (vm.intent.power, observation.power) {
         (PowerState::Running | PowerState::Paused, Some(PowerState::Running)) => VmState::Running,
         (PowerState::Running | PowerState::Paused, Some(PowerState::Paused)) => VmState::Paused,
-        (PowerState::Running | PowerState::Paused, Some(PowerState::Stopped) | None) if done => VmState::Stopped,
+        (PowerState::Running | PowerState::Paused, Some(PowerState::Stopped) | None) if done => {
+            VmState::Stopped
+        }
         (PowerState::Running | PowerState::Paused, _) => VmState::Starting,
         (PowerState::Stopped, Some(PowerState::Stopped)) => VmState::Stopped,
         (PowerState::Stopped, None) if done => VmState::Stopped,
@@ -157,7 +170,14 @@ mod tests {
     use crate::model::VmFault;
 
     fn view<'a>(vm: &'a VmRecord, observation: Option<&'a Observation>) -> View<'a> {
-        View { vm, observation, host: HostState::Ready, migration: None, creating: false, refused: false }
+        View {
+            vm,
+            observation,
+            host: HostState::Ready,
+            migration: None,
+            creating: false,
+            refused: false,
+        }
     }
 
     #[test]
@@ -183,7 +203,11 @@ mod tests {
             let mut observation = fixtures::observation(&vm);
             observation.power = seen;
             observation.observed = if done { vm.intent.generation } else { Generation(0) };
-            assert_eq!(derive(&view(&vm, Some(&observation))), expected, "{wanted:?} {seen:?} {done}");
+            assert_eq!(
+                derive(&view(&vm, Some(&observation))),
+                expected,
+                "{wanted:?} {seen:?} {done}"
+            );
         }
     }
 
@@ -195,12 +219,22 @@ mod tests {
             let mut observation = fixtures::observation(&vm);
             observation.power = Some(PowerState::Stopped);
             for seen in [Some(&observation), None] {
-                let silent = View { host: HostState::Unreachable, ..view(&vm, seen) };
+                let silent = View {
+                    host: HostState::Unreachable,
+                    ..view(&vm, seen)
+                };
                 assert_eq!(derive(&silent), VmState::Unreachable);
             }
         }
-        let starting = View { host: HostState::Initializing, ..view(&vm, None) };
-        assert_eq!(derive(&starting), VmState::Unreachable, "nothing has been heard since the start");
+        let starting = View {
+            host: HostState::Initializing,
+            ..view(&vm, None)
+        };
+        assert_eq!(
+            derive(&starting),
+            VmState::Unreachable,
+            "nothing has been heard since the start"
+        );
     }
 
     #[test]
@@ -210,7 +244,14 @@ mod tests {
         observation.phase = VmPhase::Failed;
         observation.power = Some(PowerState::Stopped);
         observation.observed = Generation(0);
-        let fault = |retrying| Some(VmFault { reason: "X".into(), message: "x".into(), retrying, time: None });
+        let fault = |retrying| {
+            Some(VmFault {
+                reason: "X".into(),
+                message: "x".into(),
+                retrying,
+                time: None,
+            })
+        };
         observation.fault = fault(false);
         assert_eq!(derive(&view(&vm, Some(&observation))), VmState::Failed);
         observation.fault = fault(true);
@@ -218,25 +259,45 @@ mod tests {
         observation.fault = fault(false);
         vm.intent.generation = vm.intent.generation.next();
         assert_eq!(derive(&view(&vm, Some(&observation))), VmState::Starting);
-        assert_eq!(derive(&View { refused: true, ..view(&vm, None) }), VmState::Failed);
+        assert_eq!(
+            derive(&View {
+                refused: true,
+                ..view(&vm, None)
+            }),
+            VmState::Failed
+        );
     }
 
     #[test]
     fn deletion_and_migration_come_first() {
         let mut vm = fixtures::vm("web", "h1");
         let mut migration = fixtures::migration(&vm, "h2");
-        let doubt = MigrationLive { doubt: Some("h2 is silent".into()), ..MigrationLive::default() };
+        let doubt = MigrationLive {
+            doubt: Some("h2 is silent".into()),
+            ..MigrationLive::default()
+        };
         let with = |migration: &MigrationRecord, live: &MigrationLive, vm: &VmRecord| {
-            derive(&View { migration: Some((migration, live.clone())), host: HostState::Unreachable, ..view(vm, None) })
+            derive(&View {
+                migration: Some((migration, live.clone())),
+                host: HostState::Unreachable,
+                ..view(vm, None)
+            })
         };
         assert_eq!(with(&migration, &doubt, &vm), VmState::Migrating);
         migration.phase = Phase::CuttingOver;
         assert_eq!(with(&migration, &doubt, &vm), VmState::Resolving);
-        assert_eq!(with(&migration, &MigrationLive::default(), &vm), VmState::Migrating);
+        assert_eq!(
+            with(&migration, &MigrationLive::default(), &vm),
+            VmState::Migrating
+        );
         migration.phase = Phase::CleaningSource;
         assert_eq!(with(&migration, &doubt, &vm), VmState::Migrating);
         migration.destination_finished = true;
-        assert_eq!(with(&migration, &doubt, &vm), VmState::Unreachable, "only the other side is left to tidy up");
+        assert_eq!(
+            with(&migration, &doubt, &vm),
+            VmState::Unreachable,
+            "only the other side is left to tidy up"
+        );
         vm.delete_time = Some(vm.create_time);
         assert_eq!(with(&migration, &doubt, &vm), VmState::Deleting);
     }
@@ -245,7 +306,11 @@ mod tests {
     fn before_the_first_answer_a_vm_is_pending() {
         let vm = fixtures::vm("web", "h1");
         assert_eq!(derive(&view(&vm, None)), VmState::Pending);
-        let created = View { creating: true, host: HostState::Initializing, ..view(&vm, None) };
+        let created = View {
+            creating: true,
+            host: HostState::Initializing,
+            ..view(&vm, None)
+        };
         assert_eq!(derive(&created), VmState::Pending);
     }
 }

@@ -54,8 +54,15 @@ impl EventService for Services {
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let request = request.into_inner();
-        if let Some(bad) = request.kinds.iter().find(|kind| v1::EventKind::try_from(**kind).is_err()) {
-            return Err(reason::invalid("kinds", format!("{bad} is not a value of EventKind")));
+        if let Some(bad) = request
+            .kinds
+            .iter()
+            .find(|kind| v1::EventKind::try_from(**kind).is_err())
+        {
+            return Err(reason::invalid(
+                "kinds",
+                format!("{bad} is not a value of EventKind"),
+            ));
         }
         let state = self.db.snapshot();
         let current = state.meta.revision;
@@ -67,7 +74,10 @@ impl EventService for Services {
         };
         check_kept(&state, after)?;
         let (sender, events) = mpsc::channel(BUFFER);
-        let filter = Filter { kinds: request.kinds, subject: request.subject };
+        let filter = Filter {
+            kinds: request.kinds,
+            subject: request.subject,
+        };
         let (db, stop) = (self.db.clone(), self.stop.clone());
         tokio::spawn(async move {
             // Cancel safe: the watcher is gone or the controller is, nobody misses the rest.
@@ -85,19 +95,38 @@ impl EventService for Services {
         request: Request<v1::ListEventsRequest>,
     ) -> Result<Response<v1::ListEventsResponse>, Status> {
         let request = request.into_inner();
-        let page = Page::of(request.page_size, &request.page_token, &format!("events {:?}", request.subject))?;
+        let page = Page::of(
+            request.page_size,
+            &request.page_token,
+            &format!("events {:?}", request.subject),
+        )?;
         let until = match page.after.as_deref().map(str::parse) {
             None => Bound::Unbounded,
             Some(Ok(revision)) => Bound::Excluded(revision),
             Some(Err(_)) => return Err(reason::invalid("page_token", "does not belong to this list")),
         };
         let state = self.db.snapshot();
-        let filter = Filter { kinds: vec![], subject: request.subject };
-        let newest_first = state.events.range((Bound::<u64>::Unbounded, until)).rev().map(|(_, event)| event);
-        let (events, next_page_token) =
-            page.take(newest_first.filter(|event| filter.takes(event)), |event| event.revision.to_string());
-        let events = events.into_iter().map(|event| wire::event(&state, event)).collect();
-        Ok(Response::new(v1::ListEventsResponse { events, next_page_token }))
+        let filter = Filter {
+            kinds: vec![],
+            subject: request.subject,
+        };
+        let newest_first = state
+            .events
+            .range((Bound::<u64>::Unbounded, until))
+            .rev()
+            .map(|(_, event)| event);
+        let (events, next_page_token) = page
+            .take(newest_first.filter(|event| filter.takes(event)), |event| {
+                event.revision.to_string()
+            });
+        let events = events
+            .into_iter()
+            .map(|event| wire::event(&state, event))
+            .collect();
+        Ok(Response::new(v1::ListEventsResponse {
+            events,
+            next_page_token,
+        }))
     }
 }
 
@@ -105,7 +134,11 @@ impl EventService for Services {
 #[allow(clippy::result_large_err, reason = "tonic's error is what the stream carries")]
 fn check_kept(state: &State, after: u64) -> Result<(), Status> {
     let oldest = state.oldest_event();
-    if after < state.meta.forgotten { Err(expired(after, oldest)) } else { Ok(()) }
+    if after < state.meta.forgotten {
+        Err(expired(after, oldest))
+    } else {
+        Ok(())
+    }
 }
 
 /// Sends what comes behind `after`, until it is no longer kept.
@@ -119,8 +152,12 @@ async fn feed(db: Db, mut after: u64, filter: Filter, sender: &mpsc::Sender<Resu
             return;
         }
         // So many at a time that a slow reader does not hold an old state for long.
-        let next: Vec<_> =
-            state.events.range((Bound::Excluded(after), Bound::Unbounded)).take(BUFFER).map(|(_, e)| e.clone()).collect();
+        let next: Vec<_> = state
+            .events
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .take(BUFFER)
+            .map(|(_, e)| e.clone())
+            .collect();
         if next.is_empty() {
             after = after.max(state.meta.revision);
             drop(state);

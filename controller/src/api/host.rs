@@ -24,13 +24,18 @@ const RATIO: std::ops::RangeInclusive<f64> = 0.1..=64.0;
 const MAX_REASON: usize = 256;
 
 fn parse(field: &str, value: &str) -> Result<HostName, Status> {
-    value.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
+    value
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
 }
 
 impl Services {
     fn host(&self, name: &HostName) -> Result<Response<v1::Host>, Status> {
         let state = self.db.snapshot();
-        let host = state.hosts.get(name).ok_or_else(|| Error::HostNotFound(name.to_string()))?;
+        let host = state
+            .hosts
+            .get(name)
+            .ok_or_else(|| Error::HostNotFound(name.to_string()))?;
         Ok(Response::new(wire::host(&state, host)))
     }
 
@@ -55,29 +60,52 @@ impl HostService for Services {
     ) -> Result<Response<v1::ListHostsResponse>, Status> {
         let request = request.into_inner();
         let selector = request::labels("label_selector", &request.label_selector)?;
-        let page = Page::of(request.page_size, &request.page_token, &format!("hosts {selector:?}"))?;
+        let page = Page::of(
+            request.page_size,
+            &request.page_token,
+            &format!("hosts {selector:?}"),
+        )?;
         let from = match &page.after {
             Some(name) => Bound::Excluded(parse("page_token", name)?),
             None => Bound::Unbounded,
         };
         let state = self.db.snapshot();
         let all = state.hosts.range((from, Bound::Unbounded)).map(|(_, host)| host);
-        let found = all.filter(|host| selector.iter().all(|(key, value)| host.labels.get(key) == Some(value)));
+        let found = all.filter(|host| {
+            selector
+                .iter()
+                .all(|(key, value)| host.labels.get(key) == Some(value))
+        });
         let (hosts, next_page_token) = page.take(found, |host| host.name.to_string());
         let hosts = hosts.into_iter().map(|host| wire::host(&state, host)).collect();
-        Ok(Response::new(v1::ListHostsResponse { hosts, next_page_token, resource_version: state.meta.revision }))
+        Ok(Response::new(v1::ListHostsResponse {
+            hosts,
+            next_page_token,
+            resource_version: state.meta.revision,
+        }))
     }
 
-    async fn update_host(&self, request: Request<v1::UpdateHostRequest>) -> Result<Response<v1::Host>, Status> {
+    async fn update_host(
+        &self,
+        request: Request<v1::UpdateHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
         let message = request.get_ref();
-        let host = message.host.as_ref().ok_or_else(|| reason::invalid("host", "must be given"))?;
+        let host = message
+            .host
+            .as_ref()
+            .ok_or_else(|| reason::invalid("host", "must be given"))?;
         let name = parse("host.name", &host.name)?;
         let mut change = Update::default();
         for path in request::mask(message.update_mask.clone(), &MUTABLE, MUTABLE_TEXT)? {
             match path.as_str() {
                 "labels" => change.labels = Some(request::labels("host.labels", &host.labels)?),
                 "cpu_overcommit_ratio" if !RATIO.contains(&host.cpu_overcommit_ratio) => {
-                    let message = format!("must be {} to {}, got {}", RATIO.start(), RATIO.end(), host.cpu_overcommit_ratio);
+                    let message = format!(
+                        "must be {} to {}, got {}",
+                        RATIO.start(),
+                        RATIO.end(),
+                        host.cpu_overcommit_ratio
+                    );
                     return Err(reason::invalid("host.cpu_overcommit_ratio", message));
                 }
                 "cpu_overcommit_ratio" => change.cpu_overcommit_ratio = Some(host.cpu_overcommit_ratio),
@@ -87,24 +115,37 @@ impl HostService for Services {
         let content = format!("UpdateHost {name} {:?} {change:?}", host.etag);
         let caller = request::caller(&request, &message.request_id, &content)?;
         let etag = host.etag.clone();
-        self.change_host(caller, |tx| host::update(tx, name.as_str(), &etag, change)).await?;
+        self.change_host(caller, |tx| host::update(tx, name.as_str(), &etag, change))
+            .await?;
         self.host(&name)
     }
 
-    async fn cordon_host(&self, request: Request<v1::CordonHostRequest>) -> Result<Response<v1::Host>, Status> {
+    async fn cordon_host(
+        &self,
+        request: Request<v1::CordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
         let message = request.get_ref();
         let name = parse("name", &message.name)?;
         let reason = request::text("reason", message.reason.clone(), MAX_REASON)?;
-        let caller = request::caller(&request, &message.request_id, &format!("CordonHost {name} {reason:?}"))?;
-        self.change_host(caller, |tx| host::cordon(tx, name.as_str(), Some(reason))).await?;
+        let caller = request::caller(
+            &request,
+            &message.request_id,
+            &format!("CordonHost {name} {reason:?}"),
+        )?;
+        self.change_host(caller, |tx| host::cordon(tx, name.as_str(), Some(reason)))
+            .await?;
         self.host(&name)
     }
 
-    async fn uncordon_host(&self, request: Request<v1::UncordonHostRequest>) -> Result<Response<v1::Host>, Status> {
+    async fn uncordon_host(
+        &self,
+        request: Request<v1::UncordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
         let message = request.get_ref();
         let name = parse("name", &message.name)?;
         let caller = request::caller(&request, &message.request_id, &format!("UncordonHost {name}"))?;
-        self.change_host(caller, |tx| host::cordon(tx, name.as_str(), None)).await?;
+        self.change_host(caller, |tx| host::cordon(tx, name.as_str(), None))
+            .await?;
         self.host(&name)
     }
 
@@ -115,7 +156,8 @@ impl HostService for Services {
         let message = request.get_ref();
         let name = parse("name", &message.name)?;
         let caller = request::caller(&request, &message.request_id, &format!("DeleteHost {name}"))?;
-        self.change_host(caller, |tx| host::delete(tx, name.as_str())).await?;
+        self.change_host(caller, |tx| host::delete(tx, name.as_str()))
+            .await?;
         Ok(Response::new(v1::DeleteHostResponse {}))
     }
 }

@@ -38,12 +38,21 @@ pub struct Services {
 }
 
 fn peer<T>(request: &Request<T>) -> Result<&Peer, Status> {
-    let missing = || reason::status(Code::Unauthenticated, "NO_IDENTITY", "the connection has no identity");
+    let missing = || {
+        reason::status(
+            Code::Unauthenticated,
+            "NO_IDENTITY",
+            "the connection has no identity",
+        )
+    };
     request.extensions().get::<Peer>().ok_or_else(missing)
 }
 
 /// Lets operators in.
-#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+#[allow(
+    clippy::result_large_err,
+    reason = "tonic's error is what an interceptor returns"
+)]
 pub fn only_operators(request: Request<()>) -> Result<Request<()>, Status> {
     let peer = peer(&request)?;
     if peer.role == Role::Operator {
@@ -54,7 +63,10 @@ pub fn only_operators(request: Request<()>) -> Result<Request<()>, Status> {
 }
 
 /// Lets agents in.
-#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+#[allow(
+    clippy::result_large_err,
+    reason = "tonic's error is what an interceptor returns"
+)]
 pub fn only_agents(request: Request<()>) -> Result<Request<()>, Status> {
     let peer = peer(&request)?;
     if matches!(peer.role, Role::Agent(_)) {
@@ -65,7 +77,10 @@ pub fn only_agents(request: Request<()>) -> Result<Request<()>, Status> {
 }
 
 /// Lets everybody in who has an identity, which the connection has checked.
-#[allow(clippy::result_large_err, reason = "tonic's error is what an interceptor returns")]
+#[allow(
+    clippy::result_large_err,
+    reason = "tonic's error is what an interceptor returns"
+)]
 pub fn anybody(request: Request<()>) -> Result<Request<()>, Status> {
     peer(&request)?;
     Ok(request)
@@ -102,7 +117,9 @@ impl From<verbs::Error> for Status {
 const VERDICTS_BYTES: usize = 4096;
 
 fn metadata(error: &verbs::Error) -> HashMap<String, String> {
-    let verbs::Error::NoCapacity { decision } = error else { return HashMap::new() };
+    let verbs::Error::NoCapacity { decision } = error else {
+        return HashMap::new();
+    };
     let mut facts = HashMap::new();
     let mut room = VERDICTS_BYTES;
     for verdict in &decision.verdicts {
@@ -110,7 +127,10 @@ fn metadata(error: &verbs::Error) -> HashMap<String, String> {
         let text = texts.join("; ");
         let size = verdict.host.as_str().len() + text.len();
         if size > room {
-            facts.insert("omitted".to_owned(), (decision.verdicts.len() - facts.len()).to_string());
+            facts.insert(
+                "omitted".to_owned(),
+                (decision.verdicts.len() - facts.len()).to_string(),
+            );
             break;
         }
         room -= size;

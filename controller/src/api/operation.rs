@@ -16,19 +16,26 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 const MAX_WAIT: Duration = Duration::from_secs(300);
 
 fn parse(value: &str) -> Result<OperationId, Status> {
-    value.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid("id", error.to_string()))
+    value
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid("id", error.to_string()))
 }
 
 impl Services {
     fn read_operation(&self, id: OperationId) -> Result<Response<v1::Operation>, Status> {
         let found = wire::operation_by_id(&self.db.snapshot(), id);
-        Ok(Response::new(found.ok_or_else(|| Error::OperationNotFound(id.to_string()))?))
+        Ok(Response::new(
+            found.ok_or_else(|| Error::OperationNotFound(id.to_string()))?,
+        ))
     }
 }
 
 #[tonic::async_trait]
 impl OperationService for Services {
-    async fn get_operation(&self, request: Request<v1::GetOperationRequest>) -> Result<Response<v1::Operation>, Status> {
+    async fn get_operation(
+        &self,
+        request: Request<v1::GetOperationRequest>,
+    ) -> Result<Response<v1::Operation>, Status> {
         self.read_operation(parse(&request.get_ref().id)?)
     }
 
@@ -44,18 +51,32 @@ impl OperationService for Services {
             None => Bound::Unbounded,
         };
         let state = self.db.snapshot();
-        let newest_first = state.operations.range((Bound::Unbounded, until)).rev().map(|(_, operation)| operation);
+        let newest_first = state
+            .operations
+            .range((Bound::Unbounded, until))
+            .rev()
+            .map(|(_, operation)| operation);
         let found = newest_first.filter(|operation| {
             (request.vm.is_empty() || operation.vm_name.as_str() == request.vm)
                 && (!request.active_only || operation.is_active())
         });
         let (operations, next_page_token) = page.take(found, |operation| operation.id.to_string());
-        let operations = operations.into_iter().map(|operation| wire::operation(&state, operation)).collect();
+        let operations = operations
+            .into_iter()
+            .map(|operation| wire::operation(&state, operation))
+            .collect();
         let resource_version = state.meta.revision;
-        Ok(Response::new(v1::ListOperationsResponse { operations, next_page_token, resource_version }))
+        Ok(Response::new(v1::ListOperationsResponse {
+            operations,
+            next_page_token,
+            resource_version,
+        }))
     }
 
-    async fn wait_operation(&self, request: Request<v1::WaitOperationRequest>) -> Result<Response<v1::Operation>, Status> {
+    async fn wait_operation(
+        &self,
+        request: Request<v1::WaitOperationRequest>,
+    ) -> Result<Response<v1::Operation>, Status> {
         let request = request.into_inner();
         let id = parse(&request.id)?;
         let limit = match &request.timeout {
@@ -68,7 +89,12 @@ impl OperationService for Services {
         };
         let mut states = self.db.watch();
         // An operation that has been forgotten ends the wait too.
-        let ended = states.wait_for(|state| state.operations.get(&id).is_none_or(|operation| !operation.is_active()));
+        let ended = states.wait_for(|state| {
+            state
+                .operations
+                .get(&id)
+                .is_none_or(|operation| !operation.is_active())
+        });
         // Cancel safe: nothing is taken from a watch; the operation is read again below.
         tokio::select! {
             _ = tokio::time::timeout(limit, ended) => {}

@@ -28,7 +28,8 @@ impl Page {
         };
         let list = hash(list.as_bytes());
         let bad = || {
-            let message = "does not belong to this list: begin again without it, and keep the other fields the same";
+            let message =
+                "does not belong to this list: begin again without it, and keep the other fields the same";
             reason::invalid("page_token", message)
         };
         let after = match token {
@@ -43,22 +44,37 @@ impl Page {
 
     /// The token of the next page, given the key of this one's last item.
     pub fn next(&self, last: &str) -> String {
-        format!("{}{last}", self.list).bytes().map(|byte| format!("{byte:02x}")).collect()
+        format!("{}{last}", self.list)
+            .bytes()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// Takes a page's worth of what matches, and the token of the next page if there is more.
-    pub fn take<T>(&self, mut items: impl Iterator<Item = T>, key: impl Fn(&T) -> String) -> (Vec<T>, String) {
+    pub fn take<T>(
+        &self,
+        mut items: impl Iterator<Item = T>,
+        key: impl Fn(&T) -> String,
+    ) -> (Vec<T>, String) {
         let taken: Vec<T> = items.by_ref().take(self.size).collect();
         let more = items.next().is_some();
-        let token = taken.last().filter(|_| more).map(|last| self.next(&key(last))).unwrap_or_default();
+        let token = taken
+            .last()
+            .filter(|_| more)
+            .map(|last| self.next(&key(last)))
+            .unwrap_or_default();
         (taken, token)
     }
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()))
+        .collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+    rest.is_empty()
+        .then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 #[cfg(test)]
@@ -71,7 +87,10 @@ mod tests {
         let (mut token, mut seen) = (String::new(), vec![]);
         loop {
             let page = Page::of(10, &token, "things").unwrap();
-            let rest = all.iter().filter(|key| page.after.as_ref().is_none_or(|after| *key > after)).cloned();
+            let rest = all
+                .iter()
+                .filter(|key| page.after.as_ref().is_none_or(|after| *key > after))
+                .cloned();
             let (items, next) = page.take(rest, Clone::clone);
             seen.extend(items);
             if next.is_empty() {
@@ -93,7 +112,10 @@ mod tests {
     #[test]
     fn a_token_of_another_list_or_of_nobody_is_refused() {
         let token = Page::of(1, "", "vms host=h1").unwrap().next("a");
-        assert_eq!(Page::of(1, &token, "vms host=h1").unwrap().after.as_deref(), Some("a"));
+        assert_eq!(
+            Page::of(1, &token, "vms host=h1").unwrap().after.as_deref(),
+            Some("a")
+        );
         assert!(Page::of(1, &token, "vms host=h2").is_err());
         for bad in ["x", "0", "zz", "ff", "é", "00"] {
             assert!(Page::of(1, bad, "vms").is_err(), "{bad}");

@@ -17,16 +17,26 @@ use crate::{
 };
 
 fn vm_name(value: &str) -> Result<VmName, Status> {
-    value.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm", error.to_string()))
+    value
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm", error.to_string()))
 }
 
 #[tonic::async_trait]
 impl PlacementService for Services {
-    async fn get_placement(&self, request: Request<v1::GetPlacementRequest>) -> Result<Response<v1::Placement>, Status> {
+    async fn get_placement(
+        &self,
+        request: Request<v1::GetPlacementRequest>,
+    ) -> Result<Response<v1::Placement>, Status> {
         let name = vm_name(&request.get_ref().vm)?;
         let state = self.db.snapshot();
-        let vm = state.vm_by_name(&name).ok_or_else(|| Error::VmNotFound(name.to_string()))?;
-        Ok(Response::new(placement::to_wire(&vm.decision, Some(vm.decide_time))))
+        let vm = state
+            .vm_by_name(&name)
+            .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
+        Ok(Response::new(placement::to_wire(
+            &vm.decision,
+            Some(vm.decide_time),
+        )))
     }
 
     async fn explain_placement(
@@ -36,7 +46,10 @@ impl PlacementService for Services {
         let request = request.into_inner();
         let host: Option<HostName> = match request.host.as_str() {
             "" => None,
-            name => Some(name.parse().map_err(|e: dalgu_proto::ids::Error| reason::invalid("host", e.to_string()))?),
+            name => Some(
+                name.parse()
+                    .map_err(|e: dalgu_proto::ids::Error| reason::invalid("host", e.to_string()))?,
+            ),
         };
         let state = self.db.snapshot();
         if let Some(host) = host.as_ref().filter(|host| !state.hosts.contains_key(*host)) {
@@ -45,17 +58,23 @@ impl PlacementService for Services {
         let question = match request.subject {
             None => return Err(reason::invalid("subject", "give a spec, or the name of a VM")),
             Some(Subject::Spec(spec)) => {
-                let spec = Spec::try_from(spec)
-                    .map_err(|invalid| reason::invalid(&format!("spec.{}", invalid.field), invalid.message))?;
+                let spec = Spec::try_from(spec).map_err(|invalid| {
+                    reason::invalid(&format!("spec.{}", invalid.field), invalid.message)
+                })?;
                 Question::new(spec).on(host)
             }
             Some(Subject::Vm(name)) => {
                 let name = vm_name(&name)?;
-                let vm = state.vm_by_name(&name).ok_or_else(|| Error::VmNotFound(name.to_string()))?;
+                let vm = state
+                    .vm_by_name(&name)
+                    .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
                 migrate::request(&state, vm, host)
             }
         };
         let decision = placement::decide(&question, &hosts::views(&state), &self.config.placement.policy);
-        Ok(Response::new(placement::to_wire(&decision, Some(Timestamp::now()))))
+        Ok(Response::new(placement::to_wire(
+            &decision,
+            Some(Timestamp::now()),
+        )))
     }
 }

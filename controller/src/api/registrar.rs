@@ -30,9 +30,20 @@ fn own_host<T>(request: &Request<T>, named: &str) -> Result<HostName, Status> {
 fn check_address(address: &str) -> Result<(), Status> {
     let ok = address.len() <= 255
         && address.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'@')
+            !host.is_empty()
+                && port.parse::<u16>().is_ok_and(|port| port != 0)
+                && host
+                    .bytes()
+                    .all(|b| b.is_ascii_graphic() && b != b'/' && b != b'@')
         });
-    if ok { Ok(()) } else { Err(reason::invalid("address", "must be ADDRESS:PORT, as other hosts reach the agent")) }
+    if ok {
+        Ok(())
+    } else {
+        Err(reason::invalid(
+            "address",
+            "must be ADDRESS:PORT, as other hosts reach the agent",
+        ))
+    }
 }
 
 #[tonic::async_trait]
@@ -46,9 +57,14 @@ impl RegistrarService for Services {
         check_address(&m.address)?;
         let cluster_id = match m.cluster_id.as_str() {
             "" => None,
-            id => Some(id.parse().map_err(|e: dalgu_proto::ids::Error| reason::invalid("cluster_id", e.to_string()))?),
+            id => Some(
+                id.parse()
+                    .map_err(|e: dalgu_proto::ids::Error| reason::invalid("cluster_id", e.to_string()))?,
+            ),
         };
-        let inventory = m.inventory.ok_or_else(|| reason::invalid("inventory", "must be given"))?;
+        let inventory = m
+            .inventory
+            .ok_or_else(|| reason::invalid("inventory", "must be given"))?;
         let registration = Registration {
             address: m.address,
             boot_id: m.boot_id,
@@ -56,15 +72,25 @@ impl RegistrarService for Services {
             agent_version: m.agent_version,
             inventory: inventory.into(),
             usage: m.usage.map(Into::into),
-            vms: m.vms.into_iter().filter_map(|report| agent_wire::reported(&host, report)).collect(),
-            unmanaged: m.unmanaged_domains.into_iter().map(agent_wire::unmanaged).collect(),
+            vms: m
+                .vms
+                .into_iter()
+                .filter_map(|report| agent_wire::reported(&host, report))
+                .collect(),
+            unmanaged: m
+                .unmanaged_domains
+                .into_iter()
+                .map(agent_wire::unmanaged)
+                .collect(),
             session: Session(m.session),
             cluster_id,
             host: host.clone(),
         };
-        let session = self.db.transact(|tx| registry::register(tx, registration)).await.map_err(|error| {
-            reason::status(Code::FailedPrecondition, "WRONG_CLUSTER", error.to_string())
-        })?;
+        let session = self
+            .db
+            .transact(|tx| registry::register(tx, registration))
+            .await
+            .map_err(|error| reason::status(Code::FailedPrecondition, "WRONG_CLUSTER", error.to_string()))?;
         let meta = self.db.snapshot().meta.clone();
         tracing::info!(%host, %session, "the host registered");
         Ok(Response::new(agent::RegisterResponse {
@@ -75,7 +101,10 @@ impl RegistrarService for Services {
         }))
     }
 
-    async fn report(&self, request: Request<agent::ReportRequest>) -> Result<Response<agent::ReportResponse>, Status> {
+    async fn report(
+        &self,
+        request: Request<agent::ReportRequest>,
+    ) -> Result<Response<agent::ReportResponse>, Status> {
         let host = own_host(&request, &request.get_ref().host)?;
         let m = request.into_inner();
         let report = Report {
@@ -84,14 +113,24 @@ impl RegistrarService for Services {
             run_id: m.agent_run_id,
             sequence: m.sequence,
             usage: m.usage.map(Into::into),
-            vms: m.vms.into_iter().filter_map(|report| agent_wire::reported(&host, report)).collect(),
+            vms: m
+                .vms
+                .into_iter()
+                .filter_map(|report| agent_wire::reported(&host, report))
+                .collect(),
             complete: m.inventory_complete,
-            unmanaged: m.unmanaged_domains.into_iter().map(agent_wire::unmanaged).collect(),
+            unmanaged: m
+                .unmanaged_domains
+                .into_iter()
+                .map(agent_wire::unmanaged)
+                .collect(),
             hypervisor_error: Some(m.hypervisor_error).filter(|error| !error.is_empty()),
             inventory: m.inventory.map(Into::into),
             host,
         };
         let receipt = self.db.change(|tx| registry::report(tx, report)).await;
-        Ok(Response::new(agent::ReportResponse { register_again: receipt == Receipt::Unknown }))
+        Ok(Response::new(agent::ReportResponse {
+            register_again: receipt == Receipt::Unknown,
+        }))
     }
 }

@@ -14,17 +14,26 @@ use crate::verbs::{self, Caller};
 pub fn hash(bytes: &[u8]) -> String {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    let hash = bytes.iter().fold(OFFSET, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME));
+    let hash = bytes.iter().fold(OFFSET, |hash, byte| {
+        (hash ^ u128::from(*byte)).wrapping_mul(PRIME)
+    });
     format!("{hash:032x}")
 }
 
 /// Who sent a request, and how its repetition is known. `body` is all of its content in a form that is always the same.
 pub fn caller<T>(request: &Request<T>, request_id: &str, body: &str) -> Result<Caller, Status> {
     if !request_id.is_empty() && Uuid::try_parse(request_id).is_err() {
-        return Err(reason::invalid("request_id", "must be a UUID, a new one for each request"));
+        return Err(reason::invalid(
+            "request_id",
+            "must be a UUID, a new one for each request",
+        ));
     }
     let principal = peer(request)?.to_string();
-    Ok(Caller { principal, request_id: request_id.to_ascii_lowercase(), body: hash(body.as_bytes()) })
+    Ok(Caller {
+        principal,
+        request_id: request_id.to_ascii_lowercase(),
+        body: hash(body.as_bytes()),
+    })
 }
 
 /// Checks labels or a selector.
@@ -33,10 +42,17 @@ pub fn labels(field: &str, labels: &HashMap<String, String>) -> Result<BTreeMap<
 }
 
 /// Checks an update mask: it names at least one field, and only those that can be changed.
-pub fn mask(mask: Option<prost_types::FieldMask>, allowed: &[&str], text: &'static str) -> Result<Vec<String>, Status> {
+pub fn mask(
+    mask: Option<prost_types::FieldMask>,
+    allowed: &[&str],
+    text: &'static str,
+) -> Result<Vec<String>, Status> {
     let paths = mask.map(|mask| mask.paths).unwrap_or_default();
     if paths.is_empty() {
-        return Err(reason::invalid("update_mask", format!("must name what to change: {text}")));
+        return Err(reason::invalid(
+            "update_mask",
+            format!("must name what to change: {text}"),
+        ));
     }
     match paths.iter().find(|path| !allowed.contains(&path.as_str())) {
         None => Ok(paths),
@@ -53,7 +69,10 @@ pub fn text(field: &str, value: String, most: usize) -> Result<String, Status> {
     if count <= most {
         return Ok(value);
     }
-    Err(reason::invalid(field, format!("must be at most {most} characters, got {count}")))
+    Err(reason::invalid(
+        field,
+        format!("must be at most {most} characters, got {count}"),
+    ))
 }
 
 #[cfg(test)]

@@ -41,23 +41,35 @@ impl Services {
         caller: Caller,
         change: impl FnOnce(&mut crate::state::Tx, &Caller) -> Result<Outcome, Error>,
     ) -> Answer {
-        let outcome = self.db.transact(|tx| verbs::once(tx, &caller, |tx| change(tx, &caller))).await?;
+        let outcome = self
+            .db
+            .transact(|tx| verbs::once(tx, &caller, |tx| change(tx, &caller)))
+            .await?;
         let Outcome::Operation(id) = outcome else {
             return Err(Error::RequestReused(caller.request_id).into());
         };
         let state = self.db.snapshot();
         let operation = wire::operation_by_id(&state, id);
-        Ok(Response::new(operation.ok_or_else(|| Status::from(Error::OperationNotFound(id.to_string())))?))
+        Ok(Response::new(operation.ok_or_else(|| {
+            Status::from(Error::OperationNotFound(id.to_string()))
+        })?))
     }
 
     async fn power(&self, caller: Caller, name: &str, etag: &str, ask: Power) -> Answer {
-        self.operation(caller, |tx, caller| verbs::power::power(tx, caller, name, etag, ask)).await
+        self.operation(caller, |tx, caller| {
+            verbs::power::power(tx, caller, name, etag, ask)
+        })
+        .await
     }
 }
 
 /// A request without maps, in a form that is always the same.
 fn body(method: &str, message: &impl Message) -> String {
-    let bytes: String = message.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes: String = message
+        .encode_to_vec()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("{method} {bytes}")
 }
 
@@ -65,16 +77,24 @@ fn host_name(field: &str, value: &str) -> Result<Option<HostName>, Status> {
     if value.is_empty() {
         return Ok(None);
     }
-    value.parse().map(Some).map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
+    value
+        .parse()
+        .map(Some)
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
 }
 
 fn vm_name(field: &str, value: &str) -> Result<VmName, Status> {
-    value.parse().map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
+    value
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
 }
 
 /// Checks a VM to be made.
 fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, Status> {
-    let vm = request.vm.clone().ok_or_else(|| reason::invalid("vm", "must be given"))?;
+    let vm = request
+        .vm
+        .clone()
+        .ok_or_else(|| reason::invalid("vm", "must be given"))?;
     let output_only = [
         ("vm.uid", !vm.uid.is_empty()),
         ("vm.status", vm.status.is_some()),
@@ -88,7 +108,9 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
         return Err(reason::invalid(field, "is set by the controller: leave it empty"));
     }
     let name = vm_name("vm.name", &vm.name)?;
-    let spec = vm.spec.ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;
+    let spec = vm
+        .spec
+        .ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;
     let spec = Spec::try_from(spec)
         .map_err(|invalid| reason::invalid(&format!("vm.spec.{}", invalid.field), invalid.message))?;
     Ok(Create {
@@ -114,8 +136,9 @@ fn update(vm: &v1::Vm, paths: &[String]) -> Result<Update, Status> {
             }
             _ => {
                 let value = vm.spec.as_ref().map_or(0, |spec| spec.restart_policy);
-                let policy = v1::RestartPolicy::try_from(value)
-                    .map_err(|_| reason::invalid("vm.spec.restart_policy", "is not a value of RestartPolicy"))?;
+                let policy = v1::RestartPolicy::try_from(value).map_err(|_| {
+                    reason::invalid("vm.spec.restart_policy", "is not a value of RestartPolicy")
+                })?;
                 update.restart_policy = Some(policy.into());
             }
         }
@@ -128,33 +151,59 @@ impl VmService for Services {
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
         let name = vm_name("name", &request.get_ref().name)?;
         let state = self.db.snapshot();
-        let vm = state.vm_by_name(&name).ok_or_else(|| Error::VmNotFound(name.to_string()))?;
+        let vm = state
+            .vm_by_name(&name)
+            .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
         Ok(Response::new(wire::vm(&state, vm)))
     }
 
-    async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Result<Response<v1::ListVmsResponse>, Status> {
+    async fn list_vms(
+        &self,
+        request: Request<v1::ListVmsRequest>,
+    ) -> Result<Response<v1::ListVmsResponse>, Status> {
         let request = request.into_inner();
         let host = host_name("host", &request.host)?;
         let selector = request::labels("label_selector", &request.label_selector)?;
-        let page = Page::of(request.page_size, &request.page_token, &format!("vms {host:?} {selector:?}"))?;
+        let page = Page::of(
+            request.page_size,
+            &request.page_token,
+            &format!("vms {host:?} {selector:?}"),
+        )?;
         let from = match &page.after {
             Some(name) => Bound::Excluded(vm_name("page_token", name)?),
             None => Bound::Unbounded,
         };
         let state = self.db.snapshot();
-        let found = state.vm_names.range((from, Bound::Unbounded)).filter_map(|(_, id)| state.vms.get(id)).filter(|vm| {
-            host.as_ref().is_none_or(|host| vm.owner == *host)
-                && selector.iter().all(|(key, value)| vm.labels.get(key) == Some(value))
-        });
+        let found = state
+            .vm_names
+            .range((from, Bound::Unbounded))
+            .filter_map(|(_, id)| state.vms.get(id))
+            .filter(|vm| {
+                host.as_ref().is_none_or(|host| vm.owner == *host)
+                    && selector
+                        .iter()
+                        .all(|(key, value)| vm.labels.get(key) == Some(value))
+            });
         let (vms, next_page_token) = page.take(found, |vm| vm.name.to_string());
         let vms = vms.into_iter().map(|vm| wire::vm(&state, vm)).collect();
-        Ok(Response::new(v1::ListVmsResponse { vms, next_page_token, resource_version: state.meta.revision }))
+        Ok(Response::new(v1::ListVmsResponse {
+            vms,
+            next_page_token,
+            resource_version: state.meta.revision,
+        }))
     }
 
     async fn create_vm(&self, request: Request<v1::CreateVmRequest>) -> Answer {
         let message = request.get_ref();
         let new = create(self, message)?;
-        let content = (&new.name, &new.spec, &new.labels, &new.description, new.stopped, &new.host);
+        let content = (
+            &new.name,
+            &new.spec,
+            &new.labels,
+            &new.description,
+            new.stopped,
+            &new.host,
+        );
         let caller = request::caller(&request, &message.request_id, &format!("CreateVm {content:?}"))?;
         if message.validate_only {
             let (_, decision) = create::check(&self.db.snapshot(), &new)?;
@@ -162,12 +211,16 @@ impl VmService for Services {
             let answer = wire::checked(OperationKind::Create, new.name.as_str(), decision.summary, now);
             return Ok(Response::new(answer));
         }
-        self.operation(caller, |tx, caller| create::create(tx, caller, new)).await
+        self.operation(caller, |tx, caller| create::create(tx, caller, new))
+            .await
     }
 
     async fn update_vm(&self, request: Request<v1::UpdateVmRequest>) -> Result<Response<v1::Vm>, Status> {
         let message = request.get_ref();
-        let vm = message.vm.as_ref().ok_or_else(|| reason::invalid("vm", "must be given"))?;
+        let vm = message
+            .vm
+            .as_ref()
+            .ok_or_else(|| reason::invalid("vm", "must be given"))?;
         let paths = request::mask(message.update_mask.clone(), &MUTABLE, MUTABLE_TEXT)?;
         let change = update(vm, &paths)?;
         let name = vm_name("vm.name", &vm.name)?;
@@ -178,24 +231,41 @@ impl VmService for Services {
             .transact(|tx| verbs::once(tx, &caller, |tx| create::update(tx, name.as_str(), &etag, change)))
             .await?;
         let state = self.db.snapshot();
-        let vm = state.vm_by_name(&name).ok_or_else(|| Error::VmNotFound(name.to_string()))?;
+        let vm = state
+            .vm_by_name(&name)
+            .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
         Ok(Response::new(wire::vm(&state, vm)))
     }
 
     async fn delete_vm(&self, request: Request<v1::DeleteVmRequest>) -> Answer {
-        let caller = request::caller(&request, &request.get_ref().request_id, &body("DeleteVm", request.get_ref()))?;
+        let caller = request::caller(
+            &request,
+            &request.get_ref().request_id,
+            &body("DeleteVm", request.get_ref()),
+        )?;
         let m = request.into_inner();
-        self.operation(caller, |tx, caller| verbs::power::delete(tx, caller, &m.name, &m.etag, m.force)).await
+        self.operation(caller, |tx, caller| {
+            verbs::power::delete(tx, caller, &m.name, &m.etag, m.force)
+        })
+        .await
     }
 
     async fn start_vm(&self, request: Request<v1::StartVmRequest>) -> Answer {
-        let caller = request::caller(&request, &request.get_ref().request_id, &body("StartVm", request.get_ref()))?;
+        let caller = request::caller(
+            &request,
+            &request.get_ref().request_id,
+            &body("StartVm", request.get_ref()),
+        )?;
         let m = request.into_inner();
         self.power(caller, &m.name, &m.etag, Power::Start).await
     }
 
     async fn stop_vm(&self, request: Request<v1::StopVmRequest>) -> Answer {
-        let caller = request::caller(&request, &request.get_ref().request_id, &body("StopVm", request.get_ref()))?;
+        let caller = request::caller(
+            &request,
+            &request.get_ref().request_id,
+            &body("StopVm", request.get_ref()),
+        )?;
         let m = request.into_inner();
         if m.grace_period_seconds > MAX_GRACE_SECONDS {
             let message = format!("must be 1 to {MAX_GRACE_SECONDS}, or 0 for {DEFAULT_GRACE_SECONDS}");
@@ -206,31 +276,49 @@ impl VmService for Services {
             (false, 0) => DEFAULT_GRACE_SECONDS,
             (false, seconds) => seconds,
         };
-        self.power(caller, &m.name, &m.etag, Power::Stop { grace_period_seconds }).await
+        self.power(caller, &m.name, &m.etag, Power::Stop { grace_period_seconds })
+            .await
     }
 
     async fn restart_vm(&self, request: Request<v1::RestartVmRequest>) -> Answer {
-        let caller = request::caller(&request, &request.get_ref().request_id, &body("RestartVm", request.get_ref()))?;
+        let caller = request::caller(
+            &request,
+            &request.get_ref().request_id,
+            &body("RestartVm", request.get_ref()),
+        )?;
         let m = request.into_inner();
         let mode = v1::RestartMode::try_from(m.mode)
             .map_err(|_| reason::invalid("mode", "is not a value of RestartMode"))?;
-        self.power(caller, &m.name, &m.etag, Power::Restart(RestartMode::from(mode))).await
+        self.power(caller, &m.name, &m.etag, Power::Restart(RestartMode::from(mode)))
+            .await
     }
 
     async fn pause_vm(&self, request: Request<v1::PauseVmRequest>) -> Answer {
-        let caller = request::caller(&request, &request.get_ref().request_id, &body("PauseVm", request.get_ref()))?;
+        let caller = request::caller(
+            &request,
+            &request.get_ref().request_id,
+            &body("PauseVm", request.get_ref()),
+        )?;
         let m = request.into_inner();
         self.power(caller, &m.name, &m.etag, Power::Pause).await
     }
 
     async fn resume_vm(&self, request: Request<v1::ResumeVmRequest>) -> Answer {
-        let caller = request::caller(&request, &request.get_ref().request_id, &body("ResumeVm", request.get_ref()))?;
+        let caller = request::caller(
+            &request,
+            &request.get_ref().request_id,
+            &body("ResumeVm", request.get_ref()),
+        )?;
         let m = request.into_inner();
         self.power(caller, &m.name, &m.etag, Power::Resume).await
     }
 
     async fn migrate_vm(&self, request: Request<v1::MigrateVmRequest>) -> Answer {
-        let caller = request::caller(&request, &request.get_ref().request_id, &body("MigrateVm", request.get_ref()))?;
+        let caller = request::caller(
+            &request,
+            &request.get_ref().request_id,
+            &body("MigrateVm", request.get_ref()),
+        )?;
         let m = request.into_inner();
         if m.max_downtime_ms > MAX_DOWNTIME_MS {
             let message = format!("must be 1 to {MAX_DOWNTIME_MS}, or 0 for {DEFAULT_DOWNTIME_MS}");
@@ -238,11 +326,18 @@ impl VmService for Services {
         }
         let ask = Migrate {
             destination: host_name("destination_host", &m.destination_host)?,
-            max_downtime_ms: if m.max_downtime_ms == 0 { DEFAULT_DOWNTIME_MS } else { m.max_downtime_ms },
+            max_downtime_ms: if m.max_downtime_ms == 0 {
+                DEFAULT_DOWNTIME_MS
+            } else {
+                m.max_downtime_ms
+            },
             bandwidth_mib_per_second: m.bandwidth_mib_per_second,
             policy: self.config.placement.policy,
         };
-        self.operation(caller, |tx, caller| verbs::migrate::migrate(tx, caller, &m.name, &m.etag, ask)).await
+        self.operation(caller, |tx, caller| {
+            verbs::migrate::migrate(tx, caller, &m.name, &m.etag, ask)
+        })
+        .await
     }
 
     type ReadConsoleStream = BoxStream<'static, Result<v1::ReadConsoleResponse, Status>>;
@@ -254,10 +349,18 @@ impl VmService for Services {
         let request = request.into_inner();
         let name = vm_name("name", &request.name)?;
         let state = self.db.snapshot();
-        let vm = state.vm_by_name(&name).ok_or_else(|| Error::VmNotFound(name.to_string()))?;
-        let stream = self.agents.console(&state, vm, request.tail_bytes, request.follow).await.map_err(from_agent)?;
+        let vm = state
+            .vm_by_name(&name)
+            .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
+        let stream = self
+            .agents
+            .console(&state, vm, request.tail_bytes, request.follow)
+            .await
+            .map_err(from_agent)?;
         let pieces = stream.map(|piece| piece.map(|piece| v1::ReadConsoleResponse { data: piece.data }));
-        Ok(Response::new(pieces.take_until(self.stop.clone().cancelled_owned()).boxed()))
+        Ok(Response::new(
+            pieces.take_until(self.stop.clone().cancelled_owned()).boxed(),
+        ))
     }
 }
 

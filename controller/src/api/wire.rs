@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use crate::{
     hosts,
     model::{
-        EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord, OperationState,
-        Phase, VmFault, VmPhase, VmRecord,
+        EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord,
+        OperationState, Phase, VmFault, VmPhase, VmRecord,
     },
     reconcile::{plan, step},
     state::State,
@@ -70,7 +70,10 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
     });
     v1::VmStatus {
         state: vm_state(status::of(state, vm)).into(),
-        power_state: seen.and_then(|o| o.power).map_or(v1::PowerState::Unspecified, Into::into).into(),
+        power_state: seen
+            .and_then(|o| o.power)
+            .map_or(v1::PowerState::Unspecified, Into::into)
+            .into(),
         power_reason: v1::PowerReason::from(seen.map(|o| o.power_reason).unwrap_or_default()).into(),
         observe_time: seen.and_then(|o| o.observe_time).map(time::to_wire),
         host: vm.owner.to_string(),
@@ -78,7 +81,11 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
         observed_generation: seen.map_or(0, |o| o.observed.0),
         error: refused.or_else(|| seen.and_then(|o| o.fault.as_ref()).map(fault)),
         usage: seen.and_then(|o| o.usage.clone()).map(Into::into),
-        migration_id: state.active_migrations.get(&vm.id).map(ToString::to_string).unwrap_or_default(),
+        migration_id: state
+            .active_migrations
+            .get(&vm.id)
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     }
 }
 
@@ -86,13 +93,16 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
 pub fn host(state: &State, host: &HostRecord) -> v1::Host {
     let view = hosts::view(state, host);
     let live = state.live.get(&host.name);
-    let unmanaged = live.into_iter().flat_map(|live| &live.unmanaged).map(|domain| v1::UnmanagedDomain {
-        uuid: domain.uuid.clone(),
-        name: domain.name.clone(),
-        running: domain.running,
-        vcpus: domain.vcpus,
-        memory_mib: domain.memory_mib,
-    });
+    let unmanaged = live
+        .into_iter()
+        .flat_map(|live| &live.unmanaged)
+        .map(|domain| v1::UnmanagedDomain {
+            uuid: domain.uuid.clone(),
+            name: domain.name.clone(),
+            running: domain.running,
+            vcpus: domain.vcpus,
+            memory_mib: domain.memory_mib,
+        });
     v1::Host {
         name: host.name.to_string(),
         state: match hosts::state_of(state, &host.name) {
@@ -123,7 +133,9 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         unmanaged_domains: unmanaged.collect(),
         etag: etag(host.revision),
         create_time: Some(time::to_wire(host.create_time)),
-        hypervisor_error: live.and_then(|live| live.hypervisor_error.clone()).unwrap_or_default(),
+        hypervisor_error: live
+            .and_then(|live| live.hypervisor_error.clone())
+            .unwrap_or_default(),
     }
 }
 
@@ -195,7 +207,9 @@ fn active(
     record: &OperationRecord,
     migration: Option<&MigrationRecord>,
 ) -> (v1::OperationState, String) {
-    let Some(vm) = state.vms.get(&record.vm) else { return (v1::OperationState::Running, String::new()) };
+    let Some(vm) = state.vms.get(&record.vm) else {
+        return (v1::OperationState::Running, String::new());
+    };
     let seen = state.observation(vm);
     let begun = match record.kind {
         OperationKind::Migrate => migration.is_some_and(|migration| migration.phase != Phase::Reserving),
@@ -205,7 +219,14 @@ fn active(
     let of_vm = state.active_migration(vm.id).map(AsRef::as_ref);
     let input = step::input(state, vm, of_vm, &[], Timestamp::now());
     let text = plan::waiting_for(&input, record);
-    (if begun { v1::OperationState::Running } else { v1::OperationState::Pending }, text)
+    (
+        if begun {
+            v1::OperationState::Running
+        } else {
+            v1::OperationState::Pending
+        },
+        text,
+    )
 }
 
 fn phase(phase: Phase) -> v1::MigrationPhase {
@@ -223,7 +244,10 @@ fn phase(phase: Phase) -> v1::MigrationPhase {
 }
 
 fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress {
-    let figures = migration.progress.or(state.migration_live(migration.id).progress).unwrap_or_default();
+    let figures = migration
+        .progress
+        .or_else(|| state.migration_live(migration.id).progress)
+        .unwrap_or_default();
     v1::MigrationProgress {
         migration_id: migration.id.to_string(),
         phase: phase(migration.phase).into(),
@@ -240,7 +264,9 @@ fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress
         expected_downtime_ms: figures.expected_downtime_ms,
         downtime_ms: figures.downtime_ms,
         iteration: figures.iteration,
-        elapsed: Some(time::duration_to_wire(std::time::Duration::from_millis(figures.elapsed_ms))),
+        elapsed: Some(time::duration_to_wire(std::time::Duration::from_millis(
+            figures.elapsed_ms,
+        ))),
     }
 }
 
@@ -248,14 +274,20 @@ fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress
 pub fn event(state: &State, event: &EventRecord) -> v1::Event {
     let object = match event.kind {
         EventKind::Vm => event.subject.parse().ok().and_then(|name: VmName| {
-            state.vm_by_name(&name).map(|record| v1::event::Object::Vm(vm(state, record)))
+            state
+                .vm_by_name(&name)
+                .map(|record| v1::event::Object::Vm(vm(state, record)))
         }),
         EventKind::Host => event.subject.parse().ok().and_then(|name: HostName| {
-            state.hosts.get(&name).map(|record| v1::event::Object::Host(host(state, record)))
+            state
+                .hosts
+                .get(&name)
+                .map(|record| v1::event::Object::Host(host(state, record)))
         }),
-        EventKind::Operation => {
-            event.operation.and_then(|id| operation_by_id(state, id)).map(v1::event::Object::Operation)
-        }
+        EventKind::Operation => event
+            .operation
+            .and_then(|id| operation_by_id(state, id))
+            .map(v1::event::Object::Operation),
     };
     v1::Event {
         resource_version: event.revision,

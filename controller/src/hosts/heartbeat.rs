@@ -13,7 +13,8 @@ use crate::{
 
 /// Runs until `stop`. A host is lost when it has been silent for `limit`.
 pub async fn run(db: Db, limit: Duration, stop: CancellationToken) {
-    let mut tick = tokio::time::interval((limit / 6).clamp(Duration::from_millis(50), Duration::from_secs(1)));
+    let mut tick =
+        tokio::time::interval((limit / 6).clamp(Duration::from_millis(50), Duration::from_secs(1)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         // Cancel safe: a tick that is lost comes again.
@@ -34,11 +35,21 @@ fn silent(state: &State, limit: Duration) -> Vec<HostName> {
     let lost = |state: HostState, heard: tokio::time::Instant| {
         state != HostState::Unreachable && heard.elapsed() >= limit
     };
-    state.live.iter().filter(|(_, live)| lost(live.state, live.heard)).map(|(name, _)| name.clone()).collect()
+    state
+        .live
+        .iter()
+        .filter(|(_, live)| lost(live.state, live.heard))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 fn tell(state: &State, lost: &[HostName]) {
-    if state.live.len() > 1 && state.live.values().all(|live| live.state == HostState::Unreachable) {
+    if state.live.len() > 1
+        && state
+            .live
+            .values()
+            .all(|live| live.state == HostState::Unreachable)
+    {
         tracing::warn!(
             hosts = state.live.len(),
             "no host reports any more; the controller's own network is the likely cause"

@@ -28,12 +28,18 @@ pub fn view(state: &State, host: &HostRecord) -> HostView {
     let heard = live.is_some_and(|live| live.state == HostState::Ready);
     let ready = heard && live.is_some_and(|live| live.hypervisor_error.is_none());
     let usage = live.filter(|_| heard).and_then(|live| live.usage.as_ref());
-    let running = live.into_iter().flat_map(|live| &live.unmanaged).filter(|domain| domain.running);
-    let (unmanaged_vcpus, unmanaged_memory_mib) =
-        running.fold((0_u32, 0_u64), |(vcpus, memory), d| (vcpus.saturating_add(d.vcpus), memory + d.memory_mib));
+    let running = live
+        .into_iter()
+        .flat_map(|live| &live.unmanaged)
+        .filter(|domain| domain.running);
+    let (unmanaged_vcpus, unmanaged_memory_mib) = running.fold((0_u32, 0_u64), |(vcpus, memory), d| {
+        (vcpus.saturating_add(d.vcpus), memory + d.memory_mib)
+    });
     let pools = host.inventory.pools.iter().map(|known| {
         // The sample has the present room; the inventory is stored only when it changes in earnest.
-        let pool = usage.and_then(|usage| usage.pools.iter().find(|p| p.name == known.name)).unwrap_or(known);
+        let pool = usage
+            .and_then(|usage| usage.pools.iter().find(|p| p.name == known.name))
+            .unwrap_or(known);
         let on_host = reserved.disks_mib.get(&known.name).copied().unwrap_or(0);
         let everywhere = state.pools_mib.get(&known.name).copied().unwrap_or(0);
         PoolView::of(pool, if known.shared { everywhere } else { on_host })
@@ -75,5 +81,8 @@ fn describe(live: Option<&HostLive>) -> String {
 
 /// Whether a host is heard from.
 pub fn state_of(state: &State, host: &HostName) -> HostState {
-    state.live.get(host).map_or(HostState::Unreachable, |live| live.state)
+    state
+        .live
+        .get(host)
+        .map_or(HostState::Unreachable, |live| live.state)
 }

@@ -77,7 +77,9 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// It belongs to another site.
-    #[error("host {host} belongs to site {theirs}, this is site {ours}: set up the agent anew to move it here")]
+    #[error(
+        "host {host} belongs to site {theirs}, this is site {ours}: set up the agent anew to move it here"
+    )]
     OtherSite {
         /// The host.
         host: HostName,
@@ -103,11 +105,17 @@ pub enum Receipt {
 pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     let ours = tx.meta.cluster_id;
     if let Some(theirs) = new.cluster_id.filter(|theirs| *theirs != ours) {
-        return Err(Error::OtherSite { host: new.host, theirs, ours });
+        return Err(Error::OtherSite {
+            host: new.host,
+            theirs,
+            ours,
+        });
     }
     let old = tx.hosts.get(&new.host).cloned();
     let first = old.is_none();
-    let mut record = old.as_ref().map_or_else(|| blank(&new, tx.now()), |old| (**old).clone());
+    let mut record = old
+        .as_ref()
+        .map_or_else(|| blank(&new, tx.now()), |old| (**old).clone());
     // An agent that remembers a later session has seen a controller whose store was lost since.
     record.session = record.session.max(new.session);
     record.address.clone_from(&new.address);
@@ -120,7 +128,13 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     }
     let before = tx.live.get(&new.host).map(|live| live.state);
     if first {
-        tx.event(EventKind::Host, "HostRegistered", &new.host, format!("registered from {}", new.address), None);
+        tx.event(
+            EventKind::Host,
+            "HostRegistered",
+            &new.host,
+            format!("registered from {}", new.address),
+            None,
+        );
     }
     if before != Some(HostState::Ready) {
         tx.event(EventKind::Host, "HostReady", &new.host, "reports in time", None);
@@ -136,7 +150,13 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         hypervisor_error: None,
     };
     tx.set_live(new.host.clone(), live);
-    let refused: Vec<_> = tx.host_vms.get(&new.host).into_iter().flatten().copied().collect();
+    let refused: Vec<_> = tx
+        .host_vms
+        .get(&new.host)
+        .into_iter()
+        .flatten()
+        .copied()
+        .collect();
     for vm in refused {
         tx.refuse(vm, None);
     }
@@ -177,7 +197,8 @@ fn keep(old: &Inventory, mut new: Inventory) -> Inventory {
 
 /// Takes a report over.
 pub fn report(tx: &mut Tx, new: Report) -> Receipt {
-    let (Some(record), Some(live)) = (tx.hosts.get(&new.host).cloned(), tx.live.get(&new.host).cloned()) else {
+    let (Some(record), Some(live)) = (tx.hosts.get(&new.host).cloned(), tx.live.get(&new.host).cloned())
+    else {
         return Receipt::Unknown;
     };
     if record.session != new.session || live.run_id != new.run_id || record.boot_id != new.boot_id {
@@ -189,14 +210,27 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
     if let Some(inventory) = new.inventory {
         let inventory = keep(&record.inventory, inventory);
         if inventory != record.inventory {
-            tx.put_host(HostRecord { inventory, ..(*record).clone() });
+            tx.put_host(HostRecord {
+                inventory,
+                ..(*record).clone()
+            });
         }
     }
     let back = live.state != HostState::Ready;
     if back {
-        tx.event(EventKind::Host, "HostReady", &new.host, "reports in time again", None);
+        tx.event(
+            EventKind::Host,
+            "HostReady",
+            &new.host,
+            "reports in time again",
+            None,
+        );
     }
-    let unmanaged = if new.complete { new.unmanaged } else { live.unmanaged.clone() };
+    let unmanaged = if new.complete {
+        new.unmanaged
+    } else {
+        live.unmanaged.clone()
+    };
     let next = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
@@ -208,7 +242,16 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         hypervisor_error: new.hypervisor_error,
     };
     tx.set_live(new.host.clone(), next);
-    apply::apply(tx, &new.host, new.vms, if new.complete { Extent::Complete } else { Extent::Partial });
+    apply::apply(
+        tx,
+        &new.host,
+        new.vms,
+        if new.complete {
+            Extent::Complete
+        } else {
+            Extent::Partial
+        },
+    );
     if back {
         tx.touch_host(&new.host);
     }
@@ -228,12 +271,23 @@ pub fn raise_session(tx: &mut Tx, host: &HostName) -> Option<Session> {
 /// Marks hosts that have been silent for too long. Nothing else follows: their VMs probably run.
 pub fn mark_silent(tx: &mut Tx, hosts: &[HostName], limit: std::time::Duration) {
     for name in hosts {
-        let Some(live) = tx.live.get(name).cloned() else { continue };
+        let Some(live) = tx.live.get(name).cloned() else {
+            continue;
+        };
         if live.state == HostState::Unreachable || live.heard.elapsed() < limit {
             continue;
         }
-        let message = format!("no report for {} s; its VMs probably run on", live.heard.elapsed().as_secs());
-        tx.set_live(name.clone(), HostLive { state: HostState::Unreachable, ..(*live).clone() });
+        let message = format!(
+            "no report for {} s; its VMs probably run on",
+            live.heard.elapsed().as_secs()
+        );
+        tx.set_live(
+            name.clone(),
+            HostLive {
+                state: HostState::Unreachable,
+                ..(*live).clone()
+            },
+        );
         tx.event(EventKind::Host, "HostUnreachable", name, message, None);
         tx.touch_host(name);
     }

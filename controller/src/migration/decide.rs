@@ -39,20 +39,37 @@ pub enum Decision {
 /// See the module.
 pub fn decide(source: Answer, destination: Answer) -> Decision {
     use Presence::{Absent, HandedOver, Incoming, Paused, Running, Stopped};
-    let owner = |side, reason| Decision::Owner { side, lost: false, reason };
+    let owner = |side, reason| Decision::Owner {
+        side,
+        lost: false,
+        reason,
+    };
     match (source.presence, destination.presence) {
-        (Running, Running) => Decision::Conflict { reason: "it runs on both hosts" },
-        (Running, Paused) => owner(Side::Source, "it runs on the source; the copy on the destination is paused"),
+        (Running, Running) => Decision::Conflict {
+            reason: "it runs on both hosts",
+        },
+        (Running, Paused) => owner(
+            Side::Source,
+            "it runs on the source; the copy on the destination is paused",
+        ),
         (Running | Paused, Stopped | Absent | Incoming | HandedOver) => {
             owner(Side::Source, "it is alive on the source only")
         }
-        (Paused, Running | Paused) => owner(Side::Destination, "its memory arrived, and the source does not run it"),
+        (Paused, Running | Paused) => owner(
+            Side::Destination,
+            "its memory arrived, and the source does not run it",
+        ),
         (Stopped | Absent | Incoming | HandedOver, Running | Paused) => {
             owner(Side::Destination, "it is alive on the destination only")
         }
         (Stopped, Absent | Incoming | HandedOver) => owner(Side::Source, "it was powered off on the source"),
-        (Stopped, Stopped) => owner(newer(source, destination), "it is powered off; the newer disks decide"),
-        (Absent | Incoming | HandedOver, Stopped) => owner(Side::Destination, "it was powered off on the destination"),
+        (Stopped, Stopped) => owner(
+            newer(source, destination),
+            "it is powered off; the newer disks decide",
+        ),
+        (Absent | Incoming | HandedOver, Stopped) => {
+            owner(Side::Destination, "it was powered off on the destination")
+        }
         (Absent | Incoming | HandedOver, Absent | Incoming | HandedOver) => Decision::Owner {
             side: newer(source, destination),
             lost: true,
@@ -63,7 +80,10 @@ pub fn decide(source: Answer, destination: Answer) -> Decision {
 
 /// The side with the last writes to the disks.
 fn newer(source: Answer, destination: Answer) -> Side {
-    if [source, destination].iter().any(|answer| answer.transfer == Transfer::Completed) {
+    if [source, destination]
+        .iter()
+        .any(|answer| answer.transfer == Transfer::Completed)
+    {
         Side::Destination
     } else {
         Side::Source
@@ -90,7 +110,10 @@ mod tests {
 
     fn every(mut check: impl FnMut(Answer, Answer)) {
         for (source, destination) in ALL.iter().flat_map(|s| ALL.iter().map(move |d| (*s, *d))) {
-            for (a, b) in TRANSFERS.iter().flat_map(|a| TRANSFERS.iter().map(move |b| (*a, *b))) {
+            for (a, b) in TRANSFERS
+                .iter()
+                .flat_map(|a| TRANSFERS.iter().map(move |b| (*a, *b)))
+            {
                 check(answer(source, a), answer(destination, b));
             }
         }
@@ -104,7 +127,11 @@ mod tests {
             for (cell, destination) in row.chars().zip(ALL) {
                 for transfer in TRANSFERS {
                     let found = decide(answer(source, transfer), answer(destination, Transfer::Unknown));
-                    let newer = if transfer == Transfer::Completed { Side::Destination } else { Side::Source };
+                    let newer = if transfer == Transfer::Completed {
+                        Side::Destination
+                    } else {
+                        Side::Source
+                    };
                     let expected = match cell {
                         'S' => Some((Side::Source, false)),
                         'D' => Some((Side::Destination, false)),
@@ -125,11 +152,28 @@ mod tests {
     #[test]
     fn a_side_that_executes_always_owns_unless_both_do() {
         every(|source, destination| {
-            let running = (source.presence == Presence::Running, destination.presence == Presence::Running);
+            let running = (
+                source.presence == Presence::Running,
+                destination.presence == Presence::Running,
+            );
             match (running, decide(source, destination)) {
                 ((true, true), Decision::Conflict { .. }) | ((false, false), Decision::Owner { .. }) => {}
-                ((true, false), Decision::Owner { side: Side::Source, lost: false, .. })
-                | ((false, true), Decision::Owner { side: Side::Destination, lost: false, .. }) => {}
+                (
+                    (true, false),
+                    Decision::Owner {
+                        side: Side::Source,
+                        lost: false,
+                        ..
+                    },
+                )
+                | (
+                    (false, true),
+                    Decision::Owner {
+                        side: Side::Destination,
+                        lost: false,
+                        ..
+                    },
+                ) => {}
                 other => panic!("{source:?} {destination:?}: {other:?}"),
             }
         });
@@ -139,12 +183,18 @@ mod tests {
     fn a_memory_that_must_not_be_used_is_never_chosen_over_one_that_is_whole() {
         every(|source, destination| {
             if let Decision::Owner { side, lost, .. } = decide(source, destination) {
-                let (chosen, other) =
-                    if side == Side::Source { (source, destination) } else { (destination, source) };
+                let (chosen, other) = if side == Side::Source {
+                    (source, destination)
+                } else {
+                    (destination, source)
+                };
                 let whole = |a: Answer| matches!(a.presence, Presence::Running | Presence::Paused);
                 assert!(whole(chosen) || !whole(other), "{source:?} {destination:?}");
                 let gone = |a: Answer| {
-                    matches!(a.presence, Presence::Absent | Presence::Incoming | Presence::HandedOver)
+                    matches!(
+                        a.presence,
+                        Presence::Absent | Presence::Incoming | Presence::HandedOver
+                    )
                 };
                 assert_eq!(lost, gone(source) && gone(destination));
             }

@@ -83,7 +83,10 @@ pub fn next(record: &MigrationRecord, live: &MigrationLive, turn: bool, now: Tim
 
 /// When the wait of a phase is over.
 pub fn limit(record: &MigrationRecord) -> Timestamp {
-    record.phase_time.saturating_add(ANSWER_LIMIT).unwrap_or(Timestamp::MAX)
+    record
+        .phase_time
+        .saturating_add(ANSWER_LIMIT)
+        .unwrap_or(Timestamp::MAX)
 }
 
 fn in_time(record: &MigrationRecord, now: Timestamp, step: Step, host: &str) -> Step {
@@ -94,7 +97,10 @@ fn in_time(record: &MigrationRecord, now: Timestamp, step: Step, host: &str) -> 
         "host {host} did not take its part within {} s: see its agent's log, then migrate again",
         ANSWER_LIMIT.as_secs()
     );
-    Step::Advance(Phase::CuttingOver, Some(Fault::new(Code::Unavailable, "HOST_UNREACHABLE", message)))
+    Step::Advance(
+        Phase::CuttingOver,
+        Some(Fault::new(Code::Unavailable, "HOST_UNREACHABLE", message)),
+    )
 }
 
 fn cut_over(record: &MigrationRecord) -> Step {
@@ -102,12 +108,21 @@ fn cut_over(record: &MigrationRecord) -> Step {
         (Some(source), Some(destination)) => match decide::decide(source, destination) {
             decide::Decision::Owner { .. } => Step::Decide,
             // Somebody must act on a host; what they did shows when the hosts are asked again.
-            decide::Decision::Conflict { .. } => Step::Settle { source: true, destination: true },
+            decide::Decision::Conflict { .. } => Step::Settle {
+                source: true,
+                destination: true,
+            },
         },
         // The source first: it ends the transfer in order. Cutting the destination's streams while the source is handing
         // over could make libvirt resume the source although the destination runs.
-        (None, _) => Step::Settle { source: true, destination: false },
-        (Some(_), None) => Step::Settle { source: false, destination: true },
+        (None, _) => Step::Settle {
+            source: true,
+            destination: false,
+        },
+        (Some(_), None) => Step::Settle {
+            source: false,
+            destination: true,
+        },
     }
 }
 
@@ -116,7 +131,11 @@ fn clean(record: &MigrationRecord, owner: Side, end: Phase) -> Step {
         Side::Source => record.source_finished,
         Side::Destination => record.destination_finished,
     };
-    let other = if owner == Side::Source { Side::Destination } else { Side::Source };
+    let other = if owner == Side::Source {
+        Side::Destination
+    } else {
+        Side::Source
+    };
     if !finished(owner) {
         Step::Finish(owner)
     } else if !finished(other) {
@@ -128,7 +147,11 @@ fn clean(record: &MigrationRecord, owner: Side, end: Phase) -> Step {
 
 /// Cancelled, unless something had gone wrong before.
 fn ended_on_source(record: &MigrationRecord) -> Phase {
-    if record.abort_requested && record.error.is_none() { Phase::Aborted } else { Phase::Failed }
+    if record.abort_requested && record.error.is_none() {
+        Phase::Aborted
+    } else {
+        Phase::Failed
+    }
 }
 
 #[cfg(test)]
@@ -140,47 +163,104 @@ mod tests {
     };
 
     fn record(phase: Phase) -> MigrationRecord {
-        MigrationRecord { phase, ..fixtures::migration(&fixtures::vm("web", "h1"), "h2") }
+        MigrationRecord {
+            phase,
+            ..fixtures::migration(&fixtures::vm("web", "h1"), "h2")
+        }
     }
 
     fn step(record: &MigrationRecord) -> Step {
-        next(record, &MigrationLive { started: true, ..MigrationLive::default() }, true, Timestamp::UNIX_EPOCH)
+        next(
+            record,
+            &MigrationLive {
+                started: true,
+                ..MigrationLive::default()
+            },
+            true,
+            Timestamp::UNIX_EPOCH,
+        )
     }
 
     #[test]
     fn each_phase_has_its_step() {
-        assert_eq!(step(&record(Phase::Reserving)), Step::Advance(Phase::PreparingDestination, None));
+        assert_eq!(
+            step(&record(Phase::Reserving)),
+            Step::Advance(Phase::PreparingDestination, None)
+        );
         assert_eq!(step(&record(Phase::PreparingDestination)), Step::Prepare);
         assert_eq!(step(&record(Phase::Transferring)), Step::Poll);
-        assert_eq!(step(&record(Phase::CuttingOver)), Step::Settle { source: true, destination: false });
-        assert_eq!(step(&record(Phase::CleaningSource)), Step::Finish(Side::Destination));
-        assert_eq!(step(&record(Phase::CleaningDestination)), Step::Finish(Side::Source));
+        assert_eq!(
+            step(&record(Phase::CuttingOver)),
+            Step::Settle {
+                source: true,
+                destination: false
+            }
+        );
+        assert_eq!(
+            step(&record(Phase::CleaningSource)),
+            Step::Finish(Side::Destination)
+        );
+        assert_eq!(
+            step(&record(Phase::CleaningDestination)),
+            Step::Finish(Side::Source)
+        );
         let unstarted = record(Phase::Transferring);
         let live = MigrationLive::default();
         assert_eq!(next(&unstarted, &live, true, Timestamp::UNIX_EPOCH), Step::Start);
-        assert_eq!(next(&record(Phase::Reserving), &live, false, Timestamp::UNIX_EPOCH), Step::Wait(TURN));
+        assert_eq!(
+            next(&record(Phase::Reserving), &live, false, Timestamp::UNIX_EPOCH),
+            Step::Wait(TURN)
+        );
     }
 
     #[test]
     fn a_cancelled_migration_that_told_an_agent_asks_both_hosts_before_it_ends() {
-        let cancelled = |phase| MigrationRecord { abort_requested: true, ..record(phase) };
-        assert_eq!(step(&cancelled(Phase::Reserving)), Step::Advance(Phase::Aborted, None));
+        let cancelled = |phase| MigrationRecord {
+            abort_requested: true,
+            ..record(phase)
+        };
+        assert_eq!(
+            step(&cancelled(Phase::Reserving)),
+            Step::Advance(Phase::Aborted, None)
+        );
         for phase in [Phase::PreparingDestination, Phase::Transferring] {
             assert_eq!(step(&cancelled(phase)), Step::Advance(Phase::CuttingOver, None));
         }
-        assert_eq!(step(&cancelled(Phase::CleaningSource)), Step::Finish(Side::Destination), "it lost the race");
+        assert_eq!(
+            step(&cancelled(Phase::CleaningSource)),
+            Step::Finish(Side::Destination),
+            "it lost the race"
+        );
     }
 
     #[test]
     fn an_answer_once_given_is_not_asked_for_again() {
-        let answer = |presence| Some(Answer { presence, transfer: Transfer::Unknown });
+        let answer = |presence| {
+            Some(Answer {
+                presence,
+                transfer: Transfer::Unknown,
+            })
+        };
         let mut record = record(Phase::CuttingOver);
         record.source_answer = answer(Presence::Running);
-        assert_eq!(step(&record), Step::Settle { source: false, destination: true });
+        assert_eq!(
+            step(&record),
+            Step::Settle {
+                source: false,
+                destination: true
+            }
+        );
         record.destination_answer = answer(Presence::Absent);
         assert_eq!(step(&record), Step::Decide);
         record.destination_answer = answer(Presence::Running);
-        assert_eq!(step(&record), Step::Settle { source: true, destination: true }, "both run: ask until somebody acted");
+        assert_eq!(
+            step(&record),
+            Step::Settle {
+                source: true,
+                destination: true
+            },
+            "both run: ask until somebody acted"
+        );
     }
 
     #[test]
@@ -194,9 +274,21 @@ mod tests {
             let mut record = record(phase);
             record.abort_requested = abort;
             record.error = failed.then(|| Fault::new(Code::Internal, "X", "x"));
-            let owner = if phase == Phase::CleaningSource { Side::Destination } else { Side::Source };
-            if owner == Side::Source { record.source_finished = true } else { record.destination_finished = true }
-            let other = if owner == Side::Source { Side::Destination } else { Side::Source };
+            let owner = if phase == Phase::CleaningSource {
+                Side::Destination
+            } else {
+                Side::Source
+            };
+            if owner == Side::Source {
+                record.source_finished = true
+            } else {
+                record.destination_finished = true
+            }
+            let other = if owner == Side::Source {
+                Side::Destination
+            } else {
+                Side::Source
+            };
             assert_eq!(step(&record), Step::Finish(other));
             record.source_finished = true;
             record.destination_finished = true;
@@ -209,9 +301,18 @@ mod tests {
         let late = limit(&record(Phase::Transferring));
         for phase in [Phase::PreparingDestination, Phase::Transferring] {
             let step = next(&record(phase), &MigrationLive::default(), true, late);
-            assert!(matches!(step, Step::Advance(Phase::CuttingOver, Some(_))), "{step:?}");
+            assert!(
+                matches!(step, Step::Advance(Phase::CuttingOver, Some(_))),
+                "{step:?}"
+            );
         }
-        let started = MigrationLive { started: true, ..MigrationLive::default() };
-        assert_eq!(next(&record(Phase::Transferring), &started, true, late), Step::Poll);
+        let started = MigrationLive {
+            started: true,
+            ..MigrationLive::default()
+        };
+        assert_eq!(
+            next(&record(Phase::Transferring), &started, true, late),
+            Step::Poll
+        );
     }
 }

@@ -45,9 +45,20 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
     if extent == Extent::Partial {
         return;
     }
-    let missing: Vec<VmId> = tx.host_vms.get(host).into_iter().flatten().copied().filter(|id| !seen.contains(id)).collect();
+    let missing: Vec<VmId> = tx
+        .host_vms
+        .get(host)
+        .into_iter()
+        .flatten()
+        .copied()
+        .filter(|id| !seen.contains(id))
+        .collect();
     for id in missing {
-        if tx.observations.get(&id).is_some_and(|observation| observation.host == *host) {
+        if tx
+            .observations
+            .get(&id)
+            .is_some_and(|observation| observation.host == *host)
+        {
             tx.observe(id, None);
             tx.touch(id);
         }
@@ -65,7 +76,11 @@ fn observe(tx: &mut Tx, vm: &VmRecord, new: Observation, new_run: bool) {
             return;
         }
     }
-    if tx.refusals.get(&vm.id).is_some_and(|refusal| refusal.generation <= new.accepted) {
+    if tx
+        .refusals
+        .get(&vm.id)
+        .is_some_and(|refusal| refusal.generation <= new.accepted)
+    {
         tx.refuse(vm.id, None);
     }
     tell(tx, vm, old.as_deref(), &new);
@@ -76,16 +91,29 @@ fn observe(tx: &mut Tx, vm: &VmRecord, new: Observation, new_run: bool) {
 /// Events are for what changed on the host. After a start of the controller nothing is known of before, and a VM that
 /// is as it should be is no news.
 fn tell(tx: &mut Tx, vm: &VmRecord, old: Option<&Observation>, new: &Observation) {
-    let failed = |o: &Observation| o.phase == VmPhase::Failed && o.fault.as_ref().is_some_and(|f| !f.retrying);
+    let failed =
+        |o: &Observation| o.phase == VmPhase::Failed && o.fault.as_ref().is_some_and(|f| !f.retrying);
     if failed(new) && !old.is_some_and(failed) {
-        let text = new.fault.as_ref().map(|f| format!("{}: {}", f.reason, f.message)).unwrap_or_default();
-        tx.event(EventKind::Vm, "VmFailed", &vm.name, format!("on {}: {text}", new.host), None);
+        let text = new
+            .fault
+            .as_ref()
+            .map(|f| format!("{}: {}", f.reason, f.message))
+            .unwrap_or_default();
+        tx.event(
+            EventKind::Vm,
+            "VmFailed",
+            &vm.name,
+            format!("on {}: {text}", new.host),
+            None,
+        );
     }
     let news = match old {
         Some(old) => old.power != new.power,
         None => new.power != Some(vm.intent.power) || tx.active_operations.contains_key(&vm.id),
     };
-    let Some(power) = new.power.filter(|_| news) else { return };
+    let Some(power) = new.power.filter(|_| news) else {
+        return;
+    };
     let reason = match power {
         PowerState::Running => "VmRunning",
         PowerState::Stopped => "VmStopped",
@@ -101,13 +129,21 @@ fn tell(tx: &mut Tx, vm: &VmRecord, old: Option<&Observation>, new: &Observation
         PowerReason::External => ", changed outside Dalgu",
     };
     let word = reason.trim_start_matches("Vm").to_lowercase();
-    tx.event(EventKind::Vm, reason, &vm.name, format!("{word} on {}{why}", new.host), None);
+    tx.event(
+        EventKind::Vm,
+        reason,
+        &vm.name,
+        format!("{word} on {}{why}", new.host),
+        None,
+    );
 }
 
 /// A VM that this host should not have. Told of once, at its second sight: a report that was under way while the VM
 /// left is no news. Never touched.
 fn stray(tx: &mut Tx, host: &HostName, reported: &Reported) {
-    let migrating = tx.active_migration(reported.id).is_some_and(|m| m.source == *host || m.destination == *host);
+    let migrating = tx
+        .active_migration(reported.id)
+        .is_some_and(|m| m.source == *host || m.destination == *host);
     if migrating || reported.observation.phase == VmPhase::Deleting {
         return;
     }

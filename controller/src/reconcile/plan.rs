@@ -71,7 +71,11 @@ pub enum Step {
 
 /// See the module.
 pub fn plan(input: &Input<'_>) -> Step {
-    let endings: Vec<_> = input.operations.iter().filter_map(|operation| ending(input, operation)).collect();
+    let endings: Vec<_> = input
+        .operations
+        .iter()
+        .filter_map(|operation| ending(input, operation))
+        .collect();
     if !endings.is_empty() {
         return Step::End(endings);
     }
@@ -102,11 +106,18 @@ pub fn plan(input: &Input<'_>) -> Step {
 fn wants_ensure(input: &Input<'_>) -> bool {
     let wanted = input.vm.intent.generation;
     let refused = input.refusal.is_some_and(|refusal| refusal.generation >= wanted);
-    !refused && input.observation.is_none_or(|observation| observation.accepted < wanted)
+    !refused
+        && input
+            .observation
+            .is_none_or(|observation| observation.accepted < wanted)
 }
 
 fn next_deadline(input: &Input<'_>) -> Option<Duration> {
-    let next = input.operations.iter().filter_map(|operation| deadline(operation)).min()?;
+    let next = input
+        .operations
+        .iter()
+        .filter_map(|operation| deadline(operation))
+        .min()?;
     Some(Duration::try_from(next.duration_since(input.now)).unwrap_or(Duration::ZERO))
 }
 
@@ -115,16 +126,30 @@ pub fn deadline(operation: &OperationRecord) -> Option<Timestamp> {
     const MINUTE: u64 = 60;
     let seconds = match operation.kind {
         OperationKind::Create => 15 * MINUTE,
-        OperationKind::Start | OperationKind::Pause | OperationKind::Resume | OperationKind::Restart => 5 * MINUTE,
+        OperationKind::Start | OperationKind::Pause | OperationKind::Resume | OperationKind::Restart => {
+            5 * MINUTE
+        }
         OperationKind::Stop => u64::from(operation.grace_period_seconds) + 3 * MINUTE,
         OperationKind::Delete => 10 * MINUTE,
         OperationKind::Migrate => return None,
     };
-    Some(operation.create_time.saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX))
+    Some(
+        operation
+            .create_time
+            .saturating_add(Duration::from_secs(seconds))
+            .unwrap_or(Timestamp::MAX),
+    )
 }
 
 fn ending(input: &Input<'_>, operation: &OperationRecord) -> Option<Ending> {
-    let end = |state, error, message| Some(Ending { operation: operation.id, state, error, message });
+    let end = |state, error, message| {
+        Some(Ending {
+            operation: operation.id,
+            state,
+            error,
+            message,
+        })
+    };
     let judged = match operation.kind {
         // These end with their record.
         OperationKind::Migrate => return None,
@@ -158,14 +183,22 @@ enum Verdict {
 }
 
 fn carried_out(input: &Input<'_>, operation: &OperationRecord) -> Verdict {
-    if let Some(refusal) = input.refusal.filter(|refusal| refusal.generation >= operation.generation) {
+    if let Some(refusal) = input
+        .refusal
+        .filter(|refusal| refusal.generation >= operation.generation)
+    {
         return Verdict::Failed(refusal.fault.clone());
     }
-    let Some(observation) = input.observation else { return Verdict::Open };
-    if observation.phase == VmPhase::Failed && observation.accepted >= operation.generation {
-        if let Some(fault) = observation.fault.as_ref().filter(|fault| !fault.retrying) {
-            return Verdict::Failed(Fault::new(Code::Aborted, &fault.reason, fault.message.clone()));
-        }
+    let Some(observation) = input.observation else {
+        return Verdict::Open;
+    };
+    let failed = observation.phase == VmPhase::Failed && observation.accepted >= operation.generation;
+    if let Some(fault) = observation
+        .fault
+        .as_ref()
+        .filter(|fault| failed && !fault.retrying)
+    {
+        return Verdict::Failed(Fault::new(Code::Aborted, &fault.reason, fault.message.clone()));
     }
     if observation.observed < operation.generation {
         return Verdict::Open;
@@ -178,7 +211,9 @@ fn carried_out(input: &Input<'_>, operation: &OperationRecord) -> Verdict {
         (Some(PowerState::Stopped), None) => Verdict::Done(String::new()),
         (Some(PowerState::Running), Some(PowerState::Stopped)) if observation.phase == VmPhase::Settled => {
             match observation.power_reason {
-                PowerReason::GuestShutdown => Verdict::Done("the guest has shut itself down since".to_owned()),
+                PowerReason::GuestShutdown => {
+                    Verdict::Done("the guest has shut itself down since".to_owned())
+                }
                 PowerReason::Crashed => Verdict::Failed(Fault::new(
                     Code::Aborted,
                     "VM_CRASHED",
@@ -197,7 +232,10 @@ pub fn waiting_for(input: &Input<'_>, operation: &OperationRecord) -> String {
     if operation.kind == OperationKind::Migrate {
         return migration_text(input);
     }
-    if input.migration.is_some_and(|migration| !migration.owner_finished()) {
+    if input
+        .migration
+        .is_some_and(|migration| !migration.owner_finished())
+    {
         return "waiting for the migration to end".to_owned();
     }
     if input.host != HostState::Ready {
@@ -209,13 +247,18 @@ pub fn waiting_for(input: &Input<'_>, operation: &OperationRecord) -> String {
             None => format!("host {host} has not reported since the controller's start"),
         };
     }
-    if let Some(fault) = input.observation.and_then(|observation| observation.fault.as_ref()) {
+    if let Some(fault) = input
+        .observation
+        .and_then(|observation| observation.fault.as_ref())
+    {
         return format!("host {host} says: {} ({})", fault.message, fault.reason);
     }
     match (operation.kind, input.observation) {
         (OperationKind::Delete, _) => format!("host {host} is removing it"),
         (_, None) => format!("host {host} has not answered yet"),
-        (_, Some(seen)) if seen.accepted < operation.generation => format!("host {host} has not been told yet"),
+        (_, Some(seen)) if seen.accepted < operation.generation => {
+            format!("host {host} has not been told yet")
+        }
         (OperationKind::Create, _) => format!("host {host} is making and starting it"),
         (OperationKind::Stop, _) => format!("host {host} waits for the guest to shut down"),
         (kind, _) => format!("host {host} carries out the {}", kind.as_str()),
@@ -223,7 +266,9 @@ pub fn waiting_for(input: &Input<'_>, operation: &OperationRecord) -> String {
 }
 
 fn migration_text(input: &Input<'_>) -> String {
-    let Some(migration) = input.migration else { return String::new() };
+    let Some(migration) = input.migration else {
+        return String::new();
+    };
     if let Some(doubt) = &input.migration_live.doubt {
         return doubt.clone();
     }
@@ -233,8 +278,14 @@ fn migration_text(input: &Input<'_>) -> String {
         Phase::PreparingDestination => format!("host {} makes room", migration.destination),
         Phase::Transferring => format!("copying from {} to {}", migration.source, migration.destination),
         Phase::CuttingOver => "asking both hosts where the VM is".to_owned(),
-        Phase::CleaningSource => format!("it is on {}; {} tidies up", migration.destination, migration.source),
-        Phase::CleaningDestination => format!("it is on {}; {} tidies up", migration.source, migration.destination),
+        Phase::CleaningSource => format!(
+            "it is on {}; {} tidies up",
+            migration.destination, migration.source
+        ),
+        Phase::CleaningDestination => format!(
+            "it is on {}; {} tidies up",
+            migration.source, migration.destination
+        ),
         Phase::Done | Phase::Failed | Phase::Aborted => String::new(),
     }
 }
@@ -282,7 +333,10 @@ mod tests {
                 host: self.host,
                 report_time: None,
                 migration: self.migration.as_ref(),
-                migration_live: MigrationLive { started: true, ..MigrationLive::default() },
+                migration_live: MigrationLive {
+                    started: true,
+                    ..MigrationLive::default()
+                },
                 turn: true,
                 operations: &self.operations,
             }
@@ -293,13 +347,17 @@ mod tests {
         }
 
         fn with(mut self, kind: OperationKind, power: Option<PowerState>) -> Self {
-            self.operations.push(Arc::new(fixtures::operation(&self.vm, kind, power)));
+            self.operations
+                .push(Arc::new(fixtures::operation(&self.vm, kind, power)));
             self
         }
 
         fn ended(&self) -> Option<(OperationState, Option<String>)> {
             match self.plan() {
-                Step::End(endings) => Some((endings[0].state, endings[0].error.as_ref().map(|e| e.reason.clone()))),
+                Step::End(endings) => Some((
+                    endings[0].state,
+                    endings[0].error.as_ref().map(|e| e.reason.clone()),
+                )),
                 _ => None,
             }
         }
@@ -323,15 +381,30 @@ mod tests {
             (HostState::Unreachable, Step::Ensure),
             (HostState::Initializing, Step::Wait(None)),
         ] {
-            assert_eq!(Case { observation: None, host, ..case() }.plan(), expected, "{host:?}");
+            assert_eq!(
+                Case {
+                    observation: None,
+                    host,
+                    ..case()
+                }
+                .plan(),
+                expected,
+                "{host:?}"
+            );
         }
     }
 
     #[test]
     fn a_refused_intent_is_not_repeated_until_it_changes() {
         let fault = Fault::new(Code::FailedPrecondition, "IMAGE_NOT_FOUND", "x");
-        let mut case = Case { observation: None, ..case() };
-        case.refusal = Some(Refusal { generation: case.vm.intent.generation, fault });
+        let mut case = Case {
+            observation: None,
+            ..case()
+        };
+        case.refusal = Some(Refusal {
+            generation: case.vm.intent.generation,
+            fault,
+        });
         assert_eq!(case.plan(), Step::Wait(None));
         case.vm.intent.generation = case.vm.intent.generation.next();
         assert_eq!(case.plan(), Step::Ensure);
@@ -367,43 +440,69 @@ mod tests {
                 o.power_reason = reason;
             })
         };
-        assert_eq!(gone(PowerReason::GuestShutdown).ended().map(|e| e.0), Some(Succeeded));
-        assert_eq!(gone(PowerReason::Crashed).ended(), Some((Failed, Some("VM_CRASHED".into()))));
+        assert_eq!(
+            gone(PowerReason::GuestShutdown).ended().map(|e| e.0),
+            Some(Succeeded)
+        );
+        assert_eq!(
+            gone(PowerReason::Crashed).ended(),
+            Some((Failed, Some("VM_CRASHED".into())))
+        );
         assert_eq!(gone(PowerReason::HostReboot).ended(), None);
     }
 
     #[test]
     fn an_operation_fails_when_the_agent_gives_up_but_not_while_it_tries_again() {
         let failing = |retrying, accepted| {
-            case().with(OperationKind::Start, Some(PowerState::Running)).seen(|o| {
-                o.phase = VmPhase::Failed;
-                o.observed = Generation(0);
-                o.accepted = accepted;
-                o.fault =
-                    Some(VmFault { reason: "START_FAILED".into(), message: "x".into(), retrying, time: None });
-            })
+            case()
+                .with(OperationKind::Start, Some(PowerState::Running))
+                .seen(|o| {
+                    o.phase = VmPhase::Failed;
+                    o.observed = Generation(0);
+                    o.accepted = accepted;
+                    o.fault = Some(VmFault {
+                        reason: "START_FAILED".into(),
+                        message: "x".into(),
+                        retrying,
+                        time: None,
+                    });
+                })
         };
         assert_eq!(
             failing(false, Generation(3)).ended(),
             Some((OperationState::Failed, Some("START_FAILED".into())))
         );
         assert_eq!(failing(true, Generation(3)).ended(), None);
-        assert_eq!(failing(false, Generation(2)).ended(), None, "that was an older intent");
+        assert_eq!(
+            failing(false, Generation(2)).ended(),
+            None,
+            "that was an older intent"
+        );
     }
 
     #[test]
     fn an_operation_ends_at_its_deadline_and_says_what_it_waited_for() {
         use OperationKind::{Create, Delete, Migrate, Start, Stop};
         for (kind, minutes) in [(Create, 15), (Start, 5), (Stop, 3), (Delete, 10)] {
-            let mut case = Case { observation: None, host: HostState::Unreachable, ..case() };
+            let mut case = Case {
+                observation: None,
+                host: HostState::Unreachable,
+                ..case()
+            };
             case = case.with(kind, Some(PowerState::Running));
             case.now = Timestamp::from_second(minutes * 60 - 1).unwrap();
             assert_eq!(case.ended(), None, "{kind:?}");
             case.now = Timestamp::from_second(minutes * 60).unwrap();
-            let Step::End(endings) = case.plan() else { panic!("{kind:?} goes on") };
+            let Step::End(endings) = case.plan() else {
+                panic!("{kind:?} goes on")
+            };
             let error = endings[0].error.as_ref().unwrap();
             assert_eq!(error.reason, "DEADLINE_EXCEEDED");
-            assert!(error.message.contains("host h1 has not reported"), "{}", error.message);
+            assert!(
+                error.message.contains("host h1 has not reported"),
+                "{}",
+                error.message
+            );
         }
         let mut case = case().with(Migrate, None);
         case.now = Timestamp::from_second(1_000_000).unwrap();
@@ -412,16 +511,22 @@ mod tests {
 
     #[test]
     fn the_next_look_is_at_the_next_deadline() {
-        let case = Case { host: HostState::Ready, ..case() }
-            .with(OperationKind::Stop, Some(PowerState::Stopped))
-            .with(OperationKind::Create, Some(PowerState::Running))
-            .seen(|o| o.observed = Generation(1));
+        let case = Case {
+            host: HostState::Ready,
+            ..case()
+        }
+        .with(OperationKind::Stop, Some(PowerState::Stopped))
+        .with(OperationKind::Create, Some(PowerState::Running))
+        .seen(|o| o.observed = Generation(1));
         assert_eq!(case.plan(), Step::Wait(Some(Duration::from_secs(180))));
     }
 
     #[test]
     fn a_migration_comes_before_everything_but_the_end_of_operations() {
-        let mut case = Case { observation: None, ..case() };
+        let mut case = Case {
+            observation: None,
+            ..case()
+        };
         case.migration = Some(fixtures::migration(&case.vm, "h2"));
         case.vm.delete_time = Some(case.now);
         assert_eq!(case.plan(), Step::Migrate(migration::Step::Poll));
@@ -431,17 +536,30 @@ mod tests {
         let tidy = Step::Migrate(migration::Step::Finish(migration::Side::Destination));
         assert_eq!(case.plan(), tidy, "a deletion waits for both sides");
         case.vm.delete_time = None;
-        assert_eq!(case.plan(), Step::Ensure, "the owner need not wait for the other side");
+        assert_eq!(
+            case.plan(),
+            Step::Ensure,
+            "the owner need not wait for the other side"
+        );
         case.migration.as_mut().unwrap().source_finished = false;
-        assert_eq!(case.plan(), Step::Migrate(migration::Step::Finish(migration::Side::Source)));
+        assert_eq!(
+            case.plan(),
+            Step::Migrate(migration::Step::Finish(migration::Side::Source))
+        );
     }
 
     #[test]
     fn a_deleted_vm_is_never_told_to_be() {
-        let mut case = Case { observation: None, ..case() };
+        let mut case = Case {
+            observation: None,
+            ..case()
+        };
         case.vm.delete_time = Some(case.now);
         assert_eq!(case.plan(), Step::Delete);
-        let case = Case { host: HostState::Initializing, ..case };
+        let case = Case {
+            host: HostState::Initializing,
+            ..case
+        };
         assert_eq!(case.plan(), Step::Wait(None));
     }
 

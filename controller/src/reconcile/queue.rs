@@ -41,8 +41,15 @@ pub struct Queue<K> {
 
 impl<K> Default for Queue<K> {
     fn default() -> Self {
-        let inner = Inner { entries: HashMap::new(), order: BTreeSet::new(), added: 0 };
-        Self { inner: Mutex::new(inner), changed: Notify::new() }
+        let inner = Inner {
+            entries: HashMap::new(),
+            order: BTreeSet::new(),
+            added: 0,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+        }
     }
 }
 
@@ -106,9 +113,15 @@ impl<K: Copy + Ord + Hash> Queue<K> {
 
     fn finish(&self, key: K, again: Option<Duration>, failed: bool) {
         let mut inner = self.lock();
-        let Some(entry) = inner.entries.get_mut(&key) else { return };
+        let Some(entry) = inner.entries.get_mut(&key) else {
+            return;
+        };
         entry.running = false;
-        entry.failures = if failed { entry.failures.saturating_add(1) } else { 0 };
+        entry.failures = if failed {
+            entry.failures.saturating_add(1)
+        } else {
+            0
+        };
         let added = entry.due.take();
         if let Some(delay) = again {
             inner.add(key, Instant::now() + delay.min(Duration::from_secs(86_400)));
@@ -116,7 +129,11 @@ impl<K: Copy + Ord + Hash> Queue<K> {
         if let Some((due, _)) = added {
             inner.add(key, due);
         }
-        if inner.entries.get(&key).is_some_and(|entry| entry.due.is_none() && entry.failures == 0) {
+        if inner
+            .entries
+            .get(&key)
+            .is_some_and(|entry| entry.due.is_none() && entry.failures == 0)
+        {
             inner.entries.remove(&key);
         }
         drop(inner);
@@ -162,7 +179,9 @@ impl<K: Copy + Ord + Hash> Inner<K> {
 }
 
 fn backoff(failures: u32) -> Duration {
-    BACKOFF_FIRST.saturating_mul(1 << failures.min(16)).min(BACKOFF_LAST)
+    BACKOFF_FIRST
+        .saturating_mul(1 << failures.min(16))
+        .min(BACKOFF_LAST)
 }
 
 #[cfg(test)]
@@ -233,7 +252,10 @@ mod tests {
             queue.next().await;
             waits.push(queue.failed(1).as_millis());
         }
-        assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        assert_eq!(
+            waits,
+            [200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]
+        );
         queue.next().await;
         queue.done(1, None);
         queue.add(1);

@@ -41,7 +41,9 @@ impl Runner {
         let places = Arc::new(Semaphore::new(AT_ONCE));
         let mut resync = tokio::time::interval(RESYNC);
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { break };
+            let Ok(place) = places.clone().acquire_owned().await else {
+                break;
+            };
             // Cancel safe: a key is taken only when it is returned; a tick that is lost comes again.
             let id = tokio::select! {
                 () = stop.cancelled() => break,
@@ -75,7 +77,9 @@ impl Runner {
     async fn pass(&self, id: VmId) {
         let begin = Instant::now();
         let span = tracing::info_span!("reconcile", vm = %id);
-        let outcome = step::pass(&self.db, &self.agents, id).instrument(span.clone()).await;
+        let outcome = step::pass(&self.db, &self.agents, id)
+            .instrument(span.clone())
+            .await;
         self.metrics.pass(begin.elapsed(), outcome.is_ok());
         match outcome {
             Ok(Next::Now) => self.queue.done(id, Some(Duration::ZERO)),

@@ -21,8 +21,8 @@ use crate::{
     hosts,
     migration::{self, Side, decide},
     model::{
-        Answer, Code, EventKind, Fault, MigrationLive, MigrationRecord, OperationKind, OperationState, Phase, Refusal,
-        VmRecord,
+        Answer, Code, EventKind, Fault, MigrationLive, MigrationRecord, OperationKind, OperationState, Phase,
+        Refusal, VmRecord,
     },
     state::{Db, State, Tx},
 };
@@ -48,17 +48,26 @@ pub enum Next {
 /// Makes one pass over a VM.
 pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_client::Error> {
     let state = db.snapshot();
-    let Some(vm) = state.vms.get(&id) else { return Ok(Next::Idle) };
+    let Some(vm) = state.vms.get(&id) else {
+        return Ok(Next::Idle);
+    };
     let migration = state.active_migration(id);
     let operations = state.active_operations(id);
-    let input = input(&state, vm, migration.map(AsRef::as_ref), &operations, Timestamp::now());
+    let input = input(
+        &state,
+        vm,
+        migration.map(AsRef::as_ref),
+        &operations,
+        Timestamp::now(),
+    );
     let step = plan::plan(&input);
     tracing::debug!(vm = %vm.name, ?step, "planned");
     match step {
         Step::Wait(None) => Ok(Next::Idle),
         Step::Wait(Some(time)) => Ok(Next::After(time)),
         Step::End(endings) => {
-            db.change(|tx| endings.into_iter().for_each(|ending| end(tx, ending))).await;
+            db.change(|tx| endings.into_iter().for_each(|ending| end(tx, ending)))
+                .await;
             Ok(Next::Now)
         }
         Step::Ensure => ensure(db, agents, &state, vm).await,
@@ -99,7 +108,12 @@ fn has_turn(state: &State, migration: &MigrationRecord) -> bool {
 
 /// Ends an operation, unless it has ended meanwhile.
 pub fn end(tx: &mut Tx, ending: Ending) {
-    let Some(old) = tx.operations.get(&ending.operation).filter(|operation| operation.is_active()).cloned() else {
+    let Some(old) = tx
+        .operations
+        .get(&ending.operation)
+        .filter(|operation| operation.is_active())
+        .cloned()
+    else {
         return;
     };
     let mut operation = (*old).clone();
@@ -113,26 +127,45 @@ pub fn end(tx: &mut Tx, ending: Ending) {
         OperationState::Failed => ("OperationFailed", "failed"),
         OperationState::Cancelled => ("OperationCancelled", "was cancelled"),
     };
-    let why = operation.error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();
+    let why = operation
+        .error
+        .as_ref()
+        .map(|error| format!(": {}", error.message))
+        .unwrap_or_default();
     let message = format!("{} {word}{why}", operation.kind.as_str());
-    tx.event(EventKind::Operation, reason, &operation.vm_name, message, Some(operation.id));
+    tx.event(
+        EventKind::Operation,
+        reason,
+        &operation.vm_name,
+        message,
+        Some(operation.id),
+    );
     tx.put_operation(operation);
 }
 
 async fn ensure(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Result<Next, agent_client::Error> {
     match agents.ensure(state, vm).await {
         Ok(reported) => {
-            db.change(|tx| apply::apply(tx, &vm.owner, vec![reported], Extent::Partial)).await;
+            db.change(|tx| apply::apply(tx, &vm.owner, vec![reported], Extent::Partial))
+                .await;
             // What the agent accepted shows in the state; the change above asks for another look.
             Ok(Next::Idle)
         }
         Err(error) => {
-            let Some(fault) = error.refusal() else { return Err(error) };
+            let Some(fault) = error.refusal() else {
+                return Err(error);
+            };
             tracing::error!(vm = %vm.name, host = %vm.owner, reason = fault.reason, "the agent refuses the VM");
             db.change(|tx| {
                 let message = format!("host {} refuses it: {}", vm.owner, fault.message);
                 tx.event(EventKind::Vm, "VmFailed", &vm.name, message, None);
-                tx.refuse(vm.id, Some(Refusal { generation: vm.intent.generation, fault }));
+                tx.refuse(
+                    vm.id,
+                    Some(Refusal {
+                        generation: vm.intent.generation,
+                        fault,
+                    }),
+                );
                 tx.touch(vm.id);
             })
             .await;
@@ -143,7 +176,8 @@ async fn ensure(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Resul
 
 async fn delete(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Result<Next, agent_client::Error> {
     if let Some(reported) = agents.delete(state, vm).await? {
-        db.change(|tx| apply::apply(tx, &vm.owner, vec![reported], Extent::Partial)).await;
+        db.change(|tx| apply::apply(tx, &vm.owner, vec![reported], Extent::Partial))
+            .await;
         return Ok(Next::After(DELETE_POLL));
     }
     db.change(|tx| remove(tx, vm)).await;
@@ -156,14 +190,32 @@ fn remove(tx: &mut Tx, vm: &VmRecord) {
         let (state, error, message) = match operation.kind {
             OperationKind::Delete => (OperationState::Succeeded, None, String::new()),
             _ => {
-                let message = if operation.cancel_requested { "cancelled; the VM was deleted" } else { "the VM was deleted" };
+                let message = if operation.cancel_requested {
+                    "cancelled; the VM was deleted"
+                } else {
+                    "the VM was deleted"
+                };
                 let fault = Fault::new(Code::Cancelled, "CANCELLED", message);
                 (OperationState::Cancelled, Some(fault), message.to_owned())
             }
         };
-        end(tx, Ending { operation: operation.id, state, error, message });
+        end(
+            tx,
+            Ending {
+                operation: operation.id,
+                state,
+                error,
+                message,
+            },
+        );
     }
-    tx.event(EventKind::Vm, "VmDeleted", &vm.name, format!("deleted from {}", vm.owner), None);
+    tx.event(
+        EventKind::Vm,
+        "VmDeleted",
+        &vm.name,
+        format!("deleted from {}", vm.owner),
+        None,
+    );
     tx.delete_vm(vm.id);
 }
 
@@ -204,7 +256,9 @@ async fn migrate(
 async fn advance(db: &Db, record: &MigrationRecord, phase: Phase, fault: Option<Fault>) {
     let (id, from) = (record.id, record.phase);
     db.change(|tx| {
-        let Some(now) = tx.migrations.get(&id).filter(|m| m.phase == from).cloned() else { return };
+        let Some(now) = tx.migrations.get(&id).filter(|m| m.phase == from).cloned() else {
+            return;
+        };
         // Looked at again here, where nobody else can take the place.
         if phase == Phase::PreparingDestination && (!has_turn(tx, &now) || now.abort_requested) {
             return;
@@ -219,13 +273,28 @@ fn enter(tx: &mut Tx, mut record: MigrationRecord, phase: Phase, fault: Option<F
     record.phase = phase;
     record.phase_time = tx.now();
     record.error = record.error.or(fault);
-    let name = tx.vms.get(&record.vm).map(|vm| vm.name.to_string()).unwrap_or_default();
+    let name = tx
+        .vms
+        .get(&record.vm)
+        .map(|vm| vm.name.to_string())
+        .unwrap_or_default();
     let (source, destination) = (&record.source, &record.destination);
     let message = format!("{} ({source} to {destination})", phase.as_str());
-    tx.event(EventKind::Operation, "MigrationPhase", &name, message, Some(record.operation));
+    tx.event(
+        EventKind::Operation,
+        "MigrationPhase",
+        &name,
+        message,
+        Some(record.operation),
+    );
     tracing::info!(vm = name, migration = %record.id, phase = phase.as_str(), "migration");
     let (operation, state, error, message) = match phase {
-        Phase::Done => (record.operation, OperationState::Succeeded, None, format!("it runs on {destination}")),
+        Phase::Done => (
+            record.operation,
+            OperationState::Succeeded,
+            None,
+            format!("it runs on {destination}"),
+        ),
         Phase::Aborted => {
             let message = format!("cancelled; it stayed on {source}");
             let fault = Fault::new(Code::Cancelled, "CANCELLED", message.clone());
@@ -236,12 +305,25 @@ fn enter(tx: &mut Tx, mut record: MigrationRecord, phase: Phase, fault: Option<F
                 let message = format!("the transfer did not succeed; it stayed on {source}");
                 Fault::new(Code::Aborted, "MIGRATION_FAILED", message)
             });
-            (record.operation, OperationState::Failed, Some(fault.clone()), fault.message)
+            (
+                record.operation,
+                OperationState::Failed,
+                Some(fault.clone()),
+                fault.message,
+            )
         }
         _ => return tx.put_migration(record),
     };
     tx.put_migration(record);
-    end(tx, Ending { operation, state, error, message });
+    end(
+        tx,
+        Ending {
+            operation,
+            state,
+            error,
+            message,
+        },
+    );
 }
 
 /// After a command to one side: on, again later, or, when it will never be obeyed, to the settlement.
@@ -260,7 +342,9 @@ async fn carry_on(
             Ok(Next::Now)
         }
         Err(error) => {
-            let Some(fault) = error.refusal() else { return Err(error) };
+            let Some(fault) = error.refusal() else {
+                return Err(error);
+            };
             tracing::warn!(migration = %record.id, reason = fault.reason, "a host refuses its part in a migration");
             advance(db, record, Phase::CuttingOver, Some(fault)).await;
             Ok(Next::Now)
@@ -295,14 +379,29 @@ async fn poll(
         Transfer::Failed => {
             let (reason, message) = match part.fault {
                 Some(fault) => (fault.reason, fault.message),
-                None => ("TRANSFER_FAILED".to_owned(), "the transfer failed; see the source agent's log".to_owned()),
+                None => (
+                    "TRANSFER_FAILED".to_owned(),
+                    "the transfer failed; see the source agent's log".to_owned(),
+                ),
             };
-            advance(db, record, Phase::CuttingOver, Some(Fault::new(Code::Aborted, &reason, message))).await;
+            advance(
+                db,
+                record,
+                Phase::CuttingOver,
+                Some(Fault::new(Code::Aborted, &reason, message)),
+            )
+            .await;
         }
         Transfer::Unknown if part.known && !part.settled => return Ok(Next::After(migration::POLL)),
         Transfer::Unknown => {
             let message = format!("host {} no longer knows of the transfer", record.source);
-            advance(db, record, Phase::CuttingOver, Some(Fault::new(Code::Aborted, "TRANSFER_LOST", message))).await;
+            advance(
+                db,
+                record,
+                Phase::CuttingOver,
+                Some(Fault::new(Code::Aborted, "TRANSFER_LOST", message)),
+            )
+            .await;
         }
     }
     Ok(Next::Now)
@@ -317,10 +416,16 @@ async fn settle(
     destination: bool,
 ) -> Result<Next, agent_client::Error> {
     let ask = |host: HostName, wanted: bool| async move {
-        if wanted { Some(agents.settle(state, &host, record.id, record.vm).await) } else { None }
+        if wanted {
+            Some(agents.settle(state, &host, record.id, record.vm).await)
+        } else {
+            None
+        }
     };
-    let (at_source, at_destination) =
-        futures::join!(ask(record.source.clone(), source), ask(record.destination.clone(), destination));
+    let (at_source, at_destination) = futures::join!(
+        ask(record.source.clone(), source),
+        ask(record.destination.clone(), destination)
+    );
     let mut failure = None;
     let mut doubt = None;
     let mut read = |host: &HostName, said: Option<Result<Part, agent_client::Error>>| match said? {
@@ -339,7 +444,9 @@ async fn settle(
     };
     let from_source = read(&record.source, at_source);
     let from_destination = read(&record.destination, at_destination);
-    let conflict = db.change(|tx| store_answers(tx, record.id, from_source, from_destination, doubt)).await;
+    let conflict = db
+        .change(|tx| store_answers(tx, record.id, from_source, from_destination, doubt))
+        .await;
     match failure {
         Some(error) => Err(error),
         None if conflict => Ok(Next::After(SLOW_POLL)),
@@ -350,7 +457,10 @@ async fn settle(
 /// What a host's part says once it is settled and knows what it has.
 fn answer(part: &Part) -> Option<Answer> {
     let presence = part.presence.filter(|_| part.settled)?;
-    Some(Answer { presence, transfer: part.transfer })
+    Some(Answer {
+        presence,
+        transfer: part.transfer,
+    })
 }
 
 /// Whether there is no answer to the question of who owns the VM, only a person's.
@@ -361,11 +471,21 @@ fn store_answers(
     destination: Option<(Answer, Part)>,
     doubt: Option<String>,
 ) -> bool {
-    let Some(old) = tx.migrations.get(&id).filter(|m| m.phase == Phase::CuttingOver).cloned() else { return false };
+    let Some(old) = tx
+        .migrations
+        .get(&id)
+        .filter(|m| m.phase == Phase::CuttingOver)
+        .cloned()
+    else {
+        return false;
+    };
     let mut record = (*old).clone();
     if let Some((answer, part)) = source {
         record.source_answer = Some(answer);
-        record.progress = part.progress.or(record.progress).or(tx.migration_live(id).progress);
+        record.progress = part
+            .progress
+            .or(record.progress)
+            .or_else(|| tx.migration_live(id).progress);
     }
     if let Some((answer, _)) = destination {
         record.destination_answer = Some(answer);
@@ -374,17 +494,21 @@ fn store_answers(
     let was_in_doubt = live.doubt.is_some();
     live.doubt = doubt;
     let mut conflict = false;
-    if let (Some(source), Some(destination)) = (record.source_answer, record.destination_answer) {
-        if let decide::Decision::Conflict { reason } = decide::decide(source, destination) {
-            conflict = true;
-            live.doubt = Some(format!(
-                "{reason}: stop it by hand on {} or on {} (virsh destroy), then it goes on",
-                record.source, record.destination
-            ));
-        }
+    if let (Some(source), Some(destination)) = (record.source_answer, record.destination_answer)
+        && let decide::Decision::Conflict { reason } = decide::decide(source, destination)
+    {
+        conflict = true;
+        live.doubt = Some(format!(
+            "{reason}: stop it by hand on {} or on {} (virsh destroy), then it goes on",
+            record.source, record.destination
+        ));
     }
     if conflict && !was_in_doubt {
-        let name = tx.vms.get(&record.vm).map(|vm| vm.name.to_string()).unwrap_or_default();
+        let name = tx
+            .vms
+            .get(&record.vm)
+            .map(|vm| vm.name.to_string())
+            .unwrap_or_default();
         tracing::error!(vm = name, migration = %id, "a VM runs on two hosts; an operator must stop one");
         let message = live.doubt.clone().unwrap_or_default();
         tx.event(EventKind::Vm, "VmConflict", name, message, Some(record.operation));
@@ -398,10 +522,23 @@ fn store_answers(
 
 /// Gives the VM to the side that has it: owner, ownership number and phase in one change.
 fn settle_owner(tx: &mut Tx, id: MigrationId) {
-    let Some(record) = tx.migrations.get(&id).filter(|m| m.phase == Phase::CuttingOver).cloned() else { return };
-    let (Some(source), Some(destination)) = (record.source_answer, record.destination_answer) else { return };
-    let decide::Decision::Owner { side, lost, reason } = decide::decide(source, destination) else { return };
-    let Some(mut vm) = tx.vms.get(&record.vm).map(|vm| (**vm).clone()) else { return };
+    let Some(record) = tx
+        .migrations
+        .get(&id)
+        .filter(|m| m.phase == Phase::CuttingOver)
+        .cloned()
+    else {
+        return;
+    };
+    let (Some(source), Some(destination)) = (record.source_answer, record.destination_answer) else {
+        return;
+    };
+    let decide::Decision::Owner { side, lost, reason } = decide::decide(source, destination) else {
+        return;
+    };
+    let Some(mut vm) = tx.vms.get(&record.vm).map(|vm| (**vm).clone()) else {
+        return;
+    };
     let phase = match side {
         Side::Destination => {
             vm.owner = record.destination.clone();
@@ -420,16 +557,31 @@ fn settle_owner(tx: &mut Tx, id: MigrationId) {
         vm.intent.generation = vm.intent.generation.next();
         vm.intent.power_sequence += 1;
         tracing::error!(vm = %vm.name, migration = %id, "the VM's memory was lost in a migration; it is started anew");
-        tx.event(EventKind::Vm, "VmLost", &vm.name, format!("{reason}; it is started anew"), Some(record.operation));
+        tx.event(
+            EventKind::Vm,
+            "VmLost",
+            &vm.name,
+            format!("{reason}; it is started anew"),
+            Some(record.operation),
+        );
     }
     if side == Side::Destination {
         let message = format!("migrated from {} to {}", record.source, record.destination);
-        tx.event(EventKind::Vm, "VmMigrated", &vm.name, message, Some(record.operation));
+        tx.event(
+            EventKind::Vm,
+            "VmMigrated",
+            &vm.name,
+            message,
+            Some(record.operation),
+        );
     }
     tracing::info!(vm = %vm.name, migration = %id, owner = %vm.owner, reason, "the owner is settled");
     tx.observe(vm.id, None);
     tx.put_vm(vm);
-    let live = MigrationLive { doubt: None, ..tx.migration_live(id) };
+    let live = MigrationLive {
+        doubt: None,
+        ..tx.migration_live(id)
+    };
     tx.set_migration_live(id, live);
     enter(tx, (*record).clone(), phase, None);
 }
@@ -447,12 +599,20 @@ async fn finish(
         Side::Destination => &record.destination,
     };
     let epoch: Epoch = vm.epoch;
-    if !agents.finish(state, host, record, *host == vm.owner, epoch).await? {
+    if !agents
+        .finish(state, host, record, *host == vm.owner, epoch)
+        .await?
+    {
         return Ok(Next::After(FINISH_POLL));
     }
     let done: Result<(), Infallible> = db
         .transact(|tx| {
-            let Some(old) = tx.migrations.get(&record.id).filter(|m| m.phase == record.phase).cloned() else {
+            let Some(old) = tx
+                .migrations
+                .get(&record.id)
+                .filter(|m| m.phase == record.phase)
+                .cloned()
+            else {
                 return Ok(());
             };
             let mut record = (*old).clone();

@@ -30,10 +30,13 @@ const QUEUE: usize = 1024;
 /// Most changes written with one fsync.
 const GROUP: usize = 256;
 
+/// Is told which VMs want a look.
+type Touched = Box<dyn Fn(&[VmId]) + Send + Sync>;
+
 /// Who is told of what the writer does.
 pub struct Hooks {
     /// VMs that want a look, after the change is durable.
-    pub touched: Box<dyn Fn(&[VmId]) + Send + Sync>,
+    pub touched: Touched,
     /// How long a commit took.
     pub committed: Box<dyn Fn(Duration) + Send + Sync>,
     /// A commit failed: nothing may go on. In the program this ends the process.
@@ -84,9 +87,22 @@ impl Db {
         let (publish, published) = watch::channel(Arc::new(state.clone()));
         let (queue, commits) = mpsc::channel(QUEUE);
         let events_kept = hooks.events_kept;
-        let writer = Writer { store, commits, publish, hooks };
-        thread::Builder::new().name("store".to_owned()).spawn(move || writer.run()).map_err(Error::Thread)?;
-        Ok(Self(Arc::new(Inner { pending: Mutex::new(state), queue, published, events_kept })))
+        let writer = Writer {
+            store,
+            commits,
+            publish,
+            hooks,
+        };
+        thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run())
+            .map_err(Error::Thread)?;
+        Ok(Self(Arc::new(Inner {
+            pending: Mutex::new(state),
+            queue,
+            published,
+            events_kept,
+        })))
     }
 
     /// The last durable state.
@@ -104,7 +120,9 @@ impl Db {
     ///
     /// The closure runs under a lock: it must not wait for anything.
     pub async fn transact<T, E>(&self, change: impl FnOnce(&mut Tx) -> Result<T, E>) -> Result<T, E> {
-        let Ok(permit) = self.0.queue.reserve().await else { return std::future::pending().await };
+        let Ok(permit) = self.0.queue.reserve().await else {
+            return std::future::pending().await;
+        };
         let (done, durable) = oneshot::channel();
         let value = {
             // A panic in an earlier closure left the pending state as it was before it.
@@ -114,7 +132,12 @@ impl Db {
             let (state, batch, touched) = tx.finish();
             *pending = state.clone();
             // Sent under the lock, so that the queue has the order of the changes.
-            permit.send(Commit { state, batch, touched, done });
+            permit.send(Commit {
+                state,
+                batch,
+                touched,
+                done,
+            });
             value
         };
         match durable.await {
@@ -125,7 +148,9 @@ impl Db {
 
     /// As [`Db::transact`], for a change that cannot fail.
     pub async fn change<T>(&self, change: impl FnOnce(&mut Tx) -> T) -> T {
-        let outcome = self.transact(|tx| Ok::<_, std::convert::Infallible>(change(tx))).await;
+        let outcome = self
+            .transact(|tx| Ok::<_, std::convert::Infallible>(change(tx)))
+            .await;
         match outcome {
             Ok(value) => value,
             Err(never) => match never {},
@@ -153,8 +178,11 @@ impl<S: Store> Writer<S> {
     }
 
     fn commit(&mut self, group: &mut Vec<Commit>) -> Result<(), store::Error> {
-        let batches: Vec<_> =
-            group.iter_mut().map(|c| std::mem::take(&mut c.batch)).filter(|b| !b.is_empty()).collect();
+        let batches: Vec<_> = group
+            .iter_mut()
+            .map(|c| std::mem::take(&mut c.batch))
+            .filter(|b| !b.is_empty())
+            .collect();
         if !batches.is_empty() {
             let begin = Instant::now();
             self.store.commit(&batches)?;

@@ -34,7 +34,9 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The store is another site's.
-    #[error("the store belongs to site {found}, this directory to site {expected}: they do not belong together")]
+    #[error(
+        "the store belongs to site {found}, this directory to site {expected}: they do not belong together"
+    )]
     Site {
         /// In the store.
         found: ClusterId,
@@ -47,19 +49,32 @@ pub enum Error {
 }
 
 fn parse<T: DeserializeOwned>(table: &'static str, key: &str, value: &str) -> Result<T, Error> {
-    serde_json::from_str(value).map_err(|source| Error::Record { table, key: key.to_owned(), source })
+    serde_json::from_str(value).map_err(|source| Error::Record {
+        table,
+        key: key.to_owned(),
+        source,
+    })
 }
 
 /// Makes the state that an image describes.
 pub(super) fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
-    let mut meta = Meta { cluster_id, term: Term(0), incarnation: 1, revision: 0, forgotten: 0 };
+    let mut meta = Meta {
+        cluster_id,
+        term: Term(0),
+        incarnation: 1,
+        revision: 0,
+        forgotten: 0,
+    };
     for (table, key, value) in &image.records {
         if *table == Table::Meta && key == META_KEY {
             meta = parse("meta", key, value)?;
         }
     }
     if meta.cluster_id != cluster_id {
-        return Err(Error::Site { found: meta.cluster_id, expected: cluster_id });
+        return Err(Error::Site {
+            found: meta.cluster_id,
+            expected: cluster_id,
+        });
     }
     let mut state = State::empty(meta);
     for (revision, value) in &image.events {
@@ -81,6 +96,10 @@ pub(super) fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error
     }
     let (mut state, ..) = tx.finish();
     let silent = Arc::new(HostLive::silent(Instant::now()));
-    state.live = state.hosts.keys().map(|name| (name.clone(), silent.clone())).collect();
+    state.live = state
+        .hosts
+        .keys()
+        .map(|name| (name.clone(), silent.clone()))
+        .collect();
     Ok(state)
 }

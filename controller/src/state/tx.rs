@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::State;
 use crate::{
     model::{
-        EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation, OperationRecord,
-        Refusal, RequestRecord, VmRecord,
+        EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
+        OperationRecord, Refusal, RequestRecord, VmRecord,
     },
     store::{Batch, Table, Write},
 };
@@ -81,7 +81,11 @@ impl Tx {
     }
 
     fn write(&mut self, table: Table, key: impl ToString, value: Option<String>) {
-        self.writes.push(Write { table, key: key.to_string(), value });
+        self.writes.push(Write {
+            table,
+            key: key.to_string(),
+            value,
+        });
         self.state.meta.revision = self.state.meta.revision.max(self.revision());
     }
 
@@ -92,29 +96,57 @@ impl Tx {
 
     /// Asks for another look at every VM that holds room on a host.
     pub fn touch_host(&mut self, host: &HostName) {
-        let vms: Vec<_> = self.state.host_vms.get(host).into_iter().flatten().copied().collect();
+        let vms: Vec<_> = self
+            .state
+            .host_vms
+            .get(host)
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
         self.touched.extend(vms);
     }
 
     fn hold(&mut self, vm: &VmRecord, hosts: BTreeSet<HostName>, add: bool) {
-        let change = |value: &mut u64, by: u64| *value = if add { *value + by } else { value.saturating_sub(by) };
+        let change = |value: &mut u64, by: u64| {
+            *value = if add {
+                *value + by
+            } else {
+                value.saturating_sub(by)
+            }
+        };
         for host in hosts {
             let reserved = self.state.reserved.entry(host.clone()).or_default();
             change(&mut reserved.vcpus, vm.spec.vcpus.into());
             change(&mut reserved.memory_mib, vm.spec.reserved_memory_mib());
-            reserved.vms = if add { reserved.vms + 1 } else { reserved.vms.saturating_sub(1) };
+            reserved.vms = if add {
+                reserved.vms + 1
+            } else {
+                reserved.vms.saturating_sub(1)
+            };
             for disk in &vm.spec.disks {
-                change(reserved.disks_mib.entry(disk.pool.clone()).or_insert(0), disk.size_mib);
+                change(
+                    reserved.disks_mib.entry(disk.pool.clone()).or_insert(0),
+                    disk.size_mib,
+                );
             }
             let vms = self.state.host_vms.entry(host).or_default();
-            if add { vms.insert(vm.id) } else { vms.remove(&vm.id) };
+            if add {
+                vms.insert(vm.id)
+            } else {
+                vms.remove(&vm.id)
+            };
         }
     }
 
     fn hold_pools(&mut self, vm: &VmRecord, add: bool) {
         for disk in &vm.spec.disks {
             let sum = self.state.pools_mib.entry(disk.pool.clone()).or_insert(0);
-            *sum = if add { *sum + disk.size_mib } else { sum.saturating_sub(disk.size_mib) };
+            *sum = if add {
+                *sum + disk.size_mib
+            } else {
+                sum.saturating_sub(disk.size_mib)
+            };
         }
     }
 
@@ -140,7 +172,9 @@ impl Tx {
 
     /// Removes a VM and all that is known of it.
     pub fn delete_vm(&mut self, id: VmId) {
-        let Some(old) = self.state.vms.get(&id).cloned() else { return };
+        let Some(old) = self.state.vms.get(&id).cloned() else {
+            return;
+        };
         let migration = self.state.active_migration(id).cloned();
         self.hold(&old, holders(&old, migration.as_deref()), false);
         self.hold_pools(&old, false);
@@ -171,7 +205,11 @@ impl Tx {
 
     pub(super) fn index_operation(&mut self, operation: Arc<OperationRecord>) {
         let active = self.state.active_operations.entry(operation.vm).or_default();
-        if operation.is_active() { active.insert(operation.id) } else { active.remove(&operation.id) };
+        if operation.is_active() {
+            active.insert(operation.id)
+        } else {
+            active.remove(&operation.id)
+        };
         if active.is_empty() {
             self.state.active_operations.remove(&operation.vm);
         }
@@ -264,7 +302,9 @@ impl Tx {
         self.state.events.insert(revision, Arc::new(event));
         self.state.meta.revision = self.state.meta.revision.max(revision);
         while self.state.events.len() > self.events_kept {
-            let Some(oldest) = self.state.events.get_min().map(|(revision, _)| *revision) else { break };
+            let Some(oldest) = self.state.events.get_min().map(|(revision, _)| *revision) else {
+                break;
+            };
             self.state.events.remove(&oldest);
             self.forget_events_to = oldest;
             self.state.meta.forgotten = oldest;
@@ -313,11 +353,18 @@ impl Tx {
 
     /// What the store is to write, what the state is then, and which VMs want a look.
     pub(super) fn finish(self) -> (State, Batch, Vec<VmId>) {
-        let mut batch =
-            Batch { writes: self.writes, events: self.events, forget_events_to: self.forget_events_to };
+        let mut batch = Batch {
+            writes: self.writes,
+            events: self.events,
+            forget_events_to: self.forget_events_to,
+        };
         if !batch.is_empty() {
             let value = Some(json(&self.state.meta));
-            batch.writes.push(Write { table: Table::Meta, key: super::load::META_KEY.to_owned(), value });
+            batch.writes.push(Write {
+                table: Table::Meta,
+                key: super::load::META_KEY.to_owned(),
+                value,
+            });
         }
         (self.state, batch, self.touched.into_iter().collect())
     }

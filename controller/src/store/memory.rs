@@ -58,7 +58,11 @@ impl Store for Memory {
     fn load(&mut self) -> Result<Image, Error> {
         let inner = self.0.lock();
         Ok(Image {
-            records: inner.records.iter().map(|((t, k), v)| (*t, k.clone(), v.clone())).collect(),
+            records: inner
+                .records
+                .iter()
+                .map(|((t, k), v)| (*t, k.clone(), v.clone()))
+                .collect(),
             events: inner.events.iter().map(|(r, v)| (*r, v.clone())).collect(),
         })
     }

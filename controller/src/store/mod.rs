@@ -31,8 +31,14 @@ pub enum Table {
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 6] =
-        [Self::Meta, Self::Vms, Self::Hosts, Self::Operations, Self::Migrations, Self::Requests];
+    pub const ALL: [Self; 6] = [
+        Self::Meta,
+        Self::Vms,
+        Self::Hosts,
+        Self::Operations,
+        Self::Migrations,
+        Self::Requests,
+    ];
 
     /// Its name in the database.
     pub const fn as_str(self) -> &'static str {

@@ -31,18 +31,32 @@ impl Sqlite {
         connection.pragma_update(None, "synchronous", "FULL")?;
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if found > SCHEMA {
-            return Err(Error::Schema { path: path.to_owned(), found, known: SCHEMA });
+            return Err(Error::Schema {
+                path: path.to_owned(),
+                found,
+                known: SCHEMA,
+            });
         }
         if found == 0 {
             create(&connection)?;
         }
-        Ok(Self { connection, _lock: lock })
+        Ok(Self {
+            connection,
+            _lock: lock,
+        })
     }
 }
 
 fn lock(path: PathBuf) -> Result<File, Error> {
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = opened.map_err(|source| Error::Open { path: path.clone(), source })?;
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
+    let file = opened.map_err(|source| Error::Open {
+        path: path.clone(),
+        source,
+    })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { path }),
@@ -51,7 +65,8 @@ fn lock(path: PathBuf) -> Result<File, Error> {
 }
 
 fn create(connection: &Connection) -> Result<(), Error> {
-    let mut script = "BEGIN; CREATE TABLE events (revision INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;".to_owned();
+    let mut script =
+        "BEGIN; CREATE TABLE events (revision INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;".to_owned();
     for table in Table::ALL {
         script += &format!(
             " CREATE TABLE {} (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
@@ -78,7 +93,9 @@ impl Store for Sqlite {
                 image.records.push(row?);
             }
         }
-        let mut statement = self.connection.prepare("SELECT revision, value FROM events ORDER BY revision")?;
+        let mut statement = self
+            .connection
+            .prepare("SELECT revision, value FROM events ORDER BY revision")?;
         let rows = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?)))?;
         for row in rows {
             image.events.push(row?);
@@ -93,7 +110,9 @@ impl Store for Sqlite {
                 let table = write.table.as_str();
                 match &write.value {
                     Some(value) => transaction
-                        .prepare_cached(&format!("INSERT OR REPLACE INTO {table} (key, value) VALUES (?1, ?2)"))?
+                        .prepare_cached(&format!(
+                            "INSERT OR REPLACE INTO {table} (key, value) VALUES (?1, ?2)"
+                        ))?
                         .execute(params![write.key, value])?,
                     None => transaction
                         .prepare_cached(&format!("DELETE FROM {table} WHERE key = ?1"))?
@@ -133,17 +152,32 @@ mod tests {
     fn a_database_of_a_newer_version_is_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dalgu.db");
-        Sqlite::open(&path).unwrap().connection.pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(Sqlite::open(&path), Err(Error::Schema { found: 99, .. })));
+        Sqlite::open(&path)
+            .unwrap()
+            .connection
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
+        assert!(matches!(
+            Sqlite::open(&path),
+            Err(Error::Schema { found: 99, .. })
+        ));
     }
 
     #[test]
     fn writes_wait_for_the_disk() {
         let dir = tempfile::tempdir().unwrap();
         let store = Sqlite::open(&dir.path().join("dalgu.db")).unwrap();
-        let read = |name| store.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+        let read = |name| {
+            store
+                .connection
+                .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+                .unwrap()
+        };
         assert_eq!(read("synchronous"), 2);
-        let mode: String = store.connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        let mode: String = store
+            .connection
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .unwrap();
         assert_eq!(mode, "wal");
     }
 }

@@ -10,7 +10,11 @@ use crate::{
 
 /// Asks that an operation be given up: a migration until it cuts over, a creation until it has ended.
 pub fn cancel(tx: &mut Tx, caller: &Caller, id: OperationId) -> Result<(), Error> {
-    let operation = tx.operations.get(&id).cloned().ok_or_else(|| Error::OperationNotFound(id.to_string()))?;
+    let operation = tx
+        .operations
+        .get(&id)
+        .cloned()
+        .ok_or_else(|| Error::OperationNotFound(id.to_string()))?;
     if !operation.is_active() {
         let message = format!("operation {id} has ended already ({})", operation.state.as_str());
         return Err(Error::NotCancellable(message));
@@ -27,7 +31,8 @@ pub fn cancel(tx: &mut Tx, caller: &Caller, id: OperationId) -> Result<(), Error
         }
         (OperationKind::Migrate, Some(vm)) => {
             if !abort_migration(tx, &vm) {
-                let message = "the migration has cut over and cannot be cancelled: migrate back when it has ended";
+                let message =
+                    "the migration has cut over and cannot be cancelled: migrate back when it has ended";
                 return Err(Error::NotCancellable(message.to_owned()));
             }
         }
@@ -36,6 +41,9 @@ pub fn cancel(tx: &mut Tx, caller: &Caller, id: OperationId) -> Result<(), Error
             return Err(Error::NotCancellable(message));
         }
     }
-    tx.put_operation(OperationRecord { cancel_requested: true, ..(*operation).clone() });
+    tx.put_operation(OperationRecord {
+        cancel_requested: true,
+        ..(*operation).clone()
+    });
     Ok(())
 }

@@ -42,13 +42,19 @@ pub struct Create {
 
 /// Finds a host for a VM on the state as it is; nothing else is decided meanwhile in a transaction.
 pub fn place(state: &State, request: &Request, policy: Policy) -> Result<(HostName, Decision), Error> {
-    if let Some(host) = request.host.as_ref().filter(|host| !state.hosts.contains_key(*host)) {
+    if let Some(host) = request
+        .host
+        .as_ref()
+        .filter(|host| !state.hosts.contains_key(*host))
+    {
         return Err(Error::HostNotFound(host.to_string()));
     }
     let decision = placement::decide(request, &hosts::views(state), &policy);
     match decision.host.clone() {
         Some(host) => Ok((host, decision.shortened(VERDICTS_KEPT))),
-        None => Err(Error::NoCapacity { decision: Box::new(decision) }),
+        None => Err(Error::NoCapacity {
+            decision: Box::new(decision),
+        }),
     }
 }
 
@@ -57,7 +63,11 @@ pub fn check(state: &State, new: &Create) -> Result<(HostName, Decision), Error>
     if state.vm_names.contains_key(&new.name) {
         return Err(Error::VmExists(new.name.clone()));
     }
-    place(state, &Request::new(new.spec.clone()).on(new.host.clone()), new.policy)
+    place(
+        state,
+        &Request::new(new.spec.clone()).on(new.host.clone()),
+        new.policy,
+    )
 }
 
 /// Creates a VM.
@@ -66,7 +76,11 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
     let id = VmId::from_uuid(Uuid::now_v7());
     let mut spec = new.spec;
     spec.fill_in(id);
-    let power = if new.stopped { PowerState::Stopped } else { PowerState::Running };
+    let power = if new.stopped {
+        PowerState::Stopped
+    } else {
+        PowerState::Running
+    };
     let vm = VmRecord {
         id,
         name: new.name,
@@ -118,7 +132,10 @@ pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Out
     let mut vm = old.clone();
     vm.labels = update.labels.unwrap_or(vm.labels);
     vm.description = update.description.unwrap_or(vm.description);
-    if let Some(policy) = update.restart_policy.filter(|policy| *policy != old.spec.restart_policy) {
+    if let Some(policy) = update
+        .restart_policy
+        .filter(|policy| *policy != old.spec.restart_policy)
+    {
         vm.spec.restart_policy = policy;
         vm.intent.generation = vm.intent.generation.next();
     }

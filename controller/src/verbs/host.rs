@@ -23,7 +23,10 @@ pub struct Update {
 
 fn find(tx: &Tx, name: &str) -> Result<HostRecord, Error> {
     let name: HostName = name.parse().map_err(|error| Error::invalid("name", error))?;
-    let host = tx.hosts.get(&name).ok_or_else(|| Error::HostNotFound(name.to_string()))?;
+    let host = tx
+        .hosts
+        .get(&name)
+        .ok_or_else(|| Error::HostNotFound(name.to_string()))?;
     Ok((**host).clone())
 }
 

@@ -29,7 +29,11 @@ pub struct Migrate {
 
 /// What placement is asked for a VM that leaves its host.
 pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> Request {
-    let accelerator = state.hosts.get(&vm.owner).map(|host| host.inventory.accelerator.clone()).unwrap_or_default();
+    let accelerator = state
+        .hosts
+        .get(&vm.owner)
+        .map(|host| host.inventory.accelerator.clone())
+        .unwrap_or_default();
     Request::migration(vm.spec.clone(), vm.owner.clone(), &accelerator).on(destination)
 }
 
@@ -44,7 +48,10 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         return Err(Error::MigrationInProgress(vm.name));
     }
     if ask.destination.as_ref() == Some(&vm.owner) {
-        return Err(Error::SameHost { vm: vm.name, host: vm.owner });
+        return Err(Error::SameHost {
+            vm: vm.name,
+            host: vm.owner,
+        });
     }
     if hosts::state_of(tx, &vm.owner) != HostState::Ready {
         return Err(Error::HostUnreachable(vm.owner));
@@ -52,8 +59,16 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
     let seen = tx.observation(&vm).and_then(|observation| observation.power);
     let wanted = vm.intent.power;
     if seen != Some(PowerState::Running) || wanted != PowerState::Running {
-        let is = if wanted == PowerState::Paused || seen == Some(PowerState::Paused) { "paused" } else { "not running" };
-        return Err(Error::NotRunning { vm: vm.name, is, next: "only a running VM can migrate" });
+        let is = if wanted == PowerState::Paused || seen == Some(PowerState::Paused) {
+            "paused"
+        } else {
+            "not running"
+        };
+        return Err(Error::NotRunning {
+            vm: vm.name,
+            is,
+            next: "only a running VM can migrate",
+        });
     }
     let (destination, decision) = place(tx, &request(tx, &vm, ask.destination), ask.policy)?;
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);
@@ -80,8 +95,17 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         decision,
     };
     operation.migration = Some(record.id);
-    let message = format!("from {} to {}: {}", record.source, record.destination, record.decision.summary);
-    tx.event(EventKind::Vm, "VmMigrating", &vm.name, message, Some(operation.id));
+    let message = format!(
+        "from {} to {}: {}",
+        record.source, record.destination, record.decision.summary
+    );
+    tx.event(
+        EventKind::Vm,
+        "VmMigrating",
+        &vm.name,
+        message,
+        Some(operation.id),
+    );
     tx.put_migration(record);
     Ok(accept(tx, operation))
 }

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::{
     model::{
-        Code, EventKind, Fault, OperationKind, OperationRecord, OperationState, Outcome, Phase, RequestRecord, VmRecord,
+        Code, EventKind, Fault, OperationKind, OperationRecord, OperationState, Outcome, Phase,
+        RequestRecord, VmRecord,
     },
     placement::Decision,
     reconcile::{plan::Ending, step},
@@ -37,7 +38,9 @@ pub enum Error {
     #[error("a VM named {0} exists already: choose another name, or delete it first")]
     VmExists(VmName),
     /// Somebody else changed the object.
-    #[error("the etag of {0} is not the current one, somebody changed it meanwhile: read it again and repeat")]
+    #[error(
+        "the etag of {0} is not the current one, somebody changed it meanwhile: read it again and repeat"
+    )]
     EtagMismatch(String),
     /// No host can take the VM.
     #[error("{}", no_capacity(decision))]
@@ -117,7 +120,10 @@ fn no_capacity(decision: &Decision) -> String {
 impl Error {
     /// A field that does not hold an allowed value.
     pub fn invalid(field: impl Into<String>, message: impl ToString) -> Self {
-        Self::Invalid { field: field.into(), message: message.to_string() }
+        Self::Invalid {
+            field: field.into(),
+            message: message.to_string(),
+        }
     }
 }
 
@@ -151,19 +157,30 @@ pub fn once(
     }
     let outcome = change(tx)?;
     let time = tx.now();
-    tx.put_request(RequestRecord { key, body: caller.body.clone(), outcome: outcome.clone(), time });
+    tx.put_request(RequestRecord {
+        key,
+        body: caller.body.clone(),
+        outcome: outcome.clone(),
+        time,
+    });
     Ok(outcome)
 }
 
 /// Parses a VM's name and finds it.
 fn find(tx: &Tx, name: &str) -> Result<VmRecord, Error> {
     let name: VmName = name.parse().map_err(|error| Error::invalid("name", error))?;
-    let vm = tx.vm_by_name(&name).ok_or_else(|| Error::VmNotFound(name.to_string()))?;
+    let vm = tx
+        .vm_by_name(&name)
+        .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
     Ok((**vm).clone())
 }
 
 fn check_etag(given: &str, revision: u64, name: &str) -> Result<(), Error> {
-    if given.is_empty() || given == etag(revision) { Ok(()) } else { Err(Error::EtagMismatch(name.to_owned())) }
+    if given.is_empty() || given == etag(revision) {
+        Ok(())
+    } else {
+        Err(Error::EtagMismatch(name.to_owned()))
+    }
 }
 
 /// The etag of a record of that revision.
@@ -194,8 +211,18 @@ fn new_operation(tx: &Tx, caller: &Caller, vm: &VmRecord, kind: OperationKind) -
 
 fn accept(tx: &mut Tx, operation: OperationRecord) -> Outcome {
     let id = operation.id;
-    let message = format!("{} accepted, asked for by {}", operation.kind.as_str(), operation.principal);
-    tx.event(EventKind::Operation, "OperationStarted", &operation.vm_name, message, Some(id));
+    let message = format!(
+        "{} accepted, asked for by {}",
+        operation.kind.as_str(),
+        operation.principal
+    );
+    tx.event(
+        EventKind::Operation,
+        "OperationStarted",
+        &operation.vm_name,
+        message,
+        Some(id),
+    );
     tx.put_operation(operation);
     Outcome::Operation(id)
 }
@@ -207,14 +234,24 @@ fn supersede(tx: &mut Tx, vm: &VmRecord, by: OperationKind) {
         if operation.kind.is_power() || creation {
             let message = format!("replaced by a newer request to {}", by.as_str());
             let error = Some(Fault::new(Code::Cancelled, "SUPERSEDED", message.clone()));
-            step::end(tx, Ending { operation: operation.id, state: OperationState::Cancelled, error, message });
+            step::end(
+                tx,
+                Ending {
+                    operation: operation.id,
+                    state: OperationState::Cancelled,
+                    error,
+                    message,
+                },
+            );
         }
     }
 }
 
 /// Asks that a migration be given up, if it has not come to the point of no return. Whether it has not.
 fn abort_migration(tx: &mut Tx, vm: &VmRecord) -> bool {
-    let Some(record) = tx.active_migration(vm.id).cloned() else { return false };
+    let Some(record) = tx.active_migration(vm.id).cloned() else {
+        return false;
+    };
     if record.phase >= Phase::CuttingOver {
         return false;
     }

@@ -62,7 +62,10 @@ impl Power {
 
 /// Power state that was seen, or where nothing was, the one asked for.
 fn power_of(state: &State, vm: &VmRecord) -> PowerState {
-    state.observation(vm).and_then(|observation| observation.power).unwrap_or(vm.intent.power)
+    state
+        .observation(vm)
+        .and_then(|observation| observation.power)
+        .unwrap_or(vm.intent.power)
 }
 
 /// Asks for a power state or a restart.
@@ -99,16 +102,30 @@ pub fn power(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Power) -
         }
     }
     operation.generation = vm.intent.generation;
-    tx.event(EventKind::Vm, ask.event(), &vm.name, format!("asked for by {}", caller.principal), Some(operation.id));
+    tx.event(
+        EventKind::Vm,
+        ask.event(),
+        &vm.name,
+        format!("asked for by {}", caller.principal),
+        Some(operation.id),
+    );
     tx.put_vm(vm);
     Ok(accept(tx, operation))
 }
 
 fn needs_running(tx: &Tx, vm: &VmRecord, ask: Power) -> Result<(), Error> {
-    let not_running = |is, next| Err(Error::NotRunning { vm: vm.name.clone(), is, next });
+    let not_running = |is, next| {
+        Err(Error::NotRunning {
+            vm: vm.name.clone(),
+            is,
+            next,
+        })
+    };
     match (ask, vm.intent.power, power_of(tx, vm)) {
         (Power::Start | Power::Stop { .. }, ..) => Ok(()),
-        (_, PowerState::Stopped, _) | (.., PowerState::Stopped) => not_running("not running", "start it first"),
+        (_, PowerState::Stopped, _) | (.., PowerState::Stopped) => {
+            not_running("not running", "start it first")
+        }
         (Power::Restart(_), PowerState::Paused, _) | (Power::Restart(_), _, PowerState::Paused) => {
             not_running("paused", "resume it first")
         }
@@ -128,7 +145,13 @@ fn done_at_once(tx: &mut Tx, mut operation: OperationRecord) -> Outcome {
     operation.message = "it was so already".to_owned();
     let id = operation.id;
     let message = format!("{}: it was so already", operation.kind.as_str());
-    tx.event(EventKind::Operation, "OperationSucceeded", &operation.vm_name, message, Some(id));
+    tx.event(
+        EventKind::Operation,
+        "OperationSucceeded",
+        &operation.vm_name,
+        message,
+        Some(id),
+    );
     tx.put_operation(operation);
     Outcome::Operation(id)
 }
@@ -154,7 +177,13 @@ pub(super) fn condemn(tx: &mut Tx, mut vm: VmRecord, caller: &Caller) -> VmRecor
     abort_migration(tx, &vm);
     vm.delete_time = Some(tx.now());
     vm.intent.generation = vm.intent.generation.next();
-    tx.event(EventKind::Vm, "VmDeleting", &vm.name, format!("asked for by {}", caller.principal), None);
+    tx.event(
+        EventKind::Vm,
+        "VmDeleting",
+        &vm.name,
+        format!("asked for by {}", caller.principal),
+        None,
+    );
     tx.put_vm(vm.clone());
     vm
 }

@@ -59,12 +59,23 @@ impl Agent {
 
 fn migration(host: &Host, id: &str) -> agent::MigrationReport {
     let Some(transfer) = host.transfers.get(id) else {
-        return agent::MigrationReport { migration_id: id.into(), ..Default::default() };
+        return agent::MigrationReport {
+            migration_id: id.into(),
+            ..Default::default()
+        };
     };
     let vm = host.vms.get(&transfer.vm);
     let incoming = transfer.incoming.is_some() && vm.is_none() && !transfer.settled;
-    let presence = if incoming { DomainPresence::Incoming } else { vm.map_or(DomainPresence::Absent, Vm::presence) };
-    let role = if transfer.source { agent::MigrationRole::Source } else { agent::MigrationRole::Destination };
+    let presence = if incoming {
+        DomainPresence::Incoming
+    } else {
+        vm.map_or(DomainPresence::Absent, Vm::presence)
+    };
+    let role = if transfer.source {
+        agent::MigrationRole::Source
+    } else {
+        agent::MigrationRole::Destination
+    };
     agent::MigrationReport {
         migration_id: id.into(),
         role: role.into(),
@@ -83,11 +94,18 @@ fn migration(host: &Host, id: &str) -> agent::MigrationReport {
 
 #[tonic::async_trait]
 impl AgentService for Agent {
-    async fn ensure_vm(&self, request: Request<agent::EnsureVmRequest>) -> Result<Response<agent::EnsureVmResponse>, Status> {
+    async fn ensure_vm(
+        &self,
+        request: Request<agent::EnsureVmRequest>,
+    ) -> Result<Response<agent::EnsureVmResponse>, Status> {
         let request = request.into_inner();
         self.command("EnsureVm", request.context, |host| {
             let new = request.vm.unwrap();
-            if host.refused.get(&new.uid).is_some_and(|epoch| new.epoch <= *epoch) {
+            if host
+                .refused
+                .get(&new.uid)
+                .is_some_and(|epoch| new.epoch <= *epoch)
+            {
                 return Err(refuse("STALE_EPOCH"));
             }
             if let Some(old) = host.vms.get_mut(&new.uid) {
@@ -97,7 +115,10 @@ impl AgentService for Agent {
                 if new.generation < old.intent.generation {
                     return Err(refuse("STALE_GENERATION"));
                 }
-                let same = agent::VmIntent { epoch: new.epoch, ..old.intent.clone() };
+                let same = agent::VmIntent {
+                    epoch: new.epoch,
+                    ..old.intent.clone()
+                };
                 if new.generation == old.intent.generation && new != same {
                     return Err(refuse("GENERATION_CONFLICT"));
                 }
@@ -108,11 +129,16 @@ impl AgentService for Agent {
             }
             let broken = host.broken;
             let vm = host.vms.entry(new.uid.clone()).or_insert_with(|| Vm::new(new));
-            Ok(agent::EnsureVmResponse { vm: Some(vm.report(broken)) })
+            Ok(agent::EnsureVmResponse {
+                vm: Some(vm.report(broken)),
+            })
         })
     }
 
-    async fn delete_vm(&self, request: Request<agent::DeleteVmRequest>) -> Result<Response<agent::DeleteVmResponse>, Status> {
+    async fn delete_vm(
+        &self,
+        request: Request<agent::DeleteVmRequest>,
+    ) -> Result<Response<agent::DeleteVmResponse>, Status> {
         let request = request.into_inner();
         self.command("DeleteVm", request.context, |host| {
             host.vms.remove(&request.uid);
@@ -130,18 +156,24 @@ impl AgentService for Agent {
                 return Err(refuse("NO_ROOM"));
             }
             let vm = request.vm.unwrap();
-            if host.transfers.get(&request.migration_id).is_some_and(|t| t.settled) {
+            if host
+                .transfers
+                .get(&request.migration_id)
+                .is_some_and(|t| t.settled)
+            {
                 return Err(refuse("MIGRATION_OVER"));
             }
-            host.transfers.entry(request.migration_id).or_insert_with(|| Transfer {
-                vm: vm.uid.clone(),
-                source: false,
-                peer: request.source_host,
-                state: TransferState::Ready,
-                settled: false,
-                steps: 0,
-                incoming: Some(vm),
-            });
+            host.transfers
+                .entry(request.migration_id)
+                .or_insert_with(|| Transfer {
+                    vm: vm.uid.clone(),
+                    source: false,
+                    peer: request.source_host,
+                    state: TransferState::Ready,
+                    settled: false,
+                    steps: 0,
+                    incoming: Some(vm),
+                });
             Ok(agent::PrepareMigrationResponse {})
         })
     }
@@ -152,26 +184,37 @@ impl AgentService for Agent {
     ) -> Result<Response<agent::StartMigrationResponse>, Status> {
         let request = request.into_inner();
         self.command("StartMigration", request.context, |host| {
-            if host.transfers.get(&request.migration_id).is_some_and(|t| t.settled) {
+            if host
+                .transfers
+                .get(&request.migration_id)
+                .is_some_and(|t| t.settled)
+            {
                 return Err(refuse("MIGRATION_OVER"));
             }
             assert!(!request.destination_address.is_empty());
-            host.transfers.entry(request.migration_id).or_insert_with(|| Transfer {
-                vm: request.vm_uid,
-                source: true,
-                peer: request.destination_host,
-                state: TransferState::Active,
-                settled: false,
-                steps: 0,
-                incoming: None,
-            });
+            host.transfers
+                .entry(request.migration_id)
+                .or_insert_with(|| Transfer {
+                    vm: request.vm_uid,
+                    source: true,
+                    peer: request.destination_host,
+                    state: TransferState::Active,
+                    settled: false,
+                    steps: 0,
+                    incoming: None,
+                });
             Ok(agent::StartMigrationResponse {})
         })
     }
 
-    async fn get_migration(&self, request: Request<agent::GetMigrationRequest>) -> Result<Response<agent::MigrationReport>, Status> {
+    async fn get_migration(
+        &self,
+        request: Request<agent::GetMigrationRequest>,
+    ) -> Result<Response<agent::MigrationReport>, Status> {
         let request = request.into_inner();
-        self.command("GetMigration", request.context, |host| Ok(migration(host, &request.migration_id)))
+        self.command("GetMigration", request.context, |host| {
+            Ok(migration(host, &request.migration_id))
+        })
     }
 
     async fn settle_migration(
@@ -180,15 +223,18 @@ impl AgentService for Agent {
     ) -> Result<Response<agent::MigrationReport>, Status> {
         let request = request.into_inner();
         self.command("SettleMigration", request.context, |host| {
-            let transfer = host.transfers.entry(request.migration_id.clone()).or_insert_with(|| Transfer {
-                vm: request.vm_uid,
-                source: false,
-                peer: String::new(),
-                state: TransferState::Unspecified,
-                settled: true,
-                steps: 0,
-                incoming: None,
-            });
+            let transfer = host
+                .transfers
+                .entry(request.migration_id.clone())
+                .or_insert_with(|| Transfer {
+                    vm: request.vm_uid,
+                    source: false,
+                    peer: String::new(),
+                    state: TransferState::Unspecified,
+                    settled: true,
+                    steps: 0,
+                    incoming: None,
+                });
             transfer.settled = true;
             if transfer.state == TransferState::Active {
                 transfer.state = TransferState::Failed;
@@ -206,7 +252,10 @@ impl AgentService for Agent {
             host.transfers.remove(&request.migration_id);
             if request.owner {
                 if let Some(vm) = host.vms.get_mut(&request.vm_uid) {
-                    assert!(!vm.handed_over, "a memory that was handed over must not live again");
+                    assert!(
+                        !vm.handed_over,
+                        "a memory that was handed over must not live again"
+                    );
                     vm.intent.epoch = request.epoch;
                     vm.status += 1;
                 }
@@ -218,11 +267,17 @@ impl AgentService for Agent {
         })
     }
 
-    async fn list_vms(&self, _: Request<agent::ListVmsRequest>) -> Result<Response<agent::ListVmsResponse>, Status> {
+    async fn list_vms(
+        &self,
+        _: Request<agent::ListVmsRequest>,
+    ) -> Result<Response<agent::ListVmsResponse>, Status> {
         Err(Status::unimplemented("not used by the controller"))
     }
 
-    async fn get_host(&self, _: Request<agent::GetHostRequest>) -> Result<Response<agent::GetHostResponse>, Status> {
+    async fn get_host(
+        &self,
+        _: Request<agent::GetHostRequest>,
+    ) -> Result<Response<agent::GetHostResponse>, Status> {
         Err(Status::unimplemented("not used by the controller"))
     }
 
@@ -260,7 +315,11 @@ impl Agent {
     fn reports(&self) -> Vec<agent::VmReport> {
         let world = self.fabric.lock();
         let host = &world.hosts[&self.name];
-        host.vms.values().filter(|vm| !vm.handed_over).map(|vm| vm.report(host.broken)).collect()
+        host.vms
+            .values()
+            .filter(|vm| !vm.handed_over)
+            .map(|vm| vm.report(host.broken))
+            .collect()
     }
 
     fn cut_off(&self) -> bool {
@@ -285,13 +344,18 @@ impl Agent {
                     if !self.report(&mut client, &run, sequence).await {
                         break;
                     }
-                    let _ = tokio::time::timeout(Duration::from_millis(150), self.fabric.changed.notified()).await;
+                    let _ = tokio::time::timeout(Duration::from_millis(150), self.fabric.changed.notified())
+                        .await;
                 }
             }
         }
     }
 
-    async fn register(&self, client: &mut RegistrarServiceClient<tonic::transport::Channel>, run: &str) -> bool {
+    async fn register(
+        &self,
+        client: &mut RegistrarServiceClient<tonic::transport::Channel>,
+        run: &str,
+    ) -> bool {
         let (address, session, cluster_id) = {
             let world = self.fabric.lock();
             let host = &world.hosts[&self.name];

@@ -21,11 +21,51 @@ const LIFE: [Verb; 5] = [Verb::Create, Verb::Stop, Verb::Start, Verb::Migrate, V
 async fn ask(clients: &mut Clients, verb: Verb, id: &str) -> Result<v1::Operation, tonic::Status> {
     let request_id = id.to_owned();
     let answer = match verb {
-        Verb::Create => clients.vms.create_vm(v1::CreateVmRequest { request_id, ..create("web") }).await,
-        Verb::Stop => clients.vms.stop_vm(v1::StopVmRequest { request_id, ..stop("web") }).await,
-        Verb::Start => clients.vms.start_vm(v1::StartVmRequest { request_id, ..start("web") }).await,
-        Verb::Migrate => clients.vms.migrate_vm(v1::MigrateVmRequest { request_id, ..migrate("web") }).await,
-        Verb::Delete => clients.vms.delete_vm(v1::DeleteVmRequest { request_id, ..delete("web") }).await,
+        Verb::Create => {
+            clients
+                .vms
+                .create_vm(v1::CreateVmRequest {
+                    request_id,
+                    ..create("web")
+                })
+                .await
+        }
+        Verb::Stop => {
+            clients
+                .vms
+                .stop_vm(v1::StopVmRequest {
+                    request_id,
+                    ..stop("web")
+                })
+                .await
+        }
+        Verb::Start => {
+            clients
+                .vms
+                .start_vm(v1::StartVmRequest {
+                    request_id,
+                    ..start("web")
+                })
+                .await
+        }
+        Verb::Migrate => {
+            clients
+                .vms
+                .migrate_vm(v1::MigrateVmRequest {
+                    request_id,
+                    ..migrate("web")
+                })
+                .await
+        }
+        Verb::Delete => {
+            clients
+                .vms
+                .delete_vm(v1::DeleteVmRequest {
+                    request_id,
+                    ..delete("web")
+                })
+                .await
+        }
     };
     answer.map(tonic::Response::into_inner)
 }
@@ -37,9 +77,19 @@ async fn carry_through(site: &mut Site, clients: &mut Clients, verb: Verb) -> v1
         let crashed = site.crashed.clone();
         let attempt = async {
             let operation = ask(clients, verb, &id).await?;
-            let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });
-            let wait = v1::WaitOperationRequest { id: operation.id, timeout };
-            clients.operations.wait_operation(wait).await.map(tonic::Response::into_inner)
+            let timeout = Some(prost_types::Duration {
+                seconds: 30,
+                nanos: 0,
+            });
+            let wait = v1::WaitOperationRequest {
+                id: operation.id,
+                timeout,
+            };
+            clients
+                .operations
+                .wait_operation(wait)
+                .await
+                .map(tonic::Response::into_inner)
         };
         let outcome = tokio::select! {
             outcome = attempt => Some(outcome),
@@ -48,7 +98,12 @@ async fn carry_through(site: &mut Site, clients: &mut Clients, verb: Verb) -> v1
         match outcome {
             Some(Ok(operation)) if operation.end_time.is_some() => return operation,
             Some(Ok(operation)) => panic!("{verb:?} does not end: {operation:?}"),
-            Some(Err(status)) if !crashed.is_cancelled() && dalgu_proto::reason::of(&status).is_some_and(|reason| reason == "HOST_UNREACHABLE" || reason == "NO_CAPACITY" || reason == "VM_NOT_RUNNING") => {
+            Some(Err(status))
+                if !crashed.is_cancelled()
+                    && dalgu_proto::reason::of(&status).is_some_and(|reason| {
+                        reason == "HOST_UNREACHABLE" || reason == "NO_CAPACITY" || reason == "VM_NOT_RUNNING"
+                    }) =>
+            {
                 // The hosts have not reported to the new controller yet.
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
@@ -75,17 +130,50 @@ async fn live(crash: Crash) -> bool {
     let mut happened = false;
     for verb in LIFE {
         let operation = carry_through(&mut site, &mut clients, verb).await;
-        assert_eq!(operation.state(), OperationState::Succeeded, "{crash:?} {verb:?}: {operation:?}");
+        assert_eq!(
+            operation.state(),
+            OperationState::Succeeded,
+            "{crash:?} {verb:?}: {operation:?}"
+        );
         happened |= site.disk.commits() > base + number(crash);
     }
-    let state = clients.vms.list_vms(v1::ListVmsRequest::default()).await.unwrap().into_inner();
+    let state = clients
+        .vms
+        .list_vms(v1::ListVmsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     assert!(state.vms.is_empty(), "{crash:?}");
-    assert!(site.fabric.leftovers().is_empty(), "{crash:?}: {:?}", site.fabric.leftovers());
-    let active = v1::ListOperationsRequest { active_only: true, ..Default::default() };
-    let active = clients.operations.list_operations(active).await.unwrap().into_inner().operations;
+    assert!(
+        site.fabric.leftovers().is_empty(),
+        "{crash:?}: {:?}",
+        site.fabric.leftovers()
+    );
+    let active = v1::ListOperationsRequest {
+        active_only: true,
+        ..Default::default()
+    };
+    let active = clients
+        .operations
+        .list_operations(active)
+        .await
+        .unwrap()
+        .into_inner()
+        .operations;
     assert!(active.is_empty(), "{crash:?}: {active:?}");
-    let hosts = clients.hosts.list_hosts(v1::ListHostsRequest::default()).await.unwrap().into_inner().hosts;
-    assert!(hosts.iter().all(|host| host.allocation.as_ref().unwrap().vms == 0), "{crash:?}");
+    let hosts = clients
+        .hosts
+        .list_hosts(v1::ListHostsRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .hosts;
+    assert!(
+        hosts
+            .iter()
+            .all(|host| host.allocation.as_ref().unwrap().vms == 0),
+        "{crash:?}"
+    );
     happened
 }
 
@@ -102,10 +190,13 @@ async fn a_crash_at_any_write_of_a_life_changes_nothing_about_its_end() {
     let crashes = (0..WRITES).flat_map(|number| [Crash::Before(number), Crash::After(number)]);
     let outcomes: Vec<(u64, bool)> = stream::iter(crashes)
         .map(|crash| async move { (number(crash), tokio::spawn(live(crash)).await.unwrap()) })
-        .buffer_unordered(6)
+        .buffer_unordered(16)
         .collect()
         .await;
     let covered = outcomes.iter().filter(|(_, happened)| *happened).count();
     assert!(covered > 30, "a life has more writes than {covered} crashes");
-    assert!(outcomes.iter().any(|(_, happened)| !happened), "no life ended before its crash: raise WRITES");
+    assert!(
+        outcomes.iter().any(|(_, happened)| !happened),
+        "no life ended before its crash: raise WRITES"
+    );
 }

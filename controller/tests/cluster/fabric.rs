@@ -98,14 +98,22 @@ impl Fabric {
     /// Hosts on which a VM runs or is paused.
     pub fn alive_on(&self, uid: &str) -> Vec<String> {
         let world = self.lock();
-        let alive = world.hosts.iter().filter(|(_, host)| host.vms.get(uid).is_some_and(Vm::is_alive));
+        let alive = world
+            .hosts
+            .iter()
+            .filter(|(_, host)| host.vms.get(uid).is_some_and(Vm::is_alive));
         alive.map(|(name, _)| name.clone()).collect()
     }
 
     /// Names of all hosts that have anything of any VM.
     pub fn leftovers(&self) -> Vec<String> {
         let world = self.lock();
-        world.hosts.iter().filter(|(_, host)| !host.vms.is_empty()).map(|(name, _)| name.clone()).collect()
+        world
+            .hosts
+            .iter()
+            .filter(|(_, host)| !host.vms.is_empty())
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 }
 
@@ -176,8 +184,12 @@ impl World {
     fn step(&mut self) -> bool {
         let mut changed = false;
         for host in self.hosts.values_mut() {
-            let outgoing: Vec<_> =
-                host.transfers.values().filter(|t| t.source && !t.settled).map(|t| t.vm.clone()).collect();
+            let outgoing: Vec<_> = host
+                .transfers
+                .values()
+                .filter(|t| t.source && !t.settled)
+                .map(|t| t.vm.clone())
+                .collect();
             for (uid, vm) in &mut host.vms {
                 let busy = vm.handed_over || outgoing.contains(uid);
                 if vm.observed < vm.intent.generation && !busy && !host.broken {
@@ -199,15 +211,28 @@ impl World {
         let active: Vec<(String, String, Transfer)> = self
             .hosts
             .iter()
-            .flat_map(|(name, host)| host.transfers.iter().map(move |(id, t)| (name.clone(), id.clone(), t.clone())))
+            .flat_map(|(name, host)| {
+                host.transfers
+                    .iter()
+                    .map(move |(id, t)| (name.clone(), id.clone(), t.clone()))
+            })
             .filter(|(_, _, t)| t.source && t.state == TransferState::Active && !t.settled)
             .collect();
         for (source, id, transfer) in active {
-            let ready = self.hosts.get(&transfer.peer).and_then(|host| host.transfers.get(&id));
+            let ready = self
+                .hosts
+                .get(&transfer.peer)
+                .and_then(|host| host.transfers.get(&id));
             let ready = ready.filter(|t| !t.settled).and_then(|t| t.incoming.clone());
             let fails = self.transfers_fail || ready.is_none();
             let steps = self.transfer_steps;
-            let own = self.hosts.get_mut(&source).unwrap().transfers.get_mut(&id).unwrap();
+            let own = self
+                .hosts
+                .get_mut(&source)
+                .unwrap()
+                .transfers
+                .get_mut(&id)
+                .unwrap();
             own.steps += 1;
             if own.steps < steps {
                 continue;
@@ -217,13 +242,23 @@ impl World {
                 continue;
             }
             own.state = TransferState::Completed;
-            let from = self.hosts.get_mut(&source).unwrap().vms.get_mut(&transfer.vm).unwrap();
+            let from = self
+                .hosts
+                .get_mut(&source)
+                .unwrap()
+                .vms
+                .get_mut(&transfer.vm)
+                .unwrap();
             from.handed_over = true;
             from.status += 1;
             let (power, observed) = (from.power, from.observed);
             let to = self.hosts.get_mut(&transfer.peer).unwrap();
             to.transfers.get_mut(&id).unwrap().state = TransferState::Completed;
-            let arrived = Vm { power, observed, ..Vm::new(ready.unwrap()) };
+            let arrived = Vm {
+                power,
+                observed,
+                ..Vm::new(ready.unwrap())
+            };
             to.vms.insert(transfer.vm.clone(), arrived);
         }
     }

@@ -5,6 +5,7 @@ use dalgu_proto::v1::{self, OperationState, PowerState, VmState};
 use super::site::{Site, create, delete, eventually, reason, start, stop};
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one life, told in its order")]
 async fn a_vm_lives_from_its_creation_to_its_deletion() {
     let mut site = Site::new(2).await;
     let mut clients = site.start().await;
@@ -14,9 +15,12 @@ async fn a_vm_lives_from_its_creation_to_its_deletion() {
     clients.succeeded(operation).await;
     let vm = clients.vm("web").await;
     let status = vm.status.clone().unwrap();
-    assert_eq!((status.state(), status.power_state()), (VmState::Running, PowerState::Running));
+    assert_eq!(
+        (status.state(), status.power_state()),
+        (VmState::Running, PowerState::Running)
+    );
     assert!(vm.spec.unwrap().nics[0].mac.starts_with("52:54:00:"));
-    assert_eq!(site.fabric.alive_on(&vm.uid), [status.host.clone()]);
+    assert_eq!(site.fabric.alive_on(&vm.uid), std::slice::from_ref(&status.host));
 
     let stopped = clients.vms.stop_vm(stop("web")).await.unwrap().into_inner();
     clients.succeeded(stopped).await;
@@ -30,44 +34,117 @@ async fn a_vm_lives_from_its_creation_to_its_deletion() {
     for ask in ["pause", "resume", "restart", "migrate"] {
         let name = "web".to_owned();
         let refused = match ask {
-            "pause" => clients.vms.pause_vm(v1::PauseVmRequest { name, ..Default::default() }).await,
-            "resume" => clients.vms.resume_vm(v1::ResumeVmRequest { name, ..Default::default() }).await,
-            "restart" => clients.vms.restart_vm(v1::RestartVmRequest { name, ..Default::default() }).await,
-            _ => clients.vms.migrate_vm(v1::MigrateVmRequest { name, ..Default::default() }).await,
+            "pause" => {
+                clients
+                    .vms
+                    .pause_vm(v1::PauseVmRequest {
+                        name,
+                        ..Default::default()
+                    })
+                    .await
+            }
+            "resume" => {
+                clients
+                    .vms
+                    .resume_vm(v1::ResumeVmRequest {
+                        name,
+                        ..Default::default()
+                    })
+                    .await
+            }
+            "restart" => {
+                clients
+                    .vms
+                    .restart_vm(v1::RestartVmRequest {
+                        name,
+                        ..Default::default()
+                    })
+                    .await
+            }
+            _ => {
+                clients
+                    .vms
+                    .migrate_vm(v1::MigrateVmRequest {
+                        name,
+                        ..Default::default()
+                    })
+                    .await
+            }
         };
         assert_eq!(reason(refused), "VM_NOT_RUNNING", "{ask}");
     }
 
     let started = clients.vms.start_vm(start("web")).await.unwrap().into_inner();
     clients.succeeded(started).await;
-    let paused = clients.vms.pause_vm(v1::PauseVmRequest { name: "web".into(), ..Default::default() }).await;
+    let paused = clients
+        .vms
+        .pause_vm(v1::PauseVmRequest {
+            name: "web".into(),
+            ..Default::default()
+        })
+        .await;
     clients.succeeded(paused.unwrap().into_inner()).await;
     assert_eq!(clients.vm("web").await.status.unwrap().state(), VmState::Paused);
-    let resumed = clients.vms.resume_vm(v1::ResumeVmRequest { name: "web".into(), ..Default::default() }).await;
+    let resumed = clients
+        .vms
+        .resume_vm(v1::ResumeVmRequest {
+            name: "web".into(),
+            ..Default::default()
+        })
+        .await;
     clients.succeeded(resumed.unwrap().into_inner()).await;
-    let restart = clients.vms.restart_vm(v1::RestartVmRequest { name: "web".into(), ..Default::default() }).await;
+    let restart = clients
+        .vms
+        .restart_vm(v1::RestartVmRequest {
+            name: "web".into(),
+            ..Default::default()
+        })
+        .await;
     clients.succeeded(restart.unwrap().into_inner()).await;
 
-    let gentle = v1::DeleteVmRequest { force: false, ..delete("web") };
+    let gentle = v1::DeleteVmRequest {
+        force: false,
+        ..delete("web")
+    };
     assert_eq!(reason(clients.vms.delete_vm(gentle).await), "VM_RUNNING");
     let deleted = clients.vms.delete_vm(delete("web")).await.unwrap().into_inner();
     clients.succeeded(deleted).await;
-    assert_eq!(reason(clients.vms.get_vm(v1::GetVmRequest { name: "web".into() }).await), "VM_NOT_FOUND");
+    assert_eq!(
+        reason(clients.vms.get_vm(v1::GetVmRequest { name: "web".into() }).await),
+        "VM_NOT_FOUND"
+    );
     assert!(site.fabric.leftovers().is_empty());
-    let hosts = clients.hosts.list_hosts(v1::ListHostsRequest::default()).await.unwrap().into_inner().hosts;
-    assert!(hosts.iter().all(|host| host.allocation.as_ref().unwrap().memory_mib_reserved == 0), "room is given back");
+    let hosts = clients
+        .hosts
+        .list_hosts(v1::ListHostsRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .hosts;
+    assert!(
+        hosts
+            .iter()
+            .all(|host| host.allocation.as_ref().unwrap().memory_mib_reserved == 0),
+        "room is given back"
+    );
 }
 
 #[tokio::test]
 async fn a_vm_can_be_made_without_starting_it() {
     let mut site = Site::new(1).await;
     let mut clients = site.start().await;
-    let request = v1::CreateVmRequest { stopped: true, ..create("cold") };
+    let request = v1::CreateVmRequest {
+        stopped: true,
+        ..create("cold")
+    };
     let operation = clients.vms.create_vm(request).await.unwrap().into_inner();
     clients.succeeded(operation).await;
     let vm = clients.vm("cold").await;
     assert_eq!(vm.status.unwrap().state(), VmState::Stopped);
-    let gentle = v1::DeleteVmRequest { force: false, ..delete("cold") };
+    let gentle = v1::DeleteVmRequest {
+        force: false,
+        ..delete("cold")
+    };
     let deleted = clients.vms.delete_vm(gentle).await.unwrap().into_inner();
     clients.succeeded(deleted).await;
 }
@@ -101,7 +178,10 @@ async fn a_host_that_cannot_do_it_makes_the_operation_fail_and_the_vm_can_be_del
     let status = clients.vm("web").await.status.unwrap();
     assert_eq!(status.state(), VmState::Failed);
     assert_eq!(status.error.unwrap().reason, "START_FAILED");
-    let gentle = v1::DeleteVmRequest { force: false, ..delete("web") };
+    let gentle = v1::DeleteVmRequest {
+        force: false,
+        ..delete("web")
+    };
     let deleted = clients.vms.delete_vm(gentle).await.unwrap().into_inner();
     clients.succeeded(deleted).await;
 }
@@ -112,14 +192,27 @@ async fn a_creation_that_is_cancelled_leaves_nothing() {
     let mut clients = site.start().await;
     site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = true;
     let operation = clients.create("web").await;
-    let request = v1::CancelOperationRequest { id: operation.id.clone() };
-    let cancelled = clients.operations.cancel_operation(request.clone()).await.unwrap().into_inner();
+    let request = v1::CancelOperationRequest {
+        id: operation.id.clone(),
+    };
+    let cancelled = clients
+        .operations
+        .cancel_operation(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert!(cancelled.cancel_requested);
     site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = false;
     let ended = clients.ended(operation).await;
     assert_eq!(ended.state(), OperationState::Cancelled);
-    assert_eq!(reason(clients.vms.get_vm(v1::GetVmRequest { name: "web".into() }).await), "VM_NOT_FOUND");
-    assert_eq!(reason(clients.operations.cancel_operation(request).await), "NOT_CANCELLABLE");
+    assert_eq!(
+        reason(clients.vms.get_vm(v1::GetVmRequest { name: "web".into() }).await),
+        "VM_NOT_FOUND"
+    );
+    assert_eq!(
+        reason(clients.operations.cancel_operation(request).await),
+        "NOT_CANCELLABLE"
+    );
 }
 
 #[tokio::test]
@@ -136,9 +229,16 @@ async fn a_silent_host_loses_no_vm_and_gets_no_new_one() {
     };
     eventually("the VM is unreachable", unreachable).await;
     let status = clients.vm("web").await.status.unwrap();
-    assert_eq!(status.power_state(), PowerState::Running, "the last that was seen");
+    assert_eq!(
+        status.power_state(),
+        PowerState::Running,
+        "the last that was seen"
+    );
     assert_eq!(site.fabric.alive_on(&uid), ["h1"]);
-    assert_eq!(reason(clients.vms.create_vm(create("second")).await), "NO_CAPACITY");
+    assert_eq!(
+        reason(clients.vms.create_vm(create("second")).await),
+        "NO_CAPACITY"
+    );
     site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = false;
     let back = || {
         let mut clients = clients.clone();
@@ -155,5 +255,8 @@ async fn a_vm_that_its_host_forgot_is_asked_for_again() {
     clients.succeeded(operation).await;
     let uid = clients.vm("web").await.uid;
     site.fabric.lock().hosts.get_mut("h1").unwrap().vms.clear();
-    eventually("it is made again", || async { site.fabric.alive_on(&uid) == ["h1"] }).await;
+    eventually("it is made again", || async {
+        site.fabric.alive_on(&uid) == ["h1"]
+    })
+    .await;
 }

@@ -1,4 +1,8 @@
 //! The controller as a whole, in process, over real TLS connections, with agents that only pretend to have VMs.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as it should be"
+)]
 
 mod agent;
 mod api;

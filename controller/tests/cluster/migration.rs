@@ -17,8 +17,17 @@ fn other(host: &str) -> String {
 }
 
 async fn reserved(clients: &mut Clients) -> Vec<u32> {
-    let hosts = clients.hosts.list_hosts(v1::ListHostsRequest::default()).await.unwrap().into_inner().hosts;
-    hosts.iter().map(|host| host.allocation.as_ref().unwrap().vms).collect()
+    let hosts = clients
+        .hosts
+        .list_hosts(v1::ListHostsRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .hosts;
+    hosts
+        .iter()
+        .map(|host| host.allocation.as_ref().unwrap().vms)
+        .collect()
 }
 
 #[tokio::test]
@@ -31,19 +40,29 @@ async fn a_running_vm_moves_and_moves_back() {
         assert_eq!(reserved(&mut clients).await, [1, 1], "room on both hosts");
         let operation = clients.succeeded(operation).await;
         let progress = operation.migration.unwrap();
-        assert_eq!((progress.source_host.as_str(), progress.phase()), (host.as_str(), MigrationPhase::Done));
+        assert_eq!(
+            (progress.source_host.as_str(), progress.phase()),
+            (host.as_str(), MigrationPhase::Done)
+        );
         assert_eq!(progress.downtime_ms, 7, "the figures stay readable");
         host = other(&host);
         assert_eq!(site.fabric.alive_on(&vm.uid), [host.clone()]);
         let status = clients.vm("web").await.status.unwrap();
-        assert_eq!((status.host, status.epoch, status.migration_id.as_str()), (host.clone(), turn + 1, ""));
+        assert_eq!(
+            (status.host, status.epoch, status.migration_id.as_str()),
+            (host.clone(), turn + 1, "")
+        );
         let seen = || {
             let mut clients = clients.clone();
             async move { clients.vm("web").await.status.unwrap().state() == VmState::Running }
         };
         eventually("the new owner reports", seen).await;
     }
-    assert_eq!(reserved(&mut clients).await.iter().sum::<u32>(), 1, "room on one host");
+    assert_eq!(
+        reserved(&mut clients).await.iter().sum::<u32>(),
+        1,
+        "room on one host"
+    );
 }
 
 #[tokio::test]
@@ -51,16 +70,32 @@ async fn a_migration_is_refused_where_it_makes_no_sense() {
     let mut site = Site::new(2).await;
     let (mut clients, vm) = running(&mut site).await;
     let host = vm.status.unwrap().host;
-    let to = |host: &str| v1::MigrateVmRequest { destination_host: host.into(), ..migrate("web") };
+    let to = |host: &str| v1::MigrateVmRequest {
+        destination_host: host.into(),
+        ..migrate("web")
+    };
     assert_eq!(reason(clients.vms.migrate_vm(to(&host)).await), "SAME_HOST");
     assert_eq!(reason(clients.vms.migrate_vm(to("h9")).await), "HOST_NOT_FOUND");
-    let cordon = v1::CordonHostRequest { name: other(&host), ..Default::default() };
+    let cordon = v1::CordonHostRequest {
+        name: other(&host),
+        ..Default::default()
+    };
     clients.hosts.cordon_host(cordon).await.unwrap();
     assert_eq!(reason(clients.vms.migrate_vm(to("")).await), "NO_CAPACITY");
-    clients.hosts.uncordon_host(v1::UncordonHostRequest { name: other(&host), ..Default::default() }).await.unwrap();
+    clients
+        .hosts
+        .uncordon_host(v1::UncordonHostRequest {
+            name: other(&host),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
     site.fabric.lock().transfer_steps = 40;
     let operation = clients.vms.migrate_vm(to("")).await.unwrap().into_inner();
-    assert_eq!(reason(clients.vms.migrate_vm(to("")).await), "MIGRATION_IN_PROGRESS");
+    assert_eq!(
+        reason(clients.vms.migrate_vm(to("")).await),
+        "MIGRATION_IN_PROGRESS"
+    );
     clients.succeeded(operation).await;
 }
 
@@ -89,7 +124,10 @@ async fn a_destination_that_refuses_ends_the_attempt() {
     site.fabric.lock().hosts.get_mut(&other(&host)).unwrap().broken = true;
     let operation = clients.vms.migrate_vm(migrate("web")).await.unwrap().into_inner();
     let ended = clients.ended(operation).await;
-    assert_eq!((ended.state(), ended.error.unwrap().reason.as_str()), (OperationState::Failed, "NO_ROOM"));
+    assert_eq!(
+        (ended.state(), ended.error.unwrap().reason.as_str()),
+        (OperationState::Failed, "NO_ROOM")
+    );
     assert_eq!(site.fabric.alive_on(&vm.uid), [host]);
 }
 
@@ -103,13 +141,23 @@ async fn a_migration_can_be_cancelled_until_it_cuts_over() {
         let mut clients = clients.clone();
         let id = operation.id.clone();
         async move {
-            let operation = clients.operations.get_operation(v1::GetOperationRequest { id }).await.unwrap().into_inner();
+            let operation = clients
+                .operations
+                .get_operation(v1::GetOperationRequest { id })
+                .await
+                .unwrap()
+                .into_inner();
             operation.migration.unwrap().memory_processed_bytes > 0
         }
     };
     eventually("the transfer goes on", transferring).await;
-    assert_eq!(clients.vm("web").await.status.unwrap().state(), VmState::Migrating);
-    let request = v1::CancelOperationRequest { id: operation.id.clone() };
+    assert_eq!(
+        clients.vm("web").await.status.unwrap().state(),
+        VmState::Migrating
+    );
+    let request = v1::CancelOperationRequest {
+        id: operation.id.clone(),
+    };
     clients.operations.cancel_operation(request).await.unwrap();
     let ended = clients.ended(operation).await;
     assert_eq!(ended.state(), OperationState::Cancelled, "{ended:?}");
@@ -128,7 +176,12 @@ async fn what_is_asked_during_a_migration_is_done_after_it_and_force_ends_it() {
     clients.succeeded(stopping).await;
     assert!(site.fabric.alive_on(&vm.uid).is_empty());
 
-    let started = clients.vms.start_vm(super::site::start("web")).await.unwrap().into_inner();
+    let started = clients
+        .vms
+        .start_vm(super::site::start("web"))
+        .await
+        .unwrap()
+        .into_inner();
     clients.succeeded(started).await;
     site.fabric.lock().transfer_steps = u32::MAX;
     let moving = clients.vms.migrate_vm(migrate("web")).await.unwrap().into_inner();
@@ -148,7 +201,9 @@ async fn while_a_host_cannot_be_asked_nothing_is_concluded() {
     let begun = || async { !site.fabric.lock().hosts[&source].transfers.is_empty() };
     eventually("the transfer begins", begun).await;
     site.fabric.lock().hosts.get_mut(&other(&source)).unwrap().cut_off = true;
-    let request = v1::CancelOperationRequest { id: operation.id.clone() };
+    let request = v1::CancelOperationRequest {
+        id: operation.id.clone(),
+    };
     clients.operations.cancel_operation(request).await.unwrap();
     let resolving = || {
         let mut clients = clients.clone();

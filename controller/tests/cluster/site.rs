@@ -60,9 +60,20 @@ impl Clients {
 
     /// Waits for an operation to end.
     pub async fn ended(&mut self, operation: v1::Operation) -> v1::Operation {
-        let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });
-        let request = v1::WaitOperationRequest { id: operation.id.clone(), timeout };
-        let operation = self.operations.wait_operation(request).await.unwrap().into_inner();
+        let timeout = Some(prost_types::Duration {
+            seconds: 30,
+            nanos: 0,
+        });
+        let request = v1::WaitOperationRequest {
+            id: operation.id.clone(),
+            timeout,
+        };
+        let operation = self
+            .operations
+            .wait_operation(request)
+            .await
+            .unwrap()
+            .into_inner();
         assert!(operation.end_time.is_some(), "still under way: {operation:?}");
         operation
     }
@@ -79,7 +90,11 @@ impl Clients {
     }
 
     pub async fn vm(&mut self, name: &str) -> v1::Vm {
-        self.vms.get_vm(v1::GetVmRequest { name: name.into() }).await.unwrap().into_inner()
+        self.vms
+            .get_vm(v1::GetVmRequest { name: name.into() })
+            .await
+            .unwrap()
+            .into_inner()
     }
 }
 
@@ -91,31 +106,59 @@ pub fn spec() -> v1::VmSpec {
     v1::VmSpec {
         vcpus: 1,
         memory_mib: 128,
-        disks: vec![v1::Disk { name: "root".into(), size_mib: 100, ..Default::default() }],
-        nics: vec![v1::Nic { name: "eth0".into(), bridge: "br0".into(), ..Default::default() }],
+        disks: vec![v1::Disk {
+            name: "root".into(),
+            size_mib: 100,
+            ..Default::default()
+        }],
+        nics: vec![v1::Nic {
+            name: "eth0".into(),
+            bridge: "br0".into(),
+            ..Default::default()
+        }],
         ..Default::default()
     }
 }
 
 pub fn create(name: &str) -> v1::CreateVmRequest {
-    let vm = v1::Vm { name: name.into(), spec: Some(spec()), ..Default::default() };
-    v1::CreateVmRequest { vm: Some(vm), ..Default::default() }
+    let vm = v1::Vm {
+        name: name.into(),
+        spec: Some(spec()),
+        ..Default::default()
+    };
+    v1::CreateVmRequest {
+        vm: Some(vm),
+        ..Default::default()
+    }
 }
 
 pub fn start(name: &str) -> v1::StartVmRequest {
-    v1::StartVmRequest { name: name.into(), ..Default::default() }
+    v1::StartVmRequest {
+        name: name.into(),
+        ..Default::default()
+    }
 }
 
 pub fn stop(name: &str) -> v1::StopVmRequest {
-    v1::StopVmRequest { name: name.into(), ..Default::default() }
+    v1::StopVmRequest {
+        name: name.into(),
+        ..Default::default()
+    }
 }
 
 pub fn delete(name: &str) -> v1::DeleteVmRequest {
-    v1::DeleteVmRequest { name: name.into(), force: true, ..Default::default() }
+    v1::DeleteVmRequest {
+        name: name.into(),
+        force: true,
+        ..Default::default()
+    }
 }
 
 pub fn migrate(name: &str) -> v1::MigrateVmRequest {
-    v1::MigrateVmRequest { name: name.into(), ..Default::default() }
+    v1::MigrateVmRequest {
+        name: name.into(),
+        ..Default::default()
+    }
 }
 
 impl Site {
@@ -131,7 +174,14 @@ impl Site {
             agent(dir.path(), &fabric, &format!("h{number}"), controller.clone()).await;
         }
         let crashed = CancellationToken::new();
-        Self { dir, disk: Disk::default(), fabric, endpoint, running: None, crashed }
+        Self {
+            dir,
+            disk: Disk::default(),
+            fabric,
+            endpoint,
+            running: None,
+            crashed,
+        }
     }
 
     pub fn config(&self) -> Config {
@@ -146,10 +196,27 @@ impl Site {
     /// Starts a controller on the disk, and waits until every host reports that is not cut off.
     pub async fn start(&mut self) -> Clients {
         let clients = self.start_controller().await;
-        let hosts = self.fabric.lock().hosts.values().filter(|host| !host.cut_off).count();
+        let hosts = self
+            .fabric
+            .lock()
+            .hosts
+            .values()
+            .filter(|host| !host.cut_off)
+            .count();
         let ready = || async {
-            let list = clients.clone().hosts.list_hosts(v1::ListHostsRequest::default()).await;
-            list.is_ok_and(|list| list.get_ref().hosts.iter().filter(|h| h.state() == v1::HostState::Ready).count() >= hosts)
+            let list = clients
+                .clone()
+                .hosts
+                .list_hosts(v1::ListHostsRequest::default())
+                .await;
+            list.is_ok_and(|list| {
+                list.get_ref()
+                    .hosts
+                    .iter()
+                    .filter(|h| h.state() == v1::HostState::Ready)
+                    .count()
+                    >= hosts
+            })
         };
         // A controller that is made to crash may do so now.
         eventually_or("hosts report", ready, &self.crashed).await;
@@ -161,8 +228,13 @@ impl Site {
         let crashed = CancellationToken::new();
         let ring = crashed.clone();
         let failed = Box::new(move |_: &_| ring.cancel());
-        let parts = Parts { store: Box::new(self.disk.open()), failed };
-        let controller = Controller::start(self.config(), parts, stop.clone()).await.unwrap();
+        let parts = Parts {
+            store: Box::new(self.disk.open()),
+            failed,
+        };
+        let controller = Controller::start(self.config(), parts, stop.clone())
+            .await
+            .unwrap();
         let endpoint = format!("https://{}", controller.address());
         self.running = Some(stop);
         self.crashed = crashed;
@@ -200,8 +272,17 @@ async fn agent(dir: &Path, fabric: &Fabric, name: &str, controller: watch::Recei
     let identity = Identity::load_dir(&own, "agent").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    fabric.lock().hosts.insert(name.to_owned(), Host { address, ..Host::default() });
-    let agent = Agent { name: name.to_owned(), fabric: fabric.clone() };
+    fabric.lock().hosts.insert(
+        name.to_owned(),
+        Host {
+            address,
+            ..Host::default()
+        },
+    );
+    let agent = Agent {
+        name: name.to_owned(),
+        fabric: fabric.clone(),
+    };
     let (acceptor, incoming) = Acceptor::new(None);
     let tls = identity.server_config(&[tls::ALPN_H2]).unwrap();
     tokio::spawn(async move { acceptor.run(listener, tls, |_| {}).await });
@@ -217,11 +298,17 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut so: impl FnMut
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}"));
+    tokio::time::timeout(LIMIT, wait)
+        .await
+        .unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}"));
 }
 
 /// As [`eventually`], but a crash ends the wait too.
-pub async fn eventually_or<F: Future<Output = bool>>(what: &str, so: impl FnMut() -> F, crashed: &CancellationToken) {
+pub async fn eventually_or<F: Future<Output = bool>>(
+    what: &str,
+    so: impl FnMut() -> F,
+    crashed: &CancellationToken,
+) {
     tokio::select! {
         () = eventually(what, so) => {}
         () = crashed.cancelled() => {}
@@ -233,4 +320,3 @@ pub fn reason<T: std::fmt::Debug>(outcome: Result<T, tonic::Status>) -> String {
     let status = outcome.expect_err("was not refused");
     dalgu_proto::reason::of(&status).unwrap_or_else(|| panic!("no reason in {status:?}"))
 }
-

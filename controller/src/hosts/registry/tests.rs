@@ -47,28 +47,43 @@ fn report(sequence: u64, vms: Vec<Reported>, complete: bool) -> Report {
 fn reported(vm: &VmRecord, change: impl FnOnce(&mut Observation)) -> Reported {
     let mut observation = fixtures::observation(vm);
     change(&mut observation);
-    Reported { id: vm.id, name: vm.name.to_string(), observation }
+    Reported {
+        id: vm.id,
+        name: vm.name.to_string(),
+        observation,
+    }
 }
 
 async fn with_vm() -> (Db, VmRecord) {
     let db = db();
     let vm = fixtures::vm("web", "h1");
     let stored = vm.clone();
-    db.transact(|tx| register(tx, registration(vec![]))).await.unwrap();
+    db.transact(|tx| register(tx, registration(vec![])))
+        .await
+        .unwrap();
     db.change(|tx| tx.put_vm(stored)).await;
     (db, vm)
 }
 
 fn reasons(db: &Db) -> Vec<String> {
-    db.snapshot().events.values().map(|event| event.reason.clone()).collect()
+    db.snapshot()
+        .events
+        .values()
+        .map(|event| event.reason.clone())
+        .collect()
 }
 
 #[tokio::test]
 async fn a_host_enters_once_and_a_repeated_registration_writes_nothing() {
     let db = db();
-    assert_eq!(db.transact(|tx| register(tx, registration(vec![]))).await, Ok(Session(1)));
+    assert_eq!(
+        db.transact(|tx| register(tx, registration(vec![]))).await,
+        Ok(Session(1))
+    );
     let before = db.snapshot().meta.revision;
-    db.transact(|tx| register(tx, registration(vec![]))).await.unwrap();
+    db.transact(|tx| register(tx, registration(vec![])))
+        .await
+        .unwrap();
     assert_eq!(db.snapshot().meta.revision, before);
     assert_eq!(reasons(&db), ["HostRegistered", "HostReady"]);
 }
@@ -76,7 +91,10 @@ async fn a_host_enters_once_and_a_repeated_registration_writes_nothing() {
 #[tokio::test]
 async fn an_agent_of_another_site_is_turned_away() {
     let db = db();
-    let other = Registration { cluster_id: Some("3f2b5e0c-0000-4000-8000-000000000000".parse().unwrap()), ..registration(vec![]) };
+    let other = Registration {
+        cluster_id: Some("3f2b5e0c-0000-4000-8000-000000000000".parse().unwrap()),
+        ..registration(vec![])
+    };
     let refused = db.transact(|tx| register(tx, other)).await;
     assert!(matches!(refused, Err(Error::OtherSite { .. })));
     assert!(db.snapshot().hosts.is_empty());
@@ -85,9 +103,15 @@ async fn an_agent_of_another_site_is_turned_away() {
 #[tokio::test]
 async fn a_session_never_falls_back() {
     let db = db();
-    let later = Registration { session: Session(9), ..registration(vec![]) };
+    let later = Registration {
+        session: Session(9),
+        ..registration(vec![])
+    };
     assert_eq!(db.transact(|tx| register(tx, later)).await, Ok(Session(9)));
-    assert_eq!(db.transact(|tx| register(tx, registration(vec![]))).await, Ok(Session(9)));
+    assert_eq!(
+        db.transact(|tx| register(tx, registration(vec![]))).await,
+        Ok(Session(9))
+    );
     let host = fixtures::host_name("h1");
     assert_eq!(db.change(|tx| raise_session(tx, &host)).await, Some(Session(10)));
     let stale = db.change(|tx| super::report(tx, report(1, vec![], true))).await;
@@ -98,12 +122,39 @@ async fn a_session_never_falls_back() {
 async fn reports_out_of_order_are_dropped_and_those_of_another_run_must_register() {
     let (db, vm) = with_vm().await;
     let take = |new: Report| db.change(|tx| super::report(tx, new));
-    assert_eq!(take(report(2, vec![reported(&vm, |_| {})], true)).await, Receipt::Taken);
+    assert_eq!(
+        take(report(2, vec![reported(&vm, |_| {})], true)).await,
+        Receipt::Taken
+    );
     assert_eq!(take(report(1, vec![], true)).await, Receipt::Old);
-    assert!(db.snapshot().observation(&vm).is_some(), "an old report has no effect");
-    assert_eq!(take(Report { run_id: "other".into(), ..report(3, vec![], true) }).await, Receipt::Unknown);
-    assert_eq!(take(Report { boot_id: "other".into(), ..report(3, vec![], true) }).await, Receipt::Unknown);
-    assert_eq!(take(Report { session: Session(2), ..report(3, vec![], true) }).await, Receipt::Unknown);
+    assert!(
+        db.snapshot().observation(&vm).is_some(),
+        "an old report has no effect"
+    );
+    assert_eq!(
+        take(Report {
+            run_id: "other".into(),
+            ..report(3, vec![], true)
+        })
+        .await,
+        Receipt::Unknown
+    );
+    assert_eq!(
+        take(Report {
+            boot_id: "other".into(),
+            ..report(3, vec![], true)
+        })
+        .await,
+        Receipt::Unknown
+    );
+    assert_eq!(
+        take(Report {
+            session: Session(2),
+            ..report(3, vec![], true)
+        })
+        .await,
+        Receipt::Unknown
+    );
     assert_eq!(take(report(3, vec![], true)).await, Receipt::Taken);
 }
 
@@ -127,14 +178,26 @@ async fn only_the_owner_speaks_for_a_vm_and_only_under_its_present_number() {
     let elsewhere = fixtures::vm("db", "h2");
     let stored = elsewhere.clone();
     db.change(|tx| tx.put_vm(stored)).await;
-    let theirs = || vec![reported(&elsewhere, |_| {}), reported(&fixtures::vm("x", "h1"), |_| {})];
+    let theirs = || {
+        vec![
+            reported(&elsewhere, |_| {}),
+            reported(&fixtures::vm("x", "h1"), |_| {}),
+        ]
+    };
     let stray = theirs();
     take(report(2, stray.clone(), true)).await;
-    assert!(!reasons(&db).contains(&"StrayVm".to_owned()), "it may have been on its way out");
+    assert!(
+        !reasons(&db).contains(&"StrayVm".to_owned()),
+        "it may have been on its way out"
+    );
     for sequence in 3..6 {
         take(report(sequence, stray.clone(), true)).await;
     }
-    assert_eq!(reasons(&db).iter().filter(|reason| *reason == "StrayVm").count(), 2, "each is told of once");
+    assert_eq!(
+        reasons(&db).iter().filter(|reason| *reason == "StrayVm").count(),
+        2,
+        "each is told of once"
+    );
     assert!(db.snapshot().observation(&elsewhere).is_none());
 }
 
@@ -149,14 +212,21 @@ async fn an_older_status_of_the_same_run_does_not_undo_a_newer_one() {
     };
     take(report(2, vec![reported(&vm, old)], true)).await;
     assert_eq!(db.snapshot().observation(&vm).unwrap().status_generation, 5);
-    db.transact(|tx| register(tx, registration(vec![reported(&vm, old)]))).await.unwrap();
-    assert_eq!(db.snapshot().observation(&vm).unwrap().status_generation, 4, "a new run counts anew");
+    db.transact(|tx| register(tx, registration(vec![reported(&vm, old)])))
+        .await
+        .unwrap();
+    assert_eq!(
+        db.snapshot().observation(&vm).unwrap().status_generation,
+        4,
+        "a new run counts anew"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn silence_makes_a_host_unreachable_and_changes_nothing_else() {
     let (db, vm) = with_vm().await;
-    db.change(|tx| super::report(tx, report(1, vec![reported(&vm, |_| {})], true))).await;
+    db.change(|tx| super::report(tx, report(1, vec![reported(&vm, |_| {})], true)))
+        .await;
     let hosts = [fixtures::host_name("h1")];
     let limit = std::time::Duration::from_secs(9);
     db.change(|tx| mark_silent(tx, &hosts, limit)).await;
@@ -178,11 +248,23 @@ async fn free_room_alone_is_not_worth_a_write() {
     let before = db.snapshot().meta.revision;
     let mut inventory = fixtures::inventory();
     inventory.pools[0].available_bytes /= 2;
-    let same = Report { inventory: Some(inventory.clone()), ..report(1, vec![], true) };
+    let same = Report {
+        inventory: Some(inventory.clone()),
+        ..report(1, vec![], true)
+    };
     db.change(|tx| super::report(tx, same)).await;
     assert_eq!(db.snapshot().meta.revision, before);
     inventory.bridges.push("br1".into());
-    let new = Report { inventory: Some(inventory), ..report(2, vec![], true) };
+    let new = Report {
+        inventory: Some(inventory),
+        ..report(2, vec![], true)
+    };
     db.change(|tx| super::report(tx, new)).await;
-    assert_eq!(db.snapshot().hosts[&fixtures::host_name("h1")].inventory.bridges.len(), 2);
+    assert_eq!(
+        db.snapshot().hosts[&fixtures::host_name("h1")]
+            .inventory
+            .bridges
+            .len(),
+        2
+    );
 }
