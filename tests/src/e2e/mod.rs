@@ -1,0 +1,27 @@
+//! What the end-to-end tests of Dalgu share: the operator's words and Dalgu's answers ([`words`]), the
+//! independent view of the hosts ([`census`]), a guest's whole story across hosts ([`story`]), and `grpcurl`
+//! ([`grpcurl`]). Used by `tests/tests/*.rs` only.
+//!
+//! What Dalgu says is never taken as proof of what Dalgu did: [`census`] asks `virsh`, `/proc` and the file systems.
+
+pub mod census;
+pub mod grpcurl;
+pub mod story;
+pub mod words;
+
+use std::time::Duration;
+
+use crate::lab::Options;
+
+/// A guest under emulation boots in seconds; on a machine that does something else besides, in tens of them.
+pub const BOOT_LIMIT: Duration = Duration::from_mins(2);
+
+/// How long the site may take to come to rest after a disturbance: longer than a host takes to be missed, and than
+/// the longest pause between two attempts.
+pub const REST_LIMIT: Duration = Duration::from_mins(2);
+
+/// A lab of so many hosts with Dalgu on them.
+#[must_use]
+pub fn hosts(hosts: u8) -> Options {
+    Options { hosts, ..Options::default() }
+}
