@@ -1,0 +1,612 @@
+//! The hypervisor on real libvirt hosts keeps its contract, and what is promised when things die or hang. Run by
+//! `make test`; needs root and the set-up step.
+
+use std::{
+    fs::{self, File},
+    future::Future,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use async_trait::async_trait;
+use dalgu_agent::hypervisor::{
+    About, Connection, Definition, Domain, DomainState, Error, Hint, Hypervisor, Migrate, Progress,
+    contract::{self, Broken, Fixture, Pair},
+    libvirt::{Accel, Libvirt, LibvirtConfig, Pool},
+};
+use dalgu_proto::{
+    host::VmUsage,
+    ids::{ClusterId, VmId},
+    vm::{Disk, DiskFormat, KernelBoot, Nic, PowerReason, RestartPolicy, Spec},
+};
+use dalgu_tests::lab::{Daemon, Lab, Options, guest, layout::SHARED_DIR, with_lab};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    runtime::{Builder, Handle},
+    sync::{broadcast, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+/// The hypervisor of a host of the lab. Its threads are inside the host, so that it sees the host's files; calls are
+/// carried to them.
+struct InHost {
+    libvirt: Arc<Libvirt>,
+    runtime: Handle,
+    /// The host's directories, seen from outside.
+    outside: PathBuf,
+    control: PathBuf,
+    _end: tokio_util::sync::DropGuard,
+}
+
+impl InHost {
+    async fn open(lab: &Lab, number: u8, cluster: ClusterId) -> anyhow::Result<Self> {
+        let host = lab.layout().host(number);
+        let anchor = fs::read_to_string(lab.layout().pid_file(&host.anchor()))?;
+        let namespace = File::open(format!("/proc/{}/ns/mnt", anchor.trim()))?;
+        let end = tokio_util::sync::CancellationToken::new();
+        let (send, receive) = tokio::sync::oneshot::channel();
+        let ended = end.clone();
+        std::thread::spawn(move || {
+            let run = || -> anyhow::Result<()> {
+                // Threads made from here on are in the host too.
+                unshare(CloneFlags::CLONE_FS)?;
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS)?;
+                let runtime = Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()?;
+                let libvirt = Arc::new(runtime.block_on(Libvirt::start(config(cluster)))?);
+                // The test may have given up.
+                let _ = send.send((libvirt, runtime.handle().clone()));
+                runtime.block_on(ended.cancelled());
+                runtime.shutdown_background();
+                Ok(())
+            };
+            if let Err(error) = run() {
+                eprintln!("the hypervisor's thread: {error:#}");
+            }
+        });
+        let (libvirt, runtime) = receive.await.context("the hypervisor did not start")?;
+        let up = async {
+            libvirt
+                .connection()
+                .wait_for(|state| *state == Connection::Up)
+                .await
+                .is_ok()
+        };
+        ensure!(
+            timeout(Duration::from_secs(20), up).await?,
+            "the hypervisor ended"
+        );
+        let control = libvirt.control_socket().to_owned();
+        Ok(Self {
+            libvirt,
+            runtime,
+            outside: host.dir.join("root"),
+            control,
+            _end: end.drop_guard(),
+        })
+    }
+
+    async fn call<T, F>(&self, call: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<Libvirt>) -> Pin<Box<dyn Future<Output = T> + Send>> + Send,
+    {
+        self.runtime
+            .spawn(call(self.libvirt.clone()))
+            .await
+            .expect("the hypervisor does not panic")
+    }
+
+    fn outside(&self, path: &Path) -> PathBuf {
+        self.outside.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Process id of a guest's QEMU.
+    fn qemu(&self, vm: &Definition) -> anyhow::Result<Pid> {
+        let file = self
+            .outside(Path::new("/run/libvirt/qemu"))
+            .join(format!("{}.pid", vm.name));
+        Ok(Pid::from_raw(fs::read_to_string(file)?.trim().parse()?))
+    }
+}
+
+macro_rules! carried {
+    ($self:ident, $libvirt:ident => $call:expr) => {
+        $self
+            .call(move |$libvirt| Box::pin(async move { $call.await }))
+            .await
+    };
+}
+
+#[async_trait]
+impl Hypervisor for InHost {
+    async fn about(&self) -> Result<About, Error> {
+        carried!(self, libvirt => libvirt.about())
+    }
+    fn connection(&self) -> watch::Receiver<Connection> {
+        self.libvirt.connection()
+    }
+    fn hints(&self) -> broadcast::Receiver<Hint> {
+        self.libvirt.hints()
+    }
+    async fn list(&self) -> Result<Vec<Domain>, Error> {
+        carried!(self, libvirt => libvirt.list())
+    }
+    async fn get(&self, id: VmId) -> Result<Option<Domain>, Error> {
+        carried!(self, libvirt => libvirt.get(id))
+    }
+    async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
+        let definition = definition.clone();
+        carried!(self, libvirt => libvirt.create_volumes(&definition, incoming))
+    }
+    async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.delete_volumes(id, keep_shared))
+    }
+    async fn define(&self, definition: &Definition) -> Result<(), Error> {
+        let definition = definition.clone();
+        carried!(self, libvirt => libvirt.define(&definition))
+    }
+    async fn start(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => Hypervisor::start(&*libvirt, id))
+    }
+    async fn shutdown(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.shutdown(id))
+    }
+    async fn destroy(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.destroy(id))
+    }
+    async fn reboot(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.reboot(id))
+    }
+    async fn reset(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.reset(id))
+    }
+    async fn pause(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.pause(id))
+    }
+    async fn resume(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.resume(id))
+    }
+    async fn undefine(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.undefine(id))
+    }
+    async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error> {
+        carried!(self, libvirt => libvirt.usage())
+    }
+    fn console_log(&self, id: VmId) -> PathBuf {
+        self.outside(&self.libvirt.console_log(id))
+    }
+    fn control_socket(&self) -> &Path {
+        &self.control
+    }
+    async fn migrate(&self, migrate: &Migrate) -> Result<Progress, Error> {
+        let migrate = migrate.clone();
+        carried!(self, libvirt => libvirt.migrate(&migrate))
+    }
+    async fn progress(&self, id: VmId) -> Result<Option<Progress>, Error> {
+        carried!(self, libvirt => libvirt.progress(id))
+    }
+    async fn abort_migration(&self, id: VmId) -> Result<(), Error> {
+        carried!(self, libvirt => libvirt.abort_migration(id))
+    }
+}
+
+fn config(cluster: ClusterId) -> LibvirtConfig {
+    let pool = |name: &str, path: &str, shared| Pool {
+        name: name.into(),
+        path: path.into(),
+        shared,
+    };
+    LibvirtConfig {
+        cluster,
+        uri: "qemu:///system".into(),
+        pools: vec![
+            pool("local", "/var/lib/dalgu/local", false),
+            pool("shared", SHARED_DIR, true),
+        ],
+        images_dir: guest::IMAGES_DIR.into(),
+        console_dir: "/var/lib/dalgu/contract-console".into(),
+        accel: Accel::Tcg,
+        run_dir: "/run/dalgu".into(),
+        qemu_user: None,
+    }
+}
+
+fn cluster() -> ClusterId {
+    ClusterId::from_uuid(Uuid::new_v4())
+}
+
+fn disk(name: &str, pool: &str, format: DiskFormat) -> Disk {
+    Disk {
+        name: name.into(),
+        size_mib: 64,
+        pool: pool.into(),
+        image: None,
+        format,
+    }
+}
+
+fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
+    let kernel = KernelBoot {
+        kernel: guest::KERNEL.into(),
+        initrd: Some(guest::INITRD.into()),
+        cmdline: "console=ttyS0 quiet".into(),
+    };
+    let spec = Spec {
+        vcpus: 1,
+        memory_mib: 128,
+        disks,
+        nics: vec![Nic {
+            name: "net0".into(),
+            bridge: "br0".into(),
+            mac: String::new(),
+        }],
+        kernel_boot: Some(kernel),
+        restart_policy: RestartPolicy::Never,
+        host_selector: Default::default(),
+    };
+    Fixture {
+        cluster,
+        spec,
+        guests_obey: true,
+        has_volumes: true,
+        has_usage: true,
+        booted_line: Some("tick 3".into()),
+        patience: Duration::from_secs(60),
+    }
+}
+
+fn libvirt_only(hosts: u8) -> Options {
+    Options {
+        hosts,
+        dalgu: false,
+        ..Options::default()
+    }
+}
+
+fn none_broken(broken: &[(&str, Broken)]) -> anyhow::Result<()> {
+    ensure!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}
+
+async fn running(hypervisor: &InHost, fixture: &Fixture) -> anyhow::Result<Definition> {
+    let vm = fixture.new_vm();
+    hypervisor.create_volumes(&vm, false).await?;
+    hypervisor.define(&vm).await?;
+    hypervisor.start(vm.id).await?;
+    Ok(vm)
+}
+
+async fn state(hypervisor: &InHost, id: VmId) -> Result<Option<DomainState>, Broken> {
+    let domain = hypervisor
+        .get(id)
+        .await
+        .map_err(|error| Broken::new(error.to_string()))?;
+    Ok(domain.map(|domain| domain.state))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_host_keeps_the_contract() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(1), async |lab| {
+        let cluster = cluster();
+        let host = InHost::open(lab, 1, cluster).await?;
+        let disks = vec![
+            disk("root", "local", DiskFormat::Qcow2),
+            disk("data", "shared", DiskFormat::Raw),
+        ];
+        none_broken(&fixture(cluster, disks).check(&host).await)?;
+        ensure!(host.list().await?.is_empty(), "domains are left");
+        ensure!(
+            fs::read_dir(host.outside(Path::new("/var/lib/dalgu/local")))?.count() == 0,
+            "disks are left"
+        );
+        a_foreign_domain_stays(lab, &host, cluster).await
+    })
+    .await
+}
+
+async fn a_foreign_domain_stays(lab: &Lab, host: &InHost, cluster: ClusterId) -> anyhow::Result<()> {
+    let id = VmId::from_uuid(Uuid::new_v4());
+    let xml = format!(
+        "<domain type='qemu'><name>Somebody's own 1</name><uuid>{id}</uuid><memory unit='MiB'>32</memory>\
+         <os><type arch='x86_64'>hvm</type></os></domain>"
+    );
+    fs::write(host.outside(Path::new("/run/dalgu/foreign.xml")), xml)?;
+    lab.virsh(1, &["create", "/run/dalgu/foreign.xml"]).await?;
+    contract::a_foreign_domain_is_not_touched(host, &fixture(cluster, Vec::new()), id).await?;
+    // And to another site this one's domains are foreign.
+    let vm = fixture(cluster, Vec::new()).new_vm();
+    host.define(&vm).await?;
+    let other_site = self::cluster();
+    let other = InHost::open(lab, 1, other_site).await?;
+    contract::a_foreign_domain_is_not_touched(&other, &fixture(other_site, Vec::new()), vm.id).await?;
+    Ok(())
+}
+
+/// Carries one Unix socket to another, as the agents do between hosts.
+fn carry(from: PathBuf, to: PathBuf) -> anyhow::Result<AbortOnDropHandle<()>> {
+    for socket in [&from, &to] {
+        fs::create_dir_all(socket.parent().context("a socket has a directory")?)?;
+    }
+    let listener = UnixListener::bind(&from).with_context(|| format!("listen at {}", from.display()))?;
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let to = to.clone();
+            tokio::spawn(async move {
+                if let Ok(mut far) = UnixStream::connect(&to).await {
+                    // Either end's loss ends the other.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    })))
+}
+
+/// Two hosts, the sockets between them, and what VMs are made of.
+struct Two {
+    source: InHost,
+    destination: InHost,
+    fixture: Fixture,
+    _carried: Vec<AbortOnDropHandle<()>>,
+}
+
+const SOCKETS: &str = "/run/dalgu/contract";
+
+impl Two {
+    async fn open(lab: &Lab, disks: Vec<Disk>) -> anyhow::Result<Self> {
+        let cluster = cluster();
+        let (source, destination) = (
+            InHost::open(lab, 1, cluster).await?,
+            InHost::open(lab, 2, cluster).await?,
+        );
+        let dir = Path::new(SOCKETS);
+        let _ = fs::remove_dir_all(source.outside(dir));
+        let mut carried = vec![carry(
+            source.outside(&dir.join("control")),
+            destination.outside(destination.control_socket()),
+        )?];
+        for stream in ["memory", "disks"] {
+            carried.push(carry(
+                source.outside(&dir.join(stream)),
+                destination.outside(&dir.join(stream)),
+            )?);
+        }
+        Ok(Self {
+            source,
+            destination,
+            fixture: fixture(cluster, disks),
+            _carried: carried,
+        })
+    }
+
+    fn pair(&self) -> Pair<'_> {
+        let at = |name: &str| Path::new(SOCKETS).join(name);
+        Pair {
+            source: &self.source,
+            destination: &self.destination,
+            control: at("control"),
+            memory: at("memory"),
+            disks: at("disks"),
+            fixture: &self.fixture,
+            slow_mib_per_second: 2,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_hosts_keep_the_contract_of_migration_with_disks_shared_and_copied() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(2), async |lab| {
+        let shared = || disk("data", "shared", DiskFormat::Raw);
+        let local = || disk("root", "local", DiskFormat::Qcow2);
+        for disks in [vec![shared()], vec![local(), shared()]] {
+            let two = Two::open(lab, disks).await?;
+            none_broken(&two.pair().check().await)?;
+            ensure!(
+                two.source.list().await?.is_empty(),
+                "domains are left at the source"
+            );
+            ensure!(
+                two.destination.list().await?.is_empty(),
+                "domains are left at the destination"
+            );
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Who dies in the middle of a transfer, and where the VM is then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    DestinationQemu,
+    DestinationLibvirtd,
+    SourceLibvirtd,
+    SourceQemu,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_dies_during_a_transfer_the_vm_runs_at_the_source_or_nowhere() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(2), async |lab| {
+        let two = Two::open(lab, vec![disk("root", "shared", DiskFormat::Qcow2)]).await?;
+        use Victim::{DestinationLibvirtd, DestinationQemu, SourceLibvirtd, SourceQemu};
+        for victim in [DestinationQemu, DestinationLibvirtd, SourceLibvirtd, SourceQemu] {
+            one_dies(lab, &two, victim)
+                .await
+                .with_context(|| format!("{victim:?}"))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn one_dies(lab: &Lab, two: &Two, victim: Victim) -> anyhow::Result<()> {
+    let pair = two.pair();
+    let vm = pair.make().await?;
+    let mut order = pair.order(&vm);
+    order.bandwidth_mib_per_second = pair.slow_mib_per_second;
+    let dies = async {
+        contract::eventually("a transfer under way", Duration::from_secs(20), async || {
+            let progress = two
+                .source
+                .progress(vm.id)
+                .await
+                .map_err(|error| Broken::new(error.to_string()))?;
+            Ok(progress.is_some_and(|progress| progress.memory_processed_bytes > 0))
+        })
+        .await?;
+        ensure!(
+            state(&two.destination, vm.id).await? == Some(DomainState::Incoming),
+            "it does not arrive"
+        );
+        ensure!(
+            two.destination.progress(vm.id).await?.is_none(),
+            "the destination sends nothing"
+        );
+        match victim {
+            Victim::DestinationQemu => kill(two.destination.qemu(&vm)?, Signal::SIGKILL)?,
+            Victim::SourceQemu => kill(two.source.qemu(&vm)?, Signal::SIGKILL)?,
+            Victim::DestinationLibvirtd => lab.signal(Daemon::Libvirtd(2), Signal::SIGKILL).await?,
+            Victim::SourceLibvirtd => lab.signal(Daemon::Libvirtd(1), Signal::SIGKILL).await?,
+        }
+        anyhow::Ok(())
+    };
+    let (result, died) = tokio::join!(two.source.migrate(&order), dies);
+    died?;
+    ensure!(result.is_err(), "it never arrived, and migrate says {result:?}");
+    let expected = match victim {
+        Victim::SourceQemu => DomainState::Stopped,
+        _ => DomainState::Running,
+    };
+    for (dead, number, host) in [
+        (Victim::SourceLibvirtd, 1, &two.source),
+        (Victim::DestinationLibvirtd, 2, &two.destination),
+    ] {
+        if dead == victim {
+            lab.start(Daemon::Libvirtd(number)).await?;
+            let mut connection = host.connection();
+            timeout(
+                Duration::from_secs(20),
+                connection.wait_for(|state| *state == Connection::Up),
+            )
+            .await??;
+        }
+    }
+    contract::eventually("both sides settled", Duration::from_secs(30), async || {
+        Ok((
+            state(&two.source, vm.id).await?,
+            state(&two.destination, vm.id).await?,
+        ) == (Some(expected), None))
+    })
+    .await?;
+    if victim == Victim::SourceQemu {
+        let reason = two.source.get(vm.id).await?.map(|domain| domain.reason);
+        ensure!(
+            reason == Some(PowerReason::Crashed),
+            "its QEMU was killed, and the reason is {reason:?}"
+        );
+    }
+    Ok(pair.remove(vm.id).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_libvirtd_that_dies_or_hangs_is_noticed_and_found_again() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(1), async |lab| {
+        let cluster = cluster();
+        let host = InHost::open(lab, 1, cluster).await?;
+        let vm = running(&host, &fixture(cluster, Vec::new())).await?;
+        let (mut connection, mut hints) = (host.connection(), host.hints());
+        for (ends, begins) in [(Signal::SIGKILL, None), (Signal::SIGSTOP, Some(Signal::SIGCONT))] {
+            lab.signal(Daemon::Libvirtd(1), ends).await?;
+            // A hung one is noticed after four silent periods of 5 s.
+            timeout(
+                Duration::from_secs(25),
+                connection.wait_for(|state| *state != Connection::Up),
+            )
+            .await??;
+            let failed = host.list().await;
+            ensure!(
+                matches!(failed, Err(Error::Unavailable { .. })),
+                "while it is away: {failed:?}"
+            );
+            match begins {
+                Some(signal) => lab.signal(Daemon::Libvirtd(1), signal).await?,
+                None => lab.start(Daemon::Libvirtd(1)).await?,
+            }
+            timeout(
+                Duration::from_secs(20),
+                connection.wait_for(|state| *state == Connection::Up),
+            )
+            .await??;
+            ensure!(
+                state(&host, vm.id).await? == Some(DomainState::Running),
+                "the guest did not run on"
+            );
+            let mut hinted = false;
+            while let Ok(hint) = hints.try_recv() {
+                hinted |= hint == Hint::All;
+            }
+            ensure!(hinted, "no hint to look at everything");
+        }
+        host.destroy(vm.id).await?;
+        Ok(host.undefine(vm.id).await?)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_guest_delays_no_other() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(1), async |lab| {
+        let cluster = cluster();
+        let host = InHost::open(lab, 1, cluster).await?;
+        let fixture = fixture(cluster, Vec::new());
+        let (hung, other) = (running(&host, &fixture).await?, running(&host, &fixture).await?);
+        kill(host.qemu(&hung)?, Signal::SIGSTOP)?;
+        let others = async {
+            // Until the call about the hung one is stuck in libvirt.
+            sleep(Duration::from_millis(500)).await;
+            let began = Instant::now();
+            host.pause(other.id).await?;
+            host.resume(other.id).await?;
+            ensure!(host.list().await?.len() == 2, "the list is not whole");
+            ensure!(
+                state(&host, hung.id).await? == Some(DomainState::Running),
+                "libvirt does not know it is hung"
+            );
+            let usage: Vec<_> = host.usage().await?.into_iter().map(|(id, _)| id).collect();
+            ensure!(usage == [other.id], "usage of {usage:?}");
+            ensure!(
+                began.elapsed() < Duration::from_secs(3),
+                "others waited {:?}",
+                began.elapsed()
+            );
+            host.destroy(hung.id).await?;
+            anyhow::Ok(())
+        };
+        let (paused, others) = tokio::join!(host.pause(hung.id), others);
+        others?;
+        ensure!(paused.is_err(), "a hung guest was paused");
+        ensure!(
+            state(&host, hung.id).await? == Some(DomainState::Stopped),
+            "it was not powered off"
+        );
+        for vm in [&hung, &other] {
+            host.destroy(vm.id).await?;
+            host.undefine(vm.id).await?;
+        }
+        Ok(())
+    })
+    .await
+}
