@@ -35,7 +35,7 @@ const LIST_WAIT: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 /// Interval until the controller has said another.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(3);
-/// Changes are gathered so long before they are told, so that a burst is one report.
+/// Least time between two reports, so that a burst of changes is one or two.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Why the agent cannot go on.
@@ -192,14 +192,15 @@ impl Reporter {
         let mut changes = self.vms.changes();
         let mut inventory_told: Option<std::sync::Arc<Inventory>> =
             Some(self.samples.borrow().inventory.clone());
-        let mut next = Instant::now() + interval;
+        let mut last = Instant::now();
         for sequence in 1.. {
             // Cancel safe: a receiver loses nothing when dropped, and the timer is made anew.
             tokio::select! {
-                () = sleep_until(next) => {}
-                _ = changes.changed() => tokio::time::sleep(GATHER).await,
+                () = sleep_until(last + interval) => {}
+                // A single change is told at once: whoever waits for it should not wait longer.
+                _ = changes.changed() => sleep_until(last + GATHER).await,
             }
-            next = Instant::now() + interval;
+            last = Instant::now();
             changes.mark_unchanged();
             let request = self.report(session, sequence, &mut inventory_told).await;
             self.report_bytes.set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));

@@ -74,6 +74,7 @@ pub(super) struct Driver {
     volumes_ready: bool,
     volumes_gone: bool,
     shutdown_asked: Option<Instant>,
+    shutdown_repeated: Option<Instant>,
     restarts: VecDeque<Instant>,
     stuck: Option<Stuck>,
     adopted: bool,
@@ -99,6 +100,7 @@ impl Driver {
             volumes_ready: false,
             volumes_gone: false,
             shutdown_asked: None,
+            shutdown_repeated: None,
             restarts: VecDeque::new(),
             stuck: None,
             adopted,
@@ -253,7 +255,11 @@ impl Driver {
         match step {
             Step::CreateVolumes => self.volumes_ready = true,
             Step::DeleteVolumes => self.volumes_gone = true,
-            Step::Shutdown => self.shutdown_asked = Some(Instant::now()),
+            Step::Shutdown => {
+                let now = Instant::now();
+                self.shutdown_asked.get_or_insert(now);
+                self.shutdown_repeated = Some(now);
+            }
             Step::Define => {
                 if let Some(vm) = &mut self.vm {
                     vm.done.defined = Some(epoch);
@@ -294,6 +300,7 @@ impl Driver {
         self.volumes_ready = false;
         self.volumes_gone = false;
         self.shutdown_asked = None;
+        self.shutdown_repeated = None;
         self.restarts.clear();
         self.adopted = false;
     }
@@ -316,6 +323,7 @@ impl Driver {
             volumes_ready: self.volumes_ready,
             volumes_gone: self.volumes_gone,
             shutdown_asked: self.shutdown_asked.map(|at| now - at),
+            shutdown_repeated: self.shutdown_repeated.map(|at| now - at),
             restarts: count,
             restart_wait,
         }
@@ -360,6 +368,7 @@ impl Driver {
                 vm.done.power = power;
                 vm.done.power_begun = power;
                 self.shutdown_asked = None;
+                self.shutdown_repeated = None;
             }
             Step::Forget => {
                 vm.disposition = Disposition::Gone {

@@ -26,6 +26,9 @@ pub const MAX_RESTARTS: u32 = 5;
 /// See [`MAX_RESTARTS`].
 pub const CRASH_WINDOW: Duration = Duration::from_mins(10);
 
+/// A guest is asked again to shut down after this time: one that was still booting missed the first request.
+pub const ASK_AGAIN: Duration = Duration::from_secs(10);
+
 /// What the VM's task knows besides the ledger; lost when the agent restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Memory {
@@ -33,8 +36,10 @@ pub struct Memory {
     pub volumes_ready: bool,
     /// The disks were deleted.
     pub volumes_gone: bool,
-    /// How long ago the guest was asked to shut down for the present intent.
+    /// How long ago the guest was first asked to shut down for the present intent.
     pub shutdown_asked: Option<Duration>,
+    /// How long ago it was last asked.
+    pub shutdown_repeated: Option<Duration>,
     /// Automatic restarts within the last [`CRASH_WINDOW`].
     pub restarts: u32,
     /// How long to wait before the next automatic restart.
@@ -158,10 +163,16 @@ fn stop(intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
     if grace.is_zero() || domain.state == DomainState::Paused {
         return Step::Destroy;
     }
-    match memory.shutdown_asked {
-        None => Step::Shutdown,
-        Some(asked) if asked >= grace => Step::Destroy,
-        Some(asked) => Step::Wait(grace - asked),
+    let Some(asked) = memory.shutdown_asked else {
+        return Step::Shutdown;
+    };
+    let repeated = memory.shutdown_repeated.unwrap_or(asked);
+    if asked >= grace {
+        Step::Destroy
+    } else if repeated >= ASK_AGAIN {
+        Step::Shutdown
+    } else {
+        Step::Wait((grace - asked).min(ASK_AGAIN - repeated))
     }
 }
 
@@ -256,6 +267,7 @@ mod tests {
         volumes_ready: true,
         volumes_gone: false,
         shutdown_asked: None,
+        shutdown_repeated: None,
         restarts: 0,
         restart_wait: Duration::ZERO,
     };
@@ -301,16 +313,17 @@ mod tests {
     #[test]
     fn a_stop_waits_for_the_guest_and_then_does_not() {
         let running = domain(DomainState::Running, PowerReason::Requested);
-        let asked = |seconds| Memory {
-            shutdown_asked: Some(Duration::from_secs(seconds)),
+        let asked = |first, last| Memory {
+            shutdown_asked: Some(Duration::from_secs(first)),
+            shutdown_repeated: Some(Duration::from_secs(last)),
             ..READY
         };
         let vm = vm(PowerState::Stopped);
-        assert_eq!(
-            next(&vm, Some(&running), &asked(20)),
-            Step::Wait(Duration::from_secs(40))
-        );
-        assert_eq!(next(&vm, Some(&running), &asked(60)), Step::Destroy);
+        let step = |first, last| next(&vm, Some(&running), &asked(first, last));
+        assert_eq!(step(4, 4), Step::Wait(Duration::from_secs(6)));
+        assert_eq!(step(10, 10), Step::Shutdown, "a guest that was booting is asked again");
+        assert_eq!(step(57, 7), Step::Wait(Duration::from_secs(3)));
+        assert_eq!(step(60, 0), Step::Destroy);
     }
 
     #[test]
