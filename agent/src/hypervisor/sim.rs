@@ -12,6 +12,8 @@
 //! It keeps to tokio's clock, so that tests can stop it, and must hold no lock while it waits. Nothing is kept on
 //! disk but console logs: a simulated host that restarts has lost its guests.
 
+mod arrival;
+mod config;
 mod control;
 mod faults;
 mod guest;
@@ -22,7 +24,6 @@ mod tests;
 mod wire;
 
 use std::{
-    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -30,10 +31,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use dalgu_proto::{host::VmUsage, ids::ClusterId, ids::VmId};
+use dalgu_proto::{host::VmUsage, ids::VmId};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use config::{Delays, SimConfig, Stepping};
 pub use control::SharedStorage;
 pub use faults::{Call, Fault, Phase};
 pub use guest::Behaviour;
@@ -41,96 +43,6 @@ pub use guest::Behaviour;
 use super::{About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress};
 use faults::Faults;
 use state::State;
-
-/// How long calls take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Delays {
-    /// A call that only looks.
-    pub look: Duration,
-    /// Defining and undefining.
-    pub define: Duration,
-    /// Starting and powering off.
-    pub power: Duration,
-    /// Making or deleting the disks of a VM.
-    pub volumes: Duration,
-    /// The stop at the end of a migration.
-    pub downtime: Duration,
-}
-
-impl Delays {
-    /// Everything at once.
-    pub const NONE: Self = Self {
-        look: Duration::ZERO,
-        define: Duration::ZERO,
-        power: Duration::ZERO,
-        volumes: Duration::ZERO,
-        downtime: Duration::ZERO,
-    };
-    /// About what real hosts take.
-    pub const LIFELIKE: Self = Self {
-        look: Duration::from_millis(1),
-        define: Duration::from_millis(40),
-        power: Duration::from_millis(300),
-        volumes: Duration::from_millis(30),
-        downtime: Duration::from_millis(30),
-    };
-}
-
-/// Whether calls go on by themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Stepping {
-    /// They do.
-    #[default]
-    Auto,
-    /// Each call that changes something, and each phase of a migration, waits for one [`Sim::step`].
-    ByHand,
-}
-
-/// Settings of a simulated hypervisor.
-#[derive(Debug, Clone)]
-pub struct SimConfig {
-    /// The site; domains that bear another site's mark are not Dalgu's.
-    pub cluster: ClusterId,
-    /// Where to listen for migrations; without it none can arrive.
-    pub control_socket: Option<PathBuf>,
-    /// Where running guests write their counter, one file each.
-    pub console_dir: Option<PathBuf>,
-    /// How often a guest counts.
-    pub console_interval: Duration,
-    /// Names of pools that other hosts see too.
-    pub shared_pools: BTreeSet<String>,
-    /// What lies on the shared pools; give clones of one to the hosts that share.
-    pub shared_storage: SharedStorage,
-    /// Images and kernels that exist; `None` means every one.
-    pub images: Option<BTreeSet<String>>,
-    /// How long calls take.
-    pub delays: Delays,
-    /// Whether calls go on by themselves.
-    pub stepping: Stepping,
-    /// What guests do unless [`Sim::set_behaviour`] says otherwise.
-    pub behaviour: Behaviour,
-    /// Speed of migrations, in bytes per second.
-    pub rate_bytes_per_second: u64,
-}
-
-impl SimConfig {
-    /// A site's host without sockets and files, whose calls take no time.
-    pub fn new(cluster: ClusterId) -> Self {
-        Self {
-            cluster,
-            control_socket: None,
-            console_dir: None,
-            console_interval: Duration::from_secs(1),
-            shared_pools: BTreeSet::new(),
-            shared_storage: SharedStorage::default(),
-            images: None,
-            delays: Delays::NONE,
-            stepping: Stepping::Auto,
-            behaviour: Behaviour::default(),
-            rate_bytes_per_second: 1 << 30,
-        }
-    }
-}
 
 /// A handle to a simulated hypervisor; clones share it. It ends with its last handle.
 #[derive(Debug, Clone)]
@@ -249,7 +161,7 @@ impl Sim {
         let listener = config
             .control_socket
             .as_deref()
-            .map(migration::listen)
+            .map(arrival::listen)
             .transpose()?;
         let ticks = config.console_dir.is_some();
         let inner = Arc::new(Inner {
@@ -263,7 +175,7 @@ impl Sim {
             _background: background.clone().drop_guard(),
         });
         if let Some(listener) = listener {
-            tokio::spawn(migration::serve(
+            tokio::spawn(arrival::serve(
                 Arc::downgrade(&inner),
                 listener,
                 background.clone(),

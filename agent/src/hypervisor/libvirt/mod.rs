@@ -10,6 +10,7 @@ mod connection;
 mod domain;
 mod error;
 mod ffi;
+mod host;
 mod migrate;
 pub mod read;
 mod stats;
@@ -31,7 +32,6 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::VmUsage,
     ids::{ClusterId, VmId},
-    vm::{Disk, Nic},
 };
 use tokio::{
     runtime::Handle,
@@ -43,39 +43,18 @@ use virt::connect::Connect;
 use virt_sys as sys;
 
 pub use accel::Accel;
+pub use host::LibvirtConfig;
 pub use storage::Pool;
 pub use xml::Accelerator;
 
 use super::{About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress};
 use connection::{Links, Supervisor};
+use host::Host;
 use storage::Storage;
 use worker::{Kind, Workers};
-use xml::{DiskModel, KernelModel, Model, NicModel};
 
 /// How long to wait, after a transfer, for libvirt's account of it.
 const ACCOUNT_WAIT: Duration = Duration::from_millis(500);
-
-/// Settings of the hypervisor.
-#[derive(Debug, Clone)]
-pub struct LibvirtConfig {
-    /// The site; domains with another site's mark are not Dalgu's.
-    pub cluster: ClusterId,
-    /// Where libvirt is, for example "qemu:///system".
-    pub uri: String,
-    /// Directories for disks.
-    pub pools: Vec<Pool>,
-    /// Directory of images, kernels and initial RAM disks.
-    pub images_dir: PathBuf,
-    /// Directory of console logs.
-    pub console_dir: PathBuf,
-    /// What runs guests.
-    pub accel: Accel,
-    /// Directory for what need not outlive a restart.
-    pub run_dir: PathBuf,
-    /// User that QEMU runs as; disks are given to it. `None` leaves them to root (libvirt gives them away itself
-    /// unless its `dynamic_ownership` is off).
-    pub qemu_user: Option<String>,
-}
 
 /// The hypervisor on libvirt. It ends with its last handle.
 pub struct Libvirt {
@@ -169,78 +148,6 @@ impl Libvirt {
             }
             sleep(Duration::from_millis(10)).await;
         }
-    }
-}
-
-/// How a host's settings turn definitions into domains. May block on files: used on workers only.
-struct Host {
-    config: LibvirtConfig,
-    accelerator: Accelerator,
-    storage: Storage,
-}
-
-impl Host {
-    fn console_log(&self, id: VmId) -> PathBuf {
-        self.config.console_dir.join(format!("{id}.log"))
-    }
-
-    /// The domain that a definition asks for on this host.
-    fn model(&self, definition: &Definition) -> Result<Model, Error> {
-        let spec = &definition.spec;
-        let image = |name: &String| self.config.images_dir.join(name);
-        let disk = |disk: &Disk| {
-            Ok(DiskModel {
-                name: disk.name.clone(),
-                path: self.storage.path(definition.id, disk)?,
-                format: disk.format,
-                cache: self.storage.cache(&disk.pool)?,
-            })
-        };
-        let nic = |nic: &Nic| NicModel {
-            name: nic.name.clone(),
-            bridge: nic.bridge.clone(),
-            mac: nic.mac.clone(),
-        };
-        Ok(Model {
-            id: definition.id.uuid(),
-            name: definition.name.to_string(),
-            accelerator: self.accelerator,
-            mark: definition.mark,
-            vcpus: spec.vcpus,
-            memory_mib: spec.memory_mib,
-            disks: spec.disks.iter().map(disk).collect::<Result<_, Error>>()?,
-            nics: spec.nics.iter().map(nic).collect(),
-            kernel: spec.kernel_boot.as_ref().map(|boot| KernelModel {
-                kernel: image(&boot.kernel),
-                initrd: boot.initrd.as_ref().map(image),
-                cmdline: boot.cmdline.clone(),
-            }),
-            console: self.console_log(definition.id),
-        })
-    }
-
-    fn order(&self, migrate: &Migrate) -> Result<migrate::Order, Error> {
-        let definition = &migrate.definition;
-        let shared = definition
-            .spec
-            .disks
-            .iter()
-            .map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
-        let shared = shared.collect::<Result<Vec<bool>, Error>>()?;
-        Ok(migrate::Order {
-            uri: self.config.uri.clone(),
-            cluster: self.config.cluster,
-            id: definition.id,
-            mark: definition.mark,
-            persistent_xml: self.model(definition)?.to_xml()?,
-            destination: migrate::destination_uri(&migrate.control)?,
-            memory: migrate::stream_uri(&migrate.memory)?,
-            disks: migrate::stream_uri(&migrate.disks)?,
-            copied: (0..shared.len()).filter(|index| !shared[*index]).collect(),
-            shares_disks: shared.contains(&true),
-            max_downtime_ms: migrate.max_downtime_ms,
-            bandwidth_mib_per_second: migrate.bandwidth_mib_per_second,
-        })
     }
 }
 

@@ -131,7 +131,12 @@ pub fn files(xml: &str) -> Result<Vec<(&'static str, PathBuf)>, XmlError> {
 /// If it is not one.
 pub fn model(xml: &str) -> Result<Model, XmlError> {
     let domain = Element::parse(xml)?;
-    let text = |path: &[&str], place| domain.at(path).map(Element::own_text).ok_or_else(|| unexpected(place));
+    let text = |path: &[&str], place| {
+        domain
+            .at(path)
+            .map(Element::own_text)
+            .ok_or_else(|| unexpected(place))
+    };
     let devices = domain.at(&["devices"]).ok_or(unexpected("devices"))?;
     let accelerator = match domain.attribute("type") {
         Some("kvm") => Accelerator::Kvm,

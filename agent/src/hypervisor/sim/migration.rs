@@ -1,32 +1,24 @@
-//! Both ends of a migration between simulated hypervisors; called by `migrate` and by whoever connects.
+//! A migration's source among simulated hypervisors; called by `migrate`. `arrival` is the other end.
 //!
 //! Up to `finish` any failure leaves the VM with the source, which lets it go on; the destination removes its half
 //! as soon as the connection ends. Once `finish` has been sent the source never lets it go on again: either it hears
 //! that the destination runs it and forgets it, or it stays [`DomainState::HandedOver`] for somebody to look at both.
 
-use std::{
-    io,
-    path::Path,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use dalgu_proto::{ids::VmId, vm::PowerReason};
-use tokio::{
-    net::{UnixListener, UnixStream},
-    time::Instant,
-};
+use tokio::{net::UnixStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Call, Fault, Inner, Phase,
-    state::{Guest, Job},
+    state::Job,
     wire::{Answer, Line, Say},
 };
-use crate::hypervisor::{Definition, DomainState, Error, Hint, Migrate, Progress};
+use crate::hypervisor::{DomainState, Error, Hint, Migrate, Progress};
 
 /// How often data is said to have been sent.
-const BEAT: Duration = Duration::from_millis(100);
+pub(super) const BEAT: Duration = Duration::from_millis(100);
 
 /// Why a transfer did not come to its end.
 enum Failure {
@@ -320,144 +312,4 @@ async fn ask(line: &mut Line, say: &Say) -> Result<(), Failure> {
             detail: why,
         })),
     }
-}
-
-/// Listens where sources connect; a socket left by an earlier run is replaced.
-pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    UnixListener::bind(path)
-}
-
-/// Takes in VMs until the hypervisor ends.
-pub(super) async fn serve(inner: Weak<Inner>, listener: UnixListener, end: CancellationToken) {
-    loop {
-        let stream = tokio::select! {
-            // A connection that is not yet accepted stays in the kernel's queue.
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "a migration's connection was lost");
-                    tokio::time::sleep(BEAT).await;
-                    continue;
-                }
-            },
-            () = end.cancelled() => return,
-        };
-        let Some(inner) = inner.upgrade() else { return };
-        tokio::spawn(receive(inner, Line::new(stream), end.clone()));
-    }
-}
-
-async fn receive(inner: Arc<Inner>, mut line: Line, end: CancellationToken) {
-    let Ok(daemon) = inner.reachable() else { return };
-    let Ok(prepare) = line.receive::<Say>().await else {
-        return;
-    };
-    let Some((definition, vcpus, memory_mib)) = prepare.into_definition() else {
-        return;
-    };
-    let id = definition.id;
-    if let Err(error) = make_room(&inner, &definition, vcpus, memory_mib) {
-        let _ = line
-            .send(&Answer::No {
-                why: error.to_string(),
-            })
-            .await;
-        return;
-    }
-    inner.hint(Hint::Domain(id));
-    let arrived = tokio::select! {
-        // What is dropped is a connection; the domain is settled below.
-        arrived = take_in(&inner, id, &mut line) => arrived,
-        () = daemon.cancelled() => false,
-        () = end.cancelled() => false,
-    };
-    if !arrived {
-        let mut state = inner.state();
-        if state
-            .domains
-            .get(&id)
-            .is_some_and(|guest| guest.state == DomainState::Incoming)
-        {
-            state.domains.remove(&id);
-        }
-    }
-    inner.hint(Hint::Domain(id));
-}
-
-fn make_room(inner: &Inner, definition: &Definition, vcpus: u32, memory_mib: u64) -> Result<(), Error> {
-    if let Some(Fault::Error(error) | Fault::TakesEffect(error)) = inner.faults().take(Call::Receive) {
-        return Err(error);
-    }
-    let mut state = inner.state();
-    if let Some(guest) = state.domains.get(&definition.id) {
-        let detail = format!("it is here already, {:?}", guest.state);
-        return Err(Error::WrongState {
-            id: definition.id,
-            detail,
-        });
-    }
-    state.name_is_free(definition.id, definition.name.as_str())?;
-    let mut guest = Guest::new(definition, inner.config.behaviour, DomainState::Incoming);
-    guest.vcpus = vcpus;
-    guest.memory_mib = memory_mib;
-    state.domains.insert(definition.id, guest);
-    Ok(())
-}
-
-/// Whether the VM arrived.
-async fn take_in(inner: &Inner, id: VmId, line: &mut Line) -> bool {
-    if line.send(&Answer::Ok).await.is_err() {
-        return false;
-    }
-    loop {
-        let said = match line.receive().await {
-            Ok(said) => said,
-            Err(_) => return false,
-        };
-        let answer = match said {
-            Say::Data { .. } if expected(inner, id) => Answer::Ok,
-            Say::Finish { paused, ticks } if go_on(inner, id, paused, ticks) => {
-                // Whether or not the source hears of it, the VM is here now.
-                let _ = line.send(&Answer::Ok).await;
-                return true;
-            }
-            _ => Answer::No {
-                why: "the destination does not expect this VM any more".into(),
-            },
-        };
-        if line.send(&answer).await.is_err() || matches!(answer, Answer::No { .. }) {
-            return false;
-        }
-    }
-}
-
-fn expected(inner: &Inner, id: VmId) -> bool {
-    inner
-        .state()
-        .domains
-        .get(&id)
-        .is_some_and(|guest| guest.state == DomainState::Incoming)
-}
-
-fn go_on(inner: &Inner, id: VmId, paused: bool, ticks: u64) -> bool {
-    let mut state = inner.state();
-    let guest = state
-        .domains
-        .get_mut(&id)
-        .filter(|guest| guest.state == DomainState::Incoming);
-    let Some(guest) = guest else { return false };
-    guest.persistent = true;
-    guest.run += 1;
-    guest.ticks = ticks;
-    let state = if paused {
-        DomainState::Paused
-    } else {
-        DomainState::Running
-    };
-    guest.to(state, PowerReason::Migrated);
-    true
 }

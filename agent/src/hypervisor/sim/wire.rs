@@ -85,7 +85,16 @@ impl Say {
             epoch,
             generation,
         };
-        Some((Definition { id, name, mark, spec: *spec }, vcpus, memory_mib))
+        Some((
+            Definition {
+                id,
+                name,
+                mark,
+                spec: *spec,
+            },
+            vcpus,
+            memory_mib,
+        ))
     }
 }
 
