@@ -8,6 +8,9 @@ mod db;
 mod load;
 mod tx;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use dalgu_proto::ids::{ClusterId, HostName, MigrationId, OperationId, Term, VmId, VmName};

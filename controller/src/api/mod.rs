@@ -102,6 +102,7 @@ impl From<verbs::Error> for Status {
             E::Deleting(_) => (Code::FailedPrecondition, "VM_DELETING"),
             E::MigrationInProgress(_) => (Code::FailedPrecondition, "MIGRATION_IN_PROGRESS"),
             E::SameHost { .. } => (Code::FailedPrecondition, "SAME_HOST"),
+            E::Initializing => (Code::Unavailable, "HOSTS_INITIALIZING"),
             E::HostUnreachable(_) => (Code::FailedPrecondition, "HOST_UNREACHABLE"),
             E::NotCancellable(_) => (Code::FailedPrecondition, "NOT_CANCELLABLE"),
             E::RequestReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),

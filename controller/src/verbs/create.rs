@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Caller, Error, accept, check_etag, find, new_operation};
 use crate::{
     hosts,
-    model::{EventKind, Intent, OperationKind, Outcome, VmRecord},
+    model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
     placement::{self, Decision, Policy, Request},
     state::{State, Tx},
 };
@@ -52,6 +52,14 @@ pub fn place(state: &State, request: &Request, policy: Policy) -> Result<(HostNa
     let decision = placement::decide(request, &hosts::views(state), &policy);
     match decision.host.clone() {
         Some(host) => Ok((host, decision.shortened(VERDICTS_KEPT))),
+        // Soon it is known whether there is room: silent hosts report, or count as unreachable.
+        None if state
+            .live
+            .values()
+            .any(|live| live.state == HostState::Initializing) =>
+        {
+            Err(Error::Initializing)
+        }
         None => Err(Error::NoCapacity {
             decision: Box::new(decision),
         }),

@@ -53,8 +53,10 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
             host: vm.owner,
         });
     }
-    if hosts::state_of(tx, &vm.owner) != HostState::Ready {
-        return Err(Error::HostUnreachable(vm.owner));
+    match hosts::state_of(tx, &vm.owner) {
+        HostState::Ready => {}
+        HostState::Initializing => return Err(Error::Initializing),
+        HostState::Unreachable => return Err(Error::HostUnreachable(vm.owner)),
     }
     let seen = tx.observation(&vm).and_then(|observation| observation.power);
     let wanted = vm.intent.power;

@@ -75,6 +75,9 @@ pub enum Error {
         /// The host.
         host: HostName,
     },
+    /// The controller has started a moment ago, and not every host has reported to it yet.
+    #[error("the controller has just started and waits for its hosts to report: repeat in a few seconds")]
+    Initializing,
     /// The host is not heard from.
     #[error("host {0} does not report: see its agent's log, then repeat")]
     HostUnreachable(HostName),

@@ -70,6 +70,12 @@ async fn ask(clients: &mut Clients, verb: Verb, id: &str) -> Result<v1::Operatio
     answer.map(tonic::Response::into_inner)
 }
 
+/// The hosts have not reported to the new controller yet.
+fn may_pass(status: &tonic::Status) -> bool {
+    let reason = dalgu_proto::reason::of(status).unwrap_or_default();
+    ["HOSTS_INITIALIZING", "VM_NOT_RUNNING"].contains(&reason.as_str())
+}
+
 /// Asks, and asks again with the same id after a crash, until the operation has ended.
 async fn carry_through(site: &mut Site, clients: &mut Clients, verb: Verb) -> v1::Operation {
     let id = request_id();
@@ -98,13 +104,7 @@ async fn carry_through(site: &mut Site, clients: &mut Clients, verb: Verb) -> v1
         match outcome {
             Some(Ok(operation)) if operation.end_time.is_some() => return operation,
             Some(Ok(operation)) => panic!("{verb:?} does not end: {operation:?}"),
-            Some(Err(status))
-                if !crashed.is_cancelled()
-                    && dalgu_proto::reason::of(&status).is_some_and(|reason| {
-                        reason == "HOST_UNREACHABLE" || reason == "NO_CAPACITY" || reason == "VM_NOT_RUNNING"
-                    }) =>
-            {
-                // The hosts have not reported to the new controller yet.
+            Some(Err(status)) if !crashed.is_cancelled() && may_pass(&status) => {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
             Some(Err(status)) if !crashed.is_cancelled() => panic!("{verb:?}: {status:?}"),

@@ -260,3 +260,28 @@ async fn a_vm_that_its_host_forgot_is_asked_for_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn right_after_a_start_a_request_that_needs_a_host_is_asked_to_come_again() {
+    let mut site = Site::new(1).await;
+    let mut clients = site.start().await;
+    let operation = clients.create("web").await;
+    clients.succeeded(operation).await;
+    site.kill();
+    site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = true;
+    let mut clients = site.start_controller().await;
+    for refused in [
+        clients.vms.create_vm(create("second")).await,
+        clients.vms.migrate_vm(super::site::migrate("web")).await,
+    ] {
+        assert_eq!(refused.as_ref().unwrap_err().code(), tonic::Code::Unavailable);
+        assert_eq!(reason(refused), "HOSTS_INITIALIZING");
+    }
+    let status = clients.vm("web").await.status.unwrap();
+    assert_eq!(status.state(), VmState::Unreachable, "nothing has been heard");
+    assert_eq!(
+        site.fabric.lock().hosts["h1"].commands["EnsureVm"],
+        1,
+        "nobody is told anything before it is heard"
+    );
+}
