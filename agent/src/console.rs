@@ -1,6 +1,12 @@
-//! Reads a VM's console log, from a point on, and follows it if asked. Called by the server.
+//! Reads a VM's console log, from a point on, and follows it if asked, called by the server; and removes it with its
+//! VM, called by the VM's task.
 
-use std::{io::SeekFrom, path::PathBuf, time::Duration};
+use std::{
+    io::SeekFrom,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use dalgu_proto::{agent::v1::ReadConsoleResponse, reason};
 use futures::Stream;
@@ -60,7 +66,7 @@ impl Reader {
                 }
                 self.start_again_if_cut().await?;
             }
-            if !self.follow {
+            if !self.follow || self.is_removed().await? {
                 return Ok(None);
             }
             tokio::time::sleep(POLL).await;
@@ -83,6 +89,14 @@ impl Reader {
         Ok(())
     }
 
+    /// The VM is gone from here, and nothing more will come.
+    async fn is_removed(&self) -> std::io::Result<bool> {
+        match &self.file {
+            Some(file) => Ok(file.metadata().await?.nlink() == 0),
+            None => Ok(false),
+        }
+    }
+
     /// A log that became shorter was begun anew.
     async fn start_again_if_cut(&mut self) -> std::io::Result<()> {
         if let Some(file) = &mut self.file {
@@ -93,6 +107,15 @@ impl Reader {
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a log whose VM is gone from this host. What cannot be removed is told of, and holds nothing else up.
+pub async fn remove(path: &Path) {
+    if let Err(error) = tokio::fs::remove_file(path).await
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %path.display(), "a console log is left behind");
     }
 }
 
@@ -119,6 +142,19 @@ mod tests {
             .and_then(|mut f| std::io::Write::write_all(&mut f, b"three\n"))
             .unwrap();
         assert_eq!(tail.next().await.unwrap().unwrap().data.as_ref(), b"three\n");
+    }
+
+    #[tokio::test]
+    async fn a_removed_log_ends_for_its_followers_and_removing_it_again_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.log");
+        std::fs::write(&path, "one\n").unwrap();
+        let mut followed = Box::pin(read(path.clone(), 0, true));
+        assert_eq!(followed.next().await.unwrap().unwrap().data.as_ref(), b"one\n");
+        remove(&path).await;
+        assert!(!path.exists());
+        assert!(followed.next().await.is_none());
+        remove(&path).await;
     }
 
     #[tokio::test]

@@ -31,6 +31,7 @@ use super::{
     transfer::Transfers,
 };
 use crate::{
+    console,
     hypervisor::{self, Definition, Domain, DomainState, Hint, Mark},
     ledger::{self, Disposition, Done},
 };
@@ -583,7 +584,11 @@ async fn perform(
         Step::RestartGuest(RestartMode::Reboot) => hypervisor.reboot(id).await,
         Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
         Step::Undefine => hypervisor.undefine(id).await,
-        Step::DeleteVolumes => hypervisor.delete_volumes(id, false).await,
+        Step::DeleteVolumes => {
+            hypervisor.delete_volumes(id, false).await?;
+            console::remove(&hypervisor.console_log(id)).await;
+            Ok(())
+        }
         Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Settled | Step::CrashLoop => Ok(()),
     }
 }

@@ -22,6 +22,7 @@ use super::{
     status::{self, Presence},
 };
 use crate::{
+    console,
     hypervisor::{self, Domain, DomainState, Migrate, Progress},
     ledger::{self, Disposition, Ledger, Role, Transfer},
     migration::transport::{self, Relay, Sockets},
@@ -439,6 +440,7 @@ impl Driver {
             None => {}
         }
         hypervisor.delete_volumes(self.id, true).await?;
+        console::remove(&hypervisor.console_log(self.id)).await;
         self.domain = None;
         self.let_go(epoch).await
     }
