@@ -118,11 +118,11 @@ async fn take(lab: &Lab, settings: &Settings, vms: usize, report: &mut Report) -
             "% of one core",
             &[busy],
         ));
-        report.add(Measure::of(
-            format!("{who} with {vms} VMs: resident memory"),
-            "MiB",
-            &[resident_mib(lab, process)?],
-        ));
+        let status = of_process(lab, process, "status")?;
+        for (what, label) in [("resident memory", "VmRSS:"), ("of it not from files", "RssAnon:")] {
+            let mib = kib_after(&status, label)? / 1024.0;
+            report.add(Measure::of(format!("{who} with {vms} VMs: {what}"), "MiB", &[mib]));
+        }
     }
     let bytes = report_bytes(lab).await?;
     report.add(Measure::of(
@@ -155,10 +155,6 @@ fn cpu_seconds(lab: &Lab, process: &str) -> anyhow::Result<f64> {
     let per_second =
         nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("clock ticks per second")?;
     Ok(ticks / f64::from(u32::try_from(per_second)?))
-}
-
-fn resident_mib(lab: &Lab, process: &str) -> anyhow::Result<f64> {
-    Ok(kib_after(&of_process(lab, process, "status")?, "VmRSS:")? / 1024.0)
 }
 
 fn available_kib() -> anyhow::Result<u64> {

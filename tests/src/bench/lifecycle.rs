@@ -9,7 +9,7 @@ use super::report::{Measure, Report};
 use super::{HOST, HOST_NAME, Settings, milliseconds};
 use crate::lab::Lab;
 use crate::operator::{Operator, small_vm};
-use crate::serial::{greetings, wait_until_ready};
+use crate::serial::{Log, greetings, wait_until_ready};
 
 /// Samples in milliseconds, one list a step.
 #[derive(Debug, Default)]
@@ -114,6 +114,8 @@ async fn through_dalgu(
     let log = template.log_of(lab, &created.vm_uid)?;
     wait_until_ready(&log, 0).await?;
     times.first_line.push(milliseconds(began));
+    // The guest's listener for the power button may need a moment more.
+    Log::open(&log)?.wait_for_ticks(10).await?;
 
     let began = Instant::now();
     let stop = v1::StopVmRequest {
@@ -195,6 +197,7 @@ async fn through_virsh(
 /// # Errors
 /// If a migration fails.
 pub async fn migrations(
+    lab: &Lab,
     operator: &Operator,
     settings: &Settings,
     pool: &str,
@@ -209,6 +212,8 @@ pub async fn migrations(
     operator
         .finish(operator.vms().create_vm(request).await?.into_inner())
         .await?;
+    let uuid = operator.vm(&name).await?.uid;
+    Log::of(lab, HOST, &uuid).await?.wait_for_ticks(10).await?;
     let (mut wall, mut downtime) = (Vec::new(), Vec::new());
     for round in 0..settings.rounds {
         let to = if round % 2 == 0 { HOST + 1 } else { HOST };

@@ -53,7 +53,7 @@ pub async fn run(layout: Layout, settings: &Settings) -> anyhow::Result<Report> 
         .context("lives of single VMs")?;
     for pool in ["shared", "local"] {
         println!("{} live migrations, pool {pool}", settings.rounds);
-        lifecycle::migrations(&operator, settings, pool, &mut report)
+        lifecycle::migrations(&lab, &operator, settings, pool, &mut report)
             .await
             .context("live migrations")?;
     }
