@@ -203,7 +203,8 @@ impl Reporter {
             last = Instant::now();
             changes.mark_unchanged();
             let request = self.report(session, sequence, &mut inventory_told).await;
-            self.report_bytes.set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));
+            self.report_bytes
+                .set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));
             let answer = timeout(DEADLINE, self.client.report(request))
                 .await
                 .map_err(|_| late())??
