@@ -26,7 +26,7 @@ async fn limit_hosts(lab: &Lab) -> anyhow::Result<()> {
         #[expect(clippy::cast_precision_loss, reason = "no machine has 2^53 processors")]
         let ratio = ROOM as f64 / cpus as f64 + 0.001;
         let body =
-            format!(r#"{{"host":{{"name":"{name}","cpu_overcommit_ratio":{ratio}}},"update_mask":"cpuOvercommitRatio"}}"#);
+            format!(r#"{{"host":{{"name":"{name}","cpu_overcommit_ratio":{ratio}}},"update_mask":{{"paths":["cpu_overcommit_ratio"]}}}}"#);
         let host = grpcurl::call(lab, "HostService/UpdateHost", &body).await?;
         ensure!(words::number_at(&host, "/allocation/vcpusCapacity") == ROOM, "{host}");
     }
