@@ -17,6 +17,7 @@ use dalgu_proto::{
     reason,
     tls::{self, Identity},
 };
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 use crate::{
@@ -27,6 +28,9 @@ use crate::{
 
 /// Longest wait for the answer to a command.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most calls under way to hosts that do not report; each may last until its deadline.
+const CALLS_TO_SILENT_HOSTS: usize = 16;
 
 /// Refusals that pass by themselves: the agent is starting, or has to register again.
 const PASSING: [&str; 8] = [
@@ -125,6 +129,7 @@ type Client = AgentServiceClient<Channel>;
 
 /// The agents of the site.
 pub struct Agents {
+    silent: Semaphore,
     identity: Identity,
     channels: Mutex<HashMap<HostName, (String, Channel)>>,
 }
@@ -133,9 +138,15 @@ impl Agents {
     /// Dials with the controller's identity.
     pub fn new(identity: Identity) -> Self {
         Self {
+            silent: Semaphore::new(CALLS_TO_SILENT_HOSTS),
             identity,
             channels: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// A place among those who wait for hosts that do not report, if one is free.
+    pub fn place_for_silent_host(&self) -> Option<SemaphorePermit<'_>> {
+        self.silent.try_acquire().ok()
     }
 
     fn channel(&self, host: &HostName, address: &str) -> Result<Channel, Error> {

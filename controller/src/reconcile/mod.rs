@@ -10,6 +10,7 @@
 //! and report enters through `apply` alone.
 
 pub mod apply;
+mod migrate;
 pub mod plan;
 pub mod queue;
 pub mod runner;

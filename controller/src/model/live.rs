@@ -1,0 +1,175 @@
+//! What is only remembered while the controller runs, and relearnt from the agents after each start.
+
+use dalgu_proto::{
+    host::{Usage, VmUsage},
+    ids::{Epoch, Generation, HostName},
+    vm::{PowerReason, PowerState},
+};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Fault, Progress};
+
+/// Whether an agent has done what it was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmPhase {
+    /// Not said.
+    Unknown,
+    /// Working towards the intent.
+    Applying,
+    /// Carried out in full.
+    Settled,
+    /// Cannot carry it out.
+    Failed,
+    /// Being removed.
+    Deleting,
+    /// Incoming migration.
+    Incoming,
+    /// Outgoing migration.
+    Outgoing,
+}
+
+/// What a host says is wrong with a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmFault {
+    /// Stable reason.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// The agent tries again by itself.
+    pub retrying: bool,
+    /// When it was first seen.
+    pub time: Option<Timestamp>,
+}
+
+/// What the owner last said of a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// Host that said it.
+    pub host: HostName,
+    /// Ownership number under which it has the VM.
+    pub epoch: Epoch,
+    /// Last generation it accepted.
+    pub accepted: Generation,
+    /// Last generation it carried out.
+    pub observed: Generation,
+    /// Rises with each change of the report.
+    pub status_generation: u64,
+    /// How far it is.
+    pub phase: VmPhase,
+    /// Power state seen.
+    pub power: Option<PowerState>,
+    /// Why.
+    pub power_reason: PowerReason,
+    /// When it was seen, by the host's clock.
+    pub observe_time: Option<Timestamp>,
+    /// What is wrong.
+    pub fault: Option<VmFault>,
+    /// Last sample.
+    pub usage: Option<VmUsage>,
+}
+
+impl Observation {
+    /// Whether it says the same but for the usage sample.
+    pub fn same_status(&self, other: &Self) -> bool {
+        let bare = |o: &Self| Self {
+            usage: None,
+            ..o.clone()
+        };
+        bare(self) == bare(other)
+    }
+}
+
+/// Why an agent refused an intent, for as long as that generation is the current one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Generation that was refused.
+    pub generation: Generation,
+    /// Why.
+    pub fault: Fault,
+}
+
+/// Whether the controller hears from a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HostState {
+    /// Has not registered since the controller's start.
+    Initializing,
+    /// Reports in time.
+    Ready,
+    /// Has not reported for a while.
+    Unreachable,
+}
+
+impl HostState {
+    /// Name in messages and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::Ready => "ready",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// A domain that is not Dalgu's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmanaged {
+    /// UUID of the domain.
+    pub uuid: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it runs.
+    pub running: bool,
+    /// Virtual processors it may use.
+    pub vcpus: u32,
+    /// Memory it may use.
+    pub memory_mib: u64,
+}
+
+/// What is known of a host while the controller runs.
+#[derive(Debug, Clone)]
+pub struct HostLive {
+    /// Whether it is heard from.
+    pub state: HostState,
+    /// Run of the agent that registered; empty before.
+    pub run_id: String,
+    /// Last report's number.
+    pub sequence: u64,
+    /// When the last report came, by the wall clock; `None` before the first.
+    pub report_time: Option<Timestamp>,
+    /// The same by the monotonic clock; before the first report, the controller's start.
+    pub heard: Instant,
+    /// Last sample.
+    pub usage: Option<Usage>,
+    /// Domains that are not Dalgu's.
+    pub unmanaged: Vec<Unmanaged>,
+    /// The agent has no working hypervisor.
+    pub hypervisor_error: Option<String>,
+}
+
+impl HostLive {
+    /// What is known at the controller's start: nothing.
+    pub fn silent(now: Instant) -> Self {
+        Self {
+            state: HostState::Initializing,
+            run_id: String::new(),
+            sequence: 0,
+            report_time: None,
+            heard: now,
+            usage: None,
+            unmanaged: Vec::new(),
+            hypervisor_error: None,
+        }
+    }
+}
+
+/// What is known of a migration while the controller runs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MigrationLive {
+    /// The source has accepted the order to send.
+    pub started: bool,
+    /// Last progress.
+    pub progress: Option<Progress>,
+    /// Why it cannot be said yet where the VM is.
+    pub doubt: Option<String>,
+}
