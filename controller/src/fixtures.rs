@@ -120,6 +120,7 @@ pub(crate) fn migration(vm: &VmRecord, destination: &str) -> MigrationRecord {
         intent: vm.intent.clone(),
         phase: Phase::Transferring,
         phase_time: Timestamp::UNIX_EPOCH,
+        source_told: true,
         abort_requested: false,
         error: None,
         max_downtime_ms: 100,

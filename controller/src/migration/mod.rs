@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::model::{Code, Fault, MigrationLive, MigrationRecord, Phase};
+use crate::model::{Answer, Code, Fault, MigrationLive, MigrationRecord, Phase, Presence, Transfer};
 
 /// Time between two looks at a transfer.
 pub const POLL: Duration = Duration::from_millis(500);
@@ -103,8 +103,23 @@ fn in_time(record: &MigrationRecord, now: Timestamp, step: Step, host: &str) -> 
     )
 }
 
+/// What both hosts promised and found. A destination that waits for a source that was never told to send has nothing,
+/// whether it answers or not.
+pub fn answers(record: &MigrationRecord) -> (Option<Answer>, Option<Answer>) {
+    let nothing = Answer {
+        presence: Presence::Absent,
+        transfer: Transfer::Unknown,
+    };
+    let destination = if record.source_told {
+        record.destination_answer
+    } else {
+        Some(nothing)
+    };
+    (record.source_answer, destination)
+}
+
 fn cut_over(record: &MigrationRecord) -> Step {
-    match (record.source_answer, record.destination_answer) {
+    match answers(record) {
         (Some(source), Some(destination)) => match decide::decide(source, destination) {
             decide::Decision::Owner { .. } => Step::Decide,
             // Somebody must act on a host; what they did shows when the hosts are asked again.
@@ -157,10 +172,7 @@ fn ended_on_source(record: &MigrationRecord) -> Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        fixtures,
-        model::{Answer, Presence, Transfer},
-    };
+    use crate::fixtures;
 
     fn record(phase: Phase) -> MigrationRecord {
         MigrationRecord {
@@ -261,6 +273,24 @@ mod tests {
             },
             "both run: ask until somebody acted"
         );
+    }
+
+    #[test]
+    fn a_destination_need_not_be_asked_while_the_source_was_never_told_to_send() {
+        let mut record = MigrationRecord {
+            source_told: false,
+            ..record(Phase::CuttingOver)
+        };
+        let source_only = Step::Settle {
+            source: true,
+            destination: false,
+        };
+        assert_eq!(step(&record), source_only);
+        record.source_answer = Some(Answer {
+            presence: Presence::Running,
+            transfer: Transfer::Unknown,
+        });
+        assert_eq!(step(&record), Step::Decide);
     }
 
     #[test]

@@ -157,6 +157,9 @@ pub struct MigrationRecord {
     pub phase: Phase,
     /// When it came there.
     pub phase_time: Timestamp,
+    /// The source may have been told to send: stored before it is. Until then the VM cannot have left it.
+    #[serde(default)]
+    pub source_told: bool,
     /// Somebody asked to give it up.
     #[serde(default)]
     pub abort_requested: bool,

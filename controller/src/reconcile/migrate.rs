@@ -84,6 +84,7 @@ async fn advance(db: &Db, record: &MigrationRecord, phase: Phase, fault: Option<
 fn enter(tx: &mut Tx, mut record: MigrationRecord, phase: Phase, fault: Option<Fault>) {
     record.phase = phase;
     record.phase_time = tx.now();
+    record.source_told |= phase == Phase::Transferring;
     record.error = record.error.or(fault);
     let name = tx
         .vms
@@ -305,7 +306,7 @@ fn store_answers(
     let was_in_doubt = live.doubt.is_some();
     live.doubt = doubt;
     let mut conflict = false;
-    if let (Some(source), Some(destination)) = (record.source_answer, record.destination_answer)
+    if let (Some(source), Some(destination)) = migration::answers(&record)
         && let decide::Decision::Conflict { reason } = decide::decide(source, destination)
     {
         conflict = true;
@@ -341,7 +342,7 @@ fn settle_owner(tx: &mut Tx, id: MigrationId) {
     else {
         return;
     };
-    let (Some(source), Some(destination)) = (record.source_answer, record.destination_answer) else {
+    let (Some(source), Some(destination)) = migration::answers(&record) else {
         return;
     };
     let decide::Decision::Owner { side, lost, reason } = decide::decide(source, destination) else {

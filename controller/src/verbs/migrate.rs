@@ -85,6 +85,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         intent: vm.intent.clone(),
         phase: Phase::Reserving,
         phase_time: tx.now(),
+        source_told: false,
         abort_requested: false,
         error: None,
         max_downtime_ms: ask.max_downtime_ms,

@@ -216,3 +216,21 @@ async fn while_a_host_cannot_be_asked_nothing_is_concluded() {
     assert_eq!(ended.state(), OperationState::Cancelled);
     assert_eq!(site.fabric.alive_on(&vm.uid), [source]);
 }
+
+#[tokio::test]
+async fn a_destination_that_falls_silent_before_the_transfer_does_not_hold_the_vm() {
+    let mut site = Site::new(2).await;
+    let (mut clients, vm) = running(&mut site).await;
+    let source = vm.status.unwrap().host;
+    site.fabric.lock().hosts.get_mut(&other(&source)).unwrap().cut_off = true;
+    let operation = clients.vms.migrate_vm(migrate("web")).await.unwrap().into_inner();
+    let request = v1::CancelOperationRequest {
+        id: operation.id.clone(),
+    };
+    clients.operations.cancel_operation(request).await.unwrap();
+    let stopping = clients.vms.stop_vm(stop("web")).await.unwrap().into_inner();
+    clients.succeeded(stopping).await;
+    assert_eq!(clients.vm("web").await.status.unwrap().state(), VmState::Stopped);
+    site.fabric.lock().hosts.get_mut(&other(&source)).unwrap().cut_off = false;
+    assert_eq!(clients.ended(operation).await.state(), OperationState::Cancelled);
+}
