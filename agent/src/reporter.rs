@@ -25,12 +25,21 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic_prost::prost::Message as _;
 
-use crate::{gate::Gate, hypervisor::Connection, metrics::Snapshot, vm::Vms, wire};
+use crate::{
+    gate::Gate,
+    hypervisor::{self, Connection, Domain},
+    metrics::Snapshot,
+    vm::Vms,
+    wire,
+};
 
 /// Longest wait for an answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Longest wait of a report for the hypervisor's list of domains.
 const LIST_WAIT: Duration = Duration::from_secs(1);
+/// A hypervisor that has not listed its domains for so long is told of as out of order. Before that it is only busy: on a
+/// host where many VMs start at once, listing waits for them.
+const SILENT: Duration = Duration::from_secs(10);
 /// First wait after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 /// Interval until the controller has said another.
@@ -193,6 +202,7 @@ impl Reporter {
         let mut inventory_told: Option<std::sync::Arc<Inventory>> =
             Some(self.samples.borrow().inventory.clone());
         let mut last = Instant::now();
+        let mut listed = last;
         for sequence in 1.. {
             // Cancel safe: a receiver loses nothing when dropped, and the timer is made anew.
             tokio::select! {
@@ -202,7 +212,9 @@ impl Reporter {
             }
             last = Instant::now();
             changes.mark_unchanged();
-            let request = self.report(session, sequence, &mut inventory_told).await;
+            let request = self
+                .report(session, sequence, &mut inventory_told, &mut listed)
+                .await;
             self.report_bytes
                 .set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));
             let answer = timeout(DEADLINE, self.client.report(request))
@@ -221,6 +233,7 @@ impl Reporter {
         session: Session,
         sequence: u64,
         told: &mut Option<std::sync::Arc<Inventory>>,
+        listed: &mut Instant,
     ) -> ReportRequest {
         let snapshot = self.samples.borrow().clone();
         let changed = told
@@ -236,14 +249,13 @@ impl Reporter {
         let (domains, error) = match down {
             Some(why) => (None, why),
             // The heartbeat does not wait for a slow hypervisor.
-            None => match timeout(LIST_WAIT, self.vms.hypervisor().list()).await {
-                Ok(Ok(domains)) => (Some(domains), String::new()),
-                Ok(Err(error)) => (None, error.to_string()),
-                Err(_) => (
-                    None,
-                    format!("the hypervisor did not answer within {LIST_WAIT:?}"),
-                ),
-            },
+            None => {
+                let answer = timeout(LIST_WAIT, self.vms.hypervisor().list()).await.ok();
+                if matches!(answer, Some(Ok(_))) {
+                    *listed = Instant::now();
+                }
+                inventory_of(answer, listed.elapsed())
+            }
         };
         ReportRequest {
             host: self.gate.own().to_string(),
@@ -261,6 +273,23 @@ impl Reporter {
     }
 }
 
+/// The domains, if they could be listed, and what is wrong with the hypervisor, if anything is. `None` is no answer in
+/// time; `silent` is the time since the last list.
+fn inventory_of(
+    answer: Option<Result<Vec<Domain>, hypervisor::Error>>,
+    silent: Duration,
+) -> (Option<Vec<Domain>>, String) {
+    match answer {
+        Some(Ok(domains)) => (Some(domains), String::new()),
+        Some(Err(error)) => (None, error.to_string()),
+        None if silent < SILENT => (None, String::new()),
+        None => (
+            None,
+            format!("the hypervisor has not answered for {} s", silent.as_secs()),
+        ),
+    }
+}
+
 fn late() -> tonic::Status {
     tonic::Status::deadline_exceeded("the controller did not answer in time")
 }
@@ -271,4 +300,27 @@ fn usages(snapshot: &Snapshot) -> HashMap<VmId, VmUsage> {
         .iter()
         .filter_map(|vm| Some((vm.id, vm.usage.clone()?)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hypervisor_that_is_slow_for_a_moment_is_busy_and_not_out_of_order() {
+        let (domains, error) = inventory_of(None, Duration::from_secs(2));
+        assert_eq!(
+            (domains, error.as_str()),
+            (None, ""),
+            "the list is not complete, nothing else"
+        );
+        let (domains, error) = inventory_of(None, SILENT);
+        assert_eq!((domains, error.is_empty()), (None, false));
+    }
+
+    #[test]
+    fn a_list_that_came_is_complete() {
+        let (domains, error) = inventory_of(Some(Ok(Vec::new())), Duration::ZERO);
+        assert_eq!((domains, error.as_str()), (Some(Vec::new()), ""));
+    }
 }
