@@ -31,11 +31,12 @@ pub struct Settings {
     pub window: Duration,
 }
 
-/// Brings a lab of two hosts up and measures. The lab is left up: the caller takes it down.
+/// Brings a lab of two hosts up and measures; what was measured before a failure is in the report too. The lab is left
+/// up: the caller takes it down.
 ///
 /// # Errors
 /// If anything that is measured fails.
-pub async fn run(layout: Layout, settings: &Settings) -> anyhow::Result<Report> {
+pub async fn run(layout: Layout, settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     let options = Options {
         hosts: 2,
         ..Options::default()
@@ -43,25 +44,24 @@ pub async fn run(layout: Layout, settings: &Settings) -> anyhow::Result<Report> 
     println!("bringing up two hosts");
     let lab = Lab::up(layout, &options).await?;
     let operator = Operator::connect(&lab).await?;
-    let mut report = Report::default();
     println!(
         "{} lives through Dalgu, as many through virsh, in turns",
         settings.rounds
     );
-    lifecycle::measure(&lab, &operator, settings, &mut report)
+    lifecycle::measure(&lab, &operator, settings, report)
         .await
         .context("lives of single VMs")?;
     for pool in ["shared", "local"] {
         println!("{} live migrations, pool {pool}", settings.rounds);
-        lifecycle::migrations(&lab, &operator, settings, pool, &mut report)
+        lifecycle::migrations(&lab, &operator, settings, pool, report)
             .await
             .context("live migrations")?;
     }
     println!("the daemons with 0, 1 and up to {} VMs", settings.vms);
-    agents::measure(&lab, &operator, settings, &mut report)
+    agents::measure(&lab, &operator, settings, report)
         .await
         .context("the daemons' own figures")?;
-    Ok(report)
+    Ok(())
 }
 
 fn milliseconds(since: Instant) -> f64 {

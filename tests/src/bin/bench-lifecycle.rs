@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use dalgu_tests::bench::report::Report;
 use dalgu_tests::bench::{self, Settings};
 use dalgu_tests::lab::layout::Layout;
 use dalgu_tests::lab::{self, Lab};
@@ -52,9 +53,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         vms: usize::from(arguments.vms),
         window: Duration::from_secs(u64::from(arguments.window)),
     };
+    let mut report = Report::default();
     // Cancel safe: whatever was begun, the lab is taken down below.
     let outcome = tokio::select! {
-        outcome = bench::run(layout.clone(), &settings) => outcome,
+        outcome = bench::run(layout.clone(), &settings, &mut report) => outcome,
         error = signals::stop() => Err(error),
     };
     if outcome.is_err()
@@ -64,8 +66,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let file = layout.tools_dir().with_file_name("bench").join("lifecycle.json");
     lab::down(layout).await.context("take the lab down")?;
-    let report = outcome?;
+    println!("\n{report}");
+    // A file says that the run was whole.
+    outcome?;
     report.write(&file)?;
-    println!("\n{report}\nwritten to {}", file.display());
+    println!("written to {}", file.display());
     Ok(())
 }
