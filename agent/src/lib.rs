@@ -67,11 +67,19 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let identity = Identity::load_dir(&config.tls_dir, "agent").context("the agent's identity")?;
     check_identity(&config, &identity)?;
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen at {}", config.listen))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen at {}", config.listen))?;
     let ledger = Ledger::open(&config.data_dir.join("ledger"))?;
     let contents = ledger.load()?;
-    let gate = Arc::new(Gate::new(identity.site()?, config.host.clone(), ledger.clone(), contents.host));
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel's boot id")?;
+    let gate = Arc::new(Gate::new(
+        identity.site()?,
+        config.host.clone(),
+        ledger.clone(),
+        contents.host,
+    ));
+    let boot_id =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel's boot id")?;
     let boot_id = boot_id.trim().to_owned();
     let grants = Grants::default();
     let shared = Shared {
@@ -105,11 +113,29 @@ pub async fn run(
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let (streams, incoming_streams) = mpsc::channel(WAITING_STREAMS);
     let control_socket = hypervisor.control_socket().to_owned();
-    tasks.spawn(async move { grants.serve(incoming_streams, control_socket).await; Ok(()) });
-    let service = server::Service { gate: gate.clone(), vms: vms.clone(), samples: samples.clone(), boot_id };
-    tasks.spawn(serve(listener, identity, streams, service, report_bytes, stop.clone()));
+    tasks.spawn(async move {
+        grants.serve(incoming_streams, control_socket).await;
+        Ok(())
+    });
+    let service = server::Service {
+        gate: gate.clone(),
+        vms: vms.clone(),
+        samples: samples.clone(),
+        boot_id,
+    };
+    tasks.spawn(serve(
+        listener,
+        identity,
+        streams,
+        service,
+        report_bytes,
+        stop.clone(),
+    ));
     let (period, telemetry_stop) = (config.usage_interval(), stop.clone());
-    tasks.spawn(async move { telemetry.run(period, telemetry_stop).await; Ok(()) });
+    tasks.spawn(async move {
+        telemetry.run(period, telemetry_stop).await;
+        Ok(())
+    });
     let (begun, token) = (vms.clone(), stop.clone());
     tasks.spawn(async move {
         // Cancel safe: recovery only reads and starts tasks, which end by the same token.
@@ -130,7 +156,10 @@ pub async fn run(
 }
 
 /// Waits for the agent to be stopped, or for a part of it to fail.
-async fn first_failure(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn first_failure(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     loop {
         // Cancel safe: an ended task that was not joined is joined the next time.
         tokio::select! {
@@ -156,8 +185,11 @@ fn check_identity(config: &Config, identity: &Identity) -> anyhow::Result<()> {
 }
 
 fn qemu_owner(config: &Config) -> anyhow::Result<Option<(u32, u32)>> {
-    let Some(name) = &config.qemu_user else { return Ok(None) };
-    let user = nix::unistd::User::from_name(name)?.with_context(|| format!("qemu_user: there is no user {name}"))?;
+    let Some(name) = &config.qemu_user else {
+        return Ok(None);
+    };
+    let user =
+        nix::unistd::User::from_name(name)?.with_context(|| format!("qemu_user: there is no user {name}"))?;
     Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
 }
 
@@ -171,10 +203,6 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let config = identity.server_config(&[tls::ALPN_H2, tls::ALPN_HTTP1, tls::ALPN_STREAM])?;
     let (acceptor, connections) = Acceptor::new(Some(streams));
-    tokio::spawn(async move {
-        let refused = |error: &dyn std::error::Error| tracing::info!(%error, "a caller was turned away");
-        acceptor.run(listener, config, refused).await;
-    });
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AgentServiceServer<server::Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -193,26 +221,42 @@ async fn serve(
     let commands = AgentServiceServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let routes = tonic::service::Routes::new(tonic::service::interceptor::InterceptedService::new(commands, server::only_controller))
-        .add_service(health_service)
-        .add_service(reflection)
-        .into_axum_router()
-        .route("/metrics", axum::routing::get(move |headers| metrics_page(registry.clone(), headers)));
-    tonic::transport::Server::builder()
+    let routes = tonic::service::Routes::new(tonic::service::interceptor::InterceptedService::new(
+        commands,
+        server::only_controller,
+    ))
+    .add_service(health_service)
+    .add_service(reflection)
+    .into_axum_router()
+    .route(
+        "/metrics",
+        axum::routing::get(move |headers| metrics_page(registry.clone(), headers)),
+    );
+    let refused = |error: &dyn std::error::Error| tracing::info!(%error, "a caller was turned away");
+    let accepting = acceptor.run(listener, config, refused);
+    let serving = tonic::transport::Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADERS_BYTES)
         .http2_keepalive_interval(Some(tls::client::KEEPALIVE))
         .http2_keepalive_timeout(Some(tls::client::KEEPALIVE))
         .add_routes(routes.into())
-        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
-        .await?;
-    Ok(())
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned());
+    // Both end together: the listener is closed when this returns.
+    tokio::select! {
+        served = serving => Ok(served?),
+        () = accepting => Ok(()),
+    }
 }
 
-async fn metrics_page(registry: Arc<prometheus_client::registry::Registry>, headers: http::HeaderMap) -> axum::response::Response {
+async fn metrics_page(
+    registry: Arc<prometheus_client::registry::Registry>,
+    headers: http::HeaderMap,
+) -> axum::response::Response {
     use axum::response::IntoResponse;
-    let accept = headers.get(http::header::ACCEPT).and_then(|value| value.to_str().ok());
+    let accept = headers
+        .get(http::header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
     match metrics::respond(accept, &registry) {
         Ok((content_type, body)) => ([(http::header::CONTENT_TYPE, content_type)], body).into_response(),
         Err(_) => http::StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -220,7 +264,10 @@ async fn metrics_page(registry: Arc<prometheus_client::registry::Registry>, head
 }
 
 /// Makes the hypervisor that the configuration names.
-pub async fn hypervisor(config: &Config, site: dalgu_proto::ids::ClusterId) -> anyhow::Result<Arc<dyn Hypervisor>> {
+pub async fn hypervisor(
+    config: &Config,
+    site: dalgu_proto::ids::ClusterId,
+) -> anyhow::Result<Arc<dyn Hypervisor>> {
     make_dir(&config.run_dir)?;
     make_dir(&config.console_dir)?;
     match config.hypervisor {
@@ -228,14 +275,21 @@ pub async fn hypervisor(config: &Config, site: dalgu_proto::ids::ClusterId) -> a
             let mut sim = hypervisor::sim::SimConfig::new(site);
             sim.control_socket = Some(config.run_dir.join("sim.sock"));
             sim.console_dir = Some(config.console_dir.clone());
-            sim.shared_pools = config.pools.iter().filter(|pool| pool.shared).map(|pool| pool.name.clone()).collect();
+            sim.shared_pools = config
+                .pools
+                .iter()
+                .filter(|pool| pool.shared)
+                .map(|pool| pool.name.clone())
+                .collect();
             sim.delays = hypervisor::sim::Delays::LIFELIKE;
             Ok(Arc::new(hypervisor::sim::Sim::new(sim)?))
         }
         #[cfg(feature = "libvirt")]
         config::Hypervisor::Libvirt => libvirt(config, site).await,
         #[cfg(not(feature = "libvirt"))]
-        config::Hypervisor::Libvirt => anyhow::bail!("this agent was built without libvirt; use hypervisor = \"sim\""),
+        config::Hypervisor::Libvirt => {
+            anyhow::bail!("this agent was built without libvirt; use hypervisor = \"sim\"")
+        }
     }
 }
 
@@ -246,7 +300,11 @@ fn make_dir(path: &Path) -> anyhow::Result<()> {
 #[cfg(feature = "libvirt")]
 async fn libvirt(config: &Config, site: dalgu_proto::ids::ClusterId) -> anyhow::Result<Arc<dyn Hypervisor>> {
     use hypervisor::libvirt::{Accel, Libvirt, LibvirtConfig, Pool};
-    let pool = |pool: &config::Pool| Pool { name: pool.name.clone(), path: pool.path.clone(), shared: pool.shared };
+    let pool = |pool: &config::Pool| Pool {
+        name: pool.name.clone(),
+        path: pool.path.clone(),
+        shared: pool.shared,
+    };
     let libvirt = LibvirtConfig {
         cluster: site,
         uri: config.libvirt_uri.clone(),

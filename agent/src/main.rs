@@ -44,6 +44,7 @@ fn init_logs(json: bool) {
     let filter = EnvFilter::try_from_env("DALGU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     if json { logs.json().init() } else { logs.init() }
 }

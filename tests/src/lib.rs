@@ -2,7 +2,9 @@
 //! end-to-end tests, the demonstration and the benchmarks. Nothing here is part of the product.
 
 pub mod bench;
+pub mod cluster;
 pub mod demo;
+pub mod e2e;
 pub mod lab;
 pub mod operator;
 pub mod serial;

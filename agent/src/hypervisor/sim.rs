@@ -32,7 +32,10 @@ use std::{
 
 use async_trait::async_trait;
 use dalgu_proto::{host::VmUsage, ids::VmId};
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, broadcast, watch},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use config::{Delays, SimConfig, Stepping};
@@ -55,6 +58,8 @@ struct Inner {
     state: Mutex<State>,
     faults: Mutex<Faults>,
     steps: Semaphore,
+    /// Where it was started: what goes on in it outlives its callers' runtimes, as QEMU outlives an agent.
+    runtime: Handle,
     connection: watch::Sender<Connection>,
     hints: broadcast::Sender<Hint>,
     _background: DropGuard,
@@ -170,6 +175,7 @@ impl Sim {
             state: Mutex::new(State::default()),
             faults: Mutex::new(Faults::default()),
             steps: Semaphore::new(0),
+            runtime: Handle::current(),
             connection: watch::Sender::new(Connection::Up),
             hints: broadcast::Sender::new(1024),
             _background: background.clone().drop_guard(),

@@ -38,6 +38,8 @@ use crate::{
 
 /// A VM at rest is looked at so often, in case a hint was lost.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// A guest that was asked to shut down is looked at so often.
+const SHUTDOWN_LOOK: Duration = Duration::from_secs(2);
 /// First wait before a failed step is tried again; doubles up to [`MAX_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait before a failed step is tried again.
@@ -80,6 +82,7 @@ pub(super) struct Driver {
     stuck: Option<Stuck>,
     adopted: bool,
     work: Option<BoxFuture<'static, Outcome>>,
+    look_again: bool,
     wake: Instant,
     status: watch::Sender<Status>,
 }
@@ -106,6 +109,7 @@ impl Driver {
             stuck: None,
             adopted,
             work: None,
+            look_again: false,
             wake: Instant::now(),
             status: watch::Sender::new(Status::unknown(id)),
         };
@@ -142,6 +146,9 @@ impl Driver {
                 outcome = poll_work(&mut self.work) => {
                     self.work = None;
                     self.apply(outcome).await;
+                    if std::mem::take(&mut self.look_again) && self.work.is_none() {
+                        self.look();
+                    }
                 }
                 ended = self.transfers.ended() => {
                     self.transfer_ended(ended).await;
@@ -185,7 +192,10 @@ impl Driver {
             .as_ref()
             .is_some_and(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
         self.wake = Instant::now() + LOOK_INTERVAL;
-        if self.work.is_none() && relevant {
+        if self.work.is_some() {
+            // What is under way may have looked just before the change that this call is about.
+            self.look_again = true;
+        } else if relevant {
             self.begin(None);
         }
     }
@@ -356,7 +366,7 @@ impl Driver {
         match step {
             Step::Settled => return,
             Step::Wait(time) => {
-                self.wake = now + time;
+                self.wake = now + time.min(SHUTDOWN_LOOK);
                 return;
             }
             Step::CrashLoop => {

@@ -73,8 +73,9 @@ fn behaviour(inner: &Inner, id: VmId) -> Option<(Behaviour, u64)> {
 }
 
 fn end_later(inner: &Arc<Inner>, id: VmId, run: u64, after: Duration, reason: PowerReason) {
+    let runtime = inner.runtime.clone();
     let inner = Arc::downgrade(inner);
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         tokio::time::sleep(after).await;
         if let Some(inner) = inner.upgrade() {
             inner.state().end(id, Some(run), reason);

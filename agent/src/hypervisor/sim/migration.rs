@@ -43,7 +43,8 @@ fn before(error: impl ToString) -> Failure {
 /// Sends a VM. The transfer goes on when the caller is dropped, as between real hosts.
 pub(super) async fn send(inner: &Arc<Inner>, migrate: &Migrate) -> Result<Progress, Error> {
     let (inner, migrate) = (inner.clone(), migrate.clone());
-    let transfer = tokio::spawn(async move { run(&inner, &migrate).await });
+    let runtime = inner.runtime.clone();
+    let transfer = runtime.spawn(async move { run(&inner, &migrate).await });
     transfer.await.unwrap_or_else(|error| Err(broken(error)))
 }
 

@@ -1,0 +1,331 @@
+//! The whole site in one process: real controller, real agents, simulated hypervisors.
+//!
+//! The heart is [`every_request_survives_a_crash_at_every_commit`]: each request is made while the controller dies before,
+//! and after, each write to its store that the request leads to; after its restart everything must come to rest in a
+//! state that one of the two outcomes explains, with nothing lost, doubled or left over.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dalgu_controller::store::memory::Crash;
+use dalgu_proto::v1;
+use dalgu_tests::cluster::{Cluster, until, vm};
+use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
+
+/// What an operator asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Create,
+    Stop,
+    Start,
+    Pause,
+    Migrate,
+    Delete,
+}
+
+/// Makes a request until it is answered: a lost answer is asked for again, with the same id.
+async fn ask(cluster: &Cluster, what: Ask, name: &str, request_id: &str) -> Result<v1::Operation> {
+    let mut vms = cluster.vms().await?;
+    let (name, request_id) = (name.to_owned(), request_id.to_owned());
+    let operation = match what {
+        Ask::Create => {
+            let request = v1::CreateVmRequest {
+                vm: Some(vm(&name)),
+                request_id,
+                ..Default::default()
+            };
+            vms.create_vm(request).await?
+        }
+        Ask::Stop => {
+            vms.stop_vm(v1::StopVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            })
+            .await?
+        }
+        Ask::Start => {
+            vms.start_vm(v1::StartVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            })
+            .await?
+        }
+        Ask::Pause => {
+            vms.pause_vm(v1::PauseVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            })
+            .await?
+        }
+        Ask::Migrate => {
+            vms.migrate_vm(v1::MigrateVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            })
+            .await?
+        }
+        Ask::Delete => {
+            vms.delete_vm(v1::DeleteVmRequest {
+                name,
+                request_id,
+                force: true,
+                ..Default::default()
+            })
+            .await?
+        }
+    };
+    Ok(operation.into_inner())
+}
+
+async fn done(cluster: &Cluster, what: Ask, name: &str) -> Result<v1::Operation> {
+    let id = uuid::Uuid::new_v4().to_string();
+    let operation = ask(cluster, what, name, &id)
+        .await
+        .with_context(|| format!("{what:?}"))?;
+    cluster.until_at_rest().await?;
+    let operations = cluster.list_operations().await?;
+    let ended = operations
+        .into_iter()
+        .find(|ended| ended.id == operation.id)
+        .context("the operation is gone")?;
+    ensure!(
+        ended.state() == v1::OperationState::Succeeded,
+        "{what:?}: {ended:?}"
+    );
+    Ok(ended)
+}
+
+#[tokio::test]
+async fn a_vm_lives_its_whole_life() -> Result<()> {
+    let cluster = Cluster::start(2).await?;
+    for what in [
+        Ask::Create,
+        Ask::Migrate,
+        Ask::Pause,
+        Ask::Start,
+        Ask::Stop,
+        Ask::Start,
+        Ask::Migrate,
+    ] {
+        done(&cluster, what, "web").await?;
+        cluster.check().await?;
+    }
+    done(&cluster, Ask::Delete, "web").await?;
+    ensure!(cluster.list_vms().await?.is_empty());
+    cluster.check().await
+}
+
+/// Brings a VM to where a request makes sense, makes it with a crash planned, and returns whether the crash came.
+async fn with_crash(what: Ask, crash: impl Fn(u64) -> Crash) -> Result<bool> {
+    let mut cluster = Cluster::start(2).await?;
+    if what != Ask::Create {
+        done(&cluster, Ask::Create, "web").await?;
+    }
+    if what == Ask::Start {
+        done(&cluster, Ask::Stop, "web").await?;
+    }
+    cluster.crash_at(crash(cluster.disk.commits()));
+    let id = uuid::Uuid::new_v4().to_string();
+    // A controller that died of its store answers nobody.
+    let asked = tokio::select! {
+        asked = ask(&cluster, what, "web", &id) => asked,
+        () = cluster.crashed() => Err(anyhow::anyhow!("no answer")),
+    };
+    if asked.is_ok() && !cluster.is_crashed() {
+        // The request has been accepted; it may still crash on the way.
+        let ended = async || {
+            ensure!(
+                cluster.is_crashed()
+                    || cluster
+                        .list_operations()
+                        .await?
+                        .iter()
+                        .all(|operation| operation.end_time.is_some()),
+                "under way"
+            );
+            Ok(())
+        };
+        until("crashed or ended", ended).await?;
+    }
+    let crashed = cluster.is_crashed();
+    cluster.kill_controller().await;
+    cluster.ensure_nothing_runs_twice().await?;
+    cluster.start_controller().await?;
+    cluster.until_ready().await?;
+    // The caller heard nothing, or heard it and forgot: it asks again.
+    let again = ask(&cluster, what, "web", &id).await.context("asked again")?;
+    if let Ok(first) = asked {
+        ensure!(first.id == again.id, "the same request became two operations");
+    }
+    let operations = cluster.until_at_rest().await?;
+    let operation = operations
+        .iter()
+        .find(|operation| operation.id == again.id)
+        .context("the operation is lost")?;
+    ensure!(
+        operation.state() == v1::OperationState::Succeeded,
+        "{operation:?}"
+    );
+    cluster.ensure_nothing_runs_twice().await?;
+    cluster.check().await?;
+    Ok(crashed)
+}
+
+/// How many commits a request leads to when nothing crashes.
+async fn commits_of(what: Ask) -> Result<u64> {
+    let cluster = Cluster::start(2).await?;
+    if what != Ask::Create {
+        done(&cluster, Ask::Create, "web").await?;
+    }
+    if what == Ask::Start {
+        done(&cluster, Ask::Stop, "web").await?;
+    }
+    let begun = cluster.disk.commits();
+    done(&cluster, what, "web").await?;
+    Ok(cluster.disk.commits() - begun)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_survives_a_crash_at_every_commit() -> Result<()> {
+    /// Sites at once: they wait more than they work.
+    const AT_ONCE: usize = 12;
+    let all = [
+        Ask::Create,
+        Ask::Stop,
+        Ask::Start,
+        Ask::Pause,
+        Ask::Migrate,
+        Ask::Delete,
+    ];
+    let counts = try_join_all(all.map(commits_of)).await?;
+    let mut cases = Vec::new();
+    for (what, count) in all.into_iter().zip(counts) {
+        ensure!(
+            count > 1,
+            "{what:?} led to {count} commits; two at least were expected"
+        );
+        // One more than were counted: heartbeats may add a commit of their own.
+        cases.extend((0..=count).flat_map(|number| [(what, number, false), (what, number, true)]));
+    }
+    let total = cases.len();
+    let outcomes = stream::iter(cases).map(async |(what, number, after)| {
+        let crash = move |begun| {
+            if after {
+                Crash::After(begun + number)
+            } else {
+                Crash::Before(begun + number)
+            }
+        };
+        let case = format!(
+            "{what:?}, commit {number}, {}",
+            if after { "after" } else { "before" }
+        );
+        // Boxed: many sites are large together.
+        Box::pin(with_crash(what, crash)).await.with_context(|| case)
+    });
+    let crashed: Vec<bool> = outcomes.buffer_unordered(AT_ONCE).try_collect().await?;
+    let count = crashed.iter().filter(|crashed| **crashed).count();
+    println!("{count} crashes in {total} runs");
+    ensure!(
+        count * 2 > total,
+        "{count} of {total} runs crashed; the test does not reach what it is for"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_killed_in_the_middle_of_everything_finish_it_when_they_return() -> Result<()> {
+    let case = async |what: Ask, victim: &str, delay_ms: u64| -> Result<()> {
+        let mut cluster = Cluster::start(2).await?;
+        if what != Ask::Create {
+            done(&cluster, Ask::Create, "web").await?;
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        ask(&cluster, what, "web", &id).await?;
+        // The moment is what is varied here; nothing is waited for.
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        cluster.kill_agent(victim).await;
+        cluster.ensure_nothing_runs_twice().await?;
+        cluster.start_agent(victim).await?;
+        cluster.until_at_rest().await?;
+        cluster.ensure_nothing_runs_twice().await?;
+        cluster
+            .check()
+            .await
+            .with_context(|| format!("{what:?}, {victim} killed after {delay_ms} ms"))
+    };
+    for what in [Ask::Create, Ask::Stop, Ask::Migrate, Ask::Delete] {
+        let times = [0, 10, 40, 120, 250];
+        try_join_all(
+            times
+                .into_iter()
+                .flat_map(|ms| [case(what, "h1", ms), case(what, "h2", ms)]),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_vms_at_once_are_spread_and_no_host_promises_more_than_it_has() -> Result<()> {
+    let cluster = Cluster::start(3).await?;
+    let capacity: u32 = cluster
+        .list_hosts()
+        .await?
+        .iter()
+        .filter_map(|host| Some(host.allocation?.vcpus_capacity))
+        .sum();
+    let wanted = capacity + 6;
+    let asked = (0..wanted).map(|number| {
+        let cluster = &cluster;
+        async move {
+            ask(cluster, Ask::Create, &format!("vm-{number}"), "")
+                .await
+                .is_ok()
+        }
+    });
+    let accepted = futures::future::join_all(asked)
+        .await
+        .into_iter()
+        .filter(|accepted| *accepted)
+        .count();
+    ensure!(
+        accepted == capacity as usize,
+        "{accepted} of {wanted} were accepted, there is room for {capacity}"
+    );
+    cluster.until_at_rest().await?;
+    for host in cluster.list_hosts().await? {
+        let allocation = host.allocation.unwrap_or_default();
+        ensure!(
+            allocation.vcpus_reserved <= allocation.vcpus_capacity,
+            "{}: {allocation:?}",
+            host.name
+        );
+    }
+    cluster.check().await
+}
+
+#[tokio::test]
+async fn without_a_controller_guests_run_on_and_are_restarted_after_a_crash() -> Result<()> {
+    let mut cluster = Cluster::start(1).await?;
+    done(&cluster, Ask::Create, "web").await?;
+    cluster.kill_controller().await;
+    let host = &cluster.hosts["h1"];
+    let [domain] = &dalgu_agent::hypervisor::Hypervisor::list(&host.sim).await?[..] else {
+        anyhow::bail!("one domain")
+    };
+    host.sim.crash_guest(domain.id);
+    let running = async || {
+        let seen = dalgu_agent::hypervisor::Hypervisor::get(&host.sim, domain.id).await?;
+        ensure!(seen.is_some_and(|seen| seen.state == dalgu_agent::hypervisor::DomainState::Running));
+        Ok(())
+    };
+    until("restarted by its agent", running).await?;
+    cluster.start_controller().await?;
+    cluster.until_ready().await?;
+    cluster.check().await
+}
