@@ -45,7 +45,9 @@ async fn ask(vms: &Vms) -> Vec<Domain> {
     let mut connection = vms.hypervisor().connection();
     loop {
         // It fails only when the hypervisor's own task has ended; then asking says so.
-        let _ = connection.wait_for(|connection| *connection == Connection::Up).await;
+        let _ = connection
+            .wait_for(|connection| *connection == Connection::Up)
+            .await;
         match vms.hypervisor().list().await {
             Ok(domains) => return domains,
             Err(error) => {

@@ -11,12 +11,13 @@ use dalgu_proto::{
 };
 use tokio::{
     sync::{Mutex, watch},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     host::{process::clock, rates::VmRates, usage::Sampler},
+    hypervisor::Connection,
     metrics::{self, Snapshot},
     vm::Vms,
 };
@@ -25,6 +26,9 @@ use crate::{
 const INVENTORY_EVERY: u32 = 30;
 /// The VMs' usage is asked for after so many samples of the host's; it costs the hypervisor some ms for each VM.
 const VMS_EVERY: u32 = 2;
+
+/// The first sample waits so long for the hypervisor.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// See the module's documentation.
 pub struct Telemetry {
@@ -50,6 +54,14 @@ impl Telemetry {
 
     /// Samples until the agent stops.
     pub async fn run(self, period: Duration, stop: CancellationToken) {
+        // The agent registers once the hypervisor has said what it is: a first sample that comes a moment too early would
+        // cost a whole period. Either end of the wait is as good; cancel safe, it only looks.
+        let mut connection = self.vms.hypervisor().connection();
+        let _ = timeout(
+            FIRST_WAIT,
+            connection.wait_for(|connection| *connection == Connection::Up),
+        )
+        .await;
         let mut tick = interval(period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (usage, mut usages) = watch::channel(Vec::new());
@@ -70,9 +82,7 @@ impl Telemetry {
             let mut next = Snapshot::clone(&self.out.borrow());
             // Until the hypervisor has said what it is, it is asked each time.
             let due = count % INVENTORY_EVERY == 0 || next.inventory.hypervisor.is_empty();
-            if due
-                && let Some(inventory) = self.inventory().await
-            {
+            if due && let Some(inventory) = self.inventory().await {
                 next.inventory = Arc::new(inventory);
             }
             count += 1;

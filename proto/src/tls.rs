@@ -123,14 +123,27 @@ pub struct Identity {
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The key must not reach a log.
-        f.debug_struct("Identity").field("certificates", &self.chain.len()).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("certificates", &self.chain.len())
+            .finish_non_exhaustive()
     }
 }
 
 fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let failed = |source| Error::Pem { what, path: path.display().to_string(), source };
-    let found: Vec<_> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
-    if found.is_empty() { Err(failed(rustls::pki_types::pem::Error::NoItemsFound)) } else { Ok(found) }
+    let failed = |source| Error::Pem {
+        what,
+        path: path.display().to_string(),
+        source,
+    };
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .map_err(failed)?
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    if found.is_empty() {
+        Err(failed(rustls::pki_types::pem::Error::NoItemsFound))
+    } else {
+        Ok(found)
+    }
 }
 
 impl Identity {
@@ -141,14 +154,25 @@ impl Identity {
             roots.add(authority)?;
         }
         let chain = read_certificates("certificate", certificate)?;
-        let key = PrivateKeyDer::from_pem_file(key)
-            .map_err(|source| Error::Pem { what: "key", path: key.display().to_string(), source })?;
-        Ok(Self { roots: Arc::new(roots), chain, key: Arc::new(key) })
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|source| Error::Pem {
+            what: "key",
+            path: key.display().to_string(),
+            source,
+        })?;
+        Ok(Self {
+            roots: Arc::new(roots),
+            chain,
+            key: Arc::new(key),
+        })
     }
 
     /// Reads `ca.pem`, `NAME.pem` and `NAME.key` of a directory.
     pub fn load_dir(dir: &Path, name: &str) -> Result<Self, Error> {
-        Self::load(&dir.join("ca.pem"), &dir.join(format!("{name}.pem")), &dir.join(format!("{name}.key")))
+        Self::load(
+            &dir.join("ca.pem"),
+            &dir.join(format!("{name}.pem")),
+            &dir.join(format!("{name}.key")),
+        )
     }
 
     /// Who this identity says its bearer is.
@@ -177,7 +201,8 @@ impl Identity {
 
     /// How to accept with this identity, offering these protocols.
     pub fn server_config(&self, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), Self::provider()).build()?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), Self::provider()).build()?;
         let mut config = ServerConfig::builder_with_provider(Self::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
@@ -191,7 +216,10 @@ impl Identity {
 pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<(ClusterId, Peer), Error> {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Error::NoIdentity)?;
-    let names = parsed.subject_alternative_name().map_err(|_| Error::NoIdentity)?.ok_or(Error::NoIdentity)?;
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|_| Error::NoIdentity)?
+        .ok_or(Error::NoIdentity)?;
     names
         .value
         .general_names
@@ -216,7 +244,13 @@ fn parse_identity(uri: &str) -> Option<(ClusterId, Peer)> {
         "operator" => Role::Operator,
         _ => return None,
     };
-    Some((site, Peer { role, name: name.to_owned() }))
+    Some((
+        site,
+        Peer {
+            role,
+            name: name.to_owned(),
+        },
+    ))
 }
 
 #[cfg(test)]
@@ -227,7 +261,10 @@ mod tests {
     fn identities_are_read_and_anything_else_is_not() {
         const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";
         let read = |path: &str| parse_identity(&format!("spiffe://{SITE}/{path}"));
-        let agent = Peer { role: Role::Agent("h1".parse().unwrap()), name: "h1".into() };
+        let agent = Peer {
+            role: Role::Agent("h1".parse().unwrap()),
+            name: "h1".into(),
+        };
         assert_eq!(read("agent/h1"), Some((SITE.parse().unwrap(), agent)));
         assert_eq!(read("operator/kim").unwrap().1.role, Role::Operator);
         for bad in ["agent/", "agent/H1", "agent/a/b", "root/x", ""] {

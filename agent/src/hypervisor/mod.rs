@@ -111,7 +111,10 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody changing the VM's specification.
     pub const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Invalid { .. } | Self::Foreign { .. } | Self::Cancelled)
+        !matches!(
+            self,
+            Self::Invalid { .. } | Self::Foreign { .. } | Self::Cancelled
+        )
     }
 
     /// Stable reason for programs; see `VmError.reason`.

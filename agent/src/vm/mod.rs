@@ -94,7 +94,11 @@ enum Request {
     Prepare(Prepare),
     Send(Send),
     Settle(MigrationId),
-    Finish { migration: MigrationId, owner: bool, epoch: Epoch },
+    Finish {
+        migration: MigrationId,
+        owner: bool,
+        epoch: Epoch,
+    },
 }
 
 type Reply = oneshot::Sender<Result<status::Status, Error>>;
@@ -115,10 +119,12 @@ impl Handle {
 
     async fn ask(&self, request: Request) -> Result<status::Status, Error> {
         let (reply, answer) = oneshot::channel();
-        self.requests.try_send((request, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Error::Full(self.id),
-            mpsc::error::TrySendError::Closed(_) => Error::Stopping,
-        })?;
+        self.requests
+            .try_send((request, reply))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => Error::Full(self.id),
+                mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+            })?;
         answer.await.unwrap_or(Err(Error::Stopping))
     }
 
@@ -148,8 +154,18 @@ impl Handle {
     }
 
     /// Either side: the owner is known.
-    pub async fn finish(&self, migration: MigrationId, owner: bool, epoch: Epoch) -> Result<status::Status, Error> {
-        self.ask(Request::Finish { migration, owner, epoch }).await
+    pub async fn finish(
+        &self,
+        migration: MigrationId,
+        owner: bool,
+        epoch: Epoch,
+    ) -> Result<status::Status, Error> {
+        self.ask(Request::Finish {
+            migration,
+            owner,
+            epoch,
+        })
+        .await
     }
 }
 
@@ -198,7 +214,12 @@ pub struct Known {
 impl Vms {
     /// An empty register.
     pub fn new(shared: Shared, stop: CancellationToken) -> Self {
-        Self { shared: Arc::new(shared), handles: Arc::default(), tasks: TaskTracker::new(), stop }
+        Self {
+            shared: Arc::new(shared),
+            handles: Arc::default(),
+            tasks: TaskTracker::new(),
+            stop,
+        }
     }
 
     fn map(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Handle>> {
@@ -213,7 +234,10 @@ impl Vms {
 
     /// A VM that is known here.
     pub fn get(&self, id: VmId) -> Option<Handle> {
-        self.map().get(&id).filter(|handle| !handle.requests.is_closed()).cloned()
+        self.map()
+            .get(&id)
+            .filter(|handle| !handle.requests.is_closed())
+            .cloned()
     }
 
     /// A VM, with a new task for it if there is none.
@@ -229,7 +253,11 @@ impl Vms {
         }
         let (requests, queue) = mpsc::channel(QUEUE_DEPTH);
         let driver = driver::Driver::new(self.shared.clone(), id, known);
-        let handle = Handle { id, requests, status: driver.status() };
+        let handle = Handle {
+            id,
+            requests,
+            status: driver.status(),
+        };
         self.tasks.spawn(driver.run(queue, self.stop.clone()));
         map.insert(id, handle.clone());
         handle
@@ -243,7 +271,11 @@ impl Vms {
     /// Statuses of all VMs of which something is here.
     pub fn statuses(&self) -> Vec<status::Status> {
         let handles: Vec<_> = self.map().values().cloned().collect();
-        let mut statuses: Vec<_> = handles.iter().map(Handle::status).filter(|s| s.phase != status::Phase::Gone).collect();
+        let mut statuses: Vec<_> = handles
+            .iter()
+            .map(Handle::status)
+            .filter(|s| s.phase != status::Phase::Gone)
+            .collect();
         statuses.sort_by_key(|status| status.id);
         statuses
     }
@@ -251,7 +283,14 @@ impl Vms {
     /// The latest migration of this id.
     pub fn migration(&self, id: MigrationId) -> Option<status::Migration> {
         let handles: Vec<_> = self.map().values().cloned().collect();
-        handles.iter().find_map(|handle| handle.status.borrow().migration.clone().filter(|migration| migration.id == id))
+        handles.iter().find_map(|handle| {
+            handle
+                .status
+                .borrow()
+                .migration
+                .clone()
+                .filter(|migration| migration.id == id)
+        })
     }
 
     /// Waits for all tasks to end, after the token they were given has been cancelled.

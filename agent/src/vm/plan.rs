@@ -321,7 +321,11 @@ mod tests {
         let vm = vm(PowerState::Stopped);
         let step = |first, last| next(&vm, Some(&running), &asked(first, last));
         assert_eq!(step(4, 4), Step::Wait(Duration::from_secs(6)));
-        assert_eq!(step(10, 10), Step::Shutdown, "a guest that was booting is asked again");
+        assert_eq!(
+            step(10, 10),
+            Step::Shutdown,
+            "a guest that was booting is asked again"
+        );
         assert_eq!(step(57, 7), Step::Wait(Duration::from_secs(3)));
         assert_eq!(step(60, 0), Step::Destroy);
     }
