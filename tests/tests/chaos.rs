@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::{at_rest, pids_of};
 use dalgu_tests::e2e::story::Story;
-use dalgu_tests::e2e::words::{self, LOCAL, SHARED, begin, create, dalgu, end_of, state_of};
+use dalgu_tests::e2e::words::{self, LOCAL, SHARED, begin, begin_again, create, dalgu, end_of, state_of};
 use dalgu_tests::e2e::{self, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, Lab, wait_for, with_lab};
 use futures::future::try_join_all;
@@ -43,17 +43,40 @@ async fn kill_and_start(lab: &Lab, victim: Daemon) -> anyhow::Result<()> {
 
 /// Ends the victim while the batch is at work, starts it again, and tells how each operation ended.
 async fn amid(lab: &Lab, victim: Daemon, wait: Duration, batch: &[Vec<&str>]) -> anyhow::Result<Vec<Value>> {
-    let requests = batch.iter().zip(0_u32..).map(async |(words, place)| {
+    let requests = try_join_all(batch.iter().zip(0_u32..).map(async |(words, place)| {
         sleep(STAGGER * place).await;
-        begin(lab, words).await
-    });
-    let killing = async {
-        sleep(STAGGER * 3 + wait).await;
-        kill_and_start(lab, victim).await
+        begin_again(lab, words).await
+    }));
+    let ids = if victim == Daemon::Controller {
+        // It dies while the last request is on its way.
+        let killing = async {
+            sleep(STAGGER * 3 + wait).await;
+            kill_and_start(lab, victim).await
+        };
+        let (ids, killed) = tokio::join!(requests, killing);
+        killed?;
+        ids?
+    } else {
+        // A host without its daemon would rightly be refused as a place for more.
+        let ids = requests.await?;
+        sleep(wait).await;
+        kill_and_start(lab, victim).await?;
+        ids
     };
-    let (ids, killed) = tokio::join!(try_join_all(requests), killing);
-    killed?;
-    try_join_all(ids?.iter().map(async |id| end_of(lab, id, REST_LIMIT).await)).await
+    let ended = try_join_all(ids.iter().map(async |id| end_of(lab, id, REST_LIMIT).await)).await?;
+    every_host_reports(lab).await?;
+    Ok(ended)
+}
+
+/// A host counts as ready for some seconds after its agent's death; the next batch needs it to be so.
+async fn every_host_reports(lab: &Lab) -> anyhow::Result<()> {
+    for host in lab.hosts() {
+        let seen = async || words::json(lab, &["host", "show", &host.name]).await.map(|host| host["reportTime"].clone());
+        let before = seen().await?;
+        wait_for(&format!("a report of {}", host.name), REST_LIMIT, async || seen().await.is_ok_and(|now| now != before))
+            .await?;
+    }
+    Ok(())
 }
 
 const NAMES: [&str; 4] = ["c1", "c2", "c3", "c4"];

@@ -92,6 +92,28 @@ pub async fn begin(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
     Ok(id)
 }
 
+/// As [`begin`], and where the controller cannot be reached, again with the same request id, as an operator would.
+///
+/// # Errors
+/// If it is refused, or the controller does not come back.
+pub async fn begin_again(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("make a request id")?;
+    let words: Vec<_> = words.iter().chain(&["--no-wait", "--request-id", id.trim()]).copied().collect();
+    let mut last = None;
+    wait_for("an answer of the controller", COMMAND_LIMIT, async || {
+        last = try_dalgu(lab, &words).await.ok();
+        last.as_ref().is_some_and(|ended| ended.code != UNREACHABLE)
+    })
+    .await
+    .with_context(|| format!("{last:?}"))?;
+    let ended = last.context("no answer")?;
+    ensure!(ended.code == 0, "`dalgu {}`: {} {}", words.join(" "), ended.code, ended.stderr);
+    Ok(ended.stdout.trim().to_owned())
+}
+
+/// Exit code of `dalgu` where the controller cannot be reached.
+const UNREACHABLE: i32 = 6;
+
 /// An operation as it is now.
 ///
 /// # Errors
