@@ -185,6 +185,10 @@ impl Config {
                 format!("must be 500 to 60000, is {}", self.usage_interval_ms),
             ));
         }
+        if self.listen.ip().is_unspecified() && self.advertise.is_none() {
+            let problem = format!("must be given where listen is {}: others cannot reach that", self.listen.ip());
+            return Err(("advertise", problem));
+        }
         if !self.controller.starts_with("https://") {
             return Err((
                 "controller",
@@ -256,6 +260,14 @@ mod tests {
         let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../systemd/agent.toml");
         let config = Config::read(Path::new(sample)).unwrap();
         assert!(!config.pools.is_empty());
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_reach_is_not_advertised() {
+        let everywhere = MINIMAL.replace("10.0.0.1:7444", "0.0.0.0:7444");
+        assert!(read(&everywhere).is_err());
+        let config = read(&format!("{everywhere}advertise = \"h1.example:7444\"")).unwrap();
+        assert_eq!(config.address(), "h1.example:7444");
     }
 
     #[test]
