@@ -208,13 +208,29 @@ fn identity(path: &str) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
+/// Whether a process belongs to the lab in `dir`. While a process turns into another program its environment is empty;
+/// then its parent counts, which for a daemon is its reaper.
 fn is_marked(pid: Pid, dir: &Path) -> bool {
+    match bears_mark(pid, dir) {
+        Some(marked) => marked,
+        None => parent(pid).is_some_and(|parent| bears_mark(parent, dir) == Some(true)),
+    }
+}
+
+/// Whether the mark is in a process's environment; `None` where that is empty.
+fn bears_mark(pid: Pid, dir: &Path) -> Option<bool> {
     let wanted = format!("{MARK}={}", dir.display());
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-        environment
-            .split(|byte| *byte == 0)
-            .any(|entry| entry == wanted.as_bytes())
-    })
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else {
+        return Some(false);
+    };
+    let mut entries = environment.split(|byte| *byte == 0);
+    (!environment.is_empty()).then(|| entries.any(|entry| entry == wanted.as_bytes()))
+}
+
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
 }
 
 /// Also true of a process that is no more.
@@ -260,6 +276,27 @@ mod tests {
         .unwrap();
         child.kill().await.unwrap();
         assert!(members(&[], Some(Path::new(&mark))).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_process_without_any_environment_belongs_where_its_parent_does() {
+        let mark = format!("/no/such/lab/bare/{}", std::process::id());
+        let mut parent = Command::new("sh")
+            .args(["-c", "env -i sleep 60 & wait"])
+            .env(MARK, &mark)
+            .spawn()
+            .unwrap();
+        wait_for("parent and child", Duration::from_secs(5), async || {
+            let found = members(&[], Some(Path::new(&mark)));
+            let bare = |pid: &&Pid| bears_mark(**pid, Path::new(&mark)).is_none();
+            found.len() == 2 && found.iter().filter(bare).count() == 1
+        })
+        .await
+        .unwrap();
+        for pid in members(&[], Some(Path::new(&mark))) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        parent.wait().await.unwrap();
     }
 
     #[test]
