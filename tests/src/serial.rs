@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -83,7 +83,7 @@ fn quoted(text: &str) -> Option<&str> {
 ///
 /// # Errors
 /// If it does not in time.
-pub async fn wait_until_ready(log: &PathBuf, before: usize) -> anyhow::Result<()> {
+pub async fn wait_until_ready(log: &Path, before: usize) -> anyhow::Result<()> {
     wait_for("the guest's greeting", BOOT_LIMIT, async || {
         greetings(log) > before
     })
