@@ -119,9 +119,16 @@ async fn take(lab: &Lab, settings: &Settings, vms: usize, report: &mut Report) -
             &[busy],
         ));
         let status = of_process(lab, process, "status")?;
-        for (what, label) in [("resident memory", "VmRSS:"), ("of it not from files", "RssAnon:")] {
+        for (what, label) in [
+            ("resident memory", "VmRSS:"),
+            ("of it not from files", "RssAnon:"),
+        ] {
             let mib = kib_after(&status, label)? / 1024.0;
-            report.add(Measure::of(format!("{who} with {vms} VMs: {what}"), "MiB", &[mib]));
+            report.add(Measure::of(
+                format!("{who} with {vms} VMs: {what}"),
+                "MiB",
+                &[mib],
+            ));
         }
     }
     let bytes = report_bytes(lab).await?;
