@@ -2,7 +2,7 @@
 
 use dalgu_proto::{
     agent::v1 as agent,
-    ids::{Epoch, Generation, HostName, VmId},
+    ids::{Epoch, Generation, HostName, MigrationId, VmId},
     time, v1,
     vm::PowerState,
 };
@@ -20,6 +20,8 @@ pub struct Reported {
     pub name: String,
     /// What is seen.
     pub observation: Observation,
+    /// A migration that it was sent by, whose transfer has ended.
+    pub transfer_over: Option<MigrationId>,
 }
 
 /// A host's part in a migration, as it says.
@@ -66,8 +68,10 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
         agent::VmPhase::Incoming => VmPhase::Incoming,
         agent::VmPhase::Outgoing => VmPhase::Outgoing,
     };
+    let transfer_over = wire.migration.as_ref().and_then(over);
     Some(Reported {
         id: wire.uid.parse().ok()?,
+        transfer_over,
         observation: Observation {
             host: host.clone(),
             epoch: Epoch(wire.epoch),
@@ -83,6 +87,15 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
         },
         name: wire.name,
     })
+}
+
+/// The migration, if its transfer has ended.
+fn over(wire: &agent::MigrationReport) -> Option<MigrationId> {
+    let over = matches!(
+        wire.transfer(),
+        agent::TransferState::Completed | agent::TransferState::Failed
+    );
+    wire.migration_id.parse().ok().filter(|_| over)
 }
 
 fn fault(wire: v1::VmError) -> VmFault {

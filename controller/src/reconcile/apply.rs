@@ -7,13 +7,13 @@
 use std::collections::BTreeSet;
 
 use dalgu_proto::{
-    ids::{HostName, VmId},
+    ids::{HostName, MigrationId, VmId},
     vm::{PowerReason, PowerState},
 };
 
 use crate::{
     agent_wire::Reported,
-    model::{EventKind, Observation, VmPhase, VmRecord},
+    model::{EventKind, Observation, Phase, VmPhase, VmRecord},
     state::Tx,
 };
 
@@ -36,6 +36,13 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
         match tx.vms.get(&reported.id).cloned() {
             Some(vm) if vm.owner == *host => {
                 if reported.observation.epoch == vm.epoch {
+                    if reported
+                        .transfer_over
+                        .is_some_and(|id| transferring(tx, vm.id) == Some(id))
+                    {
+                        // Its source is asked at once, not at the next poll.
+                        tx.touch(vm.id);
+                    }
                     observe(tx, &vm, reported.observation, extent == Extent::NewRun);
                 }
             }
@@ -63,6 +70,12 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
             tx.touch(id);
         }
     }
+}
+
+/// The VM's migration, while it is thought to be copying.
+fn transferring(tx: &Tx, vm: VmId) -> Option<MigrationId> {
+    let migration = tx.active_migration(vm)?;
+    (migration.phase == Phase::Transferring).then_some(migration.id)
 }
 
 fn observe(tx: &mut Tx, vm: &VmRecord, new: Observation, new_run: bool) {

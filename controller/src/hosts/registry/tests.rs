@@ -51,6 +51,7 @@ fn reported(vm: &VmRecord, change: impl FnOnce(&mut Observation)) -> Reported {
         id: vm.id,
         name: vm.name.to_string(),
         observation,
+        transfer_over: None,
     }
 }
 
@@ -267,4 +268,42 @@ async fn free_room_alone_is_not_worth_a_write() {
             .len(),
         2
     );
+}
+
+#[tokio::test]
+async fn the_end_of_a_transfer_is_acted_on_at_once() {
+    let touched = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let count = touched.clone();
+    let hooks = Hooks {
+        touched: Box::new(move |vms| *count.lock().unwrap() += vms.len()),
+        ..Hooks::default()
+    };
+    let db = Db::open(Disk::default().open(), fixtures::cluster_id(), hooks).unwrap();
+    let vm = fixtures::vm("web", "h1");
+    let migration = crate::model::MigrationRecord {
+        phase: crate::model::Phase::Transferring,
+        ..fixtures::migration(&vm, "h2")
+    };
+    db.transact(|tx| register(tx, registration(vec![])))
+        .await
+        .unwrap();
+    let (stored, id) = (vm.clone(), migration.id);
+    db.change(|tx| {
+        tx.put_vm(stored);
+        tx.put_migration(migration);
+    })
+    .await;
+    let told = |sequence, over| {
+        let seen = Reported {
+            transfer_over: over,
+            ..reported(&vm, |_| {})
+        };
+        db.change(move |tx| super::report(tx, report(sequence, vec![seen], true)))
+    };
+    told(1, None).await;
+    let before = *touched.lock().unwrap();
+    told(2, None).await;
+    assert_eq!(*touched.lock().unwrap(), before, "nothing is new");
+    told(3, Some(id)).await;
+    assert_eq!(*touched.lock().unwrap(), before + 1);
 }
