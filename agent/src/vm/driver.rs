@@ -130,6 +130,7 @@ impl Driver {
         stop: CancellationToken,
     ) {
         let mut hints = self.shared.hypervisor.hints();
+        let mut progress = self.transfers.progress();
         self.recover_transfers().await;
         self.look();
         loop {
@@ -155,6 +156,8 @@ impl Driver {
                     self.look();
                 }
                 hint = hints.recv() => if self.concerns(hint) { self.look() },
+                // The loop's next turn publishes it.
+                Ok(()) = progress.changed() => {}
                 () = sleep_until(self.wake) => {
                     if self.forgotten().await {
                         return;

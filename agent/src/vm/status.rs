@@ -129,6 +129,10 @@ impl Status {
         let plain = |status: &Self| Self {
             status_generation: 0,
             observed_at: None,
+            migration: status.migration.clone().map(|migration| Migration {
+                progress: Progress::default(),
+                ..migration
+            }),
             ..status.clone()
         };
         plain(self) == plain(other)

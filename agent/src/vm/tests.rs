@@ -458,13 +458,17 @@ impl Pair {
     }
 
     async fn send(&self) -> Result<Status, Error> {
+        self.send_at(0).await
+    }
+
+    async fn send_at(&self, bandwidth_mib_per_second: u32) -> Result<Status, Error> {
         let send = Send {
             migration: MIGRATION,
             epoch: Epoch(1),
             destination: self.destination.name.parse().unwrap(),
             address: self.destination.address.to_string(),
             max_downtime_ms: 100,
-            bandwidth_mib_per_second: 0,
+            bandwidth_mib_per_second,
         };
         self.source.vms.get(vm(1)).unwrap().send(send).await
     }
@@ -596,6 +600,27 @@ async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
         assert_eq!(other.sim.local_volumes(), 0, "{at:?}");
         assert_eq!(owner.sim.local_volumes(), 1, "{at:?}");
     }
+}
+
+#[tokio::test]
+async fn progress_is_seen_while_the_transfer_goes_on() {
+    let pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    pair.send_at(8).await.unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    let looking = async {
+        while seen.len() < 3 {
+            let status = pair.source.vms.get(vm(1)).unwrap().status();
+            let migration = status.migration.expect("it is moving");
+            assert_eq!(migration.transfer, ledger::Transfer::Active, "it ended too early: {seen:?}");
+            if migration.progress.memory_processed_bytes > 0 {
+                seen.insert(migration.progress.memory_processed_bytes);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), looking).await.expect("progress is shown");
+    pair.settle().await;
 }
 
 #[tokio::test]

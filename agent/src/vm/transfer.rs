@@ -82,6 +82,11 @@ impl Transfers {
         }
     }
 
+    /// How far the transfer under way is.
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
     /// The latest migration, for others.
     pub(super) fn describe(&self, domain: Option<&Domain>, seen: bool) -> Option<status::Migration> {
         let entry = self.entries.get(&self.latest?)?;
