@@ -211,6 +211,9 @@ pub struct Migrate {
     pub max_downtime_ms: u32,
     /// Limit of the streams in MiB per second; 0 means none.
     pub bandwidth_mib_per_second: u32,
+    /// It arrives frozen, and runs nowhere until somebody lets it go on. libvirt's source lets its own copy go on when the
+    /// destination's last answer is lost, although the destination may have begun: then both would run.
+    pub arrives_paused: bool,
 }
 
 /// Progress of a transfer, as the source's hypervisor tells it.

@@ -13,6 +13,10 @@
 //!
 //! A destination lets in only the agent of the host that the controller named, only for a migration it has prepared
 //! ([`Grants`]), and only until that migration is settled: then every stream of it is cut.
+//!
+//! The VM arrives frozen. Once the source's hypervisor has let go of it for good, the source's agent says so by one more
+//! stream ([`hand_over`]), and the destination lets the VM go on. Where that word is lost, the controller's settling of the
+//! migration decides.
 
 use std::{
     collections::HashMap,
@@ -49,16 +53,18 @@ enum Channel {
     Control,
     Memory,
     Disks,
+    HandOver,
 }
 
 impl Channel {
-    const ALL: [Self; 3] = [Self::Control, Self::Memory, Self::Disks];
+    const ALL: [Self; 4] = [Self::Control, Self::Memory, Self::Disks, Self::HandOver];
 
     const fn code(self) -> u8 {
         match self {
             Self::Control => 1,
             Self::Memory => 2,
             Self::Disks => 3,
+            Self::HandOver => 4,
         }
     }
 
@@ -114,6 +120,7 @@ impl Sockets {
 struct Grant {
     source: HostName,
     sockets: Sockets,
+    handed_over: CancellationToken,
     revoked: CancellationToken,
     streams: TaskTracker,
 }
@@ -130,17 +137,19 @@ impl Grants {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the agent of `source` in for this migration.
-    pub fn allow(&self, migration: MigrationId, source: HostName, sockets: Sockets) {
+    /// Lets the agent of `source` in for this migration. The token that is returned is cancelled when that agent says that
+    /// the source has let go of the VM for good.
+    pub fn allow(&self, migration: MigrationId, source: HostName, sockets: Sockets) -> CancellationToken {
         let make = || {
             Arc::new(Grant {
                 source,
                 sockets,
+                handed_over: CancellationToken::new(),
                 revoked: CancellationToken::new(),
                 streams: TaskTracker::new(),
             })
         };
-        self.map().entry(migration).or_insert_with(make);
+        self.map().entry(migration).or_insert_with(make).handed_over.clone()
     }
 
     /// Lets nobody in any more, and returns when every stream of this migration is cut.
@@ -186,6 +195,11 @@ impl Grants {
             Channel::Control => control_socket,
             Channel::Memory => &grant.sockets.memory,
             Channel::Disks => &grant.sockets.disks,
+            Channel::HandOver => {
+                grant.handed_over.cancel();
+                io.write_all(&[ACCEPTED]).await?;
+                return io.shutdown().await;
+            }
         };
         let local = UnixStream::connect(local).await?;
         io.write_all(&[ACCEPTED]).await?;
@@ -245,12 +259,11 @@ impl Relay {
         sockets.remove()?;
         sockets.create(owner)?;
         let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
-        for channel in Channel::ALL {
-            let path = match channel {
-                Channel::Control => &sockets.control,
-                Channel::Memory => &sockets.memory,
-                Channel::Disks => &sockets.disks,
-            };
+        for (channel, path) in [
+            (Channel::Control, &sockets.control),
+            (Channel::Memory, &sockets.memory),
+            (Channel::Disks, &sockets.disks),
+        ] {
             let listener = UnixListener::bind(path)?;
             if let Some((uid, gid)) = owner {
                 std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
@@ -320,6 +333,20 @@ async fn carry(
     peer: &Peer,
     cut: CancellationToken,
 ) -> io::Result<()> {
+    splice(local, open(channel, migration, peer).await?, cut).await
+}
+
+/// Source: tells the destination that the VM is gone from here for good, so that it may go on there.
+pub async fn hand_over(migration: MigrationId, peer: &Peer) -> io::Result<()> {
+    open(Channel::HandOver, migration, peer).await.map(drop)
+}
+
+/// Opens a stream to the peer and waits until it is let in.
+async fn open(
+    channel: Channel,
+    migration: MigrationId,
+    peer: &Peer,
+) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
     let name = tls::agent_name(&peer.host);
     let open = async {
         let mut io = tls::client::open_stream(&peer.address, &name, &peer.identity, ALPN_STREAM)
@@ -337,6 +364,5 @@ async fn carry(
             Err(io::Error::from(io::ErrorKind::PermissionDenied))
         }
     };
-    let io = tokio::time::timeout(OPENING_TIMEOUT * 2, open).await??;
-    splice(local, io, cut).await
+    tokio::time::timeout(OPENING_TIMEOUT * 2, open).await?
 }

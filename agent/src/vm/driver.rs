@@ -135,6 +135,7 @@ impl Driver {
         self.look();
         loop {
             self.publish();
+            let handed_over = self.transfers.handed_over();
             // Every arm is cancel safe: receivers and timers lose nothing when dropped, and `work` and the transfer are
             // polled in place and stay where they are.
             tokio::select! {
@@ -148,11 +149,17 @@ impl Driver {
                     self.work = None;
                     self.apply(outcome).await;
                     if std::mem::take(&mut self.look_again) && self.work.is_none() {
+                        // What was done is told before the next look makes the VM busy again.
+                        self.publish();
                         self.look();
                     }
                 }
                 ended = self.transfers.ended() => {
                     self.transfer_ended(ended).await;
+                    self.look();
+                }
+                () = handed_over => {
+                    self.go_on().await;
                     self.look();
                 }
                 hint = hints.recv() => if self.concerns(hint) { self.look() },

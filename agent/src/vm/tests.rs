@@ -537,7 +537,7 @@ async fn a_vm_moves_and_nothing_of_it_stays_behind() {
     pair.finish(true, 2).await;
     pair.finish(true, 2).await;
     let status = pair.destination.until_settled(vm(1), 1).await;
-    assert_eq!((status.epoch, status.reason), (Epoch(2), PowerReason::Migrated));
+    assert_eq!((status.epoch, status.power), (Epoch(2), Some(PowerState::Running)));
     assert_eq!(pair.census(), (None, Some(DomainState::Running)));
     assert_eq!(
         (
@@ -574,8 +574,10 @@ async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
         pair.send().await.unwrap();
         pair.transfer_over().await;
         let (source, destination) = pair.settle().await;
+        // The source never said that it had let go, so nothing may run there yet.
+        assert_ne!(destination, RUNNING, "{at:?}: {source:?}");
         assert_eq!(
-            destination == RUNNING,
+            destination == Presence::Is(DomainState::Paused),
             destination_owns,
             "{at:?}: {source:?} {destination:?}"
         );
@@ -600,6 +602,20 @@ async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
         assert_eq!(other.sim.local_volumes(), 0, "{at:?}");
         assert_eq!(owner.sim.local_volumes(), 1, "{at:?}");
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_has_arrived_goes_on_at_the_sources_word_without_the_controller() {
+    let pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    pair.send().await.unwrap();
+    pair.transfer_over().await;
+    let goes_on = async {
+        while pair.census() != (None, Some(DomainState::Running)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), goes_on).await.expect("it runs there, and only there");
 }
 
 #[tokio::test]

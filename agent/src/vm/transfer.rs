@@ -10,10 +10,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dalgu_proto::ids::{Epoch, MigrationId, VmId};
+use dalgu_proto::{
+    ids::{Epoch, MigrationId, VmId},
+    vm::PowerState,
+};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Error, Prepare, Send, Shared,
@@ -47,6 +51,7 @@ pub(super) struct Transfers {
     latest: Option<MigrationId>,
     running: Option<BoxFuture<'static, Ended>>,
     progress: watch::Sender<Progress>,
+    handed_over: Option<CancellationToken>,
     settled_at: Option<Instant>,
 }
 
@@ -62,6 +67,7 @@ impl Transfers {
             latest,
             running: None,
             progress: watch::Sender::new(Progress::default()),
+            handed_over: None,
             settled_at: None,
         }
     }
@@ -79,6 +85,17 @@ impl Transfers {
                 ended
             }
             None => std::future::pending().await,
+        }
+    }
+
+    /// Returns when the source has said that the VM is gone from it; never when no such word is awaited. Cancel safe.
+    pub(super) fn handed_over(&self) -> impl Future<Output = ()> + use<> {
+        let word = self.handed_over.clone();
+        async move {
+            match word {
+                Some(word) => word.cancelled().await,
+                None => std::future::pending().await,
+            }
         }
     }
 
@@ -200,10 +217,24 @@ impl Driver {
         self.shared.hypervisor.create_volumes(&definition, true).await?;
         let sockets = Sockets::of(&self.shared.run_dir, prepare.migration);
         sockets.create(self.shared.socket_owner).map_err(Error::Sockets)?;
-        self.shared
+        let word = self
+            .shared
             .grants
             .allow(prepare.migration, prepare.source, sockets);
+        self.transfers.handed_over = Some(word);
         Ok(())
+    }
+
+    /// Destination: the source has let go of the VM for good; here it goes on at once. Where that fails it goes on when
+    /// the migration is finished.
+    pub(super) async fn go_on(&mut self) {
+        self.transfers.handed_over = None;
+        let wanted = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
+        if wanted.is_some_and(|intent| intent.power == PowerState::Running)
+            && let Err(error) = self.shared.hypervisor.resume(self.id).await
+        {
+            tracing::warn!(%error, "the VM has arrived and does not go on yet");
+        }
     }
 
     /// Source: begins to send.
@@ -411,11 +442,11 @@ impl Driver {
         if let Some(intent) = &mut vm.intent {
             intent.epoch = epoch;
             if role == Some(Role::Destination) {
-                // It arrived as it was asked to be.
+                // It runs since it was begun on the source; whether it was let go on here the next look shows.
                 vm.done = ledger::Done {
                     defined: Some(epoch),
                     power_begun: intent.power_sequence,
-                    power: intent.power_sequence,
+                    power: ledger::Done::default().power,
                     restart: intent.restart_sequence,
                 };
             }
@@ -492,6 +523,7 @@ async fn carry(
         disks: relay.sockets().disks.clone(),
         max_downtime_ms: send.max_downtime_ms,
         bandwidth_mib_per_second: send.bandwidth_mib_per_second,
+        arrives_paused: true,
     };
     let mut sending = std::pin::pin!(shared.hypervisor.migrate(&migrate));
     let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
@@ -499,7 +531,14 @@ async fn carry(
     loop {
         // Cancel safe: the sending is polled in place, a tick that was not taken comes again.
         tokio::select! {
-            outcome = &mut sending => return outcome,
+            outcome = &mut sending => {
+                if outcome.is_ok()
+                    && let Err(error) = transport::hand_over(send.migration, &peer).await
+                {
+                    tracing::warn!(%error, "the destination was not told to go on; it will be when the migration is finished");
+                }
+                return outcome;
+            }
             _ = tick.tick() => {
                 if let Ok(Some(now)) = shared.hypervisor.progress(id).await {
                     progress.send_replace(now);

@@ -45,6 +45,7 @@ impl Pair<'_> {
             disks: self.disks.clone(),
             max_downtime_ms: 100,
             bandwidth_mib_per_second: 0,
+            arrives_paused: false,
         }
     }
 
@@ -76,6 +77,10 @@ impl Pair<'_> {
         note(
             "a_migrated_vm_runs_at_the_destination_alone",
             self.a_migrated_vm_runs_at_the_destination_alone().await,
+        );
+        note(
+            "a_vm_arrives_paused_when_asked",
+            self.a_vm_arrives_paused_when_asked().await,
         );
         note(
             "a_paused_vm_arrives_paused",
@@ -117,6 +122,21 @@ impl Pair<'_> {
         must(there.mark == Some(order.definition.mark), || {
             format!("it arrived with {:?}", there.mark)
         })?;
+        self.remove(vm.id).await
+    }
+
+    /// A VM that is to arrive frozen runs nowhere until it is let go on.
+    pub async fn a_vm_arrives_paused_when_asked(&self) -> Kept {
+        let vm = self.make().await?;
+        let mut order = self.order(&vm);
+        order.arrives_paused = true;
+        done("migrate", self.source.migrate(&order).await)?;
+        must(get(self.source, vm.id).await?.is_none(), || {
+            "it is still at the source".into()
+        })?;
+        is(self.destination, vm.id, DomainState::Paused).await?;
+        done("resume", self.destination.resume(vm.id).await)?;
+        is(self.destination, vm.id, DomainState::Running).await?;
         self.remove(vm.id).await
     }
 

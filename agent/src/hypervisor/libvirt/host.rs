@@ -106,6 +106,7 @@ impl Host {
             shares_disks: shared.contains(&true),
             max_downtime_ms: migrate.max_downtime_ms,
             bandwidth_mib_per_second: migrate.bandwidth_mib_per_second,
+            arrives_paused: migrate.arrives_paused,
         })
     }
 }

@@ -37,6 +37,7 @@ pub(super) struct Order {
     pub(super) shares_disks: bool,
     pub(super) max_downtime_ms: u32,
     pub(super) bandwidth_mib_per_second: u32,
+    pub(super) arrives_paused: bool,
 }
 
 /// The URI by which one libvirt reaches another through a socket.
@@ -101,6 +102,9 @@ impl Order {
             | sys::VIR_MIGRATE_PEER2PEER
             | sys::VIR_MIGRATE_PERSIST_DEST
             | sys::VIR_MIGRATE_UNDEFINE_SOURCE;
+        if self.arrives_paused {
+            flags |= sys::VIR_MIGRATE_PAUSED;
+        }
         if !self.copied.is_empty() {
             flags |= sys::VIR_MIGRATE_NON_SHARED_DISK;
         }

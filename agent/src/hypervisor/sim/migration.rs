@@ -212,7 +212,7 @@ impl<'a> Source<'a> {
             self.paused = guest.state == DomainState::Paused;
             guest.to(DomainState::HandedOver, PowerReason::Unknown);
             Say::Finish {
-                paused: self.paused,
+                paused: self.paused || self.migrate.arrives_paused,
                 ticks: guest.ticks,
             }
         };
