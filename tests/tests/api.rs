@@ -59,15 +59,30 @@ fn create(name: &str, pointer: &str, value: Value) -> String {
 async fn every_service_describes_itself(lab: &Lab) -> anyhow::Result<()> {
     let listed = run(lab, Caller::Operator, &[], &["list"]).await?;
     for service in SERVICES {
-        ensure!(listed.stdout.lines().any(|line| line == service), "{service} is not listed: {listed:?}");
+        ensure!(
+            listed.stdout.lines().any(|line| line == service),
+            "{service} is not listed: {listed:?}"
+        );
         let described = run(lab, Caller::Operator, &[], &["describe", service]).await?;
-        ensure!(described.code == 0 && described.stdout.contains("rpc "), "{service}: {described:?}");
+        ensure!(
+            described.code == 0 && described.stdout.contains("rpc "),
+            "{service}: {described:?}"
+        );
     }
     for message in ["dalgu.v1.Vm", "dalgu.v1.CreateVmRequest", "google.rpc.ErrorInfo"] {
         let described = run(lab, Caller::Operator, &[], &["describe", message]).await?;
-        ensure!(described.code == 0 && described.stdout.contains("message "), "{message}: {described:?}");
+        ensure!(
+            described.code == 0 && described.stdout.contains("message "),
+            "{message}: {described:?}"
+        );
     }
-    let health = run(lab, Caller::Operator, &["-d", "{}"], &["grpc.health.v1.Health/Check"]).await?;
+    let health = run(
+        lab,
+        Caller::Operator,
+        &["-d", "{}"],
+        &["grpc.health.v1.Health/Check"],
+    )
+    .await?;
     ensure!(health.stdout.contains("SERVING"), "{health:?}");
     Ok(())
 }
@@ -75,7 +90,12 @@ async fn every_service_describes_itself(lab: &Lab) -> anyhow::Result<()> {
 /// Waits for an operation through the API, as long as it takes.
 async fn wait(lab: &Lab, operation: &Value) -> anyhow::Result<Value> {
     let id = operation["id"].as_str().context("an operation's id")?;
-    let done = call(lab, "OperationService/WaitOperation", &json!({"id": id, "timeout": "120s"}).to_string()).await?;
+    let done = call(
+        lab,
+        "OperationService/WaitOperation",
+        &json!({"id": id, "timeout": "120s"}).to_string(),
+    )
+    .await?;
     ensure!(done["state"] == "OPERATION_STATE_SUCCEEDED", "{done}");
     Ok(done)
 }
@@ -97,7 +117,12 @@ impl Watch {
             .arg(operator.join("admin.pem"))
             .arg("-key")
             .arg(operator.join("admin.key"))
-            .args(["-d", &body.to_string(), &lab.layout().controller_address(), "dalgu.v1.EventService/WatchEvents"])
+            .args([
+                "-d",
+                &body.to_string(),
+                &lab.layout().controller_address(),
+                "dalgu.v1.EventService/WatchEvents",
+            ])
             .stdout(fs::File::create(&file)?)
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -109,7 +134,10 @@ impl Watch {
     /// The events that have come; one that is not whole yet is left for the next look.
     fn events(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.file).unwrap_or_default();
-        serde_json::Deserializer::from_str(&text).into_iter::<Value>().map_while(Result::ok).collect()
+        serde_json::Deserializer::from_str(&text)
+            .into_iter::<Value>()
+            .map_while(Result::ok)
+            .collect()
     }
 
     async fn until(&self, reason: &str) -> anyhow::Result<Vec<Value>> {
@@ -126,18 +154,28 @@ impl Watch {
 }
 
 fn reasons(events: &[Value]) -> Vec<&str> {
-    events.iter().filter_map(|event| event["reason"].as_str()).collect()
+    events
+        .iter()
+        .filter_map(|event| event["reason"].as_str())
+        .collect()
 }
 
 fn versions(events: &[Value]) -> Vec<u64> {
-    events.iter().map(|event| number_at(event, "/resourceVersion")).collect()
+    events
+        .iter()
+        .map(|event| number_at(event, "/resourceVersion"))
+        .collect()
 }
 
 /// A VM from creation to deletion, watched; a second watch that resumes in the middle sees the very same rest.
 async fn a_whole_life(lab: &Lab) -> anyhow::Result<()> {
     let list = call(lab, "VmService/ListVms", "{}").await?;
     let start = number_at(&list, "/resourceVersion");
-    let watch = Watch::start(lab, "events", &json!({"after_resource_version": start, "subject": "web"}))?;
+    let watch = Watch::start(
+        lab,
+        "events",
+        &json!({"after_resource_version": start, "subject": "web"}),
+    )?;
 
     let created = call(lab, "VmService/CreateVm", &create("web", "", Value::Null)).await?;
     wait(lab, &created).await?;
@@ -145,15 +183,26 @@ async fn a_whole_life(lab: &Lab) -> anyhow::Result<()> {
     let mut story = Story::default();
     story.more(lab, &vm, 3).await?;
     let to = if vm.host == "h1" { "h2" } else { "h1" };
-    let migrating =
-        call(lab, "VmService/MigrateVm", &json!({"name": "web", "destination_host": to}).to_string()).await?;
+    let migrating = call(
+        lab,
+        "VmService/MigrateVm",
+        &json!({"name": "web", "destination_host": to}).to_string(),
+    )
+    .await?;
     let migrated = wait(lab, &migrating).await?;
-    ensure!(migrated["migration"]["phase"] == "MIGRATION_PHASE_DONE", "{migrated}");
+    ensure!(
+        migrated["migration"]["phase"] == "MIGRATION_PHASE_DONE",
+        "{migrated}"
+    );
     let vm = words::vm(lab, "web").await?;
     ensure!(vm.host == to, "{}", vm.all);
     story.more(lab, &vm, 3).await?;
     story.is_whole()?;
-    wait(lab, &call(lab, "VmService/DeleteVm", r#"{"name":"web","force":true}"#).await?).await?;
+    wait(
+        lab,
+        &call(lab, "VmService/DeleteVm", r#"{"name":"web","force":true}"#).await?,
+    )
+    .await?;
 
     let events = watch.until("VmDeleted").await?;
     watch.end().await?;
@@ -162,15 +211,29 @@ async fn a_whole_life(lab: &Lab) -> anyhow::Result<()> {
         ensure!(said.contains(&wanted), "no {wanted} among {said:?}");
     }
     let seen = versions(&events);
-    ensure!(seen.windows(2).all(|pair| pair[0] < pair[1]), "not in order: {seen:?}");
-    ensure!(seen.first().is_some_and(|first| *first > start), "an event of before: {seen:?}");
+    ensure!(
+        seen.windows(2).all(|pair| pair[0] < pair[1]),
+        "not in order: {seen:?}"
+    );
+    ensure!(
+        seen.first().is_some_and(|first| *first > start),
+        "an event of before: {seen:?}"
+    );
 
     let middle = seen[seen.len() / 2];
-    let resumed = Watch::start(lab, "resumed", &json!({"after_resource_version": middle, "subject": "web"}))?;
+    let resumed = Watch::start(
+        lab,
+        "resumed",
+        &json!({"after_resource_version": middle, "subject": "web"}),
+    )?;
     let rest = resumed.until("VmDeleted").await?;
     resumed.end().await?;
     let wanted: Vec<_> = seen.iter().copied().filter(|version| *version > middle).collect();
-    ensure!(versions(&rest) == wanted, "resumed at {middle}: {:?}, not {wanted:?}", versions(&rest));
+    ensure!(
+        versions(&rest) == wanted,
+        "resumed at {middle}: {:?}, not {wanted:?}",
+        versions(&rest)
+    );
     at_rest(lab, &[], REST_LIMIT).await
 }
 
@@ -186,9 +249,19 @@ async fn everything(lab: &Lab) -> anyhow::Result<Value> {
     let operations = call(lab, "OperationService/ListOperations", "{}").await?;
     let hosts = call(lab, "HostService/ListHosts", "{}").await?;
     let held = hosts["hosts"].as_array().into_iter().flatten().map(|host| {
-        json!([host["name"], host["allocation"], host["cordoned"], host["labels"], host["etag"]])
+        json!([
+            host["name"],
+            host["allocation"],
+            host["cordoned"],
+            host["labels"],
+            host["etag"]
+        ])
     });
-    Ok(json!([vms["vms"], operations["operations"], held.collect::<Vec<_>>()]))
+    Ok(json!([
+        vms["vms"],
+        operations["operations"],
+        held.collect::<Vec<_>>()
+    ]))
 }
 
 /// Requests that are wrong, each with its code and reason.
@@ -250,8 +323,28 @@ fn bad_requests() -> Vec<(&'static str, String, u8, &'static str)> {
         (CREATE, create("big", "/vm/spec/memory_mib", json!(1 << 23)), RESOURCE_EXHAUSTED, "NO_CAPACITY"),
         (CREATE, create("far", "/host", json!("h9")), NOT_FOUND, "HOST_NOT_FOUND"),
     ];
-    for name in ["a<b", "a>b", "a&b", "a\"b", "a/b", "../etc", "", "-a", "a-", "A", "a b", "a\n", "달구", &"a".repeat(64)] {
-        table.push((CREATE, create(name, "", Value::Null), INVALID_ARGUMENT, "INVALID_FIELD"));
+    for name in [
+        "a<b",
+        "a>b",
+        "a&b",
+        "a\"b",
+        "a/b",
+        "../etc",
+        "",
+        "-a",
+        "a-",
+        "A",
+        "a b",
+        "a\n",
+        "달구",
+        &"a".repeat(64),
+    ] {
+        table.push((
+            CREATE,
+            create(name, "", Value::Null),
+            INVALID_ARGUMENT,
+            "INVALID_FIELD",
+        ));
     }
     for (pointer, value) in [
         ("/vm/spec", Value::Null),
@@ -260,11 +353,17 @@ fn bad_requests() -> Vec<(&'static str, String, u8, &'static str)> {
         ("/vm/spec/memory_mib", json!(0)),
         ("/vm/spec/memory_mib", json!("18446744073709551615")),
         ("/vm/spec/disks", json!([{"name": "root", "size_mib": 0}])),
-        ("/vm/spec/disks", json!([{"name": "root", "size_mib": 1}, {"name": "root", "size_mib": 1}])),
+        (
+            "/vm/spec/disks",
+            json!([{"name": "root", "size_mib": 1}, {"name": "root", "size_mib": 1}]),
+        ),
         ("/vm/spec/disks", json!([{"name": "../root", "size_mib": 1}])),
         ("/vm/spec/disks/0/size_mib", json!("18446744073709551615")),
         ("/vm/spec/nics/0/bridge", json!("br0'/><evil/>")),
-        ("/vm/spec/nics", json!([{"name": "eth0", "bridge": "br0", "mac": "ff:ff:ff:ff:ff:ff"}])),
+        (
+            "/vm/spec/nics",
+            json!([{"name": "eth0", "bridge": "br0", "mac": "ff:ff:ff:ff:ff:ff"}]),
+        ),
         ("/vm/spec/kernel_boot/kernel", json!("../../../etc/shadow")),
         ("/vm/spec/kernel_boot/cmdline", json!("a\u{1}b")),
         ("/vm/spec/kernel_boot/cmdline", json!("x".repeat(3000))),
@@ -273,7 +372,12 @@ fn bad_requests() -> Vec<(&'static str, String, u8, &'static str)> {
         ("/request_id", json!("no uuid")),
         ("/host", json!("h1/../h2")),
     ] {
-        table.push((CREATE, create("bad", pointer, value), INVALID_ARGUMENT, "INVALID_FIELD"));
+        table.push((
+            CREATE,
+            create("bad", pointer, value),
+            INVALID_ARGUMENT,
+            "INVALID_FIELD",
+        ));
     }
     table
 }
@@ -283,7 +387,11 @@ fn update(paths: &[&str]) -> String {
 }
 
 async fn bad_input_changes_nothing(lab: &Lab) -> anyhow::Result<()> {
-    wait(lab, &call(lab, "VmService/CreateVm", &create("kept", "/host", json!("h1"))).await?).await?;
+    wait(
+        lab,
+        &call(lab, "VmService/CreateVm", &create("kept", "/host", json!("h1"))).await?,
+    )
+    .await?;
     at_rest(lab, &[], REST_LIMIT).await?;
     let before = everything(lab).await?;
     let mut wrong = Vec::new();
@@ -292,7 +400,10 @@ async fn bad_input_changes_nothing(lab: &Lab) -> anyhow::Result<()> {
         let found = refusal(&ended);
         if found.as_deref() != Some(&format!("{code} {reason}")) {
             let body: String = body.chars().take(200).collect();
-            wrong.push(format!("{method} {body}: not {code} {reason} but {found:?} {}{}", ended.stdout, ended.stderr));
+            wrong.push(format!(
+                "{method} {body}: not {code} {reason} but {found:?} {}{}",
+                ended.stdout, ended.stderr
+            ));
         }
     }
     // What grpcurl itself cannot put into the message.
@@ -306,18 +417,37 @@ async fn bad_input_changes_nothing(lab: &Lab) -> anyhow::Result<()> {
             wrong.push(format!("{body} was accepted"));
         }
     }
-    ensure!(wrong.is_empty(), "{} wrong answers:\n{}", wrong.len(), wrong.join("\n"));
-    let ended = try_call(lab, "EventService/WatchEvents", r#"{"after_resource_version":"18446744073709551615"}"#).await?;
-    ensure!(refusal(&ended).is_some_and(|found| found == format!("{OUT_OF_RANGE} RESOURCE_VERSION_EXPIRED")), "{ended:?}");
+    ensure!(
+        wrong.is_empty(),
+        "{} wrong answers:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    let ended = try_call(
+        lab,
+        "EventService/WatchEvents",
+        r#"{"after_resource_version":"18446744073709551615"}"#,
+    )
+    .await?;
+    ensure!(
+        refusal(&ended).is_some_and(|found| found == format!("{OUT_OF_RANGE} RESOURCE_VERSION_EXPIRED")),
+        "{ended:?}"
+    );
     let after = everything(lab).await?;
-    ensure!(after == before, "bad input has changed something:\n{before}\n{after}");
+    ensure!(
+        after == before,
+        "bad input has changed something:\n{before}\n{after}"
+    );
     Ok(())
 }
 
 async fn ten_megabytes_are_refused(lab: &Lab) -> anyhow::Result<()> {
     let before = everything(lab).await?;
     let file = lab.layout().dir().join("large.json");
-    fs::write(&file, create("large", "/vm/description", json!("x".repeat(10 << 20))))?;
+    fs::write(
+        &file,
+        create("large", "/vm/description", json!("x".repeat(10 << 20))),
+    )?;
     let operator = lab.layout().operator();
     let mut command = Command::new("bash");
     command
@@ -352,14 +482,21 @@ async fn a_request_is_carried_out_once(lab: &Lab) -> anyhow::Result<()> {
     let other = create("other", "/request_id", json!(id));
     let reused = async || -> anyhow::Result<()> {
         let ended = try_call(lab, "VmService/CreateVm", &other).await?;
-        ensure!(refusal(&ended).is_some_and(|found| found == format!("{ALREADY_EXISTS} REQUEST_ID_REUSED")), "{ended:?}");
+        ensure!(
+            refusal(&ended).is_some_and(|found| found == format!("{ALREADY_EXISTS} REQUEST_ID_REUSED")),
+            "{ended:?}"
+        );
         let third = call(lab, "VmService/CreateVm", &body).await?;
         ensure!(third["id"] == first["id"], "{first}\n{third}");
         Ok(())
     };
     reused().await?;
     ensure!(everything(lab).await? == before);
-    lab.signal(dalgu_tests::lab::Daemon::Controller, nix::sys::signal::Signal::SIGKILL).await?;
+    lab.signal(
+        dalgu_tests::lab::Daemon::Controller,
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .await?;
     lab.start(dalgu_tests::lab::Daemon::Controller).await?;
     reused().await.context("after the controller's death")?;
     at_rest(lab, &[], REST_LIMIT).await
@@ -371,26 +508,57 @@ async fn strangers_are_turned_away(lab: &Lab) -> anyhow::Result<()> {
     let layout = lab.layout();
     let stranger = layout.dir().join("stranger");
     let controller = layout.bin_dir().join("dalgu-controller");
-    let made = attempt(Command::new(&controller).args(["init", "--name", "other", "--data-dir"]).arg(&stranger)).await?;
+    let made = attempt(
+        Command::new(&controller)
+            .args(["init", "--name", "other", "--data-dir"])
+            .arg(&stranger),
+    )
+    .await?;
     ensure!(made.code == 0, "{made:?}");
     let agent = layout.host(1).outside("/etc/dalgu/tls");
     let body = create("stolen", "", Value::Null);
     let words = ["dalgu.v1.VmService/CreateVm"];
-    for (who, caller) in [("nobody", Caller::Nobody), ("another site's", Caller::Identity(&stranger, "admin"))] {
-        let ended = run(lab, caller, &["-max-time", "10", "-connect-timeout", "5", "-d", &body], &words).await?;
+    for (who, caller) in [
+        ("nobody", Caller::Nobody),
+        ("another site's", Caller::Identity(&stranger, "admin")),
+    ] {
+        let ended = run(
+            lab,
+            caller,
+            &["-max-time", "10", "-connect-timeout", "5", "-d", &body],
+            &words,
+        )
+        .await?;
         ensure!(ended.code != 0, "{who} certificate was let in: {ended:?}");
         ensure!(!ended.stdout.contains("id"), "{who} was answered: {ended:?}");
     }
     // An agent is somebody, but no operator: it gets a typed refusal.
-    let ended = run(lab, Caller::Identity(&agent, "agent"), &["-format-error", "-d", &body], &words).await?;
-    ensure!(refusal(&ended).is_some_and(|found| found.starts_with("7 ") && found != "7 -"), "{ended:?}");
+    let ended = run(
+        lab,
+        Caller::Identity(&agent, "agent"),
+        &["-format-error", "-d", &body],
+        &words,
+    )
+    .await?;
+    ensure!(
+        refusal(&ended).is_some_and(|found| found.starts_with("7 ") && found != "7 -"),
+        "{ended:?}"
+    );
     no_plain_text(&layout.controller_address(), Path::new("/")).await?;
     ensure!(everything(lab).await? == before);
     // An operator may not speak for a host.
     let speech = json!({"host": "h1"}).to_string();
-    let ended =
-        run(lab, Caller::Operator, &["-format-error", "-d", &speech], &["dalgu.agent.v1.RegistrarService/Report"]).await?;
-    ensure!(refusal(&ended).is_some_and(|found| found.starts_with("7 ")), "{ended:?}");
+    let ended = run(
+        lab,
+        Caller::Operator,
+        &["-format-error", "-d", &speech],
+        &["dalgu.agent.v1.RegistrarService/Report"],
+    )
+    .await?;
+    ensure!(
+        refusal(&ended).is_some_and(|found| found.starts_with("7 ")),
+        "{ended:?}"
+    );
     Ok(())
 }
 

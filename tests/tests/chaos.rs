@@ -21,12 +21,14 @@ use tokio::time::sleep;
 /// Time between the requests of one batch: when the death comes, each is at another point of its way.
 const STAGGER: Duration = Duration::from_millis(150);
 /// At this rate the guest's memory takes some seconds.
-const SLOW: &str = "8MiB";
+const SLOW: &str = "12MiB";
 /// The victim stays dead for so long.
-const DEATH: Duration = Duration::from_secs(2);
+const DEATH: Duration = Duration::from_secs(1);
 
 fn rounds() -> anyhow::Result<u32> {
-    let rounds = env::var("DALGU_CHAOS_ROUNDS").ok().map_or(Ok(1), |text| text.parse());
+    let rounds = env::var("DALGU_CHAOS_ROUNDS")
+        .ok()
+        .map_or(Ok(1), |text| text.parse());
     rounds.context("DALGU_CHAOS_ROUNDS")
 }
 
@@ -71,10 +73,16 @@ async fn amid(lab: &Lab, victim: Daemon, wait: Duration, batch: &[Vec<&str>]) ->
 /// A host counts as ready for some seconds after its agent's death; the next batch needs it to be so.
 async fn every_host_reports(lab: &Lab) -> anyhow::Result<()> {
     for host in lab.hosts() {
-        let seen = async || words::json(lab, &["host", "show", &host.name]).await.map(|host| host["reportTime"].clone());
+        let seen = async || {
+            words::json(lab, &["host", "show", &host.name])
+                .await
+                .map(|host| host["reportTime"].clone())
+        };
         let before = seen().await?;
-        wait_for(&format!("a report of {}", host.name), REST_LIMIT, async || seen().await.is_ok_and(|now| now != before))
-            .await?;
+        wait_for(&format!("a report of {}", host.name), REST_LIMIT, async || {
+            seen().await.is_ok_and(|now| now != before)
+        })
+        .await?;
     }
     Ok(())
 }
@@ -84,17 +92,27 @@ const NAMES: [&str; 4] = ["c1", "c2", "c3", "c4"];
 /// Four VMs are created and then stopped, and the victim dies amid each; then one QEMU or none, and nothing left.
 async fn create_and_stop(lab: &Lab, victim: Daemon, round: u32) -> anyhow::Result<()> {
     let disks = [LOCAL, SHARED, LOCAL, SHARED];
-    let batch: Vec<_> = NAMES.iter().zip(disks).map(|(name, disk)| create(name, disk, &["--host", "h1"])).collect();
+    let batch: Vec<_> = NAMES
+        .iter()
+        .zip(disks)
+        .map(|(name, disk)| create(name, disk, &["--host", "h1"]))
+        .collect();
     for operation in amid(lab, victim, delay(round), &batch).await.context("create")? {
         ensure!(state_of(&operation) == "SUCCEEDED", "create: {operation}");
     }
     at_rest(lab, &[], REST_LIMIT).await.context("after create")?;
     for name in NAMES {
         let vm = words::vm(lab, name).await?;
-        ensure!(vm.state == "RUNNING" && pids_of(lab, &vm.uid)?.len() == 1, "{}", vm.all);
+        ensure!(
+            vm.state == "RUNNING" && pids_of(lab, &vm.uid)?.len() == 1,
+            "{}",
+            vm.all
+        );
         let mut story = Story::default();
         story.more(lab, &vm, 2).await?;
-        story.is_whole().with_context(|| format!("{name} was started once only"))?;
+        story
+            .is_whole()
+            .with_context(|| format!("{name} was started once only"))?;
     }
     let batch: Vec<_> = NAMES.iter().map(|name| vec!["vm", "stop", name]).collect();
     for operation in amid(lab, victim, delay(round), &batch).await.context("stop")? {
@@ -103,7 +121,11 @@ async fn create_and_stop(lab: &Lab, victim: Daemon, round: u32) -> anyhow::Resul
     at_rest(lab, &[], REST_LIMIT).await.context("after stop")?;
     for name in NAMES {
         let vm = words::vm(lab, name).await?;
-        ensure!(vm.state == "STOPPED" && pids_of(lab, &vm.uid)?.is_empty(), "{}", vm.all);
+        ensure!(
+            vm.state == "STOPPED" && pids_of(lab, &vm.uid)?.is_empty(),
+            "{}",
+            vm.all
+        );
     }
     let batch: Vec<_> = NAMES.iter().map(|name| vec!["vm", "delete", name]).collect();
     for operation in amid(lab, victim, delay(round), &batch).await.context("delete")? {
@@ -119,9 +141,18 @@ struct Moment {
     bytes: u64,
 }
 
-const MIDDLE: Moment = Moment { phase: "TRANSFERRING", bytes: 8 << 20 };
-const BEGINNING: Moment = Moment { phase: "PREPARING_DESTINATION", bytes: 0 };
-const END: Moment = Moment { phase: "CUTTING_OVER", bytes: 0 };
+const MIDDLE: Moment = Moment {
+    phase: "TRANSFERRING",
+    bytes: 8 << 20,
+};
+const BEGINNING: Moment = Moment {
+    phase: "PREPARING_DESTINATION",
+    bytes: 0,
+};
+const END: Moment = Moment {
+    phase: "CUTTING_OVER",
+    bytes: 0,
+};
 
 /// Whether a migration has come to the moment, or past it.
 fn reached(operation: &Value, moment: Moment) -> bool {
@@ -137,28 +168,48 @@ fn reached(operation: &Value, moment: Moment) -> bool {
         "ABORTED",
     ];
     let place = |phase: &str| ORDER.iter().position(|known| *known == phase);
-    let phase = operation["migration"]["phase"].as_str().unwrap_or_default().replace("MIGRATION_PHASE_", "");
+    let phase = operation["migration"]["phase"]
+        .as_str()
+        .unwrap_or_default()
+        .replace("MIGRATION_PHASE_", "");
     let (now, wanted) = (place(&phase), place(moment.phase));
-    now > wanted || (now == wanted && words::number_at(operation, "/migration/memoryProcessedBytes") >= moment.bytes)
+    now > wanted
+        || (now == wanted && words::number_at(operation, "/migration/memoryProcessedBytes") >= moment.bytes)
 }
 
 /// A counting guest is moved, and the victim dies at the moment. Wherever the guest then is, it is there once, it
 /// never stopped counting, and nothing is left elsewhere.
 async fn migrate(lab: &Lab, victim: Daemon, moment: Moment, disk: &str) -> anyhow::Result<&'static str> {
-    dalgu(lab, &create("moving", disk, &["--host", "h1", "--memory", "128MiB"])).await?;
+    dalgu(
+        lab,
+        &create("moving", disk, &["--host", "h1", "--memory", "128MiB"]),
+    )
+    .await?;
     let vm = words::vm(lab, "moving").await?;
     let mut story = Story::default();
     story.more(lab, &vm, 3).await?;
-    let id = begin(lab, &["vm", "migrate", "moving", "--host", "h2", "--bandwidth", SLOW]).await?;
+    let id = begin(
+        lab,
+        &["vm", "migrate", "moving", "--host", "h2", "--bandwidth", SLOW],
+    )
+    .await?;
     wait_for(moment.phase, REST_LIMIT, async || {
-        words::operation(lab, &id).await.is_ok_and(|operation| reached(&operation, moment))
+        words::operation(lab, &id)
+            .await
+            .is_ok_and(|operation| reached(&operation, moment))
     })
     .await?;
     kill_and_start(lab, victim).await?;
     let ended = end_of(lab, &id, REST_LIMIT).await?;
-    at_rest(lab, &[], REST_LIMIT).await.with_context(|| format!("{ended}"))?;
+    at_rest(lab, &[], REST_LIMIT)
+        .await
+        .with_context(|| format!("{ended}"))?;
     let vm = words::vm(lab, "moving").await?;
-    ensure!(vm.state == "RUNNING" && pids_of(lab, &vm.uid)?.len() == 1, "{}", vm.all);
+    ensure!(
+        vm.state == "RUNNING" && pids_of(lab, &vm.uid)?.len() == 1,
+        "{}",
+        vm.all
+    );
     let outcome = match (state_of(&ended), vm.host.as_str()) {
         ("SUCCEEDED", "h2") => "moved",
         ("FAILED", "h1") => "stayed",
@@ -183,7 +234,9 @@ async fn whoever_dies_amid_create_stop_and_delete_nothing_is_lost_or_left() -> a
     with_lab(&e2e::hosts(2), async |lab| {
         for round in 0..rounds()? {
             for victim in [Daemon::Controller, Daemon::Agent(1), Daemon::Libvirtd(1)] {
-                create_and_stop(lab, victim, round).await.with_context(|| format!("{victim:?}, round {round}"))?;
+                create_and_stop(lab, victim, round)
+                    .await
+                    .with_context(|| format!("{victim:?}, round {round}"))?;
             }
         }
         Ok(())
@@ -195,8 +248,13 @@ async fn whoever_dies_amid_create_stop_and_delete_nothing_is_lost_or_left() -> a
 #[ignore = "needs root and the lab's packages: make test"]
 async fn whoever_dies_amid_a_migration_one_copy_runs_and_counts_on() -> anyhow::Result<()> {
     with_lab(&e2e::hosts(2), async |lab| {
-        let victims =
-            [Daemon::Controller, Daemon::Agent(1), Daemon::Agent(2), Daemon::Libvirtd(1), Daemon::Libvirtd(2)];
+        let victims = [
+            Daemon::Controller,
+            Daemon::Agent(1),
+            Daemon::Agent(2),
+            Daemon::Libvirtd(1),
+            Daemon::Libvirtd(2),
+        ];
         let middle = victims.map(|victim| (victim, MIDDLE));
         let edges = [
             (Daemon::Controller, BEGINNING),
@@ -206,7 +264,11 @@ async fn whoever_dies_amid_a_migration_one_copy_runs_and_counts_on() -> anyhow::
             (Daemon::Agent(2), END),
         ];
         for round in 0..rounds()? {
-            let disks = if round % 2 == 0 { [LOCAL, SHARED] } else { [SHARED, LOCAL] };
+            let disks = if round % 2 == 0 {
+                [LOCAL, SHARED]
+            } else {
+                [SHARED, LOCAL]
+            };
             for ((victim, moment), disk) in middle.into_iter().chain(edges).zip(disks.into_iter().cycle()) {
                 let what = || format!("{victim:?} at {}, disk {disk}, round {round}", moment.phase);
                 let outcome = migrate(lab, victim, moment, disk).await.with_context(what)?;

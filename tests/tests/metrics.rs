@@ -24,16 +24,30 @@ const SCRAPE_LIMIT: Duration = Duration::from_secs(1);
 
 fn pages(lab: &Lab) -> Vec<String> {
     let agents = lab.hosts().into_iter().map(|host| host.agent_address());
-    [lab.layout().controller_address()].into_iter().chain(agents).collect()
+    [lab.layout().controller_address()]
+        .into_iter()
+        .chain(agents)
+        .collect()
 }
 
 /// A page as `curl` gets it, with its headers.
 async fn scrape(lab: &Lab, address: &str, accept: &str) -> anyhow::Result<String> {
     let operator = lab.layout().operator();
     let mut command = Command::new("curl");
-    command.args(["-sS", "--fail", "--max-time", "10", "-H", &format!("Accept: {accept}")]);
+    command.args([
+        "-sS",
+        "--fail",
+        "--max-time",
+        "10",
+        "-H",
+        &format!("Accept: {accept}"),
+    ]);
     command.arg("--cacert").arg(operator.join("ca.pem"));
-    command.arg("--cert").arg(operator.join("admin.pem")).arg("--key").arg(operator.join("admin.key"));
+    command
+        .arg("--cert")
+        .arg(operator.join("admin.pem"))
+        .arg("--key")
+        .arg(operator.join("admin.key"));
     let ended = attempt(command.arg(format!("https://{address}/metrics"))).await?;
     ensure!(ended.code == 0, "{address}: {}", ended.stderr);
     Ok(ended.stdout)
@@ -57,12 +71,21 @@ async fn promtool_finds_no_fault(lab: &Lab) -> anyhow::Result<()> {
         check.args(["check", "metrics"]).stdin(fs::File::open(&file)?);
         let output = check.output().await.context("run promtool")?;
         let said = [output.stdout, output.stderr].concat();
-        ensure!(output.status.success() && said.is_empty(), "{address}: {}", String::from_utf8_lossy(&said));
+        ensure!(
+            output.status.success() && said.is_empty(),
+            "{address}: {}",
+            String::from_utf8_lossy(&said)
+        );
         let open = scrape(lab, &address, "application/openmetrics-text; version=1.0.0").await?;
         ensure!(open.ends_with("# EOF\n"), "{address} speaks no OpenMetrics");
     }
-    let nobody = attempt(Command::new("curl").args(["-sSk", &format!("https://{}/metrics", pages(lab)[1])])).await?;
-    ensure!(nobody.code != 0, "somebody without a certificate was answered: {}", nobody.stdout);
+    let nobody =
+        attempt(Command::new("curl").args(["-sSk", &format!("https://{}/metrics", pages(lab)[1])])).await?;
+    ensure!(
+        nobody.code != 0,
+        "somebody without a certificate was answered: {}",
+        nobody.stdout
+    );
     Ok(())
 }
 
@@ -82,7 +105,9 @@ impl Prometheus {
             "    tls_config: {{ca_file: {operator}/ca.pem, cert_file: {operator}/admin.pem, key_file: {operator}/admin.key}}\n"
         );
         let job = |name: &str, targets: &[String]| {
-            format!("  - job_name: {name}\n    scheme: https\n{tls}    static_configs: [{{targets: {targets:?}}}]\n")
+            format!(
+                "  - job_name: {name}\n    scheme: https\n{tls}    static_configs: [{{targets: {targets:?}}}]\n"
+            )
         };
         let pages = pages(lab);
         let text = format!(
@@ -110,13 +135,24 @@ impl Prometheus {
     /// The instant values of a query, as numbers.
     async fn query(&self, query: &str) -> anyhow::Result<Vec<f64>> {
         let url = format!("http://{}/api/v1/query", self.address);
-        let ended = attempt(
-            Command::new("curl").args(["-sS", "--max-time", "5", "-G", &url, "--data-urlencode", &format!("query={query}")]),
-        )
+        let ended = attempt(Command::new("curl").args([
+            "-sS",
+            "--max-time",
+            "5",
+            "-G",
+            &url,
+            "--data-urlencode",
+            &format!("query={query}"),
+        ]))
         .await?;
         let answer: Value = serde_json::from_str(&ended.stdout).with_context(|| ended.stderr.clone())?;
-        let results = answer["data"]["result"].as_array().with_context(|| format!("{query}: {answer}"))?;
-        Ok(results.iter().filter_map(|result| result["value"][1].as_str()?.parse().ok()).collect())
+        let results = answer["data"]["result"]
+            .as_array()
+            .with_context(|| format!("{query}: {answer}"))?;
+        Ok(results
+            .iter()
+            .filter_map(|result| result["value"][1].as_str()?.parse().ok())
+            .collect())
     }
 
     /// Waits until a query's values are as wanted.
@@ -139,29 +175,65 @@ impl Prometheus {
 async fn prometheus_gathers_the_truth(lab: &Lab) -> anyhow::Result<()> {
     let prometheus = Prometheus::start(lab)?;
     let count = lab.hosts().len();
-    prometheus.until("up", |up| up.len() == count + 1 && up.iter().all(|up| *up == 1.0)).await?;
-    prometheus.until(r#"dalgu_controller_vms{state="running"}"#, |vms| vms == [2.0]).await?;
-    prometheus.until("sum(dalgu_controller_host_vcpus_reserved)", |sum| sum == [2.0]).await?;
+    prometheus
+        .until("up", |up| up.len() == count + 1 && up.iter().all(|up| *up == 1.0))
+        .await?;
+    prometheus
+        .until(r#"dalgu_controller_vms{state="running"}"#, |vms| vms == [2.0])
+        .await?;
+    prometheus
+        .until("sum(dalgu_controller_host_vcpus_reserved)", |sum| sum == [2.0])
+        .await?;
     let hosts = f64::from(u8::try_from(count)?);
-    prometheus.until(r#"dalgu_controller_hosts{state="ready"}"#, |ready| ready == [hosts]).await?;
-    prometheus.until(r#"dalgu_vm_power_state{state="running"} == 1"#, |all| all == [1.0, 1.0]).await?;
+    prometheus
+        .until(r#"dalgu_controller_hosts{state="ready"}"#, |ready| {
+            ready == [hosts]
+        })
+        .await?;
+    prometheus
+        .until(r#"dalgu_vm_power_state{state="running"} == 1"#, |all| {
+            all == [1.0, 1.0]
+        })
+        .await?;
     // Guests under emulation that count use some of a processor, and less than all of it.
     let busy = |rates: &[f64]| rates.len() == 2 && rates.iter().all(|rate| (0.0001..2.0).contains(rate));
-    prometheus.until("rate(dalgu_vm_cpu_seconds_total[10s])", busy).await?;
+    prometheus
+        .until("rate(dalgu_vm_cpu_seconds_total[10s])", busy)
+        .await?;
     let resident = |all: &[f64]| all.len() == 2 && all.iter().all(|bytes| (50e6..1e9).contains(bytes));
-    prometheus.until("dalgu_vm_memory_resident_bytes", resident).await?;
+    prometheus
+        .until("dalgu_vm_memory_resident_bytes", resident)
+        .await?;
     // In the lab every host is the same machine: their processors are all there, each second of each in some mode.
     let cpus = "sum by (instance) (rate(dalgu_host_cpu_seconds_total[10s])) / on (instance) dalgu_host_cpus";
-    prometheus.until(cpus, |all| all.len() == count && all.iter().all(|share| (0.7..1.3).contains(share))).await?;
-    let memory = format!("sum by (instance) (dalgu_host_memory_bytes) / {}", memory_bytes()?);
-    prometheus.until(&memory, |all| all.len() == count && all.iter().all(|share| (0.95..1.05).contains(share))).await?;
-    prometheus.until("dalgu_sample_age_seconds", |all| all.iter().all(|age| (0.0..10.0).contains(age))).await?;
+    prometheus
+        .until(cpus, |all| {
+            all.len() == count && all.iter().all(|share| (0.7..1.3).contains(share))
+        })
+        .await?;
+    let memory = format!(
+        "sum by (instance) (dalgu_host_memory_bytes) / {}",
+        memory_bytes()?
+    );
+    prometheus
+        .until(&memory, |all| {
+            all.len() == count && all.iter().all(|share| (0.95..1.05).contains(share))
+        })
+        .await?;
+    prometheus
+        .until("dalgu_sample_age_seconds", |all| {
+            all.iter().all(|age| (0.0..10.0).contains(age))
+        })
+        .await?;
     prometheus.end().await
 }
 
 fn memory_bytes() -> anyhow::Result<u64> {
     let info = fs::read_to_string("/proc/meminfo")?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("no MemTotal")?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .context("no MemTotal")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024)
 }
@@ -191,25 +263,45 @@ async fn scrapes_during_the_hang(lab: &Lab, address: &str) -> anyhow::Result<()>
         let fresh = value(&page, r#"dalgu_sample_age_seconds{sample="host"}"#).is_some_and(|age| age < 5.0);
         fresh && value(&page, r#"dalgu_sample_age_seconds{sample="vms"}"#).is_some_and(|age| age > 6.0)
     };
-    wait_for("samples of VMs that age while the host's stay fresh", REST_LIMIT, aged).await?;
+    wait_for(
+        "samples of VMs that age while the host's stay fresh",
+        REST_LIMIT,
+        aged,
+    )
+    .await?;
     ensure!(slowest < SCRAPE_LIMIT, "a scrape took {slowest:?}");
-    wait_for("some reports", REST_LIMIT, async || began.elapsed() > Duration::from_secs(8)).await?;
+    wait_for("some reports", REST_LIMIT, async || {
+        began.elapsed() > Duration::from_secs(8)
+    })
+    .await?;
     let host = words::json(lab, &["host", "show", "h1"]).await?;
-    ensure!(host["state"] == "HOST_STATE_READY", "the heartbeat stopped with libvirtd: {}", host["state"]);
+    ensure!(
+        host["state"] == "HOST_STATE_READY",
+        "the heartbeat stopped with libvirtd: {}",
+        host["state"]
+    );
     Ok(())
 }
 
 async fn a_deleted_vm_leaves_no_series(lab: &Lab) -> anyhow::Result<()> {
     let vm = words::vm(lab, "m1").await?;
     let address = lab.layout().host(vm.host_number()?).agent_address();
-    ensure!(plain(lab, &address).await?.contains(&vm.uid), "it never had a series");
+    ensure!(
+        plain(lab, &address).await?.contains(&vm.uid),
+        "it never had a series"
+    );
     dalgu(lab, &["vm", "delete", "m1", "--force"]).await?;
     wait_for("the end of its series", Duration::from_secs(10), async || {
-        plain(lab, &address).await.is_ok_and(|page| !page.contains(&vm.uid) && !page.contains("\"m1\""))
+        plain(lab, &address)
+            .await
+            .is_ok_and(|page| !page.contains(&vm.uid) && !page.contains("\"m1\""))
     })
     .await?;
     let page = plain(lab, &lab.layout().controller_address()).await?;
-    ensure!(!page.contains(&vm.uid) && !page.contains("\"m1\""), "the controller still shows it: {page}");
+    ensure!(
+        !page.contains(&vm.uid) && !page.contains("\"m1\""),
+        "the controller still shows it: {page}"
+    );
     Ok(())
 }
 
@@ -219,11 +311,15 @@ async fn prometheus_scrapes_clean_and_true_pages_whatever_hangs() -> anyhow::Res
     with_lab(&e2e::hosts(2), async |lab| {
         for (name, host) in [("m1", "h1"), ("m2", "h2")] {
             dalgu(lab, &create(name, LOCAL, &["--host", host])).await?;
-            Story::default().more(lab, &words::vm(lab, name).await?, 3).await?;
+            Story::default()
+                .more(lab, &words::vm(lab, name).await?, 3)
+                .await?;
         }
         promtool_finds_no_fault(lab).await.context("promtool")?;
         prometheus_gathers_the_truth(lab).await.context("prometheus")?;
-        a_hung_libvirtd_delays_no_scrape(lab).await.context("libvirtd hangs")?;
+        a_hung_libvirtd_delays_no_scrape(lab)
+            .await
+            .context("libvirtd hangs")?;
         a_deleted_vm_leaves_no_series(lab).await.context("a deleted VM")
     })
     .await

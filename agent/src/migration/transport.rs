@@ -149,7 +149,11 @@ impl Grants {
                 streams: TaskTracker::new(),
             })
         };
-        self.map().entry(migration).or_insert_with(make).handed_over.clone()
+        self.map()
+            .entry(migration)
+            .or_insert_with(make)
+            .handed_over
+            .clone()
     }
 
     /// Lets nobody in any more, and returns when every stream of this migration is cut.

@@ -537,7 +537,10 @@ async fn a_vm_moves_and_nothing_of_it_stays_behind() {
     pair.finish(true, 2).await;
     pair.finish(true, 2).await;
     let status = pair.destination.until_settled(vm(1), 1).await;
-    assert_eq!((status.epoch, status.power), (Epoch(2), Some(PowerState::Running)));
+    assert_eq!(
+        (status.epoch, status.power),
+        (Epoch(2), Some(PowerState::Running))
+    );
     assert_eq!(pair.census(), (None, Some(DomainState::Running)));
     assert_eq!(
         (
@@ -615,7 +618,9 @@ async fn a_vm_that_has_arrived_goes_on_at_the_sources_word_without_the_controlle
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), goes_on).await.expect("it runs there, and only there");
+    tokio::time::timeout(Duration::from_secs(5), goes_on)
+        .await
+        .expect("it runs there, and only there");
 }
 
 #[tokio::test]
@@ -628,14 +633,20 @@ async fn progress_is_seen_while_the_transfer_goes_on() {
         while seen.len() < 3 {
             let status = pair.source.vms.get(vm(1)).unwrap().status();
             let migration = status.migration.expect("it is moving");
-            assert_eq!(migration.transfer, ledger::Transfer::Active, "it ended too early: {seen:?}");
+            assert_eq!(
+                migration.transfer,
+                ledger::Transfer::Active,
+                "it ended too early: {seen:?}"
+            );
             if migration.progress.memory_processed_bytes > 0 {
                 seen.insert(migration.progress.memory_processed_bytes);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), looking).await.expect("progress is shown");
+    tokio::time::timeout(Duration::from_secs(10), looking)
+        .await
+        .expect("progress is shown");
     pair.settle().await;
 }
 

@@ -50,7 +50,11 @@ pub async fn domains(lab: &Lab) -> anyhow::Result<Vec<Domain>> {
                 bail!("virsh printed {line:?}");
             };
             let state = words.collect::<Vec<_>>().join(" ");
-            found.push(Domain { host: host.number, name: name.to_owned(), state });
+            found.push(Domain {
+                host: host.number,
+                name: name.to_owned(),
+                state,
+            });
         }
     }
     Ok(found)
@@ -72,13 +76,27 @@ pub fn processes(lab: &Lab) -> anyhow::Result<Vec<Process>> {
             continue;
         };
         // A process may end while it is looked at; an ended one that waits for its parent has no command line.
-        let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
-        let Ok(meta) = fs::metadata(entry.path().join("ns/net")) else { continue };
-        let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let Ok(meta) = fs::metadata(entry.path().join("ns/net")) else {
+            continue;
+        };
+        let words: Vec<_> = line
+            .split(|byte| *byte == 0)
+            .map(String::from_utf8_lossy)
+            .collect();
         let is_qemu = words.first().is_some_and(|word| word.contains("qemu-system"));
-        let uid = words.iter().position(|word| word == "-uuid").and_then(|at| words.get(at + 1));
+        let uid = words
+            .iter()
+            .position(|word| word == "-uuid")
+            .and_then(|at| words.get(at + 1));
         if let (true, Some(uid), Some(host)) = (is_qemu, uid, spaces.get(&(meta.dev(), meta.ino()))) {
-            found.push(Process { host: *host, uid: uid.clone().into_owned(), pid });
+            found.push(Process {
+                host: *host,
+                uid: uid.clone().into_owned(),
+                pid,
+            });
         }
     }
     Ok(found)
@@ -90,13 +108,19 @@ pub fn processes(lab: &Lab) -> anyhow::Result<Vec<Process>> {
 /// If the hosts are not there.
 pub fn pids_of(lab: &Lab, uid: &str) -> anyhow::Result<Vec<u32>> {
     let all = processes(lab)?;
-    Ok(all.into_iter().filter(|process| process.uid == uid).map(|process| process.pid).collect())
+    Ok(all
+        .into_iter()
+        .filter(|process| process.uid == uid)
+        .map(|process| process.pid)
+        .collect())
 }
 
 /// Every file below a directory, by its path in it; folders that hold nothing end in `/`.
 fn files(dir: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let Ok(entries) = fs::read_dir(dir) else { return found };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return found;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -119,10 +143,15 @@ fn reserved_mib(vm: &Vm) -> u64 {
 }
 
 /// A difference between two views; empty where there is none.
-fn difference<T: Ord + std::fmt::Debug>(what: &str, found: &BTreeSet<T>, wanted: &BTreeSet<T>) -> Option<String> {
+fn difference<T: Ord + std::fmt::Debug>(
+    what: &str,
+    found: &BTreeSet<T>,
+    wanted: &BTreeSet<T>,
+) -> Option<String> {
     let surplus: Vec<_> = found.difference(wanted).collect();
     let missing: Vec<_> = wanted.difference(found).collect();
-    (!surplus.is_empty() || !missing.is_empty()).then(|| format!("{what}: surplus {surplus:?}, missing {missing:?}"))
+    (!surplus.is_empty() || !missing.is_empty())
+        .then(|| format!("{what}: surplus {surplus:?}, missing {missing:?}"))
 }
 
 /// Everything in which the site is not at rest, or the hosts are not as Dalgu says. `foreign` are the names of
@@ -134,7 +163,13 @@ pub async fn disagreements(lab: &Lab, foreign: &[&str]) -> anyhow::Result<Vec<St
     let vms: Vec<_> = words::vms(lab).await?.into_values().collect();
     let mut found = Vec::new();
     let active = words::json(lab, &["op", "list", "--active"]).await?;
-    found.extend(active.as_array().into_iter().flatten().map(|operation| format!("still going on: {operation}")));
+    found.extend(
+        active
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|operation| format!("still going on: {operation}")),
+    );
 
     let mut wanted = BTreeSet::new();
     let mut running = BTreeSet::new();
@@ -152,9 +187,16 @@ pub async fn disagreements(lab: &Lab, foreign: &[&str]) -> anyhow::Result<Vec<St
         if state != "shut off" {
             running.insert((host, vm.uid.clone()));
         }
-        wanted.insert(Domain { host, name: vm.name.clone(), state: state.to_owned() });
+        wanted.insert(Domain {
+            host,
+            name: vm.name.clone(),
+            state: state.to_owned(),
+        });
     }
-    let domains = domains(lab).await?.into_iter().filter(|domain| !foreign.contains(&domain.name.as_str()));
+    let domains = domains(lab)
+        .await?
+        .into_iter()
+        .filter(|domain| !foreign.contains(&domain.name.as_str()));
     found.extend(difference("domains", &domains.collect(), &wanted));
     found.extend(wrong_processes(lab, &running)?);
     found.extend(wrong_files(lab, &vms));
@@ -176,7 +218,10 @@ fn wrong_processes(lab: &Lab, running: &BTreeSet<(u8, String)>) -> anyhow::Resul
             found.push(format!("{} runs twice: {processes:?}", process.uid));
         }
     }
-    let places = processes.iter().map(|process| (process.host, process.uid.clone())).collect();
+    let places = processes
+        .iter()
+        .map(|process| (process.host, process.uid.clone()))
+        .collect();
     found.extend(difference("QEMU processes", &places, running));
     Ok(found)
 }
@@ -188,17 +233,27 @@ fn wrong_files(lab: &Lab, vms: &[Vm]) -> Vec<String> {
     let mut found = Vec::new();
     let in_pool = |vm: &Vm, pool: &str| {
         let disks = vm.disks.iter().filter(|(of, _)| of == pool);
-        disks.map(|(_, file)| format!("{}/{file}", vm.uid)).collect::<Vec<_>>()
+        disks
+            .map(|(_, file)| format!("{}/{file}", vm.uid))
+            .collect::<Vec<_>>()
     };
     let shared = vms.iter().flat_map(|vm| in_pool(vm, "shared")).collect();
-    found.extend(difference("shared disks", &files(&lab.layout().shared()), &shared));
+    found.extend(difference(
+        "shared disks",
+        &files(&lab.layout().shared()),
+        &shared,
+    ));
     for host in lab.hosts() {
         let here = || vms.iter().filter(|vm| vm.host == host.name);
         let local = here().flat_map(|vm| in_pool(vm, "local")).collect();
         let disks = files(&host.outside("/var/lib/dalgu/local"));
         found.extend(difference(&format!("disks of {}", host.name), &disks, &local));
         let sockets = files(&host.outside("/run/dalgu/migration"));
-        found.extend(difference(&format!("migration sockets of {}", host.name), &sockets, &BTreeSet::new()));
+        found.extend(difference(
+            &format!("migration sockets of {}", host.name),
+            &sockets,
+            &BTreeSet::new(),
+        ));
         let known: BTreeSet<_> = here().map(|vm| format!("{}.log", vm.uid)).collect();
         let consoles = files(&host.outside(super::story::CONSOLE_DIR));
         let surplus: Vec<_> = consoles.difference(&known).collect();
@@ -225,7 +280,9 @@ async fn wrong_reservations(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Vec<String>
         );
         let held = reserved(host);
         if held != wanted {
-            found.push(format!("{name} holds (VMs, vCPUs, MiB) {held:?} and should hold {wanted:?}"));
+            found.push(format!(
+                "{name} holds (VMs, vCPUs, MiB) {held:?} and should hold {wanted:?}"
+            ));
         }
     }
     Ok(found)
@@ -253,7 +310,11 @@ pub async fn at_rest(lab: &Lab, foreign: &[&str], limit: Duration) -> anyhow::Re
             return Ok(());
         }
         if Instant::now() >= deadline {
-            bail!("after {} s the site is not at rest:\n  {}", limit.as_secs(), wrong.join("\n  "));
+            bail!(
+                "after {} s the site is not at rest:\n  {}",
+                limit.as_secs(),
+                wrong.join("\n  ")
+            );
         }
         sleep(Duration::from_millis(250)).await;
     }

@@ -37,7 +37,10 @@ pub async fn run(lab: &Lab, caller: Caller<'_>, before: &[&str], behind: &[&str]
         command.arg("-cert").arg(dir.join(format!("{name}.pem")));
         command.arg("-key").arg(dir.join(format!("{name}.key")));
     }
-    command.args(before).arg(lab.layout().controller_address()).args(behind);
+    command
+        .args(before)
+        .arg(lab.layout().controller_address())
+        .args(behind);
     attempt(&mut command).await
 }
 
@@ -46,7 +49,13 @@ pub async fn run(lab: &Lab, caller: Caller<'_>, before: &[&str], behind: &[&str]
 /// # Errors
 /// If it cannot be started, or does not end.
 pub async fn try_call(lab: &Lab, method: &str, body: &str) -> anyhow::Result<Ended> {
-    run(lab, Caller::Operator, &["-format-error", "-d", body], &[&format!("dalgu.v1.{method}")]).await
+    run(
+        lab,
+        Caller::Operator,
+        &["-format-error", "-d", body],
+        &[&format!("dalgu.v1.{method}")],
+    )
+    .await
 }
 
 /// Makes a call of `dalgu.v1` as the operator.
@@ -55,7 +64,12 @@ pub async fn try_call(lab: &Lab, method: &str, body: &str) -> anyhow::Result<End
 /// If it is refused.
 pub async fn call(lab: &Lab, method: &str, body: &str) -> anyhow::Result<Value> {
     let ended = try_call(lab, method, body).await?;
-    ensure!(ended.code == 0, "{method} {body}: {} {}", ended.code, ended.stderr);
+    ensure!(
+        ended.code == 0,
+        "{method} {body}: {} {}",
+        ended.code,
+        ended.stderr
+    );
     serde_json::from_str(&ended.stdout).with_context(|| format!("{method} answered {}", ended.stdout))
 }
 

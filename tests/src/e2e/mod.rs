@@ -23,5 +23,8 @@ pub const REST_LIMIT: Duration = Duration::from_mins(2);
 /// A lab of so many hosts with Dalgu on them.
 #[must_use]
 pub fn hosts(hosts: u8) -> Options {
-    Options { hosts, ..Options::default() }
+    Options {
+        hosts,
+        ..Options::default()
+    }
 }

@@ -32,7 +32,10 @@ struct Chapter {
 /// The console file of a VM on a host.
 #[must_use]
 pub fn file(lab: &Lab, host: u8, uid: &str) -> PathBuf {
-    lab.layout().host(host).outside(CONSOLE_DIR).join(format!("{uid}.log"))
+    lab.layout()
+        .host(host)
+        .outside(CONSOLE_DIR)
+        .join(format!("{uid}.log"))
 }
 
 impl Story {
@@ -49,7 +52,11 @@ impl Story {
         let meta = opened.metadata()?;
         let identity = (meta.dev(), meta.ino());
         if self.chapters.iter().all(|chapter| chapter.identity != identity) {
-            let mut chapter = Chapter { file: opened, identity, read: 0 };
+            let mut chapter = Chapter {
+                file: opened,
+                identity,
+                read: 0,
+            };
             chapter.read_on(&mut self.said)?;
             self.chapters.push(chapter);
         }
@@ -74,9 +81,11 @@ impl Story {
     /// If it does not in time.
     pub async fn more(&mut self, lab: &Lab, vm: &Vm, ticks: usize) -> anyhow::Result<()> {
         let before = self.ticks().len();
-        wait_for(&format!("{ticks} more counts of {}", vm.name), BOOT_LIMIT, async || {
-            self.read_on(lab, vm).is_ok() && self.ticks().len() >= before + ticks
-        })
+        wait_for(
+            &format!("{ticks} more counts of {}", vm.name),
+            BOOT_LIMIT,
+            async || self.read_on(lab, vm).is_ok() && self.ticks().len() >= before + ticks,
+        )
         .await
     }
 
@@ -87,7 +96,11 @@ impl Story {
     pub fn is_whole(&self) -> anyhow::Result<()> {
         let ticks = self.ticks();
         ensure!(self.boots() == 1, "the guest came up {} times", self.boots());
-        ensure!(ticks.first() == Some(&1), "the first count is missing: {:?}", ticks.first());
+        ensure!(
+            ticks.first() == Some(&1),
+            "the first count is missing: {:?}",
+            ticks.first()
+        );
         if let Some((before, after)) = guest::first_break(&ticks) {
             anyhow::bail!("{before} was followed by {after}, of {} counts", ticks.len());
         }
@@ -97,7 +110,9 @@ impl Story {
 
 impl Chapter {
     fn read_on(&mut self, said: &mut Vec<u8>) -> anyhow::Result<()> {
-        self.file.seek(SeekFrom::Start(self.read)).context("read a console")?;
+        self.file
+            .seek(SeekFrom::Start(self.read))
+            .context("read a console")?;
         self.read += self.file.read_to_end(said).context("read a console")? as u64;
         Ok(())
     }

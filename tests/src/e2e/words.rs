@@ -75,7 +75,8 @@ pub async fn dalgu(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
 pub async fn json(lab: &Lab, words: &[&str]) -> anyhow::Result<Value> {
     let words: Vec<_> = words.iter().chain(&["-o", "json"]).copied().collect();
     let text = dalgu(lab, &words).await?;
-    serde_json::from_str(&text).with_context(|| format!("`dalgu {}` printed no JSON: {text}", words.join(" ")))
+    serde_json::from_str(&text)
+        .with_context(|| format!("`dalgu {}` printed no JSON: {text}", words.join(" ")))
 }
 
 /// Begins something that takes its time, without waiting. Answers the operation's id.
@@ -98,7 +99,11 @@ pub async fn begin(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
 /// If it is refused, or the controller does not come back.
 pub async fn begin_again(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("make a request id")?;
-    let words: Vec<_> = words.iter().chain(&["--no-wait", "--request-id", id.trim()]).copied().collect();
+    let words: Vec<_> = words
+        .iter()
+        .chain(&["--no-wait", "--request-id", id.trim()])
+        .copied()
+        .collect();
     let mut last = None;
     wait_for("an answer of the controller", COMMAND_LIMIT, async || {
         last = try_dalgu(lab, &words).await.ok();
@@ -107,7 +112,13 @@ pub async fn begin_again(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
     .await
     .with_context(|| format!("{last:?}"))?;
     let ended = last.context("no answer")?;
-    ensure!(ended.code == 0, "`dalgu {}`: {} {}", words.join(" "), ended.code, ended.stderr);
+    ensure!(
+        ended.code == 0,
+        "`dalgu {}`: {} {}",
+        words.join(" "),
+        ended.code,
+        ended.stderr
+    );
     Ok(ended.stdout.trim().to_owned())
 }
 
@@ -168,7 +179,10 @@ pub struct Vm {
 }
 
 fn number(value: &Value) -> u64 {
-    value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or(0)
+    value
+        .as_u64()
+        .or_else(|| value.as_str()?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// A number of the API's JSON form: 64-bit ones are strings, and zero is left out.
@@ -179,10 +193,19 @@ pub fn number_at(value: &Value, pointer: &str) -> u64 {
 
 impl Vm {
     fn read(vm: &Value) -> Self {
-        let text = |pointer: &str| vm.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |pointer: &str| {
+            vm.pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         let disk = |disk: &Value| {
             let part = |key: &str| disk[key].as_str().unwrap_or_default().to_owned();
-            let suffix = if part("format") == "DISK_FORMAT_RAW" { "raw" } else { "qcow2" };
+            let suffix = if part("format") == "DISK_FORMAT_RAW" {
+                "raw"
+            } else {
+                "qcow2"
+            };
             (part("pool"), format!("{}.{suffix}", part("name")))
         };
         Self {
@@ -192,7 +215,10 @@ impl Vm {
             state: text("/status/state").replace("VM_STATE_", ""),
             vcpus: number_at(vm, "/spec/vcpus"),
             memory_mib: number_at(vm, "/spec/memoryMib"),
-            disks: vm["spec"]["disks"].as_array().map(|all| all.iter().map(disk).collect()).unwrap_or_default(),
+            disks: vm["spec"]["disks"]
+                .as_array()
+                .map(|all| all.iter().map(disk).collect())
+                .unwrap_or_default(),
             all: vm.clone(),
         }
     }
@@ -224,7 +250,11 @@ pub async fn vm(lab: &Lab, name: &str) -> anyhow::Result<Vm> {
 pub async fn vms(lab: &Lab) -> anyhow::Result<BTreeMap<String, Vm>> {
     let list = json(lab, &["vm", "list"]).await?;
     let list = list.as_array().context("the list of VMs is no list")?;
-    Ok(list.iter().map(Vm::read).map(|vm| (vm.name.clone(), vm)).collect())
+    Ok(list
+        .iter()
+        .map(Vm::read)
+        .map(|vm| (vm.name.clone(), vm))
+        .collect())
 }
 
 /// The words that create a VM of the lab's guest, with one blank disk of 8 MiB in a pool, and more words.
@@ -236,7 +266,15 @@ pub fn create<'a>(name: &'a str, disk: &'a str, more: &[&'a str]) -> Vec<&'a str
 /// As [`create`], with another kernel command line.
 #[must_use]
 pub fn create_with<'a>(name: &'a str, disk: &'a str, cmdline: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut words = vec!["vm", "create", name, "--kernel", guest::KERNEL, "--initrd", guest::INITRD];
+    let mut words = vec![
+        "vm",
+        "create",
+        name,
+        "--kernel",
+        guest::KERNEL,
+        "--initrd",
+        guest::INITRD,
+    ];
     words.extend(["--cmdline", cmdline, "--nic", "eth0=br0", "--disk", disk]);
     if !more.contains(&"--memory") {
         words.extend(["--memory", "96MiB"]);
