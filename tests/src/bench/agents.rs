@@ -39,12 +39,11 @@ pub async fn measure(
     let many = settings.vms.min(usize::try_from(
         available_kib()?.saturating_sub(SPARE_KIB) / GUEST_KIB,
     )?);
-    if many < 2 {
-        println!("(no memory for more than one VM: left out)");
-        return Ok(());
-    }
     if many < settings.vms {
         println!("(memory for {many} VMs only)");
+    }
+    if many < 2 {
+        return Ok(());
     }
     let began = Instant::now();
     create(operator, 1..many).await?;
