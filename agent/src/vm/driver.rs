@@ -88,7 +88,12 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(shared: Arc<Shared>, id: VmId, known: Known) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        id: VmId,
+        known: Known,
+        status: watch::Sender<Status>,
+    ) -> Self {
         let mut vm = known.vm;
         let adopted = known.adopted.is_some();
         if let (None, Some(domain)) = (&vm, &known.adopted) {
@@ -111,22 +116,18 @@ impl Driver {
             work: None,
             look_again: false,
             wake: Instant::now(),
-            status: watch::Sender::new(Status::unknown(id)),
+            status,
         };
         // A VM that is known is reported from the first moment on.
         driver.publish();
         driver
     }
 
-    pub(super) fn status(&self) -> watch::Receiver<Status> {
-        self.status.subscribe()
-    }
-
     /// Runs until the agent stops, or until there is nothing left to remember of the VM.
     #[tracing::instrument(name = "vm", skip_all, fields(vm = %self.id))]
     pub(super) async fn run(
         mut self,
-        mut requests: mpsc::Receiver<(Request, Reply)>,
+        requests: &mut mpsc::Receiver<(Request, Reply)>,
         stop: CancellationToken,
     ) {
         let mut hints = self.shared.hypervisor.hints();

@@ -40,6 +40,11 @@ impl Sim {
         self.0.faults().order(call, fault);
     }
 
+    /// Orders that the next call of this kind panics in its caller, as a defect there would.
+    pub fn panic_next(&self, call: Call) {
+        self.0.faults().order_panic(call);
+    }
+
     /// Orders that the next migration sent from here breaks at this point; several are served in order.
     pub fn break_migration_at(&self, phase: Phase) {
         self.0.faults().order_break(phase);

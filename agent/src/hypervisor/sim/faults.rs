@@ -1,7 +1,7 @@
 //! The faults that a test has ordered, and what each call may suffer. Pure; called by the simulated hypervisor.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -120,6 +120,7 @@ pub enum Phase {
 pub(super) struct Faults {
     calls: HashMap<Call, VecDeque<Fault>>,
     breaks: VecDeque<Phase>,
+    panics: HashSet<Call>,
 }
 
 impl Faults {
@@ -131,7 +132,12 @@ impl Faults {
         self.breaks.push_back(phase);
     }
 
+    pub(super) fn order_panic(&mut self, call: Call) {
+        self.panics.insert(call);
+    }
+
     pub(super) fn take(&mut self, call: Call) -> Option<Fault> {
+        assert!(!self.panics.remove(&call), "a test ordered this panic");
         self.calls.get_mut(&call)?.pop_front()
     }
 
