@@ -255,12 +255,11 @@ impl AgentService for Service {
         self.pass(request.context).await?;
         let migration = request.migration_id.parse().map_err(invalid("migration_id"))?;
         let vm: VmId = request.vm_uid.parse().map_err(invalid("vm_uid"))?;
-        if let Some(handle) = self.vms.get(vm) {
-            handle
-                .finish(migration, request.owner, Epoch(request.epoch))
-                .await
-                .map_err(|error| from_vm(&error))?;
-        }
+        self.vms
+            .get_or_start(vm)
+            .finish(migration, request.owner, Epoch(request.epoch))
+            .await
+            .map_err(|error| from_vm(&error))?;
         Ok(Response::new(wire::FinishMigrationResponse { done: true }))
     }
 

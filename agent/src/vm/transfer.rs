@@ -311,23 +311,29 @@ impl Driver {
         }
     }
 
-    /// Either side: promises that nothing will move under this id any more, and looks at what is here.
-    pub(super) async fn settle(&mut self, migration: MigrationId) -> Result<(), Error> {
+    /// This host's part in a migration, also where its entry is lost.
+    fn part(&self, migration: MigrationId) -> ledger::Migration {
+        let role = match self.vm.as_ref().map(|vm| vm.disposition) {
+            Some(Disposition::Outgoing { migration: own }) if own == migration => Some(Role::Source),
+            Some(Disposition::Incoming { migration: own }) if own == migration => Some(Role::Destination),
+            _ => None,
+        };
         let unknown = || ledger::Migration {
             id: migration,
             vm: self.id,
-            role: None,
+            role,
             peer: None,
             transfer: Transfer::Ready,
             settled: false,
             finished: None,
         };
-        let entry = self
-            .transfers
-            .entries
-            .get(&migration)
-            .cloned()
-            .unwrap_or_else(unknown);
+        let known = self.transfers.entries.get(&migration).cloned();
+        known.unwrap_or_else(unknown)
+    }
+
+    /// Either side: promises that nothing will move under this id any more, and looks at what is here.
+    pub(super) async fn settle(&mut self, migration: MigrationId) -> Result<(), Error> {
+        let entry = self.part(migration);
         if !entry.settled {
             self.transfers.settled_at = Some(Instant::now());
         }
@@ -399,12 +405,16 @@ impl Driver {
         owner: bool,
         epoch: Epoch,
     ) -> Result<(), Error> {
-        let Some(entry) = self.transfers.entries.get(&migration).cloned() else {
-            // Nothing of it ever began here, or it was finished so long ago that it has been forgotten.
+        let mut entry = self.part(migration);
+        let nothing_here = entry.role.is_none() && !self.transfers.entries.contains_key(&migration);
+        if entry.finished.is_some() || (nothing_here && owner) {
+            // It has been finished, perhaps so long ago that it has been forgotten.
             return Ok(());
-        };
-        if entry.finished.is_some() {
-            return Ok(());
+        }
+        if entry.role != Some(Role::Source) && !owner && !entry.settled {
+            // The source was never told to send, so nobody asked. A request to prepare that is late must find it over.
+            self.settle(migration).await?;
+            entry = self.part(migration);
         }
         if !entry.settled || self.transfers.running.is_some() {
             return Err(Denied::Busy.into());
