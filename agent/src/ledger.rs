@@ -105,11 +105,18 @@ pub enum Disposition {
 pub struct Done {
     /// Ownership number the domain was last defined with; `None` when its definition is out of date.
     pub defined: Option<Epoch>,
+    /// The disks were made, or arrived. From then on one that is missing is lost, or its pool is not mounted: it is never
+    /// made anew.
+    #[serde(default)]
+    pub volumes: bool,
     /// Power request that was begun last; written before the hypervisor is called.
     pub power_begun: u64,
+    /// Why the domain was off when that was begun.
+    #[serde(default)]
+    pub begun_after: PowerReason,
     /// Power request that was carried out last.
     pub power: u64,
-    /// Restart request that was begun last; each is begun once only.
+    /// Restart request that was begun last; each is begun once only, unless it is known to have failed.
     pub restart: u64,
 }
 

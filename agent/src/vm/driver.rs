@@ -76,6 +76,7 @@ pub(super) struct Driver {
     pub(super) seen: Option<Timestamp>,
     volumes_ready: bool,
     volumes_gone: bool,
+    started: bool,
     shutdown_asked: Option<Instant>,
     shutdown_repeated: Option<Instant>,
     restarts: VecDeque<Instant>,
@@ -108,6 +109,7 @@ impl Driver {
             seen: None,
             volumes_ready: false,
             volumes_gone: false,
+            started: false,
             shutdown_asked: None,
             shutdown_repeated: None,
             restarts: VecDeque::new(),
@@ -254,7 +256,7 @@ impl Driver {
                 self.stuck = None;
                 self.step_done(step, outcome.epoch).await;
             }
-            Some((step, Err(error))) => self.step_failed(step, &error),
+            Some((step, Err(error))) => self.step_failed(step, &error).await,
             None => {}
         }
         match outcome.seen {
@@ -275,8 +277,15 @@ impl Driver {
 
     async fn step_done(&mut self, step: Step, epoch: Epoch) {
         match step {
-            Step::CreateVolumes => self.volumes_ready = true,
+            Step::CreateVolumes => {
+                self.volumes_ready = true;
+                // Written down with what follows; until then they are looked for again.
+                if let Some(vm) = &mut self.vm {
+                    vm.done.volumes = true;
+                }
+            }
             Step::DeleteVolumes => self.volumes_gone = true,
+            Step::Start => self.started = true,
             Step::Shutdown => {
                 let now = Instant::now();
                 self.shutdown_asked.get_or_insert(now);
@@ -293,7 +302,17 @@ impl Driver {
         tracing::info!(?step, "step done");
     }
 
-    fn step_failed(&mut self, step: Step, error: &hypervisor::Error) {
+    async fn step_failed(&mut self, step: Step, error: &hypervisor::Error) {
+        // It was written down as begun so that a dead agent's successor does not do it twice. It has not been done; only
+        // where the call may yet take effect, it is left at that.
+        if matches!(step, Step::RestartGuest(_))
+            && !matches!(error, hypervisor::Error::Timeout { .. })
+            && let Some(vm) = &mut self.vm
+            && let Some(intent) = &vm.intent
+        {
+            vm.done.restart = intent.restart_sequence.saturating_sub(1);
+            self.save_vm().await;
+        }
         let tries = self.stuck.as_ref().map_or(0, |stuck| stuck.tries) + 1;
         let retrying = error.is_retryable();
         let wait = FIRST_RETRY.saturating_mul(1 << (tries - 1).min(6)).min(MAX_RETRY);
@@ -321,6 +340,7 @@ impl Driver {
         self.stuck = None;
         self.volumes_ready = false;
         self.volumes_gone = false;
+        self.started = false;
         self.shutdown_asked = None;
         self.shutdown_repeated = None;
         self.restarts.clear();
@@ -341,12 +361,18 @@ impl Driver {
         let restart_wait = self.restarts.back().map_or(Duration::ZERO, |last| {
             Duration::from_secs(1 << (count - 1).min(6)).saturating_sub(now - *last)
         });
+        // What has been given up stays so until somebody asks for something.
+        let given_up = self
+            .stuck
+            .as_ref()
+            .is_some_and(|stuck| stuck.step == Step::CrashLoop);
         Memory {
-            volumes_ready: self.volumes_ready,
+            volumes_ready: self.volumes_ready || self.vm.as_ref().is_some_and(|vm| vm.done.volumes),
             volumes_gone: self.volumes_gone,
+            started: self.started,
             shutdown_asked: self.shutdown_asked.map(|at| now - at),
             shutdown_repeated: self.shutdown_repeated.map(|at| now - at),
-            restarts: count,
+            restarts: if given_up { plan::MAX_RESTARTS } else { count },
             restart_wait,
         }
     }
@@ -370,6 +396,11 @@ impl Driver {
             }
             _ => {}
         }
+        let writes = matches!(
+            step,
+            Step::Start | Step::RestartGuest(_) | Step::PowerDone | Step::Forget
+        );
+        let before = writes.then(|| vm.clone());
         let (power, restart) = vm
             .intent
             .as_ref()
@@ -384,7 +415,12 @@ impl Driver {
                 self.crash_loop();
                 return;
             }
-            Step::Start => vm.done.power_begun = power,
+            Step::Start => {
+                if vm.done.power_begun != power {
+                    vm.done.power_begun = power;
+                    vm.done.begun_after = self.domain.as_ref().map_or_else(PowerReason::default, |d| d.reason);
+                }
+            }
             Step::RestartGuest(_) => vm.done.restart = restart,
             Step::PowerDone => {
                 vm.done.power = power;
@@ -400,12 +436,9 @@ impl Driver {
             Step::Restart => self.restarts.push_back(now),
             _ => {}
         }
-        let writes = matches!(
-            step,
-            Step::Start | Step::RestartGuest(_) | Step::PowerDone | Step::Forget
-        );
-        if writes && !self.save_vm().await {
-            // Nothing is done that is not written down.
+        if before.is_some() && !self.save_vm().await {
+            // Nothing is done that is not written down, and nothing counts as done.
+            self.vm = before;
             self.wake = now + FIRST_RETRY;
             return;
         }
@@ -626,6 +659,7 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         disposition: Disposition::Owned,
         done: Done {
             defined: Some(mark.epoch),
+            volumes: true,
             ..Done::default()
         },
         last_seen: None,

@@ -32,10 +32,13 @@ pub const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// What the VM's task knows besides the ledger; lost when the agent restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Memory {
-    /// The disks were made, or found, since the agent's start or the last change of the intent.
+    /// The disks were made, or found. Never again false for a VM whose disks have been made once: a blank disk in the
+    /// place of a lost one would look like an empty VM.
     pub volumes_ready: bool,
     /// The disks were deleted.
     pub volumes_gone: bool,
+    /// The start for the present intent has succeeded since the agent's start.
+    pub started: bool,
     /// How long ago the guest was first asked to shut down for the present intent.
     pub shutdown_asked: Option<Duration>,
     /// How long ago it was last asked.
@@ -139,10 +142,12 @@ fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
         | (PowerState::Stopped, DomainState::Stopped) => Step::PowerDone,
         (PowerState::Running, DomainState::Paused) => Step::Resume,
         (PowerState::Running | PowerState::Paused, DomainState::Stopped) => {
-            // Begun before, and since then the guest shut itself down: it did run, and it wanted to stop.
-            let ran =
-                vm.done.power_begun == intent.power_sequence && domain.reason == PowerReason::GuestShutdown;
-            if ran {
+            // Begun before, and since then the guest shut itself down: it did run, and it wanted to stop. If that was
+            // why it was off before, it says nothing: the start may have failed.
+            let shut_down_since = domain.reason == PowerReason::GuestShutdown
+                && vm.done.begun_after != PowerReason::GuestShutdown;
+            let started = memory.started && intent.power == PowerState::Running;
+            if vm.done.power_begun == intent.power_sequence && (started || shut_down_since) {
                 return Step::PowerDone;
             }
             if memory.volumes_ready {
@@ -240,7 +245,9 @@ mod tests {
             disposition: Disposition::Owned,
             done: Done {
                 defined: Some(Epoch(1)),
+                volumes: false,
                 power_begun: 2,
+                begun_after: PowerReason::Unknown,
                 power: 2,
                 restart: 0,
             },
@@ -266,6 +273,7 @@ mod tests {
     const READY: Memory = Memory {
         volumes_ready: true,
         volumes_gone: false,
+        started: false,
         shutdown_asked: None,
         shutdown_repeated: None,
         restarts: 0,
@@ -349,6 +357,25 @@ mod tests {
             Step::Start,
             "asked anew, it starts"
         );
+    }
+
+    #[test]
+    fn a_start_that_failed_is_not_taken_for_a_guest_that_ran() {
+        let off = domain(DomainState::Stopped, PowerReason::GuestShutdown);
+        let mut vm = vm(PowerState::Running);
+        vm.done.power_begun = 3;
+        vm.done.begun_after = PowerReason::GuestShutdown;
+        assert_eq!(next(&vm, Some(&off), &READY), Step::Start);
+    }
+
+    #[test]
+    fn a_guest_that_ends_as_soon_as_it_starts_is_left_to_the_restart_policy() {
+        let off = domain(DomainState::Stopped, PowerReason::Crashed);
+        let mut vm = vm(PowerState::Running);
+        vm.done.power_begun = 3;
+        let started = Memory { started: true, ..READY };
+        assert_eq!(next(&vm, Some(&off), &READY), Step::Start, "the start may have failed");
+        assert_eq!(next(&vm, Some(&off), &started), Step::PowerDone, "else it would be started without end");
     }
 
     #[test]

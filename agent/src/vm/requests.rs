@@ -41,6 +41,10 @@ impl Driver {
             .clone()
             .filter(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
         let done = known.as_ref().map_or_else(Done::default, |vm| vm.done);
+        let same_disks = known
+            .as_ref()
+            .and_then(|vm| vm.intent.as_ref())
+            .is_none_or(|before| before.spec.disks == intent.spec.disks);
         let redefine = known
             .as_ref()
             .and_then(|vm| vm.intent.as_ref())
@@ -53,6 +57,7 @@ impl Driver {
             disposition: Disposition::Owned,
             done: Done {
                 defined: done.defined.filter(|_| !redefine),
+                volumes: done.volumes && same_disks,
                 ..done
             },
             last_seen: known.as_ref().and_then(|vm| vm.last_seen),

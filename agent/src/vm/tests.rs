@@ -22,6 +22,8 @@ use crate::{
     recovery,
 };
 
+mod defects;
+
 const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";
 
 /// A site's authority, for identities.

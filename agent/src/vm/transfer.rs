@@ -455,7 +455,9 @@ impl Driver {
                 // It runs since it was begun on the source; whether it was let go on here the next look shows.
                 vm.done = ledger::Done {
                     defined: Some(epoch),
+                    volumes: true,
                     power_begun: intent.power_sequence,
+                    begun_after: ledger::Done::default().begun_after,
                     power: ledger::Done::default().power,
                     restart: intent.restart_sequence,
                 };

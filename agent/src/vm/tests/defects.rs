@@ -1,0 +1,149 @@
+//! What must not be lost when the agent itself, its disk or a message fails.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_vms_task_that_fails_begins_anew_and_forgets_nothing() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    let before = host.until_settled(id, 1).await;
+    host.sim.panic_next(Call::Get);
+    host.create(id, intent(2, PowerState::Paused)).await;
+    // The task has failed by now, and has not begun anew: nobody may conclude that there is no such VM.
+    tokio::time::sleep(BEGIN_ANEW.0 / 2).await;
+    assert!(host.vms.get(id).is_some(), "the VM counts as unknown");
+    assert_eq!(host.vms.statuses().len(), 1);
+    let after = host.until_settled(id, 2).await;
+    assert_eq!(after.power, Some(PowerState::Paused));
+    assert!(
+        after.status_generation > before.status_generation,
+        "an older number would be dropped by the controller"
+    );
+    let stale = Intent {
+        epoch: Epoch(0),
+        ..intent(3, PowerState::Running)
+    };
+    let refused = host.vms.get(id).unwrap().ensure(name(id), stale).await;
+    assert!(matches!(refused, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))));
+}
+
+#[tokio::test]
+async fn a_destination_that_was_never_asked_to_settle_tidies_up_at_the_end() {
+    let pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    let destination = pair.destination.vms.get(vm(1)).unwrap();
+    destination.finish(MIGRATION, false, Epoch(3)).await.unwrap();
+    destination.finish(MIGRATION, false, Epoch(3)).await.unwrap();
+    assert_eq!(pair.destination.sim.local_volumes(), 0);
+    assert_eq!(destination.status().phase, Phase::Gone);
+    assert!(matches!(
+        pair.prepare().await,
+        Err(Error::Denied(policy::Denied::MigrationOver(_)))
+    ));
+}
+
+#[tokio::test]
+async fn a_request_to_prepare_that_comes_after_the_end_is_refused() {
+    let pair = Pair::new().await;
+    let destination = pair.destination.vms.get_or_start(vm(1));
+    destination.finish(MIGRATION, false, Epoch(3)).await.unwrap();
+    assert!(matches!(
+        pair.prepare().await,
+        Err(Error::Denied(policy::Denied::MigrationOver(_)))
+    ));
+    assert_eq!(pair.destination.sim.local_volumes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_disk_is_never_replaced_by_a_blank_one() {
+    let mut host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    host.create(id, intent(2, PowerState::Stopped)).await;
+    host.until_settled(id, 2).await;
+    host.sim.delete_volumes(id, false).await.unwrap();
+    host.restart_agent("boot-1").await;
+    host.create(id, intent(3, PowerState::Running)).await;
+    let status = host
+        .until(id, "failing", |status| status.failure.is_some())
+        .await;
+    assert_eq!(status.failure.unwrap().reason, "FILE_NOT_FOUND");
+    assert_eq!(host.sim.local_volumes(), 0, "a blank disk was made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_cannot_be_written_down_is_done_later_and_not_forgotten() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    let (silent, refuses) = (
+        HypervisorError::Unavailable { detail: "no".into() },
+        HypervisorError::Invalid { detail: "no".into() },
+    );
+    host.sim.fail_next(Call::Get, Fault::Error(silent));
+    host.sim.fail_next(Call::Reset, Fault::Error(refuses));
+    let restart = Intent {
+        restart_sequence: 1,
+        restart_mode: RestartMode::Reset,
+        power_sequence: 1,
+        ..intent(2, PowerState::Running)
+    };
+    host.create(id, restart).await;
+    let (ledger, aside) = (host.dir.path().join("ledger/vms"), host.dir.path().join("aside"));
+    std::fs::rename(&ledger, &aside).unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_ne!(host.vms.get(id).unwrap().status().observed_generation, Generation(2));
+    std::fs::rename(&aside, &ledger).unwrap();
+    let status = host.until(id, "reset", |status| status.failure.is_some()).await;
+    assert_ne!(status.observed_generation, Generation(2), "it failed, and counts as done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_fails_is_tried_again() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    let failed = HypervisorError::Failed {
+        call: "reset",
+        code: 1,
+        detail: "no".into(),
+    };
+    host.sim.fail_next(Call::Reset, Fault::Error(failed.clone()));
+    // Only the second call sees this one.
+    host.sim.fail_next(Call::Reset, Fault::TakesEffect(failed.clone()));
+    host.sim.fail_next(Call::Reset, Fault::Error(HypervisorError::Invalid { detail: "third".into() }));
+    let restart = Intent {
+        restart_sequence: 1,
+        restart_mode: RestartMode::Reset,
+        power_sequence: 1,
+        ..intent(2, PowerState::Running)
+    };
+    host.create(id, restart).await;
+    let third = |status: &Status| status.failure.as_ref().is_some_and(|failure| !failure.retrying);
+    host.until(id, "tried three times", third).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_was_given_up_is_not_restarted_until_somebody_asks() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    for _ in 0..=plan::MAX_RESTARTS {
+        host.until(id, "running", |status| status.power == Some(PowerState::Running))
+            .await;
+        host.sim.crash_guest(id);
+        host.until(id, "off", |status| status.power == Some(PowerState::Stopped))
+            .await;
+    }
+    host.until(id, "given up", |status| status.phase == Phase::Failed)
+        .await;
+    tokio::time::sleep(plan::CRASH_WINDOW * 3).await;
+    let status = host.vms.get(id).unwrap().status();
+    assert_eq!((status.phase, status.power), (Phase::Failed, Some(PowerState::Stopped)));
+    host.create(id, intent(2, PowerState::Running)).await;
+    assert_eq!(host.until_settled(id, 2).await.power, Some(PowerState::Running));
+}
