@@ -36,7 +36,10 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::mpsc,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// Bytes moved at a time in each direction of a stream.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -166,9 +169,12 @@ impl Grants {
         }
     }
 
-    fn find(&self, migration: MigrationId, role: &Role) -> Option<Arc<Grant>> {
-        let grant = self.map().get(&migration)?.clone();
-        (*role == Role::Agent(grant.source.clone())).then_some(grant)
+    /// The grant, and what [`Grants::revoke`] waits for: whoever has found a grant before it was revoked counts as one of
+    /// its streams from then on.
+    fn find(&self, migration: MigrationId, role: &Role) -> Option<(Arc<Grant>, TaskTrackerToken)> {
+        let map = self.map();
+        let grant = map.get(&migration)?;
+        (*role == Role::Agent(grant.source.clone())).then(|| (grant.clone(), grant.streams.token()))
     }
 
     /// Serves the streams that the acceptor hands on, joining control streams to `control_socket`.
@@ -194,22 +200,32 @@ impl Grants {
                 format!("no grant for {migration}"),
             )
         };
-        let grant = self.find(migration, &peer.role).ok_or_else(refused)?;
+        let (grant, _counted) = self.find(migration, &peer.role).ok_or_else(refused)?;
         let local = match channel {
             Channel::Control => control_socket,
             Channel::Memory => &grant.sockets.memory,
             Channel::Disks => &grant.sockets.disks,
             Channel::HandOver => {
                 grant.handed_over.cancel();
-                io.write_all(&[ACCEPTED]).await?;
-                return io.shutdown().await;
+                return tokio::time::timeout(OPENING_TIMEOUT, async {
+                    io.write_all(&[ACCEPTED]).await?;
+                    io.shutdown().await
+                })
+                .await?;
             }
         };
-        let local = UnixStream::connect(local).await?;
-        io.write_all(&[ACCEPTED]).await?;
-        io.flush().await?;
-        let revoked = grant.revoked.clone();
-        grant.streams.track_future(splice(io, local, revoked)).await
+        let joined = async {
+            let local = UnixStream::connect(local).await?;
+            io.write_all(&[ACCEPTED]).await?;
+            io.flush().await?;
+            splice(io, local, grant.revoked.clone()).await
+        };
+        // Neither arm is polled again after the other has won: a stream that is cut is dropped as a whole.
+        tokio::select! {
+            biased;
+            () = grant.revoked.cancelled() => Ok(()),
+            outcome = joined => outcome,
+        }
     }
 }
 
@@ -228,8 +244,10 @@ async fn splice(
 ) -> io::Result<()> {
     // Neither arm is polled again after the other has won: a cut stream is dropped as a whole.
     tokio::select! {
-        moved = tokio::io::copy_bidirectional_with_sizes(&mut a, &mut b, BUFFER_BYTES, BUFFER_BYTES) => moved.map(drop),
+        // Nothing moves after the cut, not even what is there already.
+        biased;
         () = cut.cancelled() => Ok(()),
+        moved = tokio::io::copy_bidirectional_with_sizes(&mut a, &mut b, BUFFER_BYTES, BUFFER_BYTES) => moved.map(drop),
     }
 }
 
@@ -369,4 +387,43 @@ async fn open(
         }
     };
     tokio::time::timeout(OPENING_TIMEOUT * 2, open).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_that_is_just_being_joined_counts_when_its_migration_is_settled() {
+        let grants = Grants::default();
+        let migration = MigrationId::from_uuid(uuid::Uuid::from_u128(1));
+        let source: HostName = "h1".parse().unwrap();
+        grants.allow(
+            migration,
+            source.clone(),
+            Sockets::of(Path::new("/run/x"), migration),
+        );
+        let found = grants.find(migration, &Role::Agent(source.clone())).unwrap();
+        let mut revoked = std::pin::pin!(grants.revoke(migration));
+        let early = tokio::time::timeout(Duration::from_millis(20), &mut revoked).await;
+        assert!(
+            early.is_err(),
+            "nothing moves any more, it said, and a stream was still being joined"
+        );
+        assert!(grants.find(migration, &Role::Agent(source)).is_none());
+        drop(found);
+        revoked.await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_moved_through_a_stream_that_is_cut() {
+        let ((mut near, a), (b, mut far)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        near.write_all(b"late").await.unwrap();
+        let cut = CancellationToken::new();
+        cut.cancel();
+        splice(a, b, cut).await.unwrap();
+        let mut moved = Vec::new();
+        far.read_to_end(&mut moved).await.unwrap();
+        assert_eq!(moved, b"");
+    }
 }
