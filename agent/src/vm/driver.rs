@@ -89,12 +89,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        id: VmId,
-        known: Known,
-        status: watch::Sender<Status>,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, id: VmId, known: Known, status: watch::Sender<Status>) -> Self {
         let mut vm = known.vm;
         let adopted = known.adopted.is_some();
         if let (None, Some(domain)) = (&vm, &known.adopted) {
@@ -415,11 +410,9 @@ impl Driver {
                 self.crash_loop();
                 return;
             }
-            Step::Start => {
-                if vm.done.power_begun != power {
-                    vm.done.power_begun = power;
-                    vm.done.begun_after = self.domain.as_ref().map_or_else(PowerReason::default, |d| d.reason);
-                }
+            Step::Start if vm.done.power_begun != power => {
+                vm.done.power_begun = power;
+                vm.done.begun_after = self.domain.as_ref().map(|d| d.reason).unwrap_or_default();
             }
             Step::RestartGuest(_) => vm.done.restart = restart,
             Step::PowerDone => {

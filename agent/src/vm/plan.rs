@@ -373,9 +373,20 @@ mod tests {
         let off = domain(DomainState::Stopped, PowerReason::Crashed);
         let mut vm = vm(PowerState::Running);
         vm.done.power_begun = 3;
-        let started = Memory { started: true, ..READY };
-        assert_eq!(next(&vm, Some(&off), &READY), Step::Start, "the start may have failed");
-        assert_eq!(next(&vm, Some(&off), &started), Step::PowerDone, "else it would be started without end");
+        let started = Memory {
+            started: true,
+            ..READY
+        };
+        assert_eq!(
+            next(&vm, Some(&off), &READY),
+            Step::Start,
+            "the start may have failed"
+        );
+        assert_eq!(
+            next(&vm, Some(&off), &started),
+            Step::PowerDone,
+            "else it would be started without end"
+        );
     }
 
     #[test]

@@ -25,7 +25,10 @@ async fn a_vms_task_that_fails_begins_anew_and_forgets_nothing() {
         ..intent(3, PowerState::Running)
     };
     let refused = host.vms.get(id).unwrap().ensure(name(id), stale).await;
-    assert!(matches!(refused, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))));
+    assert!(matches!(
+        refused,
+        Err(Error::Denied(policy::Denied::StaleEpoch { .. }))
+    ));
 }
 
 #[tokio::test]
@@ -66,9 +69,7 @@ async fn a_lost_disk_is_never_replaced_by_a_blank_one() {
     host.sim.delete_volumes(id, false).await.unwrap();
     host.restart_agent("boot-1").await;
     host.create(id, intent(3, PowerState::Running)).await;
-    let status = host
-        .until(id, "failing", |status| status.failure.is_some())
-        .await;
+    let status = host.until(id, "failing", |status| status.failure.is_some()).await;
     assert_eq!(status.failure.unwrap().reason, "FILE_NOT_FOUND");
     assert_eq!(host.sim.local_volumes(), 0, "a blank disk was made");
 }
@@ -95,10 +96,17 @@ async fn a_restart_that_cannot_be_written_down_is_done_later_and_not_forgotten()
     let (ledger, aside) = (host.dir.path().join("ledger/vms"), host.dir.path().join("aside"));
     std::fs::rename(&ledger, &aside).unwrap();
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_ne!(host.vms.get(id).unwrap().status().observed_generation, Generation(2));
+    assert_ne!(
+        host.vms.get(id).unwrap().status().observed_generation,
+        Generation(2)
+    );
     std::fs::rename(&aside, &ledger).unwrap();
     let status = host.until(id, "reset", |status| status.failure.is_some()).await;
-    assert_ne!(status.observed_generation, Generation(2), "it failed, and counts as done");
+    assert_ne!(
+        status.observed_generation,
+        Generation(2),
+        "it failed, and counts as done"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,8 +122,14 @@ async fn a_restart_that_fails_is_tried_again() {
     };
     host.sim.fail_next(Call::Reset, Fault::Error(failed.clone()));
     // Only the second call sees this one.
-    host.sim.fail_next(Call::Reset, Fault::TakesEffect(failed.clone()));
-    host.sim.fail_next(Call::Reset, Fault::Error(HypervisorError::Invalid { detail: "third".into() }));
+    host.sim
+        .fail_next(Call::Reset, Fault::TakesEffect(failed.clone()));
+    host.sim.fail_next(
+        Call::Reset,
+        Fault::Error(HypervisorError::Invalid {
+            detail: "third".into(),
+        }),
+    );
     let restart = Intent {
         restart_sequence: 1,
         restart_mode: RestartMode::Reset,
@@ -143,7 +157,10 @@ async fn a_guest_that_was_given_up_is_not_restarted_until_somebody_asks() {
         .await;
     tokio::time::sleep(plan::CRASH_WINDOW * 3).await;
     let status = host.vms.get(id).unwrap().status();
-    assert_eq!((status.phase, status.power), (Phase::Failed, Some(PowerState::Stopped)));
+    assert_eq!(
+        (status.phase, status.power),
+        (Phase::Failed, Some(PowerState::Stopped))
+    );
     host.create(id, intent(2, PowerState::Running)).await;
     assert_eq!(host.until_settled(id, 2).await.power, Some(PowerState::Running));
 }
