@@ -21,6 +21,7 @@ use dalgu_proto::{
     vm::{PowerReason, Spec},
 };
 use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
 
 pub mod contract;
 #[cfg(feature = "libvirt")]
@@ -195,7 +196,7 @@ pub struct Definition {
 }
 
 /// How to send a VM to another host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Migrate {
     /// The migration.
     pub migration: MigrationId,
@@ -214,6 +215,9 @@ pub struct Migrate {
     /// It arrives frozen, and runs nowhere until somebody lets it go on. libvirt's source lets its own copy go on when the
     /// destination's last answer is lost, although the destination may have begun: then both would run.
     pub arrives_paused: bool,
+    /// Cancelled by the hypervisor as soon as the source's copy can never run again, which may be long before the call
+    /// ends; not cancelled where that cannot be told earlier.
+    pub released: CancellationToken,
 }
 
 /// Progress of a transfer, as the source's hypervisor tells it.

@@ -579,10 +579,10 @@ async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
         pair.send().await.unwrap();
         pair.transfer_over().await;
         let (source, destination) = pair.settle().await;
-        // The source never said that it had let go, so nothing may run there yet.
-        assert_ne!(destination, RUNNING, "{at:?}: {source:?}");
+        // Where the source never said that it had let go, nothing may run there yet.
+        assert!(destination != RUNNING || at == Break::Confirm, "{at:?}: {source:?}");
         assert_eq!(
-            destination == Presence::Is(DomainState::Paused),
+            destination == RUNNING || destination == Presence::Is(DomainState::Paused),
             destination_owns,
             "{at:?}: {source:?} {destination:?}"
         );

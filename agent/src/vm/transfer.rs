@@ -536,26 +536,45 @@ async fn carry(
         max_downtime_ms: send.max_downtime_ms,
         bandwidth_mib_per_second: send.bandwidth_mib_per_second,
         arrives_paused: true,
+        released: CancellationToken::new(),
     };
-    let mut sending = std::pin::pin!(shared.hypervisor.migrate(&migrate));
-    let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        // Cancel safe: the sending is polled in place, a tick that was not taken comes again.
+    let given_up = CancellationToken::new();
+    let sending = async {
+        let outcome = shared.hypervisor.migrate(&migrate).await;
+        if outcome.is_ok() {
+            migrate.released.cancel();
+        }
+        given_up.cancel();
+        outcome
+    };
+    let telling = async {
+        // Both are tokens; what was cancelled stays so.
         tokio::select! {
-            outcome = &mut sending => {
-                if outcome.is_ok()
-                    && let Err(error) = transport::hand_over(send.migration, &peer).await
-                {
-                    tracing::warn!(%error, "the destination was not told to go on; it will be when the migration is finished");
-                }
-                return outcome;
-            }
-            _ = tick.tick() => {
-                if let Ok(Some(now)) = shared.hypervisor.progress(id).await {
-                    progress.send_replace(now);
-                }
+            biased;
+            () = migrate.released.cancelled() => tell_released(send.migration, &peer).await,
+            () = given_up.cancelled() => {}
+        }
+    };
+    let watching = async {
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Ok(Some(now)) = shared.hypervisor.progress(id).await {
+                progress.send_replace(now);
             }
         }
+    };
+    // Dropping the watching loses a figure at most.
+    tokio::select! {
+        (outcome, ()) = futures::future::join(sending, telling) => outcome,
+        () = watching => unreachable!("it watches until it is dropped"),
+    }
+}
+
+/// Tells the destination that the VM may go on there.
+async fn tell_released(migration: MigrationId, peer: &transport::Peer) {
+    if let Err(error) = transport::hand_over(migration, peer).await {
+        tracing::warn!(%error, "the destination was not told to go on; it will be when the migration is finished");
     }
 }

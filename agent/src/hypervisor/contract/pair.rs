@@ -6,6 +6,7 @@ use dalgu_proto::{
     ids::{MigrationId, VmId},
     vm::PowerReason,
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
@@ -46,6 +47,7 @@ impl Pair<'_> {
             max_downtime_ms: 100,
             bandwidth_mib_per_second: 0,
             arrives_paused: false,
+            released: CancellationToken::new(),
         }
     }
 

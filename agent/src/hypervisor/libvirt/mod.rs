@@ -12,6 +12,7 @@ mod error;
 mod ffi;
 mod host;
 mod migrate;
+mod process;
 pub mod read;
 mod stats;
 mod storage;
@@ -361,11 +362,19 @@ impl Hypervisor for Libvirt {
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|(other, _)| *other != id);
         let (host, order) = (self.host.clone(), migrate.clone());
-        self.workers
-            .run_long("migrate", Kind::Migrate, move |_| {
-                migrate::send(&host.order(&order)?)
-            })
-            .await?;
+        let sending = self.workers.run_long("migrate", Kind::Migrate, move |_| {
+            migrate::send(&host.order(&order)?)
+        });
+        // libvirt ends the source's QEMU when the destination has everything, and takes 200 ms more to say so.
+        let watching = async {
+            process::ended(migrate.definition.name.as_str(), id).await;
+            migrate.released.cancel();
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        tokio::select! {
+            sent = sending => sent?,
+            never = watching => match never {},
+        }
         Ok(self.account(id).await.unwrap_or_default())
     }
 

@@ -233,6 +233,7 @@ impl<'a> Source<'a> {
             Err(error) => return Err(Failure::After(broken(error))),
         }
         let mut progress = self.forget(id).unwrap_or_default();
+        self.migrate.released.cancel();
         progress.downtime_ms = millis(stopped.elapsed());
         progress.elapsed_ms = millis(self.started.elapsed());
         // The destination needs no confirmation to go on; if it is lost, nothing is.
