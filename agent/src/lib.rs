@@ -202,7 +202,7 @@ async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let config = identity.server_config(&[tls::ALPN_H2, tls::ALPN_HTTP1, tls::ALPN_STREAM])?;
-    let (acceptor, connections) = Acceptor::new(Some(streams));
+    let (acceptor, connections) = Acceptor::new(identity.site()?, Some(streams));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AgentServiceServer<server::Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()

@@ -32,9 +32,13 @@ impl Authority {
 
     /// Writes `ca.pem`, `id.pem` and `id.key` for a bearer, trusting `trusted`.
     fn issue(&self, bearer: &str, trusted: &Self, dir: &Path) {
+        self.issue_for(SITE, bearer, trusted, dir);
+    }
+
+    fn issue_for(&self, site: &str, bearer: &str, trusted: &Self, dir: &Path) {
         fs::create_dir_all(dir).unwrap();
         let mut params = CertificateParams::new(vec![CONTROLLER_NAME.to_owned()]).unwrap();
-        let uri = format!("spiffe://{SITE}/{bearer}");
+        let uri = format!("spiffe://{site}/{bearer}");
         params
             .subject_alt_names
             .push(SanType::URI(uri.as_str().try_into().unwrap()));
@@ -56,7 +60,7 @@ async fn serve(fake: &Fake, dir: &Path) -> String {
     let config: Arc<_> = identity.server_config(&[ALPN_H2]).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let (acceptor, connections) = Acceptor::new(None);
+    let (acceptor, connections) = Acceptor::new(identity.site().unwrap(), None);
     tokio::spawn(async move { acceptor.run(listener, config, |_| {}).await });
     let server = Server::builder().add_service(VmServiceServer::new(fake.clone()));
     tokio::spawn(server.serve_with_incoming(ReceiverStream::new(connections)));
@@ -91,7 +95,6 @@ async fn only_matching_certificates_let_a_command_through() {
     theirs.issue("operator/eve", &ours, &at("distrusted"));
     for case in ["distrusting", "distrusted"] {
         let outcome = list(&address, &at(case)).await;
-        println!("{case}: {}", outcome.err);
         assert_eq!(outcome.code, 6, "{case}: {}", outcome.err);
         assert!(
             outcome.err.contains("hint: the certificates do not match"),
@@ -100,6 +103,22 @@ async fn only_matching_certificates_let_a_command_through() {
         );
     }
     assert_eq!(fake.script().seen.len(), 1);
+}
+
+#[tokio::test]
+async fn an_operator_of_another_site_with_the_same_authority_is_turned_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let at = |name: &str| dir.path().join(name);
+    authority.issue("controller/main", &authority, &at("controller"));
+    let fake = Fake::default();
+    let address = serve(&fake, &at("controller")).await;
+    let other = "9b2d6a0e-0000-4000-8000-000000000002";
+    authority.issue_for(other, "operator/kim", &authority, &at("other"));
+    fake.script().lists.push_back(Ok(v1::ListVmsResponse::default()));
+    let outcome = list(&address, &at("other")).await;
+    assert_ne!(outcome.code, 0, "it was let in");
+    assert_eq!(fake.script().seen.len(), 0);
 }
 
 #[tokio::test]

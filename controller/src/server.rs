@@ -162,7 +162,8 @@ impl Controller {
         let routes = routes(services, metrics.page(db.clone(), queue.clone()))?;
 
         let tasks = TaskTracker::new();
-        let (acceptor, incoming) = Acceptor::new(None);
+        let (fail, failed) = mpsc::channel(1);
+        let (acceptor, incoming) = Acceptor::new(cluster_id, None);
         let acceptor = Arc::new(acceptor);
         let server = tokio::spawn(serve(routes, incoming, stop.clone()));
         tasks.spawn({

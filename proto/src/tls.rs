@@ -58,6 +58,14 @@ pub enum Error {
     /// The endpoint is not of the form that is expected.
     #[error("{0:?} is not an endpoint: give https://HOST:PORT or unix:/PATH")]
     Endpoint(String),
+    /// The certificate is another site's, whose authority is the same.
+    #[error("the certificate belongs to site {theirs}, this is site {ours}")]
+    OtherSite {
+        /// In the certificate.
+        theirs: ClusterId,
+        /// This site.
+        ours: ClusterId,
+    },
     /// The certificate names no role of this site.
     #[error("the certificate names no identity of Dalgu's (spiffe://SITE/ROLE/NAME)")]
     NoIdentity,

@@ -80,7 +80,7 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (streams, incoming) = mpsc::channel(4);
-        let (acceptor, connections) = Acceptor::new(Some(streams));
+        let (acceptor, connections) = Acceptor::new(identity.site().unwrap(), Some(streams));
         let server = identity.server_config(&[tls::ALPN_STREAM]).unwrap();
         tokio::spawn(async move { acceptor.run(listener, server, |_| ()).await });
         // The acceptor ends when nobody takes its connections.

@@ -283,7 +283,7 @@ async fn agent(dir: &Path, fabric: &Fabric, name: &str, controller: watch::Recei
         name: name.to_owned(),
         fabric: fabric.clone(),
     };
-    let (acceptor, incoming) = Acceptor::new(None);
+    let (acceptor, incoming) = Acceptor::new(identity.site().unwrap(), None);
     let tls = identity.server_config(&[tls::ALPN_H2]).unwrap();
     tokio::spawn(async move { acceptor.run(listener, tls, |_| {}).await });
     let server = tonic::transport::Server::builder().add_service(AgentServiceServer::new(agent.clone()));

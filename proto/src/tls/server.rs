@@ -21,6 +21,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
 use super::{ALPN_STREAM, Error, Peer, Role, identity_of};
+use crate::ids::ClusterId;
 
 /// Longest handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,21 +49,25 @@ pub struct MigrationStream {
 
 /// Accepts connections on a TCP port and, where given, a Unix socket.
 pub struct Acceptor {
+    site: ClusterId,
     connections: mpsc::Sender<io::Result<Connection>>,
     migrations: Option<mpsc::Sender<MigrationStream>>,
     handshakes: Arc<Semaphore>,
 }
 
 impl Acceptor {
-    /// Makes an acceptor and the stream of its gRPC and HTTP connections. Migration streams go to `migrations`; without
-    /// it they are refused.
+    /// Makes an acceptor for callers of this site, and the stream of its gRPC and HTTP connections. Migration streams go to
+    /// `migrations`; without it they are refused. That a certificate is good says nothing of its site: two sites may have
+    /// one authority.
     pub fn new(
+        site: ClusterId,
         migrations: Option<mpsc::Sender<MigrationStream>>,
     ) -> (Self, mpsc::Receiver<io::Result<Connection>>) {
         // One waiting connection is enough: the server takes them at once, the backlog is the listener's.
         let (connections, incoming) = mpsc::channel(1);
         (
             Self {
+                site,
                 connections,
                 migrations,
                 handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
@@ -92,14 +97,15 @@ impl Acceptor {
                 },
                 () = self.connections.closed() => return,
             };
-            let (acceptor, connections, migrations, refused) = (
+            let (site, acceptor, connections, migrations, refused) = (
+                self.site,
                 acceptor.clone(),
                 self.connections.clone(),
                 self.migrations.clone(),
                 refused.clone(),
             );
             tokio::spawn(async move {
-                let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, tcp)).await;
+                let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(site, acceptor, tcp)).await;
                 drop(permit);
                 match outcome {
                     Ok(Ok((peer, io))) => hand_on(peer, io, connections, migrations).await,
@@ -147,7 +153,11 @@ impl Acceptor {
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Peer, TlsStream<TcpStream>), Error> {
+async fn handshake(
+    ours: ClusterId,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+) -> Result<(Peer, TlsStream<TcpStream>), Error> {
     let failed = |source| Error::Connect {
         endpoint: "incoming".to_owned(),
         source,
@@ -160,8 +170,10 @@ async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Peer, TlsSt
         .peer_certificates()
         .and_then(<[_]>::first)
         .ok_or(Error::NoIdentity)?;
-    let (_, peer) = identity_of(certificate)?;
-    Ok((peer, io))
+    match identity_of(certificate)? {
+        (theirs, peer) if theirs == ours => Ok((peer, io)),
+        (theirs, _) => Err(Error::OtherSite { theirs, ours }),
+    }
 }
 
 async fn hand_on(
