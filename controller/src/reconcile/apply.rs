@@ -52,6 +52,7 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
     if extent == Extent::Partial {
         return;
     }
+    tx.forget_strays(host, &seen);
     let missing: Vec<VmId> = tx
         .host_vms
         .get(host)

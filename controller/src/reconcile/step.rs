@@ -161,6 +161,11 @@ async fn ensure(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Resul
             };
             tracing::error!(vm = %vm.name, host = %vm.owner, reason = fault.reason, "the agent refuses the VM");
             db.change(|tx| {
+                // It may be gone, or another host's, meanwhile.
+                let now = tx.vms.get(&vm.id);
+                if now.is_none_or(|now| (&now.owner, now.epoch) != (&vm.owner, vm.epoch)) {
+                    return;
+                }
                 let message = format!("host {} refuses it: {}", vm.owner, fault.message);
                 tx.event(EventKind::Vm, "VmFailed", &vm.name, message, None);
                 tx.refuse(

@@ -344,6 +344,15 @@ impl Tx {
         *count
     }
 
+    /// Forgets the strays of a host that are no longer there.
+    pub fn forget_strays(&mut self, host: &HostName, there: &BTreeSet<VmId>) {
+        let gone = |(at, vm): &&(HostName, VmId)| at == host && !there.contains(vm);
+        let gone: Vec<_> = self.state.strays.keys().filter(gone).cloned().collect();
+        for key in gone {
+            self.state.strays.remove(&key);
+        }
+    }
+
     /// Raises the term, which every later command bears.
     pub(super) fn raise_term(&mut self) {
         self.state.meta.term = self.state.meta.term.next();

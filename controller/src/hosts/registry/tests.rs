@@ -200,6 +200,11 @@ async fn only_the_owner_speaks_for_a_vm_and_only_under_its_present_number() {
         "each is told of once"
     );
     assert!(db.snapshot().observation(&elsewhere).is_none());
+    take(report(6, vec![], true)).await;
+    assert!(
+        db.snapshot().strays.is_empty(),
+        "what has gone is remembered for ever"
+    );
 }
 
 #[tokio::test]
