@@ -3,7 +3,7 @@
 //! [`run`] is the whole life of the program; [`Controller::start`] gives tests the parts they need to look at and to
 //! break. Who may call which service is decided here, by wrapping each with its rule from [`crate::api`].
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     extract::State as Shared,
@@ -18,8 +18,10 @@ use dalgu_proto::{
     tls::{self, Identity, server::Acceptor},
     v1,
 };
+use futures::FutureExt;
 use tokio::{
     net::{TcpListener, UnixListener},
+    sync::mpsc,
     task::JoinHandle,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -80,6 +82,9 @@ pub enum Error {
     /// The descriptions of the API are broken.
     #[error("the API cannot describe itself")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// A part without which the rest must not go on.
+    #[error("the controller's {0} failed, which is a defect; see the log above")]
+    Part(&'static str),
     /// The server ended by itself.
     #[error("the server failed")]
     Serve(#[from] tonic::transport::Error),
@@ -99,6 +104,7 @@ pub struct Controller {
     db: Db,
     stop: CancellationToken,
     tasks: TaskTracker,
+    failed: mpsc::Receiver<&'static str>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
@@ -176,25 +182,17 @@ impl Controller {
         if let Some((listener, uid)) = unix {
             tasks.spawn(async move { acceptor.run_unix(listener, uid).await });
         }
-        tasks.spawn(hosts::heartbeat::run(
-            db.clone(),
-            config.unreachable_after(),
-            stop.clone(),
-        ));
-        tasks.spawn(housekeeping::run(
-            db.clone(),
-            config.operation_retention(),
-            stop.clone(),
-        ));
-        tasks.spawn(
-            Runner {
-                db: db.clone(),
-                agents,
-                queue,
-                metrics,
-            }
-            .run(stop.clone()),
-        );
+        let heartbeat = hosts::heartbeat::run(db.clone(), config.unreachable_after(), stop.clone());
+        tasks.spawn(vital("heartbeat", fail.clone(), heartbeat));
+        let housekeeping = housekeeping::run(db.clone(), config.operation_retention(), stop.clone());
+        tasks.spawn(vital("housekeeping", fail.clone(), housekeeping));
+        let runner = Runner {
+            db: db.clone(),
+            agents,
+            queue,
+            metrics,
+        };
+        tasks.spawn(vital("reconciler", fail, runner.run(stop.clone())));
         tasks.close();
         let term = db.snapshot().meta.term;
         tracing::info!(%address, %cluster_id, %term, "serving");
@@ -203,6 +201,7 @@ impl Controller {
             db,
             stop,
             tasks,
+            failed,
             server,
         })
     }
@@ -219,8 +218,14 @@ impl Controller {
 
     /// Waits until it was told to stop and has stopped, or until its server has failed.
     pub async fn finished(mut self) -> Result<(), Error> {
+        let mut failed = None;
         let ended = tokio::select! {
             ended = &mut self.server => Some(ended),
+            // Cancel safe: a message not received stays in its channel.
+            Some(part) = self.failed.recv() => {
+                failed = Some(part);
+                None
+            }
             // Cancel safe: the server is waited for again below.
             () = self.stop.cancelled() => tokio::time::timeout(STOP_TIMEOUT, &mut self.server).await.ok(),
         };
@@ -233,6 +238,10 @@ impl Controller {
                 "some work was still under way at the end; it is taken up again at the next start"
             );
         }
+        if let Some(part) = failed {
+            self.server.abort();
+            return Err(Error::Part(part));
+        }
         match ended {
             Some(Ok(outcome)) => Ok(outcome?),
             // A call that would not end, or a panic that has been logged.
@@ -241,6 +250,14 @@ impl Controller {
                 Ok(())
             }
         }
+    }
+}
+
+/// Runs a part of the controller that nobody waits for, and tells when it fails: without it the rest would seem to work.
+async fn vital(name: &'static str, failed: mpsc::Sender<&'static str>, part: impl Future<Output = ()>) {
+    if AssertUnwindSafe(part).catch_unwind().await.is_err() {
+        // Full: another part has failed already.
+        let _ = failed.try_send(name);
     }
 }
 
@@ -371,5 +388,19 @@ async fn metrics(Shared(page): Shared<Page>, headers: HeaderMap) -> Response {
     match page.respond(accept) {
         Ok((content_type, text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_fails_is_told_and_one_that_ends_is_not() {
+        let (fail, mut failed) = mpsc::channel(1);
+        vital("good", fail.clone(), async {}).await;
+        vital("bad", fail, async { panic!("expected in this test") }).await;
+        assert_eq!(failed.recv().await, Some("bad"));
+        assert_eq!(failed.recv().await, None);
     }
 }

@@ -98,6 +98,15 @@ impl<K: Copy + Ord + Hash> Queue<K> {
         }
     }
 
+    /// The work on a key that was given out.
+    pub fn work(&self, key: K) -> Work<'_, K> {
+        Work {
+            queue: self,
+            key,
+            over: false,
+        }
+    }
+
     /// Says that the work on a key has ended well, and when it wants the next look.
     pub fn done(&self, key: K, again: Option<Duration>) {
         self.finish(key, again, false);
@@ -148,6 +157,37 @@ impl<K: Copy + Ord + Hash> Queue<K> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// The work on a key that was given out. If it ends without a word, by a panic, the key comes again as after a failure:
+/// else it would count as being worked on for ever.
+#[derive(Debug)]
+pub struct Work<'a, K: Copy + Ord + Hash> {
+    queue: &'a Queue<K>,
+    key: K,
+    over: bool,
+}
+
+impl<K: Copy + Ord + Hash> Work<'_, K> {
+    /// See [`Queue::done`].
+    pub fn done(mut self, again: Option<Duration>) {
+        self.over = true;
+        self.queue.done(self.key, again);
+    }
+
+    /// See [`Queue::failed`].
+    pub fn failed(mut self) -> Duration {
+        self.over = true;
+        self.queue.failed(self.key)
+    }
+}
+
+impl<K: Copy + Ord + Hash> Drop for Work<'_, K> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.queue.failed(self.key);
+        }
     }
 }
 
@@ -261,6 +301,26 @@ mod tests {
         queue.add(1);
         queue.next().await;
         assert_eq!(queue.failed(1).as_millis(), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_whose_work_panics_comes_again_and_later_each_time() {
+        let queue = std::sync::Arc::new(Queue::default());
+        queue.add(1);
+        let begin = Instant::now();
+        for _ in 0..2 {
+            let key = tokio::time::timeout(Duration::from_secs(9), queue.next()).await;
+            let (queue, key) = (queue.clone(), key.expect("it is lost"));
+            let run = tokio::spawn(async move {
+                let _work = queue.work(key);
+                panic!("expected in this test");
+            });
+            assert!(run.await.unwrap_err().is_panic());
+        }
+        queue.next().await;
+        assert_eq!(begin.elapsed().as_millis(), 200 + 400);
+        queue.work(1).done(None);
+        assert!(queue.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

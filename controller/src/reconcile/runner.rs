@@ -76,17 +76,18 @@ impl Runner {
 
     async fn pass(&self, id: VmId) {
         let begin = Instant::now();
+        let work = self.queue.work(id);
         let span = tracing::info_span!("reconcile", vm = %id);
         let outcome = step::pass(&self.db, &self.agents, id)
             .instrument(span.clone())
             .await;
         self.metrics.pass(begin.elapsed(), outcome.is_ok());
         match outcome {
-            Ok(Next::Now) => self.queue.done(id, Some(Duration::ZERO)),
-            Ok(Next::After(delay)) => self.queue.done(id, Some(delay)),
-            Ok(Next::Idle) => self.queue.done(id, None),
+            Ok(Next::Now) => work.done(Some(Duration::ZERO)),
+            Ok(Next::After(delay)) => work.done(Some(delay)),
+            Ok(Next::Idle) => work.done(None),
             Err(error) => {
-                let delay = self.queue.failed(id);
+                let delay = work.failed();
                 let _entered = span.enter();
                 if error.is_silence() {
                     tracing::info!(%error, again_in_ms = delay.as_millis(), "a host cannot be asked");

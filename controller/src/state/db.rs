@@ -10,6 +10,7 @@
 //! everything: its outcome is unknown, so no later one may follow, and those who wait are never answered.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -95,7 +96,13 @@ impl Db {
         };
         thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || {
+                // Without the writer every change would wait for ever, and nobody would see why.
+                if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+                    tracing::error!("the store's thread failed, which is a defect; the controller ends");
+                    std::process::abort();
+                }
+            })
             .map_err(Error::Thread)?;
         Ok(Self(Arc::new(Inner {
             pending: Mutex::new(state),
