@@ -154,9 +154,8 @@ impl Cluster {
 
     /// Returns when the controller has died of its store.
     pub async fn crashed(&self) {
-        match &self.controller {
-            Some((_, crashed)) => crashed.cancelled().await,
-            None => {}
+        if let Some((_, crashed)) = &self.controller {
+            crashed.cancelled().await;
         }
     }
 

@@ -540,8 +540,8 @@ async fn a_vm_moves_and_nothing_of_it_stays_behind() {
     pair.finish(true, 2).await;
     let status = pair.destination.until_settled(vm(1), 1).await;
     assert_eq!(
-        (status.epoch, status.power),
-        (Epoch(2), Some(PowerState::Running))
+        (status.epoch, status.power, status.reason),
+        (Epoch(2), Some(PowerState::Running), PowerReason::Migrated)
     );
     assert_eq!(pair.census(), (None, Some(DomainState::Running)));
     assert_eq!(

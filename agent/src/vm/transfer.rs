@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
     ids::{Epoch, MigrationId, VmId},
-    vm::PowerState,
+    vm::{PowerReason, PowerState},
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -452,6 +452,7 @@ impl Driver {
         if let Some(intent) = &mut vm.intent {
             intent.epoch = epoch;
             if role == Some(Role::Destination) {
+                vm.last_seen = Some((intent.power, PowerReason::Migrated));
                 // It runs since it was begun on the source; whether it was let go on here the next look shows.
                 vm.done = ledger::Done {
                     defined: Some(epoch),

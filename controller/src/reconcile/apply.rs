@@ -121,7 +121,12 @@ fn tell(tx: &mut Tx, vm: &VmRecord, old: Option<&Observation>, new: &Observation
             None,
         );
     }
+    // A new VM is defined before it starts: nobody stopped it.
+    let defined = old.is_none_or(|old| old.power.is_none())
+        && new.power == Some(PowerState::Stopped)
+        && new.phase == VmPhase::Applying;
     let news = match old {
+        _ if defined => false,
         Some(old) => old.power != new.power,
         None => new.power != Some(vm.intent.power) || tx.active_operations.contains_key(&vm.id),
     };
