@@ -186,7 +186,10 @@ impl Config {
             ));
         }
         if self.listen.ip().is_unspecified() && self.advertise.is_none() {
-            let problem = format!("must be given where listen is {}: others cannot reach that", self.listen.ip());
+            let problem = format!(
+                "must be given where listen is {}: others cannot reach that",
+                self.listen.ip()
+            );
             return Err(("advertise", problem));
         }
         if !self.controller.starts_with("https://") {

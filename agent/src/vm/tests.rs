@@ -580,7 +580,10 @@ async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
         pair.transfer_over().await;
         let (source, destination) = pair.settle().await;
         // Where the source never said that it had let go, nothing may run there yet.
-        assert!(destination != RUNNING || at == Break::Confirm, "{at:?}: {source:?}");
+        assert!(
+            destination != RUNNING || at == Break::Confirm,
+            "{at:?}: {source:?}"
+        );
         assert_eq!(
             destination == RUNNING || destination == Presence::Is(DomainState::Paused),
             destination_owns,
