@@ -91,7 +91,18 @@ mod tests {
         let mut stand_in = stand_in.stdin(std::process::Stdio::piped()).spawn().unwrap();
         fs::write(&file, format!("{}\n", stand_in.id().unwrap())).unwrap();
         assert!(watch(&file, VmId::from_uuid(uuid::Uuid::from_u128(8))).is_err());
-        let process = watch(&file, id).unwrap();
+        // Its command line can be read a moment after it has begun.
+        let find = async {
+            loop {
+                match watch(&file, id) {
+                    Ok(process) => break process,
+                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let process = tokio::time::timeout(std::time::Duration::from_secs(10), find)
+            .await
+            .expect("it is found");
         let mut ended = Box::pin(wait(process));
         let early = tokio::time::timeout(std::time::Duration::from_millis(50), &mut ended).await;
         assert!(early.is_err(), "it has not ended yet");
