@@ -59,7 +59,7 @@ pub struct Config {
     pub unreachable_after_intervals: u32,
     /// Events kept; the oldest go first.
     pub event_retention: u32,
-    /// Hours for which operations that have ended, and request ids, are kept.
+    /// Hours for which operations that have ended are kept.
     pub operation_retention_hours: u32,
     /// Where VMs go.
     pub placement: Placement,
@@ -76,8 +76,8 @@ pub struct Placement {
 const REPORT_INTERVAL_MS: RangeInclusive<u32> = 500..=60_000;
 const UNREACHABLE_AFTER_INTERVALS: RangeInclusive<u32> = 2..=100;
 const EVENT_RETENTION: RangeInclusive<u32> = 1_000..=1_000_000;
-/// A day at least: for so long the API promises that a request id is known again.
-const OPERATION_RETENTION_HOURS: RangeInclusive<u32> = 24..=8_760;
+/// A week at least: for so long the API promises to keep them.
+const OPERATION_RETENTION_HOURS: RangeInclusive<u32> = 168..=8_760;
 
 impl Default for Config {
     fn default() -> Self {
@@ -89,7 +89,7 @@ impl Default for Config {
             report_interval_ms: 3_000,
             unreachable_after_intervals: 3,
             event_retention: 20_000,
-            operation_retention_hours: 24,
+            operation_retention_hours: 168,
             placement: Placement::default(),
         }
     }
@@ -140,7 +140,7 @@ impl Config {
         self.report_interval() * self.unreachable_after_intervals
     }
 
-    /// How long ended operations and request ids are kept.
+    /// How long ended operations are kept.
     pub fn operation_retention(&self) -> Duration {
         Duration::from_secs(u64::from(self.operation_retention_hours) * 3600)
     }
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
-            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 48\n[placement]\npolicy = 'pack'\n";
+            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\n[placement]\npolicy = 'pack'\n";
         let expected = Config {
             data_dir: "/d".into(),
             tls_dir: Some("/t".into()),
@@ -242,7 +242,7 @@ mod tests {
             report_interval_ms: 500,
             unreachable_after_intervals: 2,
             event_retention: 1000,
-            operation_retention_hours: 48,
+            operation_retention_hours: 480,
             placement: Placement { policy: Policy::Pack },
         };
         assert_eq!(Config::parse(text).unwrap(), expected);
@@ -264,7 +264,7 @@ mod tests {
                 "event_retention = 0",
                 "event_retention = 0: must be 1000 to 1000000",
             ),
-            ("operation_retention_hours = 1", "must be 24 to 8760"),
+            ("operation_retention_hours = 167", "must be 168 to 8760"),
             (
                 "data_dir = 'dalgu'",
                 "data_dir = \"dalgu\": must be an absolute path",

@@ -1,6 +1,7 @@
 //! `dalgu-controller`: arguments, logs and signals; everything else is in the library.
 
 use std::{
+    io::IsTerminal,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
@@ -91,6 +92,8 @@ fn init_logs(json: bool) {
     let filter = EnvFilter::try_from_env("DALGU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Neither the journal nor a file wants colours.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     if json { logs.json().init() } else { logs.init() }
 }
