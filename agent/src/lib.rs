@@ -205,10 +205,11 @@ async fn serve(
     let (acceptor, connections) = Acceptor::new(identity.site()?, Some(streams));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AgentServiceServer<server::Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(dalgu_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(dalgu_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let clock = || host::process::clock().unwrap_or_default();
     let mut registry = metrics::registry(env!("CARGO_PKG_VERSION"), service.samples.clone(), clock);
     registry.register_with_unit(
@@ -226,7 +227,9 @@ async fn serve(
         server::only_controller,
     ))
     .add_service(health_service)
-    .add_service(reflection)
+    .add_service(reflection().build_v1()?)
+    // What grpcurl before 1.8.8 asks for.
+    .add_service(reflection().build_v1alpha()?)
     .into_axum_router()
     .route(
         "/metrics",
