@@ -232,7 +232,7 @@ The configuration file is TOML; relative paths are relative to it:
     key = \"admin.key\"
 
     [contexts.local]
-    endpoint = \"unix:/run/dalgu/controller.sock\"
+    endpoint = \"unix:/run/dalgu-controller/controller.sock\"
 
 Without a file, the local controller's socket is used where there is one.";
 

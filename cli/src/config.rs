@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 
 /// Where a controller on the same machine listens.
-pub const LOCAL_SOCKET: &str = "/run/dalgu/controller.sock";
+pub const LOCAL_SOCKET: &str = "/run/dalgu-controller/controller.sock";
 
 /// Why the configuration is no good.
 #[derive(Debug, thiserror::Error)]

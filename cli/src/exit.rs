@@ -212,11 +212,13 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
         }
         Some("ETAG_MISMATCH") => "it was changed meanwhile: look at it with `dalgu vm show`, then try again",
         Some("VM_RUNNING") => "stop it with `dalgu vm stop` first, or add --force",
-        Some("VM_NOT_RUNNING") => "start it with `dalgu vm start` first",
+        Some("VM_NOT_RUNNING") => {
+            "start it with `dalgu vm start` first, or `dalgu vm resume` if it is paused"
+        },
         Some("MIGRATION_IN_PROGRESS") => {
             "`dalgu op list --active` shows the migration; `dalgu op wait` waits for it"
         }
-        Some("SAME_HOST") => "name another host with --host, or leave it out to let the controller choose",
+        Some("SAME_HOST") => "name another host with --to, or leave it out to let the controller choose",
         Some("HOST_NOT_EMPTY") => "`dalgu vm list --host HOST` shows its VMs; migrate or delete them first",
         Some("NOT_CANCELLABLE") => "it can only be waited for now: `dalgu op wait ID`",
         Some("NO_CAPACITY") => {
@@ -228,7 +230,7 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
                 .map(|hint| human::clean(&hint) + "; ")
                 .unwrap_or_default();
             return Some(format!(
-                "{own}`dalgu explain` with the same flags shows each host's numbers"
+                "{own}`dalgu explain` with the same flags (of a move: `dalgu explain NAME --move`) shows each host's numbers"
             ));
         }
         _ => return code_hint(status),

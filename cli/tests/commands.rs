@@ -316,7 +316,7 @@ async fn no_capacity_shows_what_each_host_lacks() {
       HOST   WHY NOT
       h1     MEMORY: needs 4096 MiB, has 1024 MiB free of 8192 MiB; CORDON: closed for VMs
       h2     CPU: needs 4, has 1 free of 8
-    hint: free 3072 MiB on h1; `dalgu explain` with the same flags shows each host's numbers
+    hint: free 3072 MiB on h1; `dalgu explain` with the same flags (of a move: `dalgu explain NAME --move`) shows each host's numbers
     ");
 }
 
@@ -328,7 +328,8 @@ async fn every_kind_of_refusal_has_its_exit_code_and_a_next_step() {
         (Code::AlreadyExists, "REQUEST_ID_REUSED", 4, "--request-id"),
         (Code::Aborted, "ETAG_MISMATCH", 4, "dalgu vm show"),
         (Code::FailedPrecondition, "VM_RUNNING", 5, "--force"),
-        (Code::FailedPrecondition, "VM_NOT_RUNNING", 5, "dalgu vm start"),
+        (Code::FailedPrecondition, "VM_NOT_RUNNING", 5, "dalgu vm resume"),
+        (Code::FailedPrecondition, "SAME_HOST", 5, "--to"),
         (
             Code::FailedPrecondition,
             "MIGRATION_IN_PROGRESS",
@@ -616,6 +617,9 @@ async fn wrong_usage_is_told_before_anything_is_asked() {
         &["vm", "update", "web"],
         &["explain", "web", "--vcpus", "2"],
         &["host", "label", "h1"],
+        &["explain"],
+        &["explain", "--memory", "8GiB"],
+        &["vm", "create", "web", "--memory", "-5"],
     ] {
         assert_eq!(controller.run(args).await.code, 2, "{args:?}");
     }
@@ -719,7 +723,16 @@ async fn explain_asks_about_the_past_the_present_and_the_imagined() {
     );
     let outcome = controller
         .run(&[
-            "explain", "--spec", "--vcpus", "4", "--memory", "8GiB", "--host", "h2",
+            "explain",
+            "--spec",
+            "--vcpus",
+            "4",
+            "--memory",
+            "8GiB",
+            "--disk",
+            "root=1GiB",
+            "--host",
+            "h2",
         ])
         .await;
     assert!(

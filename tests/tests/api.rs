@@ -56,6 +56,22 @@ fn create(name: &str, pointer: &str, value: Value) -> String {
     body.to_string()
 }
 
+/// An agent's port is for the controller, but tells what it speaks, and whether it is well, to whoever belongs to the site.
+async fn agents_describe_themselves(lab: &Lab) -> anyhow::Result<()> {
+    let (operator, agent) = (lab.layout().operator(), lab.layout().host(1).agent_address());
+    let grpcurl = lab.layout().tools_dir().join("bin/grpcurl");
+    let mut command = Command::new(grpcurl);
+    command.arg("-cacert").arg(operator.join("ca.pem"));
+    command.arg("-cert").arg(operator.join("admin.pem"));
+    command.arg("-key").arg(operator.join("admin.key"));
+    let described = attempt(command.args([&agent, "describe", "dalgu.agent.v1.AgentService"])).await?;
+    ensure!(
+        described.code == 0 && described.stdout.contains("rpc "),
+        "an agent: {described:?}"
+    );
+    Ok(())
+}
+
 async fn every_service_describes_itself(lab: &Lab) -> anyhow::Result<()> {
     let listed = run(lab, Caller::Operator, &[], &["list"]).await?;
     for service in SERVICES {
@@ -76,6 +92,7 @@ async fn every_service_describes_itself(lab: &Lab) -> anyhow::Result<()> {
             "{message}: {described:?}"
         );
     }
+    agents_describe_themselves(lab).await?;
     let health = run(
         lab,
         Caller::Operator,

@@ -131,10 +131,10 @@ pub struct VerbArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct SpecArgs {
     /// Virtual processors [default: 1].
-    #[arg(long, value_name = "N", conflicts_with = "file")]
+    #[arg(long, value_name = "N", conflicts_with = "file", allow_hyphen_values = true)]
     pub vcpus: Option<u32>,
     /// Memory, for example 512MiB or 4GiB [default: 256MiB].
-    #[arg(long, value_parser = values::size_mib, value_name = "SIZE", conflicts_with = "file")]
+    #[arg(long, value_parser = values::size_mib, value_name = "SIZE", conflicts_with = "file", allow_hyphen_values = true)]
     pub memory: Option<u64>,
     /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=FILE][,format=qcow2|raw]; may be given again.
     #[arg(long = "disk", value_parser = values::disk, value_name = "DISK", conflicts_with = "file")]
@@ -219,7 +219,7 @@ const EXPLAIN_HELP: &str = "\
   dalgu explain web                              why web is on its host
   dalgu explain web --move                       where web could migrate to now
   dalgu explain web --host h2                    whether web could migrate to h2
-  dalgu explain --vcpus 4 --memory 8GiB          where such a new VM would go";
+  dalgu explain --memory 8GiB --disk root=20GiB  where such a new VM would go";
 
 /// What to explain.
 #[derive(Debug, Args)]

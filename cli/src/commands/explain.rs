@@ -25,6 +25,12 @@ pub async fn run(args: ExplainArgs, session: &mut Session<'_>) -> Result<(), Err
             "would migrate to",
             ask(Subject::Vm(vm.clone()), &args, session).await?,
         ),
+        (None, _) if args.spec.disks.is_empty() && args.spec.kernel.is_none() && args.spec.file.is_none() => {
+            return Err(Error::Usage(
+                "name a VM (`dalgu explain web`), or describe a new one with at least a --disk, a --kernel or a --file"
+                    .to_owned(),
+            ));
+        }
         (None, _) => {
             let subject = Subject::Spec(spec::of(&args.spec)?);
             ("a new VM", "would go to", ask(subject, &args, session).await?)

@@ -81,12 +81,19 @@ impl Story {
     /// If it does not in time.
     pub async fn more(&mut self, lab: &Lab, vm: &Vm, ticks: usize) -> anyhow::Result<()> {
         let before = self.ticks().len();
-        wait_for(
+        let heard = wait_for(
             &format!("{ticks} more counts of {}", vm.name),
             BOOT_LIMIT,
             async || self.read_on(lab, vm).is_ok() && self.ticks().len() >= before + ticks,
         )
-        .await
+        .await;
+        heard.with_context(|| format!("the last it said: {:?}", self.end()))
+    }
+
+    /// The last it said, for a person who looks for the cause.
+    fn end(&self) -> String {
+        let from = self.said.len().saturating_sub(400);
+        String::from_utf8_lossy(&self.said[from..]).into_owned()
     }
 
     /// That the guest came up once and said every count from 1 on once, in order.
