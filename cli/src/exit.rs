@@ -214,7 +214,7 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
         Some("VM_RUNNING") => "stop it with `dalgu vm stop` first, or add --force",
         Some("VM_NOT_RUNNING") => {
             "start it with `dalgu vm start` first, or `dalgu vm resume` if it is paused"
-        },
+        }
         Some("MIGRATION_IN_PROGRESS") => {
             "`dalgu op list --active` shows the migration; `dalgu op wait` waits for it"
         }
