@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::lab::Options;
 
 /// A guest under emulation boots in seconds; on a machine that does something else besides, in tens of them.
-pub const BOOT_LIMIT: Duration = Duration::from_mins(2);
+pub const BOOT_LIMIT: Duration = Duration::from_mins(4);
 
 /// How long the site may take to come to rest after a disturbance: longer than a host takes to be missed, and than
 /// the longest pause between two attempts.
