@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+/// The first site's port; each further one has the next.
+const FIRST_PORT: u16 = 10_000;
+/// Sites made in this process.
+static SITES: AtomicU16 = AtomicU16::new(0);
 /// Everything must have come to rest after this time.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -88,9 +95,14 @@ pub struct Cluster {
     admin: Identity,
 }
 
-fn free_address() -> Result<SocketAddr> {
-    // The port is free again when the listener is dropped; nobody else in this process takes it meanwhile.
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+/// The address of one program of one site: loopback has 16 million, so nobody else has it, and its port is not one that
+/// the kernel gives to connections.
+fn address_of(site: u16, program: u8) -> SocketAddr {
+    let [_, _, a, b] = std::process::id().to_be_bytes();
+    SocketAddr::from((
+        [127, a, b, program.saturating_add(2)],
+        FIRST_PORT.saturating_add(site),
+    ))
 }
 
 impl Cluster {
@@ -100,11 +112,12 @@ impl Cluster {
         let data = dir.path().join("c");
         let cluster = pki::init(&data, "test", &["127.0.0.1".to_owned()])?;
         let admin = Identity::load_dir(&data, "admin")?;
-        let address = free_address()?;
+        let site = SITES.fetch_add(1, Ordering::Relaxed);
+        let address = address_of(site, 0);
         let shared = SharedStorage::default();
         let mut cluster = Self {
-            hosts: (1..=hosts)
-                .map(|number| Host::new(&dir, &data, cluster, number, address, shared.clone()))
+            hosts: (1..=u8::try_from(hosts)?)
+                .map(|number| Host::new(&dir, &data, cluster, (site, number), address, shared.clone()))
                 .collect::<Result<_>>()?,
             dir,
             disk: Disk::default(),
@@ -356,7 +369,7 @@ impl Host {
         dir: &tempfile::TempDir,
         data: &std::path::Path,
         cluster: ClusterId,
-        number: usize,
+        (site, number): (u16, u8),
         controller: SocketAddr,
         shared: SharedStorage,
     ) -> Result<(String, Self)> {
@@ -371,7 +384,7 @@ impl Host {
         let config = toml::from_str(&format!(
             "host = {name:?}\nlisten = \"{}\"\ncontroller = \"https://{controller}\"\ndata_dir = {home:?}\nrun_dir = {home:?}\n\
              tls_dir = {home:?}\nhypervisor = \"sim\"\nusage_interval_ms = 500\n[[pools]]\nname = \"local\"\npath = {home:?}\n",
-            free_address()?
+            address_of(site, number)
         ))?;
         Ok((
             name,
