@@ -1,7 +1,6 @@
 //! `dalgu-controller`: arguments, logs and signals; everything else is in the library.
 
 use std::{
-    io::IsTerminal,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
@@ -10,10 +9,8 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dalgu_controller::{config::Config, pki, server};
-use dalgu_proto::ids::HostName;
-use tokio::signal::unix::{SignalKind, signal};
+use dalgu_proto::{daemon, ids::HostName};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Holds what every virtual machine of a site should be, and makes the agents carry it out.
 #[derive(Parser)]
@@ -78,7 +75,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    init_logs(arguments.log_json);
+    daemon::init_logs(arguments.log_json);
     match execute(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -86,16 +83,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn init_logs(json: bool) {
-    let filter = EnvFilter::try_from_env("DALGU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        // Neither the journal nor a file wants colours.
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    if json { logs.json().init() } else { logs.init() }
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
@@ -152,40 +139,11 @@ fn names(addresses: Vec<String>) -> Vec<String> {
 
 async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    tokio::spawn(stop_on_signal(stop.clone()));
-    tokio::spawn(watchdog());
-    // Outside systemd there is nobody to tell.
-    let ready = |_| drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
-    let outcome = server::run_with(config, stop, ready).await;
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    tokio::spawn(daemon::stop_on_signal(stop.clone()));
+    tokio::spawn(daemon::watchdog());
+    let outcome = server::run_with(config, stop, |_| daemon::ready()).await;
+    daemon::stopping();
     Ok(outcome?)
-}
-
-async fn stop_on_signal(stop: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
-    // Cancel safe: either signal ends the wait.
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping; the VMs run on");
-    stop.cancel();
-}
-
-/// Tells systemd's watchdog that the runtime is alive.
-async fn watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else {
-        return;
-    };
-    let mut tick = tokio::time::interval(period / 2);
-    loop {
-        tick.tick().await;
-        drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog]));
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! validated domain types that the rest of Dalgu works with.
 //!
 //! Generated types stop at the edge of each program; what lies behind it uses the types of [`vm`], [`host`] and
-//! [`ids`], which cannot hold a value that the documentation forbids.
+//! [`ids`], which cannot hold a value that the documentation forbids. Beside them is what the programs share of their
+//! work: mutual TLS in [`tls`], metrics in [`metrics`], a daemon's life in [`daemon`].
 #![forbid(unsafe_code)]
 
 /// Generated from `dalgu/v1/*.proto`: the operator API.
@@ -23,6 +24,7 @@ pub mod agent {
 /// Every .proto file as an encoded `google.protobuf.FileDescriptorSet`, for reflection and JSON.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dalgu.descriptors.bin"));
 
+pub mod daemon;
 pub mod host;
 pub mod ids;
 pub mod metrics;
