@@ -20,6 +20,7 @@ pub mod events;
 pub mod explain;
 pub mod host;
 pub mod op;
+pub mod show;
 pub mod spec;
 pub mod vm;
 

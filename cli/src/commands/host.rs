@@ -4,9 +4,12 @@ use std::{collections::HashMap, time::Duration};
 
 use dalgu_proto::{reason, v1};
 use prost_types::FieldMask;
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::{PAGE, Session, map, matches, request_id};
+use super::{
+    PAGE, Session, map, matches, request_id,
+    show::{get, show},
+};
 use crate::{
     args::{
         host::{HostCommand, RequestArgs},
@@ -25,7 +28,7 @@ const ATTEMPTS: u32 = 4;
 pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), Error> {
     match command {
         HostCommand::List { selector, watch } => show_all(map(selector), watch, session).await,
-        HostCommand::Show { name, watch } => show(&name, watch, session).await,
+        HostCommand::Show { name, watch } => show::<v1::Host>(&name, watch, session).await,
         HostCommand::Cordon {
             name,
             reason,
@@ -143,54 +146,6 @@ async fn show_all(
         .await
 }
 
-async fn get(name: &str, session: &Session<'_>) -> Result<v1::Host, Error> {
-    let request = v1::GetHostRequest {
-        name: name.to_owned(),
-    };
-    session
-        .read(async |client| client.hosts().get_host(request.clone()).await)
-        .await
-}
-
-async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
-    let host = get(name, session).await?;
-    if !watch {
-        return output::one(session.term, session.format, &host);
-    }
-    let wanted = |host: &v1::Host| host.name == name;
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: name,
-        single: true,
-        wanted: &wanted,
-    };
-    watch.run(session.term, async || single(client, name).await).await
-}
-
-/// One host, and a version that it is not older than: a page of one tells the version.
-async fn single(client: &Client, name: &str) -> Result<Snapshot<v1::Host>, Status> {
-    let request = v1::ListHostsRequest {
-        page_size: 1,
-        ..Default::default()
-    };
-    let page = client
-        .call(async |client| client.hosts().list_hosts(request.clone()).await)
-        .await?;
-    let request = v1::GetHostRequest {
-        name: name.to_owned(),
-    };
-    match client
-        .call(async |client| client.hosts().get_host(request.clone()).await)
-        .await
-    {
-        Ok(host) => Ok((vec![host], page.resource_version)),
-        Err(status) if status.code() == Code::NotFound => Ok((Vec::new(), page.resource_version)),
-        Err(status) => Err(status),
-    }
-}
-
 /// Labels with the changes made.
 pub fn changed(labels: &HashMap<String, String>, changes: &[LabelChange]) -> HashMap<String, String> {
     let mut labels = labels.clone();
@@ -216,7 +171,7 @@ async fn label(
 ) -> Result<(), Error> {
     let mut attempt = 1;
     let host = loop {
-        let host = get(name, session).await?;
+        let host: v1::Host = get(&session.client, name).await?;
         let new = v1::Host {
             name: name.to_owned(),
             labels: changed(&host.labels, changes),

@@ -5,7 +5,10 @@ use std::time::Duration;
 use dalgu_proto::v1;
 use tonic::Status;
 
-use super::{PAGE, Session};
+use super::{
+    PAGE, Session,
+    show::{get, show},
+};
 use crate::{
     args::{OpCommand, WaitArgs},
     client::Client,
@@ -32,9 +35,9 @@ pub async fn run(command: OpCommand, session: &mut Session<'_>) -> Result<(), Er
             };
             show_all(request, limit, watch, session).await
         }
-        OpCommand::Show { id, watch } => show(&id, watch, session).await,
+        OpCommand::Show { id, watch } => show::<v1::Operation>(&id, watch, session).await,
         OpCommand::Wait { id, timeout } => {
-            let operation = get(&id, session).await?;
+            let operation = get(&session.client, &id).await?;
             let limit = timeout.unwrap_or(WaitArgs::DEFAULT);
             let operation = progress::wait(&session.client, operation, limit, session.term).await?;
             session.ended(operation).await
@@ -43,13 +46,6 @@ pub async fn run(command: OpCommand, session: &mut Session<'_>) -> Result<(), Er
             cancel(id, no_wait, timeout.unwrap_or(WaitArgs::DEFAULT), session).await
         }
     }
-}
-
-async fn get(id: &str, session: &Session<'_>) -> Result<v1::Operation, Error> {
-    let request = v1::GetOperationRequest { id: id.to_owned() };
-    session
-        .read(async |client| client.operations().get_operation(request.clone()).await)
-        .await
 }
 
 async fn list(
@@ -98,37 +94,6 @@ async fn show_all(
     watch
         .run(session.term, async || list(client, request.clone(), limit).await)
         .await
-}
-
-async fn show(id: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
-    let operation = get(id, session).await?;
-    if !watch {
-        return output::one(session.term, session.format, &operation);
-    }
-    let wanted = |operation: &v1::Operation| operation.id == id;
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: id,
-        single: true,
-        wanted: &wanted,
-    };
-    watch.run(session.term, async || single(client, id).await).await
-}
-
-/// One operation, and a version that it is not older than: a page of one tells the version.
-async fn single(client: &Client, id: &str) -> Result<Snapshot<v1::Operation>, Status> {
-    let request = v1::ListOperationsRequest {
-        page_size: 1,
-        ..Default::default()
-    };
-    let (_, version) = list(client, request, 1).await?;
-    let request = v1::GetOperationRequest { id: id.to_owned() };
-    let operation = client
-        .call(async |client| client.operations().get_operation(request.clone()).await)
-        .await?;
-    Ok((vec![operation], version))
 }
 
 async fn cancel(id: String, no_wait: bool, limit: Duration, session: &mut Session<'_>) -> Result<(), Error> {

@@ -4,9 +4,13 @@ use std::{collections::HashMap, time::Duration};
 
 use dalgu_proto::v1;
 use prost_types::FieldMask;
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::{PAGE, Session, events, host, map, matches, request_id, spec};
+use super::{
+    PAGE, Session, events, host, map, matches, request_id,
+    show::{get, show},
+    spec,
+};
 use crate::{
     args::vm::{CreateArgs, UpdateArgs, VerbArgs, VmCommand},
     client::{CALL_TIMEOUT, Client},
@@ -43,7 +47,7 @@ pub async fn run(command: VmCommand, session: &mut Session<'_>) -> Result<(), Er
             selector,
             watch,
         } => show_all(host.unwrap_or_default(), map(selector), watch, session).await,
-        VmCommand::Show { name, watch } => show(&name, watch, session).await,
+        VmCommand::Show { name, watch } => show::<v1::Vm>(&name, watch, session).await,
         VmCommand::Start(args) => verb!(session, args, args.wait.limit(), start_vm, StartVmRequest {}),
         VmCommand::Stop { verb, grace, force } => {
             let seconds = grace.map_or(Ok(0), |grace| whole(grace.as_millis().div_ceil(1000), "--grace"))?;
@@ -220,58 +224,10 @@ async fn show_all(
         .await
 }
 
-async fn get(name: &str, session: &Session<'_>) -> Result<v1::Vm, Error> {
-    let request = v1::GetVmRequest {
-        name: name.to_owned(),
-    };
-    session
-        .read(async |client| client.vms().get_vm(request.clone()).await)
-        .await
-}
-
-async fn show(name: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
-    let vm = get(name, session).await?;
-    if !watch {
-        return output::one(session.term, session.format, &vm);
-    }
-    let wanted = |vm: &v1::Vm| vm.name == name;
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: name,
-        single: true,
-        wanted: &wanted,
-    };
-    watch.run(session.term, async || single(client, name).await).await
-}
-
-/// One VM, and a version that it is not older than: a page of one tells the version.
-async fn single(client: &Client, name: &str) -> Result<Snapshot<v1::Vm>, Status> {
-    let request = v1::ListVmsRequest {
-        page_size: 1,
-        ..Default::default()
-    };
-    let page = client
-        .call(async |client| client.vms().list_vms(request.clone()).await)
-        .await?;
-    let request = v1::GetVmRequest {
-        name: name.to_owned(),
-    };
-    match client
-        .call(async |client| client.vms().get_vm(request.clone()).await)
-        .await
-    {
-        Ok(vm) => Ok((vec![vm], page.resource_version)),
-        Err(status) if status.code() == Code::NotFound => Ok((Vec::new(), page.resource_version)),
-        Err(status) => Err(status),
-    }
-}
-
 async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error> {
     let mut attempt = 1;
     let vm = loop {
-        let old = get(&args.name, session).await?;
+        let old = get(&session.client, &args.name).await?;
         let request = changed(&args, &old);
         let answer = session
             .change(CALL_TIMEOUT, async |client| {

@@ -1,0 +1,78 @@
+//! One object: read, shown, and followed while it changes. Called by the commands of each noun that has a `show`.
+
+use dalgu_proto::v1;
+use tonic::{Code, Response, Status};
+
+use super::Session;
+use crate::{
+    client::Client,
+    exit::Error,
+    output,
+    watch::{Snapshot, Watch, Watched},
+};
+
+/// An object that can be asked for by its name or id.
+pub trait Single: Watched {
+    /// Asks for it.
+    fn ask(client: &Client, key: &str) -> impl Future<Output = Result<Response<Self>, Status>>;
+    /// Asks for a page of one, which tells the present version.
+    fn version(client: &Client) -> impl Future<Output = Result<Response<u64>, Status>>;
+}
+
+macro_rules! single {
+    ($object:ident: $service:ident, $get:ident($key:ident: $get_request:ident), $list:ident($list_request:ident)) => {
+        impl Single for v1::$object {
+            async fn ask(client: &Client, key: &str) -> Result<Response<Self>, Status> {
+                let $key = key.to_owned();
+                client.$service().$get(v1::$get_request { $key }).await
+            }
+
+            async fn version(client: &Client) -> Result<Response<u64>, Status> {
+                let request = v1::$list_request {
+                    page_size: 1,
+                    ..Default::default()
+                };
+                let page = client.$service().$list(request).await?;
+                Ok(page.map(|page| page.resource_version))
+            }
+        }
+    };
+}
+
+single!(Vm: vms, get_vm(name: GetVmRequest), list_vms(ListVmsRequest));
+single!(Host: hosts, get_host(name: GetHostRequest), list_hosts(ListHostsRequest));
+single!(Operation: operations, get_operation(id: GetOperationRequest), list_operations(ListOperationsRequest));
+
+/// Reads one.
+pub async fn get<R: Single>(client: &Client, key: &str) -> Result<R, Status> {
+    client.call(async |client| R::ask(client, key).await).await
+}
+
+/// Shows one, and its changes if they are wanted.
+pub async fn show<R: Single>(key: &str, watch: bool, session: &mut Session<'_>) -> Result<(), Error> {
+    let item: R = get(&session.client, key).await?;
+    if !watch {
+        return output::one(session.term, session.format, &item);
+    }
+    let client = &session.client;
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: key,
+        single: true,
+        wanted: &|item: &R| item.key() == key,
+    };
+    watch
+        .run(session.term, async || snapshot(client, key).await)
+        .await
+}
+
+/// One, or none when it is gone, and a version that it is not older than.
+async fn snapshot<R: Single>(client: &Client, key: &str) -> Result<Snapshot<R>, Status> {
+    let version = client.call(async |client| R::version(client).await).await?;
+    match get(client, key).await {
+        Ok(item) => Ok((vec![item], version)),
+        Err(status) if status.code() == Code::NotFound => Ok((Vec::new(), version)),
+        Err(status) => Err(status),
+    }
+}
