@@ -12,10 +12,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use dalgu_proto::{
-    ids::{Epoch, Generation, VmId},
-    vm::{PowerReason, PowerState, RestartMode},
-};
+use dalgu_proto::ids::VmId;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{
@@ -27,12 +24,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Known, Reply, Request, Shared,
     plan::{self, Memory, Step},
-    status::{Failure, Phase, Status},
+    reason,
+    status::Status,
+    steps::{FIRST_RETRY, Outcome, Stuck, poll_work},
     transfer::Transfers,
 };
 use crate::{
-    console,
-    hypervisor::{self, Definition, Domain, DomainState, Hint, Mark},
+    hypervisor::{Definition, Domain, Hint, Mark},
     ledger::{self, Disposition, Done},
 };
 
@@ -40,30 +38,8 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// A guest that was asked to shut down is looked at so often.
 const SHUTDOWN_LOOK: Duration = Duration::from_secs(2);
-/// First wait before a failed step is tried again; doubles up to [`MAX_RETRY`].
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// Longest wait before a failed step is tried again.
-const MAX_RETRY: Duration = Duration::from_secs(30);
 /// What is gone, or finished, is remembered so long, to refuse late commands for it.
 pub(super) const REMEMBER: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
-
-/// What a piece of work brought.
-struct Outcome {
-    /// The step, if there was one, and whether it succeeded.
-    step: Option<(Step, Result<(), hypervisor::Error>)>,
-    /// What was seen after it.
-    seen: Result<Option<Domain>, hypervisor::Error>,
-    /// Epoch that a definition was made with.
-    epoch: Epoch,
-}
-
-/// A step that failed. It counts for as long as the plan asks for that step.
-struct Stuck {
-    step: Step,
-    failure: Failure,
-    tries: u32,
-    retry_at: Option<Instant>,
-}
 
 /// See the module's documentation.
 pub(super) struct Driver {
@@ -74,18 +50,18 @@ pub(super) struct Driver {
     pub(super) domain: Option<Domain>,
     /// Whether `domain` is what was seen last; false before the first look and after a failed one.
     pub(super) seen: Option<Timestamp>,
-    volumes_ready: bool,
-    volumes_gone: bool,
-    started: bool,
-    shutdown_asked: Option<Instant>,
-    shutdown_repeated: Option<Instant>,
+    pub(super) volumes_ready: bool,
+    pub(super) volumes_gone: bool,
+    pub(super) started: bool,
+    pub(super) shutdown_asked: Option<Instant>,
+    pub(super) shutdown_repeated: Option<Instant>,
     restarts: VecDeque<Instant>,
-    stuck: Option<Stuck>,
-    adopted: bool,
-    work: Option<BoxFuture<'static, Outcome>>,
+    pub(super) stuck: Option<Stuck>,
+    pub(super) adopted: bool,
+    pub(super) work: Option<BoxFuture<'static, Outcome>>,
     look_again: bool,
     wake: Instant,
-    status: watch::Sender<Status>,
+    pub(super) status: watch::Sender<Status>,
 }
 
 impl Driver {
@@ -208,26 +184,6 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, step: Option<Step>) {
-        let hypervisor = self.shared.hypervisor.clone();
-        let (id, definition) = (self.id, self.definition());
-        let epoch = definition
-            .as_ref()
-            .map(|definition| definition.mark.epoch)
-            .unwrap_or_default();
-        self.work = Some(Box::pin(async move {
-            let step = match step {
-                Some(step) => Some((step, perform(&*hypervisor, id, definition.as_ref(), step).await)),
-                None => None,
-            };
-            Outcome {
-                step,
-                seen: hypervisor.get(id).await,
-                epoch,
-            }
-        }));
-    }
-
     /// What the domain is to be; `None` before the intent is known.
     pub(super) fn definition(&self) -> Option<Definition> {
         let vm = self.vm.as_ref()?;
@@ -270,66 +226,6 @@ impl Driver {
         }
     }
 
-    async fn step_done(&mut self, step: Step, epoch: Epoch) {
-        match step {
-            Step::CreateVolumes => {
-                self.volumes_ready = true;
-                // Written down with what follows; until then they are looked for again.
-                if let Some(vm) = &mut self.vm {
-                    vm.done.volumes = true;
-                }
-            }
-            Step::DeleteVolumes => self.volumes_gone = true,
-            Step::Start => self.started = true,
-            Step::Shutdown => {
-                let now = Instant::now();
-                self.shutdown_asked.get_or_insert(now);
-                self.shutdown_repeated = Some(now);
-            }
-            Step::Define => {
-                if let Some(vm) = &mut self.vm {
-                    vm.done.defined = Some(epoch);
-                    self.save_vm().await;
-                }
-            }
-            _ => {}
-        }
-        tracing::info!(?step, "step done");
-    }
-
-    async fn step_failed(&mut self, step: Step, error: &hypervisor::Error) {
-        // It was written down as begun so that a dead agent's successor does not do it twice. It has not been done; only
-        // where the call may yet take effect, it is left at that.
-        if matches!(step, Step::RestartGuest(_))
-            && !matches!(error, hypervisor::Error::Timeout { .. })
-            && let Some(vm) = &mut self.vm
-            && let Some(intent) = &vm.intent
-        {
-            vm.done.restart = intent.restart_sequence.saturating_sub(1);
-            self.save_vm().await;
-        }
-        let tries = self.stuck.as_ref().map_or(0, |stuck| stuck.tries) + 1;
-        let retrying = error.is_retryable();
-        let wait = FIRST_RETRY.saturating_mul(1 << (tries - 1).min(6)).min(MAX_RETRY);
-        let since = self
-            .stuck
-            .as_ref()
-            .map_or_else(Timestamp::now, |stuck| stuck.failure.since);
-        let failure = Failure {
-            reason: error.reason().to_owned(),
-            message: error.to_string(),
-            retrying,
-            since,
-        };
-        tracing::warn!(?step, %error, tries, retrying, "step failed");
-        self.stuck = Some(Stuck {
-            step,
-            failure,
-            tries,
-            retry_at: retrying.then(|| Instant::now() + wait),
-        });
-    }
-
     /// Forgets failures and what was tried: there is a new intent.
     pub(super) fn start_afresh(&mut self) {
         self.stuck = None;
@@ -342,7 +238,8 @@ impl Driver {
         self.adopted = false;
     }
 
-    fn memory(&mut self) -> Memory {
+    /// What the plan needs to know besides the ledger.
+    pub(super) fn memory(&mut self) -> Memory {
         let now = Instant::now();
         while self
             .restarts
@@ -442,34 +339,13 @@ impl Driver {
         }
     }
 
-    fn crash_loop(&mut self) {
-        let message = format!(
-            "ended {} times within {} min; look at its console, then start it again",
-            plan::MAX_RESTARTS,
-            plan::CRASH_WINDOW.as_secs() / 60
-        );
-        let failure = Failure {
-            reason: "CRASH_LOOP".to_owned(),
-            message,
-            retrying: false,
-            since: Timestamp::now(),
-        };
-        tracing::error!("the guest ends again and again; it is not restarted any more");
-        self.stuck = Some(Stuck {
-            step: Step::CrashLoop,
-            failure,
-            tries: 0,
-            retry_at: None,
-        });
-    }
-
     /// Writes down the power state and its reason when they have changed.
     async fn note_power(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         let now = self
             .domain
             .as_ref()
-            .and_then(|domain| explain(vm, domain, &self.shared.boot_id));
+            .and_then(|domain| reason::explain(vm, domain, &self.shared.boot_id));
         if now != vm.last_seen || vm.boot_id != self.shared.boot_id {
             // A domain that is not there says nothing of why the last one ended.
             if now.is_some() {
@@ -514,93 +390,6 @@ impl Driver {
         let (ledger, id) = (self.shared.ledger.clone(), self.id);
         on_disk(move || ledger.remove_vm(id)).await.is_ok()
     }
-
-    fn publish(&mut self) {
-        let next = self.describe();
-        let changed = self.status.send_if_modified(|status| {
-            let changed = !status.same_content(&next);
-            let generation = status.status_generation + u64::from(changed);
-            *status = Status {
-                status_generation: generation,
-                ..next
-            };
-            changed
-        });
-        if changed {
-            self.shared.changes.send_modify(|count| *count += 1);
-        }
-    }
-
-    fn describe(&mut self) -> Status {
-        let memory = self.memory();
-        let mut status = Status::unknown(self.id);
-        status.migration = self.transfers.describe(self.domain.as_ref(), self.seen.is_some());
-        let Some(vm) = &self.vm else { return status };
-        status.name = vm.name.to_string();
-        status.accepted_generation = vm
-            .intent
-            .as_ref()
-            .map_or(Generation(0), |intent| intent.generation);
-        status.epoch = vm.epoch;
-        status.adopted = self.adopted;
-        status.observed_at = self.seen;
-        status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());
-        let settled = self.seen.is_some()
-            && self.stuck.is_none()
-            && self.work.is_none()
-            && plan::next(vm, self.domain.as_ref(), &memory) == Step::Settled;
-        status.phase = match vm.disposition {
-            Disposition::Gone { .. } => Phase::Gone,
-            Disposition::Deleting => Phase::Deleting,
-            Disposition::Incoming { .. } => Phase::Incoming,
-            Disposition::Outgoing { .. } => Phase::Outgoing,
-            Disposition::Owned if settled => Phase::Settled,
-            Disposition::Owned if self.stuck.as_ref().is_some_and(|stuck| !stuck.failure.retrying) => {
-                Phase::Failed
-            }
-            // A mere look does not make a VM busy again.
-            Disposition::Owned
-                if self.status.borrow().phase == Phase::Settled
-                    && self.status.borrow().accepted_generation == status.accepted_generation
-                    && self.only_looking() =>
-            {
-                Phase::Settled
-            }
-            Disposition::Owned => Phase::Applying,
-        };
-        if status.phase == Phase::Settled {
-            status.observed_generation = status.accepted_generation;
-        } else {
-            status.observed_generation = self
-                .status
-                .borrow()
-                .observed_generation
-                .min(status.accepted_generation);
-        }
-        if self.domain.is_some()
-            && let Some((power, reason)) = vm.last_seen
-        {
-            status.power = Some(power);
-            status.reason = reason;
-        }
-        status
-    }
-
-    fn only_looking(&self) -> bool {
-        self.stuck.is_none() && self.work.is_some()
-    }
-
-    /// Whether a step, or even a look, is under way.
-    pub(super) fn busy(&self) -> bool {
-        self.stuck.is_some() || !matches!(self.status.borrow().phase, Phase::Settled)
-    }
-}
-
-async fn poll_work(work: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
-    match work {
-        Some(work) => work.await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Runs a disk write away from the runtime's threads.
@@ -610,33 +399,6 @@ pub(super) async fn on_disk<T: std::marker::Send + 'static>(
     match tokio::task::spawn_blocking(write).await {
         Ok(outcome) => outcome,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-async fn perform(
-    hypervisor: &dyn hypervisor::Hypervisor,
-    id: VmId,
-    definition: Option<&Definition>,
-    step: Step,
-) -> Result<(), hypervisor::Error> {
-    let defined = || definition.ok_or(hypervisor::Error::NotFound { id });
-    match step {
-        Step::CreateVolumes => hypervisor.create_volumes(defined()?, false).await,
-        Step::Define => hypervisor.define(defined()?).await,
-        Step::Start | Step::Restart => hypervisor.start(id).await,
-        Step::Shutdown => hypervisor.shutdown(id).await,
-        Step::Destroy => hypervisor.destroy(id).await,
-        Step::Pause => hypervisor.pause(id).await,
-        Step::Resume => hypervisor.resume(id).await,
-        Step::RestartGuest(RestartMode::Reboot) => hypervisor.reboot(id).await,
-        Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
-        Step::Undefine => hypervisor.undefine(id).await,
-        Step::DeleteVolumes => {
-            hypervisor.delete_volumes(id, false).await?;
-            console::remove(&hypervisor.console_log(id)).await;
-            Ok(())
-        }
-        Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Settled | Step::CrashLoop => Ok(()),
     }
 }
 
@@ -658,96 +420,4 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         last_seen: None,
         boot_id: String::new(),
     })
-}
-
-/// The power state of a domain and why it is so, from what the hypervisor says and what this host did itself.
-fn explain(vm: &ledger::Vm, domain: &Domain, boot_id: &str) -> Option<(PowerState, PowerReason)> {
-    let power = match domain.state {
-        DomainState::Running => PowerState::Running,
-        DomainState::Paused => PowerState::Paused,
-        DomainState::Stopped => PowerState::Stopped,
-        DomainState::Incoming | DomainState::HandedOver => return None,
-    };
-    let wanted = vm.intent.as_ref().is_some_and(|intent| intent.power == power);
-    let before = vm
-        .last_seen
-        .filter(|(seen, _)| *seen == power)
-        .map(|(_, reason)| reason);
-    let ran = vm.last_seen.is_some_and(|(seen, _)| seen != PowerState::Stopped);
-    let reason = match (power, domain.reason) {
-        (_, PowerReason::Migrated) if power == PowerState::Running => PowerReason::Migrated,
-        (PowerState::Paused, PowerReason::IoError) => PowerReason::IoError,
-        (PowerState::Stopped, _) if ran && vm.boot_id != boot_id => PowerReason::HostReboot,
-        (PowerState::Stopped, _) if wanted => PowerReason::Requested,
-        (PowerState::Stopped, PowerReason::Unknown) if ran => PowerReason::Crashed,
-        (PowerState::Stopped, PowerReason::Unknown) => before.unwrap_or_default(),
-        (PowerState::Stopped, reason) => before
-            .filter(|before| *before == PowerReason::HostReboot)
-            .unwrap_or(reason),
-        (PowerState::Running | PowerState::Paused, _) if wanted => before.unwrap_or(PowerReason::Requested),
-        (PowerState::Running | PowerState::Paused, _) => PowerReason::External,
-    };
-    Some((power, reason))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn vm(last_seen: Option<(PowerState, PowerReason)>) -> ledger::Vm {
-        ledger::Vm {
-            id: VmId::from_uuid(uuid::Uuid::from_u128(1)),
-            name: "web".parse().unwrap(),
-            intent: None,
-            epoch: Epoch(1),
-            generation: Generation(1),
-            disposition: Disposition::Owned,
-            done: Done::default(),
-            last_seen,
-            boot_id: "boot-1".into(),
-        }
-    }
-
-    fn off(reason: PowerReason) -> Domain {
-        Domain {
-            id: VmId::from_uuid(uuid::Uuid::from_u128(1)),
-            name: "web".into(),
-            mark: None,
-            state: DomainState::Stopped,
-            reason,
-            persistent: true,
-            vcpus: 1,
-            memory_mib: 64,
-        }
-    }
-
-    #[test]
-    fn the_reason_for_being_off_survives_a_forgetful_hypervisor() {
-        let running = Some((PowerState::Running, PowerReason::Requested));
-        let crashed = Some((PowerState::Stopped, PowerReason::Crashed));
-        let cases = [
-            (running, PowerReason::Crashed, "boot-1", PowerReason::Crashed),
-            (running, PowerReason::Unknown, "boot-1", PowerReason::Crashed),
-            (
-                running,
-                PowerReason::GuestShutdown,
-                "boot-1",
-                PowerReason::GuestShutdown,
-            ),
-            (running, PowerReason::External, "boot-1", PowerReason::External),
-            (running, PowerReason::Unknown, "boot-2", PowerReason::HostReboot),
-            (running, PowerReason::Crashed, "boot-2", PowerReason::HostReboot),
-            (crashed, PowerReason::Unknown, "boot-1", PowerReason::Crashed),
-            (crashed, PowerReason::Unknown, "boot-2", PowerReason::Crashed),
-            (None, PowerReason::Unknown, "boot-1", PowerReason::Unknown),
-        ];
-        for (before, said, boot, expected) in cases {
-            let found = explain(&vm(before), &off(said), boot);
-            assert_eq!(
-                found,
-                Some((PowerState::Stopped, expected)),
-                "{before:?} {said:?} {boot}"
-            );
-        }
-    }
 }

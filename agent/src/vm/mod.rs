@@ -6,21 +6,15 @@
 
 use std::{
     collections::HashMap,
-    panic::AssertUnwindSafe,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, VmId, VmName},
     tls::Identity,
 };
-use futures::FutureExt;
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -29,17 +23,19 @@ use crate::{
     migration::transport::Grants,
 };
 
+mod describe;
 mod driver;
 pub mod plan;
 pub mod policy;
+mod reason;
 mod requests;
 pub mod status;
+mod steps;
+mod tend;
 mod transfer;
 
 /// Requests that wait for one VM's task. Each is a command of the controller, which has few under way for one VM.
 const QUEUE_DEPTH: usize = 8;
-/// Shortest and longest wait before a VM's task that failed begins anew.
-const BEGIN_ANEW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 /// Why a request to a VM's task failed.
 #[derive(Debug, thiserror::Error)]
@@ -270,66 +266,6 @@ impl Vms {
         self.tasks.spawn(self.clone().tend(driver, queue, id, status));
         map.insert(id, handle.clone());
         handle
-    }
-
-    /// Runs a VM's task until it ends. One that fails by a defect of its own begins anew from what is true, as after a
-    /// restart of the agent: a VM without a task would be taken for one that is unknown here.
-    async fn tend(
-        self,
-        mut driver: driver::Driver,
-        mut queue: mpsc::Receiver<(Request, Reply)>,
-        id: VmId,
-        status: watch::Sender<status::Status>,
-    ) {
-        let mut wait = BEGIN_ANEW.0;
-        loop {
-            let begun = Instant::now();
-            let run = AssertUnwindSafe(driver.run(&mut queue, self.stop.clone()));
-            if run.catch_unwind().await.is_ok() {
-                break;
-            }
-            if begun.elapsed() > BEGIN_ANEW.1 * 2 {
-                wait = BEGIN_ANEW.0;
-            }
-            tracing::error!(vm = %id, ?wait, "the VM's task failed, which is a defect of the agent; it begins anew");
-            let known = async {
-                loop {
-                    sleep(wait).await;
-                    wait = (wait * 2).min(BEGIN_ANEW.1);
-                    match self.known(id).await {
-                        Ok(known) => return known,
-                        Err(error) => tracing::warn!(vm = %id, %error, "it cannot begin anew yet"),
-                    }
-                }
-            };
-            // Cancel safe: it only reads.
-            let known = tokio::select! {
-                known = known => known,
-                () = self.stop.cancelled() => return,
-            };
-            driver = driver::Driver::new(self.shared.clone(), id, known, status.clone());
-        }
-        drop(queue);
-        let mut map = self.map();
-        if map.get(&id).is_some_and(|handle| handle.requests.is_closed()) && !self.stop.is_cancelled() {
-            map.remove(&id);
-        }
-    }
-
-    /// What is true of a VM, by the ledger and the hypervisor.
-    async fn known(&self, id: VmId) -> Result<Known, Error> {
-        let ledger = self.shared.ledger.clone();
-        let contents = driver::on_disk(move || ledger.load()).await?;
-        let mut known = Known {
-            vm: contents.vms.into_iter().find(|vm| vm.id == id),
-            migrations: contents.migrations.into_iter().filter(|m| m.vm == id).collect(),
-            adopted: None,
-        };
-        if known.vm.is_none() {
-            let domain = self.shared.hypervisor.get(id).await?;
-            known.adopted = domain.filter(|domain| domain.mark.is_some());
-        }
-        Ok(known)
     }
 
     /// Tells that some VM's status has changed.

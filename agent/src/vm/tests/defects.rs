@@ -1,6 +1,7 @@
 //! What must not be lost when the agent itself, its disk or a message fails.
 
 use super::*;
+use crate::vm::tend::BEGIN_ANEW;
 
 #[tokio::test(start_paused = true)]
 async fn a_vms_task_that_fails_begins_anew_and_forgets_nothing() {

@@ -1,0 +1,95 @@
+//! What a VM's task says of the VM: the [`Status`] made from its ledger entry, what was seen and what is under way.
+//!
+//! Called by the task after everything it does. Changes nothing but the status, and looks at nothing anew.
+
+use dalgu_proto::ids::Generation;
+
+use super::{
+    driver::Driver,
+    plan::{self, Step},
+    status::{Phase, Status},
+};
+use crate::ledger::Disposition;
+
+impl Driver {
+    /// Publishes what is known, if it has changed.
+    pub(super) fn publish(&mut self) {
+        let next = self.describe();
+        let changed = self.status.send_if_modified(|status| {
+            let changed = !status.same_content(&next);
+            let generation = status.status_generation + u64::from(changed);
+            *status = Status {
+                status_generation: generation,
+                ..next
+            };
+            changed
+        });
+        if changed {
+            self.shared.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn describe(&mut self) -> Status {
+        let memory = self.memory();
+        let mut status = Status::unknown(self.id);
+        status.migration = self.transfers.describe(self.domain.as_ref(), self.seen.is_some());
+        let Some(vm) = &self.vm else { return status };
+        status.name = vm.name.to_string();
+        status.accepted_generation = vm
+            .intent
+            .as_ref()
+            .map_or(Generation(0), |intent| intent.generation);
+        status.epoch = vm.epoch;
+        status.adopted = self.adopted;
+        status.observed_at = self.seen;
+        status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());
+        let settled = self.seen.is_some()
+            && self.stuck.is_none()
+            && self.work.is_none()
+            && plan::next(vm, self.domain.as_ref(), &memory) == Step::Settled;
+        status.phase = match vm.disposition {
+            Disposition::Gone { .. } => Phase::Gone,
+            Disposition::Deleting => Phase::Deleting,
+            Disposition::Incoming { .. } => Phase::Incoming,
+            Disposition::Outgoing { .. } => Phase::Outgoing,
+            Disposition::Owned if settled => Phase::Settled,
+            Disposition::Owned if self.stuck.as_ref().is_some_and(|stuck| !stuck.failure.retrying) => {
+                Phase::Failed
+            }
+            // A mere look does not make a VM busy again.
+            Disposition::Owned
+                if self.status.borrow().phase == Phase::Settled
+                    && self.status.borrow().accepted_generation == status.accepted_generation
+                    && self.only_looking() =>
+            {
+                Phase::Settled
+            }
+            Disposition::Owned => Phase::Applying,
+        };
+        if status.phase == Phase::Settled {
+            status.observed_generation = status.accepted_generation;
+        } else {
+            status.observed_generation = self
+                .status
+                .borrow()
+                .observed_generation
+                .min(status.accepted_generation);
+        }
+        if self.domain.is_some()
+            && let Some((power, reason)) = vm.last_seen
+        {
+            status.power = Some(power);
+            status.reason = reason;
+        }
+        status
+    }
+
+    fn only_looking(&self) -> bool {
+        self.stuck.is_none() && self.work.is_some()
+    }
+
+    /// Whether a step, or even a look, is under way.
+    pub(super) fn busy(&self) -> bool {
+        self.stuck.is_some() || !matches!(self.status.borrow().phase, Phase::Settled)
+    }
+}

@@ -1,0 +1,189 @@
+//! How a VM's task does the steps of the plan, and what it makes of their outcome.
+//!
+//! One piece of work is a look, or a step and a look after it; it is polled by the task ([`super::driver`]), which stays
+//! free to take requests meanwhile. Decides when a failed step is tried again, never which step is next.
+
+use std::time::Duration;
+
+use dalgu_proto::{
+    ids::{Epoch, VmId},
+    vm::RestartMode,
+};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{
+    driver::Driver,
+    plan::{self, Step},
+    status::Failure,
+};
+use crate::{
+    console,
+    hypervisor::{self, Definition, Domain},
+};
+
+/// First wait before a failed step is tried again; doubles up to [`MAX_RETRY`].
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// Longest wait before a failed step is tried again.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// What a piece of work brought.
+pub(super) struct Outcome {
+    /// The step, if there was one, and whether it succeeded.
+    pub(super) step: Option<(Step, Result<(), hypervisor::Error>)>,
+    /// What was seen after it.
+    pub(super) seen: Result<Option<Domain>, hypervisor::Error>,
+    /// Epoch that a definition was made with.
+    pub(super) epoch: Epoch,
+}
+
+/// A step that failed. It counts for as long as the plan asks for that step.
+pub(super) struct Stuck {
+    pub(super) step: Step,
+    pub(super) failure: Failure,
+    pub(super) tries: u32,
+    pub(super) retry_at: Option<Instant>,
+}
+
+impl Driver {
+    /// Begins a look, after a step if one is given.
+    pub(super) fn begin(&mut self, step: Option<Step>) {
+        let hypervisor = self.shared.hypervisor.clone();
+        let (id, definition) = (self.id, self.definition());
+        let epoch = definition
+            .as_ref()
+            .map(|definition| definition.mark.epoch)
+            .unwrap_or_default();
+        self.work = Some(Box::pin(async move {
+            let step = match step {
+                Some(step) => Some((step, perform(&*hypervisor, id, definition.as_ref(), step).await)),
+                None => None,
+            };
+            Outcome {
+                step,
+                seen: hypervisor.get(id).await,
+                epoch,
+            }
+        }));
+    }
+
+    /// Takes note of a step that succeeded.
+    pub(super) async fn step_done(&mut self, step: Step, epoch: Epoch) {
+        match step {
+            Step::CreateVolumes => {
+                self.volumes_ready = true;
+                // Written down with what follows; until then they are looked for again.
+                if let Some(vm) = &mut self.vm {
+                    vm.done.volumes = true;
+                }
+            }
+            Step::DeleteVolumes => self.volumes_gone = true,
+            Step::Start => self.started = true,
+            Step::Shutdown => {
+                let now = Instant::now();
+                self.shutdown_asked.get_or_insert(now);
+                self.shutdown_repeated = Some(now);
+            }
+            Step::Define => {
+                if let Some(vm) = &mut self.vm {
+                    vm.done.defined = Some(epoch);
+                    self.save_vm().await;
+                }
+            }
+            _ => {}
+        }
+        tracing::info!(?step, "step done");
+    }
+
+    /// Takes note of a step that failed, and decides when it is tried again.
+    pub(super) async fn step_failed(&mut self, step: Step, error: &hypervisor::Error) {
+        // It was written down as begun so that a dead agent's successor does not do it twice. It has not been done; only
+        // where the call may yet take effect, it is left at that.
+        if matches!(step, Step::RestartGuest(_))
+            && !matches!(error, hypervisor::Error::Timeout { .. })
+            && let Some(vm) = &mut self.vm
+            && let Some(intent) = &vm.intent
+        {
+            vm.done.restart = intent.restart_sequence.saturating_sub(1);
+            self.save_vm().await;
+        }
+        let tries = self.stuck.as_ref().map_or(0, |stuck| stuck.tries) + 1;
+        let retrying = error.is_retryable();
+        let wait = FIRST_RETRY.saturating_mul(1 << (tries - 1).min(6)).min(MAX_RETRY);
+        let since = self
+            .stuck
+            .as_ref()
+            .map_or_else(Timestamp::now, |stuck| stuck.failure.since);
+        let failure = Failure {
+            reason: error.reason().to_owned(),
+            message: error.to_string(),
+            retrying,
+            since,
+        };
+        tracing::warn!(?step, %error, tries, retrying, "step failed");
+        self.stuck = Some(Stuck {
+            step,
+            failure,
+            tries,
+            retry_at: retrying.then(|| Instant::now() + wait),
+        });
+    }
+
+    /// Takes note that the guest is given up.
+    pub(super) fn crash_loop(&mut self) {
+        let message = format!(
+            "ended {} times within {} min; look at its console, then start it again",
+            plan::MAX_RESTARTS,
+            plan::CRASH_WINDOW.as_secs() / 60
+        );
+        let failure = Failure {
+            reason: "CRASH_LOOP".to_owned(),
+            message,
+            retrying: false,
+            since: Timestamp::now(),
+        };
+        tracing::error!("the guest ends again and again; it is not restarted any more");
+        self.stuck = Some(Stuck {
+            step: Step::CrashLoop,
+            failure,
+            tries: 0,
+            retry_at: None,
+        });
+    }
+}
+
+/// Goes on with the work, if there is any.
+pub(super) async fn poll_work(work: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn perform(
+    hypervisor: &dyn hypervisor::Hypervisor,
+    id: VmId,
+    definition: Option<&Definition>,
+    step: Step,
+) -> Result<(), hypervisor::Error> {
+    let defined = || definition.ok_or(hypervisor::Error::NotFound { id });
+    match step {
+        Step::CreateVolumes => hypervisor.create_volumes(defined()?, false).await,
+        Step::Define => hypervisor.define(defined()?).await,
+        Step::Start | Step::Restart => hypervisor.start(id).await,
+        Step::Shutdown => hypervisor.shutdown(id).await,
+        Step::Destroy => hypervisor.destroy(id).await,
+        Step::Pause => hypervisor.pause(id).await,
+        Step::Resume => hypervisor.resume(id).await,
+        Step::RestartGuest(RestartMode::Reboot) => hypervisor.reboot(id).await,
+        Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
+        Step::Undefine => hypervisor.undefine(id).await,
+        Step::DeleteVolumes => {
+            hypervisor.delete_volumes(id, false).await?;
+            console::remove(&hypervisor.console_log(id)).await;
+            Ok(())
+        }
+        Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Settled | Step::CrashLoop => Ok(()),
+    }
+}
