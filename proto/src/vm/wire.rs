@@ -1,0 +1,386 @@
+//! Conversions between [`crate::vm`] and the generated messages. From the wire they check and fill in defaults, and
+//! name the field that does not hold; to the wire they are total.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::v1;
+
+fn invalid(field: impl Into<String>, message: impl ToString) -> Invalid {
+    Invalid {
+        field: field.into(),
+        message: message.to_string(),
+    }
+}
+
+impl TryFrom<v1::VmSpec> for Spec {
+    type Error = Invalid;
+
+    fn try_from(wire: v1::VmSpec) -> Result<Self, Invalid> {
+        if !(1..=MAX_VCPUS).contains(&wire.vcpus) {
+            return Err(invalid(
+                "vcpus",
+                format!("must be 1 to {MAX_VCPUS}, got {}", wire.vcpus),
+            ));
+        }
+        if !MEMORY_MIB.contains(&wire.memory_mib) {
+            let message = format!(
+                "must be {} to {} MiB, got {}",
+                MEMORY_MIB.start(),
+                MEMORY_MIB.end(),
+                wire.memory_mib
+            );
+            return Err(invalid("memory_mib", message));
+        }
+        if wire.disks.len() > MAX_DISKS {
+            return Err(invalid(
+                "disks",
+                format!("at most {MAX_DISKS} are allowed, got {}", wire.disks.len()),
+            ));
+        }
+        if wire.nics.len() > MAX_NICS {
+            return Err(invalid(
+                "nics",
+                format!("at most {MAX_NICS} are allowed, got {}", wire.nics.len()),
+            ));
+        }
+        let restart_policy = match v1::RestartPolicy::try_from(wire.restart_policy) {
+            Ok(policy) => policy.into(),
+            Err(_) => return Err(invalid("restart_policy", "is not a value of RestartPolicy")),
+        };
+        if v1::HaTier::try_from(wire.ha_tier).is_err() {
+            return Err(invalid("ha_tier", "is not a value of HaTier"));
+        }
+        let disks = wire
+            .disks
+            .into_iter()
+            .enumerate()
+            .map(|(index, disk)| check_disk(index, disk))
+            .collect::<Result<Vec<_>, _>>()?;
+        let nics = wire
+            .nics
+            .into_iter()
+            .enumerate()
+            .map(|(index, nic)| check_nic(index, nic))
+            .collect::<Result<Vec<_>, _>>()?;
+        unique("disks", disks.iter().map(|disk| disk.name.as_str()))?;
+        unique("nics", nics.iter().map(|nic| nic.name.as_str()))?;
+        let kernel_boot = wire.kernel_boot.map(check_kernel).transpose()?;
+        if kernel_boot.is_none() && disks.is_empty() {
+            return Err(invalid("disks", "a VM needs a disk or kernel_boot to boot from"));
+        }
+        let host_selector =
+            check_labels(&wire.host_selector).map_err(|message| invalid("host_selector", message))?;
+        Ok(Self {
+            vcpus: wire.vcpus,
+            memory_mib: wire.memory_mib,
+            disks,
+            nics,
+            kernel_boot,
+            restart_policy,
+            host_selector,
+        })
+    }
+}
+
+fn unique<'a>(field: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Invalid> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(invalid(field, format!("the name {name:?} is used twice")));
+        }
+    }
+    Ok(())
+}
+
+fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
+    let at = |field: &str| format!("disks[{index}].{field}");
+    ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
+    if !DISK_MIB.contains(&wire.size_mib) {
+        let message = format!(
+            "must be {} to {} MiB, got {}",
+            DISK_MIB.start(),
+            DISK_MIB.end(),
+            wire.size_mib
+        );
+        return Err(invalid(at("size_mib"), message));
+    }
+    let pool = if wire.pool.is_empty() {
+        DEFAULT_POOL.to_owned()
+    } else {
+        wire.pool
+    };
+    ids::check_device_name(&pool).map_err(|error| invalid(at("pool"), error))?;
+    let image = Some(wire.image).filter(|image| !image.is_empty());
+    if let Some(image) = &image {
+        ids::check_file_name(image).map_err(|error| invalid(at("image"), error))?;
+    }
+    let format = match v1::DiskFormat::try_from(wire.format) {
+        Ok(v1::DiskFormat::Raw) => DiskFormat::Raw,
+        Ok(_) => DiskFormat::Qcow2,
+        Err(_) => return Err(invalid(at("format"), "is not a value of DiskFormat")),
+    };
+    Ok(Disk {
+        name: wire.name,
+        size_mib: wire.size_mib,
+        pool,
+        image,
+        format,
+    })
+}
+
+fn check_nic(index: usize, wire: v1::Nic) -> Result<Nic, Invalid> {
+    let at = |field: &str| format!("nics[{index}].{field}");
+    ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
+    // A Linux interface name: 1 to 15 bytes; the stricter file-name rule keeps out what the kernel would allow.
+    if wire.bridge.len() > 15 {
+        return Err(invalid(at("bridge"), "must be at most 15 characters"));
+    }
+    ids::check_file_name(&wire.bridge).map_err(|error| invalid(at("bridge"), error))?;
+    let mac = if wire.mac.is_empty() {
+        String::new()
+    } else {
+        check_mac(&wire.mac).map_err(|rule| invalid(at("mac"), rule))?
+    };
+    Ok(Nic {
+        name: wire.name,
+        bridge: wire.bridge,
+        mac,
+    })
+}
+
+fn check_kernel(wire: v1::KernelBoot) -> Result<KernelBoot, Invalid> {
+    ids::check_file_name(&wire.kernel).map_err(|error| invalid("kernel_boot.kernel", error))?;
+    let initrd = Some(wire.initrd).filter(|initrd| !initrd.is_empty());
+    if let Some(initrd) = &initrd {
+        ids::check_file_name(initrd).map_err(|error| invalid("kernel_boot.initrd", error))?;
+    }
+    let printable = wire.cmdline.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if wire.cmdline.len() > 2048 || !printable {
+        return Err(invalid(
+            "kernel_boot.cmdline",
+            "must be at most 2048 printable ASCII characters",
+        ));
+    }
+    Ok(KernelBoot {
+        kernel: wire.kernel,
+        initrd,
+        cmdline: wire.cmdline,
+    })
+}
+
+impl From<Spec> for v1::VmSpec {
+    fn from(spec: Spec) -> Self {
+        let disk = |disk: Disk| v1::Disk {
+            name: disk.name,
+            size_mib: disk.size_mib,
+            pool: disk.pool,
+            image: disk.image.unwrap_or_default(),
+            format: match disk.format {
+                DiskFormat::Qcow2 => v1::DiskFormat::Qcow2,
+                DiskFormat::Raw => v1::DiskFormat::Raw,
+            }
+            .into(),
+        };
+        Self {
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            disks: spec.disks.into_iter().map(disk).collect(),
+            nics: spec
+                .nics
+                .into_iter()
+                .map(|nic| v1::Nic {
+                    name: nic.name,
+                    bridge: nic.bridge,
+                    mac: nic.mac,
+                })
+                .collect(),
+            kernel_boot: spec.kernel_boot.map(|boot| v1::KernelBoot {
+                kernel: boot.kernel,
+                initrd: boot.initrd.unwrap_or_default(),
+                cmdline: boot.cmdline,
+            }),
+            restart_policy: v1::RestartPolicy::from(spec.restart_policy).into(),
+            ha_tier: v1::HaTier::Local.into(),
+            host_selector: spec.host_selector.into_iter().collect(),
+        }
+    }
+}
+
+impl From<v1::RestartPolicy> for RestartPolicy {
+    fn from(wire: v1::RestartPolicy) -> Self {
+        match wire {
+            v1::RestartPolicy::Unspecified | v1::RestartPolicy::OnFailure => Self::OnFailure,
+            v1::RestartPolicy::Always => Self::Always,
+            v1::RestartPolicy::Never => Self::Never,
+        }
+    }
+}
+
+impl From<RestartPolicy> for v1::RestartPolicy {
+    fn from(policy: RestartPolicy) -> Self {
+        match policy {
+            RestartPolicy::OnFailure => Self::OnFailure,
+            RestartPolicy::Always => Self::Always,
+            RestartPolicy::Never => Self::Never,
+        }
+    }
+}
+
+impl From<PowerState> for v1::PowerState {
+    fn from(state: PowerState) -> Self {
+        match state {
+            PowerState::Running => Self::Running,
+            PowerState::Stopped => Self::Stopped,
+            PowerState::Paused => Self::Paused,
+        }
+    }
+}
+
+impl TryFrom<v1::PowerState> for PowerState {
+    type Error = Invalid;
+
+    fn try_from(wire: v1::PowerState) -> Result<Self, Invalid> {
+        match wire {
+            v1::PowerState::Running => Ok(Self::Running),
+            v1::PowerState::Stopped => Ok(Self::Stopped),
+            v1::PowerState::Paused => Ok(Self::Paused),
+            v1::PowerState::Unspecified => Err(invalid("power_state", "must be given")),
+        }
+    }
+}
+
+impl From<PowerReason> for v1::PowerReason {
+    fn from(reason: PowerReason) -> Self {
+        match reason {
+            PowerReason::Unknown => Self::Unspecified,
+            PowerReason::Requested => Self::Requested,
+            PowerReason::GuestShutdown => Self::GuestShutdown,
+            PowerReason::Crashed => Self::Crashed,
+            PowerReason::Migrated => Self::Migrated,
+            PowerReason::IoError => Self::IoError,
+            PowerReason::HostReboot => Self::HostReboot,
+            PowerReason::External => Self::External,
+        }
+    }
+}
+
+impl From<v1::PowerReason> for PowerReason {
+    fn from(wire: v1::PowerReason) -> Self {
+        match wire {
+            v1::PowerReason::Unspecified => Self::Unknown,
+            v1::PowerReason::Requested => Self::Requested,
+            v1::PowerReason::GuestShutdown => Self::GuestShutdown,
+            v1::PowerReason::Crashed => Self::Crashed,
+            v1::PowerReason::Migrated => Self::Migrated,
+            v1::PowerReason::IoError => Self::IoError,
+            v1::PowerReason::HostReboot => Self::HostReboot,
+            v1::PowerReason::External => Self::External,
+        }
+    }
+}
+
+impl From<v1::RestartMode> for RestartMode {
+    fn from(wire: v1::RestartMode) -> Self {
+        match wire {
+            v1::RestartMode::Unspecified | v1::RestartMode::Reboot => Self::Reboot,
+            v1::RestartMode::Reset => Self::Reset,
+        }
+    }
+}
+
+impl From<RestartMode> for v1::RestartMode {
+    fn from(mode: RestartMode) -> Self {
+        match mode {
+            RestartMode::Reboot => Self::Reboot,
+            RestartMode::Reset => Self::Reset,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire() -> v1::VmSpec {
+        v1::VmSpec {
+            vcpus: 2,
+            memory_mib: 512,
+            disks: vec![v1::Disk {
+                name: "root".into(),
+                size_mib: 1024,
+                ..Default::default()
+            }],
+            nics: vec![v1::Nic {
+                name: "eth0".into(),
+                bridge: "br0".into(),
+                mac: String::new(),
+            }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_minimal_spec_gets_the_documented_defaults() {
+        let spec = Spec::try_from(wire()).unwrap();
+        assert_eq!(spec.disks[0].pool, "local");
+        assert_eq!(spec.disks[0].format, DiskFormat::Qcow2);
+        assert_eq!(spec.restart_policy, RestartPolicy::OnFailure);
+    }
+
+    #[test]
+    fn a_spec_survives_the_wire_unchanged() {
+        let mut spec = Spec::try_from(wire()).unwrap();
+        spec.fill_in(VmId::from_uuid(uuid::Uuid::from_u128(7)));
+        assert_eq!(Spec::try_from(v1::VmSpec::from(spec.clone())).unwrap(), spec);
+    }
+
+    #[test]
+    fn each_bad_field_is_refused_by_its_name() {
+        type Change = fn(&mut v1::VmSpec);
+        let cases: &[(&str, Change)] = &[
+            ("vcpus", |s| s.vcpus = 0),
+            ("vcpus", |s| s.vcpus = 255),
+            ("memory_mib", |s| s.memory_mib = 31),
+            ("memory_mib", |s| s.memory_mib = u64::MAX),
+            ("disks", |s| s.disks = vec![]),
+            ("disks", |s| {
+                s.disks = vec![s.disks[0].clone(), s.disks[0].clone()]
+            }),
+            ("disks", |s| s.disks = vec![s.disks[0].clone(); 25]),
+            ("disks[0].name", |s| s.disks[0].name = "a/b".into()),
+            ("disks[0].size_mib", |s| s.disks[0].size_mib = 0),
+            ("disks[0].pool", |s| s.disks[0].pool = "../x".into()),
+            ("disks[0].image", |s| s.disks[0].image = "../../etc/shadow".into()),
+            ("disks[0].format", |s| s.disks[0].format = 99),
+            ("nics[0].bridge", |s| s.nics[0].bridge = "br0'/><x".into()),
+            ("nics[0].mac", |s| s.nics[0].mac = "ff:ff:ff:ff:ff:ff".into()),
+            ("nics[0].mac", |s| s.nics[0].mac = "00:00:00:00:00:00".into()),
+            ("nics[0].mac", |s| s.nics[0].mac = "52:54:00:1:2:3".into()),
+            ("kernel_boot.kernel", |s| {
+                s.kernel_boot = Some(v1::KernelBoot {
+                    kernel: "/boot/vmlinuz".into(),
+                    ..Default::default()
+                })
+            }),
+            ("kernel_boot.cmdline", |s| {
+                s.kernel_boot = Some(v1::KernelBoot {
+                    kernel: "k".into(),
+                    cmdline: "a\nb".into(),
+                    ..Default::default()
+                });
+            }),
+            ("restart_policy", |s| s.restart_policy = 77),
+            ("ha_tier", |s| s.ha_tier = 77),
+            ("host_selector", |s| {
+                s.host_selector.insert("a b".into(), String::new());
+            }),
+        ];
+        for (field, change) in cases {
+            let mut spec = wire();
+            change(&mut spec);
+            let error = Spec::try_from(spec).expect_err(field);
+            assert_eq!(&error.field, field);
+        }
+    }
+}
