@@ -162,6 +162,10 @@ pub async fn wait(
     limit: Duration,
     term: &mut Term,
 ) -> Result<v1::Operation, Error> {
+    if has_ended(&operation) {
+        // A bar would show nothing and vanish.
+        return Ok(operation);
+    }
     let id = operation.id.clone();
     let (interrupt, deadline) = ((term.interrupt)(), Instant::now() + limit);
     let mut progress = Progress::new(term);

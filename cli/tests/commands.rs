@@ -273,6 +273,31 @@ async fn an_operation_that_fails_fails_the_command() {
 }
 
 #[tokio::test]
+async fn an_operation_that_has_ended_is_told_and_not_waited_for() {
+    let controller = Controller::start();
+    controller.fake.script().waits = [
+        Ok(operation(Kind::StopVm, State::Succeeded)),
+        Ok(operation(Kind::StopVm, State::Failed)),
+    ]
+    .into();
+    let on_a_screen = |term: &mut dalgu::output::Term| {
+        term.err_screen = true;
+        // Asked for where waiting begins, together with the bar.
+        term.interrupt = || panic!("it waits");
+    };
+    let done = controller.run_on(&["op", "wait", ID], on_a_screen).await;
+    assert_eq!((done.code, done.err.as_str()), (0, "stopped web in 2.0 s\n"));
+    let failed = controller.run_on(&["op", "wait", ID], on_a_screen).await;
+    assert_eq!(failed.code, 8, "{}", failed.err);
+    assert!(
+        failed.err.starts_with("error: stopping web failed"),
+        "{}",
+        failed.err
+    );
+    assert!(controller.fake.script().seen.is_empty());
+}
+
+#[tokio::test]
 async fn cancelling_succeeds_when_the_operation_ends_cancelled() {
     let controller = Controller::start();
     {
