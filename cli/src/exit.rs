@@ -62,9 +62,9 @@ pub enum Error {
     /// The operation ended otherwise than asked.
     #[error("{}", ended(.0))]
     OperationEnded(Box<v1::Operation>),
-    /// An operation that was to be cancelled had succeeded before.
-    #[error("operation {0} had succeeded before it could be cancelled")]
-    TooLate(String),
+    /// An operation that was to be cancelled had ended otherwise before.
+    #[error("operation {} had {} before it could be cancelled", .0.id, end_of(.0))]
+    TooLate(Box<v1::Operation>),
     /// Ctrl-C while waiting.
     #[error("interrupted; operation {0} goes on")]
     Interrupted(String),
@@ -103,6 +103,10 @@ fn message_of(status: &tonic::Status) -> String {
     }
 }
 
+fn end_of(operation: &v1::Operation) -> String {
+    human::word(operation.state().as_str_name(), "OPERATION_STATE_").to_ascii_lowercase()
+}
+
 fn ended(operation: &v1::Operation) -> String {
     let did = human::operation_phrase(operation.kind());
     let how = match operation.state() {
@@ -129,6 +133,11 @@ fn ended(operation: &v1::Operation) -> String {
 }
 
 impl Error {
+    /// Whether the controller refused for this reason.
+    pub fn has_reason(&self, wanted: &str) -> bool {
+        matches!(self, Self::Rpc(status) if reason::of(status).as_deref() == Some(wanted))
+    }
+
     /// The exit code.
     pub fn code(&self) -> Exit {
         match self {

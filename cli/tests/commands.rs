@@ -311,6 +311,69 @@ async fn cancelling_succeeds_when_the_operation_ends_cancelled() {
 }
 
 #[tokio::test]
+async fn cancelling_what_has_ended_is_an_error_unless_it_ended_cancelled() {
+    let refused = |why: &str| Err(reason::status(Code::FailedPrecondition, "NOT_CANCELLABLE", why));
+    let controller = Controller::start();
+    let states = [
+        State::Cancelled,
+        State::Cancelled,
+        State::Succeeded,
+        State::Failed,
+    ];
+    {
+        let mut script = controller.fake.script();
+        script.cancels = states.map(|_| refused("operation has ended already")).into();
+        script.waits = states.map(|state| Ok(operation(Kind::MigrateVm, state))).into();
+    }
+    let cancel = ["op", "cancel", ID];
+    let again = controller.run(&cancel).await;
+    assert_eq!(
+        (again.code, again.out.as_str(), again.err),
+        (0, "", format!("{ID} was already cancelled\n"))
+    );
+    let again = controller
+        .run(&["op", "cancel", ID, "--no-wait", "-o", "json"])
+        .await;
+    assert_eq!(again.code, 0, "{}", again.err);
+    assert!(
+        again.out.contains("\"OPERATION_STATE_CANCELLED\""),
+        "{}",
+        again.out
+    );
+    for end in ["succeeded", "failed"] {
+        let late = controller.run(&cancel).await;
+        let wanted = format!("error: operation {ID} had {end} before it could be cancelled\n");
+        assert_eq!((late.code, late.err), (5, wanted));
+    }
+}
+
+#[tokio::test]
+async fn an_operation_that_goes_on_and_cannot_be_cancelled_is_refused_with_the_reason() {
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        let why = "the migration has cut over and cannot be cancelled";
+        let refused = || Err(reason::status(Code::FailedPrecondition, "NOT_CANCELLABLE", why));
+        script.cancels = [refused(), refused()].into();
+        script
+            .waits
+            .push_back(Ok(operation(Kind::MigrateVm, State::Running)));
+        script.waits.push_back(Err(Status::internal("unreadable")));
+    }
+    for _ in 0..2 {
+        let outcome = controller.run(&["op", "cancel", ID]).await;
+        assert_eq!(outcome.code, 5);
+        assert!(
+            outcome.err.starts_with(
+                "error: the migration has cut over and cannot be cancelled (NOT_CANCELLABLE)\nhint: "
+            ),
+            "{}",
+            outcome.err
+        );
+    }
+}
+
+#[tokio::test]
 async fn no_capacity_shows_what_each_host_lacks() {
     let controller = Controller::start();
     let facts = [

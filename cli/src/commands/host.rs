@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use dalgu_proto::{reason, v1};
+use dalgu_proto::v1;
 use prost_types::FieldMask;
 use tonic::Status;
 
@@ -160,7 +160,7 @@ pub fn changed(labels: &HashMap<String, String>, changes: &[LabelChange]) -> Has
 
 /// Whether a change came after somebody else's, and may be tried again on what is there now.
 pub fn overtaken(error: &Error) -> bool {
-    matches!(error, Error::Rpc(status) if reason::of(status).as_deref() == Some("ETAG_MISMATCH"))
+    error.has_reason("ETAG_MISMATCH")
 }
 
 async fn label(

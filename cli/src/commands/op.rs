@@ -98,21 +98,41 @@ async fn show_all(
 
 async fn cancel(id: String, no_wait: bool, limit: Duration, session: &mut Session<'_>) -> Result<(), Error> {
     let request = v1::CancelOperationRequest { id };
-    let operation = session
+    let answer = session
         .change(limit, async |client| {
             client.operations().cancel_operation(request.clone()).await
         })
-        .await?;
-    if no_wait {
-        return session.accepted(&operation);
-    }
-    let operation = progress::wait(&session.client, operation, limit, session.term).await?;
+        .await;
+    let (operation, sentence) = match answer {
+        Ok(operation) if no_wait => return session.accepted(&operation),
+        Ok(operation) => {
+            let operation = progress::wait(&session.client, operation, limit, session.term).await?;
+            (operation, format!("cancelled {}", request.id))
+        }
+        Err(error) => {
+            let operation = cancelled_before(&request.id, error, session).await?;
+            (operation, format!("{} was already cancelled", request.id))
+        }
+    };
     if !matches!(session.format, Format::Table | Format::Wide) {
         output::one(session.term, session.format, &operation)?;
     }
     match operation.state() {
-        v1::OperationState::Cancelled => Ok(session.term.say(&format!("cancelled {}", operation.id))?),
-        v1::OperationState::Succeeded => Err(Error::TooLate(operation.id)),
+        v1::OperationState::Cancelled => Ok(session.term.say(&sentence)?),
+        v1::OperationState::Succeeded => Err(Error::TooLate(Box::new(operation))),
         _ => progress::outcome(operation).map(drop),
+    }
+}
+
+/// The operation, when it is not cancelled because it has been already: nothing is wrong with asking twice.
+async fn cancelled_before(id: &str, error: Error, session: &Session<'_>) -> Result<v1::Operation, Error> {
+    if !error.has_reason("NOT_CANCELLABLE") {
+        return Err(error);
+    }
+    match get::<v1::Operation>(&session.client, id).await {
+        Ok(operation) if operation.state() == v1::OperationState::Cancelled => Ok(operation),
+        Ok(operation) if has_ended(&operation) => Err(Error::TooLate(Box::new(operation))),
+        // It goes on, or cannot be read: the refusal says what there is to say.
+        _ => Err(error),
     }
 }
