@@ -216,6 +216,9 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
         Some("HOST_NOT_FOUND") => "`dalgu host list` shows the hosts there are",
         Some("OPERATION_NOT_FOUND") => "`dalgu op list` shows the operations that are kept",
         Some("VM_ALREADY_EXISTS") => "choose another name; `dalgu vm list` shows the VMs there are",
+        Some("MAC_IN_USE") => {
+            "another VM has that MAC address: leave `mac` out and Dalgu makes one, or choose another"
+        }
         Some("REQUEST_ID_REUSED") => {
             "that --request-id belongs to another request; leave it out for a new one"
         }

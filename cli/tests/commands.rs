@@ -91,6 +91,26 @@ async fn create_waits_and_says_where_the_vm_is() {
 }
 
 #[tokio::test]
+async fn creating_a_copy_says_which_mac_addresses_are_not_copied() {
+    let controller = Controller::start();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("old.yaml");
+    let shown = "name: old\nspec: {vcpus: 1, memoryMib: '256', nics: [{name: eth0, bridge: br0, mac: '52:54:00:00:00:01'}]}";
+    std::fs::write(&path, shown).unwrap();
+    let pending = || Ok(operation(Kind::CreateVm, State::Pending));
+    controller.fake.script().changes = [pending(), pending()].into();
+    let file = path.to_str().unwrap();
+    let copy = controller
+        .run(&["vm", "create", "web", "-f", file, "--no-wait"])
+        .await;
+    assert_eq!((copy.code, copy.out), (0, format!("{ID}\n")));
+    let note = "new MAC addresses are made in place of those of old: eth0 52:54:00:00:00:01\n";
+    assert!(copy.err.starts_with(note), "{}", copy.err);
+    let same = controller.run(&["vm", "create", "-f", file, "--no-wait"]).await;
+    assert!(same.code == 0 && !same.err.contains("MAC"), "{}", same.err);
+}
+
+#[tokio::test]
 async fn a_request_is_repeated_with_its_id_while_the_controller_is_away() {
     let controller = Controller::start();
     {
@@ -414,6 +434,8 @@ async fn every_kind_of_refusal_has_its_exit_code_and_a_next_step() {
         (Code::NotFound, "VM_NOT_FOUND", 3, "dalgu vm list"),
         (Code::AlreadyExists, "VM_ALREADY_EXISTS", 4, "another name"),
         (Code::AlreadyExists, "REQUEST_ID_REUSED", 4, "--request-id"),
+        (Code::AlreadyExists, "MAC_IN_USE", 4, "leave `mac` out"),
+        (Code::FailedPrecondition, "MAC_IN_USE", 5, "leave `mac` out"),
         (Code::Aborted, "ETAG_MISMATCH", 4, "dalgu vm show"),
         (Code::FailedPrecondition, "VM_RUNNING", 5, "--force"),
         (Code::FailedPrecondition, "VM_NOT_RUNNING", 5, "dalgu vm resume"),

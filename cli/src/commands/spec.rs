@@ -7,24 +7,43 @@ use dalgu_proto::v1;
 use crate::{
     args::vm::{CreateArgs, SpecArgs},
     exit::Error,
-    output::json,
+    output::{human, json},
 };
 
 /// Memory of a VM for which none is asked, in MiB.
 const DEFAULT_MEMORY_MIB: u64 = 256;
 
-/// The VM to be created.
-pub fn vm(args: &CreateArgs) -> Result<v1::Vm, Error> {
+/// How the MAC addresses begin that Dalgu makes.
+const GENERATED_MAC: &str = "52:54:00:";
+
+/// The VM to be created, and what the user should know of it.
+pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
     let Some(path) = &args.spec.file else {
-        return Ok(v1::Vm {
+        let vm = v1::Vm {
             name: args.name.clone().unwrap_or_default(),
             spec: Some(flags(&args.spec)),
             labels: args.labels.iter().cloned().collect(),
             description: args.description.clone().unwrap_or_default(),
             ..Default::default()
-        });
+        };
+        return Ok((vm, None));
     };
-    let read = file(path)?;
+    let mut read = file(path)?;
+    let copied = args
+        .name
+        .as_ref()
+        .is_some_and(|name| !read.name.is_empty() && *name != read.name);
+    let dropped = match &mut read.spec {
+        Some(spec) if copied => drop_generated_macs(spec),
+        _ => Vec::new(),
+    };
+    let note = (!dropped.is_empty()).then(|| {
+        let of = human::clean(&read.name);
+        format!(
+            "new MAC addresses are made in place of those of {of}: {}",
+            dropped.join(", ")
+        )
+    });
     // What `dalgu vm show` prints of another VM may be given: only what a caller may choose is taken.
     let vm = v1::Vm {
         name: args.name.clone().unwrap_or(read.name),
@@ -39,7 +58,17 @@ pub fn vm(args: &CreateArgs) -> Result<v1::Vm, Error> {
             path.display()
         )));
     }
-    Ok(vm)
+    Ok((vm, note))
+}
+
+/// Takes out the addresses that Dalgu made: they are another VM's. Gives them with their interfaces.
+fn drop_generated_macs(spec: &mut v1::VmSpec) -> Vec<String> {
+    let made = spec
+        .nics
+        .iter_mut()
+        .filter(|nic| nic.mac.starts_with(GENERATED_MAC));
+    made.map(|nic| human::clean(&format!("{} {}", nic.name, std::mem::take(&mut nic.mac))))
+        .collect()
 }
 
 /// The specification alone.
@@ -90,6 +119,10 @@ mod tests {
     use crate::args::{Cli, Command, vm::VmCommand};
 
     fn create(args: &[&str]) -> Result<v1::Vm, Error> {
+        created(args).map(|(vm, _)| vm)
+    }
+
+    fn created(args: &[&str]) -> Result<(v1::Vm, Option<String>), Error> {
         let cli = Cli::try_parse_from(["dalgu", "vm", "create"].iter().chain(args)).unwrap();
         let Command::Vm(VmCommand::Create(args)) = cli.command else {
             panic!("not a create")
@@ -148,6 +181,75 @@ mod tests {
             ("new", 512, 1)
         );
         assert_eq!((vm.uid.as_str(), vm.generation, vm.status), ("", 0, None));
+    }
+
+    /// A shown VM `old` with two interfaces: `eth0` has the address Dalgu made for it, `eth1` one of its owner's choice.
+    fn shown(dir: &Path) -> (String, String) {
+        let nic = |name: &str, mac: &str| v1::Nic {
+            name: name.into(),
+            bridge: "br0".into(),
+            mac: mac.into(),
+        };
+        let wire = v1::VmSpec {
+            vcpus: 1,
+            memory_mib: 256,
+            disks: vec![crate::args::values::disk("root=1GiB").unwrap()],
+            nics: vec![nic("eth0", ""), nic("eth1", "02:00:00:00:00:07")],
+            ..Default::default()
+        };
+        let mut spec = dalgu_proto::vm::Spec::try_from(wire).unwrap();
+        spec.fill_in(dalgu_proto::ids::VmId::from_uuid(uuid::Uuid::from_u128(7)));
+        let made = spec.nics[0].mac.clone();
+        let vm = v1::Vm {
+            name: "old".into(),
+            spec: Some(spec.into()),
+            ..Default::default()
+        };
+        let path = dir.join("vm.yaml");
+        std::fs::write(&path, json::yaml(&vm).unwrap()).unwrap();
+        (path.to_str().unwrap().to_owned(), made)
+    }
+
+    fn macs(vm: v1::Vm) -> Vec<String> {
+        let nics = vm.spec.unwrap().nics.into_iter();
+        nics.map(|nic| nic.mac).collect()
+    }
+
+    #[test]
+    fn a_copy_does_not_take_the_mac_addresses_that_dalgu_made_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, made) = shown(dir.path());
+        let (vm, note) = created(&["new", "-f", &path]).unwrap();
+        assert_eq!(macs(vm), ["", "02:00:00:00:00:07"]);
+        let note = note.unwrap();
+        assert!(
+            note.contains(&format!("old: eth0 {made}")) && !note.contains("eth1"),
+            "{note}"
+        );
+    }
+
+    #[test]
+    fn a_vm_made_again_under_its_own_name_keeps_its_mac_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, made) = shown(dir.path());
+        for args in [&["-f", path.as_str()][..], &["old", "-f", path.as_str()]] {
+            let (vm, note) = created(args).unwrap();
+            assert_eq!(
+                (macs(vm), note),
+                (vec![made.clone(), "02:00:00:00:00:07".into()], None)
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_name_was_written_by_hand_and_is_taken_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.yaml");
+        let text =
+            "spec: {vcpus: 1, memoryMib: '256', nics: [{name: a, bridge: b, mac: '52:54:00:00:00:01'}]}";
+        std::fs::write(&path, text).unwrap();
+        let (vm, note) = created(&["new", "-f", path.to_str().unwrap()]).unwrap();
+        assert_eq!((macs(vm), note), (vec!["52:54:00:00:00:01".to_owned()], None));
     }
 
     #[test]

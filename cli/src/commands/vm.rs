@@ -113,8 +113,12 @@ fn whole(value: u128, flag: &str) -> Result<u32, Error> {
 }
 
 async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let (vm, note) = spec::vm(&args)?;
+    if let Some(note) = note {
+        session.term.say(&note)?;
+    }
     let request = v1::CreateVmRequest {
-        vm: Some(spec::vm(&args)?),
+        vm: Some(vm),
         stopped: args.stopped,
         host: args.host.clone().unwrap_or_default(),
         request_id: request_id(args.wait.request_id.as_ref()),
