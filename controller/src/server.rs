@@ -15,6 +15,7 @@ use dalgu_proto::{
     DESCRIPTORS,
     agent::v1::registrar_service_server::RegistrarServiceServer,
     ids::ClusterId,
+    size::{self, MAX_REQUEST_BYTES},
     tls::{self, Identity, server::Acceptor},
     v1,
 };
@@ -40,8 +41,6 @@ use crate::{
     store::{self, Store, sqlite::Sqlite},
 };
 
-/// Largest message taken.
-const MAX_MESSAGE: usize = 4 << 20;
 /// Calls at once on one connection.
 const MAX_STREAMS: u32 = 256;
 /// Most bytes of a call's headers.
@@ -310,6 +309,7 @@ async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .timeout(CALL_TIMEOUT)
         .trace_fn(|request| tracing::info_span!("rpc", path = request.uri().path()))
+        .layer(size::Limit)
         .add_routes(routes)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned())
         .await
@@ -317,7 +317,10 @@ async fn serve(
 
 macro_rules! guarded {
     ($server:expr, $rule:path) => {
-        InterceptedService::new($server.max_decoding_message_size(MAX_MESSAGE), $rule as Rule)
+        InterceptedService::new(
+            $server.max_decoding_message_size(MAX_REQUEST_BYTES),
+            $rule as Rule,
+        )
     };
 }
 

@@ -29,6 +29,7 @@ pub mod host;
 pub mod ids;
 pub mod metrics;
 pub mod reason;
+pub mod size;
 pub mod time;
 pub mod tls;
 pub mod vm;

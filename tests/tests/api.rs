@@ -487,7 +487,9 @@ async fn ten_megabytes_are_refused(lab: &Lab) -> anyhow::Result<()> {
     let ended = attempt(&mut command).await?;
     let found = refusal(&ended).with_context(|| format!("{ended:?}"))?;
     ensure!(
-        [format!("{RESOURCE_EXHAUSTED} -"), format!("{OUT_OF_RANGE} -")].contains(&found),
+        found == format!("{RESOURCE_EXHAUSTED} REQUEST_TOO_LARGE")
+            && ended.stderr.contains("4 MiB")
+            && ended.stderr.contains("limit_bytes"),
         "a request of 10 MiB: {found} {}",
         ended.stderr
     );

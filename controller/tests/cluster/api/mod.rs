@@ -2,6 +2,7 @@
 
 mod access;
 mod event;
+mod limits;
 mod list;
 mod metrics;
 mod placement;
