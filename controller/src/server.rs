@@ -13,7 +13,7 @@ use axum::{
 };
 use dalgu_proto::{
     DESCRIPTORS,
-    agent::v1::registrar_service_server::RegistrarServiceServer,
+    agent::v1::registrar_service_server::{self, RegistrarServiceServer},
     ids::ClusterId,
     size::{self, MAX_REQUEST_BYTES},
     tls::{self, Identity, server::Acceptor},
@@ -330,6 +330,19 @@ macro_rules! guarded {
 )]
 type Rule = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
 
+/// What reflection lists: the descriptions name the agents' service too, which is not served here.
+const SERVED: [&str; 9] = [
+    v1::vm_service_server::SERVICE_NAME,
+    v1::host_service_server::SERVICE_NAME,
+    v1::operation_service_server::SERVICE_NAME,
+    v1::placement_service_server::SERVICE_NAME,
+    v1::event_service_server::SERVICE_NAME,
+    registrar_service_server::SERVICE_NAME,
+    tonic_health::pb::health_server::SERVICE_NAME,
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 /// Every service with its rule, and the metrics page.
 fn routes(services: Services, page: Page) -> Result<Routes, Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -340,7 +353,11 @@ fn routes(services: Services, page: Page) -> Result<Routes, Error> {
             .await
     });
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
+        SERVED
+            .into_iter()
+            .fold(tonic_reflection::server::Builder::configure(), |builder, name| {
+                builder.with_service_name(name)
+            })
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             // So that a caller who knows the API by reflection only can read the details of errors.

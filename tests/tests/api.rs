@@ -92,6 +92,10 @@ async fn every_service_describes_itself(lab: &Lab) -> anyhow::Result<()> {
             "{message}: {described:?}"
         );
     }
+    ensure!(
+        !listed.stdout.contains("AgentService"),
+        "a service of the agents is listed by the controller: {listed:?}"
+    );
     agents_describe_themselves(lab).await?;
     let health = run(
         lab,

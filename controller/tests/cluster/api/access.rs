@@ -68,15 +68,20 @@ async fn each_service_is_for_those_it_is_meant_for() {
         let MessageResponse::ListServicesResponse(list) = answer else {
             panic!("{answer:?}")
         };
-        let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-        for name in [
-            "dalgu.v1.VmService",
-            "dalgu.v1.HostService",
+        let mut names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+        names.sort_unstable();
+        let served = [
             "dalgu.agent.v1.RegistrarService",
+            "dalgu.v1.EventService",
+            "dalgu.v1.HostService",
+            "dalgu.v1.OperationService",
+            "dalgu.v1.PlacementService",
+            "dalgu.v1.VmService",
             "grpc.health.v1.Health",
-        ] {
-            assert!(names.contains(&name), "{names:?}");
-        }
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        ];
+        assert_eq!(names, served, "what is served, and nothing that is not");
     }
 
     let other = Site::new(0).await;
