@@ -22,7 +22,12 @@ use dalgu_proto::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
-use crate::{agent_client::Agents, config::Config, state::Db, verbs};
+use crate::{
+    agent_client::Agents,
+    config::Config,
+    state::Db,
+    verbs::{self, MacHolder},
+};
 
 /// What the services work with.
 #[derive(Clone)]
@@ -95,6 +100,7 @@ impl From<verbs::Error> for Status {
             E::HostNotFound(_) => (Code::NotFound, "HOST_NOT_FOUND"),
             E::OperationNotFound(_) => (Code::NotFound, "OPERATION_NOT_FOUND"),
             E::VmExists(_) => (Code::AlreadyExists, "VM_ALREADY_EXISTS"),
+            E::MacInUse { .. } => (Code::AlreadyExists, "MAC_IN_USE"),
             E::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
             E::NoCapacity { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
             E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
@@ -118,8 +124,16 @@ impl From<verbs::Error> for Status {
 const VERDICTS_BYTES: usize = 4096;
 
 fn metadata(error: &verbs::Error) -> HashMap<String, String> {
-    let verbs::Error::NoCapacity { decision } = error else {
-        return HashMap::new();
+    let decision = match error {
+        verbs::Error::NoCapacity { decision } => decision,
+        verbs::Error::MacInUse { mac, holder } => {
+            let holder = match holder {
+                MacHolder::Vm(name) => ("vm".to_owned(), name.to_string()),
+                MacHolder::Nic(name) => ("nic".to_owned(), name.clone()),
+            };
+            return HashMap::from([("mac".to_owned(), mac.clone()), holder]);
+        }
+        _ => return HashMap::new(),
     };
     let mut facts = HashMap::new();
     let mut room = VERDICTS_BYTES;

@@ -37,6 +37,16 @@ pub enum Error {
     /// The name is taken.
     #[error("a VM named {0} exists already: choose another name, or delete it first")]
     VmExists(VmName),
+    /// Another interface has the address.
+    #[error(
+        "the MAC address {mac} is in use by {holder}: leave nics[].mac empty to get one that is free, or choose another"
+    )]
+    MacInUse {
+        /// The address.
+        mac: String,
+        /// Who has it.
+        holder: MacHolder,
+    },
     /// Somebody else changed the object.
     #[error(
         "the etag of {0} is not the current one, somebody changed it meanwhile: read it again and repeat"
@@ -111,6 +121,24 @@ pub enum Error {
         /// What may be there.
         allowed: &'static str,
     },
+}
+
+/// Who has a MAC address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MacHolder {
+    /// Another VM of the site; also one that is being deleted, until it is gone.
+    Vm(VmName),
+    /// Another interface of the same new VM.
+    Nic(String),
+}
+
+impl std::fmt::Display for MacHolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Vm(name) => write!(f, "VM {name}"),
+            Self::Nic(name) => write!(f, "interface {name} of the same VM"),
+        }
+    }
 }
 
 fn no_capacity(decision: &Decision) -> String {

@@ -316,3 +316,70 @@ async fn a_console_is_read_through_the_controller() {
     let uid = clients.vm("web").await.uid;
     assert_eq!(piece.data, format!("console of {uid}\n"));
 }
+
+fn with_macs(name: &str, macs: &[&str]) -> v1::CreateVmRequest {
+    let mut request = create(name);
+    let nics = macs.iter().enumerate().map(|(number, mac)| v1::Nic {
+        name: format!("eth{number}"),
+        bridge: "br0".into(),
+        mac: (*mac).into(),
+    });
+    request.vm.as_mut().unwrap().spec.as_mut().unwrap().nics = nics.collect();
+    request
+}
+
+#[tokio::test]
+async fn no_two_interfaces_of_a_site_have_one_mac_address() {
+    use tonic_types::StatusExt;
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let operation = clients.create("web").await;
+    clients.succeeded(operation).await;
+    let spec = clients.vm("web").await.spec.unwrap();
+    let taken = spec.nics[0].mac.as_str();
+    for validate_only in [true, false] {
+        let copy = v1::CreateVmRequest {
+            validate_only,
+            ..with_macs("copy", &["52:54:00:00:00:01", &taken.to_ascii_uppercase()])
+        };
+        let refused = clients.vms.create_vm(copy).await.unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists);
+        assert!(refused.message().contains("VM web"), "{}", refused.message());
+        let info = refused.get_details_error_info().unwrap();
+        assert_eq!(info.reason, "MAC_IN_USE");
+        assert_eq!(
+            (info.metadata["vm"].as_str(), info.metadata["mac"].as_str()),
+            ("web", taken)
+        );
+    }
+    let twice = with_macs("twice", &["52:54:00:00:00:01", "52:54:00:00:00:01"]);
+    let refused = clients.vms.create_vm(twice).await.unwrap_err();
+    assert!(
+        refused.message().contains("interface eth0"),
+        "{}",
+        refused.message()
+    );
+    assert_eq!(reason::<()>(Err(refused)), "MAC_IN_USE");
+
+    // Who is asked for at the same time is one only.
+    let both = join_all(["a", "b"].map(|name| {
+        let mut clients = clients.clone();
+        async move {
+            clients
+                .vms
+                .create_vm(with_macs(name, &["52:54:00:00:00:02"]))
+                .await
+                .is_ok()
+        }
+    }));
+    assert_eq!(both.await.iter().filter(|made| **made).count(), 1);
+    let deleted = clients.vms.delete_vm(delete("web")).await.unwrap().into_inner();
+    clients.succeeded(deleted).await;
+    let again = clients
+        .vms
+        .create_vm(with_macs("next", &[taken]))
+        .await
+        .unwrap()
+        .into_inner();
+    clients.succeeded(again).await;
+}
