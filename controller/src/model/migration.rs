@@ -50,18 +50,18 @@ impl Phase {
         )
     }
 
-    /// Name in messages.
+    /// Name in messages: the one in the API without its prefix, as the command line writes it.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Reserving => "Reserving",
-            Self::PreparingDestination => "PreparingDestination",
-            Self::Transferring => "Transferring",
-            Self::CuttingOver => "CuttingOver",
-            Self::CleaningSource => "CleaningSource",
-            Self::CleaningDestination => "CleaningDestination",
-            Self::Done => "Done",
-            Self::Failed => "Failed",
-            Self::Aborted => "Aborted",
+            Self::Reserving => "reserving",
+            Self::PreparingDestination => "preparing destination",
+            Self::Transferring => "transferring",
+            Self::CuttingOver => "cutting over",
+            Self::CleaningSource => "cleaning source",
+            Self::CleaningDestination => "cleaning destination",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
         }
     }
 }

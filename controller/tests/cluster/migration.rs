@@ -162,6 +162,31 @@ async fn a_migration_can_be_cancelled_until_it_cuts_over() {
     let ended = clients.ended(operation).await;
     assert_eq!(ended.state(), OperationState::Cancelled, "{ended:?}");
     assert_eq!(ended.migration.unwrap().phase(), MigrationPhase::Aborted);
+    let events = clients
+        .events
+        .list_events(v1::ListEventsRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .events;
+    let mut told: Vec<_> = events
+        .into_iter()
+        .filter(|event| event.reason == "MigrationPhase")
+        .map(|event| event.message)
+        .collect();
+    told.reverse();
+    let (from, to) = (
+        vm.status.clone().unwrap().host,
+        other(&vm.status.clone().unwrap().host),
+    );
+    let phases = [
+        "preparing destination",
+        "transferring",
+        "cutting over",
+        "cleaning destination",
+        "aborted",
+    ];
+    assert_eq!(told, phases.map(|phase| format!("{phase} ({from} to {to})")));
     assert_eq!(site.fabric.alive_on(&vm.uid), [vm.status.unwrap().host]);
 }
 
