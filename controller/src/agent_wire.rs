@@ -131,7 +131,12 @@ pub fn part(wire: agent::MigrationReport) -> Part {
         transfer,
         presence,
         fault: wire.error.map(fault),
-        progress: wire.progress.as_ref().map(progress),
+        // An agent that was restarted knows nothing of it any more; that is no progress of 0.
+        progress: wire
+            .progress
+            .as_ref()
+            .map(progress)
+            .filter(|progress| *progress != Progress::default()),
     }
 }
 

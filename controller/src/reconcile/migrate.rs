@@ -86,6 +86,8 @@ fn enter(tx: &mut Tx, mut record: MigrationRecord, phase: Phase, fault: Option<F
     record.phase_time = tx.now();
     record.source_told |= phase == Phase::Transferring;
     record.error = record.error.or(fault);
+    // So that it outlives this run of the controller, and the source's agent.
+    record.progress = record.progress.or_else(|| tx.migration_live(record.id).progress);
     let name = tx
         .vms
         .get(&record.vm)

@@ -83,11 +83,16 @@ fn migration(host: &Host, id: &str) -> agent::MigrationReport {
         settled: transfer.settled,
         presence: presence.into(),
         error: None,
-        progress: transfer.source.then(|| v1::MigrationProgress {
-            memory_total_bytes: 100,
-            memory_processed_bytes: transfer.steps.into(),
-            downtime_ms: 7,
-            ..Default::default()
+        progress: transfer.source.then(|| {
+            match host.progress_lost && transfer.state != TransferState::Active {
+                true => v1::MigrationProgress::default(),
+                false => v1::MigrationProgress {
+                    memory_total_bytes: 100,
+                    memory_processed_bytes: transfer.steps.into(),
+                    downtime_ms: 7,
+                    ..Default::default()
+                },
+            }
         }),
     }
 }

@@ -56,6 +56,8 @@ pub struct Host {
     pub cut_off: bool,
     /// Refuses to start anything.
     pub broken: bool,
+    /// A source whose transfer has ended knows nothing of how far it came, as after a restart of its agent.
+    pub progress_lost: bool,
     /// Commands taken, by name.
     pub commands: BTreeMap<&'static str, u32>,
 }

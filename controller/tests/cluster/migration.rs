@@ -259,3 +259,39 @@ async fn a_destination_that_falls_silent_before_the_transfer_does_not_hold_the_v
     site.fabric.lock().hosts.get_mut(&other(&source)).unwrap().cut_off = false;
     assert_eq!(clients.ended(operation).await.state(), OperationState::Cancelled);
 }
+
+#[tokio::test]
+async fn how_far_a_migration_came_stays_readable_when_its_source_has_forgotten_it() {
+    let mut site = Site::new(2).await;
+    let (mut clients, _) = running(&mut site).await;
+    {
+        let mut world = site.fabric.lock();
+        // Long enough to be asked once while it goes on.
+        world.transfer_steps = 150;
+        world.transfers_fail = true;
+        world
+            .hosts
+            .values_mut()
+            .for_each(|host| host.progress_lost = true);
+    }
+    let operation = clients.vms.migrate_vm(migrate("web")).await.unwrap().into_inner();
+    let ended = clients.ended(operation).await;
+    assert_eq!(ended.state(), OperationState::Failed);
+    let progress = ended.migration.unwrap();
+    assert!(progress.memory_processed_bytes > 0, "{progress:?}");
+    assert_eq!(progress.memory_total_bytes, 100);
+    site.kill();
+    let mut clients = site.start().await;
+    let request = v1::GetOperationRequest { id: ended.id };
+    let again = clients
+        .operations
+        .get_operation(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        again.migration.unwrap(),
+        progress,
+        "also after a restart of the controller"
+    );
+}
