@@ -6,10 +6,8 @@ mod common;
 
 use std::collections::HashMap;
 
-use clap::CommandFactory as _;
 use common::{ago, now};
 use dalgu::{
-    args::Cli,
     output::{Resource as _, explain, operation, table},
     progress,
 };
@@ -422,18 +420,5 @@ fn every_screen_is_painted_without_moving_anything() {
     ] {
         assert_eq!(anstream::adapter::strip_str(&painted).to_string(), plain);
         assert_ne!(painted, plain);
-    }
-}
-
-#[test]
-fn the_arguments_are_consistent_and_the_help_names_every_exit_code() {
-    Cli::command().debug_assert();
-    let help = Cli::command().render_long_help().to_string();
-    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 130] {
-        assert!(
-            help.lines()
-                .any(|line| line.trim_start().starts_with(&format!("{code}  "))),
-            "{code}"
-        );
     }
 }
