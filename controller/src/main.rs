@@ -92,8 +92,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
             site,
             addresses,
         } => {
-            let cluster = pki::init(&data_dir, &site, &names(addresses))?;
+            let addresses = names(addresses);
+            let cluster = pki::init(&data_dir, &site, &addresses)?;
             tracing::info!(%cluster, dir = %data_dir.display(), "the site is made; admin.pem and admin.key are the first operator's");
+            tell_names(&addresses)?;
         }
         Command::IssueAgent {
             data_dir,
@@ -116,6 +118,20 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 .build()?
                 .block_on(run(config))?;
         }
+    }
+    Ok(())
+}
+
+/// Says under which names the controller can prove itself, as nothing else shows it until a caller is turned away.
+fn tell_names(addresses: &[String]) -> anyhow::Result<()> {
+    let valid_for = pki::controller_names(addresses)?.join(", ");
+    tracing::info!(valid_for, "names and addresses in the controller's certificate");
+    if addresses.is_empty() {
+        tracing::info!(
+            "no --address was given: dalgu and the agents need none; Prometheus (server_name) and grpcurl (-servername) \
+             must be told to expect {}",
+            dalgu_proto::tls::CONTROLLER_NAME
+        );
     }
     Ok(())
 }

@@ -91,7 +91,7 @@ pub enum Error {
 /// authority.
 pub fn init(data_dir: &Path, site: &str, addresses: &[String]) -> Result<ClusterId, Error> {
     check_site(site)?;
-    let alternatives = certificate::alternatives(addresses)?;
+    let names = controller_names(addresses)?;
     files::make_private_dir(data_dir)?;
     let (certificate, key) = authority_files(data_dir);
     if files::exists(&certificate)? {
@@ -106,8 +106,6 @@ pub fn init(data_dir: &Path, site: &str, addresses: &[String]) -> Result<Cluster
     let (authority, pem) = Authority::create(key, site, cluster)?;
     files::write_public(&data_dir.join(CLUSTER_ID_FILE), &format!("{cluster}\n"))?;
 
-    let mut names = vec![tls::CONTROLLER_NAME.to_owned(), "localhost".to_owned()];
-    names.extend(alternatives);
     let controller = authority.issue("controller", "main", &names, Use::ServerAndClient)?;
     files::write_identity(data_dir, CONTROLLER, &controller)?;
     let admin = authority.issue("operator", ADMIN, &[], Use::Client)?;
@@ -115,6 +113,13 @@ pub fn init(data_dir: &Path, site: &str, addresses: &[String]) -> Result<Cluster
     // Last: its presence says that all the rest is there.
     files::write_public(&certificate, &pem)?;
     Ok(cluster)
+}
+
+/// Names and addresses that the controller's certificate is valid for when [`init`] is given these.
+pub fn controller_names(addresses: &[String]) -> Result<Vec<String>, Error> {
+    let mut names = vec![tls::CONTROLLER_NAME.to_owned(), "localhost".to_owned()];
+    names.extend(certificate::alternatives(addresses)?);
+    Ok(names)
 }
 
 /// Reads which site a data directory belongs to.

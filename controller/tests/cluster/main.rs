@@ -8,6 +8,7 @@ mod agent;
 mod api;
 mod crash;
 mod fabric;
+mod init;
 mod lifecycle;
 mod migration;
 mod site;
