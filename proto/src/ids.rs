@@ -3,7 +3,7 @@
 //! Used by every crate. Parsing is strict: what has one of these types is safe to put into a path, a log line or
 //! a libvirt domain.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -200,6 +200,34 @@ number!(
     Term
 );
 
+/// Where a program gets new ids from. Cheap to clone; all clones take from the same source.
+#[derive(Clone)]
+pub struct NewIds(Arc<dyn Fn() -> Uuid + Send + Sync>);
+
+impl NewIds {
+    /// Version 7 UUIDs: the time to the millisecond, then chance. Later ones sort behind earlier ones.
+    pub fn random() -> Self {
+        Self::from_fn(Uuid::now_v7)
+    }
+
+    /// Ids of somebody else's making; asked for each. They must never repeat, and a later one must sort behind an
+    /// earlier one: lists of operations are in the order of their ids.
+    pub fn from_fn(make: impl Fn() -> Uuid + Send + Sync + 'static) -> Self {
+        Self(Arc::new(make))
+    }
+
+    /// An id that nothing has yet.
+    pub fn next(&self) -> Uuid {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for NewIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewIds").finish_non_exhaustive()
+    }
+}
+
 /// Checks the name of a disk or network interface: 1 to 15 characters a-z, 0-9 and '-', first a letter.
 pub fn check_device_name(value: &str) -> Result<(), Error> {
     if value.len() <= 15 && is_name(value) {
@@ -290,6 +318,23 @@ mod tests {
     fn a_name_read_from_json_is_checked_too() {
         assert!(serde_json_like("web").is_ok());
         assert!(serde_json_like("../etc").is_err());
+    }
+
+    #[test]
+    fn new_ids_rise_and_never_repeat() {
+        let ids = NewIds::random();
+        let taken: Vec<Uuid> = (0..100).map(|_| ids.clone().next()).collect();
+        assert!(taken.is_sorted_by(|earlier, later| earlier < later));
+    }
+
+    #[test]
+    fn ids_that_were_handed_in_are_the_ones_that_are_given_out() {
+        let count = std::sync::atomic::AtomicU64::new(0);
+        let ids = NewIds::from_fn(move || {
+            Uuid::from_u64_pair(0, count.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+        });
+        assert_eq!(ids.next(), Uuid::from_u64_pair(0, 0));
+        assert_eq!(ids.clone().next(), Uuid::from_u64_pair(0, 1));
     }
 
     fn serde_json_like(value: &str) -> Result<VmName, Error> {

@@ -1,14 +1,42 @@
-//! Between the clock types of the project and those of the wire.
+//! The wall clock, and what lies between the clock types of the project and those of the wire.
 //!
-//! Called wherever a message is built or read. [`jiff::Timestamp`] is wall-clock time throughout Dalgu and
-//! [`std::time::Duration`] a span; nothing here reads a clock.
+//! [`jiff::Timestamp`] is wall-clock time throughout Dalgu and [`std::time::Duration`] a span. The programs read the
+//! wall clock through a [`Clock`] alone, so that a test can give them another; how long something takes is
+//! `tokio::time`'s business.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
 /// Most seconds of a `google.protobuf.Duration`: 10,000 years (its documentation).
 const MAX_DURATION_SECONDS: u64 = 315_576_000_000;
+
+/// Where a program reads the wall clock. Cheap to clone; all clones read the same clock.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// The machine's clock.
+    pub fn system() -> Self {
+        Self::from_fn(Timestamp::now)
+    }
+
+    /// A clock of somebody else's making; asked at every reading.
+    pub fn from_fn(read: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// What it shows. May go back, as any wall clock.
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Clock").field(&self.now()).finish()
+    }
+}
 
 /// A timestamp for the wire; exact, also before 1970.
 pub fn to_wire(time: Timestamp) -> prost_types::Timestamp {
@@ -78,6 +106,13 @@ mod tests {
             let _ = from_wire(&prost_types::Timestamp { seconds, nanos });
             let _ = duration_from_wire(&prost_types::Duration { seconds, nanos });
         }
+    }
+
+    #[test]
+    fn a_clock_that_was_handed_in_is_the_one_that_is_read() {
+        let clock = Clock::from_fn(|| Timestamp::UNIX_EPOCH);
+        assert_eq!(clock.clone().now(), Timestamp::UNIX_EPOCH);
+        assert!(Clock::system().now() > clock.now());
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Dialling: gRPC channels to a controller or an agent, and plain streams between agents.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, path::PathBuf, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    codegen::{StdError, http},
+    transport::{Channel, Endpoint},
+};
+use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{ALPN_H2, Error, Identity};
 
@@ -14,6 +18,32 @@ use super::{ALPN_H2, Error, Identity};
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection is probed so often, and given up when a probe is not answered in the same time.
 pub const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Whatever carries gRPC calls to a server: a [`Channel`] in the programs, in tests also a server in the same process
+/// or a network that they make up. Each clone may be used at once with the others.
+pub type Caller =
+    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, StdError>;
+
+/// Calls through a channel.
+pub fn caller(channel: Channel) -> Caller {
+    Caller::new(channel.map_err(StdError::from))
+}
+
+/// Calls a server in the same process, without a network but with all of gRPC's encoding.
+pub fn caller_in_process<S>(server: S) -> Caller
+where
+    S: Service<
+            http::Request<tonic::body::Body>,
+            Response = http::Response<tonic::body::Body>,
+            Error = Infallible,
+            Future: Send,
+        > + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    Caller::new(server.map_err(|never| match never {}))
+}
 
 /// Opens a gRPC channel to `https://HOST:PORT` (or `unix:/PATH`) whose server must bear `server_name`. Connects at
 /// once, so that an unreachable or wrong server is told here and not at the first call.
@@ -119,4 +149,60 @@ async fn dial(
     tokio::time::timeout(CONNECT_TIMEOUT, connect)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Code, Request, Response, Status};
+
+    use super::*;
+    use crate::agent::v1::{
+        RegisterRequest, RegisterResponse, ReportRequest, ReportResponse,
+        registrar_service_client::RegistrarServiceClient,
+        registrar_service_server::{RegistrarService, RegistrarServiceServer},
+    };
+
+    struct Registrar;
+
+    #[tonic::async_trait]
+    impl RegistrarService for Registrar {
+        async fn register(
+            &self,
+            request: Request<RegisterRequest>,
+        ) -> Result<Response<RegisterResponse>, Status> {
+            Err(crate::reason::status(
+                Code::PermissionDenied,
+                "WRONG_HOST",
+                request.into_inner().host,
+            ))
+        }
+
+        async fn report(&self, _: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+            Ok(Response::new(ReportResponse::default()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_carries_calls_to_a_server_in_the_same_process() {
+        let server = RegistrarServiceServer::new(Registrar);
+        let mut client = RegistrarServiceClient::new(caller_in_process(server));
+        client.report(ReportRequest::default()).await.unwrap();
+        let request = RegisterRequest {
+            host: "h1".to_owned(),
+            ..Default::default()
+        };
+        let refusal = client.clone().register(request).await.unwrap_err();
+        assert_eq!(refusal.code(), Code::PermissionDenied);
+        assert_eq!(refusal.message(), "h1");
+        assert_eq!(crate::reason::of(&refusal).as_deref(), Some("WRONG_HOST"));
+    }
+
+    #[tokio::test]
+    async fn a_caller_to_nobody_says_unavailable_as_its_channel_does() {
+        // Nothing listens on port 1.
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let mut client = RegistrarServiceClient::new(caller(channel));
+        let refusal = client.report(ReportRequest::default()).await.unwrap_err();
+        assert_eq!(refusal.code(), Code::Unavailable, "{refusal:?}");
+    }
 }
