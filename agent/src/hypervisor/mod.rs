@@ -180,6 +180,8 @@ pub struct Domain {
     pub vcpus: u32,
     /// Memory it may use, in MiB.
     pub memory_mib: u64,
+    /// Changes when the guest is reset, as at the end of a reboot. Also after a time in which that could not be seen.
+    pub resets: u64,
 }
 
 /// Everything that is needed to define a VM here.

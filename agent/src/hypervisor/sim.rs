@@ -294,15 +294,17 @@ impl Hypervisor for Sim {
     async fn reboot(&self, id: VmId) -> Result<(), Error> {
         self.0
             .change(Call::Reboot, id, self.0.config.delays.look, |state, config| {
-                state.reboot(id, config)
+                state.ask(id, config)
             })
-            .await
+            .await?;
+        guest::asked_to_reboot(&self.0, id);
+        Ok(())
     }
 
     async fn reset(&self, id: VmId) -> Result<(), Error> {
         self.0
             .change(Call::Reset, id, self.0.config.delays.look, |state, config| {
-                state.reboot(id, config)
+                state.reset(id, config)
             })
             .await
     }

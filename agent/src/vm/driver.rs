@@ -26,7 +26,7 @@ use super::{
     plan::{self, Memory, Step},
     reason,
     status::Status,
-    steps::{FIRST_RETRY, Outcome, Stuck, poll_work},
+    steps::{Asked, FIRST_RETRY, Outcome, Stuck, poll_work},
     transfer::Transfers,
 };
 use crate::{
@@ -36,7 +36,7 @@ use crate::{
 
 /// A VM at rest is looked at so often, in case a hint was lost.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// A guest that was asked to shut down is looked at so often.
+/// A guest that was asked to shut down or to reboot is looked at so often.
 const SHUTDOWN_LOOK: Duration = Duration::from_secs(2);
 /// What is gone, or finished, is remembered so long, to refuse late commands for it.
 pub(super) const REMEMBER: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
@@ -53,8 +53,8 @@ pub(super) struct Driver {
     pub(super) volumes_ready: bool,
     pub(super) volumes_gone: bool,
     pub(super) started: bool,
-    pub(super) shutdown_asked: Option<Instant>,
-    pub(super) shutdown_repeated: Option<Instant>,
+    pub(super) shutdown: Option<Asked>,
+    pub(super) reboot: Option<Asked>,
     restarts: VecDeque<Instant>,
     pub(super) stuck: Option<Stuck>,
     pub(super) adopted: bool,
@@ -81,8 +81,8 @@ impl Driver {
             volumes_ready: false,
             volumes_gone: false,
             started: false,
-            shutdown_asked: None,
-            shutdown_repeated: None,
+            shutdown: None,
+            reboot: None,
             restarts: VecDeque::new(),
             stuck: None,
             adopted,
@@ -214,6 +214,7 @@ impl Driver {
             Ok(domain) => {
                 self.domain = domain;
                 self.seen = Some(Timestamp::now());
+                self.note_reaction();
                 self.note_power().await;
                 self.plan().await;
             }
@@ -232,8 +233,8 @@ impl Driver {
         self.volumes_ready = false;
         self.volumes_gone = false;
         self.started = false;
-        self.shutdown_asked = None;
-        self.shutdown_repeated = None;
+        self.shutdown = None;
+        self.reboot = None;
         self.restarts.clear();
         self.adopted = false;
     }
@@ -262,8 +263,8 @@ impl Driver {
             volumes_ready: self.volumes_ready || self.vm.as_ref().is_some_and(|vm| vm.done.volumes),
             volumes_gone: self.volumes_gone,
             started: self.started,
-            shutdown_asked: self.shutdown_asked.map(|at| now - at),
-            shutdown_repeated: self.shutdown_repeated.map(|at| now - at),
+            shutdown: self.shutdown.map(|asked| asked.ago(now)),
+            reboot: self.reboot.map(|asked| asked.ago(now)),
             restarts: if given_up { plan::MAX_RESTARTS } else { count },
             restart_wait,
         }
@@ -298,7 +299,12 @@ impl Driver {
             .as_ref()
             .map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
         match step {
-            Step::Settled => return,
+            Step::Settled => {
+                if self.reboot.take().is_some() {
+                    tracing::warn!("the guest was asked to reboot and did not");
+                }
+                return;
+            }
             Step::Wait(time) => {
                 self.wake = now + time.min(SHUTDOWN_LOOK);
                 return;
@@ -315,8 +321,7 @@ impl Driver {
             Step::PowerDone => {
                 vm.done.power = power;
                 vm.done.power_begun = power;
-                self.shutdown_asked = None;
-                self.shutdown_repeated = None;
+                self.shutdown = None;
             }
             Step::Forget => {
                 vm.disposition = Disposition::Gone {

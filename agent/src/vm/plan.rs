@@ -26,8 +26,22 @@ pub const MAX_RESTARTS: u32 = 5;
 /// See [`MAX_RESTARTS`].
 pub const CRASH_WINDOW: Duration = Duration::from_mins(10);
 
-/// A guest is asked again to shut down after this time: one that was still booting missed the first request.
+/// A guest is asked again to shut down or to reboot after this time, or after half the time it has, if that is shorter:
+/// one that was still booting missed the first request.
 pub const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// A guest that has not rebooted after this time is not asked any more. The restart then counts as done: it was asked
+/// for, and it is never forced.
+pub const REBOOT_WAIT: Duration = Duration::from_mins(1);
+
+/// The guest was asked for something that it has not done yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// How long ago it was asked first.
+    pub first: Duration,
+    /// How long ago it was asked last.
+    pub last: Duration,
+}
 
 /// What the VM's task knows besides the ledger; lost when the agent restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,10 +53,10 @@ pub struct Memory {
     pub volumes_gone: bool,
     /// The start for the present intent has succeeded since the agent's start.
     pub started: bool,
-    /// How long ago the guest was first asked to shut down for the present intent.
-    pub shutdown_asked: Option<Duration>,
-    /// How long ago it was last asked.
-    pub shutdown_repeated: Option<Duration>,
+    /// The guest was asked to shut down for the present intent.
+    pub shutdown: Option<Asked>,
+    /// It was asked to reboot for the present intent, and has not been seen to.
+    pub reboot: Option<Asked>,
     /// Automatic restarts within the last [`CRASH_WINDOW`].
     pub restarts: u32,
     /// How long to wait before the next automatic restart.
@@ -70,6 +84,8 @@ pub enum Step {
     Resume,
     /// Write down that the restart is begun, then do it.
     RestartGuest(RestartMode),
+    /// Ask the guest once more to reboot.
+    RebootAgain,
     /// Forget the domain.
     Undefine,
     /// Delete the disks.
@@ -131,6 +147,12 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
     if vm.done.restart < intent.restart_sequence && domain.state == DomainState::Running {
         return Step::RestartGuest(intent.restart_mode);
     }
+    if domain.state == DomainState::Running
+        && let Some(asked) = memory.reboot
+        && let Some(step) = ask(Some(asked), REBOOT_WAIT, Step::RebootAgain)
+    {
+        return step;
+    }
     after_failure(vm, intent, domain, memory)
 }
 
@@ -168,16 +190,21 @@ fn stop(intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
     if grace.is_zero() || domain.state == DomainState::Paused {
         return Step::Destroy;
     }
-    let Some(asked) = memory.shutdown_asked else {
-        return Step::Shutdown;
+    ask(memory.shutdown, grace, Step::Shutdown).unwrap_or(Step::Destroy)
+}
+
+/// Asks the guest for something, and again until it has had its time; `None` when that is over.
+fn ask(asked: Option<Asked>, limit: Duration, request: Step) -> Option<Step> {
+    let Some(asked) = asked else {
+        return Some(request);
     };
-    let repeated = memory.shutdown_repeated.unwrap_or(asked);
-    if asked >= grace {
-        Step::Destroy
-    } else if repeated >= ASK_AGAIN {
-        Step::Shutdown
+    let again = ASK_AGAIN.min(limit / 2);
+    if asked.first >= limit {
+        None
+    } else if asked.last >= again {
+        Some(request)
     } else {
-        Step::Wait((grace - asked).min(ASK_AGAIN - repeated))
+        Some(Step::Wait((limit - asked.first).min(again - asked.last)))
     }
 }
 
@@ -267,6 +294,14 @@ mod tests {
             persistent: true,
             vcpus: 1,
             memory_mib: 64,
+            resets: 0,
+        }
+    }
+
+    fn asked(first: u64, last: u64) -> Asked {
+        Asked {
+            first: Duration::from_secs(first),
+            last: Duration::from_secs(last),
         }
     }
 
@@ -274,8 +309,8 @@ mod tests {
         volumes_ready: true,
         volumes_gone: false,
         started: false,
-        shutdown_asked: None,
-        shutdown_repeated: None,
+        shutdown: None,
+        reboot: None,
         restarts: 0,
         restart_wait: Duration::ZERO,
     };
@@ -321,21 +356,72 @@ mod tests {
     #[test]
     fn a_stop_waits_for_the_guest_and_then_does_not() {
         let running = domain(DomainState::Running, PowerReason::Requested);
-        let asked = |first, last| Memory {
-            shutdown_asked: Some(Duration::from_secs(first)),
-            shutdown_repeated: Some(Duration::from_secs(last)),
-            ..READY
+        let mut vm = vm(PowerState::Stopped);
+        let mut step = |grace, first, last| {
+            if let Some(intent) = &mut vm.intent {
+                intent.grace_period_seconds = grace;
+            }
+            let memory = Memory {
+                shutdown: Some(asked(first, last)),
+                ..READY
+            };
+            next(&vm, Some(&running), &memory)
         };
-        let vm = vm(PowerState::Stopped);
-        let step = |first, last| next(&vm, Some(&running), &asked(first, last));
-        assert_eq!(step(4, 4), Step::Wait(Duration::from_secs(6)));
-        assert_eq!(
-            step(10, 10),
-            Step::Shutdown,
-            "a guest that was booting is asked again"
-        );
-        assert_eq!(step(57, 7), Step::Wait(Duration::from_secs(3)));
-        assert_eq!(step(60, 0), Step::Destroy);
+        let wait = |seconds| Step::Wait(Duration::from_secs(seconds));
+        let cases = [
+            ((60, 4, 4), wait(6)),
+            // A guest that was booting is asked again.
+            ((60, 10, 10), Step::Shutdown),
+            ((60, 57, 7), wait(3)),
+            ((60, 60, 0), Step::Destroy),
+            // One with little time is asked again when half of it is over.
+            ((8, 3, 3), wait(1)),
+            ((8, 4, 4), Step::Shutdown),
+            ((8, 7, 3), wait(1)),
+            ((8, 8, 4), Step::Destroy),
+        ];
+        for ((grace, first, last), expected) in cases {
+            let found = step(grace, first, last);
+            assert_eq!(
+                found, expected,
+                "{grace} s of grace, asked {first} s and {last} s ago"
+            );
+        }
+    }
+
+    #[test]
+    fn a_reboot_is_asked_for_again_until_the_guest_has_had_its_time_and_is_never_forced() {
+        let mut vm = vm(PowerState::Running);
+        vm.done.power = 3;
+        vm.done.restart = 1;
+        if let Some(intent) = &mut vm.intent {
+            intent.restart_sequence = 1;
+        }
+        let cases = [
+            (DomainState::Running, Some((0, 0)), Step::Wait(ASK_AGAIN)),
+            (DomainState::Running, Some((10, 10)), Step::RebootAgain),
+            (
+                DomainState::Running,
+                Some((59, 9)),
+                Step::Wait(Duration::from_secs(1)),
+            ),
+            (DomainState::Running, Some((60, 10)), Step::Settled),
+            (DomainState::Running, None, Step::Settled),
+            (DomainState::Paused, Some((10, 10)), Step::Settled),
+            (DomainState::Stopped, Some((10, 10)), Step::Settled),
+        ];
+        for (state, asked_ago, expected) in cases {
+            let memory = Memory {
+                reboot: asked_ago.map(|(first, last)| asked(first, last)),
+                ..READY
+            };
+            let seen = domain(state, PowerReason::GuestShutdown);
+            assert_eq!(
+                next(&vm, Some(&seen), &memory),
+                expected,
+                "{state:?}, asked {asked_ago:?} ago"
+            );
+        }
     }
 
     #[test]

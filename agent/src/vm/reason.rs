@@ -69,6 +69,7 @@ mod tests {
             persistent: true,
             vcpus: 1,
             memory_mib: 64,
+            resets: 0,
         }
     }
 

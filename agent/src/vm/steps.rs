@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     console,
-    hypervisor::{self, Definition, Domain},
+    hypervisor::{self, Definition, Domain, DomainState},
 };
 
 /// First wait before a failed step is tried again; doubles up to [`MAX_RETRY`].
@@ -46,7 +46,48 @@ pub(super) struct Stuck {
     pub(super) retry_at: Option<Instant>,
 }
 
+/// The guest was asked for something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    first: Instant,
+    last: Instant,
+    /// [`Domain::resets`] before it was asked first.
+    resets: u64,
+}
+
+impl Asked {
+    /// How long ago.
+    pub(super) fn ago(self, now: Instant) -> plan::Asked {
+        plan::Asked {
+            first: now - self.first,
+            last: now - self.last,
+        }
+    }
+}
+
 impl Driver {
+    /// The guest has just been asked, for the first time or once more.
+    fn asked(&self, before: Option<Asked>) -> Asked {
+        let now = Instant::now();
+        let resets = self.domain.as_ref().map_or(0, |domain| domain.resets);
+        before.map_or(
+            Asked {
+                first: now,
+                last: now,
+                resets,
+            },
+            |asked| Asked { last: now, ..asked },
+        )
+    }
+
+    /// Forgets what the guest was asked for and has done.
+    pub(super) fn note_reaction(&mut self) {
+        let up = |domain: &&Domain| matches!(domain.state, DomainState::Running | DomainState::Paused);
+        let resets = self.domain.as_ref().filter(up).map(|domain| domain.resets);
+        // Off is no reboot, but nobody is there to be asked again.
+        self.reboot = self.reboot.filter(|asked| resets == Some(asked.resets));
+    }
+
     /// Begins a look, after a step if one is given.
     pub(super) fn begin(&mut self, step: Option<Step>) {
         let hypervisor = self.shared.hypervisor.clone();
@@ -80,10 +121,9 @@ impl Driver {
             }
             Step::DeleteVolumes => self.volumes_gone = true,
             Step::Start => self.started = true,
-            Step::Shutdown => {
-                let now = Instant::now();
-                self.shutdown_asked.get_or_insert(now);
-                self.shutdown_repeated = Some(now);
+            Step::Shutdown => self.shutdown = Some(self.asked(self.shutdown)),
+            Step::RestartGuest(RestartMode::Reboot) | Step::RebootAgain => {
+                self.reboot = Some(self.asked(self.reboot));
             }
             Step::Define => {
                 if let Some(vm) = &mut self.vm {
@@ -176,7 +216,7 @@ async fn perform(
         Step::Destroy => hypervisor.destroy(id).await,
         Step::Pause => hypervisor.pause(id).await,
         Step::Resume => hypervisor.resume(id).await,
-        Step::RestartGuest(RestartMode::Reboot) => hypervisor.reboot(id).await,
+        Step::RestartGuest(RestartMode::Reboot) | Step::RebootAgain => hypervisor.reboot(id).await,
         Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
         Step::Undefine => hypervisor.undefine(id).await,
         Step::DeleteVolumes => {

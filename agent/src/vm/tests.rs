@@ -8,7 +8,10 @@ use dalgu_proto::{
     vm::{PowerReason, PowerState, RestartMode, Spec},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
 
 use super::{
     status::{Phase, Presence, Status},
@@ -22,6 +25,7 @@ use crate::{
     recovery,
 };
 
+mod asking;
 mod defects;
 
 const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";

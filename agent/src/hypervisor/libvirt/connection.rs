@@ -11,7 +11,8 @@
 //! has no bound, so it happens on a thread of its own, given up after a while; a late result is dropped.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -55,6 +56,25 @@ pub(super) struct Links {
 /// Figures of jobs that have ended, until taken.
 pub(super) type Completed = Arc<Mutex<Vec<(VmId, Params)>>>;
 
+/// How often guests were reset. Where it cannot be known, since nobody listened for a while, all of them count as one
+/// more: a guest that may have rebooted is not asked to again.
+#[derive(Debug, Default)]
+pub(super) struct Resets {
+    unknown: u64,
+    seen: HashMap<VmId, u64>,
+}
+
+impl Resets {
+    pub(super) fn of(&self, id: VmId) -> u64 {
+        self.unknown + self.seen.get(&id).copied().unwrap_or_default()
+    }
+
+    /// The domain is gone; it need not be remembered.
+    pub(super) fn forget(&mut self, id: VmId) {
+        self.seen.remove(&id);
+    }
+}
+
 /// What the supervisor shares with the rest.
 pub(super) struct Supervisor {
     pub(super) uri: String,
@@ -62,6 +82,7 @@ pub(super) struct Supervisor {
     pub(super) connection: watch::Sender<Connection>,
     pub(super) hints: broadcast::Sender<Hint>,
     pub(super) completed: Completed,
+    resets: Arc<Mutex<Resets>>,
 }
 
 impl Supervisor {
@@ -72,7 +93,14 @@ impl Supervisor {
             connection: watch::Sender::new(Connection::Down("not connected yet".into())),
             hints: broadcast::Sender::new(1024),
             completed: Completed::default(),
+            resets: Arc::default(),
         }
+    }
+
+    /// How often guests were reset.
+    pub(super) fn resets(&self) -> MutexGuard<'_, Resets> {
+        // Whole after every statement, so a panic elsewhere does not spoil it.
+        self.resets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connections, if there are any now.
@@ -127,6 +155,7 @@ impl Supervisor {
             generation = links.generation,
             "connected to libvirt"
         );
+        self.resets().unknown += 1;
         self.links.send_replace(Some(Arc::new(links)));
         self.connection.send_replace(Connection::Up);
         self.hint(Hint::All);
@@ -193,10 +222,16 @@ impl Supervisor {
     }
 
     fn domain_sink(&self) -> Sink {
-        let (hints, completed) = (self.hints.clone(), self.completed.clone());
+        let (hints, completed, resets) = (self.hints.clone(), self.completed.clone(), self.resets.clone());
         Arc::new(move |event| {
             let id = match event {
                 Event::Domain(id) => VmId::from_uuid(id),
+                Event::Reset(id) => {
+                    let id = VmId::from_uuid(id);
+                    let mut resets = resets.lock().unwrap_or_else(PoisonError::into_inner);
+                    *resets.seen.entry(id).or_default() += 1;
+                    id
+                }
                 Event::JobCompleted(id, params) => {
                     let id = VmId::from_uuid(id);
                     let mut completed = completed.lock().unwrap_or_else(PoisonError::into_inner);

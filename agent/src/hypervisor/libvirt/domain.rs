@@ -99,6 +99,8 @@ fn look_at(handle: &Handle, cluster: ClusterId) -> Result<Domain, Raw> {
         persistent,
         vcpus: info.nr_virt_cpu,
         memory_mib: info.max_mem / 1024,
+        // Only events tell.
+        resets: 0,
     })
 }
 

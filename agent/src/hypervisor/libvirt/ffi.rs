@@ -22,6 +22,8 @@ use virt_sys as sys;
 pub(super) enum Event {
     /// Something happened to this domain.
     Domain(Uuid),
+    /// The guest of this domain was reset.
+    Reset(Uuid),
     /// A job of this domain has ended; its last figures.
     JobCompleted(Uuid, Params),
     /// The connection is closed, with libvirt's number for the reason.
@@ -140,6 +142,11 @@ unsafe extern "C" fn on_lifecycle(
     0
 }
 
+unsafe extern "C" fn on_reset(_: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
+    // SAFETY: libvirt passes a live domain and our own opaque pointer.
+    unsafe { tell(opaque, uuid_of(domain).map(Event::Reset)) };
+}
+
 unsafe extern "C" fn on_job_completed(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
@@ -192,6 +199,9 @@ impl Subscription {
             )
         };
         own.register(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, sink)?;
+        // The generic callback is just what this event has. Where a driver does not know it, a guest that reboots is
+        // asked until its time is over.
+        let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(on_reset), sink);
         // Not known to every driver; the migration's figures are then those of the last look.
         let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, completed, sink);
         Ok(own)

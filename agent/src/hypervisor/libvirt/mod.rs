@@ -215,14 +215,24 @@ impl Hypervisor for Libvirt {
     }
 
     async fn list(&self) -> Result<Vec<Domain>, Error> {
-        self.on("list", Kind::Look, None, 10, domain::list).await
+        let mut domains = self.on("list", Kind::Look, None, 10, domain::list).await?;
+        let resets = self.supervisor.resets();
+        for domain in &mut domains {
+            domain.resets = resets.of(domain.id);
+        }
+        Ok(domains)
     }
 
     async fn get(&self, id: VmId) -> Result<Option<Domain>, Error> {
-        self.on("get", Kind::Look, None, 10, move |connect, cluster| {
-            domain::get(connect, id, cluster)
-        })
-        .await
+        let found = self
+            .on("get", Kind::Look, None, 10, move |connect, cluster| {
+                domain::get(connect, id, cluster)
+            })
+            .await?;
+        Ok(found.map(|domain| Domain {
+            resets: self.supervisor.resets().of(id),
+            ..domain
+        }))
     }
 
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
@@ -330,7 +340,9 @@ impl Hypervisor for Libvirt {
         self.change("undefine", id, 30, move |connect, cluster| {
             domain::undefine(connect, id, cluster)
         })
-        .await
+        .await?;
+        self.supervisor.resets().forget(id);
+        Ok(())
     }
 
     async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error> {

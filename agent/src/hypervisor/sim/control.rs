@@ -57,6 +57,11 @@ impl Sim {
         }
     }
 
+    /// How often a guest was reset.
+    pub fn resets(&self, id: VmId) -> Option<u64> {
+        self.0.state().domains.get(&id).map(|guest| guest.resets)
+    }
+
     /// The guest crashes now, as if its QEMU had been killed.
     pub fn crash_guest(&self, id: VmId) {
         self.end_guest(id, PowerReason::Crashed);

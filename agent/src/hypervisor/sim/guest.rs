@@ -23,9 +23,9 @@ use crate::hypervisor::{DomainState, Hint};
 /// What a guest does with its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Shuts down so long after it was asked.
+    /// Shuts down, or reboots, so long after it was asked.
     Obeys(Duration),
-    /// Does not shut down, however often it is asked.
+    /// Does neither, however often it is asked.
     Ignores,
     /// Crashes so long after each start.
     Crashes(Duration),
@@ -64,6 +64,18 @@ pub(super) fn asked_to_shut_down(inner: &Arc<Inner>, id: VmId) {
     }
 }
 
+/// Starts what the guest does when it is asked to reboot.
+pub(super) fn asked_to_reboot(inner: &Arc<Inner>, id: VmId) {
+    let (after, run) = match behaviour(inner, id) {
+        Some((Behaviour::Ignores, _)) | None => return,
+        Some((Behaviour::Obeys(after), run)) => (after, run),
+        Some((_, run)) => (Duration::ZERO, run),
+    };
+    later(inner, id, after, move |inner| {
+        inner.state().begin_anew(id, Some(run))
+    });
+}
+
 fn behaviour(inner: &Inner, id: VmId) -> Option<(Behaviour, u64)> {
     inner
         .state()
@@ -73,12 +85,19 @@ fn behaviour(inner: &Inner, id: VmId) -> Option<(Behaviour, u64)> {
 }
 
 fn end_later(inner: &Arc<Inner>, id: VmId, run: u64, after: Duration, reason: PowerReason) {
+    later(inner, id, after, move |inner| {
+        inner.state().end(id, Some(run), reason)
+    });
+}
+
+/// Lets something happen to a guest after a while, unless the hypervisor is gone by then.
+fn later(inner: &Arc<Inner>, id: VmId, after: Duration, what: impl FnOnce(&Inner) + Send + 'static) {
     let runtime = inner.runtime.clone();
     let inner = Arc::downgrade(inner);
     runtime.spawn(async move {
         tokio::time::sleep(after).await;
         if let Some(inner) = inner.upgrade() {
-            inner.state().end(id, Some(run), reason);
+            what(&inner);
             inner.hint(Hint::Domain(id));
         }
     });

@@ -53,6 +53,8 @@ pub(super) struct Guest {
     /// Rises with each start, so that a timer of an earlier run does nothing.
     pub(super) run: u64,
     pub(super) ticks: u64,
+    /// How often it was reset since it was made here.
+    pub(super) resets: u64,
     pub(super) job: Option<Job>,
     ran: Duration,
     since: Option<Instant>,
@@ -72,6 +74,7 @@ impl Guest {
             behaviour,
             run: 0,
             ticks: 0,
+            resets: 0,
             job: None,
             ran: Duration::ZERO,
             since: None,
@@ -91,6 +94,7 @@ impl Guest {
             behaviour: Behaviour::default(),
             run: 1,
             ticks: 0,
+            resets: 0,
             job: None,
             ran: Duration::ZERO,
             since: Some(Instant::now()),
@@ -114,6 +118,7 @@ impl Guest {
             persistent: self.persistent,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
+            resets: self.resets,
         }
     }
 
@@ -315,10 +320,21 @@ impl State {
         }
     }
 
-    pub(super) fn reboot(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
+    pub(super) fn reset(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {
         self.ask(id, config)?;
-        self.ours(id, config)?.ticks = 0;
+        self.begin_anew(id, None);
         Ok(())
+    }
+
+    /// The guest boots again, unless that run of it is over.
+    pub(super) fn begin_anew(&mut self, id: VmId, run: Option<u64>) {
+        if let Some(guest) = self.domains.get_mut(&id)
+            && guest.state == DomainState::Running
+            && run.is_none_or(|run| run == guest.run)
+        {
+            guest.ticks = 0;
+            guest.resets += 1;
+        }
     }
 
     pub(super) fn destroy(&mut self, id: VmId, config: &SimConfig) -> Result<(), Error> {

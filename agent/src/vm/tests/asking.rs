@@ -1,0 +1,76 @@
+//! Guests that are asked to shut down or to reboot, and take their time, or miss the request.
+
+use super::*;
+
+fn restart(generation: u64) -> Intent {
+    Intent {
+        restart_sequence: 1,
+        power_sequence: 1,
+        ..intent(generation, PowerState::Running)
+    }
+}
+
+async fn running_guest() -> (Host, VmId) {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    (host, id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_missed_the_first_request_shuts_down_at_the_second() {
+    let (host, id) = running_guest().await;
+    host.sim.set_behaviour(id, Behaviour::Ignores);
+    let stop = Intent {
+        grace_period_seconds: 8,
+        ..intent(2, PowerState::Stopped)
+    };
+    let began = Instant::now();
+    host.create(id, stop).await;
+    sleep(Duration::from_secs(1)).await;
+    host.sim.set_behaviour(id, Behaviour::Obeys(Duration::ZERO));
+    let status = host.until_settled(id, 2).await;
+    assert_eq!(status.power, Some(PowerState::Stopped));
+    assert!(
+        began.elapsed() < Duration::from_secs(6),
+        "it was powered off: {:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_missed_the_first_request_reboots_at_the_second_and_only_once() {
+    let (host, id) = running_guest().await;
+    host.sim.set_behaviour(id, Behaviour::Ignores);
+    host.create(id, restart(2)).await;
+    sleep(Duration::from_secs(5)).await;
+    let status = host.vms.get(id).unwrap().status();
+    assert_ne!(
+        status.phase,
+        Phase::Settled,
+        "it counts as done, and the guest has done nothing"
+    );
+    host.sim
+        .set_behaviour(id, Behaviour::Obeys(Duration::from_secs(3)));
+    host.until_settled(id, 2).await;
+    assert_eq!(host.sim.resets(id), Some(1));
+    sleep(plan::REBOOT_WAIT * 2).await;
+    assert_eq!(
+        host.sim.resets(id),
+        Some(1),
+        "it was asked again after it had rebooted"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_never_reboots_is_not_forced_to() {
+    let (host, id) = running_guest().await;
+    host.sim.set_behaviour(id, Behaviour::Ignores);
+    let began = Instant::now();
+    host.create(id, restart(2)).await;
+    let status = host.until_settled(id, 2).await;
+    assert_eq!(status.power, Some(PowerState::Running));
+    assert!(began.elapsed() >= plan::REBOOT_WAIT, "{:?}", began.elapsed());
+    assert_eq!(host.sim.resets(id), Some(0));
+}
