@@ -1,9 +1,9 @@
 //! `--watch`, of every noun.
 
-use dalgu_proto::reason;
+use dalgu_proto::{reason, v1};
 use tonic::{Code, Status};
 
-use super::{common::Controller, event, page, vm};
+use super::{ID, Kind, State, common::Controller, event, operation, page, vm};
 
 #[tokio::test]
 async fn a_watch_goes_on_where_it_broke_and_lists_again_when_that_is_too_long_ago() {
@@ -125,4 +125,80 @@ async fn watching_one_vm_ends_when_it_is_gone_before_its_end_could_be_told() {
     }
     let outcome = controller.run(&["vm", "show", "a", "--watch"]).await;
     assert_eq!((outcome.code, outcome.err.as_str()), (0, "a is gone\n"));
+}
+
+#[tokio::test]
+async fn watching_one_host_starts_at_the_version_of_its_list_and_ends_with_it() {
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        let host = || v1::Host {
+            name: "h1".into(),
+            ..Default::default()
+        };
+        script.hosts = [Ok(host()), Ok(host())].into();
+        script.host_lists.push_back(Ok(v1::ListHostsResponse {
+            resource_version: 10,
+            ..Default::default()
+        }));
+        let gone = v1::Event {
+            resource_version: 11,
+            kind: v1::EventKind::Host.into(),
+            subject: "h1".into(),
+            ..Default::default()
+        };
+        script.streams.push_back(Ok(vec![Ok(gone)]));
+    }
+    let outcome = controller
+        .run(&["host", "show", "h1", "--watch", "-o", "name"])
+        .await;
+    assert_eq!(
+        (outcome.code, outcome.out.as_str(), outcome.err.as_str()),
+        (0, "h1\n", "h1 is gone\n")
+    );
+    assert_eq!(
+        controller.fake.script().seen,
+        ["get_host h1", "get_host h1", r#"watch_events 10 "h1""#]
+    );
+}
+
+#[tokio::test]
+async fn watching_one_operation_follows_all_operations_and_shows_its_own() {
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        let running = || Ok(operation(Kind::StopVm, State::Running));
+        script.waits = [running(), running()].into();
+        script.operation_lists.push_back(Ok(v1::ListOperationsResponse {
+            resource_version: 10,
+            ..Default::default()
+        }));
+        let changed = |resource_version: u64, id: &str, state: State| {
+            let operation = v1::Operation {
+                id: id.into(),
+                ..operation(Kind::StopVm, state)
+            };
+            Ok(v1::Event {
+                resource_version,
+                kind: v1::EventKind::Operation.into(),
+                operation_id: id.into(),
+                object: Some(v1::event::Object::Operation(operation)),
+                ..Default::default()
+            })
+        };
+        script.streams.push_back(Ok(vec![
+            changed(11, "another", State::Failed),
+            changed(12, ID, State::Succeeded),
+            Err(reason::status(Code::PermissionDenied, "NOT_ALLOWED", "enough")),
+        ]));
+    }
+    let outcome = controller.run(&["op", "show", ID, "--watch", "-o", "json"]).await;
+    let lines: Vec<serde_json::Value> = outcome
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let states: Vec<_> = lines.iter().map(|line| line["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["OPERATION_STATE_RUNNING", "OPERATION_STATE_SUCCEEDED"]);
+    assert_eq!(controller.fake.script().seen, [r#"watch_events 10 """#]);
 }

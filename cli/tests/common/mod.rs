@@ -46,6 +46,10 @@ pub struct Script {
     pub updates: Answers<v1::Vm>,
     /// To ListVms.
     pub lists: Answers<v1::ListVmsResponse>,
+    /// To ListHosts.
+    pub host_lists: Answers<v1::ListHostsResponse>,
+    /// To ListOperations.
+    pub operation_lists: Answers<v1::ListOperationsResponse>,
     /// To WatchEvents: the messages of each stream.
     pub streams: Answers<Vec<Result<v1::Event, Status>>>,
     /// To ListEvents.
@@ -150,7 +154,7 @@ impl OperationService for Fake {
         &self,
         _: Request<v1::ListOperationsRequest>,
     ) -> Result<Response<v1::ListOperationsResponse>, Status> {
-        Err(Status::unimplemented("not in the script"))
+        next(&mut self.script().operation_lists, "list_operations")
     }
 
     async fn wait_operation(
@@ -233,7 +237,7 @@ impl HostService for Fake {
         &self,
         _: Request<v1::ListHostsRequest>,
     ) -> Result<Response<v1::ListHostsResponse>, Status> {
-        Err(Status::unimplemented("not in the script"))
+        next(&mut self.script().host_lists, "list_hosts")
     }
 
     async fn update_host(
