@@ -166,7 +166,12 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        let config: Self = toml::from_str(&text).map_err(|source| Error::Parse {
+        Self::parse(&text, path)
+    }
+
+    /// Reads and checks the text of the file at `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let config: Self = toml::from_str(text).map_err(|source| Error::Parse {
             path: path.to_owned(),
             source: Box::new(source),
         })?;

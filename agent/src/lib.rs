@@ -45,7 +45,7 @@ mod reporter;
 mod server;
 mod telemetry;
 pub mod vm;
-mod wire;
+pub mod wire;
 
 /// Longest time a stopping agent takes.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -148,6 +148,9 @@ impl Hypervisor for InHost {
     async fn get(&self, id: VmId) -> Result<Option<Domain>, Error> {
         carried!(self, libvirt => libvirt.get(id))
     }
+    fn changing(&self, id: VmId) -> bool {
+        self.libvirt.changing(id)
+    }
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
         let definition = definition.clone();
         carried!(self, libvirt => libvirt.create_volumes(&definition, incoming))

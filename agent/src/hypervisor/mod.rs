@@ -7,7 +7,8 @@
 //!
 //! Every call returns within the deadline its documentation names, with [`Error::Timeout`] if need be; one hung
 //! domain or pool delays no call about another. After an error of which [`Error::outcome_unknown`] is true, the
-//! caller must look again before it acts.
+//! caller must look again before it acts, and must not take what it sees for the end of the matter while
+//! [`Hypervisor::changing`] is true.
 
 use std::{
     path::{Path, PathBuf},
@@ -297,6 +298,10 @@ pub trait Hypervisor: Send + Sync {
 
     /// One domain. 10 s.
     async fn get(&self, id: VmId) -> Result<Option<Domain>, Error>;
+
+    /// Whether a call that changes this domain or its disks is under way in this process, also one whose caller was
+    /// given [`Error::Timeout`]: what is seen meanwhile may change without any further call. Never waits.
+    fn changing(&self, id: VmId) -> bool;
 
     /// Makes the disks that are not there yet; never touches one that is, except to finish one that an earlier call
     /// left half-made. `incoming` makes them blank for a migration to fill, those on shared pools left alone. 10 min.

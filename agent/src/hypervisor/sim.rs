@@ -112,7 +112,7 @@ impl Inner {
         let work = async {
             match &fault {
                 Some(Fault::Error(error)) => return Err(error.clone()),
-                Some(Fault::Hang) => std::future::pending().await,
+                Some(Fault::Hang | Fault::Late(_)) => std::future::pending().await,
                 Some(Fault::TakesEffect(_)) | None => {}
             }
             if call.changes() {
@@ -139,16 +139,46 @@ impl Inner {
 
     /// A call that changes one domain, and the hint of it.
     async fn change(
-        &self,
+        self: &Arc<Self>,
         call: Call,
         id: VmId,
         delay: Duration,
-        effect: impl FnOnce(&mut State, &SimConfig) -> Result<(), Error>,
+        effect: impl FnOnce(&mut State, &SimConfig) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let result = self.call(call, delay, effect).await;
+        let late = self.faults().take_late(call);
+        let result = match late {
+            Some(after) => self.late(call, id, after, effect).await,
+            None => self.call(call, delay, effect).await,
+        };
         // Also after an error: it may be one that took effect.
         self.hint(Hint::Domain(id));
         result
+    }
+
+    /// A call that has its effect after its caller has given it up.
+    async fn late(
+        self: &Arc<Self>,
+        call: Call,
+        id: VmId,
+        after: Duration,
+        effect: impl FnOnce(&mut State, &SimConfig) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.reachable()?;
+        let deadline = call.deadline();
+        *self.state().late.entry(id).or_default() += 1;
+        guest::later(self, id, deadline + after, move |inner| {
+            let mut state = inner.state();
+            // Nobody is there any more to hear of an error.
+            let _ = effect(&mut state, &inner.config);
+            if let Some(count) = state.late.get_mut(&id) {
+                *count -= 1;
+            }
+        });
+        tokio::time::sleep(deadline).await;
+        Err(Error::Timeout {
+            call: call.name(),
+            after: deadline,
+        })
     }
 }
 
@@ -231,6 +261,10 @@ impl Hypervisor for Sim {
             .await
     }
 
+    fn changing(&self, id: VmId) -> bool {
+        self.0.state().late.get(&id).is_some_and(|count| *count > 0)
+    }
+
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
         let delay = self.0.config.delays.volumes;
         self.0
@@ -251,9 +285,10 @@ impl Hypervisor for Sim {
 
     async fn define(&self, definition: &Definition) -> Result<(), Error> {
         let delay = self.0.config.delays.define;
+        let definition = definition.clone();
         self.0
-            .change(Call::Define, definition.id, delay, |state, config| {
-                state.define(definition, config)
+            .change(Call::Define, definition.id, delay, move |state, config| {
+                state.define(&definition, config)
             })
             .await
     }
@@ -262,9 +297,12 @@ impl Hypervisor for Sim {
         let before = guest::run(&self.0, id);
         let result = self
             .0
-            .change(Call::Start, id, self.0.config.delays.power, |state, config| {
-                state.start(id, config)
-            })
+            .change(
+                Call::Start,
+                id,
+                self.0.config.delays.power,
+                move |state, config| state.start(id, config),
+            )
             .await;
         // Also after an error: it may be one that took effect.
         if guest::run(&self.0, id) != before {
@@ -275,9 +313,12 @@ impl Hypervisor for Sim {
 
     async fn shutdown(&self, id: VmId) -> Result<(), Error> {
         self.0
-            .change(Call::Shutdown, id, self.0.config.delays.look, |state, config| {
-                state.ask(id, config)
-            })
+            .change(
+                Call::Shutdown,
+                id,
+                self.0.config.delays.look,
+                move |state, config| state.ask(id, config),
+            )
             .await?;
         guest::asked_to_shut_down(&self.0, id);
         Ok(())
@@ -285,17 +326,23 @@ impl Hypervisor for Sim {
 
     async fn destroy(&self, id: VmId) -> Result<(), Error> {
         self.0
-            .change(Call::Destroy, id, self.0.config.delays.power, |state, config| {
-                state.destroy(id, config)
-            })
+            .change(
+                Call::Destroy,
+                id,
+                self.0.config.delays.power,
+                move |state, config| state.destroy(id, config),
+            )
             .await
     }
 
     async fn reboot(&self, id: VmId) -> Result<(), Error> {
         self.0
-            .change(Call::Reboot, id, self.0.config.delays.look, |state, config| {
-                state.ask(id, config)
-            })
+            .change(
+                Call::Reboot,
+                id,
+                self.0.config.delays.look,
+                move |state, config| state.ask(id, config),
+            )
             .await?;
         guest::asked_to_reboot(&self.0, id);
         Ok(())
@@ -303,25 +350,34 @@ impl Hypervisor for Sim {
 
     async fn reset(&self, id: VmId) -> Result<(), Error> {
         self.0
-            .change(Call::Reset, id, self.0.config.delays.look, |state, config| {
-                state.reset(id, config)
-            })
+            .change(
+                Call::Reset,
+                id,
+                self.0.config.delays.look,
+                move |state, config| state.reset(id, config),
+            )
             .await
     }
 
     async fn pause(&self, id: VmId) -> Result<(), Error> {
         self.0
-            .change(Call::Pause, id, self.0.config.delays.look, |state, config| {
-                state.pause(id, config)
-            })
+            .change(
+                Call::Pause,
+                id,
+                self.0.config.delays.look,
+                move |state, config| state.pause(id, config),
+            )
             .await
     }
 
     async fn resume(&self, id: VmId) -> Result<(), Error> {
         self.0
-            .change(Call::Resume, id, self.0.config.delays.look, |state, config| {
-                state.resume(id, config)
-            })
+            .change(
+                Call::Resume,
+                id,
+                self.0.config.delays.look,
+                move |state, config| state.resume(id, config),
+            )
             .await
     }
 
@@ -331,7 +387,7 @@ impl Hypervisor for Sim {
                 Call::Undefine,
                 id,
                 self.0.config.delays.define,
-                |state, config| state.undefine(id, config),
+                move |state, config| state.undefine(id, config),
             )
             .await
     }

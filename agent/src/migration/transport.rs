@@ -52,10 +52,14 @@ const ACCEPTED: u8 = 1;
 
 /// Which of a migration's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Channel {
+pub enum Channel {
+    /// libvirt's connection.
     Control,
+    /// The memory.
     Memory,
+    /// The disks.
     Disks,
+    /// The source's word that it has let go of the VM.
     HandOver,
 }
 
@@ -229,7 +233,15 @@ impl Grants {
     }
 }
 
-async fn read_opening(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(MigrationId, Channel)> {
+/// The bytes that open a stream.
+pub fn opening(migration: MigrationId, channel: Channel) -> [u8; 17] {
+    let mut opening = [channel.code(); 17];
+    opening[..16].copy_from_slice(migration.uuid().as_bytes());
+    opening
+}
+
+/// Reads what opens a stream; the inverse of [`opening`].
+pub async fn read_opening(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(MigrationId, Channel)> {
     let mut opening = [0; 17];
     io.read_exact(&mut opening).await?;
     let [id @ .., code] = opening;
@@ -374,9 +386,7 @@ async fn open(
         let mut io = tls::client::open_stream(&peer.address, &name, &peer.identity, ALPN_STREAM)
             .await
             .map_err(|error| io::Error::other(error.to_string()))?;
-        let mut opening = [channel.code(); 17];
-        opening[..16].copy_from_slice(migration.uuid().as_bytes());
-        io.write_all(&opening).await?;
+        io.write_all(&opening(migration, channel)).await?;
         io.flush().await?;
         let mut answer = [0];
         io.read_exact(&mut answer).await?;

@@ -26,7 +26,7 @@ use super::{
     plan::{self, Memory, Step},
     reason,
     status::Status,
-    steps::{Asked, FIRST_RETRY, Outcome, Stuck, poll_work},
+    steps::{Asked, FIRST_RETRY, Leaving, Outcome, Stuck, poll_work},
     transfer::Transfers,
 };
 use crate::{
@@ -36,7 +36,7 @@ use crate::{
 
 /// A VM at rest is looked at so often, in case a hint was lost.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// A guest that was asked to shut down or to reboot is looked at so often.
+/// A guest that was asked to shut down or to reboot, or one that a late call may change, is looked at so often.
 const SHUTDOWN_LOOK: Duration = Duration::from_secs(2);
 /// What is gone, or finished, is remembered so long, to refuse late commands for it.
 pub(super) const REMEMBER: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
@@ -55,6 +55,9 @@ pub(super) struct Driver {
     pub(super) started: bool,
     pub(super) shutdown: Option<Asked>,
     pub(super) reboot: Option<Asked>,
+    /// Outlives the intent under which it was asked.
+    pub(super) leaving: Option<Leaving>,
+    unfinished: bool,
     restarts: VecDeque<Instant>,
     pub(super) stuck: Option<Stuck>,
     pub(super) adopted: bool,
@@ -83,6 +86,8 @@ impl Driver {
             started: false,
             shutdown: None,
             reboot: None,
+            leaving: None,
+            unfinished: false,
             restarts: VecDeque::new(),
             stuck: None,
             adopted,
@@ -205,14 +210,15 @@ impl Driver {
         match outcome.step {
             Some((step, Ok(()))) => {
                 self.stuck = None;
-                self.step_done(step, outcome.epoch).await;
+                self.step_done(step, &outcome.asked).await;
             }
-            Some((step, Err(error))) => self.step_failed(step, &error).await,
+            Some((step, Err(error))) => self.step_failed(step, &error, &outcome.asked).await,
             None => {}
         }
         match outcome.seen {
             Ok(domain) => {
                 self.domain = domain;
+                self.unfinished = outcome.unfinished;
                 self.seen = Some(Timestamp::now());
                 self.note_reaction();
                 self.note_power().await;
@@ -265,6 +271,8 @@ impl Driver {
             started: self.started,
             shutdown: self.shutdown.map(|asked| asked.ago(now)),
             reboot: self.reboot.map(|asked| asked.ago(now)),
+            leaving: self.leaving.and_then(|leaving| leaving.left(now)),
+            unfinished: self.unfinished,
             restarts: if given_up { plan::MAX_RESTARTS } else { count },
             restart_wait,
         }
@@ -277,6 +285,7 @@ impl Driver {
         let memory = self.memory();
         let Some(vm) = &mut self.vm else { return };
         let step = plan::next(vm, self.domain.as_ref(), &memory);
+        let since = self.stuck.as_ref().map(|stuck| stuck.failure.since);
         match &self.stuck {
             // A call can fail and take effect all the same, or things have changed otherwise.
             Some(stuck) if stuck.step != step => self.stuck = None,
@@ -307,6 +316,11 @@ impl Driver {
             }
             Step::Wait(time) => {
                 self.wake = now + time.min(SHUTDOWN_LOOK);
+                return;
+            }
+            Step::Await => {
+                self.wake = now + SHUTDOWN_LOOK;
+                self.await_call(since, self.wake);
                 return;
             }
             Step::CrashLoop => {

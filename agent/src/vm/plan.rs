@@ -57,6 +57,11 @@ pub struct Memory {
     pub shutdown: Option<Asked>,
     /// It was asked to reboot for the present intent, and has not been seen to.
     pub reboot: Option<Asked>,
+    /// So long the guest may still follow a request to shut down that came before the present intent.
+    pub leaving: Option<Duration>,
+    /// A call about the domain was under way when it was looked at, one that did not answer in time: what was seen may
+    /// change by itself.
+    pub unfinished: bool,
     /// Automatic restarts within the last [`CRASH_WINDOW`].
     pub restarts: u32,
     /// How long to wait before the next automatic restart.
@@ -96,6 +101,8 @@ pub enum Step {
     PowerDone,
     /// Look again after this time.
     Wait(Duration),
+    /// Look again when a call that did not answer in time has ended.
+    Await,
     /// The intent is carried out.
     Settled,
     /// It cannot be: it crashes again and again.
@@ -104,11 +111,18 @@ pub enum Step {
 
 /// The next step.
 pub fn next(vm: &Vm, domain: Option<&Domain>, memory: &Memory) -> Step {
-    match (vm.disposition, &vm.intent) {
+    let step = match (vm.disposition, &vm.intent) {
         (Disposition::Deleting, _) => delete(domain, memory),
         (Disposition::Owned, Some(intent)) => own(vm, intent, domain, memory),
         // Without an intent, or while its owner is not known, nothing is done to a VM.
-        _ => Step::Settled,
+        _ => return Step::Settled,
+    };
+    match step {
+        // Powering off gets through, and nothing may hold up what leads to it.
+        Step::Shutdown | Step::Destroy | Step::Wait(_) | Step::CrashLoop => step,
+        // A start that takes effect later would find its VM taken for stopped, or deleted.
+        _ if memory.unfinished => Step::Await,
+        _ => step,
     }
 }
 
@@ -158,6 +172,13 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
 
 /// Carries out a power request that has not been carried out yet.
 fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
+    if let Some(left) = memory.leaving
+        && intent.power != PowerState::Stopped
+        && domain.state == DomainState::Running
+    {
+        // It runs, and is about to stop: it is started again when it is off. One that has not heard runs on.
+        return Step::Wait(left);
+    }
     match (intent.power, domain.state) {
         (PowerState::Running, DomainState::Running)
         | (PowerState::Paused, DomainState::Paused)
@@ -311,6 +332,8 @@ mod tests {
         started: false,
         shutdown: None,
         reboot: None,
+        leaving: None,
+        unfinished: false,
         restarts: 0,
         restart_wait: Duration::ZERO,
     };
@@ -387,6 +410,62 @@ mod tests {
                 "{grace} s of grace, asked {first} s and {last} s ago"
             );
         }
+    }
+
+    #[test]
+    fn a_guest_that_is_shutting_down_does_not_count_as_started() {
+        use DomainState as D;
+        use PowerState as P;
+        let left = Duration::from_secs(20);
+        let cases = [
+            (P::Running, D::Running, Some(left), Step::Wait(left)),
+            (P::Paused, D::Running, Some(left), Step::Wait(left)),
+            (P::Running, D::Paused, Some(left), Step::Resume),
+            (P::Running, D::Stopped, Some(left), Step::Start),
+            (P::Running, D::Running, None, Step::PowerDone),
+            (P::Stopped, D::Running, Some(left), Step::Shutdown),
+        ];
+        for (power, state, leaving, expected) in cases {
+            let memory = Memory { leaving, ..READY };
+            let seen = domain(state, PowerReason::GuestShutdown);
+            assert_eq!(
+                next(&vm(power), Some(&seen), &memory),
+                expected,
+                "{power:?} while {state:?}, {leaving:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_is_concluded_while_a_call_may_still_take_effect() {
+        use DomainState as D;
+        use PowerState as P;
+        let unfinished = Memory {
+            unfinished: true,
+            ..READY
+        };
+        let cases = [
+            (P::Stopped, D::Stopped, Step::Await),
+            (P::Running, D::Running, Step::Await),
+            (P::Running, D::Stopped, Step::Await),
+            (P::Stopped, D::Running, Step::Shutdown),
+            (P::Stopped, D::Paused, Step::Destroy),
+        ];
+        for (power, state, expected) in cases {
+            let seen = domain(state, PowerReason::Unknown);
+            assert_eq!(
+                next(&vm(power), Some(&seen), &unfinished),
+                expected,
+                "{power:?} while {state:?}"
+            );
+        }
+        let mut deleted = vm(P::Running);
+        deleted.disposition = Disposition::Deleting;
+        let all_gone = Memory {
+            volumes_gone: true,
+            ..unfinished
+        };
+        assert_eq!(next(&deleted, None, &all_gone), Step::Await);
     }
 
     #[test]

@@ -34,8 +34,18 @@ pub(super) struct Outcome {
     pub(super) step: Option<(Step, Result<(), hypervisor::Error>)>,
     /// What was seen after it.
     pub(super) seen: Result<Option<Domain>, hypervisor::Error>,
-    /// Epoch that a definition was made with.
-    pub(super) epoch: Epoch,
+    /// Whether a call about the domain was still under way before it was looked at.
+    pub(super) unfinished: bool,
+    /// What the step was done for; there may be a newer intent by now.
+    pub(super) asked: For,
+}
+
+/// Of the intent for which a step is done.
+pub(super) struct For {
+    /// Epoch that a definition is made with.
+    epoch: Epoch,
+    /// The time a guest has to shut down.
+    grace: Duration,
 }
 
 /// A step that failed. It counts for as long as the plan asks for that step.
@@ -44,6 +54,22 @@ pub(super) struct Stuck {
     pub(super) failure: Failure,
     pub(super) tries: u32,
     pub(super) retry_at: Option<Instant>,
+}
+
+/// The guest was asked to shut down, and may do so, whatever was asked since.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leaving {
+    until: Instant,
+    /// [`Domain::resets`] before it was asked.
+    resets: u64,
+}
+
+impl Leaving {
+    /// How long it still may.
+    pub(super) fn left(self, now: Instant) -> Option<Duration> {
+        let left = self.until.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
 }
 
 /// The guest was asked for something.
@@ -80,37 +106,50 @@ impl Driver {
         )
     }
 
+    /// The guest may shut down from now on.
+    fn may_leave(&mut self, grace: Duration) {
+        self.leaving = Some(Leaving {
+            until: Instant::now() + grace,
+            resets: self.domain.as_ref().map_or(0, |domain| domain.resets),
+        });
+    }
+
     /// Forgets what the guest was asked for and has done.
     pub(super) fn note_reaction(&mut self) {
         let up = |domain: &&Domain| matches!(domain.state, DomainState::Running | DomainState::Paused);
         let resets = self.domain.as_ref().filter(up).map(|domain| domain.resets);
         // Off is no reboot, but nobody is there to be asked again.
         self.reboot = self.reboot.filter(|asked| resets == Some(asked.resets));
+        self.leaving = self.leaving.filter(|leaving| resets == Some(leaving.resets));
     }
 
     /// Begins a look, after a step if one is given.
     pub(super) fn begin(&mut self, step: Option<Step>) {
         let hypervisor = self.shared.hypervisor.clone();
         let (id, definition) = (self.id, self.definition());
-        let epoch = definition
-            .as_ref()
-            .map(|definition| definition.mark.epoch)
-            .unwrap_or_default();
+        let intent = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
+        let asked = For {
+            epoch: intent.map(|intent| intent.epoch).unwrap_or_default(),
+            grace: Duration::from_secs(intent.map_or(0, |intent| intent.grace_period_seconds.into())),
+        };
         self.work = Some(Box::pin(async move {
             let step = match step {
                 Some(step) => Some((step, perform(&*hypervisor, id, definition.as_ref(), step).await)),
                 None => None,
             };
+            // Before the look: what has ended by now shows in it.
+            let unfinished = hypervisor.changing(id);
             Outcome {
                 step,
                 seen: hypervisor.get(id).await,
-                epoch,
+                unfinished,
+                asked,
             }
         }));
     }
 
     /// Takes note of a step that succeeded.
-    pub(super) async fn step_done(&mut self, step: Step, epoch: Epoch) {
+    pub(super) async fn step_done(&mut self, step: Step, asked: &For) {
         match step {
             Step::CreateVolumes => {
                 self.volumes_ready = true;
@@ -121,13 +160,16 @@ impl Driver {
             }
             Step::DeleteVolumes => self.volumes_gone = true,
             Step::Start => self.started = true,
-            Step::Shutdown => self.shutdown = Some(self.asked(self.shutdown)),
+            Step::Shutdown => {
+                self.shutdown = Some(self.asked(self.shutdown));
+                self.may_leave(asked.grace);
+            }
             Step::RestartGuest(RestartMode::Reboot) | Step::RebootAgain => {
                 self.reboot = Some(self.asked(self.reboot));
             }
             Step::Define => {
                 if let Some(vm) = &mut self.vm {
-                    vm.done.defined = Some(epoch);
+                    vm.done.defined = Some(asked.epoch);
                     self.save_vm().await;
                 }
             }
@@ -137,7 +179,14 @@ impl Driver {
     }
 
     /// Takes note of a step that failed, and decides when it is tried again.
-    pub(super) async fn step_failed(&mut self, step: Step, error: &hypervisor::Error) {
+    pub(super) async fn step_failed(&mut self, step: Step, error: &hypervisor::Error, asked: &For) {
+        if step == Step::Shutdown && error.outcome_unknown() {
+            self.may_leave(asked.grace);
+            if matches!(error, hypervisor::Error::Timeout { .. }) {
+                // It may have been heard. In any case the guest's time runs: one that hangs is powered off at its end.
+                self.shutdown = Some(self.asked(self.shutdown));
+            }
+        }
         // It was written down as begun so that a dead agent's successor does not do it twice. It has not been done; only
         // where the call may yet take effect, it is left at that.
         if matches!(step, Step::RestartGuest(_))
@@ -167,6 +216,24 @@ impl Driver {
             failure,
             tries,
             retry_at: retrying.then(|| Instant::now() + wait),
+        });
+    }
+
+    /// Takes note that a call which did not answer in time is waited for. `since` is when that was first seen.
+    pub(super) fn await_call(&mut self, since: Option<Timestamp>, look_at: Instant) {
+        let failure = Failure {
+            reason: "HYPERVISOR_TIMEOUT".to_owned(),
+            message:
+                "a call that did not answer in time is still under way; nothing is concluded before it ends"
+                    .to_owned(),
+            retrying: true,
+            since: since.unwrap_or_else(Timestamp::now),
+        };
+        self.stuck = Some(Stuck {
+            step: Step::Await,
+            failure,
+            tries: 0,
+            retry_at: Some(look_at),
         });
     }
 
@@ -224,6 +291,8 @@ async fn perform(
             console::remove(&hypervisor.console_log(id)).await;
             Ok(())
         }
-        Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Settled | Step::CrashLoop => Ok(()),
+        Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Await | Step::Settled | Step::CrashLoop => {
+            Ok(())
+        }
     }
 }

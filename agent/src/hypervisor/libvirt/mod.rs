@@ -109,7 +109,7 @@ impl Libvirt {
         &self,
         call: &'static str,
         kind: Kind,
-        only: Option<VmId>,
+        about: Option<VmId>,
         seconds: u64,
         work: impl FnOnce(&Connect, ClusterId) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -117,7 +117,7 @@ impl Libvirt {
         let cluster = self.host.config.cluster;
         let after = Duration::from_secs(seconds);
         let work = move |number: usize| work(pick(&links, kind, number), cluster);
-        self.workers.run(call, kind, only, after, work).await
+        self.workers.run(call, kind, about, after, work).await
     }
 
     /// A change of one domain; changes of the same domain wait for each other.
@@ -235,6 +235,10 @@ impl Hypervisor for Libvirt {
         }))
     }
 
+    fn changing(&self, id: VmId) -> bool {
+        self.workers.changing(id)
+    }
+
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
         let after = Duration::from_secs(600);
         let (host, definition, runtime) = (self.host.clone(), definition.clone(), Handle::current());
@@ -300,8 +304,8 @@ impl Hypervisor for Libvirt {
     }
 
     async fn destroy(&self, id: VmId) -> Result<(), Error> {
-        // Not a change: it must get through while another call about this domain hangs.
-        self.on("destroy", Kind::Urgent, None, 60, move |connect, cluster| {
+        // Not a change like others: it must get through while another call about this domain hangs.
+        self.on("destroy", Kind::Urgent, Some(id), 60, move |connect, cluster| {
             domain::destroy(connect, id, cluster)
         })
         .await

@@ -53,6 +53,37 @@ pub(super) struct Workers {
     slots: [Arc<Semaphore>; KINDS],
     free_changes: Arc<Mutex<Vec<usize>>>,
     domains: Mutex<HashMap<VmId, Weak<tokio::sync::Mutex<()>>>>,
+    under_way: Arc<Mutex<HashMap<VmId, usize>>>,
+}
+
+/// Counts a call about a domain for as long as it is under way.
+#[derive(Debug)]
+struct UnderWay {
+    id: VmId,
+    counts: Arc<Mutex<HashMap<VmId, usize>>>,
+}
+
+impl UnderWay {
+    fn new(id: VmId, counts: Arc<Mutex<HashMap<VmId, usize>>>) -> Self {
+        *counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(id)
+            .or_default() += 1;
+        Self { id, counts }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.id);
+            }
+        }
+    }
 }
 
 /// The right to a thread; given back when the call has ended, not when its caller gave up.
@@ -63,6 +94,7 @@ pub(super) struct Slot {
     change: Option<(usize, Arc<Mutex<Vec<usize>>>)>,
     _permit: OwnedSemaphorePermit,
     _domain: Option<tokio::sync::OwnedMutexGuard<()>>,
+    _under_way: Option<UnderWay>,
 }
 
 impl Drop for Slot {
@@ -94,7 +126,14 @@ impl Workers {
             slots: kinds.map(|kind| Arc::new(Semaphore::new(limit(kind)))),
             free_changes: Arc::new(Mutex::new((0..changes).collect())),
             domains: Mutex::default(),
+            under_way: Arc::default(),
         }
+    }
+
+    /// Whether a call about this domain is under way, also one that its caller has given up.
+    pub(super) fn changing(&self, id: VmId) -> bool {
+        let counts = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.contains_key(&id)
     }
 
     fn domain(&self, id: VmId) -> Arc<tokio::sync::Mutex<()>> {
@@ -108,11 +147,11 @@ impl Workers {
         lock
     }
 
-    async fn slot(&self, kind: Kind, only: Option<VmId>) -> Slot {
+    async fn slot(&self, kind: Kind, about: Option<VmId>) -> Slot {
         // The domain first: whoever waits for a hung domain must not hold a thread meanwhile.
-        let domain = match only {
-            Some(id) => Some(self.domain(id).lock_owned().await),
-            None => None,
+        let domain = match about {
+            Some(id) if kind != Kind::Urgent => Some(self.domain(id).lock_owned().await),
+            _ => None,
         };
         let permit = self.slots[kind as usize]
             .clone()
@@ -132,21 +171,22 @@ impl Workers {
             change: number.map(|number| (number, self.free_changes.clone())),
             _permit: permit,
             _domain: domain,
+            _under_way: about.map(|id| UnderWay::new(id, self.under_way.clone())),
         }
     }
 
-    /// Runs a call on a thread of its own. `only` makes it wait for other such calls about the same domain. The
-    /// deadline counts from now, waiting included.
+    /// Runs a call on a thread of its own. `about` says which domain it changes: it waits for other such calls about the
+    /// same domain, unless it is urgent. The deadline counts from now, waiting included.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         call: &'static str,
         kind: Kind,
-        only: Option<VmId>,
+        about: Option<VmId>,
         after: Duration,
         work: impl FnOnce(usize) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let answer = async {
-            let slot = self.slot(kind, only).await;
+            let slot = self.slot(kind, about).await;
             on_thread(call, slot, work).await
         };
         timeout(after, answer)
@@ -252,6 +292,29 @@ mod tests {
                 .await,
             Ok(())
         );
+    }
+
+    #[tokio::test]
+    async fn a_call_that_its_caller_gave_up_is_under_way_until_it_ends() {
+        let workers = Workers::new();
+        let hung = id();
+        for kind in [Kind::Change, Kind::Urgent] {
+            let (release, wait) = mpsc::channel::<()>();
+            let given_up = workers.run("start", kind, Some(hung), SOON, move |_| {
+                let _ = wait.recv();
+                Ok(())
+            });
+            given_up.await.unwrap_err();
+            assert!(workers.changing(hung), "{kind:?}");
+            assert!(!workers.changing(id()));
+            drop(release);
+            let ended = async {
+                while workers.changing(hung) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            timeout(LATE, ended).await.expect("it ends with its thread");
+        }
     }
 
     #[tokio::test]

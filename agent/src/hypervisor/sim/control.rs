@@ -57,6 +57,11 @@ impl Sim {
         }
     }
 
+    /// How often a guest was started.
+    pub fn run(&self, id: VmId) -> Option<u64> {
+        self.0.state().domains.get(&id).map(|guest| guest.run)
+    }
+
     /// How often a guest was reset.
     pub fn resets(&self, id: VmId) -> Option<u64> {
         self.0.state().domains.get(&id).map(|guest| guest.resets)

@@ -98,6 +98,9 @@ pub enum Fault {
     Hang,
     /// It has its effect and fails all the same.
     TakesEffect(Error),
+    /// It does not answer in time, and has its effect so long after its caller got [`Error::Timeout`]; as `Hang` for
+    /// calls that do not change one domain.
+    Late(Duration),
 }
 
 /// A point of a migration at which its connection may break.
@@ -139,6 +142,19 @@ impl Faults {
     pub(super) fn take(&mut self, call: Call) -> Option<Fault> {
         assert!(!self.panics.remove(&call), "a test ordered this panic");
         self.calls.get_mut(&call)?.pop_front()
+    }
+
+    /// Takes the next fault of a call if it is a late effect.
+    pub(super) fn take_late(&mut self, call: Call) -> Option<Duration> {
+        let next = self.calls.get_mut(&call)?;
+        match next.front() {
+            Some(Fault::Late(after)) => {
+                let after = *after;
+                next.pop_front();
+                Some(after)
+            }
+            _ => None,
+        }
     }
 
     /// Takes the next ordered break if it is at this phase.

@@ -91,7 +91,12 @@ fn end_later(inner: &Arc<Inner>, id: VmId, run: u64, after: Duration, reason: Po
 }
 
 /// Lets something happen to a guest after a while, unless the hypervisor is gone by then.
-fn later(inner: &Arc<Inner>, id: VmId, after: Duration, what: impl FnOnce(&Inner) + Send + 'static) {
+pub(super) fn later(
+    inner: &Arc<Inner>,
+    id: VmId,
+    after: Duration,
+    what: impl FnOnce(&Inner) + Send + 'static,
+) {
     let runtime = inner.runtime.clone();
     let inner = Arc::downgrade(inner);
     runtime.spawn(async move {

@@ -53,7 +53,7 @@ async fn run(inner: &Arc<Inner>, migrate: &Migrate) -> Result<Progress, Error> {
     let fault = inner.faults().take(Call::Migrate);
     match &fault {
         Some(Fault::Error(error)) => return Err(error.clone()),
-        Some(Fault::Hang) => {
+        Some(Fault::Hang | Fault::Late(_)) => {
             daemon.cancelled().await;
             return Err(Error::Unavailable {
                 detail: "the simulated hypervisor restarted".into(),

@@ -25,6 +25,8 @@ pub(super) type Volume = (VmId, String, String);
 pub(super) struct State {
     pub(super) domains: BTreeMap<VmId, Guest>,
     pub(super) volumes: BTreeSet<Volume>,
+    /// Calls whose callers have given up, by domain.
+    pub(super) late: BTreeMap<VmId, usize>,
     /// Cancelled when the hypervisor's daemon ends; there is a new one for the next.
     pub(super) daemon: CancellationToken,
 }

@@ -74,3 +74,46 @@ async fn a_guest_that_never_reboots_is_not_forced_to() {
     assert!(began.elapsed() >= plan::REBOOT_WAIT, "{:?}", began.elapsed());
     assert_eq!(host.sim.resets(id), Some(0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_start_asked_while_the_guest_shuts_down_is_done_when_it_runs_again() {
+    let (host, id) = running_guest().await;
+    host.sim
+        .set_behaviour(id, Behaviour::Obeys(Duration::from_secs(20)));
+    let stop = Intent {
+        grace_period_seconds: 60,
+        ..intent(2, PowerState::Stopped)
+    };
+    host.create(id, stop).await;
+    sleep(Duration::from_secs(5)).await;
+    host.create(id, intent(3, PowerState::Running)).await;
+    sleep(Duration::from_secs(1)).await;
+    let early = host.vms.get(id).unwrap().status();
+    assert_ne!(early.phase, Phase::Settled, "the guest is about to stop");
+    host.until(id, "off", |status| status.power == Some(PowerState::Stopped))
+        .await;
+    assert_eq!(host.until_settled(id, 3).await.power, Some(PowerState::Running));
+    sleep(Duration::from_mins(5)).await;
+    let later = host.vms.get(id).unwrap().status();
+    assert_eq!(
+        (later.phase, later.power),
+        (Phase::Settled, Some(PowerState::Running))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_asked_of_a_guest_that_did_not_hear_the_stop_leaves_it_running() {
+    let (host, id) = running_guest().await;
+    host.sim.set_behaviour(id, Behaviour::Ignores);
+    let stop = Intent {
+        grace_period_seconds: 30,
+        ..intent(2, PowerState::Stopped)
+    };
+    host.create(id, stop).await;
+    sleep(Duration::from_secs(5)).await;
+    let began = Instant::now();
+    host.create(id, intent(3, PowerState::Running)).await;
+    host.until_settled(id, 3).await;
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(host.sim.run(id), Some(1), "it was started again");
+}

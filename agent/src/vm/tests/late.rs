@@ -1,0 +1,74 @@
+//! Calls that take effect long after their caller has given them up.
+
+use super::*;
+
+/// A call's late effect comes so long after its deadline.
+const LATE: Duration = Duration::from_mins(1);
+
+fn waits(status: &Status) -> bool {
+    let failure = status.failure.as_ref();
+    failure.is_some_and(|failure| failure.reason == "HYPERVISOR_TIMEOUT" && failure.retrying)
+}
+
+async fn stays(host: &Host, id: VmId, state: Option<DomainState>) {
+    for _ in 0..60 {
+        let now = host.sim.get(id).await.unwrap().map(|domain| domain.state);
+        assert_eq!(now, state);
+        sleep(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_takes_effect_after_a_stop_was_asked_does_not_outlive_the_stop() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.sim.fail_next(Call::Start, Fault::Late(LATE));
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until(id, "waiting", waits).await;
+    host.create(id, intent(2, PowerState::Stopped)).await;
+    sleep(LATE / 2).await;
+    let status = host.vms.get(id).unwrap().status();
+    assert_ne!(status.phase, Phase::Settled, "it may still start");
+    assert!(waits(&status), "it does not say what it waits for: {status:?}");
+    let status = host.until_settled(id, 2).await;
+    assert_eq!(status.power, Some(PowerState::Stopped));
+    stays(&host, id, Some(DomainState::Stopped)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_power_off_that_takes_effect_after_a_start_was_asked_does_not_outlive_the_start() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    let at_once = Intent {
+        grace_period_seconds: 0,
+        ..intent(2, PowerState::Stopped)
+    };
+    host.sim.fail_next(Call::Destroy, Fault::Late(LATE));
+    host.create(id, at_once).await;
+    sleep(Duration::from_secs(1)).await;
+    host.create(id, intent(3, PowerState::Running)).await;
+    assert_eq!(host.until_settled(id, 3).await.power, Some(PowerState::Running));
+    stays(&host, id, Some(DomainState::Running)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_that_takes_effect_after_the_deletion_was_asked_is_deleted_too() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.sim.fail_next(Call::Define, Fault::Late(LATE));
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until(id, "waiting", waits).await;
+    let handle = host.vms.get(id).unwrap();
+    handle.delete(Generation(2), Epoch(1)).await.unwrap();
+    sleep(LATE / 2).await;
+    assert_eq!(
+        handle.status().phase,
+        Phase::Deleting,
+        "something may still appear"
+    );
+    host.until(id, "gone", |status| status.phase == Phase::Gone).await;
+    stays(&host, id, None).await;
+    assert_eq!(host.sim.local_volumes(), 0);
+}
