@@ -151,11 +151,11 @@ impl AgentService for Service {
         let request = request.into_inner();
         self.pass(request.context).await?;
         let id: VmId = request.uid.parse().map_err(invalid("uid"))?;
-        let Some(handle) = self.vms.get(id) else {
-            return Ok(Response::new(wire::DeleteVmResponse { gone: true, vm: None }));
-        };
         let (generation, epoch) = (Generation(request.generation), Epoch(request.epoch));
-        let status = handle
+        // Also a VM that was never here: the command to make it may be on its way yet.
+        let status = self
+            .vms
+            .get_or_start(id)
             .delete(generation, epoch)
             .await
             .map_err(|error| from_vm(&error))?;

@@ -70,10 +70,11 @@ impl Driver {
     }
 
     async fn delete(&mut self, generation: Generation, epoch: Epoch) -> Result<(), Error> {
-        if policy::delete(self.vm.as_ref(), generation, epoch)? {
-            return Ok(());
-        }
-        let Some(vm) = self.vm.clone() else { return Ok(()) };
+        let nothing_here = policy::delete(self.vm.as_ref(), generation, epoch)?;
+        let vm = match self.vm.clone() {
+            Some(vm) if !nothing_here => vm,
+            known => return self.never_again(known, generation, epoch).await,
+        };
         if vm.disposition != Disposition::Deleting {
             tracing::info!(%generation, %epoch, "deletion accepted");
             self.replace(ledger::Vm {
@@ -86,6 +87,40 @@ impl Driver {
             self.start_afresh();
         }
         Ok(())
+    }
+
+    /// Remembers that a VM of which nothing is here was deleted, so that a command to make it which comes late is refused.
+    async fn never_again(
+        &mut self,
+        known: Option<ledger::Vm>,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<(), Error> {
+        if known.as_ref().is_some_and(|vm| vm.epoch >= epoch) {
+            return Ok(());
+        }
+        tracing::info!(%generation, %epoch, "deletion accepted of a VM that is not here");
+        let name = match known {
+            Some(vm) => vm.name,
+            // It was never told, and nobody reads it.
+            None => format!("vm-{}", self.id)
+                .parse()
+                .expect("a letter, then hexadecimal digits and dashes"),
+        };
+        self.replace(ledger::Vm {
+            id: self.id,
+            name,
+            intent: None,
+            epoch,
+            generation,
+            disposition: Disposition::Gone {
+                since: jiff::Timestamp::now(),
+            },
+            done: Done::default(),
+            last_seen: None,
+            boot_id: self.shared.boot_id.clone(),
+        })
+        .await
     }
 
     /// Writes a new entry; the old one stays in force when that fails.
