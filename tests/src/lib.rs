@@ -9,3 +9,4 @@ pub mod lab;
 pub mod operator;
 pub mod serial;
 pub mod signals;
+pub mod store;

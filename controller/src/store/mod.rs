@@ -5,6 +5,7 @@
 //! knows what was written, and the process must end (a failed fsync cannot be tried again).
 
 pub mod memory;
+pub(crate) mod schema;
 pub mod sqlite;
 
 #[cfg(test)]
@@ -109,6 +110,18 @@ pub enum Error {
         found: i64,
         /// What we know.
         known: i64,
+    },
+    /// A restore was broken off.
+    #[error("{path} is left of a restore that did not end: run `dalgu-controller restore` again")]
+    RestoreUnfinished {
+        /// What it was preparing.
+        path: PathBuf,
+    },
+    /// Somebody holds the database in a way that keeps readers out.
+    #[error("the database is busy and could not be copied to {path}: try again")]
+    Busy {
+        /// Where to.
+        path: PathBuf,
     },
     /// A file operation failed.
     #[error("cannot open {path}")]

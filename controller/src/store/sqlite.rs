@@ -1,7 +1,8 @@
 //! The embedded store: one SQLite file, write-ahead log, `synchronous = FULL`.
 //!
 //! One table a kind of record, `key` and `value` (JSON text), so that `sqlite3` shows what is there. A lock file next
-//! to the database keeps a second controller out; the lock ends with the process.
+//! to the database keeps a second controller out; the lock ends with the process. The log is carried into the database
+//! here and not by SQLite, which would keep a failure of that to itself.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -10,44 +11,68 @@ use std::{
 
 use rusqlite::{Connection, params};
 
-use super::{Batch, Error, Image, Store, Table};
+use super::{Batch, Error, Image, Store, Table, schema};
 
-/// Version of the tables' layout.
-const SCHEMA: i64 = 1;
+/// So much is committed before the log is carried into the database: a few MiB, read in milliseconds at the next start.
+const CHECKPOINT_BYTES: usize = 2 << 20;
+/// Room that a record takes beside its key and value, with its share of a page.
+const RECORD_BYTES: usize = 512;
 
 /// An open database.
 #[derive(Debug)]
 pub struct Sqlite {
     connection: Connection,
+    /// Committed since the log was carried into the database.
+    in_log: usize,
+    checkpoint_bytes: usize,
     _lock: File,
 }
 
 impl Sqlite {
-    /// Opens the database, and makes it where there is none.
+    /// Opens the database, and makes it where there is none. One of an older version is copied first, then upgraded.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let lock = lock(path.with_extension("lock"))?;
-        let connection = Connection::open(path)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if found > SCHEMA {
-            return Err(Error::Schema {
-                path: path.to_owned(),
-                found,
-                known: SCHEMA,
-            });
+        let lock = lock(path)?;
+        let unfinished = restoring(path);
+        if unfinished.exists() {
+            return Err(Error::RestoreUnfinished { path: unfinished });
         }
-        if found == 0 {
-            create(&connection)?;
-        }
+        let mut connection = Connection::open(path)?;
+        prepare(&connection)?;
+        schema::bring_up(&mut connection, path)?;
         Ok(Self {
             connection,
+            in_log: 0,
+            checkpoint_bytes: CHECKPOINT_BYTES,
             _lock: lock,
         })
     }
+
+    /// Carries the log into the database after each so many bytes committed, for tests: with the usual figure few
+    /// would see it happen.
+    pub fn checkpoint_every(&mut self, bytes: usize) {
+        self.checkpoint_bytes = bytes;
+    }
+
+    /// Carries the log into the database. A failure is one of the disk: nothing can be relied upon then.
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        self.in_log = 0;
+        Ok(self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
+    }
 }
 
-fn lock(path: PathBuf) -> Result<File, Error> {
+/// Sets what holds for a connection, and the log, which holds for the file.
+pub(crate) fn prepare(connection: &Connection) -> Result<(), Error> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    Ok(())
+}
+
+/// Takes the lock of a database: nobody else has it open as long as the file lives.
+pub(crate) fn lock(database: &Path) -> Result<File, Error> {
+    let path = database.with_extension("lock");
     let opened = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -64,17 +89,28 @@ fn lock(path: PathBuf) -> Result<File, Error> {
     }
 }
 
-fn create(connection: &Connection) -> Result<(), Error> {
-    let mut script =
-        "BEGIN; CREATE TABLE events (revision INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;".to_owned();
+/// Where a restore prepares the new database; as long as it is there, the restore has not ended.
+pub(crate) fn restoring(database: &Path) -> PathBuf {
+    database.with_extension("restoring")
+}
+
+/// Reads everything, from whichever connection.
+pub(crate) fn read(connection: &Connection) -> Result<Image, Error> {
+    let mut image = Image::default();
     for table in Table::ALL {
-        script += &format!(
-            " CREATE TABLE {} (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
-            table.as_str()
-        );
+        let query = format!("SELECT key, value FROM {} ORDER BY key", table.as_str());
+        let mut statement = connection.prepare(&query)?;
+        let rows = statement.query_map([], |row| Ok((table, row.get(0)?, row.get(1)?)))?;
+        for row in rows {
+            image.records.push(row?);
+        }
     }
-    script += &format!(" PRAGMA user_version = {SCHEMA}; COMMIT;");
-    Ok(connection.execute_batch(&script)?)
+    let mut statement = connection.prepare("SELECT revision, value FROM events ORDER BY revision")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?)))?;
+    for row in rows {
+        image.events.push(row?);
+    }
+    Ok(image)
 }
 
 /// SQLite's integers are signed; revisions never come near the limit.
@@ -84,54 +120,58 @@ fn signed(revision: u64) -> i64 {
 
 impl Store for Sqlite {
     fn load(&mut self) -> Result<Image, Error> {
-        let mut image = Image::default();
-        for table in Table::ALL {
-            let query = format!("SELECT key, value FROM {} ORDER BY key", table.as_str());
-            let mut statement = self.connection.prepare(&query)?;
-            let rows = statement.query_map([], |row| Ok((table, row.get(0)?, row.get(1)?)))?;
-            for row in rows {
-                image.records.push(row?);
-            }
-        }
-        let mut statement = self
-            .connection
-            .prepare("SELECT revision, value FROM events ORDER BY revision")?;
-        let rows = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?)))?;
-        for row in rows {
-            image.events.push(row?);
-        }
-        Ok(image)
+        read(&self.connection)
     }
 
     fn commit(&mut self, batches: &[Batch]) -> Result<(), Error> {
-        let transaction = self.connection.transaction()?;
-        for batch in batches {
-            for write in &batch.writes {
-                let table = write.table.as_str();
-                match &write.value {
-                    Some(value) => transaction
-                        .prepare_cached(&format!(
-                            "INSERT OR REPLACE INTO {table} (key, value) VALUES (?1, ?2)"
-                        ))?
-                        .execute(params![write.key, value])?,
-                    None => transaction
-                        .prepare_cached(&format!("DELETE FROM {table} WHERE key = ?1"))?
-                        .execute(params![write.key])?,
-                };
-            }
-            for (revision, value) in &batch.events {
-                transaction
-                    .prepare_cached("INSERT INTO events (revision, value) VALUES (?1, ?2)")?
-                    .execute(params![signed(*revision), value])?;
-            }
-            if batch.forget_events_to > 0 {
-                transaction
-                    .prepare_cached("DELETE FROM events WHERE revision <= ?1")?
-                    .execute(params![signed(batch.forget_events_to)])?;
-            }
+        write(&mut self.connection, batches)?;
+        self.in_log += batches.iter().map(size).sum::<usize>();
+        if self.in_log >= self.checkpoint_bytes {
+            self.checkpoint()?;
         }
-        Ok(transaction.commit()?)
+        Ok(())
     }
+}
+
+/// About what a batch takes in the log.
+fn size(batch: &Batch) -> usize {
+    let records = batch
+        .writes
+        .iter()
+        .map(|write| write.key.len() + write.value.as_ref().map_or(0, String::len));
+    let events = batch.events.iter().map(|(_, value)| value.len());
+    records.chain(events).map(|bytes| bytes + RECORD_BYTES).sum()
+}
+
+/// One transaction.
+pub(crate) fn write(connection: &mut Connection, batches: &[Batch]) -> Result<(), Error> {
+    let transaction = connection.transaction()?;
+    for batch in batches {
+        for write in &batch.writes {
+            let table = write.table.as_str();
+            match &write.value {
+                Some(value) => transaction
+                    .prepare_cached(&format!(
+                        "INSERT OR REPLACE INTO {table} (key, value) VALUES (?1, ?2)"
+                    ))?
+                    .execute(params![write.key, value])?,
+                None => transaction
+                    .prepare_cached(&format!("DELETE FROM {table} WHERE key = ?1"))?
+                    .execute(params![write.key])?,
+            };
+        }
+        for (revision, value) in &batch.events {
+            transaction
+                .prepare_cached("INSERT INTO events (revision, value) VALUES (?1, ?2)")?
+                .execute(params![signed(*revision), value])?;
+        }
+        if batch.forget_events_to > 0 {
+            transaction
+                .prepare_cached("DELETE FROM events WHERE revision <= ?1")?
+                .execute(params![signed(batch.forget_events_to)])?;
+        }
+    }
+    Ok(transaction.commit()?)
 }
 
 #[cfg(test)]

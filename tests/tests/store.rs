@@ -1,0 +1,294 @@
+//! The store under every way to die: killed at every moment, cut from its power at every write, on a disk that fails or is
+//! full. What was acknowledged is there afterwards, nothing is there in part, and it opens.
+//!
+//! Needs `strace`, which `tests/lab/setup.sh` installs; without it these tests fail.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use anyhow::{Context, Result, ensure};
+use dalgu_controller::{
+    pki,
+    store::{Store, Table, sqlite::Sqlite},
+};
+use dalgu_tests::store::{
+    Random, model,
+    power::{Disk, Fate},
+    trace::{self, Call},
+};
+
+const WRITER: &str = env!("CARGO_BIN_EXE_store-writer");
+/// What the controller exits with when its store has failed.
+const EXIT_STORE: i32 = 70;
+
+/// A directory in memory where there is one: nothing here depends on the disk being one.
+fn scratch() -> Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    Ok(made?)
+}
+
+fn writer(database: &Path, from: u64, to: u64) -> Command {
+    let mut command = Command::new(WRITER);
+    command.arg("batches").arg(database);
+    command.args(["--from", &from.to_string(), "--to", &to.to_string()]);
+    command
+}
+
+/// The last number on the lines that a program wrote.
+fn last(stdout: &[u8]) -> Result<u64> {
+    let text = std::str::from_utf8(stdout)?;
+    text.lines().last().map_or(Ok(0), |line| Ok(line.parse()?))
+}
+
+#[test]
+fn a_writer_killed_at_any_moment_loses_nothing_it_acknowledged_and_leaves_nothing_in_part() -> Result<()> {
+    const KILLS: u64 = 200;
+    let dir = scratch()?;
+    let database = dir.path().join("dalgu.db");
+    let mut random = Random::new(1);
+    let mut there = 0;
+    let mut cut_short = 0;
+    for kill in 0..KILLS {
+        let mut child = writer(&database, there + 1, u64::MAX / 64)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        let mut acknowledged = there;
+        for _ in 0..random.below(12) {
+            acknowledged = lines.next().context("it ended by itself")??.parse()?;
+        }
+        // Some way into the next commit.
+        for _ in 0..random.below(20_000) {
+            std::hint::spin_loop();
+        }
+        child.kill()?;
+        ensure!(child.wait()?.signal() == Some(9), "it was not killed");
+        for line in lines {
+            acknowledged = line?.parse()?;
+        }
+        let found = model::judge(&database, acknowledged).with_context(|| format!("after kill {kill}"))?;
+        cut_short += u64::from(found > acknowledged);
+        there = found;
+    }
+    ensure!(there > KILLS, "only {there} batches were written");
+    println!("{KILLS} kills, {there} batches, {cut_short} committed and not yet acknowledged");
+    Ok(())
+}
+
+/// Runs a program under strace; the calls it made.
+fn record(dir: &Path, program: &Command) -> Result<Vec<Call>> {
+    let to = dir.join("trace");
+    let mut command = trace::recorder(&to);
+    command.arg(program.get_program()).args(program.get_args());
+    let status = command
+        .stdout(Stdio::null())
+        .status()
+        .context("strace cannot be run; tests/lab/setup.sh installs it")?;
+    ensure!(status.success(), "{status}");
+    trace::read(&fs::read_to_string(to)?)
+}
+
+/// The number on a line that was acknowledged, if the call is one.
+fn acknowledged(call: &Call) -> Option<u64> {
+    match call {
+        Call::Write { fd: 1, bytes, .. } => std::str::from_utf8(bytes).ok()?.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// A moment at which the power can go: the disk, and the last number acknowledged.
+struct Moment {
+    disk: Disk,
+    acknowledged: u64,
+}
+
+fn moments(root: &Path, calls: &[Call]) -> Vec<Moment> {
+    let mut disk = Disk::new(root);
+    let mut last = 0;
+    let mut moments = Vec::new();
+    for call in calls {
+        let number = acknowledged(call);
+        last = number.unwrap_or(last);
+        if disk.take(call) || number.is_some() {
+            moments.push(Moment {
+                disk: disk.clone(),
+                acknowledged: last,
+            });
+        }
+    }
+    moments
+}
+
+/// Cuts the power at every moment, in several ways, and has each outcome judged. How many were.
+fn cut(moments: &[Moment], torn: u64, judge: impl Fn(&Path, u64) -> Result<()> + Sync) -> Result<usize> {
+    let done = AtomicUsize::new(0);
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let scratch = scratch()?;
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(moment) = moments.get(at) else {
+                return Ok(());
+            };
+            let seeds = (0..torn).map(|seed| Fate::Torn(Random::new(at as u64 * torn + seed)));
+            for (number, fate) in [Fate::Lost, Fate::Kept].into_iter().chain(seeds).enumerate() {
+                let dir = scratch.path().join(format!("{at}-{number}"));
+                fs::create_dir(&dir)?;
+                moment.disk.leave(&fate, &dir)?;
+                judge(&dir, moment.acknowledged)
+                    .with_context(|| format!("power cut at moment {at}, {fate:?}"))?;
+                fs::remove_dir_all(&dir)?;
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    Ok(done.into_inner())
+}
+
+#[test]
+fn a_power_cut_at_any_write_loses_nothing_that_was_acknowledged_and_leaves_nothing_in_part() -> Result<()> {
+    let dir = scratch()?;
+    let site = dir.path().join("site");
+    fs::create_dir(&site)?;
+    let calls = record(dir.path(), &writer(&site.join("dalgu.db"), 1, 60))?;
+    let moments = moments(&site, &calls);
+    ensure!(
+        moments.len() > 200,
+        "only {} moments were recorded",
+        moments.len()
+    );
+    let cuts = cut(&moments, 3, |dir, acknowledged| {
+        model::judge(&dir.join("dalgu.db"), acknowledged).map(|_| ())
+    })?;
+    println!("{} moments, {cuts} power cuts", moments.len());
+    Ok(())
+}
+
+#[test]
+fn the_forgetful_disk_finds_a_program_that_does_not_sync() -> Result<()> {
+    let dir = scratch()?;
+    let site = dir.path().join("site");
+    fs::create_dir(&site)?;
+    let calls = record(dir.path(), &writer(&site.join("dalgu.db"), 1, 20))?;
+    // The same program, had it not synced its log.
+    let unsynced: Vec<_> = calls
+        .into_iter()
+        .filter(|call| !matches!(call, Call::Sync { .. }))
+        .collect();
+    let outcome = cut(&moments(&site, &unsynced), 0, |dir, acknowledged| {
+        model::judge(&dir.join("dalgu.db"), acknowledged).map(|_| ())
+    });
+    ensure!(outcome.is_err(), "lost writes were not noticed");
+    Ok(())
+}
+
+/// Runs a program while one system call on files of `database` fails; its exit code and the last number acknowledged.
+fn with_fault(database: &Path, program: &Command, fault: &str, when: &str) -> Result<(i32, u64)> {
+    let name = |suffix: &str| PathBuf::from(format!("{}{suffix}", database.display()));
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null"]);
+    for suffix in ["", "-wal", "-journal"] {
+        command.arg("-P").arg(name(suffix));
+    }
+    let output = command
+        .args(["-e", &format!("inject={fault}:when={when}")])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .output()
+        .context("strace cannot be run; tests/lab/setup.sh installs it")?;
+    let code = output.status.code().context("it was killed")?;
+    Ok((code, last(&output.stdout)?))
+}
+
+const FAULTS: [&str; 4] = [
+    "fdatasync,fsync:error=EIO",
+    "write,pwrite64:error=EIO",
+    "write,pwrite64:error=ENOSPC",
+    "ftruncate:error=EIO",
+];
+
+#[test]
+fn a_disk_that_fails_or_is_full_ends_the_writer_and_costs_nothing_that_was_acknowledged() -> Result<()> {
+    let mut ended = 0;
+    for fault in FAULTS {
+        // Once and then well again, or for ever; at every third call, so that all kinds are met.
+        for when in (1..60).step_by(3) {
+            for when in [format!("{when}"), format!("{when}+")] {
+                let dir = scratch()?;
+                let database = dir.path().join("dalgu.db");
+                let (code, acknowledged) = with_fault(&database, &writer(&database, 1, 40), fault, &when)?;
+                let context =
+                    || format!("{fault} at call {when}, exit code {code}, acknowledged {acknowledged}");
+                match code {
+                    EXIT_STORE => ended += 1,
+                    // Before the first commit, or after the last.
+                    1 => ensure!(acknowledged == 0, "{}", context()),
+                    0 => ensure!(acknowledged >= 40, "{}", context()),
+                    _ => anyhow::bail!("{}", context()),
+                }
+                model::judge(&database, acknowledged).with_context(context)?;
+            }
+        }
+    }
+    ensure!(ended > 50, "only {ended} faults ended a commit");
+    Ok(())
+}
+
+#[test]
+fn a_controller_whose_disk_fails_ends_with_code_70_and_forgets_nothing() -> Result<()> {
+    for (fault, when) in [
+        ("fdatasync,fsync:error=EIO", "12"),
+        ("write,pwrite64:error=ENOSPC", "40+"),
+        ("write,pwrite64:error=EIO", "55"),
+    ] {
+        let dir = scratch()?;
+        let data = dir.path().join("controller");
+        pki::init(&data, "test", &["127.0.0.1".to_owned()])?;
+        pki::issue_agent(
+            &data,
+            &"h1".parse()?,
+            &["127.0.0.1".to_owned()],
+            &dir.path().join("agent"),
+        )?;
+        let mut program = Command::new(WRITER);
+        program.arg("controller").arg(dir.path()).args(["--count", "200"]);
+        let database = data.join("dalgu.db");
+        let (code, acknowledged) = with_fault(&database, &program, fault, when)?;
+        ensure!(
+            code == EXIT_STORE,
+            "{fault} at {when}: exit code {code} after {acknowledged}"
+        );
+        ensure!(
+            acknowledged > 0,
+            "{fault} at {when} came before anything was acknowledged"
+        );
+        let image = Sqlite::open(&database)?.load()?;
+        let host = image.records.iter().find(|(table, ..)| *table == Table::Hosts);
+        let record: serde_json::Value = serde_json::from_str(&host.context("the host is lost")?.2)?;
+        let address = record["address"].as_str().context("no address")?;
+        let found: u64 = address.trim_start_matches("127.0.0.1:").parse()?;
+        ensure!(
+            found == acknowledged || found == acknowledged + 1,
+            "registration {acknowledged} was acknowledged, {found} is there"
+        );
+    }
+    Ok(())
+}
