@@ -113,13 +113,10 @@ fn controller(dir: &Path, count: u16) -> Result<()> {
                 let _ = told.send(address);
             };
             let serving = tokio::spawn(server::run_with(config, stop.clone(), ready));
-            match address.await {
-                Ok(address) => {
-                    register(address, &identity, count).await?;
-                    stop.cancel();
-                }
-                // It could not start; it says why.
-                Err(_) => {}
+            // No address: it could not start, and says why.
+            if let Ok(address) = address.await {
+                register(address, &identity, count).await?;
+                stop.cancel();
             }
             serving.await??;
             Ok(())
