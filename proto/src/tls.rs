@@ -19,6 +19,7 @@ use rustls::{
 use crate::ids::{ClusterId, HostName};
 
 pub mod client;
+mod handshakes;
 pub mod server;
 
 /// DNS name in every controller's certificate.

@@ -15,18 +15,17 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use super::{ALPN_STREAM, Error, Peer, Role, identity_of};
+use super::{
+    ALPN_STREAM, Error, Peer, Role,
+    handshakes::{HANDSHAKE_TIMEOUT, Handshakes},
+    identity_of,
+};
 use crate::ids::ClusterId;
-
-/// Longest handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most handshakes under way at once; more wait in the listener's backlog.
-const MAX_HANDSHAKES: usize = 128;
 
 /// An authenticated connection.
 pub struct Connection {
@@ -52,7 +51,7 @@ pub struct Acceptor {
     site: ClusterId,
     connections: mpsc::Sender<io::Result<Connection>>,
     migrations: Option<mpsc::Sender<MigrationStream>>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Handshakes,
 }
 
 impl Acceptor {
@@ -70,7 +69,7 @@ impl Acceptor {
                 site,
                 connections,
                 migrations,
-                handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+                handshakes: Handshakes::new(),
             },
             incoming,
         )
@@ -85,17 +84,21 @@ impl Acceptor {
     ) {
         let acceptor = TlsAcceptor::from(config);
         while !self.connections.is_closed() {
-            let Ok(permit) = self.handshakes.clone().acquire_owned().await else {
-                return;
-            };
             // Cancel safe: a connection that was not accepted stays in the backlog.
-            let tcp = tokio::select! {
+            let (tcp, from) = tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((tcp, _)) => tcp,
+                    Ok(accepted) => accepted,
                     // Out of file descriptors or the like: give it time to pass.
                     Err(_) => { tokio::time::sleep(Duration::from_millis(50)).await; continue }
                 },
                 () = self.connections.closed() => return,
+            };
+            let guest = match self.handshakes.arrive(from.ip()) {
+                Ok(guest) => guest,
+                Err(error) => {
+                    refused(&error);
+                    continue;
+                }
             };
             let (site, acceptor, connections, migrations, refused) = (
                 self.site,
@@ -105,8 +108,11 @@ impl Acceptor {
                 refused.clone(),
             );
             tokio::spawn(async move {
+                let Ok(places) = tokio::time::timeout(HANDSHAKE_TIMEOUT, guest.place()).await else {
+                    return refused(&io::Error::from(io::ErrorKind::TimedOut));
+                };
                 let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(site, acceptor, tcp)).await;
-                drop(permit);
+                drop((places, guest));
                 match outcome {
                     Ok(Ok((peer, io))) => hand_on(peer, io, connections, migrations).await,
                     Ok(Err(error)) => refused(&error),
