@@ -12,7 +12,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::placement::Policy;
+use crate::{placement::Policy, server::limits::Limits};
 
 /// Why a configuration is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,9 @@ pub struct Config {
     pub operation_retention_hours: u32,
     /// Where VMs go.
     pub placement: Placement,
+    /// How much the port bears; not in the file.
+    #[serde(skip)]
+    pub limits: Limits,
 }
 
 /// Where VMs go.
@@ -91,6 +94,7 @@ impl Default for Config {
             event_retention: 20_000,
             operation_retention_hours: 168,
             placement: Placement::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -244,6 +248,7 @@ mod tests {
             event_retention: 1000,
             operation_retention_hours: 480,
             placement: Placement { policy: Policy::Pack },
+            limits: Limits::default(),
         };
         assert_eq!(Config::parse(text).unwrap(), expected);
     }

@@ -15,7 +15,7 @@ use dalgu_proto::{
     DESCRIPTORS,
     agent::v1::registrar_service_server::{self, RegistrarServiceServer},
     ids::ClusterId,
-    size::{self, MAX_REQUEST_BYTES},
+    size::MAX_REQUEST_BYTES,
     tls::{self, Identity, server::Acceptor},
     v1,
 };
@@ -25,9 +25,9 @@ use tokio::{
     sync::mpsc,
     task::JoinHandle,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::{Routes, interceptor::InterceptedService};
+use uuid::Uuid;
 
 use crate::{
     agent_client::Agents,
@@ -41,14 +41,10 @@ use crate::{
     store::{self, Store, sqlite::Sqlite},
 };
 
-/// Calls at once on one connection.
-const MAX_STREAMS: u32 = 256;
-/// Most bytes of a call's headers.
-const MAX_HEADERS: u32 = 16 << 10;
-/// Longest time until a call answers: the longest wait for an operation, and a little.
-const CALL_TIMEOUT: Duration = Duration::from_secs(310);
-/// An idle connection is probed so often, and closed when a probe is not answered in the same time.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+mod connections;
+mod front;
+pub mod limits;
+
 /// Longest wait at the end for calls and passes under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The program's answer to a store that has failed: systemd starts it anew, and it reads what is on the disk.
@@ -84,9 +80,6 @@ pub enum Error {
     /// A part without which the rest must not go on.
     #[error("the controller's {0} failed, which is a defect; see the log above")]
     Part(&'static str),
-    /// The server ended by itself.
-    #[error("the server failed")]
-    Serve(#[from] tonic::transport::Error),
 }
 
 /// What a test may put in another's place.
@@ -104,7 +97,7 @@ pub struct Controller {
     stop: CancellationToken,
     tasks: TaskTracker,
     failed: mpsc::Receiver<&'static str>,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: JoinHandle<()>,
 }
 
 /// Runs a controller until `stop`. A store that fails ends the process.
@@ -164,13 +157,14 @@ impl Controller {
             config: config.clone(),
             stop: stop.clone(),
         };
+        let limits = config.limits;
         let routes = routes(services, metrics.page(db.clone(), queue.clone()))?;
 
         let tasks = TaskTracker::new();
         let (fail, failed) = mpsc::channel(1);
         let (acceptor, incoming) = Acceptor::new(cluster_id, None);
         let acceptor = Arc::new(acceptor);
-        let server = tokio::spawn(serve(routes, incoming, stop.clone()));
+        let server = tokio::spawn(connections::serve(routes, limits, incoming, stop.clone()));
         tasks.spawn({
             let acceptor = acceptor.clone();
             async move {
@@ -242,7 +236,7 @@ impl Controller {
             return Err(Error::Part(part));
         }
         match ended {
-            Some(Ok(outcome)) => Ok(outcome?),
+            Some(Ok(())) => Ok(()),
             // A call that would not end, or a panic that has been logged.
             Some(Err(_)) | None => {
                 self.server.abort();
@@ -294,25 +288,11 @@ fn listen_unix(path: &PathBuf) -> Result<(UnixListener, u32), Error> {
     Ok((listener, uid))
 }
 
-type Incoming = tokio::sync::mpsc::Receiver<io::Result<tls::server::Connection>>;
-
-async fn serve(
-    routes: Routes,
-    incoming: Incoming,
-    stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    tonic::transport::Server::builder()
-        .accept_http1(true)
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_header_list_size(MAX_HEADERS)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .timeout(CALL_TIMEOUT)
-        .trace_fn(|request| tracing::info_span!("rpc", path = request.uri().path()))
-        .layer(size::Limit)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned())
-        .await
+/// A time, longer or shorter by up to one part in so many: what began at the same time does not end at the same time.
+fn jittered(time: Duration, part: u32) -> Duration {
+    let spread = time / part;
+    let random = u32::try_from(Uuid::new_v4().as_u128() & 0xffff).unwrap_or_default();
+    time - spread + spread * 2 * random / 0xffff
 }
 
 macro_rules! guarded {
@@ -344,7 +324,7 @@ const SERVED: [&str; 9] = [
 ];
 
 /// Every service with its rule, and the metrics page.
-fn routes(services: Services, page: Page) -> Result<Routes, Error> {
+fn routes(services: Services, page: Page) -> Result<axum::Router, Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     // The state has been read and the term is on disk: it serves.
     tokio::spawn(async move {
@@ -396,11 +376,9 @@ fn routes(services: Services, page: Page) -> Result<Routes, Error> {
             api::anybody as Rule,
         ));
     // Only authenticated callers come this far, and any of them may scrape.
-    Ok(Routes::from(
-        routes
-            .into_axum_router()
-            .route("/metrics", get(metrics).with_state(page)),
-    ))
+    Ok(routes
+        .into_axum_router()
+        .route("/metrics", get(metrics).with_state(page)))
 }
 
 async fn metrics(Shared(page): Shared<Page>, headers: HeaderMap) -> Response {
@@ -422,5 +400,13 @@ mod tests {
         vital("bad", fail, async { panic!("expected in this test") }).await;
         assert_eq!(failed.recv().await, Some("bad"));
         assert_eq!(failed.recv().await, None);
+    }
+
+    #[test]
+    fn what_began_together_does_not_end_together() {
+        let age = Duration::from_secs(1800);
+        let ages: std::collections::BTreeSet<_> = (0..100).map(|_| jittered(age, 10)).collect();
+        assert!(ages.len() > 50, "{ages:?}");
+        assert!(*ages.first().unwrap() >= age * 9 / 10 && *ages.last().unwrap() <= age * 11 / 10);
     }
 }

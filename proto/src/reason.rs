@@ -3,7 +3,7 @@
 //! Servers build a [`tonic::Status`] with [`status`] or [`invalid`]; clients read it back with [`of`]. The reason
 //! travels as `google.rpc.ErrorInfo` in the domain `dalgu`, field errors as `google.rpc.BadRequest`.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -24,6 +24,13 @@ pub fn status_with(
     metadata: HashMap<String, String>,
 ) -> Status {
     let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(code, message, details)
+}
+
+/// Builds an error that passes by itself, with the time after which to repeat the call.
+pub fn status_retry(code: Code, reason: &str, message: impl Into<String>, after: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(after));
     Status::with_error_details(code, message, details)
 }
 

@@ -51,8 +51,13 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Limited<S> {
     }
 
     fn call(&mut self, request: Request<Body>) -> S::Future {
-        self.0.call(request.map(|body| Body::new(Measured::new(body))))
+        self.0.call(request.map(measured))
     }
+}
+
+/// As [`Limit`], for a server that wraps its requests itself.
+pub fn measured(body: Body) -> Body {
+    Body::new(Measured::new(body))
 }
 
 /// A body of gRPC messages, each measured by the length it announces.

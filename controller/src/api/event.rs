@@ -1,16 +1,23 @@
 //! `dalgu.v1.EventService`.
 //!
-//! A watcher has a place in the kept events and nothing else: it reads on from there at its own pace, so that a slow one
-//! costs the controller nothing, and it is ended when what it would read next is no longer kept.
+//! A watcher has a place in the kept events and a short queue: it reads on from there at its own pace. One that takes
+//! nothing for a while is ended with READER_TOO_SLOW and may come again at its place; it is ended too when what it would
+//! read next is no longer kept.
 
-use std::{ops::Bound, sync::Arc};
+use std::{collections::HashMap, ops::Bound, sync::Arc, time::Duration};
 
 use dalgu_proto::{
     reason,
     v1::{self, event_service_server::EventService},
 };
-use futures::stream::BoxStream;
-use tokio::sync::mpsc;
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use tokio::sync::{
+    mpsc::{self, error::SendTimeoutError},
+    oneshot,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
@@ -43,6 +50,15 @@ fn expired(after: u64, oldest: u64) -> Status {
          resource_version"
     );
     reason::status(Code::OutOfRange, "RESOURCE_VERSION_EXPIRED", message)
+}
+
+fn too_slow(patience: Duration, after: u64) -> Status {
+    let message = format!(
+        "the reader took nothing for {} s: watch again after version {after}",
+        patience.as_secs()
+    );
+    let place = HashMap::from([("after_resource_version".to_owned(), after.to_string())]);
+    reason::status_with(Code::Unavailable, "READER_TOO_SLOW", message, place)
 }
 
 #[tonic::async_trait]
@@ -79,15 +95,21 @@ impl EventService for Services {
             subject: request.subject,
         };
         let (db, stop) = (self.db.clone(), self.stop.clone());
+        let patience = self.config.limits.slow_reader;
+        let (end, ended) = oneshot::channel();
         tokio::spawn(async move {
             // Cancel safe: the watcher is gone or the controller is, nobody misses the rest.
             tokio::select! {
-                () = feed(db, after, filter, &sender) => {}
+                status = feed(db, after, filter, &sender, patience) => drop(status.map(|status| end.send(status))),
                 () = sender.closed() => {}
                 () = stop.cancelled() => {}
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+        // Behind what is queued: a full queue has no room for it.
+        let end = stream::once(ended).filter_map(async |end| end.ok().map(Err));
+        Ok(Response::new(
+            ReceiverStream::new(events).map(Ok).chain(end).boxed(),
+        ))
     }
 
     async fn list_events(
@@ -141,15 +163,19 @@ fn check_kept(state: &State, after: u64) -> Result<(), Status> {
     }
 }
 
-/// Sends what comes behind `after`, until it is no longer kept.
-async fn feed(db: Db, mut after: u64, filter: Filter, sender: &mpsc::Sender<Result<v1::Event, Status>>) {
+/// Sends what comes behind `after`, until it is no longer kept or nobody takes it. Gives why, unless the reader has gone.
+async fn feed(
+    db: Db,
+    mut after: u64,
+    filter: Filter,
+    sender: &mpsc::Sender<v1::Event>,
+    patience: Duration,
+) -> Option<Status> {
     let mut states = db.watch();
     loop {
         let state: Arc<State> = states.borrow_and_update().clone();
         if let Err(status) = check_kept(&state, after) {
-            // Who cannot take even this has gone.
-            let _ = sender.send(Err(status)).await;
-            return;
+            return Some(status);
         }
         // So many at a time that a slow reader does not hold an old state for long.
         let next: Vec<_> = state
@@ -162,19 +188,80 @@ async fn feed(db: Db, mut after: u64, filter: Filter, sender: &mpsc::Sender<Resu
             after = after.max(state.meta.revision);
             drop(state);
             if states.changed().await.is_err() {
-                return;
+                return None;
             }
             continue;
         }
         drop(state);
         for event in next {
-            after = event.revision;
             if filter.takes(&event) {
                 let message = wire::event(&db.snapshot(), &event);
-                if sender.send(Ok(message)).await.is_err() {
-                    return;
+                match sender.send_timeout(message, patience).await {
+                    Ok(()) => {}
+                    Err(SendTimeoutError::Timeout(_)) => return Some(too_slow(patience, after)),
+                    Err(SendTimeoutError::Closed(_)) => return None,
                 }
             }
+            after = event.revision;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fixtures, state::Hooks, store::memory::Disk};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_is_ended_at_the_place_it_has_come_to() {
+        use tonic_types::StatusExt;
+        let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+        let start = db.snapshot().meta.revision;
+        db.change(|tx| {
+            for number in 0..100 {
+                tx.event(
+                    crate::model::EventKind::Vm,
+                    "VmUpdated",
+                    "web",
+                    number.to_string(),
+                    None,
+                );
+            }
+        })
+        .await;
+        let all = Filter {
+            kinds: vec![],
+            subject: String::new(),
+        };
+        let patience = Duration::from_secs(30);
+        let (sender, mut events) = mpsc::channel(BUFFER);
+        let began = tokio::time::Instant::now();
+        let status = feed(db.clone(), start, all.clone(), &sender, patience)
+            .await
+            .unwrap();
+        assert_eq!(began.elapsed(), patience);
+        assert_eq!(status.code(), Code::Unavailable, "to be tried again");
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.reason, "READER_TOO_SLOW");
+        drop(sender);
+        let mut seen = vec![];
+        while let Some(event) = events.recv().await {
+            seen.push(event);
+        }
+        assert_eq!(seen.len(), BUFFER, "no more than the queue was kept for it");
+        let place = info.metadata["after_resource_version"].parse().unwrap();
+        assert_eq!(seen.last().unwrap().resource_version, place);
+
+        let (sender, mut events) = mpsc::channel(BUFFER);
+        let resumed = tokio::spawn(async move { feed(db, place, all, &sender, patience).await });
+        for number in BUFFER..100 {
+            assert_eq!(
+                events.recv().await.unwrap().message,
+                number.to_string(),
+                "nothing is missing"
+            );
+        }
+        drop(events);
+        resumed.abort();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use dalgu_controller::{Controller, Parts, config::Config, pki, store::memory::Disk};
+use dalgu_controller::{Controller, Parts, config::Config, pki, server::limits::Limits, store::memory::Disk};
 use dalgu_proto::{
     agent::v1::agent_service_server::AgentServiceServer,
     ids::HostName,
@@ -31,6 +31,8 @@ pub struct Site {
     pub dir: tempfile::TempDir,
     pub disk: Disk,
     pub fabric: Fabric,
+    /// What the next controller's port bears.
+    pub limits: Limits,
     endpoint: watch::Sender<String>,
     running: Option<CancellationToken>,
     /// Rung when the store of the running controller has failed.
@@ -178,6 +180,7 @@ impl Site {
             dir,
             disk: Disk::default(),
             fabric,
+            limits: Limits::default(),
             endpoint,
             running: None,
             crashed,
@@ -189,6 +192,7 @@ impl Site {
             data_dir: self.dir.path().to_owned(),
             listen: ([127, 0, 0, 1], 0).into(),
             report_interval_ms: 500,
+            limits: self.limits,
             ..Config::default()
         }
     }

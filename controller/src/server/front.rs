@@ -1,0 +1,291 @@
+//! What every call passes before its service and after: a place among those under way, a deadline, who calls.
+//!
+//! One [`Front`] a connection, made by `connections`. A call without a place is refused at once with a delay after which
+//! to come again; the place is given back when the whole answer has gone out or the caller has gone.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use dalgu_proto::{reason, size, tls::Peer};
+use futures::future::BoxFuture;
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Status,
+    codegen::{Bytes, Service},
+};
+use tracing::Instrument;
+
+use super::{
+    jittered,
+    limits::{Class, Limits, Places},
+};
+
+/// After so long, or up to half as long again, a call that found no place is to be repeated.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The way in for the calls of one connection.
+#[derive(Clone)]
+pub(super) struct Front {
+    /// The services.
+    pub routes: axum::Router,
+    /// The places of the whole port.
+    pub places: Places,
+    /// The times.
+    pub limits: Limits,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// The connection is to go.
+    pub aged: CancellationToken,
+}
+
+impl<B> Service<Request<B>> for Front
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let front = self.clone();
+        let span = tracing::info_span!("rpc", path = request.uri().path());
+        let mut request = request.map(|body| size::measured(tonic::body::Body::new(body)));
+        request.extensions_mut().insert(self.peer.clone());
+        Box::pin(front.answer(request).instrument(span))
+    }
+}
+
+impl Front {
+    async fn answer(mut self, request: Request<tonic::body::Body>) -> Result<Response<Answer>, Infallible> {
+        let class = Class::of(&self.peer, request.uri().path());
+        let grpc = is_grpc(request.headers());
+        let Some(place) = self.places.take(class) else {
+            tracing::debug!(?class, peer = %self.peer, "a call was shed: too many are under way");
+            return Ok(refusal(overloaded(), grpc));
+        };
+        let own = self.limits.time(class);
+        let time = asked_for(request.headers()).map_or(own, |asked| asked.min(own));
+        let deadline = tokio::time::Instant::now() + time;
+        let Ok(answered) = tokio::time::timeout_at(deadline, self.routes.call(request)).await else {
+            return Ok(refusal(too_late(time), grpc));
+        };
+        let end: Option<BoxFuture<'static, Status>> = match class {
+            _ if !grpc => None,
+            Class::Stream => {
+                let aged = self.aged.cancelled_owned();
+                Some(Box::pin(async move {
+                    aged.await;
+                    stream_ended()
+                }))
+            }
+            _ => Some(Box::pin(async move {
+                tokio::time::sleep_until(deadline).await;
+                too_late(time)
+            })),
+        };
+        Ok(answered?.map(|body| Answer {
+            body,
+            end,
+            ended: false,
+            place: Some(place),
+        }))
+    }
+}
+
+/// The body of an answer, which holds its call's place.
+pub(super) struct Answer {
+    body: axum::body::Body,
+    /// Why it ends before its own end.
+    end: Option<BoxFuture<'static, Status>>,
+    ended: bool,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(end) = &mut self.end
+            && let Poll::Ready(status) = end.as_mut().poll(cx)
+        {
+            (self.ended, self.place) = (true, None);
+            // What it was made from is let go now, not when the caller has read this.
+            self.body = axum::body::Body::empty();
+            let mut trailers = HeaderMap::new();
+            // A status of ours has nothing that a header could not hold.
+            let _ = status.add_header(&mut trailers);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() {
+            (self.ended, self.place) = (true, None);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The caller's own deadline: at most eight digits and a unit, by the gRPC specification.
+fn asked_for(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+fn overloaded() -> Status {
+    let message = "the controller has as many calls under way as it takes: repeat in a second or two";
+    let after = jittered(RETRY_AFTER, 2) + RETRY_AFTER / 2;
+    reason::status_retry(Code::ResourceExhausted, "OVERLOADED", message, after)
+}
+
+fn too_late(time: Duration) -> Status {
+    let message = format!(
+        "the call took longer than {time:?} and was given up; what it began may go on: read before repeating"
+    );
+    reason::status(Code::DeadlineExceeded, "CALL_TIMEOUT", message)
+}
+
+fn stream_ended() -> Status {
+    let message = "the stream has come to its longest time, or the controller stops: call again, for events with the last \
+                   resource_version";
+    reason::status(Code::Unavailable, "STREAM_ENDED", message)
+}
+
+fn refusal(status: Status, grpc: bool) -> Response<Answer> {
+    let mut response = if grpc {
+        status.into_http::<axum::body::Body>()
+    } else {
+        let mut response = Response::new(axum::body::Body::from(status.message().to_owned()));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        response
+    };
+    response.extensions_mut().clear();
+    response.map(|body| Answer {
+        body,
+        end: None,
+        ended: false,
+        place: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_deadline_is_read_as_the_specification_says() {
+        for (text, expected) in [
+            ("3S", Some(Duration::from_secs(3))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("", None),
+            ("S", None),
+            ("3", None),
+            ("3s", None),
+            ("-3S", None),
+            ("123456789S", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", HeaderValue::from_str(text).unwrap());
+            assert_eq!(asked_for(&headers), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_shed_is_told_when_to_come_again() {
+        use tonic_types::StatusExt;
+        for _ in 0..100 {
+            let status = overloaded();
+            assert_eq!(reason::of(&status).as_deref(), Some("OVERLOADED"));
+            let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+            assert!(
+                (Duration::from_secs(1)..=Duration::from_secs(2)).contains(&delay),
+                "{delay:?}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callers_own_deadline_counts_when_it_is_the_shorter_one() {
+        let limits = Limits::default();
+        let mut front = Front {
+            routes: axum::Router::new().fallback(std::future::pending::<()>),
+            places: Places::new(&limits),
+            limits,
+            peer: Peer {
+                role: dalgu_proto::tls::Role::Operator,
+                name: "x".to_owned(),
+            },
+            aged: CancellationToken::new(),
+        };
+        for (asked, expected) in [("2S", 2), ("1H", limits.call_time.as_secs())] {
+            let request = Request::post("/dalgu.v1.VmService/GetVm")
+                .header(header::CONTENT_TYPE, "application/grpc")
+                .header("grpc-timeout", asked)
+                .body(tonic::body::Body::empty())
+                .unwrap();
+            let began = tokio::time::Instant::now();
+            let answer = front.call(request).await.unwrap();
+            assert_eq!(began.elapsed().as_secs(), expected, "{asked}");
+            let status = Status::from_header_map(answer.headers()).unwrap();
+            assert_eq!(reason::of(&status).as_deref(), Some("CALL_TIMEOUT"));
+        }
+        let probe = Request::get("/metrics").body(tonic::body::Body::empty()).unwrap();
+        let answer = front.call(probe).await.unwrap();
+        assert_eq!(
+            answer.status(),
+            StatusCode::SERVICE_UNAVAILABLE,
+            "what is no gRPC is told by HTTP"
+        );
+    }
+}
