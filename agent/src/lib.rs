@@ -243,6 +243,7 @@ async fn serve(
         .http2_max_header_list_size(MAX_HEADERS_BYTES)
         .http2_keepalive_interval(Some(tls::client::KEEPALIVE))
         .http2_keepalive_timeout(Some(tls::client::KEEPALIVE))
+        .layer(dalgu_proto::size::Limit)
         .add_routes(routes.into())
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned());
     // Both end together: the listener is closed when this returns.

@@ -185,6 +185,42 @@ mod tests {
         }
     }
 
+    struct Once(Option<Bytes>);
+
+    impl http_body::Body for Once {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_behind_the_layer_sees_what_is_small_enough_and_the_refusal_else() {
+        use http_body::Body as _;
+        let mut server = Limit.layer(tower::service_fn(async |request: Request<Body>| {
+            let mut body = request.into_body();
+            std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx))
+                .await
+                .unwrap()
+        }));
+        let small = Bytes::from(message(3));
+        let seen = server
+            .call(Request::new(Body::new(Once(Some(small.clone())))))
+            .await;
+        assert_eq!(seen.unwrap().into_data().unwrap(), small);
+        let large = Bytes::from(message(MAX_REQUEST_BYTES + 1));
+        let refused = server.call(Request::new(Body::new(Once(Some(large))))).await;
+        assert_eq!(
+            reason::of(&refused.unwrap_err()).as_deref(),
+            Some("REQUEST_TOO_LARGE")
+        );
+    }
+
     #[test]
     fn the_refusal_says_the_limit_to_people_and_to_programs() {
         use tonic_types::StatusExt;
