@@ -2,7 +2,8 @@
 //!
 //! `dalgu-agent --hypervisor sim` serves demonstrations and fleets of thousands with it; tests drive it by the
 //! methods of [`Sim`] in `control`: stepping, delays, faults per call, guests that crash, a hypervisor that restarts.
-//! Two of them migrate guests to each other through the sockets of [`Migrate`], in the order of a real handover:
+//! Two of them migrate guests to each other over the [`Lines`] that lead to the paths of [`Migrate`], in the order of a real
+//! handover:
 //!
 //! ```text
 //! source       Running ──────────── transfer ─────────► HandedOver ── destination says it runs ──► gone
@@ -17,6 +18,7 @@ mod config;
 mod control;
 mod faults;
 mod guest;
+mod lines;
 mod migration;
 mod state;
 #[cfg(test)]
@@ -42,6 +44,7 @@ pub use config::{Delays, SimConfig, Stepping};
 pub use control::SharedStorage;
 pub use faults::{Call, Fault, Phase};
 pub use guest::Behaviour;
+pub use lines::{Duplex, Lines, Listener, MemoryLines, Stream, UnixLines};
 
 use super::{About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress};
 use faults::Faults;
@@ -129,11 +132,12 @@ impl Inner {
         };
         let after = call.deadline();
         tokio::select! {
+            biased;
+            () = daemon.cancelled() => Err(Error::Unavailable { detail: "the simulated hypervisor restarted".into() }),
             // Dropping the work is safe: its effect is one synchronous statement.
             result = tokio::time::timeout(after, work) => {
                 result.unwrap_or(Err(Error::Timeout { call: call.name(), after }))
             }
-            () = daemon.cancelled() => Err(Error::Unavailable { detail: "the simulated hypervisor restarted".into() }),
         }
     }
 
@@ -196,7 +200,7 @@ impl Sim {
         let listener = config
             .control_socket
             .as_deref()
-            .map(arrival::listen)
+            .map(|path| config.lines.listen(path))
             .transpose()?;
         let ticks = config.console_dir.is_some();
         let inner = Arc::new(Inner {

@@ -3,47 +3,34 @@
 //! The incoming domain lives no longer than its connection, until it is told to go on: then it is here, whether or
 //! not the source hears of it.
 
-use std::{
-    io,
-    path::Path,
-    sync::{Arc, Weak},
-};
+use std::sync::{Arc, Weak};
 
 use dalgu_proto::{ids::VmId, vm::PowerReason};
-use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Call, Fault, Inner,
+    Call, Fault, Inner, Listener,
     migration::BEAT,
     state::Guest,
     wire::{Answer, Line, Say},
 };
 use crate::hypervisor::{Definition, DomainState, Error, Hint};
 
-/// Listens where sources connect; a socket left by an earlier run is replaced.
-pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    UnixListener::bind(path)
-}
-
 /// Takes in VMs until the hypervisor ends.
-pub(super) async fn serve(inner: Weak<Inner>, listener: UnixListener, end: CancellationToken) {
+pub(super) async fn serve(inner: Weak<Inner>, mut listener: Box<dyn Listener>, end: CancellationToken) {
     loop {
         let stream = tokio::select! {
-            // A connection that is not yet accepted stays in the kernel's queue.
+            biased;
+            () = end.cancelled() => return,
+            // A connection that is not yet accepted waits.
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "a migration's connection was lost");
                     tokio::time::sleep(BEAT).await;
                     continue;
                 }
             },
-            () = end.cancelled() => return,
         };
         let Some(inner) = inner.upgrade() else { return };
         tokio::spawn(receive(inner, Line::new(stream), end.clone()));
@@ -69,10 +56,11 @@ async fn receive(inner: Arc<Inner>, mut line: Line, end: CancellationToken) {
     }
     inner.hint(Hint::Domain(id));
     let arrived = tokio::select! {
-        // What is dropped is a connection; the domain is settled below.
-        arrived = take_in(&inner, id, &mut line) => arrived,
+        biased;
         () = daemon.cancelled() => false,
         () = end.cancelled() => false,
+        // What is dropped is a connection; the domain is settled below.
+        arrived = take_in(&inner, id, &mut line) => arrived,
     };
     if !arrived {
         let mut state = inner.state();

@@ -1,10 +1,10 @@
 //! Settings of a simulated hypervisor.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use dalgu_proto::ids::ClusterId;
 
-use super::{Behaviour, SharedStorage};
+use super::{Behaviour, Lines, SharedStorage, UnixLines};
 
 /// How long calls take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct SimConfig {
     pub cluster: ClusterId,
     /// Where to listen for migrations; without it none can arrive.
     pub control_socket: Option<PathBuf>,
+    /// How it listens there, and how a source reaches the path that its orders name.
+    pub lines: Arc<dyn Lines>,
     /// Where running guests write their counter, one file each.
     pub console_dir: Option<PathBuf>,
     /// How often a guest counts.
@@ -83,6 +85,7 @@ impl SimConfig {
         Self {
             cluster,
             control_socket: None,
+            lines: Arc::new(UnixLines),
             console_dir: None,
             console_interval: Duration::from_secs(1),
             shared_pools: BTreeSet::new(),

@@ -1,14 +1,14 @@
 //! The faults that a test has ordered, and what each call may suffer. Pure; called by the simulated hypervisor.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use crate::hypervisor::Error;
 
 /// A call of the trait, as the name under which a fault is ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, reason = "each is the trait's method of the same name")]
 pub enum Call {
     About,
@@ -121,9 +121,9 @@ pub enum Phase {
 /// Faults that wait for their call.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    calls: HashMap<Call, VecDeque<Fault>>,
+    calls: BTreeMap<Call, VecDeque<Fault>>,
     breaks: VecDeque<Phase>,
-    panics: HashSet<Call>,
+    panics: BTreeSet<Call>,
 }
 
 impl Faults {

@@ -1,7 +1,6 @@
 //! What simulated guests do: obey or not, crash, use their host, count on their consoles.
 
 use std::{
-    collections::HashMap,
     fs::OpenOptions,
     io::Write as _,
     path::PathBuf,
@@ -126,9 +125,10 @@ pub(super) async fn count(inner: Weak<Inner>, end: CancellationToken) {
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            biased;
+            () = end.cancelled() => return,
             // A lost tick is made up for by the next.
             _ = timer.tick() => {}
-            () = end.cancelled() => return,
         }
         let Some(inner) = inner.upgrade() else { return };
         let lines = next_lines(&inner);
@@ -137,7 +137,7 @@ pub(super) async fn count(inner: Weak<Inner>, end: CancellationToken) {
     }
 }
 
-fn next_lines(inner: &Inner) -> HashMap<PathBuf, String> {
+fn next_lines(inner: &Inner) -> Vec<(PathBuf, String)> {
     let mut state = inner.state();
     let running = state
         .domains
@@ -159,7 +159,7 @@ fn next_lines(inner: &Inner) -> HashMap<PathBuf, String> {
         .collect()
 }
 
-fn write_lines(lines: &HashMap<PathBuf, String>) {
+fn write_lines(lines: &[(PathBuf, String)]) {
     for (path, line) in lines {
         let written = OpenOptions::new()
             .create(true)

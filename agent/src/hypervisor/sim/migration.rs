@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use dalgu_proto::{ids::VmId, vm::PowerReason};
-use tokio::{net::UnixStream, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -64,13 +64,21 @@ async fn run(inner: &Arc<Inner>, migrate: &Migrate) -> Result<Progress, Error> {
     let id = migrate.definition.id;
     let (previous, mut job) = Source::begin(inner, migrate)?;
     let result = tokio::select! {
+        biased;
+        () = daemon.cancelled() => None,
         // Dropping the transfer is safe: it closes the connection, and what it leaves is settled below.
-        result = job.transfer() => result,
-        () = daemon.cancelled() => {
-            let error = Error::Unavailable { detail: "the simulated hypervisor restarted".into() };
-            Err(if job.finishing { Failure::After(error) } else { Failure::Before(error) })
-        }
+        result = job.transfer() => Some(result),
     };
+    let result = result.unwrap_or_else(|| {
+        let error = Error::Unavailable {
+            detail: "the simulated hypervisor restarted".into(),
+        };
+        Err(if job.finishing {
+            Failure::After(error)
+        } else {
+            Failure::Before(error)
+        })
+    });
     let result = settle(inner, id, previous, result);
     inner.hint(Hint::Domain(id));
     match fault {
@@ -153,16 +161,18 @@ impl<'a> Source<'a> {
     async fn transfer(&mut self) -> Result<Progress, Failure> {
         let abort = self.abort.clone();
         let mut line = tokio::select! {
+            biased;
+            () = abort.cancelled() => return Err(Failure::Before(Error::Cancelled)),
             // The transfer so far is dropped: it closes the connection, and the destination removes its half.
             line = self.copy() => line?,
-            () = abort.cancelled() => return Err(Failure::Before(Error::Cancelled)),
         };
         self.hand_over(&mut line).await
     }
 
     async fn copy(&self) -> Result<Line, Failure> {
         self.inner.gate().await;
-        let stream = UnixStream::connect(&self.migrate.control).await.map_err(before)?;
+        let lines = &self.inner.config.lines;
+        let stream = lines.connect(&self.migrate.control).await.map_err(before)?;
         let mut line = Line::new(stream);
         ask(
             &mut line,

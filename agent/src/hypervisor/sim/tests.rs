@@ -1,6 +1,6 @@
 //! The simulated hypervisor keeps the contract, and breaks it exactly where it is told to.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use dalgu_proto::{
     ids::{ClusterId, VmId},
@@ -56,8 +56,17 @@ fn alone() -> (Sim, contract::Fixture) {
 }
 
 fn two(dir: &Path) -> (Sim, Sim, contract::Fixture) {
+    two_over(Arc::new(UnixLines), dir)
+}
+
+fn two_in_memory() -> (Sim, Sim, contract::Fixture) {
+    two_over(Arc::new(MemoryLines::default()), Path::new("/memory"))
+}
+
+fn two_over(lines: Arc<dyn Lines>, dir: &Path) -> (Sim, Sim, contract::Fixture) {
     let cluster = cluster();
     let mut config = SimConfig::new(cluster);
+    config.lines = lines;
     config.shared_pools = BTreeSet::from(["shared".to_owned()]);
     config.rate_bytes_per_second = 1 << 30;
     let mut other = config.clone();
@@ -117,6 +126,16 @@ async fn keeps_the_contract_with_lifelike_delays() {
 async fn keeps_the_contract_of_migration() {
     let dir = tempfile::tempdir().unwrap();
     let (source, destination, fixture) = two(dir.path());
+    keep_the_contract_of_migration(source, destination, fixture).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn keeps_the_contract_of_migration_in_memory() {
+    let (source, destination, fixture) = two_in_memory();
+    keep_the_contract_of_migration(source, destination, fixture).await;
+}
+
+async fn keep_the_contract_of_migration(source: Sim, destination: Sim, fixture: contract::Fixture) {
     assert_eq!(pair(&source, &destination, &fixture).check().await, []);
     assert_eq!(source.list().await.unwrap(), []);
     assert_eq!(destination.list().await.unwrap(), []);
@@ -245,7 +264,7 @@ async fn nothing_answers_while_it_is_gone() {
     assert_eq!(state(&sim, vm.id).await, Some(DomainState::Running));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_broken_migration_leaves_one_owner_or_says_that_it_cannot_tell() {
     use DomainState::{HandedOver, Running};
     let table = [
@@ -256,8 +275,7 @@ async fn a_broken_migration_leaves_one_owner_or_says_that_it_cannot_tell() {
         (Phase::Confirm, None, Some(Running)),
     ];
     for (phase, here, there) in table {
-        let dir = tempfile::tempdir().unwrap();
-        let (source, destination, fixture) = two(dir.path());
+        let (source, destination, fixture) = two_in_memory();
         let pair = pair(&source, &destination, &fixture);
         let vm = pair.make().await.unwrap();
         source.break_migration_at(phase);
@@ -273,10 +291,9 @@ async fn a_broken_migration_leaves_one_owner_or_says_that_it_cannot_tell() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_handed_over_domain_neither_resumes_nor_starts() {
-    let dir = tempfile::tempdir().unwrap();
-    let (source, destination, fixture) = two(dir.path());
+    let (source, destination, fixture) = two_in_memory();
     let pair = pair(&source, &destination, &fixture);
     let vm = pair.make().await.unwrap();
     source.break_migration_at(Phase::Finish);
@@ -296,11 +313,10 @@ async fn a_handed_over_domain_neither_resumes_nor_starts() {
     .unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_restart_of_either_hypervisor_leaves_the_vm_with_the_source() {
     for destination_restarts in [false, true] {
-        let dir = tempfile::tempdir().unwrap();
-        let (source, destination, fixture) = two(dir.path());
+        let (source, destination, fixture) = two_in_memory();
         let pair = pair(&source, &destination, &fixture);
         let vm = pair.make().await.unwrap();
         let mut order = pair.order(&vm);

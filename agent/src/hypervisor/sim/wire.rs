@@ -5,14 +5,9 @@ use dalgu_proto::{
     vm::Spec,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
-};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
+use super::lines::Stream;
 use crate::hypervisor::{Definition, Mark};
 
 /// Longest line accepted; the largest specification has some tens of kilobytes.
@@ -99,34 +94,23 @@ impl Say {
 }
 
 /// One end of the connection.
-#[derive(Debug)]
-pub(super) struct Line {
-    reader: BufReader<OwnedReadHalf>,
-    writer: OwnedWriteHalf,
-}
+pub(super) struct Line(BufReader<Stream>);
 
 impl Line {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        let (reader, writer) = stream.into_split();
-        Self {
-            reader: BufReader::new(reader),
-            writer,
-        }
+    pub(super) fn new(stream: Stream) -> Self {
+        Self(BufReader::new(stream))
     }
 
     pub(super) async fn send(&mut self, message: &impl Serialize) -> std::io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        self.writer.write_all(&line).await
+        self.0.write_all(&line).await
     }
 
     /// The next message; an error when the other end is gone or speaks otherwise.
     pub(super) async fn receive<T: DeserializeOwned>(&mut self) -> std::io::Result<T> {
         let mut line = Vec::new();
-        (&mut self.reader)
-            .take(MAX_LINE)
-            .read_until(b'\n', &mut line)
-            .await?;
+        (&mut self.0).take(MAX_LINE).read_until(b'\n', &mut line).await?;
         if line.last() != Some(&b'\n') {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
