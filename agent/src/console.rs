@@ -1,12 +1,7 @@
 //! Reads a VM's console log, from a point on, and follows it if asked, called by the server; and removes it with its
 //! VM, called by the VM's task.
 
-use std::{
-    io::SeekFrom,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io::SeekFrom, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 
 use dalgu_proto::{agent::v1::ReadConsoleResponse, reason};
 use futures::Stream;
@@ -111,8 +106,9 @@ impl Reader {
 }
 
 /// Removes a log whose VM is gone from this host. What cannot be removed is told of, and holds nothing else up.
-pub async fn remove(path: &Path) {
-    if let Err(error) = tokio::fs::remove_file(path).await
+pub async fn remove(path: Option<PathBuf>) {
+    if let Some(path) = path
+        && let Err(error) = tokio::fs::remove_file(&path).await
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(%error, path = %path.display(), "a console log is left behind");
@@ -151,10 +147,10 @@ mod tests {
         std::fs::write(&path, "one\n").unwrap();
         let mut followed = Box::pin(read(path.clone(), 0, true));
         assert_eq!(followed.next().await.unwrap().unwrap().data.as_ref(), b"one\n");
-        remove(&path).await;
+        remove(Some(path.clone())).await;
         assert!(!path.exists());
         assert!(followed.next().await.is_none());
-        remove(&path).await;
+        remove(Some(path.clone())).await;
     }
 
     #[tokio::test]

@@ -123,6 +123,12 @@ impl Gate {
         self.open.send_replace(true);
     }
 
+    /// Returns when recovery is over.
+    pub async fn opened(&self) {
+        // It fails only when the gate is gone, and this holds it.
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+    }
+
     /// Whether recovery is over.
     pub fn is_open(&self) -> bool {
         *self.open.borrow()
@@ -136,7 +142,7 @@ impl Gate {
         let mut host = self.host.lock().await;
         let changed = judge(self.cluster, &self.own, *host, given)?;
         if changed != *host {
-            self.save(changed).await?;
+            self.ledger.save_host(&changed).await?;
             *host = changed;
         }
         Ok(())
@@ -169,18 +175,10 @@ impl Gate {
             term,
         };
         if changed != *host {
-            self.save(changed).await?;
+            self.ledger.save_host(&changed).await?;
             *host = changed;
         }
         Ok(())
-    }
-
-    async fn save(&self, host: Host) -> Result<(), ledger::Error> {
-        let ledger = self.ledger.clone();
-        match tokio::task::spawn_blocking(move || ledger.save_host(&host)).await {
-            Ok(outcome) => outcome,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
     }
 }
 
@@ -305,7 +303,7 @@ mod tests {
         })
         .await
         .unwrap();
-        let again = Gate::new(cluster(1), own, ledger.clone(), ledger.load().unwrap().host);
+        let again = Gate::new(cluster(1), own, ledger.clone(), ledger.load().await.unwrap().host);
         assert_eq!(again.host().await.term, Term(5));
         assert!(matches!(
             again.registered(cluster(1), Session(2), Term(4)).await,

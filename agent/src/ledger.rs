@@ -1,14 +1,10 @@
 //! What this host was told, on disk: written and synced before the hypervisor is called.
 //!
-//! One JSON file for each VM and each migration, one for the host itself; each is replaced as a whole (new file, fsync,
-//! rename, fsync of the directory), so that a crash leaves the old or the new content and never a part. Used by the
-//! VM tasks, the gate and recovery. Knows nothing of what the entries mean.
+//! One JSON file for each VM and each migration, one for the host itself; each is replaced as a whole, so that a crash
+//! leaves the old or the new content and never a part. Where the files are is [`Files`]' business: a directory in the
+//! program. Used by the VM tasks, the gate and recovery. Knows nothing of what the entries mean.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path, sync::Arc};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, Session, Term, VmId, VmName},
@@ -17,25 +13,29 @@ use dalgu_proto::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+mod files;
+
+pub use files::{Directory, Files};
+
 /// Why the ledger cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file operation failed.
-    #[error("the ledger file {path} cannot be {verb}")]
+    #[error("the ledger file {file} cannot be {verb}")]
     Io {
         /// "read", "written" or "removed".
         verb: &'static str,
         /// The file.
-        path: PathBuf,
+        file: String,
         /// What the operating system said.
         #[source]
         source: io::Error,
     },
     /// A file's content makes no sense.
-    #[error("the ledger file {path} is damaged")]
+    #[error("the ledger file {file} is damaged")]
     Damaged {
         /// The file.
-        path: PathBuf,
+        file: String,
         /// What the parser said.
         #[source]
         source: serde_json::Error,
@@ -207,141 +207,143 @@ pub struct Contents {
     pub damaged: Vec<Error>,
 }
 
-/// The directory. Cheap to clone; every call blocks on the disk.
-#[derive(Debug, Clone)]
-pub struct Ledger {
-    dir: PathBuf,
+/// The ledger, over its files. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger(Arc<dyn Files>);
+
+/// Name of the host's file.
+const HOST: &str = "host.json";
+
+fn vm_file(id: VmId) -> String {
+    format!("vms/{id}.json")
+}
+
+fn migration_file(id: MigrationId) -> String {
+    format!("migrations/{id}.json")
 }
 
 impl Ledger {
-    /// Opens the ledger in `dir`, making it if need be.
+    /// The ledger in these files.
+    pub fn on(files: Arc<dyn Files>) -> Self {
+        Self(files)
+    }
+
+    /// Opens the ledger in a directory, making it if need be. Blocks.
+    ///
+    /// # Errors
+    /// If the directory cannot be made.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        for sub in ["vms", "migrations"] {
-            let path = dir.join(sub);
-            fs::create_dir_all(&path).map_err(|source| Error::Io {
-                verb: "written",
-                path,
-                source,
-            })?;
-        }
-        Ok(Self { dir: dir.to_owned() })
+        let directory = Directory::open(dir).map_err(|source| Error::Io {
+            verb: "written",
+            file: dir.display().to_string(),
+            source,
+        })?;
+        Ok(Self::on(Arc::new(directory)))
     }
 
     /// Reads everything. A damaged host file is an error, a damaged VM or migration is listed as such.
-    pub fn load(&self) -> Result<Contents, Error> {
-        let host = match read(&self.dir.join("host.json")) {
-            Ok(host) => host,
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Host::default(),
-            Err(error) => return Err(error),
-        };
-        let mut contents = Contents {
-            host,
-            ..Contents::default()
-        };
-        contents.vms = self.read_all("vms", &mut contents.damaged)?;
-        contents.migrations = self.read_all("migrations", &mut contents.damaged)?;
+    ///
+    /// # Errors
+    /// If the files cannot be read, or the host's is damaged.
+    pub async fn load(&self) -> Result<Contents, Error> {
+        let mut contents = Contents::default();
+        let found = self.0.load().await.map_err(|source| Error::Io {
+            verb: "read",
+            file: "(all)".to_owned(),
+            source,
+        })?;
+        for (file, bytes) in found {
+            let folder = file.split_once('/').map(|(folder, _)| folder);
+            match folder {
+                None if file == HOST => contents.host = parse(file, &bytes)?,
+                Some("vms") => keep(parse(file, &bytes), &mut contents.vms, &mut contents.damaged),
+                Some("migrations") => keep(
+                    parse(file, &bytes),
+                    &mut contents.migrations,
+                    &mut contents.damaged,
+                ),
+                _ => {}
+            }
+        }
         Ok(contents)
     }
 
-    fn read_all<T: DeserializeOwned>(&self, sub: &str, damaged: &mut Vec<Error>) -> Result<Vec<T>, Error> {
-        let dir = self.dir.join(sub);
-        let failed = |source| Error::Io {
-            verb: "read",
-            path: dir.clone(),
-            source,
-        };
-        let mut found = Vec::new();
-        for file in fs::read_dir(&dir).map_err(failed)? {
-            let path = file.map_err(failed)?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match read(&path) {
-                Ok(entry) => found.push(entry),
-                Err(error @ Error::Damaged { .. }) => damaged.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(found)
-    }
-
     /// Writes the host's entry.
-    pub fn save_host(&self, host: &Host) -> Result<(), Error> {
-        write(&self.dir.join("host.json"), host)
+    ///
+    /// # Errors
+    /// If it is not certain to be kept.
+    pub async fn save_host(&self, host: &Host) -> Result<(), Error> {
+        self.write(HOST.to_owned(), host).await
     }
 
     /// Writes a VM's entry.
-    pub fn save_vm(&self, vm: &Vm) -> Result<(), Error> {
-        write(&self.dir.join("vms").join(format!("{}.json", vm.id)), vm)
+    ///
+    /// # Errors
+    /// If it is not certain to be kept.
+    pub async fn save_vm(&self, vm: &Vm) -> Result<(), Error> {
+        self.write(vm_file(vm.id), vm).await
     }
 
     /// Writes a migration's entry.
-    pub fn save_migration(&self, migration: &Migration) -> Result<(), Error> {
-        write(
-            &self.dir.join("migrations").join(format!("{}.json", migration.id)),
-            migration,
-        )
+    ///
+    /// # Errors
+    /// If it is not certain to be kept.
+    pub async fn save_migration(&self, migration: &Migration) -> Result<(), Error> {
+        self.write(migration_file(migration.id), migration).await
     }
 
     /// Forgets a VM.
-    pub fn remove_vm(&self, id: VmId) -> Result<(), Error> {
-        remove(&self.dir.join("vms").join(format!("{id}.json")))
+    ///
+    /// # Errors
+    /// If it may still be there.
+    pub async fn remove_vm(&self, id: VmId) -> Result<(), Error> {
+        self.remove(vm_file(id)).await
     }
 
     /// Forgets a migration.
-    pub fn remove_migration(&self, id: MigrationId) -> Result<(), Error> {
-        remove(&self.dir.join("migrations").join(format!("{id}.json")))
+    ///
+    /// # Errors
+    /// If it may still be there.
+    pub async fn remove_migration(&self, id: MigrationId) -> Result<(), Error> {
+        self.remove(migration_file(id)).await
+    }
+
+    async fn write(&self, file: String, entry: &(impl Serialize + Sync)) -> Result<(), Error> {
+        let written = match serde_json::to_vec(entry) {
+            Ok(bytes) => self.0.replace(&file, bytes).await,
+            Err(error) => Err(error.into()),
+        };
+        written.map_err(|source| Error::Io {
+            verb: "written",
+            file,
+            source,
+        })
+    }
+
+    async fn remove(&self, file: String) -> Result<(), Error> {
+        self.0.remove(&file).await.map_err(|source| Error::Io {
+            verb: "removed",
+            file,
+            source,
+        })
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let bytes = fs::read(path).map_err(|source| Error::Io {
-        verb: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    serde_json::from_slice(&bytes).map_err(|source| Error::Damaged {
-        path: path.to_owned(),
-        source,
-    })
+fn parse<T: DeserializeOwned>(file: String, bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|source| Error::Damaged { file, source })
 }
 
-fn write<T: Serialize>(path: &Path, entry: &T) -> Result<(), Error> {
-    let failed = |source| Error::Io {
-        verb: "written",
-        path: path.to_owned(),
-        source,
-    };
-    let bytes = serde_json::to_vec(entry).map_err(|error| failed(error.into()))?;
-    let unfinished = path.with_extension("tmp");
-    let mut file = File::create(&unfinished).map_err(failed)?;
-    file.write_all(&bytes).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    fs::rename(&unfinished, path).map_err(failed)?;
-    sync_parent(path).map_err(failed)
-}
-
-fn remove(path: &Path) -> Result<(), Error> {
-    let failed = |source| Error::Io {
-        verb: "removed",
-        path: path.to_owned(),
-        source,
-    };
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => sync_parent(path).map_err(failed),
-    }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
+fn keep<T>(entry: Result<T, Error>, found: &mut Vec<T>, damaged: &mut Vec<Error>) {
+    match entry {
+        Ok(entry) => found.push(entry),
+        Err(error) => damaged.push(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn vm(id: u128) -> Vm {
@@ -358,44 +360,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_was_written_is_read_back() {
+    #[tokio::test]
+    async fn what_was_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
-        ledger.save_vm(&vm(1)).unwrap();
-        ledger.save_vm(&vm(2)).unwrap();
-        ledger.remove_vm(vm(2).id).unwrap();
+        ledger.save_vm(&vm(1)).await.unwrap();
+        ledger.save_vm(&vm(2)).await.unwrap();
+        ledger.remove_vm(vm(2).id).await.unwrap();
         ledger
             .save_host(&Host {
                 session: Session(3),
                 ..Host::default()
             })
+            .await
             .unwrap();
-        let contents = Ledger::open(dir.path()).unwrap().load().unwrap();
+        let contents = Ledger::open(dir.path()).unwrap().load().await.unwrap();
         assert_eq!(contents.vms, [vm(1)]);
         assert_eq!(contents.host.session, Session(3));
     }
 
-    #[test]
-    fn a_write_cut_short_leaves_the_old_entry() {
+    #[tokio::test]
+    async fn a_write_cut_short_leaves_the_old_entry() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
-        ledger.save_vm(&vm(1)).unwrap();
+        ledger.save_vm(&vm(1)).await.unwrap();
         fs::write(
             dir.path().join("vms").join(format!("{}.tmp", vm(1).id)),
             "{\"id\":",
         )
         .unwrap();
-        assert_eq!(ledger.load().unwrap().vms, [vm(1)]);
+        assert_eq!(ledger.load().await.unwrap().vms, [vm(1)]);
     }
 
-    #[test]
-    fn a_damaged_entry_is_told_and_does_not_hide_the_others() {
+    #[tokio::test]
+    async fn a_damaged_entry_is_told_and_does_not_hide_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
-        ledger.save_vm(&vm(1)).unwrap();
+        ledger.save_vm(&vm(1)).await.unwrap();
         fs::write(dir.path().join("vms/x.json"), "nonsense").unwrap();
-        let contents = ledger.load().unwrap();
+        let contents = ledger.load().await.unwrap();
         assert_eq!(contents.vms.len(), 1);
         assert!(matches!(contents.damaged[..], [Error::Damaged { .. }]));
     }

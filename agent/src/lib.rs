@@ -3,35 +3,41 @@
 //! ```text
 //!   controller ──commands──> server ──> gate ──> vm (one task each) ──> ledger, then hypervisor
 //!   controller <──reports─── reporter <─────────── status, samples <──── telemetry
-//!   peer agent <══streams══> migration::transport <── libvirt, QEMU
+//!   peer agent <══streams══> migration::streams <── libvirt, QEMU
 //! ```
 //!
-//! [`run`] puts the parts together; `main` only reads arguments. The tests run many agents in one process.
+//! [`run`] makes the real parts and starts an [`Agent`] on them; `main` only reads arguments. The tests run many agents in
+//! one process.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use dalgu_proto::{
-    agent::v1::{agent_service_server::AgentServiceServer, registrar_service_client::RegistrarServiceClient},
+    agent::v1::agent_service_server::AgentServiceServer,
+    ids::NewIds,
+    time::Clock,
     tls::{self, Identity, Role, server::Acceptor},
 };
-use prometheus_client::{metrics::gauge::Gauge, registry::Unit};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use prometheus_client::{
+    metrics::gauge::Gauge,
+    registry::{Registry, Unit},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
-    gate::Gate,
-    host::usage::Sampler,
-    hypervisor::Hypervisor,
-    ledger::Ledger,
-    migration::transport::Grants,
-    reporter::Reporter,
-    telemetry::Telemetry,
-    vm::{Shared, Vms},
+    config::Config, host::usage::Sampler, hypervisor::Hypervisor, ledger::Ledger, metrics::Snapshot,
+    migration::streams::Streams, telemetry::Telemetry,
 };
 
+pub use agent::{Agent, AgentParts, Commands, OnlyController};
+
+mod agent;
 pub mod config;
 mod console;
 pub mod gate;
@@ -41,8 +47,8 @@ pub mod ledger;
 pub mod metrics;
 pub mod migration;
 mod recovery;
-mod reporter;
-mod server;
+pub mod reporter;
+pub mod server;
 mod telemetry;
 pub mod vm;
 pub mod wire;
@@ -70,65 +76,41 @@ pub async fn run(
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen at {}", config.listen))?;
-    let ledger = Ledger::open(&config.data_dir.join("ledger"))?;
-    let contents = ledger.load()?;
-    let gate = Arc::new(Gate::new(
-        identity.site()?,
-        config.host.clone(),
-        ledger.clone(),
-        contents.host,
-    ));
     let boot_id =
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel's boot id")?;
-    let boot_id = boot_id.trim().to_owned();
-    let grants = Grants::default();
-    let shared = Shared {
-        hypervisor: hypervisor.clone(),
-        ledger,
-        grants: grants.clone(),
-        run_dir: config.run_dir.clone(),
-        socket_owner: qemu_owner(&config)?,
-        identity: identity.clone(),
-        boot_id: boot_id.clone(),
-        cluster: gate.cluster(),
-        changes: tokio::sync::watch::Sender::default(),
-    };
-    let vms = Vms::new(shared, stop.clone());
-    let sampler = Sampler::new(config.pool_configs(), vec![config.data_dir.clone()]);
-    let telemetry = Telemetry::new(sampler, vms.clone());
-    let samples = telemetry.samples();
+    let streams = Streams::new(config.run_dir.clone(), qemu_owner(&config)?, identity.clone());
     let channel = tls::client::connect_lazy(&config.controller, tls::CONTROLLER_NAME, &identity)?;
-    let report_bytes = Gauge::default();
-    let reporter = Reporter {
-        client: RegistrarServiceClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES),
+    let (out, samples) = watch::channel(Arc::default());
+    let parts = AgentParts {
+        host: config.host.clone(),
+        site: identity.site()?,
         address: config.address(),
-        boot_id: boot_id.clone(),
-        run_id: uuid::Uuid::new_v4().to_string(),
-        gate: gate.clone(),
-        vms: vms.clone(),
+        boot_id: boot_id.trim().to_owned(),
+        hypervisor: hypervisor.clone(),
+        ledger: Ledger::open(&config.data_dir.join("ledger"))?,
+        transport: Arc::new(streams.clone()),
+        controller: tls::client::caller(channel),
+        clock: Clock::system(),
+        ids: NewIds::random(),
         samples: samples.clone(),
-        report_bytes: report_bytes.clone(),
     };
+    let agent = Agent::start(parts, stop.clone()).await?;
+    let sampler = Sampler::new(config.pool_configs(), vec![config.data_dir.clone()]);
+    let telemetry = Telemetry::new(sampler, agent.vms().clone(), out);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-    let (streams, incoming_streams) = mpsc::channel(WAITING_STREAMS);
+    let (incoming, incoming_streams) = mpsc::channel(WAITING_STREAMS);
     let control_socket = hypervisor.control_socket().to_owned();
     tasks.spawn(async move {
-        grants.serve(incoming_streams, control_socket).await;
+        streams.serve(incoming_streams, control_socket).await;
         Ok(())
     });
-    let service = server::Service {
-        gate: gate.clone(),
-        vms: vms.clone(),
-        samples: samples.clone(),
-        boot_id,
-    };
     tasks.spawn(serve(
         listener,
         identity,
-        streams,
-        service,
-        report_bytes,
+        incoming,
+        agent.server(),
+        registry(samples, agent.report_bytes()),
         stop.clone(),
     ));
     let (period, telemetry_stop) = (config.usage_interval(), stop.clone());
@@ -136,17 +118,8 @@ pub async fn run(
         telemetry.run(period, telemetry_stop).await;
         Ok(())
     });
-    let (begun, token) = (vms.clone(), stop.clone());
-    tasks.spawn(async move {
-        // Cancel safe: recovery only reads and starts tasks, which end by the same token.
-        tokio::select! {
-            () = recovery::recover(&begun, contents) => {}
-            () = token.cancelled() => return Ok(()),
-        }
-        gate.open();
-        ready();
-        Ok(reporter.run(token).await?)
-    });
+    let vms = agent.vms().clone();
+    tasks.spawn(async move { Ok(agent.run(ready).await?) });
 
     let outcome = first_failure(&mut tasks, &stop).await;
     stop.cancel();
@@ -163,6 +136,7 @@ async fn first_failure(
     loop {
         // Cancel safe: an ended task that was not joined is joined the next time.
         tokio::select! {
+            biased;
             () = stop.cancelled() => return Ok(()),
             ended = tasks.join_next() => match ended {
                 Some(outcome) => outcome??,
@@ -197,8 +171,8 @@ async fn serve(
     listener: TcpListener,
     identity: Identity,
     streams: mpsc::Sender<tls::server::MigrationStream>,
-    service: server::Service,
-    report_bytes: Gauge,
+    commands: Commands,
+    registry: Registry,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let config = identity.server_config(&[tls::ALPN_H2, tls::ALPN_HTTP1, tls::ALPN_STREAM])?;
@@ -210,31 +184,17 @@ async fn serve(
             .register_encoded_file_descriptor_set(dalgu_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let clock = || host::process::clock().unwrap_or_default();
-    let mut registry = metrics::registry(env!("CARGO_PKG_VERSION"), service.samples.clone(), clock);
-    registry.register_with_unit(
-        "dalgu_agent_report",
-        "Size of the last report to the controller, on the wire",
-        Unit::Bytes,
-        report_bytes,
-    );
     let registry = Arc::new(registry);
-    let commands = AgentServiceServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let routes = tonic::service::Routes::new(tonic::service::interceptor::InterceptedService::new(
-        commands,
-        server::only_controller,
-    ))
-    .add_service(health_service)
-    .add_service(reflection().build_v1()?)
-    // What grpcurl before 1.8.8 asks for.
-    .add_service(reflection().build_v1alpha()?)
-    .into_axum_router()
-    .route(
-        "/metrics",
-        axum::routing::get(move |headers| metrics_page(registry.clone(), headers)),
-    );
+    let routes = tonic::service::Routes::new(commands)
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        // What grpcurl before 1.8.8 asks for.
+        .add_service(reflection().build_v1alpha()?)
+        .into_axum_router()
+        .route(
+            "/metrics",
+            axum::routing::get(move |headers| metrics_page(registry.clone(), headers)),
+        );
     let refused = |error: &dyn std::error::Error| tracing::info!(%error, "a caller was turned away");
     let accepting = acceptor.run(listener, config, refused);
     let serving = tonic::transport::Server::builder()
@@ -248,15 +208,26 @@ async fn serve(
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned());
     // Both end together: the listener is closed when this returns.
     tokio::select! {
+        biased;
         served = serving => Ok(served?),
         () = accepting => Ok(()),
     }
 }
 
-async fn metrics_page(
-    registry: Arc<prometheus_client::registry::Registry>,
-    headers: http::HeaderMap,
-) -> axum::response::Response {
+/// What the metrics page shows.
+fn registry(samples: watch::Receiver<Arc<Snapshot>>, report_bytes: Gauge) -> Registry {
+    let clock = || host::process::clock().unwrap_or_default();
+    let mut registry = metrics::registry(env!("CARGO_PKG_VERSION"), samples, clock);
+    registry.register_with_unit(
+        "dalgu_agent_report",
+        "Size of the last report to the controller, on the wire",
+        Unit::Bytes,
+        report_bytes,
+    );
+    registry
+}
+
+async fn metrics_page(registry: Arc<Registry>, headers: http::HeaderMap) -> axum::response::Response {
     use axum::response::IntoResponse;
     let accept = headers
         .get(http::header::ACCEPT)

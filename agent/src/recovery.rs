@@ -5,7 +5,7 @@
 //! directory was lost, or a file is damaged) is adopted as it is: it is reported, and nothing is done to it until the
 //! controller has said what it should be. Every other domain is somebody else's.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::ids::VmId;
 
@@ -58,8 +58,8 @@ async fn ask(vms: &Vms) -> Vec<Domain> {
     }
 }
 
-fn sort(contents: Contents, domains: Vec<Domain>) -> HashMap<VmId, Known> {
-    let mut known: HashMap<VmId, Known> = HashMap::new();
+fn sort(contents: Contents, domains: Vec<Domain>) -> BTreeMap<VmId, Known> {
+    let mut known: BTreeMap<VmId, Known> = BTreeMap::new();
     for vm in contents.vms {
         let id = vm.id;
         known.entry(id).or_default().vm = Some(vm);

@@ -7,7 +7,7 @@
 //!
 //! A VM's change is told at once, not at the next tick. Losing the controller stops nothing on the host.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
     agent::v1::{RegisterRequest, ReportRequest, registrar_service_client::RegistrarServiceClient},
@@ -15,14 +15,15 @@ use dalgu_proto::{
     ids::{Session, Term, VmId},
     reason,
     time::duration_from_wire,
+    tls::client::Caller,
 };
+use futures::future::BoxFuture;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic_prost::prost::Message as _;
 
 use crate::{
@@ -63,7 +64,7 @@ enum Failed {
 /// See the module's documentation.
 pub struct Reporter {
     /// Client of the controller.
-    pub client: RegistrarServiceClient<Channel>,
+    pub client: RegistrarServiceClient<Caller>,
     /// Where controller and peers reach this agent.
     pub address: String,
     /// The kernel's boot id.
@@ -86,9 +87,10 @@ impl Reporter {
         let mut wait = FIRST_RETRY;
         loop {
             let outcome = tokio::select! {
-                outcome = self.work(&mut wait) => outcome,
+                biased;
                 // Dropping a call half-way is what a lost connection does too; the controller bears it.
                 () = stop.cancelled() => return Ok(()),
+                outcome = self.work(&mut wait) => outcome,
             };
             match outcome {
                 Failed::Foreign(error) => return Err(Error::Foreign(error)),
@@ -105,8 +107,9 @@ impl Reporter {
             }
             // Cancel safe: a timer.
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                biased;
                 () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
             }
             wait = (wait * 2).min(DEFAULT_INTERVAL);
         }
@@ -163,9 +166,9 @@ impl Reporter {
                 .map(|cluster| cluster.to_string())
                 .unwrap_or_default(),
         };
-        let answer = timeout(DEADLINE, self.client.register(request))
-            .await
-            .map_err(|_| Failed::Call(late()))?;
+        // Boxed: the compiler does not see through this future in a task.
+        let call: BoxFuture<'_, _> = Box::pin(self.client.register(request));
+        let answer = timeout(DEADLINE, call).await.map_err(|_| Failed::Call(late()))?;
         let answer = answer.map_err(Failed::Call)?.into_inner();
         let cluster = answer.cluster_id.parse().map_err(|_| {
             Failed::Call(tonic::Status::internal(
@@ -206,6 +209,7 @@ impl Reporter {
         for sequence in 1.. {
             // Cancel safe: a receiver loses nothing when dropped, and the timer is made anew.
             tokio::select! {
+                biased;
                 () = sleep_until(last + interval) => {}
                 // A single change is told at once: whoever waits for it should not wait longer.
                 _ = changes.changed() => sleep_until(last + GATHER).await,
@@ -217,10 +221,8 @@ impl Reporter {
                 .await;
             self.report_bytes
                 .set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));
-            let answer = timeout(DEADLINE, self.client.report(request))
-                .await
-                .map_err(|_| late())??
-                .into_inner();
+            let call: BoxFuture<'_, _> = Box::pin(self.client.report(request));
+            let answer = timeout(DEADLINE, call).await.map_err(|_| late())??.into_inner();
             if answer.register_again {
                 return Ok(());
             }
@@ -294,7 +296,7 @@ fn late() -> tonic::Status {
     tonic::Status::deadline_exceeded("the controller did not answer in time")
 }
 
-fn usages(snapshot: &Snapshot) -> HashMap<VmId, VmUsage> {
+fn usages(snapshot: &Snapshot) -> BTreeMap<VmId, VmUsage> {
     snapshot
         .vms
         .iter()

@@ -23,7 +23,8 @@ use crate::{
     wire as convert,
 };
 
-/// See the module's documentation.
+/// See the module's documentation. Cheap to clone.
+#[derive(Clone)]
 pub struct Service {
     /// Judges commands.
     pub gate: Arc<Gate>,
@@ -312,7 +313,10 @@ impl AgentService for Service {
         let request = request.into_inner();
         self.known(&request.uid)?;
         let id: VmId = request.uid.parse().map_err(invalid("uid"))?;
-        let path = self.vms.hypervisor().console_log(id);
+        let path = self.vms.hypervisor().console_log(id).ok_or_else(|| {
+            let message = "this host keeps no console logs";
+            reason::status(Code::FailedPrecondition, "NO_CONSOLE_LOG", message)
+        })?;
         let stream = console::read(path, request.tail_bytes, request.follow);
         Ok(Response::new(Box::pin(stream)))
     }

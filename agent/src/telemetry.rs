@@ -3,7 +3,7 @@
 //! The samples are published in a `watch`; whoever reads them makes no call of its own. A hypervisor that does not answer
 //! delays the VMs' samples only: the host's go on, and each says when it was taken.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use dalgu_proto::{
     host::{Inventory, VmUsage},
@@ -27,6 +27,8 @@ const INVENTORY_EVERY: u32 = 30;
 /// The VMs' usage is asked for after so many samples of the host's; it costs the hypervisor some ms for each VM.
 const VMS_EVERY: u32 = 2;
 
+/// A sample waits so long for the hypervisor to say what it is.
+const ABOUT_WAIT: Duration = Duration::from_secs(2);
 /// The first sample waits so long for the hypervisor.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
@@ -38,18 +40,13 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// A telemetry that has taken no sample yet.
-    pub fn new(sampler: Sampler, vms: Vms) -> Self {
+    /// A telemetry that has taken no sample yet, and will publish them in `out`.
+    pub fn new(sampler: Sampler, vms: Vms, out: watch::Sender<Arc<Snapshot>>) -> Self {
         Self {
             sampler: Arc::new(Mutex::new(sampler)),
             vms,
-            out: watch::Sender::default(),
+            out,
         }
-    }
-
-    /// The samples.
-    pub fn samples(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.out.subscribe()
     }
 
     /// Samples until the agent stops.
@@ -76,13 +73,14 @@ impl Telemetry {
         loop {
             // Cancel safe: a tick that was not taken comes again.
             tokio::select! {
-                _ = tick.tick() => {}
+                biased;
                 () = stop.cancelled() => break,
+                _ = tick.tick() => {}
             }
             let mut next = Snapshot::clone(&self.out.borrow());
             // Until the hypervisor has said what it is, it is asked each time.
             let due = count % INVENTORY_EVERY == 0 || next.inventory.hypervisor.is_empty();
-            if due && let Some(inventory) = self.inventory().await {
+            if due && let Some(inventory) = self.inventory(&next.inventory).await {
                 next.inventory = Arc::new(inventory);
             }
             count += 1;
@@ -113,7 +111,7 @@ impl Telemetry {
     }
 
     /// What the host is made of, with what the hypervisor says of itself.
-    async fn inventory(&self) -> Option<Inventory> {
+    async fn inventory(&self, before: &Inventory) -> Option<Inventory> {
         let sampler = self.sampler.clone().lock_owned().await;
         let read = tokio::task::spawn_blocking(move || {
             let mut sampler = sampler;
@@ -130,24 +128,33 @@ impl Telemetry {
                 return None;
             }
         };
-        match self.vms.hypervisor().about().await {
-            Ok(about) => {
+        match timeout(ABOUT_WAIT, self.vms.hypervisor().about()).await {
+            Ok(Ok(about)) => {
                 inventory.hypervisor = about.version;
                 inventory.accelerator = about.accelerator;
                 inventory.accelerator_reason = about.accelerator_reason;
-                Some(inventory)
             }
-            Err(error) => {
-                tracing::warn!(%error, "the hypervisor does not say what it is");
-                None
+            silent => {
+                let error = match silent {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer for {} s", ABOUT_WAIT.as_secs()),
+                };
+                tracing::warn!(error, "the hypervisor does not say what it is");
+                // What it once said of itself is not forgotten because it is silent now.
+                inventory.hypervisor.clone_from(&before.hypervisor);
+                inventory.accelerator.clone_from(&before.accelerator);
+                inventory
+                    .accelerator_reason
+                    .clone_from(&before.accelerator_reason);
             }
         }
+        Some(inventory)
     }
 
     /// Puts the VMs with their latest usage into the snapshot.
     fn describe_vms(&self, next: &mut Snapshot, rates: &mut VmRates, usages: Option<Vec<(VmId, VmUsage)>>) {
         let now = clock().unwrap_or_default();
-        let mut latest: HashMap<VmId, VmUsage> = match usages {
+        let mut latest: BTreeMap<VmId, VmUsage> = match usages {
             Some(mut fresh) => {
                 rates.fill(now, fresh.iter_mut().map(|(id, usage)| (*id, usage)));
                 next.vms_at = Some(now);
@@ -185,8 +192,9 @@ async fn sample_vms(
     loop {
         // Cancel safe: a tick that was not taken comes again.
         tokio::select! {
-            _ = tick.tick() => {}
+            biased;
             () = stop.cancelled() => return,
+            _ = tick.tick() => {}
         }
         match vms.hypervisor().usage().await {
             Ok(usages) => {

@@ -1,6 +1,6 @@
 //! Between the agent's own words and the wire. Used by the server and the reporter only.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use dalgu_proto::{
     agent::v1 as wire,
@@ -179,7 +179,7 @@ pub fn unmanaged(domains: &[Domain]) -> Vec<v1::UnmanagedDomain> {
 }
 
 /// Reports of all VMs, each with its usage.
-pub fn reports(statuses: Vec<Status>, usage: &HashMap<VmId, VmUsage>) -> Vec<wire::VmReport> {
+pub fn reports(statuses: Vec<Status>, usage: &BTreeMap<VmId, VmUsage>) -> Vec<wire::VmReport> {
     statuses
         .into_iter()
         .map(|status| {

@@ -189,8 +189,8 @@ impl Hypervisor for InHost {
     async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error> {
         carried!(self, libvirt => libvirt.usage())
     }
-    fn console_log(&self, id: VmId) -> PathBuf {
-        self.outside(&self.libvirt.console_log(id))
+    fn console_log(&self, id: VmId) -> Option<PathBuf> {
+        Some(self.outside(&self.libvirt.console_log(id)?))
     }
     fn control_socket(&self) -> &Path {
         &self.control

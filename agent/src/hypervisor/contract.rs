@@ -450,7 +450,9 @@ pub async fn booted(hypervisor: &dyn Hypervisor, fixture: &Fixture, id: VmId) ->
     let Some(line) = &fixture.booted_line else {
         return Ok(());
     };
-    let log = hypervisor.console_log(id);
+    let log = hypervisor
+        .console_log(id)
+        .ok_or_else(|| Broken("there is no console log to see it in".into()))?;
     eventually("the guest's first line", fixture.patience, async || {
         Ok(tokio::fs::read(&log)
             .await

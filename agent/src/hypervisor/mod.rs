@@ -342,8 +342,8 @@ pub trait Hypervisor: Send + Sync {
     /// Usage of every running domain of Dalgu's; a domain that does not answer is left out. 10 s.
     async fn usage(&self) -> Result<Vec<(VmId, VmUsage)>, Error>;
 
-    /// Where the VM's console log is; it may not exist yet.
-    fn console_log(&self, id: VmId) -> PathBuf;
+    /// Where the VM's console log is; it may not exist yet. `None` where none is ever kept.
+    fn console_log(&self, id: VmId) -> Option<PathBuf>;
 
     /// Unix socket through which a source's hypervisor reaches this one during a migration.
     fn control_socket(&self) -> &Path;

@@ -404,7 +404,7 @@ impl Hypervisor for Sim {
             .await
     }
 
-    fn console_log(&self, id: VmId) -> PathBuf {
+    fn console_log(&self, id: VmId) -> Option<PathBuf> {
         guest::console_log(&self.0.config, id)
     }
 

@@ -219,7 +219,7 @@ impl Driver {
             Ok(domain) => {
                 self.domain = domain;
                 self.unfinished = outcome.unfinished;
-                self.seen = Some(Timestamp::now());
+                self.seen = Some(self.shared.clock.now());
                 self.note_reaction();
                 self.note_power().await;
                 self.plan().await;
@@ -339,7 +339,7 @@ impl Driver {
             }
             Step::Forget => {
                 vm.disposition = Disposition::Gone {
-                    since: Timestamp::now(),
+                    since: self.shared.clock.now(),
                 }
             }
             Step::Restart => self.restarts.push_back(now),
@@ -390,34 +390,25 @@ impl Driver {
     }
 
     pub(super) async fn try_save_vm(&mut self) -> Result<(), ledger::Error> {
-        let Some(vm) = self.vm.clone() else { return Ok(()) };
-        let ledger = self.shared.ledger.clone();
-        on_disk(move || ledger.save_vm(&vm)).await
+        match &self.vm {
+            Some(vm) => self.shared.ledger.save_vm(vm).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether the VM has been gone long enough to be forgotten.
     async fn forgotten(&mut self) -> bool {
-        self.transfers.forget_old(&self.shared.ledger).await;
+        let now = self.shared.clock.now();
+        self.transfers.forget_old(&self.shared.ledger, now).await;
         let gone = match self.vm.as_ref().map(|vm| vm.disposition) {
-            Some(Disposition::Gone { since }) => Timestamp::now().duration_since(since) > REMEMBER,
+            Some(Disposition::Gone { since }) => now.duration_since(since) > REMEMBER,
             Some(_) => false,
             None => true,
         };
         if !gone || !self.transfers.is_empty() {
             return false;
         }
-        let (ledger, id) = (self.shared.ledger.clone(), self.id);
-        on_disk(move || ledger.remove_vm(id)).await.is_ok()
-    }
-}
-
-/// Runs a disk write away from the runtime's threads.
-pub(super) async fn on_disk<T: std::marker::Send + 'static>(
-    write: impl FnOnce() -> Result<T, ledger::Error> + std::marker::Send + 'static,
-) -> Result<T, ledger::Error> {
-    match tokio::task::spawn_blocking(write).await {
-        Ok(outcome) => outcome,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        self.shared.ledger.remove_vm(self.id).await.is_ok()
     }
 }
 

@@ -5,14 +5,13 @@
 //! obeyed and [`plan`] what is done next; both are pure.
 
 use std::{
-    collections::HashMap,
-    path::PathBuf,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, VmId, VmName},
-    tls::Identity,
+    time::Clock,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     hypervisor::{self, Domain, Hypervisor},
     ledger::{self, Intent, Ledger},
-    migration::transport::Grants,
+    migration::transport::Transport,
 };
 
 mod describe;
@@ -179,14 +178,10 @@ pub struct Shared {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The ledger.
     pub ledger: Ledger,
-    /// Who may open migration streams to this host.
-    pub grants: Grants,
-    /// Directory for sockets.
-    pub run_dir: PathBuf,
-    /// QEMU's uid and gid, where it does not run as the agent's user.
-    pub socket_owner: Option<(u32, u32)>,
-    /// This agent's identity, to open streams with.
-    pub identity: Identity,
+    /// Leads to other hosts during migrations.
+    pub transport: Arc<dyn Transport>,
+    /// The wall clock.
+    pub clock: Clock,
     /// The kernel's boot id.
     pub boot_id: String,
     /// The site.
@@ -199,7 +194,7 @@ pub struct Shared {
 #[derive(Clone)]
 pub struct Vms {
     shared: Arc<Shared>,
-    handles: Arc<Mutex<HashMap<VmId, Handle>>>,
+    handles: Arc<Mutex<BTreeMap<VmId, Handle>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -226,7 +221,7 @@ impl Vms {
         }
     }
 
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Handle>> {
+    fn map(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, Handle>> {
         // The map is whole after every statement, so a panic elsewhere does not spoil it.
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }

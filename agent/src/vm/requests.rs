@@ -137,7 +137,7 @@ impl Driver {
     pub(super) async fn let_go(&mut self, epoch: Epoch) -> Result<(), Error> {
         if let Some(vm) = self.vm.clone() {
             let disposition = Disposition::Gone {
-                since: jiff::Timestamp::now(),
+                since: self.shared.clock.now(),
             };
             self.replace(ledger::Vm {
                 disposition,

@@ -203,7 +203,7 @@ impl Driver {
         let since = self
             .stuck
             .as_ref()
-            .map_or_else(Timestamp::now, |stuck| stuck.failure.since);
+            .map_or_else(|| self.shared.clock.now(), |stuck| stuck.failure.since);
         let failure = Failure {
             reason: error.reason().to_owned(),
             message: error.to_string(),
@@ -227,7 +227,7 @@ impl Driver {
                 "a call that did not answer in time is still under way; nothing is concluded before it ends"
                     .to_owned(),
             retrying: true,
-            since: since.unwrap_or_else(Timestamp::now),
+            since: since.unwrap_or_else(|| self.shared.clock.now()),
         };
         self.stuck = Some(Stuck {
             step: Step::Await,
@@ -248,7 +248,7 @@ impl Driver {
             reason: "CRASH_LOOP".to_owned(),
             message,
             retrying: false,
-            since: Timestamp::now(),
+            since: self.shared.clock.now(),
         };
         tracing::error!("the guest ends again and again; it is not restarted any more");
         self.stuck = Some(Stuck {
@@ -288,7 +288,7 @@ async fn perform(
         Step::Undefine => hypervisor.undefine(id).await,
         Step::DeleteVolumes => {
             hypervisor.delete_volumes(id, false).await?;
-            console::remove(&hypervisor.console_log(id)).await;
+            console::remove(hypervisor.console_log(id)).await;
             Ok(())
         }
         Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Await | Step::Settled | Step::CrashLoop => {

@@ -49,8 +49,9 @@ impl Vms {
             };
             // Cancel safe: it only reads.
             let known = tokio::select! {
-                known = known => known,
+                biased;
                 () = self.stop.cancelled() => return,
+                known = known => known,
             };
             driver = driver::Driver::new(self.shared.clone(), id, known, status.clone());
         }
@@ -63,8 +64,7 @@ impl Vms {
 
     /// What is true of a VM, by the ledger and the hypervisor.
     async fn known(&self, id: VmId) -> Result<Known, Error> {
-        let ledger = self.shared.ledger.clone();
-        let contents = driver::on_disk(move || ledger.load()).await?;
+        let contents = self.shared.ledger.load().await?;
         let mut known = Known {
             vm: contents.vms.into_iter().find(|vm| vm.id == id),
             migrations: contents.migrations.into_iter().filter(|m| m.vm == id).collect(),

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use dalgu_proto::{
-    tls::{self, server::Acceptor},
+    tls::{self, Identity, server::Acceptor},
     vm::{PowerReason, PowerState, RestartMode, Spec},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
@@ -22,6 +22,7 @@ use crate::{
         DomainState, Error as HypervisorError,
         sim::{Behaviour, Call, Fault, Phase as Break, Sim, SimConfig},
     },
+    migration::streams::Streams,
     recovery,
 };
 
@@ -67,9 +68,8 @@ struct Host {
     name: &'static str,
     sim: Sim,
     dir: tempfile::TempDir,
-    identity: Identity,
     boot_id: String,
-    grants: Grants,
+    streams: Streams,
     vms: Vms,
     stop: CancellationToken,
     address: SocketAddr,
@@ -91,17 +91,16 @@ impl Host {
         tokio::spawn(async move { acceptor.run(listener, server, |_| ()).await });
         // The acceptor ends when nobody takes its connections.
         std::mem::forget(connections);
-        let grants = Grants::default();
-        tokio::spawn(grants.clone().serve(incoming, sim.control_socket().to_owned()));
+        let own = Streams::new(dir.path().to_owned(), None, identity);
+        tokio::spawn(own.clone().serve(incoming, sim.control_socket().to_owned()));
         let stop = CancellationToken::new();
-        let vms = Vms::new(shared(&dir, &sim, &identity, &grants, "boot-1"), stop.clone());
+        let vms = Vms::new(shared(&dir, &sim, &own, "boot-1"), stop.clone());
         Self {
             name,
             sim,
             dir,
-            identity,
             boot_id: "boot-1".into(),
-            grants,
+            streams: own,
             vms,
             stop,
             address,
@@ -114,8 +113,8 @@ impl Host {
         self.vms.stopped().await;
         self.stop = CancellationToken::new();
         self.boot_id = boot_id.to_owned();
-        let shared = shared(&self.dir, &self.sim, &self.identity, &self.grants, boot_id);
-        let contents = shared.ledger.load().unwrap();
+        let shared = shared(&self.dir, &self.sim, &self.streams, boot_id);
+        let contents = shared.ledger.load().await.unwrap();
         self.vms = Vms::new(shared, self.stop.clone());
         recovery::recover(&self.vms, contents).await;
     }
@@ -142,14 +141,12 @@ impl Host {
     }
 }
 
-fn shared(dir: &tempfile::TempDir, sim: &Sim, identity: &Identity, grants: &Grants, boot_id: &str) -> Shared {
+fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) -> Shared {
     Shared {
         hypervisor: Arc::new(sim.clone()),
         ledger: Ledger::open(&dir.path().join("ledger")).unwrap(),
-        grants: grants.clone(),
-        run_dir: dir.path().to_owned(),
-        socket_owner: None,
-        identity: identity.clone(),
+        transport: Arc::new(streams.clone()),
+        clock: Clock::system(),
         boot_id: boot_id.to_owned(),
         cluster: SITE.parse().unwrap(),
         changes: watch::Sender::default(),

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Error, Prepare, Send, Shared,
-    driver::{Driver, REMEMBER, on_disk},
+    driver::{Driver, REMEMBER},
     policy::{self, Denied},
     status::{self, Presence},
 };
@@ -29,7 +29,7 @@ use crate::{
     console,
     hypervisor::{self, Domain, DomainState, Migrate, Progress},
     ledger::{self, Disposition, Ledger, Role, Transfer},
-    migration::transport::{self, Relay, Sockets},
+    migration::transport,
 };
 
 /// Progress of a transfer is read so often.
@@ -124,8 +124,7 @@ impl Transfers {
     }
 
     /// Forgets migrations that were finished long ago.
-    pub(super) async fn forget_old(&mut self, ledger: &Ledger) {
-        let now = Timestamp::now();
+    pub(super) async fn forget_old(&mut self, ledger: &Ledger, now: Timestamp) {
         let old: Vec<_> = self
             .entries
             .values()
@@ -133,16 +132,14 @@ impl Transfers {
             .map(|entry| entry.id)
             .collect();
         for id in old {
-            let ledger = ledger.clone();
-            if on_disk(move || ledger.remove_migration(id)).await.is_ok() {
+            if ledger.remove_migration(id).await.is_ok() {
                 self.entries.remove(&id);
             }
         }
     }
 
     async fn write(&mut self, ledger: &Ledger, entry: ledger::Migration) -> Result<(), ledger::Error> {
-        let (ledger, copy) = (ledger.clone(), entry.clone());
-        on_disk(move || ledger.save_migration(&copy)).await?;
+        ledger.save_migration(&entry).await?;
         self.latest = Some(entry.id);
         self.entries.insert(entry.id, entry);
         Ok(())
@@ -215,12 +212,9 @@ impl Driver {
         }
         let definition = self.definition().ok_or(Denied::NotHere(self.id))?;
         self.shared.hypervisor.create_volumes(&definition, true).await?;
-        let sockets = Sockets::of(&self.shared.run_dir, prepare.migration);
-        sockets.create(self.shared.socket_owner).map_err(Error::Sockets)?;
-        let word = self
-            .shared
-            .grants
-            .allow(prepare.migration, prepare.source, sockets);
+        let transport = &self.shared.transport;
+        let word = transport.allow(prepare.migration, prepare.source).await;
+        let word = word.map_err(Error::Sockets)?;
         self.transfers.handed_over = Some(word);
         Ok(())
     }
@@ -350,13 +344,13 @@ impl Driver {
         match role {
             Some(Role::Source) => self.end_sending().await?,
             Some(Role::Destination) => {
-                self.shared.grants.revoke(migration).await;
+                self.shared.transport.revoke(migration).await;
                 self.end_receiving().await?;
             }
             None => {}
         }
         self.domain = self.shared.hypervisor.get(self.id).await?;
-        self.seen = Some(Timestamp::now());
+        self.seen = Some(self.shared.clock.now());
         Ok(())
     }
 
@@ -427,15 +421,14 @@ impl Driver {
             } else {
                 self.tidy_up(epoch).await?
             }
-            Sockets::of(&self.shared.run_dir, migration)
-                .remove()
-                .map_err(Error::Sockets)?;
+            let transport = &self.shared.transport;
+            transport.remove(migration).await.map_err(Error::Sockets)?;
         }
         self.transfers
             .write(
                 &self.shared.ledger,
                 ledger::Migration {
-                    finished: Some(Timestamp::now()),
+                    finished: Some(self.shared.clock.now()),
                     ..entry
                 },
             )
@@ -489,7 +482,7 @@ impl Driver {
             None => {}
         }
         hypervisor.delete_volumes(self.id, true).await?;
-        console::remove(&hypervisor.console_log(self.id)).await;
+        console::remove(hypervisor.console_log(self.id)).await;
         self.domain = None;
         self.let_go(epoch).await
     }
@@ -518,22 +511,19 @@ async fn carry(
     let peer = transport::Peer {
         host: send.destination,
         address: send.address,
-        identity: shared.identity.clone(),
     };
-    let sockets = Sockets::of(&shared.run_dir, send.migration);
-    let relay = Relay::open(sockets, shared.socket_owner, send.migration, &peer).map_err(|error| {
-        hypervisor::Error::Failed {
-            call: "migrate",
-            code: 0,
-            detail: format!("sockets: {error}"),
-        }
+    let relay = shared.transport.open(send.migration, &peer).await;
+    let relay = relay.map_err(|error| hypervisor::Error::Failed {
+        call: "migrate",
+        code: 0,
+        detail: format!("sockets: {error}"),
     })?;
     let migrate = Migrate {
         migration: send.migration,
         definition,
-        control: relay.sockets().control.clone(),
-        memory: relay.sockets().memory.clone(),
-        disks: relay.sockets().disks.clone(),
+        control: relay.control.clone(),
+        memory: relay.memory.clone(),
+        disks: relay.disks.clone(),
         max_downtime_ms: send.max_downtime_ms,
         bandwidth_mib_per_second: send.bandwidth_mib_per_second,
         arrives_paused: true,
@@ -552,7 +542,7 @@ async fn carry(
         // Both are tokens; what was cancelled stays so.
         tokio::select! {
             biased;
-            () = migrate.released.cancelled() => tell_released(send.migration, &peer).await,
+            () = migrate.released.cancelled() => tell_released(shared, send.migration, &peer).await,
             () = given_up.cancelled() => {}
         }
     };
@@ -568,14 +558,15 @@ async fn carry(
     };
     // Dropping the watching loses a figure at most.
     tokio::select! {
+        biased;
         (outcome, ()) = futures::future::join(sending, telling) => outcome,
         () = watching => unreachable!("it watches until it is dropped"),
     }
 }
 
 /// Tells the destination that the VM may go on there.
-async fn tell_released(migration: MigrationId, peer: &transport::Peer) {
-    if let Err(error) = transport::hand_over(migration, peer).await {
+async fn tell_released(shared: &Shared, migration: MigrationId, peer: &transport::Peer) {
+    if let Err(error) = shared.transport.tell_released(migration, peer).await {
         tracing::warn!(%error, "the destination was not told to go on; it will be when the migration is finished");
     }
 }

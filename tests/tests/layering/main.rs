@@ -56,6 +56,7 @@ const LIBVIRT: &str = "agent/src/hypervisor/libvirt";
 
 /// Where generated types may be: the places that speak gRPC, and the conversions beside them.
 const EDGES: &[&str] = &[
+    "agent/src/agent.rs",
     "agent/src/console.rs",
     "agent/src/lib.rs",
     "agent/src/reporter.rs",

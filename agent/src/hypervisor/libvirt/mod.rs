@@ -360,8 +360,8 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    fn console_log(&self, id: VmId) -> PathBuf {
-        self.host.console_log(id)
+    fn console_log(&self, id: VmId) -> Option<PathBuf> {
+        Some(self.host.console_log(id))
     }
 
     fn control_socket(&self) -> &Path {

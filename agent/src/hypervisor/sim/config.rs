@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
-use dalgu_proto::ids::ClusterId;
+use dalgu_proto::{ids::ClusterId, time::Clock};
 
 use super::{Behaviour, Lines, SharedStorage, UnixLines};
 
@@ -75,6 +75,8 @@ pub struct SimConfig {
     pub stepping: Stepping,
     /// What guests do unless [`Sim::set_behaviour`] says otherwise.
     pub behaviour: Behaviour,
+    /// The wall clock, for the time of samples.
+    pub clock: Clock,
     /// Speed of migrations, in bytes per second.
     pub rate_bytes_per_second: u64,
 }
@@ -94,6 +96,7 @@ impl SimConfig {
             delays: Delays::NONE,
             stepping: Stepping::Auto,
             behaviour: Behaviour::default(),
+            clock: Clock::system(),
             rate_bytes_per_second: 1 << 30,
         }
     }

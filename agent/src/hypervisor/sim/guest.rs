@@ -108,12 +108,9 @@ pub(super) fn later(
 }
 
 /// Where a guest's counter is written.
-pub(super) fn console_log(config: &SimConfig, id: VmId) -> PathBuf {
-    config
-        .console_dir
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("/nonexistent"))
-        .join(format!("{id}.log"))
+pub(super) fn console_log(config: &SimConfig, id: VmId) -> Option<PathBuf> {
+    let dir = config.console_dir.as_ref()?;
+    Some(dir.join(format!("{id}.log")))
 }
 
 /// Lets every running guest count, until the hypervisor ends.
@@ -144,17 +141,15 @@ fn next_lines(inner: &Inner) -> Vec<(PathBuf, String)> {
         .values_mut()
         .filter(|guest| guest.state == DomainState::Running);
     running
-        .map(|guest| {
+        .filter_map(|guest| {
             guest.ticks += 1;
             let greeting = if guest.ticks == 1 {
                 "dalgu-guest ready\n"
             } else {
                 ""
             };
-            (
-                console_log(&inner.config, guest.id),
-                format!("{greeting}tick {}\n", guest.ticks),
-            )
+            let line = format!("{greeting}tick {}\n", guest.ticks);
+            Some((console_log(&inner.config, guest.id)?, line))
         })
         .collect()
 }
@@ -174,7 +169,7 @@ fn write_lines(lines: &[(PathBuf, String)]) {
 
 /// What the guest has used since its start: a base load with a slow wave on it, different for each guest. Rates are
 /// integrals over the time it ran, so counters never go back.
-pub(super) fn usage(guest: &Guest) -> VmUsage {
+pub(super) fn usage(guest: &Guest, now: Timestamp) -> VmUsage {
     let seconds = guest.ran().as_secs_f64();
     let [a, b, ..] = guest.id.uuid().into_bytes();
     let base = 0.05 + 0.4 * f64::from(a) / 255.0;
@@ -206,7 +201,7 @@ pub(super) fn usage(guest: &Guest) -> VmUsage {
         drops_total: 0,
     };
     VmUsage {
-        sample_time: Timestamp::now(),
+        sample_time: now,
         cpu_seconds_total: busy,
         cpu_wait_seconds_total: busy * 0.01,
         cpus_busy: 0.0,

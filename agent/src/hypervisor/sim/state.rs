@@ -414,10 +414,11 @@ impl State {
     }
 
     pub(super) fn usage(&self, config: &SimConfig) -> Vec<(VmId, VmUsage)> {
+        let now = config.clock.now();
         self.domains
             .values()
             .filter(|guest| guest.state == DomainState::Running && guest.mark(config).is_some())
-            .map(|guest| (guest.id, guest::usage(guest)))
+            .map(|guest| (guest.id, guest::usage(guest, now)))
             .collect()
     }
 

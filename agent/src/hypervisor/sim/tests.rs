@@ -379,7 +379,7 @@ async fn a_guests_count_goes_on_at_the_destination() {
     contract::booted(&destination, &there, vm.id).await.unwrap();
     destination.pause(vm.id).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let read = |sim: &Sim| std::fs::read_to_string(sim.console_log(vm.id)).unwrap();
+    let read = |sim: &Sim| std::fs::read_to_string(sim.console_log(vm.id).unwrap()).unwrap();
     let text = read(&source) + &read(&destination);
     let counts: Vec<u64> = text
         .lines()

@@ -67,12 +67,12 @@ async fn a_deletion_is_forgotten_after_a_day() {
     delete(&host, old, 1).await;
     delete(&host, recent, 1).await;
     let ledger = Ledger::open(&host.dir.path().join("ledger")).unwrap();
-    let entries = || ledger.load().unwrap().vms;
-    let mut entry = entries().into_iter().find(|entry| entry.id == old).unwrap();
+    let entries = async || ledger.load().await.unwrap().vms;
+    let mut entry = entries().await.into_iter().find(|entry| entry.id == old).unwrap();
     entry.disposition = ledger::Disposition::Gone {
         since: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(25),
     };
-    ledger.save_vm(&entry).unwrap();
+    ledger.save_vm(&entry).await.unwrap();
     host.restart_agent("boot-1").await;
     let forgotten = async {
         while host.vms.get(old).is_some() {
@@ -82,7 +82,7 @@ async fn a_deletion_is_forgotten_after_a_day() {
     tokio::time::timeout(Duration::from_mins(2), forgotten)
         .await
         .expect("its task ends");
-    let left: Vec<_> = entries().into_iter().map(|entry| entry.id).collect();
+    let left: Vec<_> = entries().await.into_iter().map(|entry| entry.id).collect();
     assert_eq!(left, [recent]);
 }
 

@@ -1,0 +1,202 @@
+//! An agent without its sockets: everything outside is handed in as [`AgentParts`].
+//!
+//! [`crate::run`] makes the real parts, and puts the server and the samples around it; tests that run a whole site on one
+//! clock hand in their own. What it does to the outside it does through its parts alone, so a test can stop it at any
+//! of them as a crash would.
+
+use std::{sync::Arc, time::Duration};
+
+use dalgu_proto::{
+    agent::v1::{agent_service_server::AgentServiceServer, registrar_service_client::RegistrarServiceClient},
+    ids::{ClusterId, HostName, NewIds},
+    time::Clock,
+    tls::client::Caller,
+};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, service::interceptor::InterceptedService};
+
+use crate::{
+    MAX_MESSAGE_BYTES,
+    gate::Gate,
+    hypervisor::Hypervisor,
+    ledger::{self, Contents, Ledger},
+    metrics::Snapshot,
+    migration::transport::Transport,
+    recovery, reporter,
+    reporter::Reporter,
+    server::{self, Service},
+    vm::{Shared, Vms},
+};
+
+/// The controller is told of the host after this time even when the hypervisor cannot be asked yet what is here: else a
+/// host whose hypervisor is out of order would look like one that is off.
+const HYPERVISOR_WAIT: Duration = Duration::from_secs(5);
+
+/// What an agent needs of the world.
+pub struct AgentParts {
+    /// This host.
+    pub host: HostName,
+    /// The site.
+    pub site: ClusterId,
+    /// Where controller and peers reach this agent, "address:port".
+    pub address: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// The hypervisor.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// The ledger.
+    pub ledger: Ledger,
+    /// Leads to other hosts during migrations.
+    pub transport: Arc<dyn Transport>,
+    /// Leads to the controller.
+    pub controller: Caller,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Where the id of this run comes from.
+    pub ids: NewIds,
+    /// The samples; nothing is told to the controller before the first with usage.
+    pub samples: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// The agent's gRPC service, open to the controller only: each request must bear a [`dalgu_proto::tls::Peer`] in its
+/// extensions. Cheap to clone.
+pub type Commands = InterceptedService<AgentServiceServer<Service>, OnlyController>;
+
+/// What keeps everybody but the controller out.
+pub type OnlyController = fn(Request<()>) -> Result<Request<()>, Status>;
+
+/// See the module's documentation.
+pub struct Agent {
+    vms: Vms,
+    service: Service,
+    reporter: Reporter,
+    contents: Contents,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    /// Reads the ledger. Nothing is obeyed, done or told before [`Agent::run`].
+    ///
+    /// # Errors
+    /// If the ledger cannot be read.
+    pub async fn start(parts: AgentParts, stop: CancellationToken) -> Result<Self, ledger::Error> {
+        let contents = parts.ledger.load().await?;
+        let gate = Arc::new(Gate::new(
+            parts.site,
+            parts.host,
+            parts.ledger.clone(),
+            contents.host,
+        ));
+        let shared = Shared {
+            hypervisor: parts.hypervisor,
+            ledger: parts.ledger,
+            transport: parts.transport,
+            clock: parts.clock,
+            boot_id: parts.boot_id.clone(),
+            cluster: parts.site,
+            changes: watch::Sender::default(),
+        };
+        let vms = Vms::new(shared, stop.clone());
+        let service = Service {
+            gate: gate.clone(),
+            vms: vms.clone(),
+            samples: parts.samples.clone(),
+            boot_id: parts.boot_id.clone(),
+        };
+        let client = RegistrarServiceClient::new(parts.controller);
+        let reporter = Reporter {
+            client: client.max_encoding_message_size(MAX_MESSAGE_BYTES),
+            address: parts.address,
+            boot_id: parts.boot_id,
+            run_id: parts.ids.next().to_string(),
+            gate,
+            vms: vms.clone(),
+            samples: parts.samples,
+            report_bytes: Gauge::default(),
+        };
+        Ok(Self {
+            vms,
+            service,
+            reporter,
+            contents,
+            stop,
+        })
+    }
+
+    /// The service. It refuses commands until recovery is over.
+    pub fn server(&self) -> Commands {
+        let commands = AgentServiceServer::new(self.service.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        InterceptedService::new(commands, server::only_controller as OnlyController)
+    }
+
+    /// The VMs, for whoever samples them.
+    pub fn vms(&self) -> &Vms {
+        &self.vms
+    }
+
+    /// Size of the last report on the wire, for the metrics page.
+    pub fn report_bytes(&self) -> Gauge {
+        self.reporter.report_bytes.clone()
+    }
+
+    /// Finds out what is true on the host, then obeys; tells the controller of it. Returns when the agent was stopped, with
+    /// every VM's task ended, or when it cannot go on. `ready` is called once it knows what is true, or at least that the
+    /// hypervisor does not say.
+    ///
+    /// # Errors
+    /// If the controller is not this host's.
+    pub async fn run(self, ready: impl FnOnce()) -> Result<(), reporter::Error> {
+        let Self {
+            vms,
+            reporter,
+            contents,
+            stop,
+            ..
+        } = self;
+        let gate = reporter.gate.clone();
+        let finding_out = find_out(vms.clone(), contents, gate.clone(), stop.clone());
+        let telling = tell(reporter, gate, ready, stop.clone());
+        // A controller that is not this host's ends it at once, also while the hypervisor is still asked.
+        let outcome = futures::future::try_join(finding_out, telling).await;
+        stop.cancel();
+        vms.stopped().await;
+        outcome.map(drop)
+    }
+}
+
+/// Finds out what is true on the host, then lets commands in.
+async fn find_out(
+    vms: Vms,
+    contents: Contents,
+    gate: Arc<Gate>,
+    stop: CancellationToken,
+) -> Result<(), reporter::Error> {
+    // Cancel safe: recovery only reads and starts tasks, which end by the same token.
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = recovery::recover(&vms, contents) => gate.open(),
+    }
+    Ok(())
+}
+
+/// Tells the controller, from the time on at which there is something to tell.
+async fn tell(
+    reporter: Reporter,
+    gate: Arc<Gate>,
+    ready: impl FnOnce(),
+    stop: CancellationToken,
+) -> Result<(), reporter::Error> {
+    // Both are only waited for.
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        _ = timeout(HYPERVISOR_WAIT, gate.opened()) => {}
+    }
+    ready();
+    reporter.run(stop).await
+}
