@@ -5,7 +5,8 @@
 //!   └──────────────── wait, doubling up to the interval <───failure─────┘
 //! ```
 //!
-//! A VM's change is told at once, not at the next tick. Losing the controller stops nothing on the host.
+//! A VM's change is told at once, not at the next tick. Losing the controller stops nothing on the host; losing the
+//! hypervisor is told, and nothing is said of what is not there then.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -43,6 +44,8 @@ const LIST_WAIT: Duration = Duration::from_secs(1);
 const SILENT: Duration = Duration::from_secs(10);
 /// First wait after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// A registration waits so long for the hypervisor to say what it is; later it is told with a report.
+const DESCRIPTION_WAIT: Duration = Duration::from_secs(3);
 /// Interval until the controller has said another.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(3);
 /// Least time between two reports, so that a burst of changes is one or two.
@@ -59,6 +62,14 @@ pub enum Error {
 enum Failed {
     Call(tonic::Status),
     Foreign(crate::gate::Error),
+}
+
+/// What a registration brought.
+struct Registered {
+    session: Session,
+    interval: Duration,
+    /// The inventory that the controller was told.
+    inventory: std::sync::Arc<Inventory>,
 }
 
 /// See the module's documentation.
@@ -118,37 +129,46 @@ impl Reporter {
     /// Registers, then reports until something fails or the controller wants a new registration.
     async fn work(&mut self, wait: &mut Duration) -> Failed {
         loop {
-            let (session, interval) = match self.register().await {
+            let registered = match self.register().await {
                 Ok(registered) => registered,
                 Err(failed) => return failed,
             };
             *wait = FIRST_RETRY;
+            let Registered {
+                session, interval, ..
+            } = registered;
             tracing::info!(%session, ?interval, "registered with the controller");
-            if let Err(status) = self.report_until_refused(session, interval).await {
+            if let Err(status) = self.report_until_refused(registered).await {
                 return Failed::Call(status);
             }
         }
     }
 
-    async fn register(&mut self) -> Result<(Session, Duration), Failed> {
-        // The first sample comes soon after the start.
-        let sampled = |snapshot: &std::sync::Arc<Snapshot>| {
-            snapshot.usage.is_some() && !snapshot.inventory.hypervisor.is_empty()
+    /// The first sample comes soon after the start; the hypervisor's description with it, if it answers.
+    async fn first_sample(&mut self) -> Result<std::sync::Arc<Snapshot>, Failed> {
+        let stopping = |_| Failed::Call(tonic::Status::unavailable("no samples: the agent is stopping"));
+        let sampled = self.samples.wait_for(|snapshot| snapshot.usage.is_some()).await;
+        let sampled = sampled.map_err(stopping)?.clone();
+        let described = self
+            .samples
+            .wait_for(|snapshot| snapshot.usage.is_some() && !snapshot.inventory.hypervisor.is_empty());
+        match timeout(DESCRIPTION_WAIT, described).await {
+            Ok(described) => Ok(described.map_err(stopping)?.clone()),
+            Err(_) => Ok(sampled),
+        }
+    }
+
+    async fn register(&mut self) -> Result<Registered, Failed> {
+        let snapshot = self.first_sample().await?;
+        // What is known here is complete only if it was so before it was looked at.
+        let recovered = self.gate.is_open();
+        let (domains, error) = match self.vms.hypervisor().list().await {
+            Ok(domains) => (Some(domains).filter(|_| recovered), String::new()),
+            Err(error) => (None, error.to_string()),
         };
-        let snapshot = match self.samples.wait_for(sampled).await {
-            Ok(snapshot) => snapshot.clone(),
-            Err(_) => {
-                return Err(Failed::Call(tonic::Status::unavailable(
-                    "no samples: the agent is stopping",
-                )));
-            }
-        };
-        let domains = self
-            .vms
-            .hypervisor()
-            .list()
-            .await
-            .map_err(|error| Failed::Call(tonic::Status::unavailable(error.to_string())))?;
+        if domains.is_none() {
+            tracing::warn!(error, "registering without a list of what is here");
+        }
         let host = self.gate.host().await;
         let request = RegisterRequest {
             host: self.gate.own().to_string(),
@@ -159,7 +179,9 @@ impl Reporter {
             inventory: Some((*snapshot.inventory).clone().into()),
             usage: snapshot.usage.as_ref().map(|(_, usage)| (**usage).clone().into()),
             vms: wire::reports(self.vms.statuses(), &usages(&snapshot)),
-            unmanaged_domains: wire::unmanaged(&domains),
+            inventory_complete: domains.is_some(),
+            unmanaged_domains: domains.as_deref().map(wire::unmanaged).unwrap_or_default(),
+            hypervisor_error: error,
             session: host.session.0,
             cluster_id: host
                 .cluster
@@ -189,21 +211,21 @@ impl Reporter {
             .as_ref()
             .and_then(duration_from_wire)
             .unwrap_or(DEFAULT_INTERVAL);
-        Ok((
-            Session(answer.session),
-            interval.clamp(Duration::from_millis(100), Duration::from_mins(1)),
-        ))
+        Ok(Registered {
+            session: Session(answer.session),
+            interval: interval.clamp(Duration::from_millis(100), Duration::from_mins(1)),
+            inventory: snapshot.inventory.clone(),
+        })
     }
 
     /// Returns `Ok` when the controller wants a new registration.
-    async fn report_until_refused(
-        &mut self,
-        session: Session,
-        interval: Duration,
-    ) -> Result<(), tonic::Status> {
+    async fn report_until_refused(&mut self, registered: Registered) -> Result<(), tonic::Status> {
+        let Registered {
+            session,
+            interval,
+            inventory: mut told,
+        } = registered;
         let mut changes = self.vms.changes();
-        let mut inventory_told: Option<std::sync::Arc<Inventory>> =
-            Some(self.samples.borrow().inventory.clone());
         let mut last = Instant::now();
         let mut listed = last;
         for sequence in 1.. {
@@ -216,9 +238,7 @@ impl Reporter {
             }
             last = Instant::now();
             changes.mark_unchanged();
-            let request = self
-                .report(session, sequence, &mut inventory_told, &mut listed)
-                .await;
+            let request = self.report(session, sequence, &mut told, &mut listed).await;
             self.report_bytes
                 .set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));
             let call: BoxFuture<'_, _> = Box::pin(self.client.report(request));
@@ -234,16 +254,16 @@ impl Reporter {
         &self,
         session: Session,
         sequence: u64,
-        told: &mut Option<std::sync::Arc<Inventory>>,
+        told: &mut std::sync::Arc<Inventory>,
         listed: &mut Instant,
     ) -> ReportRequest {
         let snapshot = self.samples.borrow().clone();
-        let changed = told
-            .as_ref()
-            .is_none_or(|told| !told.is_same_as(&snapshot.inventory));
+        let changed = !told.is_same_as(&snapshot.inventory);
         if changed {
-            *told = Some(snapshot.inventory.clone());
+            *told = snapshot.inventory.clone();
         }
+        // What is known here is complete only if it was so before it was looked at.
+        let recovered = self.gate.is_open();
         let down = match &*self.vms.hypervisor().connection().borrow() {
             Connection::Up => None,
             Connection::Down(why) => Some(why.clone()),
@@ -267,7 +287,7 @@ impl Reporter {
             sequence,
             usage: snapshot.usage.as_ref().map(|(_, usage)| (**usage).clone().into()),
             vms: wire::reports(self.vms.statuses(), &usages(&snapshot)),
-            inventory_complete: domains.is_some(),
+            inventory_complete: domains.is_some() && recovered,
             unmanaged_domains: domains.as_deref().map(wire::unmanaged).unwrap_or_default(),
             hypervisor_error: error,
             inventory: changed.then(|| (*snapshot.inventory).clone().into()),

@@ -82,6 +82,8 @@ impl RegistrarService for Services {
                 .into_iter()
                 .map(agent_wire::unmanaged)
                 .collect(),
+            complete: m.inventory_complete,
+            hypervisor_error: Some(m.hypervisor_error).filter(|error| !error.is_empty()),
             session: Session(m.session),
             cluster_id,
             host: host.clone(),

@@ -36,10 +36,14 @@ pub struct Registration {
     pub inventory: Inventory,
     /// First sample.
     pub usage: Option<Usage>,
-    /// Every VM there.
+    /// VMs there.
     pub vms: Vec<Reported>,
-    /// Every other domain there.
+    /// Whether both lists are complete.
+    pub complete: bool,
+    /// Other domains there.
     pub unmanaged: Vec<Unmanaged>,
+    /// It has no working hypervisor.
+    pub hypervisor_error: Option<String>,
     /// Session it last worked in.
     pub session: Session,
     /// Site it last worked for.
@@ -126,7 +130,8 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     if old.as_deref() != Some(&record) {
         tx.put_host(record);
     }
-    let before = tx.live.get(&new.host).map(|live| live.state);
+    let old_live = tx.live.get(&new.host).cloned();
+    let before = old_live.as_ref().map(|live| live.state);
     if first {
         tx.event(
             EventKind::Host,
@@ -146,8 +151,11 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         report_time: Some(tx.now()),
         heard: Instant::now(),
         usage: new.usage,
-        unmanaged: new.unmanaged,
-        hypervisor_error: None,
+        unmanaged: match old_live {
+            Some(live) if !new.complete => live.unmanaged.clone(),
+            _ => new.unmanaged,
+        },
+        hypervisor_error: new.hypervisor_error,
     };
     tx.set_live(new.host.clone(), live);
     let refused: Vec<_> = tx
@@ -160,7 +168,12 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     for vm in refused {
         tx.refuse(vm, None);
     }
-    apply::apply(tx, &new.host, new.vms, Extent::NewRun);
+    let extent = if new.complete {
+        Extent::NewRun
+    } else {
+        Extent::NewRunPartial
+    };
+    apply::apply(tx, &new.host, new.vms, extent);
     tx.touch_host(&new.host);
     Ok(session)
 }
@@ -183,8 +196,13 @@ fn blank(new: &Registration, now: jiff::Timestamp) -> HostRecord {
 }
 
 /// The new inventory, or the old one where only the free room of pools differs: that changes all the time, is in every
-/// sample, and is not worth a write.
+/// sample, and is not worth a write. What the hypervisor said of itself is kept while it says nothing.
 fn keep(old: &Inventory, mut new: Inventory) -> Inventory {
+    if new.hypervisor.is_empty() {
+        new.hypervisor.clone_from(&old.hypervisor);
+        new.accelerator.clone_from(&old.accelerator);
+        new.accelerator_reason.clone_from(&old.accelerator_reason);
+    }
     let mut bare = old.clone();
     for pool in bare.pools.iter_mut().chain(&mut new.pools) {
         pool.available_bytes = 0;

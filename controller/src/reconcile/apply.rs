@@ -4,7 +4,7 @@
 //! VM, and only under the present ownership number; what is older than what is known is dropped. Of a VM that is not
 //! there, nothing follows unless the list was complete.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use dalgu_proto::{
     ids::{HostName, MigrationId, VmId},
@@ -22,6 +22,8 @@ use crate::{
 pub enum Extent {
     /// Of a new run of the agent: complete, and its counting starts anew.
     NewRun,
+    /// Of a new run of the agent that cannot tell everything yet: some VMs, and its counting starts anew.
+    NewRunPartial,
     /// All VMs of the host.
     Complete,
     /// Some VMs.
@@ -30,6 +32,7 @@ pub enum Extent {
 
 /// Takes over what `host` says.
 pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Extent) {
+    let new_run = matches!(extent, Extent::NewRun | Extent::NewRunPartial);
     let mut seen = BTreeSet::new();
     for reported in reports {
         seen.insert(reported.id);
@@ -43,7 +46,7 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
                         // Its source is asked at once, not at the next poll.
                         tx.touch(vm.id);
                     }
-                    observe(tx, &vm, reported.observation, extent == Extent::NewRun);
+                    observe(tx, &vm, reported.observation, new_run);
                 }
             }
             _ => stray(tx, host, &reported),
@@ -52,24 +55,34 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
     if extent == Extent::Partial {
         return;
     }
-    tx.forget_strays(host, &seen);
-    let missing: Vec<VmId> = tx
+    let missing = tx
         .host_vms
         .get(host)
         .into_iter()
         .flatten()
-        .copied()
-        .filter(|id| !seen.contains(id))
+        .filter(|id| !seen.contains(id));
+    let missing: Vec<(VmId, Arc<Observation>)> = missing
+        .filter_map(|id| Some((*id, tx.observations.get(id)?.clone())))
+        .filter(|(_, observation)| observation.host == *host)
         .collect();
-    for id in missing {
-        if tx
-            .observations
-            .get(&id)
-            .is_some_and(|observation| observation.host == *host)
-        {
-            tx.observe(id, None);
-            tx.touch(id);
+    if extent == Extent::NewRunPartial {
+        for (id, observation) in missing {
+            // What was known stands until the new run says otherwise, under whatever number.
+            let status_generation = 0;
+            tx.observe(
+                id,
+                Some(Observation {
+                    status_generation,
+                    ..(*observation).clone()
+                }),
+            );
         }
+        return;
+    }
+    tx.forget_strays(host, &seen);
+    for (id, _) in missing {
+        tx.observe(id, None);
+        tx.touch(id);
     }
 }
 

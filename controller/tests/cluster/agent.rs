@@ -378,6 +378,8 @@ impl Agent {
             unmanaged_domains: vec![],
             session,
             cluster_id,
+            inventory_complete: true,
+            hypervisor_error: String::new(),
         };
         let answer = tokio::time::timeout(Duration::from_secs(2), client.register(request)).await;
         let Ok(Ok(answer)) = answer else { return false };

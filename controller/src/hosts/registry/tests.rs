@@ -22,7 +22,9 @@ fn registration(vms: Vec<Reported>) -> Registration {
         inventory: fixtures::inventory(),
         usage: None,
         vms,
+        complete: true,
         unmanaged: vec![],
+        hypervisor_error: None,
         session: Session(0),
         cluster_id: None,
     }
@@ -311,4 +313,64 @@ async fn the_end_of_a_transfer_is_acted_on_at_once() {
     assert_eq!(*touched.lock().unwrap(), before, "nothing is new");
     told(3, Some(id)).await;
     assert_eq!(*touched.lock().unwrap(), before + 1);
+}
+
+#[tokio::test]
+async fn a_host_whose_hypervisor_does_not_answer_registers_and_nothing_follows_from_what_it_does_not_list() {
+    let (db, vm) = with_vm().await;
+    let running = |o: &mut Observation| o.status_generation = 7;
+    let before = report(1, vec![reported(&vm, running)], true);
+    assert_eq!(db.change(|tx| super::report(tx, before)).await, Receipt::Taken);
+    let known = db.snapshot().observation(&vm).cloned().unwrap();
+
+    let mut silent = fixtures::inventory();
+    silent.hypervisor.clear();
+    let new_run = Registration {
+        run_id: "second".into(),
+        inventory: silent,
+        complete: false,
+        hypervisor_error: Some("libvirt cannot be reached".into()),
+        ..registration(vec![])
+    };
+    db.transact(|tx| register(tx, new_run)).await.unwrap();
+    let state = db.snapshot();
+    let host = fixtures::host_name("h1");
+    assert_eq!(
+        state.live[&host].hypervisor_error.as_deref(),
+        Some("libvirt cannot be reached")
+    );
+    assert_eq!(
+        state.hosts[&host].inventory,
+        fixtures::inventory(),
+        "what the hypervisor said of itself is kept"
+    );
+    let kept = state.observation(&vm).cloned();
+    assert_eq!(
+        kept.map(|observation| (observation.power, observation.phase)),
+        Some((known.power, known.phase)),
+        "its VM is not taken for gone"
+    );
+
+    // The hypervisor answers again; the new run counts from one.
+    let recovered = Report {
+        run_id: "second".into(),
+        ..report(1, vec![reported(&vm, |o| o.observed = o.accepted.next())], true)
+    };
+    let told = recovered.vms[0].observation.clone();
+    assert_eq!(db.change(|tx| super::report(tx, recovered)).await, Receipt::Taken);
+    let state = db.snapshot();
+    assert_eq!(
+        state.observation(&vm).map(|observation| (**observation).clone()),
+        Some(told)
+    );
+    assert_eq!(state.live[&host].hypervisor_error, None);
+    let gone = Report {
+        run_id: "second".into(),
+        ..report(2, vec![], true)
+    };
+    assert_eq!(db.change(|tx| super::report(tx, gone)).await, Receipt::Taken);
+    assert!(
+        db.snapshot().observation(&vm).is_none(),
+        "a complete list says so"
+    );
 }
