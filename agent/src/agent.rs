@@ -15,7 +15,7 @@ use dalgu_proto::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, service::interceptor::InterceptedService};
+use tonic::service::{Routes, interceptor::InterceptedService};
 
 use crate::{
     MAX_MESSAGE_BYTES,
@@ -59,13 +59,6 @@ pub struct AgentParts {
     /// The samples; nothing is told to the controller before the first with usage.
     pub samples: watch::Receiver<Arc<Snapshot>>,
 }
-
-/// The agent's gRPC service, open to the controller only: each request must bear a [`dalgu_proto::tls::Peer`] in its
-/// extensions. Cheap to clone.
-pub type Commands = InterceptedService<AgentServiceServer<Service>, OnlyController>;
-
-/// What keeps everybody but the controller out.
-pub type OnlyController = fn(Request<()>) -> Result<Request<()>, Status>;
 
 /// See the module's documentation.
 pub struct Agent {
@@ -125,12 +118,13 @@ impl Agent {
         })
     }
 
-    /// The service. It refuses commands until recovery is over.
-    pub fn server(&self) -> Commands {
+    /// The agent's gRPC service. Open to the controller only: each request must bear a [`dalgu_proto::tls::Peer`] in its
+    /// extensions. It refuses commands until recovery is over.
+    pub fn server(&self) -> Routes {
         let commands = AgentServiceServer::new(self.service.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        InterceptedService::new(commands, server::only_controller as OnlyController)
+        Routes::new(InterceptedService::new(commands, server::only_controller))
     }
 
     /// The VMs, for whoever samples them.
@@ -200,3 +194,6 @@ async fn tell(
     ready();
     reporter.run(stop).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,13 +29,14 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use crate::{
     config::Config, host::usage::Sampler, hypervisor::Hypervisor, ledger::Ledger, metrics::Snapshot,
     migration::streams::Streams, telemetry::Telemetry,
 };
 
-pub use agent::{Agent, AgentParts, Commands, OnlyController};
+pub use agent::{Agent, AgentParts};
 
 mod agent;
 pub mod config;
@@ -171,7 +172,7 @@ async fn serve(
     listener: TcpListener,
     identity: Identity,
     streams: mpsc::Sender<tls::server::MigrationStream>,
-    commands: Commands,
+    commands: Routes,
     registry: Registry,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -185,7 +186,7 @@ async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let registry = Arc::new(registry);
-    let routes = tonic::service::Routes::new(commands)
+    let routes = commands
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         // What grpcurl before 1.8.8 asks for.
