@@ -114,7 +114,7 @@ impl Driver {
             epoch,
             generation,
             disposition: Disposition::Gone {
-                since: jiff::Timestamp::now(),
+                since: self.shared.clock.now(),
             },
             done: Done::default(),
             last_seen: None,
