@@ -38,6 +38,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// It is written in a way in which its current context cannot be replaced without touching the rest.
+    #[error("cannot tell how {} names its current context", path.display())]
+    Edit {
+        /// The file.
+        path: PathBuf,
+        /// The context that was chosen.
+        name: String,
+    },
     /// The file is not what it should be.
     #[error("{} is not a valid configuration: {}", path.display(), source.message())]
     Parse {
@@ -80,6 +88,10 @@ impl Error {
                 "check the path and its permissions, or name another with --config".to_owned()
             }
             Self::Write { .. } => "check the permissions of the file and of its directory".to_owned(),
+            Self::Edit { name, .. } => {
+                let line = format!("current_context = {}", toml::Value::String(name.clone()));
+                format!("write {line} into it by hand, on a line above the first [section]")
+            }
             Self::Parse { .. } => "`dalgu context --help` shows an example".to_owned(),
             Self::NoCurrent(_) => "choose one with `dalgu context use NAME`, or give --context".to_owned(),
             Self::Unknown { .. } => "`dalgu context list` shows the contexts there are".to_owned(),
@@ -271,9 +283,20 @@ impl Config {
             path: self.path.clone(),
             source,
         })?;
+        let changed = with_current(&text, name);
+        // Never leaves a file behind that says something else, or that cannot be read.
+        let as_meant = Self::parse(&changed, self.path.clone()).is_ok_and(|read| {
+            read.current_context.as_deref() == Some(name) && read.contexts == self.contexts
+        });
+        if !as_meant {
+            return Err(Error::Edit {
+                path: self.path.clone(),
+                name: name.to_owned(),
+            });
+        }
         // A link stays a link: what it points to is rewritten.
         let real = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        replace_file(&real, &with_current(&text, name)).map_err(|source| Error::Write {
+        replace_file(&real, &changed).map_err(|source| Error::Write {
             path: self.path.clone(),
             source,
         })
@@ -283,6 +306,8 @@ impl Config {
 /// The text of a configuration with another current context; comments and order stay.
 fn with_current(text: &str, name: &str) -> String {
     let line = format!("current_context = {}", toml::Value::String(name.to_owned()));
+    // Some editors put a byte order mark at the front, which must not come to lie behind the new line.
+    let text = text.trim_start_matches('\u{feff}');
     let mut lines: Vec<&str> = text.lines().collect();
     let top = lines
         .iter()
@@ -290,7 +315,7 @@ fn with_current(text: &str, name: &str) -> String {
         .unwrap_or(lines.len());
     let is_key = |line: &str| {
         line.split_once('=')
-            .is_some_and(|(key, _)| key.trim().trim_matches('"') == "current_context")
+            .is_some_and(|(key, _)| key.trim().trim_matches(['"', '\'']) == "current_context")
     };
     match lines[..top].iter().position(|line| is_key(line)) {
         Some(at) => lines[at] = &line,
@@ -403,6 +428,30 @@ mod tests {
             "a temporary file was left"
         );
         assert!(choice.load().unwrap().use_context("nowhere").is_err());
+    }
+
+    #[test]
+    fn a_file_in_which_a_choice_cannot_be_written_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, readable) in [
+            ("\u{feff}# mine\n[contexts.a]\nendpoint = \"unix:/x\"\n", true),
+            ("'current_context' = 'b'\ncontexts.a.endpoint = 'unix:/x'\n", true),
+            ("contexts.a.endpoint = \"\"\"\ncurrent_context = \"\"\"\n", false),
+        ] {
+            let choice = choice(dir.path(), text);
+            let chosen = choice.load().unwrap().use_context("a");
+            let after = choice.load().unwrap();
+            match chosen {
+                Ok(()) => assert_eq!(after.current_context.as_deref(), Some("a"), "{text}"),
+                Err(Error::Edit { .. }) => assert_eq!(fs::read_to_string(&after.path).unwrap(), text),
+                Err(other) => panic!("{text}: {other}"),
+            }
+            assert_eq!(chosen_is(&after), readable, "{text}");
+        }
+    }
+
+    fn chosen_is(config: &Config) -> bool {
+        config.current_context.as_deref() == Some("a")
     }
 
     #[test]
