@@ -5,9 +5,13 @@
 use std::collections::BTreeSet;
 
 use dalgu_proto::host::{Inventory, NumaNode};
-use procfs::Meminfo;
 
-use super::{Error, Root, memory::huge_pages, nic::bridges, root::number_list};
+use super::{
+    Error, Root,
+    memory::{huge_pages, total_bytes},
+    nic::bridges,
+    root::number_list,
+};
 
 /// The inventory without pools and without what only the hypervisor knows.
 ///
@@ -15,7 +19,7 @@ use super::{Error, Root, memory::huge_pages, nic::bridges, root::number_list};
 /// When /proc cannot be read or is of another form than documented.
 pub fn read(root: &Root) -> Result<Inventory, Error> {
     let cpuinfo = root.text("proc/cpuinfo")?;
-    let memory_bytes = root.parse::<Meminfo>("proc/meminfo")?.mem_total;
+    let memory_bytes = total_bytes(root)?;
     let online = online_cpus(root, &cpuinfo);
     let (cores, sockets) = topology(root, &online);
     Ok(Inventory {

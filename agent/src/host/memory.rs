@@ -1,24 +1,43 @@
 //! Memory of the host, from /proc/meminfo and /sys/kernel/mm/hugepages.
+//!
+//! /proc/meminfo is parsed here and not by the procfs crate, which multiplies without a look at the result.
 
 use dalgu_proto::host::{HugePages, Memory};
-use procfs::Meminfo;
 
 use super::{Error, Root};
 
+const MEMINFO: &str = "proc/meminfo";
+
 /// Use of memory now.
 pub(super) fn usage(root: &Root) -> Result<Memory, Error> {
-    let info: Meminfo = root.parse("proc/meminfo")?;
+    let text = root.text(MEMINFO)?;
+    let must = |key| bytes(&text, key).ok_or_else(|| root.malformed(MEMINFO, key));
+    let free_bytes = must("MemFree")?;
     Ok(Memory {
-        total_bytes: info.mem_total,
-        free_bytes: info.mem_free,
+        total_bytes: must("MemTotal")?,
+        free_bytes,
         // Kernels before 3.14 do not estimate it; this is what they could at least give.
-        available_bytes: info.mem_available.unwrap_or(info.mem_free),
-        cached_bytes: info.cached,
-        buffers_bytes: info.buffers,
-        swap_total_bytes: info.swap_total,
-        swap_free_bytes: info.swap_free,
+        available_bytes: bytes(&text, "MemAvailable").unwrap_or(free_bytes),
+        cached_bytes: must("Cached")?,
+        buffers_bytes: must("Buffers")?,
+        swap_total_bytes: must("SwapTotal")?,
+        swap_free_bytes: must("SwapFree")?,
         huge_pages: huge_pages(root),
     })
+}
+
+/// All memory there is.
+pub(super) fn total_bytes(root: &Root) -> Result<u64, Error> {
+    bytes(&root.text(MEMINFO)?, "MemTotal").ok_or_else(|| root.malformed(MEMINFO, "MemTotal"))
+}
+
+/// `MemTotal:       24684084 kB`
+fn bytes(meminfo: &str, key: &str) -> Option<u64> {
+    let value = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 /// Huge pages by size, smallest first; sizes of which none are set aside too.
@@ -63,6 +82,20 @@ mod tests {
             (1 << 30, 1 << 29)
         );
         assert_eq!(memory.huge_pages, []);
+    }
+
+    #[test]
+    fn a_value_that_is_missing_or_beyond_all_bounds_is_an_error_that_names_it() {
+        let tree = Tree::new();
+        for (from, to) in [
+            ("SwapFree:", "SwapFee:"),
+            ("24684084 kB", "18446744073709551615 kB"),
+        ] {
+            tree.write("proc/meminfo", &MEMINFO.replace(from, to));
+            let error = usage(&tree.root()).unwrap_err();
+            assert!(error.to_string().contains("proc/meminfo"), "{error}");
+        }
+        assert!(total_bytes(&tree.root()).is_err());
     }
 
     #[test]

@@ -106,6 +106,14 @@ impl Root {
         })
     }
 
+    /// The error of a file that lacks something, or has it in another form.
+    pub(super) fn malformed(&self, relative: &str, what: &str) -> Error {
+        Error::Form {
+            path: self.path(relative),
+            source: procfs::ProcError::Other(what.to_owned()),
+        }
+    }
+
     /// As [`Self::parse`], for files that count in ticks.
     pub(super) fn parse_ticks<T: procfs::FromReadSI>(&self, relative: &str) -> Result<T, Error> {
         let text = self.text(relative)?;

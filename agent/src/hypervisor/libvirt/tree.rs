@@ -10,6 +10,10 @@ use quick_xml::{
     events::{BytesEnd, BytesRef, BytesStart, BytesText, Event},
 };
 
+/// Deepest nesting that is read. Trees are walked and dropped by recursion; libxml2, which libvirt reads with, has the same
+/// limit.
+const MAX_DEPTH: usize = 256;
+
 /// Why a tree cannot be written or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
@@ -189,6 +193,9 @@ impl Element {
         let mut open: Vec<Self> = Vec::new();
         loop {
             let closed = match reader.read_event().map_err(malformed)? {
+                Event::Start(_) if open.len() == MAX_DEPTH => {
+                    return Err(malformed("it is nested too deeply"));
+                }
                 Event::Start(start) => {
                     open.push(read_start(&start)?);
                     None
@@ -309,6 +316,14 @@ mod tests {
             assert_eq!(Element::new("a").with("b", character).to_xml(), Err(error));
             assert!(Element::new("a").text(character).to_xml().is_err());
         }
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_is_an_error_and_not_the_end_of_the_stack() {
+        let nested = |depth| "<a>".repeat(depth) + &"</a>".repeat(depth);
+        assert!(Element::parse(&nested(MAX_DEPTH)).is_ok());
+        assert!(Element::parse(&nested(MAX_DEPTH + 1)).is_err());
+        assert!(Element::parse(&nested(1_000_000)).is_err());
     }
 
     #[test]
