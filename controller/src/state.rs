@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     db::{Db, Hooks},
-    load::Error,
+    load::{Error, state as from_image},
     tx::Tx,
 };
 use crate::model::{

@@ -197,7 +197,8 @@ impl Spec {
     /// The overhead is 64 MiB for the process, 1 MiB per virtual processor and 1/128 of the guest's memory for page
     /// tables and migration bitmaps: the shape of the KubeVirt project's published estimate, rounded up.
     pub fn reserved_memory_mib(&self) -> u64 {
-        self.memory_mib + 64 + u64::from(self.vcpus) + self.memory_mib.div_ceil(128)
+        let overhead = 64 + u64::from(self.vcpus) + self.memory_mib.div_ceil(128);
+        self.memory_mib.saturating_add(overhead)
     }
 }
 

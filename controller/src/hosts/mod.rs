@@ -33,7 +33,7 @@ pub fn view(state: &State, host: &HostRecord) -> HostView {
         .flat_map(|live| &live.unmanaged)
         .filter(|domain| domain.running);
     let (unmanaged_vcpus, unmanaged_memory_mib) = running.fold((0_u32, 0_u64), |(vcpus, memory), d| {
-        (vcpus.saturating_add(d.vcpus), memory + d.memory_mib)
+        (vcpus.saturating_add(d.vcpus), memory.saturating_add(d.memory_mib))
     });
     let pools = host.inventory.pools.iter().map(|known| {
         // The sample has the present room; the inventory is stored only when it changes in earnest.

@@ -1,4 +1,5 @@
-//! From what the store holds to a state. Called once, by [`super::Db`], before anything is served.
+//! From what the store holds to a state. Called once, by [`super::Db`], before anything is served; the fuzz targets call it
+//! with what no controller has written.
 
 use std::sync::Arc;
 
@@ -56,8 +57,21 @@ fn parse<T: DeserializeOwned>(table: &'static str, key: &str, value: &str) -> Re
     })
 }
 
+/// Numbers that every change raises must have room to rise; none that this program gave out comes near the limit.
+fn check(meta: &Meta, key: &str) -> Result<(), Error> {
+    const LIMIT: u64 = u64::MAX / 2;
+    if meta.revision <= LIMIT && meta.term.0 <= LIMIT {
+        return Ok(());
+    }
+    Err(Error::Record {
+        table: "meta",
+        key: key.to_owned(),
+        source: serde::de::Error::custom("its revision or its term is beyond what was ever given out"),
+    })
+}
+
 /// Makes the state that an image describes.
-pub(super) fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
+pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
     let mut meta = Meta {
         cluster_id,
         term: Term(0),
@@ -68,6 +82,7 @@ pub(super) fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error
     for (table, key, value) in &image.records {
         if *table == Table::Meta && key == META_KEY {
             meta = parse("meta", key, value)?;
+            check(&meta, key)?;
         }
     }
     if meta.cluster_id != cluster_id {

@@ -109,8 +109,9 @@ impl Tx {
 
     fn hold(&mut self, vm: &VmRecord, hosts: BTreeSet<HostName>, add: bool) {
         let change = |value: &mut u64, by: u64| {
+            // Stored rows are read without their numbers being judged; sums of nonsense must not end the program.
             *value = if add {
-                *value + by
+                value.saturating_add(by)
             } else {
                 value.saturating_sub(by)
             }
@@ -120,7 +121,7 @@ impl Tx {
             change(&mut reserved.vcpus, vm.spec.vcpus.into());
             change(&mut reserved.memory_mib, vm.spec.reserved_memory_mib());
             reserved.vms = if add {
-                reserved.vms + 1
+                reserved.vms.saturating_add(1)
             } else {
                 reserved.vms.saturating_sub(1)
             };
@@ -143,7 +144,7 @@ impl Tx {
         for disk in &vm.spec.disks {
             let sum = self.state.pools_mib.entry(disk.pool.clone()).or_insert(0);
             *sum = if add {
-                *sum + disk.size_mib
+                sum.saturating_add(disk.size_mib)
             } else {
                 sum.saturating_sub(disk.size_mib)
             };
