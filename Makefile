@@ -11,7 +11,7 @@ bin     := $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab lab-env lab-status lab-down demo test bench-lifecycle fmt lint advisories
+.PHONY: help setup build lab lab-env lab-status lab-down demo test fuzz bench-lifecycle fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -51,6 +51,9 @@ demo: build ## Show it all on real guests, every claim checked (half a minute; K
 test: ## Check format and lints, then run every test, the lab's end-to-end tests too
 	@bash tests/lab/setup.sh checks
 	@bash tests/run.sh
+
+fuzz: setup ## Give each fuzz target MINUTES=30 (TARGET=x for one; KEEP=1 keeps what was found in tests/fuzz/corpus)
+	@KEEP=$(KEEP) bash tests/fuzz/run.sh $$(( $(or $(MINUTES),30) * 60 )) $(TARGET)
 
 bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
 	@$(as_root) $(bin)/bench-lifecycle

@@ -50,7 +50,8 @@ step() {
 
 scripts() {
     local script status=0
-    for script in tests/lab/setup.sh tests/lab/guest/build.sh tests/lab/guest/init tests/run.sh .ci/run systemd/check.sh; do
+    for script in tests/lab/setup.sh tests/lab/guest/build.sh tests/lab/guest/init tests/run.sh .ci/run systemd/check.sh \
+        tests/fuzz/run.sh tests/fuzz/rustc-coverage.sh; do
         bash -n "$script" || status=1
     done
     return $status
@@ -70,6 +71,7 @@ step "dependencies" check cargo deny --locked --log-level error check bans licen
 step "unit and cluster tests" tests cargo nextest run --profile ci --workspace
 unit_left_out=$step_skipped
 step "documentation tests" tests cargo test --quiet --workspace --doc
+step "fuzzing, 8 s a target" check tests/fuzz/run.sh 8
 step "end-to-end tests" tests end_to_end
 # The first run leaves out the tests marked as ignored; what the last one did not run is skipped indeed.
 skipped=$((unit_left_out - step_passed - step_failed))

@@ -14,7 +14,7 @@ virt_packages=(
     libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils
 )
 other_packages=(
-    busybox-static cpio kmod iproute2 nftables dnsmasq-base util-linux procps pkg-config gcc
+    busybox-static cpio kmod iproute2 nftables dnsmasq-base util-linux procps pkg-config gcc g++
     libc6-dev make systemd strace libxml2-utils prometheus curl jq xz-utils zstd gzip ca-certificates
 )
 # In newer releases libvirt is split finer; these are taken where they exist.

@@ -1,0 +1,400 @@
+//! Target `rpc`: a sequence of requests to the controller's API, operators' and agents', on a site of two hosts.
+//!
+//! Promises: no request makes a panic or a nameless error; whatever is accepted can be read back from the store, adds up to
+//! the same reservations, goes to an agent and is taken by it unchanged; lists by page are the list.
+
+use dalgu_controller::store::memory::Disk;
+use dalgu_proto::{
+    agent::v1::{self as agent, registrar_service_server::RegistrarService},
+    ids::HostName,
+    v1::{
+        self, event_service_server::EventService, host_service_server::HostService,
+        operation_service_server::OperationService, placement_service_server::PlacementService,
+        vm_service_server::VmService,
+    },
+};
+use prost_types::FieldMask;
+
+use crate::{
+    input::Input,
+    site::{self, Site, answer, operator, wait},
+};
+
+/// Most requests of one input.
+const REQUESTS: usize = 24;
+/// Hosts that have registered.
+pub const HOSTS: [&str; 2] = ["h1", "h2"];
+
+const VMS: [&str; 4] = ["a", "b", "c", ""];
+const REQUEST_IDS: [&str; 4] = [
+    "",
+    "00000000-0000-4000-8000-000000000001",
+    "00000000-0000-4000-8000-000000000002",
+    "x",
+];
+
+/// Takes one input.
+pub fn run(data: &[u8]) {
+    wait(async {
+        let site = site().await;
+        let mut input = Input::new(data);
+        for sequence in 1..=REQUESTS as u64 {
+            if input.is_empty() {
+                break;
+            }
+            // A block that is no such message goes no further than the decoder.
+            let _ = request(&site, &mut input, sequence).await;
+        }
+        pages(&site).await;
+        site.check();
+        // Watchers of events are still there; they go with this.
+        site.services.stop.cancel();
+        tokio::task::yield_now().await;
+    });
+}
+
+/// A new site with its hosts.
+pub async fn site() -> Site {
+    let site = Site::open(Disk::default()).expect("an empty store can be read");
+    for host in HOSTS {
+        let call = site.services.register(site::agent(registration(host), host));
+        assert!(answer(call).await.is_some(), "{host} was not taken in");
+    }
+    site
+}
+
+fn registration(host: &str) -> agent::RegisterRequest {
+    const GIB: u64 = 1 << 30;
+    let pool = |name: &str, shared| v1::StoragePool {
+        name: name.into(),
+        path: format!("/{name}"),
+        shared,
+        capacity_bytes: 100 * GIB,
+        available_bytes: 100 * GIB,
+        ..Default::default()
+    };
+    agent::RegisterRequest {
+        host: host.into(),
+        address: format!("{host}:7444"),
+        boot_id: "boot".into(),
+        agent_run_id: "run".into(),
+        inventory: Some(v1::HostInventory {
+            cpus: 8,
+            memory_bytes: 16 * GIB,
+            pools: vec![pool("local", false), pool("shared", true)],
+            bridges: vec!["br0".into()],
+            accelerator: "tcg".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A VM that is accepted.
+pub fn vm(name: &str) -> v1::Vm {
+    v1::Vm {
+        name: name.into(),
+        spec: Some(v1::VmSpec {
+            vcpus: 1,
+            memory_mib: 128,
+            disks: vec![v1::Disk {
+                name: "root".into(),
+                size_mib: 16,
+                pool: "shared".into(),
+                ..Default::default()
+            }],
+            nics: vec![v1::Nic {
+                name: "eth0".into(),
+                bridge: "br0".into(),
+                ..Default::default()
+            }],
+            kernel_boot: Some(v1::KernelBoot {
+                kernel: "vmlinuz".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// What a host says of a VM that does as it was told.
+fn vm_report(site: &Site, name: &str) -> Option<agent::VmReport> {
+    let state = site.state();
+    let vm = state.vm_by_name(&name.parse().ok()?)?;
+    Some(agent::VmReport {
+        uid: vm.id.to_string(),
+        name: name.into(),
+        accepted_generation: vm.intent.generation.0,
+        observed_generation: vm.intent.generation.0,
+        epoch: vm.epoch.0,
+        phase: agent::VmPhase::Settled.into(),
+        power_state: v1::PowerState::from(vm.intent.power).into(),
+        ..Default::default()
+    })
+}
+
+/// Sends the next request: a method, a byte that chooses the names, and changes of the message. `None` when the changes are
+/// no message.
+async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()> {
+    let (method, names) = (input.byte(), usize::from(input.byte()));
+    let name = VMS[names & 3].to_owned();
+    let host = HOSTS[names >> 2 & 1];
+    let other = if names >> 3 & 1 == 1 {
+        HOSTS[1 - (names >> 2 & 1)]
+    } else {
+        ""
+    };
+    let request_id = REQUEST_IDS[names >> 4 & 3].to_owned();
+    let flag = names >> 6 & 1 == 1;
+    let services = &site.services;
+    let newest = || {
+        site.state()
+            .operations
+            .keys()
+            .next_back()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    };
+    macro_rules! call {
+        ($method:ident, $base:expr) => {
+            drop(answer(services.$method(operator(input.over($base)?))).await)
+        };
+    }
+    match method % 26 {
+        0..=2 => call!(
+            create_vm,
+            v1::CreateVmRequest {
+                vm: Some(vm(&name)),
+                host: other.into(),
+                stopped: flag,
+                request_id,
+                ..Default::default()
+            }
+        ),
+        3 => call!(
+            update_vm,
+            v1::UpdateVmRequest {
+                vm: Some(vm(&name)),
+                update_mask: mask(&["labels", "description"]),
+                request_id
+            }
+        ),
+        4 => call!(
+            delete_vm,
+            v1::DeleteVmRequest {
+                name,
+                force: flag,
+                request_id,
+                ..Default::default()
+            }
+        ),
+        5 => call!(
+            start_vm,
+            v1::StartVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            }
+        ),
+        6 => call!(
+            stop_vm,
+            v1::StopVmRequest {
+                name,
+                request_id,
+                force: flag,
+                ..Default::default()
+            }
+        ),
+        7 => call!(
+            restart_vm,
+            v1::RestartVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            }
+        ),
+        8 => call!(
+            pause_vm,
+            v1::PauseVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            }
+        ),
+        9 => call!(
+            resume_vm,
+            v1::ResumeVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            }
+        ),
+        10 | 11 => call!(
+            migrate_vm,
+            v1::MigrateVmRequest {
+                name,
+                destination_host: other.into(),
+                request_id,
+                ..Default::default()
+            }
+        ),
+        12 => call!(get_vm, v1::GetVmRequest { name }),
+        13 => call!(
+            list_vms,
+            v1::ListVmsRequest {
+                page_size: 2,
+                host: other.into(),
+                ..Default::default()
+            }
+        ),
+        14 => call!(get_host, v1::GetHostRequest { name: host.into() }),
+        15 => call!(
+            list_hosts,
+            v1::ListHostsRequest {
+                page_size: 1,
+                ..Default::default()
+            }
+        ),
+        16 => call!(
+            update_host,
+            v1::UpdateHostRequest {
+                host: Some(v1::Host {
+                    name: host.into(),
+                    cpu_overcommit_ratio: 2.0,
+                    reserved_memory_mib: 1,
+                    ..Default::default()
+                }),
+                update_mask: mask(&["labels", "cpu_overcommit_ratio", "reserved_memory_mib"]),
+                request_id,
+            }
+        ),
+        17 if flag => call!(
+            cordon_host,
+            v1::CordonHostRequest {
+                name: host.into(),
+                reason: "fuzz".into(),
+                request_id
+            }
+        ),
+        17 => call!(
+            uncordon_host,
+            v1::UncordonHostRequest {
+                name: host.into(),
+                request_id
+            }
+        ),
+        18 => call!(
+            delete_host,
+            v1::DeleteHostRequest {
+                name: host.into(),
+                request_id
+            }
+        ),
+        19 => call!(
+            list_operations,
+            v1::ListOperationsRequest {
+                page_size: 2,
+                active_only: flag,
+                ..Default::default()
+            }
+        ),
+        20 if flag => call!(
+            wait_operation,
+            v1::WaitOperationRequest {
+                id: newest(),
+                ..Default::default()
+            }
+        ),
+        20 => call!(get_operation, v1::GetOperationRequest { id: newest() }),
+        21 => call!(cancel_operation, v1::CancelOperationRequest { id: newest() }),
+        22 if flag => call!(watch_events, v1::WatchEventsRequest::default()),
+        22 => call!(
+            list_events,
+            v1::ListEventsRequest {
+                page_size: 2,
+                ..Default::default()
+            }
+        ),
+        23 if flag => call!(get_placement, v1::GetPlacementRequest { vm: name }),
+        23 => call!(
+            explain_placement,
+            v1::ExplainPlacementRequest {
+                host: other.into(),
+                subject: Some(v1::explain_placement_request::Subject::Spec(vm(&name).spec?)),
+            }
+        ),
+        24 => {
+            let message = input.over(registration(host))?;
+            let _ = answer(services.register(site::agent(message, host))).await;
+        }
+        _ => {
+            let whole = agent::ReportRequest {
+                host: host.into(),
+                session: session(site, host),
+                boot_id: "boot".into(),
+                agent_run_id: "run".into(),
+                sequence,
+                inventory_complete: flag,
+                ..Default::default()
+            };
+            let mut message = input.over(whole)?;
+            if let Some(report) = vm_report(site, &name) {
+                message.vms.push(input.over(report)?);
+            }
+            let _ = answer(services.report(site::agent(message, host))).await;
+        }
+    }
+    Some(())
+}
+
+/// The session that an agent of this host would work in.
+fn session(site: &Site, host: &str) -> u64 {
+    let name: HostName = host.parse().expect("the hosts of the target have names");
+    site.state().hosts.get(&name).map_or(1, |host| host.session.0)
+}
+
+fn mask(paths: &[&str]) -> Option<FieldMask> {
+    let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+    Some(FieldMask { paths })
+}
+
+/// Every list, page by page, has what the list has as a whole.
+pub async fn pages(site: &Site) {
+    macro_rules! same {
+        ($method:ident, $request:ident, $items:ident, $key:ident) => {
+            let whole = answer(site.services.$method(operator(v1::$request {
+                page_size: 1000,
+                ..Default::default()
+            })))
+            .await;
+            let whole: Vec<_> = whole
+                .expect("a list is answered")
+                .$items
+                .into_iter()
+                .map(|item| item.$key)
+                .collect();
+            let (mut page_token, mut paged) = (String::new(), Vec::new());
+            loop {
+                let ask = v1::$request {
+                    page_size: 3,
+                    page_token,
+                    ..Default::default()
+                };
+                let page = answer(site.services.$method(operator(ask)))
+                    .await
+                    .expect("a page is answered");
+                paged.extend(page.$items.into_iter().map(|item| item.$key));
+                page_token = page.next_page_token;
+                if page_token.is_empty() || paged.len() > whole.len() {
+                    break;
+                }
+            }
+            assert_eq!(paged, whole, "{}", stringify!($method));
+        };
+    }
+    same!(list_vms, ListVmsRequest, vms, name);
+    same!(list_hosts, ListHostsRequest, hosts, name);
+    same!(list_operations, ListOperationsRequest, operations, id);
+    same!(list_events, ListEventsRequest, events, resource_version);
+}
