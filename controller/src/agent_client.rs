@@ -1,13 +1,13 @@
 //! Calls to agents: the only place that dials them.
 //!
 //! Called by `reconcile::step` and by the API's console stream. One channel a host, opened at the first call and again
-//! when the host's address changes; every command bears the site, the term and the host's session, and has a
+//! when the host's address changes, closed when the host is deleted; every command bears the site, the term and the host's session, and has a
 //! deadline. Decides nothing: an answer or an [`Error`] goes back to the caller.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     future::Future,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -15,10 +15,13 @@ use dalgu_proto::{
     agent::v1::{self as agent, agent_service_client::AgentServiceClient},
     ids::{Epoch, Generation, HostName, MigrationId, VmId},
     reason,
-    tls::{self, Identity},
+    tls::{
+        self, Identity,
+        client::{Caller, caller, connect_lazy},
+    },
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tonic::{Code, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::{
     agent_wire::{self, Part, Reported},
@@ -125,22 +128,36 @@ impl Error {
     }
 }
 
-type Client = AgentServiceClient<Channel>;
+/// How an agent is reached.
+pub trait Dial: Send + Sync + 'static {
+    /// A way to the agent of `host` at `address`. Returns at once: it connects at the first call, and again by itself.
+    fn dial(&self, host: &HostName, address: &str) -> Result<Caller, tls::Error>;
+}
+
+/// Over TLS, with the controller's identity.
+impl Dial for Identity {
+    fn dial(&self, host: &HostName, address: &str) -> Result<Caller, tls::Error> {
+        let endpoint = format!("https://{address}");
+        connect_lazy(&endpoint, &tls::agent_name(host), self).map(caller)
+    }
+}
+
+type Client = AgentServiceClient<Caller>;
 
 /// The agents of the site.
 pub struct Agents {
     silent: Semaphore,
-    identity: Identity,
-    channels: Mutex<HashMap<HostName, (String, Channel)>>,
+    dial: Arc<dyn Dial>,
+    channels: Mutex<BTreeMap<HostName, (String, Caller)>>,
 }
 
 impl Agents {
-    /// Dials with the controller's identity.
-    pub fn new(identity: Identity) -> Self {
+    /// Nobody is dialled yet.
+    pub fn new(dial: Arc<dyn Dial>) -> Self {
         Self {
             silent: Semaphore::new(CALLS_TO_SILENT_HOSTS),
-            identity,
-            channels: Mutex::new(HashMap::new()),
+            dial,
+            channels: Mutex::default(),
         }
     }
 
@@ -149,17 +166,20 @@ impl Agents {
         self.silent.try_acquire().ok()
     }
 
-    fn channel(&self, host: &HostName, address: &str) -> Result<Channel, Error> {
+    /// Closes the channel to a host that is no longer of the site, once nobody uses it.
+    pub fn forget(&self, host: &HostName) {
+        self.channels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(host);
+    }
+
+    fn channel(&self, host: &HostName, address: &str) -> Result<Caller, Error> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, channel)) = channels.get(host).filter(|(known, _)| known == address) {
             return Ok(channel.clone());
         }
-        let channel = tls::client::connect_lazy(
-            &format!("https://{address}"),
-            &tls::agent_name(host),
-            &self.identity,
-        )
-        .map_err(|source| Error::Channel {
+        let channel = self.dial.dial(host, address).map_err(|source| Error::Channel {
             host: host.clone(),
             source,
         })?;
@@ -403,5 +423,35 @@ mod tests {
         }
         assert_eq!(refused(Status::unavailable("connection refused")).refusal(), None);
         assert!(refused(Status::unavailable("connection refused")).is_silence());
+    }
+
+    #[derive(Default)]
+    struct Counted(std::sync::atomic::AtomicUsize);
+
+    impl Dial for Counted {
+        fn dial(&self, host: &HostName, address: &str) -> Result<Caller, tls::Error> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let nobody = tonic::service::Routes::default();
+            let peer = tls::Peer {
+                role: tls::Role::Controller,
+                name: format!("{host} {address}"),
+            };
+            Ok(tls::client::caller_in_process_as(peer, nobody))
+        }
+    }
+
+    #[test]
+    fn a_host_is_dialled_once_and_again_at_another_address_or_when_it_was_forgotten() {
+        let dial = Arc::new(Counted::default());
+        let agents = Agents::new(dial.clone());
+        let host: HostName = "h1".parse().unwrap();
+        let dialled = |address| {
+            agents.channel(&host, address).unwrap();
+            dial.0.load(std::sync::atomic::Ordering::SeqCst)
+        };
+        assert_eq!([dialled("a:1"), dialled("a:1"), dialled("b:1")], [1, 1, 2]);
+        agents.forget(&host);
+        assert!(agents.channels.lock().unwrap().is_empty());
+        assert_eq!([dialled("b:1"), dialled("b:1")], [3, 3]);
     }
 }

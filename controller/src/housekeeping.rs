@@ -25,10 +25,11 @@ pub async fn run(db: Db, operations_kept: Duration, stop: CancellationToken) {
     loop {
         // Cancel safe: a tick that is lost comes again.
         tokio::select! {
-            _ = tick.tick() => {}
+            biased;
             () = stop.cancelled() => return,
+            _ = tick.tick() => {}
         }
-        while old(&db.snapshot(), Timestamp::now(), operations_kept) > 0 {
+        while old(&db.snapshot(), db.now(), operations_kept) > 0 {
             db.change(|tx| forget(tx, operations_kept)).await;
         }
     }

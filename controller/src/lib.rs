@@ -23,7 +23,7 @@ pub mod status;
 pub mod store;
 pub mod verbs;
 
-pub use server::{Controller, Parts, run};
+pub use server::{Controller, Core, Parts, run};
 
 #[cfg(test)]
 mod fixtures;

@@ -1,9 +1,12 @@
 //! Puts the controller together and serves it: one port for operators, agents and scrapers, and a Unix socket.
 //!
 //! [`run`] is the whole life of the program; [`Controller::start`] gives tests the parts they need to look at and to
-//! break. Who may call which service is decided here, by wrapping each with its rule from [`crate::api`].
+//! break; [`Core`] is all of it but for what it is reached by. Who may call which service is decided here, by wrapping
+//! each with its rule from [`crate::api`].
 
-use std::{io, net::SocketAddr, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
+mod core;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     extract::State as Shared,
@@ -13,32 +16,28 @@ use axum::{
 };
 use dalgu_proto::{
     DESCRIPTORS,
-    agent::v1::registrar_service_server::{self, RegistrarServiceServer},
+    agent::v1::registrar_service_server,
     ids::ClusterId,
-    size::MAX_REQUEST_BYTES,
     tls::{self, Identity, server::Acceptor},
     v1,
 };
-use futures::FutureExt;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::mpsc,
     task::JoinHandle,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, interceptor::InterceptedService};
 use uuid::Uuid;
 
+use self::core::Rule;
+pub use self::core::{Core, Parts, Writer};
 use crate::{
-    agent_client::Agents,
-    api::{self, Services},
+    api,
     config::Config,
-    hosts, housekeeping,
-    metrics::{Metrics, Page},
+    metrics::Page,
     pki,
-    reconcile::{queue::Queue, runner::Runner},
-    state::{self, Db, Hooks},
-    store::{self, Store, sqlite::Sqlite},
+    state::{self, Db},
+    store::{self, sqlite::Sqlite},
 };
 
 mod connections;
@@ -82,21 +81,11 @@ pub enum Error {
     Part(&'static str),
 }
 
-/// What a test may put in another's place.
-pub struct Parts {
-    /// Where records are kept.
-    pub store: Box<dyn Store>,
-    /// What follows from a failed commit.
-    pub failed: Box<dyn Fn(&store::Error) + Send + Sync>,
-}
-
 /// A running controller.
 pub struct Controller {
     address: SocketAddr,
-    db: Db,
+    core: Core,
     stop: CancellationToken,
-    tasks: TaskTracker,
-    failed: mpsc::Receiver<&'static str>,
     server: JoinHandle<()>,
 }
 
@@ -111,12 +100,12 @@ pub async fn run_with(
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
-    let store = Box::new(Sqlite::open(&config.data_dir.join("dalgu.db"))?);
-    let failed = Box::new(|error: &store::Error| {
+    let store = Sqlite::open(&config.data_dir.join("dalgu.db"))?;
+    let failed = |error: &store::Error| {
         tracing::error!(%error, source = ?std::error::Error::source(error), "the store failed; the controller ends");
         std::process::exit(EXIT_STORE);
-    });
-    let controller = Controller::start(config, Parts { store, failed }, stop).await?;
+    };
+    let controller = Controller::start(config, Parts::new(store, failed), stop).await?;
     ready(controller.address());
     controller.finished().await
 }
@@ -134,34 +123,11 @@ impl Controller {
             source,
         })?;
 
-        let metrics = Arc::new(Metrics::default());
-        let queue = Arc::new(Queue::default());
-        let hooks = Hooks {
-            touched: Box::new({
-                let queue = queue.clone();
-                move |vms| vms.iter().for_each(|vm| queue.add(*vm))
-            }),
-            committed: Box::new({
-                let metrics = metrics.clone();
-                move |time| metrics.committed(time)
-            }),
-            failed: parts.failed,
-            events_kept: usize::try_from(config.event_retention).unwrap_or(usize::MAX),
-        };
-        let db = Db::open(parts.store, cluster_id, hooks)?;
-        let agents = Arc::new(Agents::new(identity));
         let config = Arc::new(config);
-        let services = Services {
-            db: db.clone(),
-            agents: agents.clone(),
-            config: config.clone(),
-            stop: stop.clone(),
-        };
         let limits = config.limits;
-        let routes = routes(services, metrics.page(db.clone(), queue.clone()))?;
-
-        let tasks = TaskTracker::new();
-        let (fail, failed) = mpsc::channel(1);
+        let core = Core::start(config, cluster_id, Arc::new(identity), parts, stop.clone()).await?;
+        let routes = routes(core.routes(), core.page())?;
+        let tasks = core.tasks();
         let (acceptor, incoming) = Acceptor::new(cluster_id, None);
         let acceptor = Arc::new(acceptor);
         let server = tokio::spawn(connections::serve(routes, limits, incoming, stop.clone()));
@@ -175,26 +141,12 @@ impl Controller {
         if let Some((listener, uid)) = unix {
             tasks.spawn(async move { acceptor.run_unix(listener, uid).await });
         }
-        let heartbeat = hosts::heartbeat::run(db.clone(), config.unreachable_after(), stop.clone());
-        tasks.spawn(vital("heartbeat", fail.clone(), heartbeat));
-        let housekeeping = housekeeping::run(db.clone(), config.operation_retention(), stop.clone());
-        tasks.spawn(vital("housekeeping", fail.clone(), housekeeping));
-        let runner = Runner {
-            db: db.clone(),
-            agents,
-            queue,
-            metrics,
-        };
-        tasks.spawn(vital("reconciler", fail, runner.run(stop.clone())));
-        tasks.close();
-        let term = db.snapshot().meta.term;
+        let term = core.db().snapshot().meta.term;
         tracing::info!(%address, %cluster_id, %term, "serving");
         Ok(Self {
             address,
-            db,
+            core,
             stop,
-            tasks,
-            failed,
             server,
         })
     }
@@ -206,24 +158,25 @@ impl Controller {
 
     /// Its state.
     pub fn db(&self) -> &Db {
-        &self.db
+        self.core.db()
     }
 
     /// Waits until it was told to stop and has stopped, or until its server has failed.
     pub async fn finished(mut self) -> Result<(), Error> {
         let mut failed = None;
         let ended = tokio::select! {
-            ended = &mut self.server => Some(ended),
+            biased;
             // Cancel safe: a message not received stays in its channel.
-            Some(part) = self.failed.recv() => {
+            part = self.core.failed() => {
                 failed = Some(part);
                 None
             }
+            ended = &mut self.server => Some(ended),
             // Cancel safe: the server is waited for again below.
             () = self.stop.cancelled() => tokio::time::timeout(STOP_TIMEOUT, &mut self.server).await.ok(),
         };
         self.stop.cancel();
-        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait())
+        if tokio::time::timeout(STOP_TIMEOUT, self.core.stopped())
             .await
             .is_err()
         {
@@ -243,14 +196,6 @@ impl Controller {
                 Ok(())
             }
         }
-    }
-}
-
-/// Runs a part of the controller that nobody waits for, and tells when it fails: without it the rest would seem to work.
-async fn vital(name: &'static str, failed: mpsc::Sender<&'static str>, part: impl Future<Output = ()>) {
-    if AssertUnwindSafe(part).catch_unwind().await.is_err() {
-        // Full: another part has failed already.
-        let _ = failed.try_send(name);
     }
 }
 
@@ -295,21 +240,6 @@ fn jittered(time: Duration, part: u32) -> Duration {
     time - spread + spread * 2 * random / 0xffff
 }
 
-macro_rules! guarded {
-    ($server:expr, $rule:path) => {
-        InterceptedService::new(
-            $server.max_decoding_message_size(MAX_REQUEST_BYTES),
-            $rule as Rule,
-        )
-    };
-}
-
-#[allow(
-    clippy::result_large_err,
-    reason = "tonic's error is what an interceptor returns"
-)]
-type Rule = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
-
 /// What reflection lists: the descriptions name the agents' service too, which is not served here.
 const SERVED: [&str; 9] = [
     v1::vm_service_server::SERVICE_NAME,
@@ -323,8 +253,8 @@ const SERVED: [&str; 9] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// Every service with its rule, and the metrics page.
-fn routes(services: Services, page: Page) -> Result<axum::Router, Error> {
+/// The API's services, those beside them with their rules, and the metrics page.
+fn routes(api: Routes, page: Page) -> Result<axum::Router, Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     // The state has been read and the term is on disk: it serves.
     tokio::spawn(async move {
@@ -343,29 +273,7 @@ fn routes(services: Services, page: Page) -> Result<axum::Router, Error> {
             // So that a caller who knows the API by reflection only can read the details of errors.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let s = &services;
-    let routes = Routes::default()
-        .add_service(guarded!(
-            v1::vm_service_server::VmServiceServer::new(s.clone()),
-            api::only_operators
-        ))
-        .add_service(guarded!(
-            v1::host_service_server::HostServiceServer::new(s.clone()),
-            api::only_operators
-        ))
-        .add_service(guarded!(
-            v1::operation_service_server::OperationServiceServer::new(s.clone()),
-            api::only_operators
-        ))
-        .add_service(guarded!(
-            v1::placement_service_server::PlacementServiceServer::new(s.clone()),
-            api::only_operators
-        ))
-        .add_service(guarded!(
-            v1::event_service_server::EventServiceServer::new(s.clone()),
-            api::only_operators
-        ))
-        .add_service(guarded!(RegistrarServiceServer::new(s.clone()), api::only_agents))
+    let routes = api
         .add_service(InterceptedService::new(health_service, api::anybody as Rule))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
@@ -392,15 +300,6 @@ async fn metrics(Shared(page): Shared<Page>, headers: HeaderMap) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_part_that_fails_is_told_and_one_that_ends_is_not() {
-        let (fail, mut failed) = mpsc::channel(1);
-        vital("good", fail.clone(), async {}).await;
-        vital("bad", fail, async { panic!("expected in this test") }).await;
-        assert_eq!(failed.recv().await, Some("bad"));
-        assert_eq!(failed.recv().await, None);
-    }
 
     #[test]
     fn what_began_together_does_not_end_together() {

@@ -2,7 +2,8 @@
 //!
 //! Maps are persistent, so a snapshot costs nothing and readers need no lock. Only a [`Tx`] changes a state, and only
 //! [`Db`] makes one; everybody else reads the snapshot that is already on disk. Reservations are not stored: they
-//! follow from owners and migrations, and are kept up to date with every change of either.
+//! follow from owners and migrations, and are kept up to date with every change of either. Every map is ordered: whoever
+//! goes over one finds the same order in every run, so that the same history can be had again.
 
 mod db;
 mod load;
@@ -14,11 +15,11 @@ mod tests;
 use std::sync::Arc;
 
 use dalgu_proto::ids::{ClusterId, HostName, MigrationId, OperationId, Term, VmId, VmName};
-use imbl::{HashMap, OrdMap, OrdSet};
+use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    db::{Db, Hooks},
+    db::{BeforeCommit, Db, Hooks, Writing},
     load::{Error, state as from_image},
     tx::Tx,
 };
@@ -66,35 +67,35 @@ pub struct State {
     /// Ids of VMs by name.
     pub vm_names: OrdMap<VmName, VmId>,
     /// VMs that hold a reservation on a host.
-    pub host_vms: HashMap<HostName, OrdSet<VmId>>,
+    pub host_vms: OrdMap<HostName, OrdSet<VmId>>,
     /// Hosts by name.
     pub hosts: OrdMap<HostName, Arc<HostRecord>>,
     /// Operations by id, and so by age.
     pub operations: OrdMap<OperationId, Arc<OperationRecord>>,
     /// Operations that have not ended, by VM.
-    pub active_operations: HashMap<VmId, OrdSet<OperationId>>,
+    pub active_operations: OrdMap<VmId, OrdSet<OperationId>>,
     /// Remembered requests.
-    pub requests: HashMap<String, Arc<RequestRecord>>,
+    pub requests: OrdMap<String, Arc<RequestRecord>>,
     /// Migrations by id.
     pub migrations: OrdMap<MigrationId, Arc<MigrationRecord>>,
     /// The migration of a VM that has not ended.
-    pub active_migrations: HashMap<VmId, MigrationId>,
+    pub active_migrations: OrdMap<VmId, MigrationId>,
     /// What VMs hold, by host.
-    pub reserved: HashMap<HostName, Reserved>,
+    pub reserved: OrdMap<HostName, Reserved>,
     /// Disk space by pool over all VMs, each counted once.
     pub pools_mib: OrdMap<String, u64>,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
-    pub observations: HashMap<VmId, Arc<Observation>>,
+    pub observations: OrdMap<VmId, Arc<Observation>>,
     /// Intents that an agent refused. Not stored.
-    pub refusals: HashMap<VmId, Arc<Refusal>>,
+    pub refusals: OrdMap<VmId, Arc<Refusal>>,
     /// What is known of hosts. Not stored.
-    pub live: HashMap<HostName, Arc<HostLive>>,
+    pub live: OrdMap<HostName, Arc<HostLive>>,
     /// What is known of migrations. Not stored.
-    pub migration_live: HashMap<MigrationId, Arc<MigrationLive>>,
+    pub migration_live: OrdMap<MigrationId, Arc<MigrationLive>>,
     /// How often a VM was found where it should not be. Not stored.
-    pub strays: HashMap<(HostName, VmId), u32>,
+    pub strays: OrdMap<(HostName, VmId), u32>,
 }
 
 impl State {
@@ -104,21 +105,21 @@ impl State {
             meta,
             vms: OrdMap::new(),
             vm_names: OrdMap::new(),
-            host_vms: HashMap::new(),
+            host_vms: OrdMap::new(),
             hosts: OrdMap::new(),
             operations: OrdMap::new(),
-            active_operations: HashMap::new(),
-            requests: HashMap::new(),
+            active_operations: OrdMap::new(),
+            requests: OrdMap::new(),
             migrations: OrdMap::new(),
-            active_migrations: HashMap::new(),
-            reserved: HashMap::new(),
+            active_migrations: OrdMap::new(),
+            reserved: OrdMap::new(),
             pools_mib: OrdMap::new(),
             events: OrdMap::new(),
-            observations: HashMap::new(),
-            refusals: HashMap::new(),
-            live: HashMap::new(),
-            migration_live: HashMap::new(),
-            strays: HashMap::new(),
+            observations: OrdMap::new(),
+            refusals: OrdMap::new(),
+            live: OrdMap::new(),
+            migration_live: OrdMap::new(),
+            strays: OrdMap::new(),
         }
     }
 

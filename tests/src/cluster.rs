@@ -144,10 +144,7 @@ impl Cluster {
         };
         let crashed = CancellationToken::new();
         let died = crashed.clone();
-        let parts = Parts {
-            store: Box::new(self.disk.open()),
-            failed: Box::new(move |_| died.cancel()),
-        };
+        let parts = Parts::new(self.disk.open(), move |_| died.cancel());
         let program = Program::new()?;
         let started = program.spawn(async move {
             let controller = Controller::start(config, parts, CancellationToken::new()).await?;

@@ -100,9 +100,10 @@ impl EventService for Services {
         tokio::spawn(async move {
             // Cancel safe: the watcher is gone or the controller is, nobody misses the rest.
             tokio::select! {
-                status = feed(db, after, filter, &sender, patience) => drop(status.map(|status| end.send(status))),
-                () = sender.closed() => {}
+                biased;
                 () = stop.cancelled() => {}
+                () = sender.closed() => {}
+                status = feed(db, after, filter, &sender, patience) => drop(status.map(|status| end.send(status))),
             }
         });
         // Behind what is queued: a full queue has no room for it.
@@ -141,9 +142,10 @@ impl EventService for Services {
             .take(newest_first.filter(|event| filter.takes(event)), |event| {
                 event.revision.to_string()
             });
+        let now = self.db.now();
         let events = events
             .into_iter()
-            .map(|event| wire::event(&state, event))
+            .map(|event| wire::event(&state, event, now))
             .collect();
         Ok(Response::new(v1::ListEventsResponse {
             events,
@@ -195,7 +197,7 @@ async fn feed(
         drop(state);
         for event in next {
             if filter.takes(&event) {
-                let message = wire::event(&db.snapshot(), &event);
+                let message = wire::event(&db.snapshot(), &event, db.now());
                 match sender.send_timeout(message, patience).await {
                     Ok(()) => {}
                     Err(SendTimeoutError::Timeout(_)) => return Some(too_slow(patience, after)),

@@ -158,6 +158,7 @@ impl HostService for Services {
         let caller = request::caller(&request, &message.request_id, &format!("DeleteHost {name}"))?;
         self.change_host(caller, |tx| host::delete(tx, name.as_str()))
             .await?;
+        self.agents.forget(&name);
         Ok(Response::new(v1::DeleteHostResponse {}))
     }
 }

@@ -23,7 +23,7 @@ fn parse(value: &str) -> Result<OperationId, Status> {
 
 impl Services {
     fn read_operation(&self, id: OperationId) -> Result<Response<v1::Operation>, Status> {
-        let found = wire::operation_by_id(&self.db.snapshot(), id);
+        let found = wire::operation_by_id(&self.db.snapshot(), id, self.db.now());
         Ok(Response::new(
             found.ok_or_else(|| Error::OperationNotFound(id.to_string()))?,
         ))
@@ -61,9 +61,10 @@ impl OperationService for Services {
                 && (!request.active_only || operation.is_active())
         });
         let (operations, next_page_token) = page.take(found, |operation| operation.id.to_string());
+        let now = self.db.now();
         let operations = operations
             .into_iter()
-            .map(|operation| wire::operation(&state, operation))
+            .map(|operation| wire::operation(&state, operation, now))
             .collect();
         let resource_version = state.meta.revision;
         Ok(Response::new(v1::ListOperationsResponse {
@@ -97,8 +98,9 @@ impl OperationService for Services {
         });
         // Cancel safe: nothing is taken from a watch; the operation is read again below.
         tokio::select! {
-            _ = tokio::time::timeout(limit, ended) => {}
+            biased;
             () = self.stop.cancelled() => {}
+            _ = tokio::time::timeout(limit, ended) => {}
         }
         self.read_operation(id)
     }

@@ -6,7 +6,6 @@ use dalgu_proto::{
     v1::{self, explain_placement_request::Subject, placement_service_server::PlacementService},
     vm::Spec,
 };
-use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -72,9 +71,6 @@ impl PlacementService for Services {
             }
         };
         let decision = placement::decide(&question, &hosts::views(&state), &self.config.placement.policy);
-        Ok(Response::new(placement::to_wire(
-            &decision,
-            Some(Timestamp::now()),
-        )))
+        Ok(Response::new(placement::to_wire(&decision, Some(self.db.now()))))
     }
 }

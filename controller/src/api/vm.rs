@@ -9,7 +9,6 @@ use dalgu_proto::{
     vm::{RestartMode, Spec},
 };
 use futures::{StreamExt, stream::BoxStream};
-use jiff::Timestamp;
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
@@ -49,7 +48,7 @@ impl Services {
             return Err(Error::RequestReused(caller.request_id).into());
         };
         let state = self.db.snapshot();
-        let operation = wire::operation_by_id(&state, id);
+        let operation = wire::operation_by_id(&state, id, self.db.now());
         Ok(Response::new(operation.ok_or_else(|| {
             Status::from(Error::OperationNotFound(id.to_string()))
         })?))
@@ -207,7 +206,7 @@ impl VmService for Services {
         let caller = request::caller(&request, &message.request_id, &format!("CreateVm {content:?}"))?;
         if message.validate_only {
             let (_, decision) = create::check(&self.db.snapshot(), &new)?;
-            let now = Timestamp::now();
+            let now = self.db.now();
             let answer = wire::checked(OperationKind::Create, new.name.as_str(), decision.summary, now);
             return Ok(Response::new(answer));
         }

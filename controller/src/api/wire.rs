@@ -166,15 +166,18 @@ pub fn checked(operation_kind: OperationKind, vm: &str, message: String, now: Ti
 }
 
 /// An operation of that id, if it is kept.
-pub fn operation_by_id(state: &State, id: OperationId) -> Option<v1::Operation> {
-    state.operations.get(&id).map(|record| operation(state, record))
+pub fn operation_by_id(state: &State, id: OperationId, now: Timestamp) -> Option<v1::Operation> {
+    state
+        .operations
+        .get(&id)
+        .map(|record| operation(state, record, now))
 }
 
 /// An operation.
-pub fn operation(state: &State, record: &OperationRecord) -> v1::Operation {
+pub fn operation(state: &State, record: &OperationRecord, now: Timestamp) -> v1::Operation {
     let migration = record.migration.and_then(|id| state.migrations.get(&id));
     let (operation_state, text) = match record.state {
-        OperationState::Active => active(state, record, migration.map(AsRef::as_ref)),
+        OperationState::Active => active(state, record, migration.map(AsRef::as_ref), now),
         OperationState::Succeeded => (v1::OperationState::Succeeded, record.message.clone()),
         OperationState::Failed => (v1::OperationState::Failed, record.message.clone()),
         OperationState::Cancelled => (v1::OperationState::Cancelled, record.message.clone()),
@@ -206,6 +209,7 @@ fn active(
     state: &State,
     record: &OperationRecord,
     migration: Option<&MigrationRecord>,
+    now: Timestamp,
 ) -> (v1::OperationState, String) {
     let Some(vm) = state.vms.get(&record.vm) else {
         return (v1::OperationState::Running, String::new());
@@ -217,7 +221,7 @@ fn active(
         _ => seen.is_some_and(|o| o.accepted >= record.generation),
     };
     let of_vm = state.active_migration(vm.id).map(AsRef::as_ref);
-    let input = step::input(state, vm, of_vm, &[], Timestamp::now());
+    let input = step::input(state, vm, of_vm, &[], now);
     let text = plan::waiting_for(&input, record);
     (
         if begun {
@@ -271,7 +275,7 @@ fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress
 }
 
 /// An event, with its object as it is now.
-pub fn event(state: &State, event: &EventRecord) -> v1::Event {
+pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
     let object = match event.kind {
         EventKind::Vm => event.subject.parse().ok().and_then(|name: VmName| {
             state
@@ -286,7 +290,7 @@ pub fn event(state: &State, event: &EventRecord) -> v1::Event {
         }),
         EventKind::Operation => event
             .operation
-            .and_then(|id| operation_by_id(state, id))
+            .and_then(|id| operation_by_id(state, id, now))
             .map(v1::event::Object::Operation),
     };
     v1::Event {

@@ -19,8 +19,9 @@ pub async fn run(db: Db, limit: Duration, stop: CancellationToken) {
     loop {
         // Cancel safe: a tick that is lost comes again.
         tokio::select! {
-            _ = tick.tick() => {}
+            biased;
             () = stop.cancelled() => return,
+            _ = tick.tick() => {}
         }
         let silent = silent(&db.snapshot(), limit);
         if !silent.is_empty() {

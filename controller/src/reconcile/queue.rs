@@ -5,8 +5,7 @@
 //! timers and by the runner; emptied by the runner. Bounded by the number of VMs.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    hash::Hash,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,7 +26,7 @@ struct Entry {
 
 #[derive(Debug)]
 struct Inner<K> {
-    entries: HashMap<K, Entry>,
+    entries: BTreeMap<K, Entry>,
     order: BTreeSet<(Instant, u64, K)>,
     added: u64,
 }
@@ -42,7 +41,7 @@ pub struct Queue<K> {
 impl<K> Default for Queue<K> {
     fn default() -> Self {
         let inner = Inner {
-            entries: HashMap::new(),
+            entries: BTreeMap::new(),
             order: BTreeSet::new(),
             added: 0,
         };
@@ -53,7 +52,7 @@ impl<K> Default for Queue<K> {
     }
 }
 
-impl<K: Copy + Ord + Hash> Queue<K> {
+impl<K: Copy + Ord> Queue<K> {
     fn lock(&self) -> MutexGuard<'_, Inner<K>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,6 +89,7 @@ impl<K: Copy + Ord + Hash> Queue<K> {
             match wait {
                 // Cancel safe: a permit of `notified` that is lost is made up for by the look above.
                 Some(due) => tokio::select! {
+                    biased;
                     () = tokio::time::sleep_until(due) => {}
                     () = self.changed.notified() => {}
                 },
@@ -163,13 +163,13 @@ impl<K: Copy + Ord + Hash> Queue<K> {
 /// The work on a key that was given out. If it ends without a word, by a panic, the key comes again as after a failure:
 /// else it would count as being worked on for ever.
 #[derive(Debug)]
-pub struct Work<'a, K: Copy + Ord + Hash> {
+pub struct Work<'a, K: Copy + Ord> {
     queue: &'a Queue<K>,
     key: K,
     over: bool,
 }
 
-impl<K: Copy + Ord + Hash> Work<'_, K> {
+impl<K: Copy + Ord> Work<'_, K> {
     /// See [`Queue::done`].
     pub fn done(mut self, again: Option<Duration>) {
         self.over = true;
@@ -183,7 +183,7 @@ impl<K: Copy + Ord + Hash> Work<'_, K> {
     }
 }
 
-impl<K: Copy + Ord + Hash> Drop for Work<'_, K> {
+impl<K: Copy + Ord> Drop for Work<'_, K> {
     fn drop(&mut self) {
         if !self.over {
             self.queue.failed(self.key);
@@ -191,7 +191,7 @@ impl<K: Copy + Ord + Hash> Drop for Work<'_, K> {
     }
 }
 
-impl<K: Copy + Ord + Hash> Inner<K> {
+impl<K: Copy + Ord> Inner<K> {
     fn add(&mut self, key: K, due: Instant) {
         self.added += 1;
         let number = self.added;

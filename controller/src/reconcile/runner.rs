@@ -46,6 +46,7 @@ impl Runner {
             };
             // Cancel safe: a key is taken only when it is returned; a tick that is lost comes again.
             let id = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 _ = resync.tick() => {
                     self.add_all();

@@ -47,13 +47,7 @@ pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_clie
     };
     let migration = state.active_migration(id);
     let operations = state.active_operations(id);
-    let input = input(
-        &state,
-        vm,
-        migration.map(AsRef::as_ref),
-        &operations,
-        Timestamp::now(),
-    );
+    let input = input(&state, vm, migration.map(AsRef::as_ref), &operations, db.now());
     let step = plan::plan(&input);
     tracing::debug!(vm = %vm.name, ?step, "planned");
     let silent = |host| hosts::state_of(&state, host) == HostState::Unreachable;

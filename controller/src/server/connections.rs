@@ -29,13 +29,14 @@ pub(super) async fn serve(
     loop {
         // Cancel safe: a connection that was not received stays in the channel, and a task that has ended in its set.
         let connection = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
             received = incoming.recv() => match received {
                 Some(Ok(connection)) => connection,
                 Some(Err(_)) => continue,
                 None => break,
             },
-            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-            () = stop.cancelled() => break,
         };
         let front = Front {
             routes: routes.clone(),
@@ -73,9 +74,10 @@ async fn one(builder: Builder<TokioExecutor>, connection: Connection, front: Fro
     let mut served = std::pin::pin!(served);
     // Cancel safe: the connection is served on below.
     tokio::select! {
+        biased;
+        () = aged.cancelled() => {}
         ended = served.as_mut() => return log(ended),
         () = tokio::time::sleep(jittered(limits.connection_age, 10)) => {}
-        () = aged.cancelled() => {}
     }
     aged.cancel();
     served.as_mut().graceful_shutdown();

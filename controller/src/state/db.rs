@@ -1,13 +1,16 @@
 //! The one way to change the state: closures, one after the other, each durable before anybody sees it.
 //!
 //! ```text
-//! transact(closure) ── pending state ──► queue ──► writer thread: commit many at once ──► published snapshot
+//! transact(closure) ── pending state ──► queue ──► writer: commit many at once ──► published snapshot
 //!     (serial, under a short lock)     (bounded)     (one fsync)                          (what readers see)
 //! ```
 //!
 //! A closure runs against the pending state, which may be ahead of the disk; the published snapshot never is. So
 //! nothing that could be lost is ever shown or acted upon, and one fsync serves all who wait. A failed commit ends
 //! everything: its outcome is unknown, so no later one may follow, and those who wait are never answered.
+//!
+//! The writer has a thread of its own in the program ([`Db::open`]); where a test holds the time, it is a task
+//! ([`Db::open_as_task`]).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,7 +19,11 @@ use std::{
     time::Duration,
 };
 
-use dalgu_proto::ids::{ClusterId, VmId};
+use dalgu_proto::{
+    ids::{ClusterId, NewIds, VmId},
+    time::Clock,
+};
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -34,7 +41,13 @@ const GROUP: usize = 256;
 /// Is told which VMs want a look.
 type Touched = Box<dyn Fn(&[VmId]) + Send + Sync>;
 
-/// Who is told of what the writer does.
+/// Is awaited before each commit of a writer that is a task, as a disk may let one wait.
+pub type BeforeCommit = Box<dyn FnMut() -> BoxFuture<'static, ()> + Send>;
+
+/// A writer, to be run as a task. Ends when the last [`Db`] is gone, or a commit has failed.
+pub type Writing = BoxFuture<'static, ()>;
+
+/// What the state works with, and who is told of what the writer does.
 pub struct Hooks {
     /// VMs that want a look, after the change is durable.
     pub touched: Touched,
@@ -44,6 +57,10 @@ pub struct Hooks {
     pub failed: Box<dyn Fn(&store::Error) + Send + Sync>,
     /// Events to keep; older ones are forgotten.
     pub events_kept: usize,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Where new ids come from.
+    pub new_ids: NewIds,
 }
 
 impl Default for Hooks {
@@ -53,6 +70,8 @@ impl Default for Hooks {
             committed: Box::new(|_| {}),
             failed: Box::new(|_| {}),
             events_kept: EVENTS_KEPT,
+            clock: Clock::system(),
+            new_ids: NewIds::random(),
         }
     }
 }
@@ -69,6 +88,8 @@ struct Inner {
     queue: mpsc::Sender<Commit>,
     published: watch::Receiver<Arc<State>>,
     events_kept: usize,
+    clock: Clock,
+    new_ids: NewIds,
 }
 
 /// Handle to the state; see the module.
@@ -76,24 +97,11 @@ struct Inner {
 pub struct Db(Arc<Inner>);
 
 impl Db {
-    /// Reads the store, raises the term, and starts the writer. Nothing is served before the new term is on disk.
+    /// Reads the store, raises the term, and starts the writer's thread. Nothing is served before the new term is on disk.
     pub fn open(mut store: impl Store, cluster_id: ClusterId, hooks: Hooks) -> Result<Self, Error> {
-        let image = store.load()?;
-        let loaded = load::state(&image, cluster_id)?;
-        let mut tx = Tx::new(loaded, Timestamp::now(), hooks.events_kept);
-        tx.raise_term();
-        let (state, batch, _) = tx.finish();
-        store.commit(&[batch])?;
-
-        let (publish, published) = watch::channel(Arc::new(state.clone()));
-        let (queue, commits) = mpsc::channel(QUEUE);
-        let events_kept = hooks.events_kept;
-        let writer = Writer {
-            store,
-            commits,
-            publish,
-            hooks,
-        };
+        let (state, term) = read(&mut store, cluster_id, &hooks)?;
+        store.commit(&[term])?;
+        let (db, writer) = Self::new(store, state, hooks);
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
@@ -104,12 +112,47 @@ impl Db {
                 }
             })
             .map_err(Error::Thread)?;
-        Ok(Self(Arc::new(Inner {
+        Ok(db)
+    }
+
+    /// As [`Db::open`], but the writer is a future for the caller to run beside the rest, and every commit, the term's
+    /// too, waits for `before_commit` first. For stores that answer at once.
+    pub async fn open_as_task(
+        mut store: impl Store,
+        cluster_id: ClusterId,
+        hooks: Hooks,
+        mut before_commit: BeforeCommit,
+    ) -> Result<(Self, Writing), Error> {
+        let (state, term) = read(&mut store, cluster_id, &hooks)?;
+        before_commit().await;
+        store.commit(&[term])?;
+        let (db, writer) = Self::new(store, state, hooks);
+        Ok((db, Box::pin(writer.run_as_task(before_commit))))
+    }
+
+    fn new<S: Store>(store: S, state: State, hooks: Hooks) -> (Self, Writer<S>) {
+        let (publish, published) = watch::channel(Arc::new(state.clone()));
+        let (queue, commits) = mpsc::channel(QUEUE);
+        let db = Self(Arc::new(Inner {
             pending: Mutex::new(state),
             queue,
             published,
-            events_kept,
-        })))
+            events_kept: hooks.events_kept,
+            clock: hooks.clock.clone(),
+            new_ids: hooks.new_ids.clone(),
+        }));
+        let writer = Writer {
+            store,
+            commits,
+            publish,
+            hooks,
+        };
+        (db, writer)
+    }
+
+    /// The time by the wall clock.
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
     }
 
     /// The last durable state.
@@ -134,7 +177,12 @@ impl Db {
         let value = {
             // A panic in an earlier closure left the pending state as it was before it.
             let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut tx = Tx::new(pending.clone(), Timestamp::now(), self.0.events_kept);
+            let mut tx = Tx::new(
+                pending.clone(),
+                self.now(),
+                self.0.new_ids.clone(),
+                self.0.events_kept,
+            );
             let value = change(&mut tx)?;
             let (state, batch, touched) = tx.finish();
             *pending = state.clone();
@@ -165,6 +213,21 @@ impl Db {
     }
 }
 
+/// The state that the store holds, under a new term, and what makes that term durable.
+fn read(store: &mut impl Store, cluster_id: ClusterId, hooks: &Hooks) -> Result<(State, Batch), Error> {
+    let image = store.load()?;
+    let loaded = load::state(&image, cluster_id, hooks.new_ids.clone())?;
+    let mut tx = Tx::new(
+        loaded,
+        hooks.clock.now(),
+        hooks.new_ids.clone(),
+        hooks.events_kept,
+    );
+    tx.raise_term();
+    let (state, batch, _) = tx.finish();
+    Ok((state, batch))
+}
+
 struct Writer<S> {
     store: S,
     commits: mpsc::Receiver<Commit>,
@@ -177,6 +240,20 @@ impl<S: Store> Writer<S> {
     fn run(mut self) {
         let mut group = Vec::with_capacity(GROUP);
         while self.commits.blocking_recv_many(&mut group, GROUP) > 0 {
+            if let Err(error) = self.commit(&mut group) {
+                (self.hooks.failed)(&error);
+                return;
+            }
+        }
+    }
+
+    /// As [`Writer::run`], giving way to other tasks where the thread would block.
+    async fn run_as_task(mut self, mut before_commit: BeforeCommit) {
+        let mut group = Vec::with_capacity(GROUP);
+        while self.commits.recv_many(&mut group, GROUP).await > 0 {
+            if group.iter().any(|commit| !commit.batch.is_empty()) {
+                before_commit().await;
+            }
             if let Err(error) = self.commit(&mut group) {
                 (self.hooks.failed)(&error);
                 return;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dalgu_proto::ids::{ClusterId, Term};
+use dalgu_proto::ids::{ClusterId, NewIds, Term};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -71,7 +71,7 @@ fn check(meta: &Meta, key: &str) -> Result<(), Error> {
 }
 
 /// Makes the state that an image describes.
-pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
+pub fn state(image: &Image, cluster_id: ClusterId, new_ids: NewIds) -> Result<State, Error> {
     let mut meta = Meta {
         cluster_id,
         term: Term(0),
@@ -96,7 +96,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
         let event: EventRecord = parse("events", &revision.to_string(), value)?;
         state.events.insert(*revision, Arc::new(event));
     }
-    let mut tx = Tx::new(state, Timestamp::UNIX_EPOCH, usize::MAX);
+    let mut tx = Tx::new(state, Timestamp::UNIX_EPOCH, new_ids, usize::MAX);
     // Tables come in the order of their declaration: VMs before the migrations that refer to them.
     for (table, key, value) in &image.records {
         let name = table.as_str();

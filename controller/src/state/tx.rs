@@ -5,9 +5,10 @@
 
 use std::{collections::BTreeSet, ops::Deref, sync::Arc};
 
-use dalgu_proto::ids::{HostName, MigrationId, OperationId, VmId};
+use dalgu_proto::ids::{HostName, MigrationId, NewIds, OperationId, VmId};
 use jiff::Timestamp;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::State;
 use crate::{
@@ -30,6 +31,7 @@ pub struct Tx {
     touched: BTreeSet<VmId>,
     base_revision: u64,
     now: Timestamp,
+    new_ids: NewIds,
     events_kept: usize,
 }
 
@@ -56,7 +58,7 @@ fn holders(vm: &VmRecord, migration: Option<&MigrationRecord>) -> BTreeSet<HostN
 }
 
 impl Tx {
-    pub(super) fn new(state: State, now: Timestamp, events_kept: usize) -> Self {
+    pub(super) fn new(state: State, now: Timestamp, new_ids: NewIds, events_kept: usize) -> Self {
         let base_revision = state.meta.revision;
         Self {
             state,
@@ -66,6 +68,7 @@ impl Tx {
             touched: BTreeSet::new(),
             base_revision,
             now,
+            new_ids,
             events_kept,
         }
     }
@@ -73,6 +76,11 @@ impl Tx {
     /// The time of this change, by the wall clock.
     pub fn now(&self) -> Timestamp {
         self.now
+    }
+
+    /// An id that nothing has yet.
+    pub fn new_id(&self) -> Uuid {
+        self.new_ids.next()
     }
 
     /// What the records of this change get as their revision: the next one, of which each event takes one more.

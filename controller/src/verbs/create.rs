@@ -6,7 +6,6 @@ use dalgu_proto::{
     ids::{Epoch, Generation, HostName, VmId, VmName},
     vm::{PowerState, RestartMode, RestartPolicy, Spec},
 };
-use uuid::Uuid;
 
 use super::{Caller, Error, MacHolder, accept, check_etag, find, new_operation};
 use crate::{
@@ -113,13 +112,13 @@ fn free_macs(state: &State, spec: &Spec) -> Result<(), Error> {
 
 /// A new id, and the specification with the MAC addresses that follow from it. They have three free bytes: among ten
 /// thousand VMs some would be the same, so an id whose addresses are taken is not used.
-fn identify(state: &State, spec: &Spec) -> Result<(VmId, Spec), Error> {
+fn identify(tx: &Tx, spec: &Spec) -> Result<(VmId, Spec), Error> {
     let mut tries = 0;
     loop {
-        let id = VmId::from_uuid(Uuid::now_v7());
+        let id = VmId::from_uuid(tx.new_id());
         let mut filled = spec.clone();
         filled.fill_in(id);
-        match free_macs(state, &filled) {
+        match free_macs(tx, &filled) {
             Ok(()) => return Ok((id, filled)),
             Err(error) if tries == IDS_TRIED => return Err(error),
             Err(_) => tries += 1,

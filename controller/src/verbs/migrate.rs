@@ -4,7 +4,6 @@ use dalgu_proto::{
     ids::{HostName, MigrationId},
     vm::PowerState,
 };
-use uuid::Uuid;
 
 use super::{Caller, Error, accept, check_etag, create::place, find, new_operation};
 use crate::{
@@ -75,7 +74,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
     let (destination, decision) = place(tx, &request(tx, &vm, ask.destination), ask.policy)?;
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);
     let record = MigrationRecord {
-        id: MigrationId::from_uuid(Uuid::now_v7()),
+        id: MigrationId::from_uuid(tx.new_id()),
         vm: vm.id,
         operation: operation.id,
         source: vm.owner.clone(),

@@ -10,7 +10,6 @@ pub mod migrate;
 pub mod power;
 
 use dalgu_proto::ids::{HostName, OperationId, VmName};
-use uuid::Uuid;
 
 use crate::{
     model::{
@@ -221,7 +220,7 @@ pub fn etag(revision: u64) -> String {
 
 fn new_operation(tx: &Tx, caller: &Caller, vm: &VmRecord, kind: OperationKind) -> OperationRecord {
     OperationRecord {
-        id: OperationId::from_uuid(Uuid::now_v7()),
+        id: OperationId::from_uuid(tx.new_id()),
         kind,
         state: OperationState::Active,
         vm: vm.id,

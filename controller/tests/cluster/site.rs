@@ -231,11 +231,7 @@ impl Site {
         let stop = CancellationToken::new();
         let crashed = CancellationToken::new();
         let ring = crashed.clone();
-        let failed = Box::new(move |_: &_| ring.cancel());
-        let parts = Parts {
-            store: Box::new(self.disk.open()),
-            failed,
-        };
+        let parts = Parts::new(self.disk.open(), move |_| ring.cancel());
         let controller = Controller::start(self.config(), parts, stop.clone())
             .await
             .unwrap();

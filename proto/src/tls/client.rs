@@ -7,12 +7,13 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
-    codegen::{StdError, http},
+    Status,
+    codegen::http,
     transport::{Channel, Endpoint},
 };
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::{ALPN_H2, Error, Identity};
+use super::{ALPN_H2, Error, Identity, Peer};
 
 /// Longest wait for a connection, its TLS handshake included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,13 +21,14 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Whatever carries gRPC calls to a server: a [`Channel`] in the programs, in tests also a server in the same process
-/// or a network that they make up. Each clone may be used at once with the others.
+/// or a network that they make up. Each clone may be used at once with the others. What it fails with is what the call
+/// answers.
 pub type Caller =
-    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, StdError>;
+    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, Status>;
 
 /// Calls through a channel.
 pub fn caller(channel: Channel) -> Caller {
-    Caller::new(channel.map_err(StdError::from))
+    Caller::new(channel.map_err(|error| Status::from_error(error.into())))
 }
 
 /// Calls a server in the same process, without a network but with all of gRPC's encoding.
@@ -43,6 +45,27 @@ where
         + 'static,
 {
     Caller::new(server.map_err(|never| match never {}))
+}
+
+/// As [`caller_in_process`], for a server that asks who calls: it finds `peer`, as if a connection had shown it.
+pub fn caller_in_process_as<S>(peer: Peer, server: S) -> Caller
+where
+    S: Service<
+            http::Request<tonic::body::Body>,
+            Response = http::Response<tonic::body::Body>,
+            Error = Infallible,
+            Future: Send,
+        > + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    caller_in_process(
+        server.map_request(move |mut request: http::Request<tonic::body::Body>| {
+            request.extensions_mut().insert(peer.clone());
+            request
+        }),
+    )
 }
 
 /// Opens a gRPC channel to `https://HOST:PORT` (or `unix:/PATH`) whose server must bear `server_name`. Connects at
@@ -153,7 +176,7 @@ async fn dial(
 
 #[cfg(test)]
 mod tests {
-    use tonic::{Code, Request, Response, Status};
+    use tonic::{Code, Request, Response};
 
     use super::*;
     use crate::agent::v1::{
