@@ -216,7 +216,7 @@ impl Db {
 /// The state that the store holds, under a new term, and what makes that term durable.
 fn read(store: &mut impl Store, cluster_id: ClusterId, hooks: &Hooks) -> Result<(State, Batch), Error> {
     let image = store.load()?;
-    let loaded = load::state(&image, cluster_id, hooks.new_ids.clone())?;
+    let loaded = load::state(&image, cluster_id)?;
     let mut tx = Tx::new(
         loaded,
         hooks.clock.now(),

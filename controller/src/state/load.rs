@@ -71,7 +71,7 @@ fn check(meta: &Meta, key: &str) -> Result<(), Error> {
 }
 
 /// Makes the state that an image describes.
-pub fn state(image: &Image, cluster_id: ClusterId, new_ids: NewIds) -> Result<State, Error> {
+pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
     let mut meta = Meta {
         cluster_id,
         term: Term(0),
@@ -96,7 +96,8 @@ pub fn state(image: &Image, cluster_id: ClusterId, new_ids: NewIds) -> Result<St
         let event: EventRecord = parse("events", &revision.to_string(), value)?;
         state.events.insert(*revision, Arc::new(event));
     }
-    let mut tx = Tx::new(state, Timestamp::UNIX_EPOCH, new_ids, usize::MAX);
+    // Nothing new is made here: neither the time nor an id is asked for.
+    let mut tx = Tx::new(state, Timestamp::UNIX_EPOCH, NewIds::random(), usize::MAX);
     // Tables come in the order of their declaration: VMs before the migrations that refer to them.
     for (table, key, value) in &image.records {
         let name = table.as_str();

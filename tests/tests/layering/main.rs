@@ -51,6 +51,30 @@ const IMPURE: &[&str] = &[
     "rand",
 ];
 
+/// What a test must be able to run again: the same input at the same times gives the same history.
+const REPEATABLE: &[&str] = &["controller/src"];
+
+/// Where the programs meet their machine; what is below is not run in such a test, or is handed in.
+const UNREPEATABLE: &[&str] = &[
+    "agent/src/host",
+    "agent/src/hypervisor/libvirt",
+    "agent/src/main.rs",
+    "controller/src/fixtures.rs",
+    "controller/src/main.rs",
+    "controller/src/pki",
+    "controller/src/pki.rs",
+    "controller/src/server.rs",
+];
+
+/// Clocks and chance, which reach the code through `dalgu_proto::time::Clock` and `dalgu_proto::ids::NewIds` instead.
+const CHANCE: &[&str] = &[
+    "SystemTime::now",
+    "Timestamp::now",
+    "Zoned::now",
+    "Uuid::new_v4",
+    "Uuid::now_v7",
+];
+
 /// The only place that knows libvirt's bindings.
 const LIBVIRT: &str = "agent/src/hypervisor/libvirt";
 
@@ -67,6 +91,7 @@ const EDGES: &[&str] = &[
     "controller/src/agent_wire.rs",
     "controller/src/api",
     "controller/src/placement/wire.rs",
+    "controller/src/server",
     "controller/src/server.rs",
     "proto",
     "tests",
@@ -103,6 +128,17 @@ fn decisions_do_no_io_and_read_no_clock() {
         assert!(
             root().join(path).exists(),
             "{path} is gone: where are its decisions now?"
+        );
+    }
+}
+
+#[test]
+fn no_clock_and_no_chance_but_those_handed_in() {
+    refuse(chance);
+    for path in REPEATABLE.iter().chain(UNREPEATABLE) {
+        assert!(
+            root().join(path).exists(),
+            "{path} is gone: name its new place here"
         );
     }
 }
@@ -183,6 +219,35 @@ fn impure(file: &File) -> Vec<String> {
         return Vec::new();
     }
     named(file, IMPURE, "a decision")
+}
+
+fn chance(file: &File) -> Vec<String> {
+    let tests = file.path.ends_with("/tests.rs") || file.path.contains("/tests/");
+    if tests || !is_below(&file.path, REPEATABLE) || is_below(&file.path, UNREPEATABLE) {
+        return Vec::new();
+    }
+    let mut paths = source::paths(&file.text);
+    paths.sort();
+    paths.dedup();
+    let asks = |path: &String| {
+        CHANCE.iter().any(|name| {
+            path.strip_suffix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with("::"))
+        })
+    };
+    let mut found: Vec<String> = paths
+        .iter()
+        .filter(|path| asks(path))
+        .map(|path| format!("{}: names {path}", file.path))
+        .collect();
+    match source::unbiased_selects(&file.text) {
+        0 => {}
+        count => found.push(format!(
+            "{}: {count} select! without `biased;` choose at random",
+            file.path
+        )),
+    }
+    found
 }
 
 fn libvirt(file: &File) -> Vec<String> {
@@ -272,7 +337,7 @@ fn collect(folder: &Path, files: &mut Vec<File>) {
 
 /// Shows that each check can fail.
 mod tests {
-    use super::{File, foreign_crates, generated, impure, libvirt, purpose, unexplained};
+    use super::{File, chance, foreign_crates, generated, impure, libvirt, purpose, unexplained};
 
     fn file(path: &str, text: &str) -> File {
         File {
@@ -323,6 +388,25 @@ mod tests {
             impure(&file("controller/src/placement_runner.rs", "use tokio::time;")),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn a_clock_and_a_choice_at_random_are_found_where_a_run_must_be_repeatable() {
+        let place = "controller/src/verbs/create.rs";
+        for text in [
+            "fn f() { Timestamp::now() }",
+            "fn f() { jiff::Timestamp::now() }",
+            "fn f() { std::time::SystemTime::now() }",
+            "fn f() { ids.map(uuid::Uuid::now_v7) }",
+            "fn f() { Uuid::new_v4() }",
+            "fn f() { tokio::select! { () = a() => {} } }",
+        ] {
+            assert_eq!(chance(&file(place, text)).len(), 1, "{text}");
+            assert_eq!(chance(&file("controller/src/pki/files.rs", text)).len(), 0);
+            assert_eq!(chance(&file("controller/src/state/tests.rs", text)).len(), 0);
+        }
+        let text = "fn f() { clock.now(); Instant::now(); tokio::select! { biased; () = a() => {} } }";
+        assert_eq!(chance(&file(place, text)).len(), 0);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Reads Rust source just well enough to see which paths it names. Used by the layering test alone; it knows nothing
-//! of macros that make paths, or of names brought in by `*`.
+//! Reads Rust source just well enough to see which paths it names, and how its `select!`s begin. Used by the layering
+//! test alone; it knows nothing of macros that make paths, or of names brought in by `*`.
 
 /// A word, or a sign; text, numbers and comments are left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,21 @@ pub fn paths(source: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// How many `select!` outside its test modules choose at random among what is ready: those that do not begin with
+/// `biased;`.
+pub fn unbiased_selects(source: &str) -> usize {
+    let tokens = without_tests(tokens(source));
+    let opens = |at: usize| {
+        tokens[at] == Token::Word("select".to_owned())
+            && tokens.get(at + 1) == Some(&Token::Sign('!'))
+            && matches!(tokens.get(at + 2), Some(Token::Sign('{' | '(')))
+    };
+    let biased = Token::Word("biased".to_owned());
+    (0..tokens.len())
+        .filter(|at| opens(*at) && tokens.get(at + 3) != Some(&biased))
+        .count()
 }
 
 /// Takes one path in the code; a single word counts too, for a struct may be used by its own name.
@@ -189,7 +204,7 @@ fn text_length(text: &str, quote: char) -> usize {
 }
 
 mod tests {
-    use super::paths;
+    use super::{paths, unbiased_selects};
 
     #[test]
     fn a_use_declaration_is_written_out_path_by_path() {
@@ -211,6 +226,25 @@ mod tests {
             .filter(|path| path.contains("::"))
             .collect();
         assert_eq!(found, ["c::d::", "e::F"]);
+    }
+
+    #[test]
+    fn a_select_that_chooses_at_random_is_counted() {
+        let source = r#"
+            fn f() {
+                tokio::select! { _ = a() => {} }
+                tokio::select! { biased; _ = a() => {} }
+                select! {
+                    // Urgent first.
+                    biased;
+                    _ = a() => {}
+                }
+                let x = "select! { }";
+            }
+            #[cfg(test)]
+            mod tests { fn g() { tokio::select! { _ = a() => {} } } }
+        "#;
+        assert_eq!(unbiased_selects(source), 1);
     }
 
     #[test]
