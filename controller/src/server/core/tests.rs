@@ -79,6 +79,7 @@ async fn register(core: &Core, host: &str) {
         boot_id: "b".to_owned(),
         agent_run_id: "r".to_owned(),
         inventory: Some(fixtures::inventory().into()),
+        inventory_complete: true,
         ..Default::default()
     };
     client.register(request).await.unwrap();
