@@ -65,7 +65,7 @@ impl Site {
         };
         let services = Services {
             db: Db::open(disk.open(), SITE, hooks)?,
-            agents: Arc::new(Agents::new(IDENTITY.clone())),
+            agents: Arc::new(Agents::new(Arc::new(IDENTITY.clone()))),
             config: Arc::new(Config::default()),
             stop: CancellationToken::new(),
         };
