@@ -16,6 +16,10 @@ use prost::Message;
 
 use crate::{input::Input, scratch::Scratch};
 
+/// YAML reads no key of more than 1024 characters that stands on the line of its value, as keys of JSON do; a label has at
+/// most 63.
+const MAX_KEY: usize = 63;
+
 static FILES: LazyLock<Scratch> = LazyLock::new(Scratch::new);
 
 /// Takes one input: the first byte says what the rest is.
@@ -110,7 +114,9 @@ fn file(text: &str) {
     };
     let bytes = vm.encode_to_vec();
     let again = v1::Vm::decode(bytes.as_slice()).expect("what was encoded is decoded");
-    if again != vm {
+    let spec = vm.spec.iter().flat_map(|spec| spec.host_selector.keys());
+    let long_key = vm.labels.keys().chain(spec).any(|key| key.len() > MAX_KEY);
+    if again != vm || long_key {
         // A number that is none is not equal to itself.
         return;
     }
