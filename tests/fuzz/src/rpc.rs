@@ -136,6 +136,10 @@ fn vm_report(site: &Site, name: &str) -> Option<agent::VmReport> {
 
 /// Sends the next request: a method, a byte that chooses the names, and changes of the message. `None` when the changes are
 /// no message.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one arm a method, each with its whole message"
+)]
 async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()> {
     let (method, names) = (input.byte(), usize::from(input.byte()));
     let name = VMS[names & 3].to_owned();
