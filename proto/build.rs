@@ -7,6 +7,7 @@ const FILES: &[&str] = &[
     "dalgu/v1/host.proto",
     "dalgu/v1/operation.proto",
     "dalgu/v1/placement.proto",
+    "dalgu/v1/site.proto",
     "dalgu/v1/telemetry.proto",
     "dalgu/v1/vm.proto",
     "dalgu/agent/v1/agent.proto",

@@ -5,6 +5,7 @@
 
 use dalgu_proto::ids::{ClusterId, HostName, Session, Term};
 use tokio::sync::{Mutex, watch};
+use uuid::Uuid;
 
 use crate::ledger::{self, Host, Ledger};
 
@@ -19,6 +20,8 @@ pub struct Context<'a> {
     pub session: Session,
     /// Name of the host that is meant.
     pub host: &'a str,
+    /// Run of the controller; `None` from an older version, which does not say.
+    pub run: Option<Uuid>,
 }
 
 /// Why a command is not obeyed.
@@ -62,6 +65,18 @@ pub enum Error {
         /// In the ledger.
         known: Term,
     },
+    /// Two controllers with the same credentials and the same term.
+    #[error(
+        "term {term} is held by run {known} of the controller, this comes from run {given}: two controllers are running"
+    )]
+    OtherController {
+        /// The term.
+        term: Term,
+        /// In the command.
+        given: Uuid,
+        /// In the ledger.
+        known: Uuid,
+    },
     /// The ledger failed.
     #[error("the controller's term could not be written down")]
     Ledger(#[from] ledger::Error),
@@ -77,6 +92,7 @@ impl Error {
             Self::WrongCluster { .. } => "WRONG_CLUSTER",
             Self::WrongSession { .. } => "WRONG_SESSION",
             Self::StaleTerm { .. } => "STALE_TERM",
+            Self::OtherController { .. } => "OTHER_CONTROLLER",
             Self::Ledger(_) => "LEDGER_FAILED",
         }
     }
@@ -149,7 +165,13 @@ impl Gate {
     }
 
     /// Takes over what the controller said at registration. Refuses another site and an older term.
-    pub async fn registered(&self, cluster: ClusterId, session: Session, term: Term) -> Result<(), Error> {
+    pub async fn registered(
+        &self,
+        cluster: ClusterId,
+        session: Session,
+        term: Term,
+        run: Option<Uuid>,
+    ) -> Result<(), Error> {
         let mut host = self.host.lock().await;
         if cluster != self.cluster {
             return Err(Error::WrongCluster {
@@ -173,6 +195,7 @@ impl Gate {
             cluster: Some(self.cluster),
             session,
             term,
+            run: holder(*host, term, run)?,
         };
         if changed != *host {
             self.ledger.save_host(&changed).await?;
@@ -212,8 +235,19 @@ fn judge(cluster: ClusterId, own: &HostName, host: Host, given: Context<'_>) -> 
     }
     Ok(Host {
         term: given.term,
+        run: holder(host, given.term, given.run)?,
         ..host
     })
+}
+
+/// The run that holds the term from now on: the first that was heard of. A copy of the store, with the same credentials,
+/// reaches the same term; obeying both would be obeying nobody.
+fn holder(host: Host, term: Term, run: Option<Uuid>) -> Result<Option<Uuid>, Error> {
+    match (host.run, run) {
+        _ if term > host.term => Ok(run),
+        (Some(known), Some(given)) if known != given => Err(Error::OtherController { term, given, known }),
+        (known, given) => Ok(known.or(given)),
+    }
 }
 
 #[cfg(test)]
@@ -231,12 +265,14 @@ mod tests {
             cluster: Some(cluster(1)),
             session: Session(4),
             term: Term(7),
+            run: Some(Uuid::from_u128(1)),
         };
         let good = Context {
             cluster: cluster(1),
             term: Term(7),
             session: Session(4),
             host: "h1",
+            run: Some(Uuid::from_u128(1)),
         };
         assert_eq!(judge(cluster(1), &own, host, good).unwrap(), host);
         assert_eq!(
@@ -283,6 +319,21 @@ mod tests {
             Err("WRONG_CLUSTER")
         );
         assert_eq!(reason(Context { host: "h2", ..good }), Err("WRONG_HOST"));
+        let second = Context {
+            run: Some(Uuid::from_u128(2)),
+            ..good
+        };
+        assert_eq!(reason(second), Err("OTHER_CONTROLLER"));
+        let newer = Context {
+            term: Term(8),
+            ..second
+        };
+        assert_eq!(reason(newer).unwrap().run, second.run, "the later term wins");
+        assert_eq!(
+            reason(Context { run: None, ..good }).unwrap(),
+            host,
+            "an older version"
+        );
         let fresh = judge(cluster(1), &own, Host::default(), good).map_err(|error| error.reason());
         assert_eq!(fresh, Err("UNREGISTERED"));
     }
@@ -294,23 +345,28 @@ mod tests {
         let own: HostName = "h1".parse().unwrap();
         let gate = Gate::new(cluster(1), own.clone(), ledger.clone(), Host::default());
         gate.open();
-        gate.registered(cluster(1), Session(2), Term(3)).await.unwrap();
+        gate.registered(cluster(1), Session(2), Term(3), Some(Uuid::from_u128(1)))
+            .await
+            .unwrap();
         gate.pass(Context {
             cluster: cluster(1),
             term: Term(5),
             session: Session(2),
             host: "h1",
+            run: Some(Uuid::from_u128(2)),
         })
         .await
         .unwrap();
         let again = Gate::new(cluster(1), own, ledger.clone(), ledger.load().await.unwrap().host);
         assert_eq!(again.host().await.term, Term(5));
+        let copy = again.registered(cluster(1), Session(2), Term(5), Some(Uuid::from_u128(3)));
+        assert!(matches!(copy.await, Err(Error::OtherController { .. })));
         assert!(matches!(
-            again.registered(cluster(1), Session(2), Term(4)).await,
+            again.registered(cluster(1), Session(2), Term(4), None).await,
             Err(Error::StaleTerm { .. })
         ));
         assert!(matches!(
-            again.registered(cluster(2), Session(2), Term(9)).await,
+            again.registered(cluster(2), Session(2), Term(9), None).await,
             Err(Error::WrongCluster { .. })
         ));
     }

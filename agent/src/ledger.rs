@@ -12,6 +12,7 @@ use dalgu_proto::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
 
 mod files;
 
@@ -51,6 +52,9 @@ pub struct Host {
     pub session: Session,
     /// Highest term seen in a command or a registration.
     pub term: Term,
+    /// Run of the controller that has that term; `None` when it was an older version's, which does not say.
+    #[serde(default)]
+    pub run: Option<Uuid>,
 }
 
 /// What a VM of this host should be.

@@ -198,9 +198,19 @@ impl Reporter {
             ))
         })?;
         self.gate
-            .registered(cluster, Session(answer.session), Term(answer.term))
+            .registered(
+                cluster,
+                Session(answer.session),
+                Term(answer.term),
+                answer.controller_run_id.parse().ok(),
+            )
             .await
             .map_err(|error| match error {
+                // It is not this controller's turn; the other one may have stopped by the next time.
+                error @ crate::gate::Error::OtherController { .. } => {
+                    tracing::error!(%error, "two controllers have this site's credentials; one must be stopped");
+                    Failed::Call(tonic::Status::failed_precondition(error.to_string()))
+                }
                 crate::gate::Error::Ledger(error) => {
                     Failed::Call(tonic::Status::unavailable(error.to_string()))
                 }

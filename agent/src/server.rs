@@ -14,6 +14,7 @@ use dalgu_proto::{
 use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
+use uuid::Uuid;
 
 use crate::{
     console,
@@ -92,6 +93,17 @@ fn invalid(field: &str) -> impl Fn(dalgu_proto::ids::Error) -> Status {
     move |error| reason::invalid(field, error.to_string())
 }
 
+/// The controller's run; empty from an older version.
+#[allow(clippy::result_large_err, reason = "tonic's error is what a service returns")]
+fn run(id: &str) -> Result<Option<Uuid>, Status> {
+    match id {
+        "" => Ok(None),
+        id => Uuid::try_parse(id)
+            .map(Some)
+            .map_err(|_| reason::invalid("context.controller_run_id", "must be a UUID")),
+    }
+}
+
 impl Service {
     async fn pass(&self, context: Option<wire::CommandContext>) -> Result<(), Status> {
         let context = context.ok_or_else(|| reason::invalid("context", "must be given"))?;
@@ -104,6 +116,7 @@ impl Service {
             term: Term(context.term),
             session: Session(context.session),
             host: &context.host,
+            run: run(&context.controller_run_id)?,
         };
         self.gate.pass(given).await.map_err(|error| from_gate(&error))
     }

@@ -86,6 +86,8 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
             .filter(|migration| !migration.finished)
             .map(migration),
         adopted: status.adopted,
+        power_sequence: Some(status.sequences.0),
+        restart_sequence: Some(status.sequences.1),
     }
 }
 

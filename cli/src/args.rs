@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{complete, output::Format};
 
 pub mod host;
+pub mod site;
 pub mod values;
 pub mod vm;
 
@@ -107,6 +108,9 @@ pub enum Command {
     /// Operations: long work that goes on after its command has returned.
     #[command(subcommand, visible_alias = "operation")]
     Op(OpCommand),
+    /// The site as a whole: what to do after a backup was restored.
+    #[command(subcommand)]
+    Site(site::SiteCommand),
     /// What has happened on the site.
     Events(EventsArgs),
     /// Why a VM is where it is, where it could go, or where a new one would go.

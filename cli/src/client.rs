@@ -9,7 +9,7 @@ use tonic::{Code, Response, Status, transport::Channel};
 use v1::{
     event_service_client::EventServiceClient, host_service_client::HostServiceClient,
     operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
-    vm_service_client::VmServiceClient,
+    site_service_client::SiteServiceClient, vm_service_client::VmServiceClient,
 };
 
 use crate::config::Target;
@@ -182,6 +182,11 @@ impl Client {
     /// Hosts.
     pub fn hosts(&self) -> HostServiceClient<Channel> {
         HostServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The site.
+    pub fn site(&self) -> SiteServiceClient<Channel> {
+        SiteServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Operations.

@@ -21,6 +21,7 @@ pub mod explain;
 pub mod host;
 pub mod op;
 pub mod show;
+pub mod site;
 pub mod spec;
 pub mod vm;
 
@@ -50,6 +51,7 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
         Command::Host(command) => host::run(command, &mut session).await,
         Command::Vm(command) => Box::pin(vm::run(command, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,
+        Command::Site(command) => site::run(command, &mut session).await,
         Command::Events(args) => events::run("", &args, &mut session).await,
         Command::Explain(args) => explain::run(*args, &mut session).await,
         Command::Context(_) | Command::Completion(_) | Command::Version => Ok(()),

@@ -18,6 +18,7 @@ pub mod host;
 pub mod human;
 pub mod json;
 pub mod operation;
+pub mod site;
 pub mod table;
 pub mod vm;
 

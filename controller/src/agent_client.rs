@@ -36,8 +36,9 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 const CALLS_TO_SILENT_HOSTS: usize = 16;
 
 /// Refusals that pass by themselves: the agent is starting, or has to register again.
-const PASSING: [&str; 8] = [
+const PASSING: [&str; 9] = [
     "STALE_TERM",
+    "OTHER_CONTROLLER",
     "WRONG_SESSION",
     "WRONG_CLUSTER",
     "RECOVERING",
@@ -114,6 +115,17 @@ impl Error {
             reason,
             message: self.to_string(),
         })
+    }
+
+    /// What the agent said, if it obeys another controller that has this site's credentials.
+    pub fn replaced(&self) -> Option<String> {
+        let Self::Refused { status, .. } = self else {
+            return None;
+        };
+        let reason = reason::of(status)?;
+        ["STALE_TERM", "OTHER_CONTROLLER"]
+            .contains(&reason.as_str())
+            .then(|| self.to_string())
     }
 
     /// Whether nobody answered at all.
@@ -201,6 +213,7 @@ impl Agents {
             term: state.meta.term.0,
             session: record.session.0,
             host: host.to_string(),
+            controller_run_id: state.run_id.to_string(),
         };
         Ok((
             AgentServiceClient::new(self.channel(host, &record.address)?),

@@ -22,6 +22,12 @@ pub struct Reported {
     pub observation: Observation,
     /// A migration that it was sent by, whose transfer has ended.
     pub transfer_over: Option<MigrationId>,
+    /// A migration that it takes part in.
+    pub migration: Option<MigrationId>,
+    /// Power request that the host accepted last, if it says.
+    pub power_sequence: Option<u64>,
+    /// Restart request that the host accepted last, if it says.
+    pub restart_sequence: Option<u64>,
 }
 
 /// A host's part in a migration, as it says.
@@ -72,6 +78,9 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
     Some(Reported {
         id: wire.uid.parse().ok()?,
         transfer_over,
+        migration: wire.migration.as_ref().and_then(|m| m.migration_id.parse().ok()),
+        power_sequence: wire.power_sequence,
+        restart_sequence: wire.restart_sequence,
         observation: Observation {
             host: host.clone(),
             epoch: Epoch(wire.epoch),

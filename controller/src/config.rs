@@ -61,6 +61,8 @@ pub struct Config {
     pub event_retention: u32,
     /// Hours for which operations that have ended are kept.
     pub operation_retention_hours: u32,
+    /// Free space that is kept on the file system of `data_dir`, below which nothing new is made; 0 means 5 % of it.
+    pub store_reserve_mib: u32,
     /// Where VMs go.
     pub placement: Placement,
     /// How much the port bears; not in the file.
@@ -93,6 +95,7 @@ impl Default for Config {
             unreachable_after_intervals: 3,
             event_retention: 20_000,
             operation_retention_hours: 168,
+            store_reserve_mib: 0,
             placement: Placement::default(),
             limits: Limits::default(),
         }
@@ -237,7 +240,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
-            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\n[placement]\npolicy = 'pack'\n";
+            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nstore_reserve_mib = 9\n[placement]\npolicy = 'pack'\n";
         let expected = Config {
             data_dir: "/d".into(),
             tls_dir: Some("/t".into()),
@@ -247,6 +250,7 @@ mod tests {
             unreachable_after_intervals: 2,
             event_retention: 1000,
             operation_retention_hours: 480,
+            store_reserve_mib: 9,
             placement: Placement { policy: Policy::Pack },
             limits: Limits::default(),
         };

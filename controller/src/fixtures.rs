@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::{Inventory, Pool},
-    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, OperationId, VmId},
+    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, OperationId, Session, VmId},
     vm::{KernelBoot, PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
 use jiff::Timestamp;
@@ -67,7 +67,25 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         decide_time: Timestamp::UNIX_EPOCH,
         create_time: Timestamp::UNIX_EPOCH,
         delete_time: None,
+        unconfirmed: false,
         revision: 1,
+    }
+}
+
+pub(crate) fn host(name: &str) -> HostRecord {
+    HostRecord {
+        name: host_name(name),
+        address: "127.0.0.1:1".into(),
+        labels: BTreeMap::new(),
+        cpu_overcommit_ratio: 4.0,
+        reserved_memory_mib: 512,
+        cordon: None,
+        session: Session(1),
+        boot_id: "b".into(),
+        inventory: inventory(),
+        agent_version: String::new(),
+        create_time: Timestamp::UNIX_EPOCH,
+        revision: 0,
     }
 }
 

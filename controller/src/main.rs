@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use dalgu_controller::{config::Config, pki, server};
+use dalgu_controller::{backup, config::Config, pki, server};
 use dalgu_proto::{daemon, ids::HostName};
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 /// Holds what every virtual machine of a site should be, and makes the agents carry it out.
@@ -65,6 +66,28 @@ enum Command {
         #[arg(long)]
         name: String,
     },
+    /// Copies the store to a new file, while the controller runs. Keys and certificates are not in it.
+    Backup {
+        /// The site's data directory.
+        #[arg(long, default_value = "/var/lib/dalgu/controller")]
+        data_dir: PathBuf,
+        /// File to write; must not be there yet.
+        #[arg(long)]
+        to: PathBuf,
+    },
+    /// Puts a backup in the place of the store; the controller must be stopped. It only observes afterwards, until `dalgu
+    /// site resume`. The old store is kept aside.
+    Restore {
+        /// The site's data directory.
+        #[arg(long, default_value = "/var/lib/dalgu/controller")]
+        data_dir: PathBuf,
+        /// The backup.
+        #[arg(long)]
+        from: PathBuf,
+        /// Incarnation to begin at least. Only needed when a backup was restored before and that store is lost.
+        #[arg(long)]
+        incarnation: Option<u64>,
+    },
     /// Serves.
     Run {
         /// Configuration file; see controller.toml for what can be set.
@@ -109,6 +132,26 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::IssueOperator { data_dir, out, name } => {
             pki::issue_operator(&data_dir, &name, &out)?;
             tracing::info!(name, dir = %out.display(), "the operator's identity is made");
+        }
+        Command::Backup { data_dir, to } => {
+            let made = backup::backup(&data_dir, &to, Timestamp::now())?;
+            tracing::info!(file = %to.display(), vms = made.vms, revision = made.revision, sha256 = made.sha256, "the backup is made");
+        }
+        Command::Restore {
+            data_dir,
+            from,
+            incarnation,
+        } => {
+            let cluster = pki::cluster_id(&data_dir)?;
+            let done = backup::restore(&data_dir, &from, cluster, incarnation, Timestamp::now())?;
+            let kept = done.kept.map(|path| path.display().to_string());
+            tracing::info!(
+                vms = done.backup.vms,
+                sha256 = done.backup.sha256,
+                incarnation = done.meta.incarnation,
+                kept,
+                "the backup is restored; start the controller, then see `dalgu site show`"
+            );
         }
         Command::Run { config } => {
             let config =

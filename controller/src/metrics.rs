@@ -151,6 +151,28 @@ impl Collector for Snapshot {
             "Number of this run of the controller",
             state.meta.term.0,
         )?;
+        one(
+            &mut encoder,
+            "observing",
+            "1 after the restore of a backup until an operator has said to resume",
+            state.meta.observing.is_some().into(),
+        )?;
+        one(
+            &mut encoder,
+            "replaced",
+            "1 when agents obey another controller with this site's credentials",
+            state.replaced_by.is_some().into(),
+        )?;
+        if let Some(space) = state.space {
+            one(
+                &mut encoder,
+                "store_free_bytes",
+                "Room on the file system of the store",
+                space.free_bytes,
+            )?;
+            let help = "1 while there is so little room for the store that nothing new is made";
+            one(&mut encoder, "store_low_space", help, space.low.into())?;
+        }
         let revision = ConstCounter::new(state.meta.revision);
         revision.encode(encoder.encode_descriptor(
             "store_revisions",

@@ -112,6 +112,9 @@ pub struct VmRecord {
     /// When its deletion was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delete_time: Option<Timestamp>,
+    /// Its place is not sure since a backup was restored: its host is told nothing of it until a host has shown it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,

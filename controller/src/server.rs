@@ -35,7 +35,7 @@ use crate::{
     api,
     config::Config,
     metrics::Page,
-    pki,
+    pki, space,
     state::{self, Db},
     store::{self, sqlite::Sqlite},
 };
@@ -123,6 +123,7 @@ impl Controller {
             source,
         })?;
 
+        let (data_dir, reserve_bytes) = (config.data_dir.clone(), u64::from(config.store_reserve_mib) << 20);
         let config = Arc::new(config);
         let limits = config.limits;
         let core = Core::start(config, cluster_id, Arc::new(identity), parts, stop.clone()).await?;
@@ -141,6 +142,8 @@ impl Controller {
         if let Some((listener, uid)) = unix {
             tasks.spawn(async move { acceptor.run_unix(listener, uid).await });
         }
+        let space = space::source(data_dir);
+        tasks.spawn(space::run(core.db().clone(), space, reserve_bytes, stop.clone()));
         let term = core.db().snapshot().meta.term;
         tracing::info!(%address, %cluster_id, %term, "serving");
         Ok(Self {
@@ -241,12 +244,13 @@ fn jittered(time: Duration, part: u32) -> Duration {
 }
 
 /// What reflection lists: the descriptions name the agents' service too, which is not served here.
-const SERVED: [&str; 9] = [
+const SERVED: [&str; 10] = [
     v1::vm_service_server::SERVICE_NAME,
     v1::host_service_server::SERVICE_NAME,
     v1::operation_service_server::SERVICE_NAME,
     v1::placement_service_server::SERVICE_NAME,
     v1::event_service_server::SERVICE_NAME,
+    v1::site_service_server::SERVICE_NAME,
     registrar_service_server::SERVICE_NAME,
     tonic_health::pb::health_server::SERVICE_NAME,
     "grpc.reflection.v1.ServerReflection",

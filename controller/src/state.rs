@@ -10,14 +10,19 @@ mod load;
 mod tx;
 
 #[cfg(test)]
+mod sample;
+#[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use dalgu_proto::ids::{ClusterId, HostName, MigrationId, OperationId, Term, VmId, VmName};
 use imbl::{OrdMap, OrdSet};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+pub(crate) use self::load::META_KEY;
 pub use self::{
     db::{BeforeCommit, Db, Hooks, Writing},
     load::{Error, state as from_image},
@@ -27,6 +32,7 @@ use crate::model::{
     EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation, OperationRecord, Refusal,
     RequestRecord, VmRecord,
 };
+use crate::{agent_wire::Reported, space::Space};
 
 /// Numbers of the site as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +48,19 @@ pub struct Meta {
     /// Events up to this revision are no longer kept.
     #[serde(default)]
     pub forgotten: u64,
+    /// Present from the restore of a backup until an operator has looked at what hosts have: nobody is commanded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observing: Option<Observing>,
+}
+
+/// A store that was restored, and not yet looked through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observing {
+    /// When it was restored.
+    pub since: Timestamp,
+    /// Hosts that are not waited for.
+    #[serde(default)]
+    pub waived: BTreeSet<HostName>,
 }
 
 /// What VMs hold on a host.
@@ -96,6 +115,16 @@ pub struct State {
     pub migration_live: OrdMap<MigrationId, Arc<MigrationLive>>,
     /// How often a VM was found where it should not be. Not stored.
     pub strays: OrdMap<(HostName, VmId), u32>,
+    /// Room for the store, once it has been looked at. Not stored.
+    pub space: Option<Space>,
+    /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
+    pub sightings: OrdMap<VmId, OrdMap<HostName, Arc<Reported>>>,
+    /// Hosts that have told all they have since the controller's start. Not stored.
+    pub listed: OrdSet<HostName>,
+    /// This run of the controller. Not stored.
+    pub run_id: Uuid,
+    /// Agents obey another controller: this one gives no more commands. Says which. Not stored.
+    pub replaced_by: Option<String>,
 }
 
 impl State {
@@ -120,6 +149,11 @@ impl State {
             live: OrdMap::new(),
             migration_live: OrdMap::new(),
             strays: OrdMap::new(),
+            space: None,
+            sightings: OrdMap::new(),
+            listed: OrdSet::new(),
+            run_id: Uuid::nil(),
+            replaced_by: None,
         }
     }
 

@@ -31,7 +31,7 @@ use dalgu_proto::{
     tls::{self, Identity},
     v1::{
         self, host_service_client::HostServiceClient, operation_service_client::OperationServiceClient,
-        vm_service_client::VmServiceClient,
+        site_service_client::SiteServiceClient, vm_service_client::VmServiceClient,
     },
 };
 use tokio::{
@@ -212,6 +212,11 @@ impl Cluster {
     /// A client for VMs.
     pub async fn vms(&self) -> Result<VmServiceClient<Channel>> {
         Ok(VmServiceClient::new(self.channel().await?))
+    }
+
+    /// A client for the site.
+    pub async fn site(&self) -> Result<SiteServiceClient<Channel>> {
+        Ok(SiteServiceClient::new(self.channel().await?))
     }
 
     /// A client for operations.

@@ -14,9 +14,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use dalgu_controller::{
-    pki,
-    store::{Store, Table, sqlite::Sqlite},
+    incarnation, pki,
+    store::{Batch, Image, Store, Table, Write, memory, sqlite::Sqlite},
 };
+use dalgu_proto::{ids::VmId, reason, v1};
+use dalgu_tests::cluster::{Cluster, until, vm};
 use dalgu_tests::store::{
     Random, model,
     power::{Disk, Fate},
@@ -290,5 +292,178 @@ fn a_controller_whose_disk_fails_ends_with_code_70_and_forgets_nothing() -> Resu
             "registration {acknowledged} was acknowledged, {found} is there"
         );
     }
+    Ok(())
+}
+
+/// What a store holds, as a backup of it would.
+fn backup(disk: &memory::Disk) -> Result<Image> {
+    Ok(disk.open().load()?)
+}
+
+/// A disk on which that backup was restored.
+fn restored(image: Image) -> Result<memory::Disk> {
+    let (image, _) = incarnation::renew(image, incarnation::Past::default(), jiff::Timestamp::now())?;
+    let put = |(table, key, value)| Write {
+        table,
+        key,
+        value: Some(value),
+    };
+    let disk = memory::Disk::default();
+    disk.open().commit(&[Batch {
+        writes: image.records.into_iter().map(put).collect(),
+        events: image.events,
+        forget_events_to: 0,
+    }])?;
+    Ok(disk)
+}
+
+async fn create(cluster: &Cluster, name: &str) -> Result<VmId> {
+    let request = v1::CreateVmRequest {
+        vm: Some(vm(name)),
+        ..Default::default()
+    };
+    cluster.vms().await?.create_vm(request).await?;
+    cluster.until_at_rest().await?;
+    let request = v1::GetVmRequest {
+        name: name.to_owned(),
+    };
+    Ok(cluster
+        .vms()
+        .await?
+        .get_vm(request)
+        .await?
+        .into_inner()
+        .uid
+        .parse()?)
+}
+
+async fn site(cluster: &Cluster) -> Result<v1::Site> {
+    let answer = cluster.site().await?.get_site(v1::GetSiteRequest {}).await?;
+    Ok(answer.into_inner())
+}
+
+/// Each guest's run on each host, and how often it was reset: a guest that was restarted has others.
+fn guests(cluster: &Cluster, ids: &[VmId]) -> Vec<(Option<u64>, Option<u64>)> {
+    let of = |id: &VmId| {
+        cluster
+            .hosts
+            .values()
+            .map(|host| (host.sim.run(*id), host.sim.resets(*id)))
+            .collect::<Vec<_>>()
+    };
+    ids.iter().flat_map(of).collect()
+}
+
+#[tokio::test]
+async fn a_restored_controller_looks_first_and_takes_every_guest_over_without_restarting_it() -> Result<()> {
+    let mut cluster = Cluster::start(2).await?;
+    let (web, db) = (create(&cluster, "web").await?, create(&cluster, "db").await?);
+    let image = backup(&cluster.disk)?;
+
+    // All this the backup does not know.
+    let new = create(&cluster, "new").await?;
+    let mut vms = cluster.vms().await?;
+    vms.migrate_vm(v1::MigrateVmRequest {
+        name: "web".to_owned(),
+        ..Default::default()
+    })
+    .await?;
+    vms.stop_vm(v1::StopVmRequest {
+        name: "db".to_owned(),
+        force: true,
+        ..Default::default()
+    })
+    .await?;
+    cluster.until_at_rest().await?;
+    let before = guests(&cluster, &[web, db, new]);
+    cluster.kill_controller().await;
+    cluster.disk = restored(image)?;
+    cluster.start_controller().await?;
+
+    until("every host has shown what it has", async || {
+        let site = site(&cluster).await?;
+        ensure!(
+            site.waiting_hosts.is_empty(),
+            "waits for {:?}",
+            site.waiting_hosts
+        );
+        Ok(())
+    })
+    .await?;
+    let seen = site(&cluster).await?;
+    ensure!(seen.observing && seen.incarnation == 2, "{seen:?}");
+    let mut found: Vec<_> = seen
+        .differences
+        .iter()
+        .map(|d| (d.vm.as_str(), d.kind()))
+        .collect();
+    found.sort_unstable();
+    use v1::SiteDifferenceKind as Kind;
+    ensure!(
+        found
+            == [
+                ("db", Kind::PowerState),
+                ("new", Kind::UnknownVm),
+                ("web", Kind::OtherOwner)
+            ],
+        "{found:?}"
+    );
+    let mut vms = cluster.vms().await?;
+    let refused = vms.start_vm(v1::StartVmRequest {
+        name: "db".to_owned(),
+        ..Default::default()
+    });
+    let status = refused.await.err().context("it only observes")?;
+    ensure!(
+        reason::of(&status).as_deref() == Some("SITE_OBSERVING"),
+        "{status:?}"
+    );
+    ensure!(guests(&cluster, &[web, db, new]) == before, "it touched a guest");
+
+    let request = v1::ResumeSiteRequest {
+        accept_differences: true,
+        etag: seen.etag,
+        ..Default::default()
+    };
+    let site = cluster.site().await?.resume_site(request).await?.into_inner();
+    ensure!(!site.observing, "{site:?}");
+    until("hosts and controller agree", async || {
+        let vms = cluster.list_vms().await?;
+        for (name, state) in [("web", v1::VmState::Running), ("db", v1::VmState::Stopped)] {
+            let vm = vms.iter().find(|vm| vm.name == name).context("it is gone")?;
+            let status = vm.status.as_ref().context("no status")?;
+            ensure!(status.state() == state, "{name} is {:?}", status.state());
+            ensure!(
+                status.observed_generation == vm.generation,
+                "{name} was not taken over"
+            );
+        }
+        Ok(())
+    })
+    .await?;
+    ensure!(
+        guests(&cluster, &[web, db, new]) == before,
+        "a guest was restarted or touched"
+    );
+
+    // It is in charge: what it says is obeyed.
+    for name in ["web", "db"] {
+        vms.start_vm(v1::StartVmRequest {
+            name: name.to_owned(),
+            ..Default::default()
+        })
+        .await?;
+        cluster.until_at_rest().await?;
+        vms.restart_vm(v1::RestartVmRequest {
+            name: name.to_owned(),
+            ..Default::default()
+        })
+        .await?;
+    }
+    let operations = cluster.until_at_rest().await?;
+    let failed = operations
+        .iter()
+        .find(|o| o.state() == v1::OperationState::Failed);
+    ensure!(failed.is_none(), "{failed:?}");
     Ok(())
 }

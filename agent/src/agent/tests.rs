@@ -154,6 +154,7 @@ impl RegistrarService for Registrar {
         self.history.say(format!("{request:?}"));
         lock(&self.registered).push(request);
         Ok(Response::new(wire::RegisterResponse {
+            controller_run_id: String::new(),
             session: 1,
             term: 1,
             cluster_id: SITE.to_owned(),
@@ -331,6 +332,7 @@ fn vm_intent(epoch: u64) -> Option<wire::VmIntent> {
 impl Host {
     fn context(&self) -> Option<wire::CommandContext> {
         Some(wire::CommandContext {
+            controller_run_id: String::new(),
             cluster_id: SITE.to_owned(),
             term: 1,
             session: 1,

@@ -40,6 +40,10 @@ impl Driver {
             .as_ref()
             .map_or(Generation(0), |intent| intent.generation);
         status.epoch = vm.epoch;
+        status.sequences = vm
+            .intent
+            .as_ref()
+            .map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
         status.adopted = self.adopted;
         status.observed_at = self.seen;
         status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());

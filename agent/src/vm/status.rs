@@ -86,6 +86,8 @@ pub struct Status {
     pub observed_generation: Generation,
     /// Ownership number.
     pub epoch: Epoch,
+    /// Power and restart request of the intent accepted last.
+    pub sequences: (u64, u64),
     /// Rises with each change.
     pub status_generation: u64,
     /// Whether the intent is carried out.
@@ -113,6 +115,7 @@ impl Status {
             accepted_generation: Generation(0),
             observed_generation: Generation(0),
             epoch: Epoch(0),
+            sequences: (0, 0),
             status_generation: 0,
             phase: Phase::Gone,
             power: None,

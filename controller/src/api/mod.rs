@@ -10,6 +10,7 @@ pub mod page;
 pub mod placement;
 pub mod registrar;
 pub mod request;
+pub mod site;
 pub mod vm;
 pub mod wire;
 
@@ -102,6 +103,8 @@ impl From<verbs::Error> for Status {
             E::VmExists(_) => (Code::AlreadyExists, "VM_ALREADY_EXISTS"),
             E::MacInUse { .. } => (Code::AlreadyExists, "MAC_IN_USE"),
             E::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
+            E::Observing => (Code::FailedPrecondition, "SITE_OBSERVING"),
+            E::LowSpace(_) => (Code::ResourceExhausted, "STORE_LOW_SPACE"),
             E::NoCapacity { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
             E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
             E::Running(_) => (Code::FailedPrecondition, "VM_RUNNING"),

@@ -93,13 +93,15 @@ impl RegistrarService for Services {
             .transact(|tx| registry::register(tx, registration))
             .await
             .map_err(|error| reason::status(Code::FailedPrecondition, "WRONG_CLUSTER", error.to_string()))?;
-        let meta = self.db.snapshot().meta.clone();
+        let state = self.db.snapshot();
+        let meta = &state.meta;
         tracing::info!(%host, %session, "the host registered");
         Ok(Response::new(agent::RegisterResponse {
             session: session.0,
             term: meta.term.0,
             cluster_id: meta.cluster_id.to_string(),
             report_interval: Some(time::duration_to_wire(self.config.report_interval())),
+            controller_run_id: state.run_id.to_string(),
         }))
     }
 

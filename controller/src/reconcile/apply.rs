@@ -13,6 +13,7 @@ use dalgu_proto::{
 
 use crate::{
     agent_wire::Reported,
+    incarnation,
     model::{EventKind, Observation, Phase, VmPhase, VmRecord},
     state::Tx,
 };
@@ -36,7 +37,11 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
     let mut seen = BTreeSet::new();
     for reported in reports {
         seen.insert(reported.id);
-        match tx.vms.get(&reported.id).cloned() {
+        let known = tx.vms.get(&reported.id).cloned();
+        if known.as_ref().is_none_or(|vm| vm.unconfirmed) {
+            tx.sight(host.clone(), reported.clone());
+        }
+        match known {
             Some(vm) if vm.owner == *host => {
                 if reported.observation.epoch == vm.epoch {
                     if reported
@@ -80,6 +85,8 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
         return;
     }
     tx.forget_strays(host, &seen);
+    tx.listed(host, &seen);
+    incarnation::returned(tx, host);
     for (id, _) in missing {
         tx.observe(id, None);
         tx.touch(id);

@@ -104,6 +104,10 @@ pub fn plan(input: &Input<'_>) -> Step {
 }
 
 fn wants_ensure(input: &Input<'_>) -> bool {
+    // No host has shown it since a restore: a command would make it anew, with empty disks.
+    if input.vm.unconfirmed {
+        return false;
+    }
     let wanted = input.vm.intent.generation;
     let refused = input.refusal.is_some_and(|refusal| refusal.generation >= wanted);
     !refused
@@ -252,6 +256,9 @@ pub fn waiting_for(input: &Input<'_>, operation: &OperationRecord) -> String {
         .and_then(|observation| observation.fault.as_ref())
     {
         return format!("host {host} says: {} ({})", fault.message, fault.reason);
+    }
+    if input.vm.unconfirmed {
+        return "no host has shown the VM since a backup was restored; see `dalgu site show`".to_owned();
     }
     match (operation.kind, input.observation) {
         (OperationKind::Delete, _) => format!("host {host} is removing it"),

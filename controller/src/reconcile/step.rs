@@ -45,6 +45,11 @@ pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_clie
     let Some(vm) = state.vms.get(&id) else {
         return Ok(Next::Idle);
     };
+    // After a restore nobody is commanded before an operator has looked at what hosts have.
+    // Nor when agents obey another controller: two would work against each other.
+    if state.meta.observing.is_some() || state.replaced_by.is_some() {
+        return Ok(Next::Idle);
+    }
     let migration = state.active_migration(id);
     let operations = state.active_operations(id);
     let input = input(&state, vm, migration.map(AsRef::as_ref), &operations, db.now());

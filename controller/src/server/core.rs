@@ -238,6 +238,10 @@ fn routes(services: &Services) -> Routes {
             v1::event_service_server::EventServiceServer::new(s.clone()),
             api::only_operators
         ))
+        .add_service(guarded!(
+            v1::site_service_server::SiteServiceServer::new(s.clone()),
+            api::only_operators
+        ))
         .add_service(guarded!(RegistrarServiceServer::new(s.clone()), api::only_agents))
 }
 

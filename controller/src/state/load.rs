@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Key of the one record in the table of site-wide numbers.
-pub(super) const META_KEY: &str = "site";
+pub(crate) const META_KEY: &str = "site";
 
 /// Why a state cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
         incarnation: 1,
         revision: 0,
         forgotten: 0,
+        observing: None,
     };
     for (table, key, value) in &image.records {
         if *table == Table::Meta && key == META_KEY {

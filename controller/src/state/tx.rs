@@ -6,16 +6,19 @@
 use std::{collections::BTreeSet, ops::Deref, sync::Arc};
 
 use dalgu_proto::ids::{HostName, MigrationId, NewIds, OperationId, VmId};
+use imbl::OrdMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::State;
+use super::{Observing, State};
 use crate::{
+    agent_wire::Reported,
     model::{
         EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
         OperationRecord, Refusal, RequestRecord, VmRecord,
     },
+    space::Space,
     store::{Batch, Table, Write},
 };
 
@@ -316,7 +319,7 @@ impl Tx {
             };
             self.state.events.remove(&oldest);
             self.forget_events_to = oldest;
-            self.state.meta.forgotten = oldest;
+            self.state.meta.forgotten = self.state.meta.forgotten.max(oldest);
         }
     }
 
@@ -362,9 +365,59 @@ impl Tx {
         }
     }
 
+    /// Begins, changes or ends the observing after a restore. Stored with the next record or event of this change.
+    pub fn set_observing(&mut self, observing: Option<Observing>) {
+        self.state.meta.observing = observing;
+    }
+
+    /// Notes what a host says of a VM whose place is not sure. Not stored.
+    pub fn sight(&mut self, host: HostName, reported: Reported) {
+        let hosts = self.state.sightings.entry(reported.id).or_default();
+        hosts.insert(host, Arc::new(reported));
+    }
+
+    /// Forgets what hosts said of a VM.
+    pub fn forget_sightings(&mut self, vm: VmId) {
+        self.state.sightings.remove(&vm);
+    }
+
+    /// Notes that a host has told all it has, and forgets what is no longer there. Not stored.
+    pub fn listed(&mut self, host: &HostName, there: &BTreeSet<VmId>) {
+        if !self.state.listed.contains(host) {
+            self.state.listed.insert(host.clone());
+        }
+        let gone =
+            |(vm, hosts): &(&VmId, &OrdMap<HostName, _>)| hosts.contains_key(host) && !there.contains(vm);
+        let gone: Vec<_> = self
+            .state
+            .sightings
+            .iter()
+            .filter(gone)
+            .map(|(vm, _)| *vm)
+            .collect();
+        for vm in gone {
+            let hosts = self.state.sightings.entry(vm).or_default();
+            hosts.remove(host);
+            if hosts.is_empty() {
+                self.state.sightings.remove(&vm);
+            }
+        }
+    }
+
+    /// Notes how much room the store has. Not stored.
+    pub fn set_space(&mut self, space: Space) {
+        self.state.space = Some(space);
+    }
+
+    /// Notes that agents obey another controller. Not stored; the same until this one ends.
+    pub fn set_replaced(&mut self, by: String) {
+        self.state.replaced_by = Some(by);
+    }
+
     /// Raises the term, which every later command bears.
     pub(super) fn raise_term(&mut self) {
         self.state.meta.term = self.state.meta.term.next();
+        self.state.run_id = self.new_id();
         // Written with the rest of the site's numbers, see `finish`; the revision makes it a change.
         self.write(Table::Meta, super::load::META_KEY, Some(String::new()));
     }

@@ -102,7 +102,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Made by a newer version.
-    #[error("{path} has schema {found}, this version knows up to {known}: install a newer version")]
+    #[error("{path} has schema {found}, this version has {known}: use a version that has that schema")]
     Schema {
         /// The database.
         path: PathBuf,

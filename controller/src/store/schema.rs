@@ -6,7 +6,8 @@
 //! [`crate::model`]).
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -60,6 +61,20 @@ fn bring_up_by(
     Ok(transaction.commit()?)
 }
 
+/// Refuses a file that is not of this very version.
+pub(crate) fn check(connection: &Connection, path: &Path) -> Result<(), Error> {
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX).saturating_add(1);
+    if found == known {
+        return Ok(());
+    }
+    Err(Error::Schema {
+        path: path.to_owned(),
+        found,
+        known,
+    })
+}
+
 /// The first version's tables.
 fn create(connection: &Connection) -> Result<(), Error> {
     let mut script =
@@ -91,10 +106,10 @@ pub(crate) fn copy(connection: &Connection, to: &Path) -> Result<(), Error> {
         path: to.to_owned(),
         source,
     };
-    match std::fs::remove_file(to) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(opened(error)),
-        _ => {}
-    }
+    // Nobody else may read what is in it.
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(to).map_err(opened)?;
     let mut target = Connection::open(to)?;
     // All pages in one step, in one read transaction: no writer can make it begin again.
     match Backup::new(connection, &mut target)?.step(-1)? {

@@ -7,7 +7,7 @@ use dalgu_proto::{
     vm::{PowerState, RestartMode, RestartPolicy, Spec},
 };
 
-use super::{Caller, Error, MacHolder, accept, check_etag, find, new_operation};
+use super::{Caller, Error, MacHolder, accept, check_etag, find, new_operation, room};
 use crate::{
     hosts,
     model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
@@ -128,6 +128,7 @@ fn identify(tx: &Tx, spec: &Spec) -> Result<(VmId, Spec), Error> {
 
 /// Creates a VM.
 pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Error> {
+    room(tx)?;
     let (owner, decision) = check(tx, &new)?;
     let (id, spec) = identify(tx, &new.spec)?;
     let power = if new.stopped {
@@ -155,6 +156,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         decide_time: tx.now(),
         create_time: tx.now(),
         delete_time: None,
+        unconfirmed: false,
         revision: 0,
     };
     let message = format!("created on {}: {}", vm.owner, vm.decision.summary);
@@ -178,6 +180,7 @@ pub struct Update {
 
 /// Changes a VM.
 pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Outcome, Error> {
+    room(tx)?;
     let old = find(tx, name)?;
     check_etag(etag, old.revision, name)?;
     if old.delete_time.is_some() {

@@ -5,7 +5,7 @@ use dalgu_proto::{
     vm::PowerState,
 };
 
-use super::{Caller, Error, accept, check_etag, create::place, find, new_operation};
+use super::{Caller, Error, accept, check_etag, create::place, find, new_operation, room};
 use crate::{
     hosts,
     model::{EventKind, HostState, MigrationRecord, OperationKind, Outcome, Phase, VmRecord},
@@ -38,6 +38,7 @@ pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> R
 
 /// Begins a migration.
 pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrate) -> Result<Outcome, Error> {
+    room(tx)?;
     let vm = find(tx, name)?;
     check_etag(etag, vm.revision, name)?;
     if vm.delete_time.is_some() {

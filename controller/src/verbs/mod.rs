@@ -18,6 +18,7 @@ use crate::{
     },
     placement::Decision,
     reconcile::{plan::Ending, step},
+    space::Space,
     state::Tx,
 };
 
@@ -51,6 +52,18 @@ pub enum Error {
         "the etag of {0} is not the current one, somebody changed it meanwhile: read it again and repeat"
     )]
     EtagMismatch(String),
+    /// A backup was restored, and nobody has looked at what hosts have.
+    #[error(
+        "the controller was restored from a backup and only observes: see `dalgu site show`, then `dalgu site resume`"
+    )]
+    Observing,
+    /// The disk that the store is on is nearly full.
+    #[error(
+        "the controller's disk has {} MiB free and keeps {} MiB in reserve: nothing new is made until there is more room; free \
+         some on the file system of its data_dir, then repeat",
+        .0.free_bytes >> 20, .0.reserve_bytes >> 20
+    )]
+    LowSpace(Space),
     /// No host can take the VM.
     #[error("{}", no_capacity(decision))]
     NoCapacity {
@@ -175,7 +188,7 @@ pub fn once(
     change: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
 ) -> Result<Outcome, Error> {
     if caller.request_id.is_empty() {
-        return change(tx);
+        return observed(tx).and_then(|()| change(tx));
     }
     let key = format!("{}/{}", caller.principal, caller.request_id);
     if let Some(known) = tx.requests.get(&key) {
@@ -185,6 +198,7 @@ pub fn once(
             Err(Error::RequestReused(caller.request_id.clone()))
         };
     }
+    observed(tx)?;
     let outcome = change(tx)?;
     let time = tx.now();
     tx.put_request(RequestRecord {
@@ -194,6 +208,14 @@ pub fn once(
         time,
     });
     Ok(outcome)
+}
+
+/// Refuses every change while the controller only observes.
+fn observed(tx: &Tx) -> Result<(), Error> {
+    match tx.meta.observing {
+        Some(_) => Err(Error::Observing),
+        None => Ok(()),
+    }
 }
 
 /// Parses a VM's name and finds it.
@@ -274,6 +296,14 @@ fn supersede(tx: &mut Tx, vm: &VmRecord, by: OperationKind) {
                 },
             );
         }
+    }
+}
+
+/// Refuses what makes something new while there is little room for the store.
+fn room(tx: &Tx) -> Result<(), Error> {
+    match tx.space {
+        Some(space) if space.low => Err(Error::LowSpace(space)),
+        _ => Ok(()),
     }
 }
 

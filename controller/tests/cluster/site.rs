@@ -33,6 +33,8 @@ pub struct Site {
     pub fabric: Fabric,
     /// What the next controller's port bears.
     pub limits: Limits,
+    /// Room that the store's disk must have.
+    pub reserve_mib: u32,
     endpoint: watch::Sender<String>,
     running: Option<CancellationToken>,
     /// Rung when the store of the running controller has failed.
@@ -181,6 +183,7 @@ impl Site {
             disk: Disk::default(),
             fabric,
             limits: Limits::default(),
+            reserve_mib: 1,
             endpoint,
             running: None,
             crashed,
@@ -193,6 +196,7 @@ impl Site {
             listen: ([127, 0, 0, 1], 0).into(),
             report_interval_ms: 500,
             limits: self.limits,
+            store_reserve_mib: self.reserve_mib,
             ..Config::default()
         }
     }

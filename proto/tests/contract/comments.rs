@@ -13,6 +13,7 @@ const UNIT_SUFFIXES: &[&str] = &["bytes", "mib", "ms", "seconds", "second", "per
 const UNITLESS: &[&str] = &[
     "generation",
     "epoch",
+    "incarnation",
     "term",
     "session",
     "sequence",

@@ -54,6 +54,9 @@ fn reported(vm: &VmRecord, change: impl FnOnce(&mut Observation)) -> Reported {
         name: vm.name.to_string(),
         observation,
         transfer_over: None,
+        migration: None,
+        power_sequence: None,
+        restart_sequence: None,
     }
 }
 

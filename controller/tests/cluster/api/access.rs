@@ -76,6 +76,7 @@ async fn each_service_is_for_those_it_is_meant_for() {
             "dalgu.v1.HostService",
             "dalgu.v1.OperationService",
             "dalgu.v1.PlacementService",
+            "dalgu.v1.SiteService",
             "dalgu.v1.VmService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",

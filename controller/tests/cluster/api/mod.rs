@@ -6,6 +6,7 @@ mod limits;
 mod list;
 mod metrics;
 mod placement;
+mod space;
 mod vm;
 
 use dalgu_proto::v1;

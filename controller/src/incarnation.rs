@@ -1,0 +1,274 @@
+//! A store that was restored from a backup begins a new life: an incarnation. What hosts have goes on as it is; what the
+//! backup says of them may be long out of date.
+//!
+//! ```text
+//!   backup ──restore: renew──> observing ──every host heard or waived, differences accepted──> resumed
+//!                             (no command)                                              (VMs taken over as they are)
+//! ```
+//!
+//! [`renew`] is for `backup`: every number that agents remember jumps so far ahead that nothing said before is valid any more.
+//! The rest is called inside transactions by `api::site` and `reconcile::apply`. The rule: hosts are right. A VM is taken
+//! over where it is and in the power state it is in; one that no host has is never made again, and one that the store does
+//! not know is never touched.
+
+mod differences;
+mod renew;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use dalgu_proto::ids::{Epoch, Generation, HostName, MigrationId, OperationId, VmId};
+
+pub use self::{
+    differences::{Difference, Kind, differences, etag, waiting},
+    renew::{Error as RenewError, JUMP, Past, past, renew},
+};
+use crate::{
+    agent_wire::Reported,
+    model::{
+        EventKind, MigrationRecord, OperationKind, OperationRecord, OperationState, Phase, VmPhase, VmRecord,
+    },
+    state::{State, Tx},
+};
+
+/// Why an operator's call is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is no such host.
+    #[error("there is no host named {0}; see `dalgu host list`")]
+    UnknownHost(HostName),
+    /// No backup was restored.
+    #[error("the controller does not observe: there is nothing to wait for")]
+    NotObserving,
+    /// Hosts are waited for.
+    #[error("not heard from yet: {}; wait for them, or waive those that will not come (`dalgu site waive HOST`)", names(.0))]
+    Waiting(Vec<HostName>),
+    /// There are differences.
+    #[error(
+        "hosts and store differ in {0} points: look at them (`dalgu site show`), then resume with --accept-differences"
+    )]
+    Differences(usize),
+    /// They are others than were looked at.
+    #[error("the differences have changed since they were looked at: look again, then repeat")]
+    Changed,
+}
+
+fn names(hosts: &[HostName]) -> String {
+    let names: Vec<_> = hosts.iter().map(HostName::as_str).collect();
+    names.join(", ")
+}
+
+/// Where a VM is, as hosts show it.
+#[derive(Debug, Clone)]
+enum Place {
+    Nowhere,
+    On(Seen),
+    Migrating {
+        source: Seen,
+        destination: Seen,
+        id: MigrationId,
+    },
+    Unclear(Vec<HostName>),
+}
+
+type Seen = (HostName, Arc<Reported>);
+
+fn place(state: &State, vm: VmId) -> Place {
+    let (mut solid, mut leaving, mut coming) = (Vec::new(), Vec::new(), Vec::new());
+    for (host, reported) in state.sightings.get(&vm).into_iter().flatten() {
+        let seen = (host.clone(), reported.clone());
+        match reported.observation.phase {
+            // It goes by itself.
+            VmPhase::Deleting => {}
+            VmPhase::Incoming => coming.push(seen),
+            VmPhase::Outgoing => leaving.push(seen),
+            _ => solid.push(seen),
+        }
+    }
+    let hosts = || {
+        let all = solid.iter().chain(&leaving).chain(&coming);
+        all.map(|(host, _)| host.clone()).collect()
+    };
+    let (source, destination) = match (&solid[..], &leaving[..], &coming[..]) {
+        ([], [], []) => return Place::Nowhere,
+        ([only], [], []) => return Place::On(only.clone()),
+        // On its way; made ready and never begun; arrived, and the source has not been told.
+        ([], [source], [destination]) | ([source], [], [destination]) | ([destination], [source], []) => {
+            (source, destination)
+        }
+        _ => return Place::Unclear(hosts()),
+    };
+    let (theirs, ours) = (destination.1.migration, source.1.migration);
+    match theirs.or(ours) {
+        Some(id) if theirs.is_none_or(|theirs| ours.is_none_or(|ours| ours == theirs)) => Place::Migrating {
+            source: source.clone(),
+            destination: destination.clone(),
+            id,
+        },
+        _ => Place::Unclear(hosts()),
+    }
+}
+
+/// No longer waits for a host.
+pub fn waive(tx: &mut Tx, host: &HostName, principal: &str) -> Result<(), Error> {
+    let Some(mut observing) = tx.meta.observing.clone() else {
+        return Err(Error::NotObserving);
+    };
+    if !tx.hosts.contains_key(host) {
+        return Err(Error::UnknownHost(host.clone()));
+    }
+    if observing.waived.insert(host.clone()) {
+        tx.set_observing(Some(observing));
+        let message = format!("not waited for after the restore; said by {principal}");
+        tx.event(EventKind::Host, "HostWaived", host, message, None);
+    }
+    Ok(())
+}
+
+/// Ends the observing, and takes over what hosts have. Harmless when repeated; later it takes over what has shown since.
+pub fn resume(tx: &mut Tx, accept: bool, seen_etag: &str, principal: &str) -> Result<(), Error> {
+    let found = differences(tx);
+    let observing = tx.meta.observing.is_some();
+    if observing {
+        let waiting = waiting(tx);
+        if !waiting.is_empty() {
+            return Err(Error::Waiting(waiting));
+        }
+        if !found.is_empty() && !accept {
+            return Err(Error::Differences(found.len()));
+        }
+    }
+    if accept && !found.is_empty() {
+        if etag(&found) != seen_etag {
+            return Err(Error::Changed);
+        }
+    } else if !observing {
+        return Ok(());
+    }
+    let unconfirmed: Vec<_> = tx.vms.values().filter(|vm| vm.unconfirmed).cloned().collect();
+    for vm in unconfirmed {
+        match place(tx, vm.id) {
+            Place::On((host, reported)) => take_over(tx, &vm, &host, &reported),
+            Place::Migrating {
+                source,
+                destination,
+                id,
+            } => settle(tx, &vm, &source, &destination, id),
+            Place::Nowhere | Place::Unclear(_) => tx.touch(vm.id),
+        }
+    }
+    if observing {
+        tx.set_observing(None);
+        let message = format!("{} differences accepted; said by {principal}", found.len());
+        tx.event(EventKind::Host, "SiteResumed", "site", message, None);
+    }
+    Ok(())
+}
+
+/// A host that was not waited for is back: what it has of its own is taken over. Called after each complete list.
+pub fn returned(tx: &mut Tx, host: &HostName) {
+    if tx.meta.observing.is_some() || tx.sightings.is_empty() {
+        return;
+    }
+    let its_own = |id: &VmId| {
+        let vm = tx.vms.get(id).filter(|vm| vm.unconfirmed && vm.owner == *host)?;
+        match place(tx, *id) {
+            Place::On((at, reported)) if at == *host => Some((vm.clone(), reported)),
+            _ => None,
+        }
+    };
+    let found: Vec<_> = tx.sightings.keys().filter_map(its_own).collect();
+    for (vm, reported) in found {
+        take_over(tx, &vm, host, &reported);
+    }
+}
+
+/// The numbers of a record, ahead of all that a host remembers.
+fn ahead(vm: &VmRecord, reported: &Reported) -> VmRecord {
+    let Epoch(epoch) = reported.observation.epoch;
+    let Generation(generation) = reported.observation.accepted;
+    let mut vm = vm.clone();
+    vm.epoch = vm.epoch.max(Epoch(epoch.saturating_add(1)));
+    vm.intent.generation = vm.intent.generation.max(Generation(generation.saturating_add(1)));
+    // What was asked of the host before counts as asked: neither is a guest rebooted again, nor is the next reboot lost.
+    vm.intent.power_sequence = reported.power_sequence.unwrap_or(vm.intent.power_sequence);
+    vm.intent.restart_sequence = reported.restart_sequence.unwrap_or(vm.intent.restart_sequence);
+    vm.intent.power = reported.observation.power.unwrap_or(vm.intent.power);
+    vm.unconfirmed = false;
+    vm
+}
+
+fn take_over(tx: &mut Tx, vm: &VmRecord, host: &HostName, reported: &Reported) {
+    let mut taken = ahead(vm, reported);
+    taken.owner = host.clone();
+    let message = format!("taken over as it is on {host}");
+    tx.event(EventKind::Vm, "VmTakenOver", &vm.name, message, None);
+    tx.observe(vm.id, None);
+    tx.forget_sightings(vm.id);
+    tx.put_vm(taken);
+}
+
+/// Both hosts are asked where the VM is, as after any migration that was cut short.
+fn settle(tx: &mut Tx, vm: &VmRecord, source: &Seen, destination: &Seen, id: MigrationId) {
+    let mut taken = ahead(&ahead(vm, &destination.1), &source.1);
+    taken.owner = source.0.clone();
+    let operation = OperationRecord {
+        id: OperationId::from_uuid(tx.new_id()),
+        kind: OperationKind::Migrate,
+        state: OperationState::Active,
+        vm: vm.id,
+        vm_name: vm.name.clone(),
+        generation: taken.intent.generation,
+        power: None,
+        grace_period_seconds: 0,
+        migration: Some(id),
+        request_id: String::new(),
+        principal: "restore".to_owned(),
+        error: None,
+        message: String::new(),
+        create_time: tx.now(),
+        end_time: None,
+        cancel_requested: false,
+    };
+    let record = MigrationRecord {
+        id,
+        vm: vm.id,
+        operation: operation.id,
+        source: source.0.clone(),
+        destination: destination.0.clone(),
+        source_epoch: taken.epoch,
+        destination_epoch: taken.epoch.next(),
+        intent: taken.intent.clone(),
+        phase: Phase::CuttingOver,
+        phase_time: tx.now(),
+        source_told: true,
+        abort_requested: false,
+        error: None,
+        max_downtime_ms: 0,
+        bandwidth_mib_per_second: 0,
+        source_answer: None,
+        destination_answer: None,
+        source_finished: false,
+        destination_finished: false,
+        progress: None,
+        decision: taken.decision.clone(),
+    };
+    let message = format!(
+        "was migrating from {} to {}: both are asked",
+        source.0, destination.0
+    );
+    tx.event(
+        EventKind::Vm,
+        "VmTakenOver",
+        &vm.name,
+        message,
+        Some(operation.id),
+    );
+    tx.observe(vm.id, None);
+    tx.forget_sightings(vm.id);
+    tx.put_vm(taken);
+    tx.put_operation(operation);
+    tx.put_migration(record);
+}

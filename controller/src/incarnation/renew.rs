@@ -1,0 +1,140 @@
+//! What a backup becomes when it is restored: the same records with numbers that nobody has heard yet. Pure.
+//!
+//! Agents refuse a lower term, another session, a lower epoch and a lower generation than they remember. The backup is
+//! older than what they remember, so each jumps ahead; a second restore of the same backup jumps twice as far.
+
+use dalgu_proto::ids::{Epoch, Generation, Session, Term};
+use jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    model::{Code, Fault, HostRecord, MigrationRecord, OperationRecord, OperationState, Phase, VmRecord},
+    state::{Meta, Observing},
+    store::{Image, Table},
+};
+
+/// How far every number jumps in each incarnation: more than any of them rises in the life of a store.
+pub const JUMP: u64 = 1_000_000;
+
+/// What the stores of this site have come to so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Past {
+    /// Highest incarnation.
+    pub incarnation: u64,
+    /// Highest term.
+    pub term: u64,
+    /// Highest revision.
+    pub revision: u64,
+}
+
+/// Why a backup cannot be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It has no numbers of the site.
+    #[error("the site's own record is missing")]
+    NoMeta,
+    /// A record is not what it should be.
+    #[error("the record {key} of table {table} cannot be read")]
+    Record {
+        /// Its table.
+        table: &'static str,
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The site's own record in an image.
+pub fn past(image: &Image) -> Result<Meta, Error> {
+    let mut records = image.records.iter();
+    let (table, key, value) = records
+        .find(|(table, key, _)| *table == Table::Meta && key == crate::state::META_KEY)
+        .ok_or(Error::NoMeta)?;
+    read(*table, key, value)
+}
+
+fn read<T: DeserializeOwned>(table: Table, key: &str, value: &str) -> Result<T, Error> {
+    serde_json::from_str(value).map_err(|source| Error::Record {
+        table: table.as_str(),
+        key: key.to_owned(),
+        source,
+    })
+}
+
+fn write(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("records have text keys and finite numbers")
+}
+
+/// The image as the first one of a new incarnation, which is greater than any before.
+pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta), Error> {
+    let old = past(&image)?;
+    let incarnation = old.incarnation.max(before.incarnation).saturating_add(1);
+    let jump = (incarnation - old.incarnation).saturating_mul(JUMP);
+    let revision = old
+        .revision
+        .saturating_add(jump)
+        .max(before.revision.saturating_add(JUMP));
+    let meta = Meta {
+        term: Term(
+            old.term
+                .0
+                .saturating_add(jump)
+                .max(before.term.saturating_add(JUMP)),
+        ),
+        incarnation,
+        revision,
+        // Who watched may have seen what the backup has not: it must list again.
+        forgotten: revision,
+        observing: Some(Observing {
+            since: now,
+            waived: Default::default(),
+        }),
+        ..old
+    };
+    let message = "a backup was restored; what became of this is not known";
+    let fault = Fault::new(Code::Cancelled, "STORE_RESTORED", message);
+    let Image { records, events } = image;
+    let change = |(table, key, value): (Table, String, String)| {
+        let value = match table {
+            Table::Meta if key == crate::state::META_KEY => write(&meta),
+            Table::Meta | Table::Requests => value,
+            Table::Hosts => {
+                let mut host: HostRecord = read(table, &key, &value)?;
+                host.session = Session(host.session.0.saturating_add(jump));
+                write(&host)
+            }
+            Table::Vms => {
+                let mut vm: VmRecord = read(table, &key, &value)?;
+                vm.epoch = Epoch(vm.epoch.0.saturating_add(jump));
+                vm.intent.generation = Generation(vm.intent.generation.0.saturating_add(jump));
+                vm.unconfirmed = true;
+                write(&vm)
+            }
+            Table::Operations => {
+                let mut operation: OperationRecord = read(table, &key, &value)?;
+                if operation.is_active() {
+                    operation.state = OperationState::Cancelled;
+                    operation.error = Some(fault.clone());
+                    operation.message = message.to_owned();
+                    operation.end_time = Some(now);
+                }
+                write(&operation)
+            }
+            Table::Migrations => {
+                let mut migration: MigrationRecord = read(table, &key, &value)?;
+                migration.source_epoch = Epoch(migration.source_epoch.0.saturating_add(jump));
+                migration.destination_epoch = Epoch(migration.destination_epoch.0.saturating_add(jump));
+                if !migration.phase.is_terminal() {
+                    migration.phase = Phase::Failed;
+                    migration.error = Some(fault.clone());
+                }
+                write(&migration)
+            }
+        };
+        Ok((table, key, value))
+    };
+    let records = records.into_iter().map(change).collect::<Result<_, Error>>()?;
+    Ok((Image { records, events }, meta))
+}

@@ -1,0 +1,185 @@
+//! What a restored store makes of what hosts show.
+
+use dalgu_proto::vm::PowerState;
+
+use super::*;
+use crate::{
+    fixtures::{self, host_name},
+    model::HostLive,
+    reconcile::apply::{self, Extent},
+    state::{Db, Hooks, Observing},
+    store::memory::Disk,
+};
+
+/// A restored site of hosts h1 to h3 with the VM web, which the store has on h1.
+async fn restored() -> (Db, VmRecord) {
+    let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let mut vm = fixtures::vm("web", "h1");
+    vm.unconfirmed = true;
+    vm.epoch = Epoch(JUMP);
+    vm.intent.generation = Generation(JUMP);
+    let stored = vm.clone();
+    db.change(|tx| {
+        for name in ["h1", "h2", "h3"] {
+            tx.put_host(fixtures::host(name));
+            tx.set_live(host_name(name), HostLive::silent(tokio::time::Instant::now()));
+        }
+        tx.put_vm(stored);
+        tx.set_observing(Some(Observing {
+            since: jiff::Timestamp::UNIX_EPOCH,
+            waived: Default::default(),
+        }));
+    })
+    .await;
+    (db, vm)
+}
+
+fn shown(vm: &VmRecord, host: &str, phase: VmPhase) -> Reported {
+    let mut observation = fixtures::observation(vm);
+    observation.host = host_name(host);
+    observation.epoch = Epoch(7);
+    observation.accepted = Generation(9);
+    observation.phase = phase;
+    Reported {
+        id: vm.id,
+        name: vm.name.to_string(),
+        observation,
+        transfer_over: None,
+        migration: None,
+        power_sequence: Some(5),
+        restart_sequence: Some(3),
+    }
+}
+
+async fn lists(db: &Db, host: &str, vms: Vec<Reported>) {
+    db.change(|tx| apply::apply(tx, &host_name(host), vms, Extent::NewRun))
+        .await;
+}
+
+async fn resumes(db: &Db) -> Result<(), Error> {
+    let seen = etag(&differences(&db.snapshot()));
+    db.transact(|tx| resume(tx, true, &seen, "operator/test")).await
+}
+
+fn kinds(db: &Db) -> Vec<Kind> {
+    differences(&db.snapshot())
+        .iter()
+        .map(|found| found.kind)
+        .collect()
+}
+
+#[tokio::test]
+async fn nothing_is_resumed_before_every_host_has_shown_all_or_is_waived() {
+    let (db, vm) = restored().await;
+    lists(&db, "h1", vec![shown(&vm, "h1", VmPhase::Settled)]).await;
+    let refused = resumes(&db).await.unwrap_err();
+    assert_eq!(refused, Error::Waiting(vec![host_name("h2"), host_name("h3")]));
+    lists(&db, "h2", vec![]).await;
+    db.transact(|tx| waive(tx, &host_name("h3"), "operator/test"))
+        .await
+        .unwrap();
+    assert!(kinds(&db).is_empty(), "it is where it should be");
+    db.transact(|tx| resume(tx, false, "", "operator/test"))
+        .await
+        .unwrap();
+    let state = db.snapshot();
+    assert!(state.meta.observing.is_none());
+    let vm = &state.vms[&vm.id];
+    assert!(!vm.unconfirmed);
+    assert_eq!((vm.epoch, vm.intent.generation), (Epoch(JUMP), Generation(JUMP)));
+    // Not those of the backup: the host neither reboots the guest nor misses the next reboot.
+    assert_eq!((vm.intent.power_sequence, vm.intent.restart_sequence), (5, 3));
+}
+
+#[tokio::test]
+async fn a_vm_is_taken_over_where_it_is_and_as_it_is_once_that_was_accepted() {
+    let (db, vm) = restored().await;
+    let mut there = shown(&vm, "h2", VmPhase::Settled);
+    there.observation.power = Some(PowerState::Stopped);
+    // Ahead even of the jump, as after a second restore whose past was lost.
+    there.observation.epoch = Epoch(3 * JUMP);
+    lists(&db, "h1", vec![]).await;
+    lists(&db, "h2", vec![there]).await;
+    lists(&db, "h3", vec![]).await;
+    assert_eq!(kinds(&db), [Kind::OtherOwner, Kind::PowerState]);
+    let unseen = db.transact(|tx| resume(tx, false, "", "operator/test")).await;
+    assert_eq!(unseen, Err(Error::Differences(2)));
+    let others = db
+        .transact(|tx| resume(tx, true, "another", "operator/test"))
+        .await;
+    assert_eq!(others, Err(Error::Changed));
+    resumes(&db).await.unwrap();
+    let state = db.snapshot();
+    let vm = &state.vms[&vm.id];
+    assert_eq!(vm.owner, host_name("h2"));
+    assert_eq!(vm.intent.power, PowerState::Stopped);
+    assert_eq!(vm.epoch, Epoch(3 * JUMP + 1));
+    assert!(differences(&state).is_empty());
+}
+
+#[tokio::test]
+async fn what_no_host_has_is_not_made_again_and_what_the_store_does_not_know_is_left_alone() {
+    let (db, vm) = restored().await;
+    let stranger = fixtures::vm("new", "h2");
+    lists(&db, "h1", vec![]).await;
+    lists(&db, "h2", vec![shown(&stranger, "h2", VmPhase::Settled)]).await;
+    lists(&db, "h3", vec![]).await;
+    assert_eq!(kinds(&db), [Kind::MissingVm, Kind::UnknownVm]);
+    resumes(&db).await.unwrap();
+    assert!(db.snapshot().vms[&vm.id].unconfirmed);
+    assert!(!db.snapshot().vms.contains_key(&stranger.id));
+    assert_eq!(kinds(&db), [Kind::MissingVm, Kind::UnknownVm], "still told of");
+}
+
+#[tokio::test]
+async fn a_vm_on_two_hosts_is_left_alone_until_it_is_on_one() {
+    let (db, vm) = restored().await;
+    for host in ["h1", "h2"] {
+        lists(&db, host, vec![shown(&vm, host, VmPhase::Settled)]).await;
+    }
+    lists(&db, "h3", vec![]).await;
+    assert_eq!(kinds(&db), [Kind::SeveralHosts]);
+    resumes(&db).await.unwrap();
+    assert!(db.snapshot().vms[&vm.id].unconfirmed);
+    lists(&db, "h1", vec![]).await;
+    assert_eq!(kinds(&db), [Kind::OtherOwner]);
+    resumes(&db).await.unwrap();
+    assert_eq!(db.snapshot().vms[&vm.id].owner, host_name("h2"));
+}
+
+#[tokio::test]
+async fn a_migration_that_the_backup_does_not_know_is_settled_with_both_hosts() {
+    let (db, vm) = restored().await;
+    let id = MigrationId::from_uuid(uuid::Uuid::from_u128(5));
+    let part = |host, phase| Reported {
+        migration: Some(id),
+        ..shown(&vm, host, phase)
+    };
+    lists(&db, "h1", vec![part("h1", VmPhase::Outgoing)]).await;
+    lists(&db, "h2", vec![part("h2", VmPhase::Incoming)]).await;
+    lists(&db, "h3", vec![]).await;
+    assert_eq!(kinds(&db), [Kind::Migrating]);
+    resumes(&db).await.unwrap();
+    let state = db.snapshot();
+    let migration = state.active_migration(vm.id).unwrap();
+    assert_eq!(migration.phase, Phase::CuttingOver);
+    assert_eq!(
+        (&migration.source, &migration.destination),
+        (&host_name("h1"), &host_name("h2"))
+    );
+    assert_eq!(state.active_operations(vm.id).len(), 1);
+}
+
+#[tokio::test]
+async fn a_waived_host_that_comes_back_gets_its_vms_again() {
+    let (db, vm) = restored().await;
+    db.transact(|tx| waive(tx, &host_name("h1"), "operator/test"))
+        .await
+        .unwrap();
+    lists(&db, "h2", vec![]).await;
+    lists(&db, "h3", vec![]).await;
+    resumes(&db).await.unwrap();
+    assert!(db.snapshot().vms[&vm.id].unconfirmed, "nobody has shown it");
+    lists(&db, "h1", vec![shown(&vm, "h1", VmPhase::Settled)]).await;
+    assert!(!db.snapshot().vms[&vm.id].unconfirmed);
+}
