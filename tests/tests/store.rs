@@ -446,7 +446,12 @@ async fn a_restored_controller_looks_first_and_takes_every_guest_over_without_re
         "a guest was restarted or touched"
     );
 
-    // It is in charge: what it says is obeyed.
+    in_charge(&cluster).await
+}
+
+/// What the controller says is obeyed.
+async fn in_charge(cluster: &Cluster) -> Result<()> {
+    let mut vms = cluster.vms().await?;
     for name in ["web", "db"] {
         vms.start_vm(v1::StartVmRequest {
             name: name.to_owned(),
