@@ -3,7 +3,8 @@
 //!
 //! Generated types stop at the edge of each program; what lies behind it uses the types of [`vm`], [`host`] and
 //! [`ids`], which cannot hold a value that the documentation forbids. Beside them is what the programs share of their
-//! work: mutual TLS in [`tls`], metrics in [`metrics`], a daemon's life in [`daemon`].
+//! work: mutual TLS in [`tls`], metrics in [`metrics`], a daemon's life in [`daemon`]; and the switches of the tests of the
+//! rules of safety, [`mutant`].
 #![forbid(unsafe_code)]
 
 /// Generated from `dalgu/v1/*.proto`: the operator API.
@@ -28,6 +29,7 @@ pub mod daemon;
 pub mod host;
 pub mod ids;
 pub mod metrics;
+pub mod mutant;
 pub mod reason;
 pub mod size;
 pub mod time;

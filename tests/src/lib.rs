@@ -5,6 +5,7 @@ pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod e2e;
+pub mod fleet;
 pub mod lab;
 pub mod operator;
 pub mod serial;

@@ -123,6 +123,21 @@ impl Sim {
         self.reconnect();
     }
 
+    /// What is here now, without a call that could fail or take time.
+    pub fn domains(&self) -> Vec<(VmId, DomainState, PowerReason)> {
+        let state = self.0.state();
+        let seen = state
+            .domains
+            .values()
+            .map(|guest| (guest.id, guest.state, guest.reason));
+        seen.collect()
+    }
+
+    /// Takes back every fault that was ordered and has not come.
+    pub fn forget_faults(&self) {
+        *self.0.faults() = super::Faults::default();
+    }
+
     /// Puts a running domain here that is not Dalgu's.
     pub fn add_foreign(&self, id: VmId, name: &str) {
         self.0.state().domains.insert(id, Guest::foreign(id, name));

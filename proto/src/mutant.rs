@@ -1,0 +1,113 @@
+//! Switches that turn off one rule of safety each, for the tests that show that every rule is needed.
+//!
+//! Without the feature `mutants` (the packages are built without it) [`on`] is always false and costs nothing. With it, a
+//! test turns one on for its own thread with `turn_on`; a rule asks where it is applied.
+
+/// A rule that can be turned off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// The agent obeys commands of another session.
+    SessionNotChecked,
+    /// The agent obeys a controller that has been replaced.
+    TermNotChecked,
+    /// The agent obeys an older ownership number.
+    EpochNotCompared,
+    /// The agent obeys an older generation.
+    GenerationNotCompared,
+    /// The agent writes its ledger after it has called the hypervisor.
+    LedgerAfterHypervisor,
+    /// The controller believes an incomplete list of VMs to be complete.
+    IncompleteInventoryAccepted,
+    /// The owner after a migration is the one whose call said so.
+    MigrationJudgedByReturnCode,
+    /// The owner is decided before both hosts have settled.
+    RevocationNotAwaited,
+    /// The destination's place is given away while the migration is not resolved.
+    EarlyReservationRelease,
+    /// The agent does not write down that a start was begun, and starts again after a restart.
+    StartRepeated,
+    /// A VM that arrives by a migration runs before its source has let go of it.
+    ArrivesRunning,
+    /// A host that has settled still lets a late order to send or to prepare begin.
+    SettledMayBegin,
+    /// What is gone is forgotten at once, so that a late command makes it again.
+    GoneForgotten,
+    /// A repeated request is carried out again.
+    RequestNotRemembered,
+    /// The answer to a request goes out before its change is on disk.
+    AnswerBeforeCommit,
+    /// The reservation is made without looking again at what is free.
+    PlacementNotCheckedAgain,
+    /// Anybody's report of a VM counts, not only its owner's.
+    AnybodySpeaks,
+    /// An older report replaces a newer one.
+    OldReportsCount,
+    /// The source of a migration removes its copy without being told.
+    SourceTidiesByItself,
+}
+
+impl Mutant {
+    /// Every one.
+    pub const ALL: [Self; 19] = [
+        Self::SessionNotChecked,
+        Self::TermNotChecked,
+        Self::EpochNotCompared,
+        Self::GenerationNotCompared,
+        Self::LedgerAfterHypervisor,
+        Self::IncompleteInventoryAccepted,
+        Self::MigrationJudgedByReturnCode,
+        Self::RevocationNotAwaited,
+        Self::EarlyReservationRelease,
+        Self::StartRepeated,
+        Self::ArrivesRunning,
+        Self::SettledMayBegin,
+        Self::GoneForgotten,
+        Self::RequestNotRemembered,
+        Self::AnswerBeforeCommit,
+        Self::PlacementNotCheckedAgain,
+        Self::AnybodySpeaks,
+        Self::OldReportsCount,
+        Self::SourceTidiesByItself,
+    ];
+}
+
+/// Whether the rule is turned off: never, in the programs.
+#[cfg(not(feature = "mutants"))]
+pub const fn on(_mutant: Mutant) -> bool {
+    false
+}
+
+#[cfg(feature = "mutants")]
+pub use enabled::{Guard, on, turn_on};
+
+#[cfg(feature = "mutants")]
+mod enabled {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Whether the rule is turned off in this thread.
+    pub fn on(mutant: Mutant) -> bool {
+        ON.get() == Some(mutant)
+    }
+
+    /// Turns a rule off in this thread until the guard is dropped.
+    pub fn turn_on(mutant: Mutant) -> Guard {
+        ON.set(Some(mutant));
+        Guard(())
+    }
+
+    /// See [`turn_on`].
+    #[derive(Debug)]
+    pub struct Guard(());
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            ON.set(None);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The deterministic fleet: thousands of seeds with faults, the step matrix, the mutation gate, and one seed to read.
+//!
+//! `make fleet` runs it at length, `make test` shortly. Exits with 1 where an invariant was violated or a mutant lived.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use dalgu_tests::fleet::{
+    Settings,
+    campaign::{self, Campaign},
+    explain, minimise, run,
+};
+
+/// Runs simulated fleets with faults and checks what must hold
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    one: One,
+}
+
+#[derive(Args)]
+struct One {
+    /// The seed to run
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Go on until there have been so many faults
+    #[arg(long, default_value_t = 1000)]
+    faults: u64,
+    /// Show the whole history
+    #[arg(long)]
+    explain: bool,
+    /// Cut a failing seed down to few steps first, for at most so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    minimise: Option<u64>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run many seeds, the step matrix and the mutation gate
+    Campaign {
+        /// How many seeds
+        #[arg(long, default_value_t = 10_000)]
+        seeds: u64,
+        /// The first of them
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+        /// Least faults of each
+        #[arg(long, default_value_t = 1000)]
+        faults: u64,
+        /// End after so many seconds, whatever has been reached
+        #[arg(long, value_name = "SECONDS")]
+        limit: Option<u64>,
+        /// Run each cell of the step matrix (1), or every N-th only; 0 for none
+        #[arg(long, default_value_t = 1)]
+        matrix: usize,
+        /// Seeds that each mutant may take to be caught; 0 for no mutants
+        #[arg(long, default_value_t = 300)]
+        mutants: u64,
+        /// Where the report goes
+        #[arg(long, default_value = "target/fleet/report.json")]
+        report: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let fine = match (cli.command, cli.one.seed) {
+        (
+            Some(Command::Campaign {
+                seeds,
+                first,
+                faults,
+                limit,
+                matrix,
+                mutants,
+                report,
+            }),
+            _,
+        ) => {
+            let campaign = Campaign {
+                seeds: first..first + seeds,
+                faults,
+                limit: limit.map(Duration::from_secs),
+                matrix,
+                mutants,
+            };
+            let found = campaign::run(&campaign);
+            campaign::print(&found);
+            campaign::write(&found, &report)?;
+            found.is_fine()
+        }
+        (None, Some(seed)) => one(seed, &cli.one),
+        (None, None) => anyhow::bail!("give --seed N, or `campaign`; see --help"),
+    };
+    Ok(if fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn one(seed: u64, how: &One) -> bool {
+    let mut settings = Settings::seed(seed, how.faults);
+    let mut outcome = run(&settings);
+    if let (Some(seconds), false) = (how.minimise, outcome.violations.is_empty()) {
+        let minimal = minimise::minimise(&settings, outcome, Duration::from_secs(seconds));
+        println!("cut down in {} runs", minimal.runs);
+        settings = minimal.settings;
+        outcome = minimal.outcome;
+    }
+    if how.explain {
+        settings.explain = true;
+        outcome = run(&settings);
+    }
+    explain::print(&settings, &outcome);
+    outcome.violations.is_empty()
+}

@@ -1,0 +1,202 @@
+//! The step matrix: each kind of operation, made once while nothing else goes wrong, with every fault that is possible at
+//! every point that it touches, one run each. No cell is left out.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    Outcome, Settings,
+    fate::{self, Point, Source},
+    plan::{Event, Plan, Request, Size, Verb},
+    run,
+};
+
+/// An operation of the matrix: the requests that lead to it, the last of which is the one looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Its name.
+    pub name: &'static str,
+    verbs: &'static [Verb],
+}
+
+/// Every operation.
+pub const ROWS: &[Row] = &[
+    Row {
+        name: "create",
+        verbs: &[Verb::Create],
+    },
+    Row {
+        name: "create stopped",
+        verbs: &[Verb::CreateStopped],
+    },
+    Row {
+        name: "start",
+        verbs: &[Verb::CreateStopped, Verb::Start],
+    },
+    Row {
+        name: "stop",
+        verbs: &[Verb::Create, Verb::Stop],
+    },
+    Row {
+        name: "stop by force",
+        verbs: &[Verb::Create, Verb::ForceStop],
+    },
+    Row {
+        name: "reboot",
+        verbs: &[Verb::Create, Verb::Reboot],
+    },
+    Row {
+        name: "reset",
+        verbs: &[Verb::Create, Verb::Reset],
+    },
+    Row {
+        name: "pause",
+        verbs: &[Verb::Create, Verb::Pause],
+    },
+    Row {
+        name: "resume",
+        verbs: &[Verb::Create, Verb::Pause, Verb::Resume],
+    },
+    Row {
+        name: "migrate",
+        verbs: &[Verb::Create, Verb::Migrate],
+    },
+    Row {
+        name: "cancel a migration",
+        verbs: &[Verb::Create, Verb::Migrate, Verb::Cancel],
+    },
+    Row {
+        name: "delete",
+        verbs: &[Verb::CreateStopped, Verb::Delete],
+    },
+    Row {
+        name: "delete by force",
+        verbs: &[Verb::Create, Verb::ForceDelete],
+    },
+];
+
+/// Time between the requests of a row: the one before has been carried out.
+const APART: Duration = Duration::from_secs(15);
+/// A migration is cancelled so soon.
+const SOON: Duration = Duration::from_millis(900);
+
+/// One cell that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The operation.
+    pub row: &'static str,
+    /// Number of the point.
+    pub number: u64,
+    /// The point.
+    pub point: Point,
+    /// What happened there.
+    pub fate: fate::Fate,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a row.
+#[derive(Debug, Default)]
+pub struct Result {
+    /// Points that the operation touched.
+    pub points: usize,
+    /// Cells that were run, by fault.
+    pub cells: BTreeMap<&'static str, u64>,
+    /// Those that failed.
+    pub failures: Vec<Failure>,
+}
+
+fn plan(row: &Row) -> (Plan, Duration) {
+    let mut time = Duration::from_secs(6);
+    let mut plan = Plan::new();
+    for (index, verb) in row.verbs.iter().enumerate() {
+        if index > 0 {
+            time += if *verb == Verb::Cancel { SOON } else { APART };
+        }
+        let request = Request {
+            verb: *verb,
+            object: 0,
+            destination: None,
+            retries: 3,
+            again: false,
+        };
+        plan.push((time, Event::Request(request)));
+    }
+    (plan, time)
+}
+
+/// Runs every cell of a row. `every` runs each cell (1), or each N-th only, for a quick look.
+pub fn row(row: &Row, every: usize) -> Result {
+    let (plan, last) = plan(row);
+    let size = Size {
+        hosts: 2,
+        vms: 1,
+        time: last + Duration::from_secs(30),
+        requests: 0,
+        faults: 0,
+    };
+    let settings = |faults| Settings {
+        seed: 1,
+        size,
+        least_faults: 0,
+        faults,
+        plan: Some(plan.clone()),
+        explain: true,
+    };
+    let quiet = run(&settings(Source::Exactly {
+        point: u64::MAX,
+        fate: fate::Fate::Pass,
+    }));
+    let mut result = Result::default();
+    if !quiet.violations.is_empty() {
+        let nothing = Point {
+            kind: fate::Kind::Look,
+            name: "none",
+            by: super::plan::Node::Client,
+            to: super::plan::Node::Client,
+        };
+        result.failures.push(Failure {
+            row: row.name,
+            number: u64::MAX,
+            point: nothing,
+            fate: fate::Fate::Pass,
+            outcome: quiet,
+        });
+        return result;
+    }
+    // Points of the last request: those after the one before it was carried out, without the heartbeats that go on anyway.
+    let begin = quiet
+        .seen
+        .iter()
+        .rposition(|point| point.by == super::plan::Node::Client)
+        .unwrap_or(0);
+    let mine = |point: &Point| !matches!(point.name, "Report" | "Register" | "list" | "usage" | "about");
+    let points: Vec<_> = quiet
+        .seen
+        .iter()
+        .enumerate()
+        .skip(begin)
+        .filter(|(_, point)| mine(point))
+        .collect();
+    result.points = points.len();
+    let cells = points.iter().flat_map(|(number, point)| {
+        fate::possible(point.kind).map(move |fate| (*number as u64, **point, fate))
+    });
+    for (number, point, fate) in cells.step_by(every) {
+        let class = fate.class(point.kind).unwrap_or("none");
+        *result.cells.entry(class).or_default() += 1;
+        let outcome = run(&Settings {
+            explain: false,
+            ..settings(Source::Exactly { point: number, fate })
+        });
+        if !outcome.violations.is_empty() {
+            result.failures.push(Failure {
+                row: row.name,
+                number,
+                point,
+                fate,
+                outcome,
+            });
+        }
+    }
+    result
+}

@@ -1,0 +1,264 @@
+//! A fleet in one thread: the real controller core and real agents on simulated hypervisors, on one clock, driven by one
+//! seed, with everything going wrong that can go wrong between them. The same seed gives the same history, to the byte.
+//!
+//! ```text
+//!            plan (requests, faults with a duration)     fates (faults at single points)
+//!                       │                                          │
+//!   clients ──messages──┴──> controller core <──messages──> agents ┴──> hypervisors (sim)
+//!                                 │ store                     │ ledgers        │ streams
+//!                                 └───────────── checker looks at all of them ─┘
+//! ```
+//!
+//! [`run`] makes one run; `bin/fleet` makes thousands and writes a report; [`minimise`] cuts a failing one down. Nothing
+//! here decides for the programs: it hands them a network, disks, clocks and hypervisors, and watches.
+
+pub mod campaign;
+pub mod checker;
+mod clients;
+mod disk;
+pub mod explain;
+pub mod fate;
+mod life;
+mod machine;
+pub mod matrix;
+pub mod minimise;
+mod net;
+pub mod plan;
+mod site;
+mod streams;
+mod trace;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use self::{
+    checker::{Checks, Violation},
+    fate::{Fates, Point, Source},
+    plan::{Event, Node, Plan, Size},
+    site::Site,
+};
+
+/// When faults are over, everything must have come to rest after this time.
+const REST: Duration = Duration::from_secs(180);
+/// Messages that were on their way when faults ended have arrived after this time.
+const LATE: Duration = Duration::from_secs(100);
+
+/// Most parts of a run.
+const MOST_PARTS: u32 = 100;
+
+/// A lock on something that is whole after every statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a run is made from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The seed.
+    pub seed: u64,
+    /// How much there is of everything.
+    pub size: Size,
+    /// It goes on until there have been so many faults.
+    pub least_faults: u64,
+    /// Which of the seed's single faults there are.
+    pub faults: Source,
+    /// What happens; `None` is the seed's plan.
+    pub plan: Option<Plan>,
+    /// Keep every line of the history, and every point.
+    pub explain: bool,
+}
+
+impl Settings {
+    /// A seed as it is.
+    pub fn seed(seed: u64, least_faults: u64) -> Self {
+        Self {
+            seed,
+            size: Size::default(),
+            least_faults,
+            faults: Source::Seed { without: Vec::new() },
+            plan: None,
+            explain: false,
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// What was planned.
+    pub plan: Plan,
+    /// What was violated, in order.
+    pub violations: Vec<Violation>,
+    /// Faults by class.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Numbers of the points that something happened to.
+    pub hit: Vec<u64>,
+    /// How often what was checked.
+    pub checks: Checks,
+    /// Requests that were sent.
+    pub requests: u64,
+    /// Operations that ended, by kind and state.
+    pub operations: BTreeMap<String, u64>,
+    /// Digest of the history.
+    pub digest: u64,
+    /// The history's lines: all when they were asked for, else the last ones.
+    pub lines: Vec<String>,
+    /// Points that came.
+    pub points: u64,
+    /// The points themselves, when they were asked for.
+    pub seen: Vec<Point>,
+    /// Time that passed in the run.
+    pub time: Duration,
+}
+
+impl Outcome {
+    /// How many faults there were.
+    pub fn fault_count(&self) -> u64 {
+        self.faults.values().sum()
+    }
+}
+
+/// Makes one run. Blocks the thread; must not be called on a runtime.
+pub fn run(settings: &Settings) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without threads and sockets");
+    runtime.block_on(live(settings))
+}
+
+async fn live(settings: &Settings) -> Outcome {
+    let mut rng = Rng::with_seed(settings.seed);
+    let mut fates = Fates::new(Rng::with_seed(settings.seed ^ 0x5eed), settings.faults.clone());
+    if settings.explain {
+        fates.seen = Some(Vec::new());
+    }
+    let site = Site::new(settings.size.hosts, fates, settings.explain);
+    site.start(Node::Controller(0));
+    (0..settings.size.hosts).for_each(|host| site.start(Node::Host(host)));
+
+    let begun = Instant::now();
+    let mut done = Plan::new();
+    for part in 0..MOST_PARTS {
+        let begin = settings.size.time * part;
+        let plan = match &settings.plan {
+            Some(plan) => plan.clone(),
+            None => plan::plan(&mut rng, settings.size, begin),
+        };
+        carry_out(&site, &plan, begun).await;
+        let end = plan
+            .last()
+            .map_or(begin, |(time, _)| *time)
+            .max(begin + settings.size.time);
+        done.extend(plan);
+        let enough = settings.plan.is_some() || site.fates().faults() >= settings.least_faults;
+        if enough || !site.checker().violations.is_empty() {
+            tokio::time::sleep_until(begun + end).await;
+            break;
+        }
+    }
+    site.trace().say(format_args!("nothing goes wrong any more"));
+    site.heal();
+    come_to_rest(&site).await;
+    if site.checker().violations.is_empty() {
+        tokio::time::sleep(LATE).await;
+        come_to_rest(&site).await;
+    }
+    outcome(settings, &site, done)
+}
+
+async fn carry_out(site: &Arc<Site>, plan: &Plan, begun: Instant) {
+    for (time, event) in plan {
+        tokio::time::sleep_until(begun + *time).await;
+        happen(site, *event);
+        if !site.checker().violations.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Waits until everything is as it should be; that it is not after all is a violation.
+async fn come_to_rest(site: &Site) {
+    let begun = Instant::now();
+    loop {
+        if !site.checker().violations.is_empty() {
+            return;
+        }
+        match site.is_at_rest() {
+            Ok(()) => return,
+            Err(violation) if begun.elapsed() > REST => {
+                site.trace().say(format_args!(
+                    "not at rest: {}: {}",
+                    violation.invariant, violation.what
+                ));
+                site.checker().violations.push(violation);
+                return;
+            }
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+fn happen(site: &Arc<Site>, event: Event) {
+    if let Some(class) = event.class() {
+        site.fates().count(class);
+        site.trace().say(format_args!("{class}: {event:?}"));
+    }
+    match event {
+        Event::Request(request) => {
+            tokio::spawn(clients::ask(site.clone(), request));
+        }
+        Event::Partition { from, to, both, time } => {
+            site.block(from, to, time);
+            if both {
+                site.block(to, from, time);
+            }
+        }
+        Event::Crash { node, time } => site.kill_for(node, time),
+        Event::Freeze { node, time } => site.freeze(node, time),
+        Event::Daemon { host, time } => site.daemon(host, time),
+        Event::PowerLoss { host, time } => site.power_loss(host, time),
+        Event::GuestOff { vm } => site.end_guest_of(vm, false),
+        Event::GuestCrash { vm } => site.end_guest_of(vm, true),
+        Event::ClockJump { node, seconds } => site.jump(node, seconds),
+    }
+}
+
+fn outcome(settings: &Settings, site: &Site, plan: Plan) -> Outcome {
+    let requests = plan
+        .iter()
+        .filter(|(_, event)| matches!(event, Event::Request(_)))
+        .count() as u64;
+    let mut operations: BTreeMap<String, u64> = BTreeMap::new();
+    if let Some((_, services)) = site.services() {
+        for operation in services.db.snapshot().operations.values() {
+            let name = format!("{} {}", operation.kind.as_str(), operation.state.as_str());
+            *operations.entry(name).or_default() += 1;
+        }
+    }
+    let (checker, mut fates, trace) = (site.checker(), site.fates(), site.trace());
+    Outcome {
+        seed: settings.seed,
+        plan,
+        violations: checker.violations.clone(),
+        faults: fates.counts.clone(),
+        hit: fates.hit.clone(),
+        checks: checker.checks.clone(),
+        requests,
+        operations,
+        digest: trace.digest(),
+        lines: trace.lines().to_vec(),
+        points: fates.points(),
+        seen: fates.seen.take().unwrap_or_default(),
+        time: trace.time(),
+    }
+}

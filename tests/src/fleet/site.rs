@@ -1,0 +1,693 @@
+//! The site of one run: its programs, what they run on, and everything outside them that they are handed.
+//!
+//! The programs are the real ones: a controller's core and agents, each started anew after each death on what the death
+//! left. Everything here is driven by one clock and one seed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, Weak},
+    time::Duration,
+};
+
+use dalgu_agent::{
+    Agent, AgentParts,
+    hypervisor::{
+        DomainState, Hypervisor,
+        sim::{MemoryLines, Sim, SimConfig},
+    },
+    ledger::Ledger as AgentLedger,
+    metrics::Snapshot,
+};
+use dalgu_controller::{
+    api::Services,
+    config::Config,
+    server::{Core, Parts, Writer},
+    state::{BeforeCommit, Db, State},
+    store::memory::Disk,
+};
+use dalgu_proto::{
+    host::{Inventory, Pool, Usage},
+    ids::{ClusterId, HostName, NewIds, OperationId, VmId},
+    time::Clock,
+    tls::client::{Caller, caller_in_process},
+};
+use jiff::{SignedDuration, Timestamp};
+use tokio::{sync::watch, time::Instant};
+use uuid::Uuid;
+
+use super::{
+    checker::{Checker, Domains},
+    disk::{self, Folder, Ledger, Records},
+    fate::{Fate, Fates, Kind, Point},
+    life::Life,
+    lock,
+    machine::Machine,
+    net,
+    plan::Node,
+    streams::{self, Cables, Streams, Ways},
+    trace::Trace,
+};
+
+/// Longest time that a program which died at a point is down, in ms.
+const MOST_TIME_DOWN: u64 = 4_000;
+
+/// A program that runs, or none.
+struct Running {
+    life: Life,
+    /// How it is reached from each program that calls it.
+    servers: BTreeMap<Node, Caller>,
+}
+
+struct HostState {
+    sim: Sim,
+    boot: u64,
+    running: Option<Running>,
+    files: Folder,
+}
+
+struct ControllerState {
+    disk: Disk,
+    running: Option<Running>,
+    services: Option<Services>,
+}
+
+struct Inner {
+    hosts: Vec<HostState>,
+    controllers: Vec<ControllerState>,
+    blocked: Vec<(Node, Node, Instant)>,
+    offsets: BTreeMap<Node, i64>,
+    starting: BTreeSet<Node>,
+    off: BTreeSet<VmId>,
+    operations: BTreeMap<usize, OperationId>,
+}
+
+/// See the module.
+pub struct Site {
+    me: Weak<Site>,
+    cluster: ClusterId,
+    names: Vec<HostName>,
+    begun: Instant,
+    inner: Mutex<Inner>,
+    fates: Mutex<Fates>,
+    ways: Mutex<Ways>,
+    trace: Mutex<Trace>,
+    checker: Mutex<Checker>,
+    ids: NewIds,
+    samples: watch::Sender<Arc<Snapshot>>,
+}
+
+impl std::fmt::Debug for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Site")
+    }
+}
+
+/// Ids in the order in which they were asked for.
+fn counting() -> NewIds {
+    let next = std::sync::atomic::AtomicU64::new(1);
+    NewIds::from_fn(move || Uuid::from_u64_pair(1, next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
+}
+
+impl Site {
+    /// A site with `hosts` hosts, of which nothing runs yet.
+    pub fn new(hosts: usize, fates: Fates, keep_all: bool) -> Arc<Self> {
+        let cluster = ClusterId::from_uuid(Uuid::from_u64_pair(7, 7));
+        let memory = MemoryLines::default();
+        let (samples, _) = watch::channel(Arc::new(sample()));
+        Arc::new_cyclic(|me| {
+            let cables = Arc::new(Cables {
+                memory,
+                site: me.clone(),
+            });
+            let host = |number: usize| {
+                let mut config = SimConfig::new(cluster);
+                config.control_socket = Some(streams::control(number));
+                config.lines = cables.clone();
+                config.clock = Clock::from_fn(|| Timestamp::UNIX_EPOCH);
+                // A small guest takes about a second.
+                config.rate_bytes_per_second = 64 << 20;
+                HostState {
+                    sim: Sim::new(config).expect("it listens in memory"),
+                    boot: 1,
+                    running: None,
+                    files: Folder::new(),
+                }
+            };
+            let controller = ControllerState {
+                disk: Disk::default(),
+                running: None,
+                services: None,
+            };
+            Self {
+                me: me.clone(),
+                cluster,
+                names: (1..=hosts)
+                    .map(|number| format!("h{number}").parse().expect("a name"))
+                    .collect(),
+                begun: Instant::now(),
+                inner: Mutex::new(Inner {
+                    hosts: (0..hosts).map(host).collect(),
+                    controllers: vec![controller],
+                    blocked: Vec::new(),
+                    offsets: BTreeMap::new(),
+                    starting: BTreeSet::new(),
+                    off: BTreeSet::new(),
+                    operations: BTreeMap::new(),
+                }),
+                fates: Mutex::new(fates),
+                ways: Mutex::default(),
+                trace: Mutex::new(Trace::new(keep_all)),
+                checker: Mutex::default(),
+                ids: counting(),
+                samples,
+            }
+        })
+    }
+
+    fn me(&self) -> Arc<Self> {
+        self.me.upgrade().expect("whoever calls has it")
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    /// The streams between hosts.
+    pub fn ways(&self) -> MutexGuard<'_, Ways> {
+        lock(&self.ways)
+    }
+
+    /// What must hold.
+    pub fn checker(&self) -> MutexGuard<'_, Checker> {
+        lock(&self.checker)
+    }
+
+    /// What goes wrong.
+    pub fn fates(&self) -> MutexGuard<'_, Fates> {
+        lock(&self.fates)
+    }
+
+    /// What happened.
+    pub fn trace(&self) -> MutexGuard<'_, Trace> {
+        lock(&self.trace)
+    }
+
+    /// New ids for requests.
+    pub fn ids(&self) -> &NewIds {
+        &self.ids
+    }
+
+    /// A host's name.
+    pub fn host_name(&self, host: usize) -> HostName {
+        self.names[host].clone()
+    }
+
+    /// A host by name.
+    pub fn host_number(&self, name: &HostName) -> Option<usize> {
+        self.names.iter().position(|known| known == name)
+    }
+
+    /// How many hosts there are.
+    pub fn hosts(&self) -> usize {
+        self.names.len()
+    }
+
+    /// What happens at a point; a line of the history, and a look at all hypervisors.
+    pub fn at(&self, kind: Kind, name: &'static str, by: Node, to: Node) -> Fate {
+        let point = Point { kind, name, by, to };
+        let (fate, number) = {
+            let mut fates = self.fates();
+            (fates.at(point), fates.points())
+        };
+        match (kind, fate) {
+            (Kind::Message, Fate::Pass) => self.trace().say(format_args!("#{number} {by} -> {to} {name}")),
+            (Kind::Message, fate) => self
+                .trace()
+                .say(format_args!("#{number} {by} -> {to} {name}: {fate:?}")),
+            (_, Fate::Pass) => self.trace().say(format_args!("#{number} {by} {kind:?} {name}")),
+            (_, fate) => self
+                .trace()
+                .say(format_args!("#{number} {by} {kind:?} {name}: {fate:?}")),
+        }
+        self.census();
+        fate
+    }
+
+    /// A number for what is not a fault.
+    pub fn below(&self, most: u64) -> u64 {
+        self.fates().below(most)
+    }
+
+    /// Looks at all hypervisors: nothing runs twice.
+    pub fn census(&self) {
+        let domains: Vec<Domains> = self.inner().hosts.iter().map(|host| host.sim.domains()).collect();
+        self.checker().census(&domains);
+    }
+
+    /// Looks at what has been stored.
+    pub fn look(&self, state: &State) {
+        let mut checker = self.checker();
+        checker.stored(state);
+        checker.endings(state);
+    }
+
+    /// Something is about to be done to a VM.
+    pub fn before_change(&self, host: usize, call: &'static str, id: VmId) {
+        let (state, entry) = {
+            let inner = self.inner();
+            let machine = &inner.hosts[host];
+            let domains = machine.sim.domains();
+            let state = domains
+                .iter()
+                .find(|(known, ..)| *known == id)
+                .map(|(_, state, _)| *state);
+            (state, disk::entry(&machine.files, &format!("vms/{id}.json")))
+        };
+        self.checker().change(host, call, id, state, entry.as_ref());
+    }
+
+    /// A ledger's file is written or removed.
+    pub fn write_ledger(&self, host: usize, name: &str, bytes: Option<Vec<u8>>) {
+        let mut inner = self.inner();
+        let files = &mut inner.hosts[host].files;
+        let old = disk::entry(files, name);
+        match bytes {
+            Some(bytes) => files.insert(name.to_owned(), bytes),
+            None => files.remove(name),
+        };
+        if let Some(new) = disk::entry(files, name).filter(|_| name.starts_with("vms/")) {
+            self.checker().ledger(host, old.as_ref(), &new);
+        }
+    }
+
+    /// A ledger's files.
+    pub fn read_ledger(&self, host: usize) -> Vec<(String, Vec<u8>)> {
+        let inner = self.inner();
+        inner.hosts[host]
+            .files
+            .iter()
+            .map(|(name, bytes)| (name.clone(), bytes.clone()))
+            .collect()
+    }
+
+    /// Whether messages pass from one to the other.
+    pub fn is_connected(&self, from: Node, to: Node) -> bool {
+        let now = Instant::now();
+        !self
+            .inner()
+            .blocked
+            .iter()
+            .any(|(a, b, until)| (*a, *b) == (from, to) && *until > now)
+    }
+
+    /// The network is cut from one to the other.
+    pub fn block(&self, from: Node, to: Node, time: Duration) {
+        let until = Instant::now() + time;
+        let mut inner = self.inner();
+        inner.blocked.retain(|(_, _, until)| *until > Instant::now());
+        inner.blocked.push((from, to, until));
+        drop(inner);
+        if let (Node::Host(a), Node::Host(b)) = (from, to) {
+            self.ways().cut(a, b);
+        }
+    }
+
+    fn running<T>(&self, node: Node, look: impl FnOnce(&Running) -> T) -> Option<T> {
+        let inner = self.inner();
+        let running = match node {
+            Node::Controller(number) => &inner.controllers.get(number)?.running,
+            Node::Host(host) => &inner.hosts.get(host)?.running,
+            Node::Client => return None,
+        };
+        running.as_ref().map(look)
+    }
+
+    /// The life of a program that runs.
+    pub fn life(&self, node: Node) -> Option<Life> {
+        self.running(node, |running| running.life.clone())
+    }
+
+    /// Where messages to a program that runs go.
+    pub fn server(&self, from: Node, to: Node) -> Option<(Life, Caller)> {
+        let found = |running: &Running| Some((running.life.clone(), running.servers.get(&from)?.clone()));
+        self.running(to, found).flatten()
+    }
+
+    /// The API of a controller that runs.
+    pub fn services(&self) -> Option<(Life, Services)> {
+        let inner = self.inner();
+        let controller = &inner.controllers[0];
+        Some((
+            controller.running.as_ref()?.life.clone(),
+            controller.services.clone()?,
+        ))
+    }
+
+    /// A program dies, and comes back after a while.
+    pub fn kill(&self, node: Node) {
+        let time = Duration::from_millis(self.below(MOST_TIME_DOWN));
+        self.kill_for(node, time);
+    }
+
+    /// A program dies, and comes back after this time.
+    pub fn kill_for(&self, node: Node, time: Duration) {
+        let dead = {
+            let mut inner = self.inner();
+            match node {
+                Node::Controller(number) => {
+                    inner.controllers[number].services = None;
+                    inner.controllers[number].running.take()
+                }
+                Node::Host(host) => inner.hosts[host].running.take(),
+                Node::Client => None,
+            }
+        };
+        let Some(dead) = dead else { return };
+        dead.life.kill();
+        self.trace().say(format_args!("{node} dies"));
+        let site = self.me();
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            site.start(node);
+        });
+    }
+
+    /// Starts a program, unless it runs.
+    pub fn start(&self, node: Node) {
+        if self.life(node).is_some() || !self.inner().starting.insert(node) {
+            return;
+        }
+        self.trace().say(format_args!("{node} starts"));
+        match node {
+            Node::Controller(number) => self.start_controller(number),
+            Node::Host(host) => self.start_agent(host),
+            Node::Client => {}
+        }
+    }
+
+    fn clock(&self, node: Node) -> Clock {
+        let (site, begun) = (self.me.clone(), self.begun);
+        Clock::from_fn(move || {
+            let offset = site
+                .upgrade()
+                .map_or(0, |site| site.inner().offsets.get(&node).copied().unwrap_or(0));
+            let time = SignedDuration::try_from(begun.elapsed()).unwrap_or_default();
+            // 1 January 2026, so that a jump back is a time too.
+            let start = Timestamp::from_second(1_767_225_600).expect("a time");
+            start + time + SignedDuration::from_secs(offset)
+        })
+    }
+
+    /// Somebody sets a clock.
+    pub fn jump(&self, node: Node, seconds: i64) {
+        *self.inner().offsets.entry(node).or_default() += seconds;
+    }
+
+    fn start_controller(&self, number: usize) {
+        let (node, life) = (Node::Controller(number), Life::default());
+        let next = disk::next();
+        let seen: Arc<OnceLock<Db>> = Arc::default();
+        let store = {
+            let disk = self.inner().controllers[number].disk.clone();
+            Records::new(&disk, self.me(), life.clone(), node, next.clone())
+        };
+        let parts = Parts {
+            store: Box::new(store),
+            writer: Writer::Task(self.before_commit(node, life.clone(), next, seen.clone())),
+            failed: Box::new(|_| {}),
+            clock: self.clock(node),
+            new_ids: self.ids.clone(),
+        };
+        let dial = Arc::new(net::Dialler {
+            site: self.me(),
+            life: life.clone(),
+            node,
+        });
+        let config = Arc::new(Config {
+            report_interval_ms: 3_000,
+            ..Config::default()
+        });
+        let site = self.me();
+        tokio::spawn(async move {
+            let core = Core::start(config, site.cluster, dial, parts, life.end.clone()).await;
+            let core = match core {
+                Ok(core) => core,
+                Err(error) => {
+                    site.trace().say(format_args!("{node} does not start: {error}"));
+                    site.start_later(node);
+                    return;
+                }
+            };
+            let _ = seen.set(core.db().clone());
+            site.look(&core.db().snapshot());
+            let hosts = (0..site.hosts()).map(Node::Host);
+            let servers = hosts
+                .map(|host| (host, core.caller(net::identity(&site, host))))
+                .collect();
+            let mut inner = site.inner();
+            inner.starting.remove(&node);
+            inner.controllers[number].services = Some(core.services().clone());
+            inner.controllers[number].running = Some(Running { life, servers });
+        });
+    }
+
+    /// What is awaited before each commit: the look at what is stored so far, and the fate of the next.
+    fn before_commit(
+        &self,
+        node: Node,
+        life: Life,
+        next: disk::Next,
+        seen: Arc<OnceLock<Db>>,
+    ) -> BeforeCommit {
+        let site = self.me.clone();
+        Box::new(move || {
+            let (site, life, next, seen) = (site.clone(), life.clone(), next.clone(), seen.clone());
+            Box::pin(async move {
+                life.pass().await;
+                let Some(site) = site.upgrade() else { return };
+                if let Some(db) = seen.get() {
+                    site.look(&db.snapshot());
+                }
+                let fate = site.at(Kind::Commit, "commit", node, node);
+                if let Fate::Delay(time) = fate {
+                    tokio::time::sleep(time).await;
+                    life.pass().await;
+                }
+                *lock(&next) = fate;
+            })
+        })
+    }
+
+    fn start_agent(&self, host: usize) {
+        let (node, life) = (Node::Host(host), Life::default());
+        let (sim, boot) = {
+            let inner = self.inner();
+            (inner.hosts[host].sim.clone(), inner.hosts[host].boot)
+        };
+        let machine = Machine {
+            site: self.me(),
+            host,
+            life: life.clone(),
+            sim,
+        };
+        let ledger = Ledger {
+            site: self.me(),
+            host,
+            life: life.clone(),
+        };
+        let transport = Streams {
+            site: self.me(),
+            host,
+            life: life.clone(),
+        };
+        let parts = AgentParts {
+            host: self.host_name(host),
+            site: self.cluster,
+            address: format!("h{}:7443", host + 1),
+            boot_id: format!("boot-{boot}"),
+            hypervisor: Arc::new(machine) as Arc<dyn Hypervisor>,
+            ledger: AgentLedger::on(Arc::new(ledger)),
+            transport: Arc::new(transport),
+            controller: net::to_controller(&self.me(), &life, host),
+            clock: self.clock(node),
+            ids: self.ids.clone(),
+            samples: self.samples.subscribe(),
+        };
+        let (site, stop) = (self.me(), life.end.clone());
+        tokio::spawn(async move {
+            let agent = match Agent::start(parts, stop).await {
+                Ok(agent) => agent,
+                Err(error) => {
+                    site.trace().say(format_args!("{node} does not start: {error}"));
+                    site.start_later(node);
+                    return;
+                }
+            };
+            let servers = BTreeMap::from([(Node::Controller(0), caller_in_process(agent.server()))]);
+            {
+                let mut inner = site.inner();
+                inner.starting.remove(&node);
+                inner.hosts[host].running = Some(Running { life, servers });
+            }
+            if let Err(error) = agent.run(|| ()).await {
+                site.trace().say(format_args!("{node} gives up: {error}"));
+            }
+        });
+    }
+
+    fn start_later(&self, node: Node) {
+        let site = self.me();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            site.inner().starting.remove(&node);
+            site.start(node);
+        });
+    }
+
+    /// A program stands still.
+    pub fn freeze(&self, node: Node, time: Duration) {
+        if let Some(life) = self.life(node) {
+            life.freeze();
+            tokio::spawn(async move {
+                tokio::time::sleep(time).await;
+                life.thaw();
+            });
+        }
+    }
+
+    /// A host's hypervisor restarts; it is away for a while.
+    pub fn daemon(&self, host: usize, time: Duration) {
+        let sim = self.inner().hosts[host].sim.clone();
+        sim.disconnect("the simulated hypervisor restarts");
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            sim.reconnect();
+        });
+    }
+
+    /// A host loses power, and comes back.
+    pub fn power_loss(&self, host: usize, time: Duration) {
+        let sim = {
+            let mut inner = self.inner();
+            inner.hosts[host].boot += 1;
+            inner.hosts[host].sim.clone()
+        };
+        self.kill_for(Node::Host(host), time);
+        sim.reboot_host();
+    }
+
+    /// A guest ends by itself.
+    fn end_guest(&self, id: VmId, crash: bool) {
+        let mut inner = self.inner();
+        let runs = |host: &HostState| {
+            host.sim
+                .domains()
+                .iter()
+                .any(|(known, state, _)| *known == id && *state == DomainState::Running)
+        };
+        let Some(sim) = inner
+            .hosts
+            .iter()
+            .find(|host| runs(host))
+            .map(|host| host.sim.clone())
+        else {
+            return;
+        };
+        inner.off.insert(id);
+        drop(inner);
+        if crash {
+            sim.crash_guest(id)
+        } else {
+            sim.power_off_guest(id)
+        }
+    }
+
+    /// The guest of the VM that has this number ends by itself.
+    pub fn end_guest_of(&self, vm: usize, crash: bool) {
+        let Some((_, services)) = self.services() else {
+            return;
+        };
+        let name = format!("vm-{vm}").parse().expect("a name");
+        let id = services.db.snapshot().vm_by_name(&name).map(|vm| vm.id);
+        if let Some(id) = id {
+            self.end_guest(id, crash);
+        }
+    }
+
+    /// The operation that was last accepted for the VM of this number.
+    pub fn note_operation(&self, vm: usize, operation: OperationId) {
+        self.inner().operations.insert(vm, operation);
+    }
+
+    /// See [`Site::note_operation`].
+    pub fn operation_of(&self, vm: usize) -> Option<OperationId> {
+        self.inner().operations.get(&vm).copied()
+    }
+
+    /// Nothing goes wrong any more: everything runs, and everything is connected.
+    pub fn heal(&self) {
+        self.fates().over = true;
+        let nodes: Vec<Node> = {
+            let mut inner = self.inner();
+            inner.blocked.clear();
+            for host in &inner.hosts {
+                host.sim.forget_faults();
+                host.sim.reconnect();
+            }
+            let hosts = (0..inner.hosts.len()).map(Node::Host);
+            (0..inner.controllers.len())
+                .map(Node::Controller)
+                .chain(hosts)
+                .collect()
+        };
+        for node in nodes {
+            match self.life(node) {
+                Some(life) => life.thaw(),
+                None => self.start(node),
+            }
+        }
+    }
+
+    /// Whether what is stored is what is, and nothing else.
+    pub fn is_at_rest(&self) -> Result<(), super::checker::Violation> {
+        let waiting = |what: &str| super::checker::Violation {
+            invariant: "I14 it comes to rest",
+            what: what.to_owned(),
+        };
+        let (_, services) = self.services().ok_or_else(|| waiting("no controller runs"))?;
+        let state = services.db.snapshot();
+        self.look(&state);
+        let (hosts, off): (Vec<_>, _) = {
+            let inner = self.inner();
+            let hosts = inner.hosts.iter().zip(&self.names);
+            let hosts =
+                hosts.map(|(host, name)| (name.clone(), host.sim.domains(), host.sim.local_volumes()));
+            (hosts.collect(), inner.off.clone())
+        };
+        self.checker().at_rest(&state, &hosts, &off)
+    }
+}
+
+/// What agents say of their hosts: always the same, and small enough that not everything fits.
+fn sample() -> Snapshot {
+    let pool = Pool {
+        name: "local".to_owned(),
+        capacity_bytes: 1 << 40,
+        available_bytes: 1 << 40,
+        ..Pool::default()
+    };
+    let inventory = Inventory {
+        cpus: 2,
+        memory_bytes: 4 << 30,
+        pools: vec![pool],
+        hypervisor: "simulated".to_owned(),
+        accelerator: "sim".to_owned(),
+        ..Inventory::default()
+    };
+    Snapshot {
+        inventory: Arc::new(inventory),
+        usage: Some((Duration::from_secs(1), Arc::new(Usage::default()))),
+        vms_at: None,
+        vms: Vec::new(),
+    }
+}
