@@ -394,7 +394,6 @@ async fn other(
             let message = v1::UncordonHostRequest {
                 name: host,
                 request_id,
-                ..Default::default()
             };
             services
                 .uncordon_host(with_peer(message))
