@@ -2,6 +2,7 @@
 //! end-to-end tests, the demonstration and the benchmarks. Nothing here is part of the product.
 
 pub mod bench;
+pub mod chaos;
 pub mod cluster;
 pub mod demo;
 pub mod e2e;

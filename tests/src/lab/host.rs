@@ -205,7 +205,9 @@ pub fn hold(layout: &Layout, host: &Host) -> anyhow::Result<()> {
 }
 
 fn bind(source: &Path, place: &Path) -> anyhow::Result<()> {
-    mount(Some(source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    // With what is mounted below it: a test may give a host a small disk.
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), place, None::<&str>, flags, None::<&str>)
         .with_context(|| format!("mount {} on {}", source.display(), place.display()))
 }
 

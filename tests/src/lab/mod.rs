@@ -25,7 +25,7 @@ mod status;
 mod trial;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use futures::future::try_join_all;
@@ -332,11 +332,25 @@ pub async fn down(layout: Layout) -> anyhow::Result<()> {
 /// Saves the logs of a lab that is about to go. Answers where.
 #[must_use]
 pub fn keep_logs(layout: &Layout) -> Option<PathBuf> {
-    let kept = layout.tools_dir().with_file_name("lab-logs");
-    let _ = fs::remove_dir_all(&kept);
-    fs::create_dir_all(&kept).ok()?;
+    copy_logs(layout, &layout.tools_dir().with_file_name("lab-logs"))
+}
+
+/// Saves the logs of a lab that is about to go, those of its QEMUs too, in a folder that is emptied first. Answers where.
+#[must_use]
+pub fn copy_logs(layout: &Layout, kept: &Path) -> Option<PathBuf> {
+    let _ = fs::remove_dir_all(kept);
+    fs::create_dir_all(kept).ok()?;
     for entry in fs::read_dir(layout.dir().join("log")).ok()?.flatten() {
         fs::copy(entry.path(), kept.join(entry.file_name())).ok()?;
     }
-    Some(kept)
+    for host in (1..=MAX_HOSTS).map(|number| layout.host(number)) {
+        let Ok(entries) = fs::read_dir(host.outside("/var/log/libvirt/qemu")) else {
+            continue;
+        };
+        for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
+            let name = format!("{}-qemu-{}", host.name, entry.file_name().to_string_lossy());
+            fs::copy(entry.path(), kept.join(name)).ok()?;
+        }
+    }
+    Some(kept.to_path_buf())
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, umount2};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, RECORDS};
@@ -137,6 +138,7 @@ pub fn make_mountpoints(paths: &[&str]) -> anyhow::Result<()> {
 pub async fn forget(layout: &Layout) -> anyhow::Result<()> {
     let dir = layout.dir();
     if dir.join(MARKER).exists() {
+        unmount_below(dir)?;
         fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
     }
     let _held = lock()?;
@@ -154,6 +156,22 @@ pub async fn forget(layout: &Layout) -> anyhow::Result<()> {
     }
     remove_made().await;
     fs::remove_dir_all(RECORDS).context("remove the folder of lab records")
+}
+
+/// Unmounts what a test mounted in the lab's directory.
+fn unmount_below(dir: &Path) -> anyhow::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read the list of mounts")?;
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    // The last is on top.
+    for place in places
+        .filter(|place| Path::new(place).starts_with(dir))
+        .collect::<Vec<_>>()
+        .iter()
+        .rev()
+    {
+        umount2(*place, MntFlags::MNT_DETACH).with_context(|| format!("unmount {place}"))?;
+    }
+    Ok(())
 }
 
 /// Removes what labs made and nobody filled. The deepest first.
