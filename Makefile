@@ -11,7 +11,7 @@ bin     := $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab lab-env lab-status lab-down demo test fuzz bench-lifecycle fmt lint advisories
+.PHONY: help setup build lab lab-env lab-status lab-down demo test chaos fuzz bench-lifecycle fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -57,6 +57,9 @@ fuzz: setup ## Give each fuzz target MINUTES=30 (TARGET=x for one; KEEP=1 keeps 
 
 bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
 	@$(as_root) $(bin)/bench-lifecycle
+
+chaos: build ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
+	@$(as_root) $(bin)/chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
 fmt: ## Format the code
 	@cargo fmt --all
