@@ -179,14 +179,16 @@ impl Client {
                 })
             }
             Verb::Migrate | Verb::MigrateAndCancel => {
-                let named = self.random.percent(70);
+                let destination_host = if self.random.percent(70) {
+                    self.random.pick(&self.hosts).cloned().unwrap_or_default()
+                } else {
+                    String::new()
+                };
                 let slow = if verb == Verb::Migrate { 35 } else { 90 };
                 Request::Migrate(v1::MigrateVmRequest {
                     name,
                     request_id,
-                    destination_host: named
-                        .then(|| self.random.pick(&self.hosts).cloned().unwrap_or_default())
-                        .unwrap_or_default(),
+                    destination_host,
                     bandwidth_mib_per_second: if self.random.percent(slow) {
                         u32::try_from(self.random.between(8, 32)).unwrap_or(8)
                     } else {
@@ -433,6 +435,7 @@ impl Client {
 
 /// A request with its id.
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 enum Request {
     Create(v1::CreateVmRequest),
     Start(v1::StartVmRequest),
@@ -531,17 +534,18 @@ pub async fn cordon(
                 }
             })
             .await?;
-            let mut books = books.borrow_mut();
-            let outcome = done.as_ref().err().map_or_else(|| "SUCCEEDED".to_owned(), reason);
-            books.tell(&format!("{verb} {name}: {outcome}"));
-            count(&mut books.operations, &format!("{verb}: {outcome}"));
-            if done.is_ok_and(|host| host.cordoned != (verb == "cordon")) {
-                books.violation(
-                    "what was answered is so",
-                    format!("{verb} of {name} is not shown"),
-                );
+            {
+                let mut books = books.borrow_mut();
+                let outcome = done.as_ref().err().map_or_else(|| "SUCCEEDED".to_owned(), reason);
+                books.tell(&format!("{verb} {name}: {outcome}"));
+                count(&mut books.operations, &format!("{verb}: {outcome}"));
+                if done.is_ok_and(|host| host.cordoned != (verb == "cordon")) {
+                    books.violation(
+                        "what was answered is so",
+                        format!("{verb} of {name} is not shown"),
+                    );
+                }
             }
-            drop(books);
             sleep(random.millis(500, 5000)).await;
         }
     }

@@ -96,9 +96,8 @@ pub fn choose(lab: &Lab, books: &Books, random: &mut Random) -> Option<Fault> {
         Kind::KillGuest => Fault::KillGuest(chosen.pick(&mortal())?.clone()),
         Kind::FreezeGuest => Fault::FreezeGuest(chosen.pick(&guests().collect::<Vec<_>>())?.clone()),
         Kind::PowerCut => {
-            let here = guests().filter(|guest| guest.host == host);
-            here.map(|guest| books.may_die(&guest.uid))
-                .all(|may| may)
+            let mut here = guests().filter(|guest| guest.host == host);
+            here.all(|guest| books.may_die(&guest.uid))
                 .then_some(Fault::PowerCut(host))?
         }
         Kind::CutController => Fault::Cut(host, None, way),
