@@ -2,23 +2,24 @@
 //! it, cancels now and then, and sends a request again when there was no answer; and one who cordons hosts. Each writes
 //! into the books what may be expected before it asks, and what was answered. Run by [`super::run`].
 
+mod cordon;
+mod request;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::bail;
 use dalgu_proto::v1::{self, OperationState};
-use tokio::time::{Instant, sleep, timeout};
-use tonic::{Code, Status};
+use tokio::time::{Instant, sleep};
+use tonic::Status;
 
+pub use self::cordon::cordon;
+pub use self::request::answer;
+use self::request::{Request, has_ended, reason};
 use super::books::{Books, Subject, Want, count};
 use super::random::Random;
 use crate::operator::{Operator, small_vm};
 
-/// A call that has no answer by then is made again.
-const CALL_LIMIT: Duration = Duration::from_secs(6);
-/// The controller must have answered by then: no fault lasts so long.
-const ANSWER_LIMIT: Duration = Duration::from_mins(2);
 /// An operation that has not ended by then is left to the end of the run, when it must have.
 const OPERATION_LIMIT: Duration = Duration::from_mins(2);
 
@@ -127,7 +128,7 @@ impl Client {
         self.expect(verb);
         let label = format!("{verb:?}");
         self.books.borrow_mut().tell(&format!("{}: {label}", self.name));
-        let operation = match self.ask(&request).await? {
+        let operation = match request.send(&self.operator).await? {
             Ok(operation) => operation,
             Err(status) => {
                 let mut books = self.books.borrow_mut();
@@ -315,7 +316,7 @@ impl Client {
 
     /// The same request with the same id is the same operation.
     async fn ask_again(&self, request: &Request, first: &v1::Operation) -> anyhow::Result<()> {
-        let second = self.ask(request).await?;
+        let second = request.send(&self.operator).await?;
         let mut books = self.books.borrow_mut();
         books.checked("a repeated request is the same operation");
         let same = second.as_ref().is_ok_and(|second| second.id == first.id);
@@ -414,153 +415,5 @@ impl Client {
             // What was asked for may still come to pass.
             _ => {}
         }
-    }
-
-    /// Asks until there is an answer, with the same request id.
-    async fn ask(&self, request: &Request) -> anyhow::Result<Result<v1::Operation, Status>> {
-        let mut vms = self.operator.vms();
-        let mut call = async || match request.clone() {
-            Request::Create(request) => vms.create_vm(request).await,
-            Request::Start(request) => vms.start_vm(request).await,
-            Request::Stop(request) => vms.stop_vm(request).await,
-            Request::Pause(request) => vms.pause_vm(request).await,
-            Request::Resume(request) => vms.resume_vm(request).await,
-            Request::Restart(request) => vms.restart_vm(request).await,
-            Request::Migrate(request) => vms.migrate_vm(request).await,
-            Request::Delete(request) => vms.delete_vm(request).await,
-        };
-        answer(&mut call).await
-    }
-}
-
-/// A request with its id.
-#[derive(Clone)]
-#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
-enum Request {
-    Create(v1::CreateVmRequest),
-    Start(v1::StartVmRequest),
-    Stop(v1::StopVmRequest),
-    Pause(v1::PauseVmRequest),
-    Resume(v1::ResumeVmRequest),
-    Restart(v1::RestartVmRequest),
-    Migrate(v1::MigrateVmRequest),
-    Delete(v1::DeleteVmRequest),
-}
-
-/// Calls until there is an answer, or a refusal that stays.
-///
-/// # Errors
-/// If there is none.
-pub async fn answer<T, F>(mut call: F) -> anyhow::Result<Result<T, Status>>
-where
-    F: AsyncFnMut() -> Result<tonic::Response<T>, Status>,
-{
-    let began = Instant::now();
-    loop {
-        let last = match timeout(CALL_LIMIT, call()).await {
-            Ok(Ok(answer)) => return Ok(Ok(answer.into_inner())),
-            Ok(Err(status)) if !may_pass(&status) => return Ok(Err(status)),
-            Ok(Err(status)) => status.to_string(),
-            Err(_) => "no answer".to_owned(),
-        };
-        if began.elapsed() > ANSWER_LIMIT {
-            bail!("the controller gives no answer: {last}");
-        }
-        sleep(Duration::from_millis(300)).await;
-    }
-}
-
-/// Whether the same call may have another answer a moment later.
-fn may_pass(status: &Status) -> bool {
-    let transport = [
-        Code::Unavailable,
-        Code::DeadlineExceeded,
-        Code::Cancelled,
-        Code::Unknown,
-    ];
-    transport.contains(&status.code())
-}
-
-fn has_ended(operation: &v1::Operation) -> bool {
-    matches!(
-        operation.state(),
-        OperationState::Succeeded | OperationState::Failed | OperationState::Cancelled
-    )
-}
-
-/// The reason of a refusal.
-fn reason(status: &Status) -> String {
-    // The details are an encoded google.rpc.Status; its reason is the one word in capitals with an underscore.
-    let details = String::from_utf8_lossy(status.details()).into_owned();
-    let is_part = |letter: char| letter.is_ascii_uppercase() || letter == '_';
-    let mut words = details.split(|letter| !is_part(letter));
-    let found = words.find(|word| word.len() > 4).map(str::to_owned);
-    found.unwrap_or_else(|| format!("{:?}", status.code()))
-}
-
-/// Cordons a host now and then, and uncordons it.
-///
-/// # Errors
-/// If the controller does not answer at all.
-pub async fn cordon(
-    operator: Operator,
-    books: Rc<RefCell<Books>>,
-    mut random: Random,
-    hosts: Vec<String>,
-    until: Instant,
-) -> anyhow::Result<()> {
-    while Instant::now() < until {
-        sleep(random.millis(4000, 15_000)).await;
-        let Some(name) = random.pick(&hosts).cloned() else {
-            return Ok(());
-        };
-        for verb in ["cordon", "uncordon"] {
-            let request_id = random.uuid();
-            let done = answer(async || match verb {
-                "cordon" => {
-                    let request = v1::CordonHostRequest {
-                        name: name.clone(),
-                        reason: "chaos".to_owned(),
-                        request_id: request_id.clone(),
-                    };
-                    operator.hosts().cordon_host(request).await
-                }
-                _ => {
-                    let request = v1::UncordonHostRequest {
-                        name: name.clone(),
-                        request_id: request_id.clone(),
-                    };
-                    operator.hosts().uncordon_host(request).await
-                }
-            })
-            .await?;
-            {
-                let mut books = books.borrow_mut();
-                let outcome = done.as_ref().err().map_or_else(|| "SUCCEEDED".to_owned(), reason);
-                books.tell(&format!("{verb} {name}: {outcome}"));
-                count(&mut books.operations, &format!("{verb}: {outcome}"));
-                if done.is_ok_and(|host| host.cordoned != (verb == "cordon")) {
-                    books.violation(
-                        "what was answered is so",
-                        format!("{verb} of {name} is not shown"),
-                    );
-                }
-            }
-            sleep(random.millis(500, 5000)).await;
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_reason_of_a_refusal_is_found_in_its_details() {
-        let details = b"\x08\x09\x12\x10not running\x1a\x38\x12\x0eVM_NOT_RUNNING\x12\x05dalgu";
-        let status = Status::with_details(Code::FailedPrecondition, "no", details.to_vec().into());
-        assert_eq!(reason(&status), "VM_NOT_RUNNING");
-        assert_eq!(reason(&Status::internal("no")), "Internal");
     }
 }
