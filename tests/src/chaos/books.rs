@@ -76,6 +76,8 @@ pub struct Books {
     pub open: BTreeMap<String, String>,
     /// Hosts that are without power, or were a moment ago.
     pub dark: BTreeMap<u8, Instant>,
+    /// When a libvirtd was last killed.
+    pub libvirtd_killed: Option<Instant>,
     /// When a disk was last full.
     pub full: Option<Instant>,
     timeline: String,
@@ -93,6 +95,7 @@ impl Default for Books {
             violations: Vec::new(),
             open: BTreeMap::new(),
             dark: BTreeMap::new(),
+            libvirtd_killed: None,
             full: None,
             timeline: String::new(),
         }

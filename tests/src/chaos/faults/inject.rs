@@ -79,6 +79,7 @@ async fn kill_and_start(lab: &Lab, daemons: &[Daemon], lasts: Duration) -> anyho
 /// A libvirtd that dies while it starts a guest ends that guest when it comes back: it will boot once more.
 fn half_started(books: &Rc<RefCell<Books>>) {
     let mut books = books.borrow_mut();
+    books.libvirtd_killed = Some(Instant::now());
     for subject in books
         .subjects
         .values_mut()
