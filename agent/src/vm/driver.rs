@@ -120,10 +120,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                request = requests.recv() => match request {
-                    Some((request, reply)) => self.serve(request, reply).await,
-                    None => return,
-                },
+                // Before requests: a step that was planned is begun while the intent is the one that it was planned for.
                 outcome = poll_work(&mut self.work) => {
                     self.work = None;
                     self.apply(outcome).await;
@@ -133,6 +130,10 @@ impl Driver {
                         self.look();
                     }
                 }
+                request = requests.recv() => match request {
+                    Some((request, reply)) => self.serve(request, reply).await,
+                    None => return,
+                },
                 ended = self.transfers.ended() => {
                     self.transfer_ended(ended).await;
                     self.look();

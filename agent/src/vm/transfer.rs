@@ -292,16 +292,15 @@ impl Driver {
         let Some(entry) = self.transfers.entries.get(&ended.migration).cloned() else {
             return;
         };
-        if let Err(error) = self
-            .transfers
-            .write(&self.shared.ledger, ledger::Migration { transfer, ..entry })
-            .await
-        {
-            // The state on disk says Active; after a restart it is read as failed, and both hosts are looked at anyway.
+        let entry = ledger::Migration { transfer, ..entry };
+        if let Err(error) = self.transfers.write(&self.shared.ledger, entry.clone()).await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "the ledger cannot be written"
             );
+            // It has ended all the same, and whoever asks must hear it, or would wait for ever. On disk it is Active, which
+            // is read as failed after a restart; both hosts are looked at anyway.
+            self.transfers.entries.insert(entry.id, entry);
         }
     }
 

@@ -13,7 +13,7 @@ use dalgu_agent::{
     ledger::{self, Disposition},
 };
 use dalgu_controller::{
-    model::{HostRecord, MigrationRecord, OperationKind, OperationState, VmRecord},
+    model::{HostRecord, MigrationRecord, OperationKind, OperationRecord, OperationState, VmRecord},
     state::State,
 };
 use dalgu_proto::{
@@ -414,15 +414,23 @@ impl Checker {
 
     /// I2, I3: operations that have ended stay as they ended.
     pub fn endings(&mut self, state: &State) {
+        // Whoever cancels a creation wants the VM gone.
+        let cancelled = |operation: &&Arc<OperationRecord>| {
+            operation.kind == OperationKind::Create && operation.cancel_requested
+        };
+        self.deleted.extend(
+            state
+                .operations
+                .values()
+                .filter(cancelled)
+                .map(|operation| operation.vm),
+        );
+
         for operation in state
             .operations
             .values()
             .filter(|operation| !operation.is_active())
         {
-            // Whoever cancels a creation wants the VM gone.
-            if operation.kind == OperationKind::Create && operation.state == OperationState::Cancelled {
-                self.deleted.insert(operation.vm);
-            }
             let before = *self.ended.entry(operation.id).or_insert(operation.state);
             let same = before == operation.state;
             let (id, now) = (operation.id, operation.state);

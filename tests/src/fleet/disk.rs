@@ -108,7 +108,8 @@ impl Ledger {
             _ => {}
         }
         self.life.pass().await;
-        self.site.write_ledger(self.host, name, bytes);
+        let confirmed = !matches!(fate, Fate::Lie | Fate::CrashAfter);
+        self.site.write_ledger(self.host, name, bytes, confirmed);
         match fate {
             Fate::Lie => Err(io::Error::other("the disk did not confirm")),
             Fate::CrashAfter => {

@@ -63,6 +63,8 @@ struct HostState {
     boot: u64,
     running: Option<Running>,
     files: Folder,
+    /// Entries of VMs as their writer last knew them to be on disk.
+    confirmed: BTreeMap<String, dalgu_agent::ledger::Vm>,
 }
 
 struct ControllerState {
@@ -131,6 +133,7 @@ impl Site {
                     boot: 1,
                     running: None,
                     files: Folder::new(),
+                    confirmed: BTreeMap::new(),
                 }
             };
             let controller = ControllerState {
@@ -267,15 +270,23 @@ impl Site {
     }
 
     /// A ledger's file is written or removed.
-    pub fn write_ledger(&self, host: usize, name: &str, bytes: Option<Vec<u8>>) {
+    /// `confirmed` says whether its writer is told so: what it is not told of, it may take back.
+    pub fn write_ledger(&self, host: usize, name: &str, bytes: Option<Vec<u8>>, confirmed: bool) {
         let mut inner = self.inner();
-        let files = &mut inner.hosts[host].files;
-        let old = disk::entry(files, name);
+        let machine = &mut inner.hosts[host];
         match bytes {
-            Some(bytes) => files.insert(name.to_owned(), bytes),
-            None => files.remove(name),
+            Some(bytes) => machine.files.insert(name.to_owned(), bytes),
+            None => machine.files.remove(name),
         };
-        if let Some(new) = disk::entry(files, name).filter(|_| name.starts_with("vms/")) {
+        if !confirmed || !name.starts_with("vms/") {
+            return;
+        }
+        let new = disk::entry(&machine.files, name);
+        let old = match &new {
+            Some(new) => machine.confirmed.insert(name.to_owned(), new.clone()),
+            None => machine.confirmed.remove(name),
+        };
+        if let Some(new) = new {
             self.checker().ledger(host, old.as_ref(), &new);
         }
     }
@@ -570,7 +581,14 @@ impl Site {
         let sim = {
             let mut inner = self.inner();
             inner.hosts[host].boot += 1;
-            inner.hosts[host].sim.clone()
+            let sim = inner.hosts[host].sim.clone();
+            // What was paused has lost its memory, and nobody can give it back.
+            let paused = sim
+                .domains()
+                .into_iter()
+                .filter(|(_, state, _)| *state == DomainState::Paused);
+            inner.off.extend(paused.map(|(id, ..)| id));
+            sim
         };
         self.kill_for(Node::Host(host), time);
         sim.reboot_host();
