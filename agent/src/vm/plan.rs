@@ -144,8 +144,8 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
         };
     };
     match domain.state {
-        // A leftover of a migration whose owner is known to be this host: the settlement tidies it up, not the plan.
-        DomainState::Incoming | DomainState::HandedOver => return Step::Settled,
+        // What a migration left whose owner is known to be this host after all: there is no VM in it that could go on.
+        DomainState::Incoming | DomainState::HandedOver => return Step::Destroy,
         DomainState::Stopped if vm.done.defined != Some(intent.epoch) => {
             return if memory.volumes_ready {
                 Step::Define
@@ -201,7 +201,7 @@ fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
         }
         (PowerState::Paused, DomainState::Running) => Step::Pause,
         (PowerState::Stopped, DomainState::Running | DomainState::Paused) => stop(intent, domain, memory),
-        (_, DomainState::Incoming | DomainState::HandedOver) => Step::Settled,
+        (_, DomainState::Incoming | DomainState::HandedOver) => Step::Destroy,
     }
 }
 
@@ -351,8 +351,8 @@ mod tests {
             (P::Stopped, D::Running, Step::Shutdown),
             (P::Stopped, D::Paused, Step::Destroy),
             (P::Stopped, D::Stopped, Step::PowerDone),
-            (P::Running, D::Incoming, Step::Settled),
-            (P::Stopped, D::HandedOver, Step::Settled),
+            (P::Running, D::Incoming, Step::Destroy),
+            (P::Stopped, D::HandedOver, Step::Destroy),
         ];
         for (power, state, expected) in cases {
             let step = next(&vm(power), Some(&domain(state, PowerReason::Unknown)), &READY);

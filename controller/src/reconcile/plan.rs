@@ -226,6 +226,14 @@ fn carried_out(input: &Input<'_>, operation: &OperationRecord) -> Verdict {
                 _ => Verdict::Open,
             }
         }
+        // What was to be paused has no memory any more; nobody starts it for that.
+        (Some(PowerState::Paused), Some(PowerState::Stopped)) if observation.phase == VmPhase::Settled => {
+            Verdict::Failed(Fault::new(
+                Code::FailedPrecondition,
+                "VM_NOT_RUNNING",
+                "the VM was powered off before it could be paused: start it, then pause it",
+            ))
+        }
         _ => Verdict::Open,
     }
 }

@@ -293,36 +293,26 @@ impl Checker {
         }
     }
 
-    /// I7: what is about to be done to a VM is what the ledger says.
+    /// I7: what is about to be done to a VM is what the ledger says; `entries` are what may be in it.
     pub fn change(
         &mut self,
         host: usize,
         call: &str,
         id: VmId,
         state: Option<DomainState>,
-        entry: Option<&ledger::Vm>,
+        entries: &[Option<ledger::Vm>],
     ) {
-        let wanted = entry.and_then(|vm| vm.intent.as_ref()).map(|intent| intent.power);
-        let disposition = entry.map(|vm| vm.disposition);
-        let owned = disposition == Some(Disposition::Owned);
-        let fine = match call {
-            // Journalled before it is done, and never for a VM that is another host's.
-            "start" | "reset" | "reboot" => {
-                owned && matches!(wanted, Some(PowerState::Running | PowerState::Paused))
-            }
-            "destroy" | "shutdown" if state == Some(DomainState::Running) => {
-                disposition == Some(Disposition::Deleting) || (owned && wanted == Some(PowerState::Stopped))
-            }
-            "pause" => owned && wanted == Some(PowerState::Paused),
-            "undefine" => !owned || wanted.is_none(),
-            _ => true,
-        };
+        let fine = entries.iter().any(|entry| allows(call, state, entry.as_ref()));
         self.check(
             "I7 no VM is started or stopped against its owner's will",
             fine,
             || {
+                let says = entries.iter().flatten();
+                let says: Vec<_> = says
+                    .map(|vm| (vm.disposition, vm.intent.as_ref().map(|intent| intent.power)))
+                    .collect();
                 format!(
-                    "h{}: {call} of {id} ({state:?}), the ledger says {disposition:?} {wanted:?}",
+                    "h{}: {call} of {id} ({state:?}), the ledger says {says:?}",
                     host + 1
                 )
             },
@@ -438,6 +428,24 @@ impl Checker {
                 format!("operation {id} ended as {before:?}, and now as {now:?}")
             });
         }
+    }
+}
+
+/// Whether a ledger's entry asks for a call: journalled before it is done, and never for a VM that is another host's.
+fn allows(call: &str, state: Option<DomainState>, entry: Option<&ledger::Vm>) -> bool {
+    let wanted = entry.and_then(|vm| vm.intent.as_ref()).map(|intent| intent.power);
+    let disposition = entry.map(|vm| vm.disposition);
+    let owned = disposition == Some(Disposition::Owned);
+    match call {
+        "start" | "reset" | "reboot" => {
+            owned && matches!(wanted, Some(PowerState::Running | PowerState::Paused))
+        }
+        "destroy" | "shutdown" if state == Some(DomainState::Running) => {
+            disposition == Some(Disposition::Deleting) || (owned && wanted == Some(PowerState::Stopped))
+        }
+        "pause" => owned && wanted == Some(PowerState::Paused),
+        "undefine" => !owned || wanted.is_none(),
+        _ => true,
     }
 }
 

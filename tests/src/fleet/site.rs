@@ -256,7 +256,7 @@ impl Site {
 
     /// Something is about to be done to a VM.
     pub fn before_change(&self, host: usize, call: &'static str, id: VmId) {
-        let (state, entry) = {
+        let (state, entries) = {
             let inner = self.inner();
             let machine = &inner.hosts[host];
             let domains = machine.sim.domains();
@@ -264,9 +264,12 @@ impl Site {
                 .iter()
                 .find(|(known, ..)| *known == id)
                 .map(|(_, state, _)| *state);
-            (state, disk::entry(&machine.files, &format!("vms/{id}.json")))
+            let name = format!("vms/{id}.json");
+            // A write that was not confirmed may be there or not: its writer goes by what it knows.
+            let known = machine.confirmed.get(&name).cloned();
+            (state, [known, disk::entry(&machine.files, &name)])
         };
-        self.checker().change(host, call, id, state, entry.as_ref());
+        self.checker().change(host, call, id, state, &entries);
     }
 
     /// A ledger's file is written or removed.

@@ -133,6 +133,7 @@ fn operations_end_by_what_the_owner_reports() {
         (Stop, Some(Stopped), None, Some(Succeeded)),
         (Stop, Some(Stopped), Some(Running), None),
         (Pause, Some(Paused), Some(Running), None),
+        (Pause, Some(Paused), Some(Stopped), Some(Failed)),
         (Restart, None, Some(Running), Some(Succeeded)),
     ] {
         let mut case = case();
