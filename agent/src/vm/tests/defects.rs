@@ -165,3 +165,16 @@ async fn a_guest_that_was_given_up_is_not_restarted_until_somebody_asks() {
     host.create(id, intent(2, PowerState::Running)).await;
     assert_eq!(host.until_settled(id, 2).await.power, Some(PowerState::Running));
 }
+
+#[tokio::test]
+async fn a_transfer_that_ended_is_told_as_ended_although_the_disk_is_full() {
+    let pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    pair.send().await.unwrap();
+    // Stands for a disk without room: nothing can be written where the migrations are.
+    let migrations = pair.source.dir.path().join("ledger/migrations");
+    std::fs::rename(&migrations, migrations.with_extension("away")).unwrap();
+    std::fs::write(&migrations, b"").unwrap();
+    // Fails after its limit where the source says for ever that it is copying.
+    pair.transfer_over().await;
+}
