@@ -327,7 +327,7 @@ mod tests {
         assert!(hit.len() > 10, "the seed has faults to leave out");
         let number = hit[hit.len() / 2] as u64;
         let less = fates(Source::Seed {
-            without: vec![number..number + 1],
+            without: [number].map(|number| number..number + 1).into(),
         });
         for (index, (with, without)) in all.iter().zip(&less).enumerate() {
             if index as u64 == number {
