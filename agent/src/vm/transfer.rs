@@ -138,6 +138,20 @@ impl Transfers {
         }
     }
 
+    /// Writes down how a transfer ended. It has ended also where that cannot be written, and whoever asks must hear it, or
+    /// would wait for ever. On disk it is Active then, which is read as failed after a restart; both hosts are looked at
+    /// anyway.
+    async fn write_if_possible(&mut self, ledger: &Ledger, entry: ledger::Migration) {
+        if let Err(error) = self.write(ledger, entry.clone()).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the ledger cannot be written"
+            );
+            self.latest = Some(entry.id);
+            self.entries.insert(entry.id, entry);
+        }
+    }
+
     async fn write(&mut self, ledger: &Ledger, entry: ledger::Migration) -> Result<(), ledger::Error> {
         ledger.save_migration(&entry).await?;
         self.latest = Some(entry.id);
@@ -162,12 +176,7 @@ impl Driver {
                 message: "the agent was restarted while it sent the VM".to_owned(),
             };
             let entry = ledger::Migration { transfer, ..entry };
-            if let Err(error) = self.transfers.write(&self.shared.ledger, entry).await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the ledger cannot be written"
-                );
-            }
+            self.transfers.write_if_possible(&self.shared.ledger, entry).await;
         }
     }
 
@@ -293,15 +302,7 @@ impl Driver {
             return;
         };
         let entry = ledger::Migration { transfer, ..entry };
-        if let Err(error) = self.transfers.write(&self.shared.ledger, entry.clone()).await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the ledger cannot be written"
-            );
-            // It has ended all the same, and whoever asks must hear it, or would wait for ever. On disk it is Active, which
-            // is read as failed after a restart; both hosts are looked at anyway.
-            self.transfers.entries.insert(entry.id, entry);
-        }
+        self.transfers.write_if_possible(&self.shared.ledger, entry).await;
     }
 
     /// This host's part in a migration, also where its entry is lost.
