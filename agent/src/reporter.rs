@@ -54,7 +54,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// This host belongs to another site, or the controller is an older one.
+    /// This host belongs to another site.
     #[error("the controller is not this host's; if the host is to change sites, empty its data directory")]
     Foreign(#[source] crate::gate::Error),
 }
@@ -206,9 +206,16 @@ impl Reporter {
             )
             .await
             .map_err(|error| match error {
-                // It is not this controller's turn; the other one may have stopped by the next time.
-                error @ crate::gate::Error::OtherController { .. } => {
-                    tracing::error!(%error, "two controllers have this site's credentials; one must be stopped");
+                // It is not this controller's turn; the right one may answer the next time. Ending would cut migrations
+                // and change nothing.
+                error @ (crate::gate::Error::OtherController { .. }
+                | crate::gate::Error::StaleTerm { .. }
+                | crate::gate::Error::WrongSession { .. }) => {
+                    tracing::error!(
+                        %error,
+                        "this is not the controller that the host obeys: a second one with this site's credentials must be \
+                         stopped, one that was set back must be restored from a backup"
+                    );
                     Failed::Call(tonic::Status::failed_precondition(error.to_string()))
                 }
                 crate::gate::Error::Ledger(error) => {

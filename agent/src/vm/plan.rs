@@ -144,8 +144,9 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
         };
     };
     match domain.state {
-        // What a migration left whose owner is known to be this host after all: there is no VM in it that could go on.
-        DomainState::Incoming | DomainState::HandedOver => return Step::Destroy,
+        // Not by a migration of ours, which tidies up at its end: somebody else is at work, and the VM is about to leave or
+        // to go on.
+        DomainState::Incoming | DomainState::HandedOver => return Step::Settled,
         DomainState::Stopped if vm.done.defined != Some(intent.epoch) => {
             return if memory.volumes_ready {
                 Step::Define
@@ -201,7 +202,7 @@ fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
         }
         (PowerState::Paused, DomainState::Running) => Step::Pause,
         (PowerState::Stopped, DomainState::Running | DomainState::Paused) => stop(intent, domain, memory),
-        (_, DomainState::Incoming | DomainState::HandedOver) => Step::Destroy,
+        (_, DomainState::Incoming | DomainState::HandedOver) => Step::Settled,
     }
 }
 
@@ -351,8 +352,8 @@ mod tests {
             (P::Stopped, D::Running, Step::Shutdown),
             (P::Stopped, D::Paused, Step::Destroy),
             (P::Stopped, D::Stopped, Step::PowerDone),
-            (P::Running, D::Incoming, Step::Destroy),
-            (P::Stopped, D::HandedOver, Step::Destroy),
+            (P::Running, D::Incoming, Step::Settled),
+            (P::Stopped, D::HandedOver, Step::Settled),
         ];
         for (power, state, expected) in cases {
             let step = next(&vm(power), Some(&domain(state, PowerReason::Unknown)), &READY);

@@ -440,6 +440,13 @@ impl Driver {
         let Some(mut vm) = self.vm.clone() else {
             return Ok(());
         };
+        // What the transfer left here of a VM that is alive nowhere: it cannot go on, and would be in the way of a start.
+        let hypervisor = self.shared.hypervisor.clone();
+        let left = hypervisor.get(self.id).await?.map(|domain| domain.state);
+        if matches!(left, Some(DomainState::HandedOver | DomainState::Incoming)) {
+            tracing::warn!(state = ?left, "what a migration left of the VM holds nothing that could go on; it is powered off");
+            hypervisor.destroy(self.id).await?;
+        }
         vm.epoch = epoch;
         vm.disposition = Disposition::Owned;
         if let Some(intent) = &mut vm.intent {

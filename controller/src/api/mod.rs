@@ -104,6 +104,8 @@ impl From<verbs::Error> for Status {
             E::MacInUse { .. } => (Code::AlreadyExists, "MAC_IN_USE"),
             E::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
             E::Observing => (Code::FailedPrecondition, "SITE_OBSERVING"),
+            E::Replaced(_) => (Code::FailedPrecondition, "OTHER_CONTROLLER"),
+            E::Unconfirmed(_) => (Code::FailedPrecondition, "VM_UNCONFIRMED"),
             E::LowSpace(_) => (Code::ResourceExhausted, "STORE_LOW_SPACE"),
             E::NoCapacity { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
             E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),

@@ -183,7 +183,9 @@ fn stray(tx: &mut Tx, host: &HostName, reported: &Reported) {
     let migrating = tx
         .active_migration(reported.id)
         .is_some_and(|m| m.source == *host || m.destination == *host);
-    if migrating || reported.observation.phase == VmPhase::Deleting {
+    // After a restore the store is behind: what it does not know may be the only copy, and is shown as a difference.
+    let behind = tx.meta.observing.is_some() || tx.vms.get(&reported.id).is_some_and(|vm| vm.unconfirmed);
+    if migrating || behind || reported.observation.phase == VmPhase::Deleting {
         return;
     }
     if tx.note_stray(host.clone(), reported.id) == 2 {

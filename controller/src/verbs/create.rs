@@ -7,7 +7,7 @@ use dalgu_proto::{
     vm::{PowerState, RestartMode, RestartPolicy, Spec},
 };
 
-use super::{Caller, Error, MacHolder, accept, check_etag, find, new_operation, room};
+use super::{Caller, Error, MacHolder, accept, check_etag, confirmed, find, new_operation, room};
 use crate::{
     hosts,
     model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
@@ -186,6 +186,7 @@ pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Out
     if old.delete_time.is_some() {
         return Err(Error::Deleting(old.name));
     }
+    confirmed(&old)?;
     let mut vm = old.clone();
     vm.labels = update.labels.unwrap_or(vm.labels);
     vm.description = update.description.unwrap_or(vm.description);

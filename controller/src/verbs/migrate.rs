@@ -5,7 +5,7 @@ use dalgu_proto::{
     vm::PowerState,
 };
 
-use super::{Caller, Error, accept, check_etag, create::place, find, new_operation, room};
+use super::{Caller, Error, accept, check_etag, confirmed, create::place, find, new_operation, room};
 use crate::{
     hosts,
     model::{EventKind, HostState, MigrationRecord, OperationKind, Outcome, Phase, VmRecord},
@@ -44,6 +44,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
     if vm.delete_time.is_some() {
         return Err(Error::Deleting(vm.name));
     }
+    confirmed(&vm)?;
     if tx.active_migrations.contains_key(&vm.id) {
         return Err(Error::MigrationInProgress(vm.name));
     }

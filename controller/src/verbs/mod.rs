@@ -57,6 +57,16 @@ pub enum Error {
         "the controller was restored from a backup and only observes: see `dalgu site show`, then `dalgu site resume`"
     )]
     Observing,
+    /// Another controller is in charge.
+    #[error(
+        "another controller is in charge of this site's hosts ({0}): make the change there, and stop this one"
+    )]
+    Replaced(String),
+    /// After a restore, no host has shown the VM yet.
+    #[error(
+        "no host has shown VM {0} since the restore, so nothing but its deletion can be asked of it: see `dalgu site show`"
+    )]
+    Unconfirmed(VmName),
     /// The disk that the store is on is nearly full.
     #[error(
         "the controller's disk has {} MiB free and keeps {} MiB in reserve: nothing new is made until there is more room; free \
@@ -210,12 +220,21 @@ pub fn once(
     Ok(outcome)
 }
 
-/// Refuses every change while the controller only observes.
+/// Refuses every change while the controller only observes, or when nobody obeys it.
 fn observed(tx: &Tx) -> Result<(), Error> {
-    match tx.meta.observing {
-        Some(_) => Err(Error::Observing),
-        None => Ok(()),
+    match (&tx.meta.observing, &tx.replaced_by) {
+        (Some(_), _) => Err(Error::Observing),
+        (None, Some(by)) => Err(Error::Replaced(by.clone())),
+        (None, None) => Ok(()),
     }
+}
+
+/// Refuses what would be lost when a host shows the VM, whose word on it then counts.
+fn confirmed(vm: &VmRecord) -> Result<(), Error> {
+    if vm.unconfirmed {
+        return Err(Error::Unconfirmed(vm.name.clone()));
+    }
+    Ok(())
 }
 
 /// Parses a VM's name and finds it.

@@ -5,7 +5,7 @@
 
 use dalgu_proto::vm::{PowerState, RestartMode};
 
-use super::{Caller, Error, abort_migration, accept, check_etag, find, new_operation, supersede};
+use super::{Caller, Error, abort_migration, accept, check_etag, confirmed, find, new_operation, supersede};
 use crate::{
     model::{EventKind, OperationKind, OperationRecord, OperationState, Outcome, VmRecord},
     state::{State, Tx},
@@ -75,6 +75,7 @@ pub fn power(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Power) -
     if vm.delete_time.is_some() {
         return Err(Error::Deleting(vm.name));
     }
+    confirmed(&vm)?;
     needs_running(tx, &vm, ask)?;
     let mut operation = new_operation(tx, caller, &vm, ask.kind());
     operation.power = ask.wanted();
