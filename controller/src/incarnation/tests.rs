@@ -180,6 +180,22 @@ async fn a_waived_host_that_comes_back_gets_its_vms_again() {
     lists(&db, "h3", vec![]).await;
     resumes(&db).await.unwrap();
     assert!(db.snapshot().vms[&vm.id].unconfirmed, "nobody has shown it");
+    // What is asked for now would be lost with the host's own word on it.
+    let caller = crate::verbs::Caller {
+        principal: "operator/test".to_owned(),
+        request_id: String::new(),
+        body: String::new(),
+    };
+    let stop = crate::verbs::power::Power::Stop {
+        grace_period_seconds: 0,
+    };
+    let stopped = db
+        .transact(|tx| crate::verbs::power::power(tx, &caller, "web", "", stop))
+        .await;
+    assert!(
+        matches!(stopped, Err(crate::verbs::Error::Unconfirmed(_))),
+        "{stopped:?}"
+    );
     lists(&db, "h1", vec![shown(&vm, "h1", VmPhase::Settled)]).await;
     assert!(!db.snapshot().vms[&vm.id].unconfirmed);
 }
