@@ -36,8 +36,8 @@ pub enum Mutant {
     RequestNotRemembered,
     /// The answer to a request goes out before its change is on disk.
     AnswerBeforeCommit,
-    /// The reservation is made without looking again at what is free.
-    PlacementNotCheckedAgain,
+    /// A place is given without counting what has been promised on the host.
+    PromisesNotCounted,
     /// Anybody's report of a VM counts, not only its owner's.
     AnybodySpeaks,
     /// An older report replaces a newer one.
@@ -64,7 +64,7 @@ impl Mutant {
         Self::GoneForgotten,
         Self::RequestNotRemembered,
         Self::AnswerBeforeCommit,
-        Self::PlacementNotCheckedAgain,
+        Self::PromisesNotCounted,
         Self::AnybodySpeaks,
         Self::OldReportsCount,
         Self::SourceTidiesByItself,

@@ -12,7 +12,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use dalgu_proto::ids::VmId;
+use dalgu_proto::{
+    ids::VmId,
+    mutant::{self, Mutant},
+};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{
@@ -328,7 +331,7 @@ impl Driver {
                 self.crash_loop();
                 return;
             }
-            Step::Start if vm.done.power_begun != power => {
+            Step::Start if vm.done.power_begun != power && !mutant::on(Mutant::StartRepeated) => {
                 vm.done.power_begun = power;
                 vm.done.begun_after = self.domain.as_ref().map(|d| d.reason).unwrap_or_default();
             }
@@ -346,7 +349,7 @@ impl Driver {
             Step::Restart => self.restarts.push_back(now),
             _ => {}
         }
-        if before.is_some() && !self.save_vm().await {
+        if before.is_some() && !mutant::on(Mutant::LedgerAfterHypervisor) && !self.save_vm().await {
             // Nothing is done that is not written down, and nothing counts as done.
             self.vm = before;
             self.wake = now + FIRST_RETRY;
@@ -402,7 +405,9 @@ impl Driver {
         let now = self.shared.clock.now();
         self.transfers.forget_old(&self.shared.ledger, now).await;
         let gone = match self.vm.as_ref().map(|vm| vm.disposition) {
-            Some(Disposition::Gone { since }) => now.duration_since(since) > REMEMBER,
+            Some(Disposition::Gone { since }) => {
+                now.duration_since(since) > REMEMBER || mutant::on(Mutant::GoneForgotten)
+            }
             Some(_) => false,
             None => true,
         };

@@ -3,7 +3,10 @@
 //! The rules are those of ownership: a lower epoch never speaks for a VM again, a lower generation is out of date, and
 //! the same generation must mean the same thing.
 
-use dalgu_proto::ids::{Epoch, Generation, MigrationId, VmId};
+use dalgu_proto::{
+    ids::{Epoch, Generation, MigrationId, VmId},
+    mutant::{self, Mutant},
+};
 
 use crate::ledger::{Disposition, Intent, Vm};
 
@@ -84,7 +87,7 @@ pub fn ensure(known: Option<&Vm>, given: &Intent) -> Result<Accepted, Denied> {
     let Some(known) = known else {
         return Ok(Accepted::New);
     };
-    if given.epoch < known.epoch {
+    if given.epoch < known.epoch && !mutant::on(Mutant::EpochNotCompared) {
         return Err(Denied::StaleEpoch {
             given: given.epoch,
             known: known.epoch,
@@ -104,7 +107,7 @@ pub fn ensure(known: Option<&Vm>, given: &Intent) -> Result<Accepted, Denied> {
         }
         Disposition::Gone { .. } | Disposition::Owned => {}
     }
-    if given.generation < known.generation {
+    if given.generation < known.generation && !mutant::on(Mutant::GenerationNotCompared) {
         return Err(Denied::StaleGeneration {
             given: given.generation,
             known: known.generation,
@@ -122,7 +125,7 @@ pub fn ensure(known: Option<&Vm>, given: &Intent) -> Result<Accepted, Denied> {
 /// Judges a request to delete. `Ok(true)`: nothing is here, there is nothing to do.
 pub fn delete(known: Option<&Vm>, generation: Generation, epoch: Epoch) -> Result<bool, Denied> {
     let Some(known) = known else { return Ok(true) };
-    if epoch < known.epoch {
+    if epoch < known.epoch && !mutant::on(Mutant::EpochNotCompared) {
         return Err(Denied::StaleEpoch {
             given: epoch,
             known: known.epoch,
@@ -133,7 +136,9 @@ pub fn delete(known: Option<&Vm>, generation: Generation, epoch: Epoch) -> Resul
         Disposition::Incoming { migration } | Disposition::Outgoing { migration } => {
             Err(Denied::Migrating(migration))
         }
-        Disposition::Owned | Disposition::Deleting if generation < known.generation => {
+        Disposition::Owned | Disposition::Deleting
+            if generation < known.generation && !mutant::on(Mutant::GenerationNotCompared) =>
+        {
             Err(Denied::StaleGeneration {
                 given: generation,
                 known: known.generation,
@@ -153,10 +158,12 @@ pub fn prepare(known: Option<&Vm>, migration: MigrationId, given: &Intent) -> Re
         }
         Disposition::Deleting => Err(Denied::Deleting),
         Disposition::Owned => Err(Denied::Unusable("this host has the VM already".to_owned())),
-        Disposition::Gone { .. } if given.epoch <= known.epoch => Err(Denied::StaleEpoch {
-            given: given.epoch,
-            known: known.epoch,
-        }),
+        Disposition::Gone { .. } if given.epoch <= known.epoch && !mutant::on(Mutant::EpochNotCompared) => {
+            Err(Denied::StaleEpoch {
+                given: given.epoch,
+                known: known.epoch,
+            })
+        }
         Disposition::Gone { .. } => Ok(false),
     }
 }
@@ -164,7 +171,7 @@ pub fn prepare(known: Option<&Vm>, migration: MigrationId, given: &Intent) -> Re
 /// Judges a request to send a VM. `Ok(true)`: this migration has begun before.
 pub fn send(known: Option<&Vm>, id: VmId, migration: MigrationId, epoch: Epoch) -> Result<bool, Denied> {
     let known = known.ok_or(Denied::NotHere(id))?;
-    if epoch != known.epoch {
+    if epoch != known.epoch && !mutant::on(Mutant::EpochNotCompared) {
         return Err(Denied::StaleEpoch {
             given: epoch,
             known: known.epoch,

@@ -12,6 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
     ids::{Epoch, MigrationId, VmId},
+    mutant::{self, Mutant},
     vm::{PowerReason, PowerState},
 };
 use futures::future::BoxFuture;
@@ -128,7 +129,10 @@ impl Transfers {
         let old: Vec<_> = self
             .entries
             .values()
-            .filter(|entry| entry.finished.is_some_and(|at| now.duration_since(at) > REMEMBER))
+            .filter(|entry| {
+                let old = |at| now.duration_since(at) > REMEMBER || mutant::on(Mutant::GoneForgotten);
+                entry.finished.is_some_and(old)
+            })
             .map(|entry| entry.id)
             .collect();
         for id in old {
@@ -182,7 +186,9 @@ impl Driver {
 
     fn may_begin(&self, migration: MigrationId) -> Result<(), Denied> {
         match self.transfers.entries.get(&migration) {
-            Some(entry) if entry.settled => Err(Denied::MigrationOver(migration)),
+            Some(entry) if entry.settled && !mutant::on(Mutant::SettledMayBegin) => {
+                Err(Denied::MigrationOver(migration))
+            }
             _ => Ok(()),
         }
     }
@@ -284,6 +290,10 @@ impl Driver {
 
     /// Writes down how a transfer ended. It says nothing yet of where the VM is.
     pub(super) async fn transfer_ended(&mut self, ended: Ended) {
+        if ended.outcome.is_ok() && mutant::on(Mutant::SourceTidiesByItself) {
+            let epoch = self.vm.as_ref().map(|vm| vm.epoch).unwrap_or_default();
+            let _ = self.tidy_up(epoch).await;
+        }
         let transfer = match ended.outcome {
             Ok(progress) => {
                 tracing::info!(migration = %ended.migration, downtime_ms = progress.downtime_ms, "the transfer has ended");
@@ -533,7 +543,7 @@ async fn carry(
         disks: relay.disks.clone(),
         max_downtime_ms: send.max_downtime_ms,
         bandwidth_mib_per_second: send.bandwidth_mib_per_second,
-        arrives_paused: true,
+        arrives_paused: !mutant::on(Mutant::ArrivesRunning),
         released: CancellationToken::new(),
     };
     let given_up = CancellationToken::new();

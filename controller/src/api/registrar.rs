@@ -3,6 +3,7 @@
 use dalgu_proto::{
     agent::v1::{self as agent, registrar_service_server::RegistrarService},
     ids::{HostName, Session},
+    mutant::{self, Mutant},
     reason, time,
     tls::Role,
 };
@@ -82,7 +83,7 @@ impl RegistrarService for Services {
                 .into_iter()
                 .map(agent_wire::unmanaged)
                 .collect(),
-            complete: m.inventory_complete,
+            complete: m.inventory_complete || mutant::on(Mutant::IncompleteInventoryAccepted),
             hypervisor_error: Some(m.hypervisor_error).filter(|error| !error.is_empty()),
             session: Session(m.session),
             cluster_id,
@@ -122,7 +123,7 @@ impl RegistrarService for Services {
                 .into_iter()
                 .filter_map(|report| agent_wire::reported(&host, report))
                 .collect(),
-            complete: m.inventory_complete,
+            complete: m.inventory_complete || mutant::on(Mutant::IncompleteInventoryAccepted),
             unmanaged: m
                 .unmanaged_domains
                 .into_iter()

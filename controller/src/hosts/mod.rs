@@ -6,7 +6,10 @@
 pub mod heartbeat;
 pub mod registry;
 
-use dalgu_proto::ids::HostName;
+use dalgu_proto::{
+    ids::HostName,
+    mutant::{self, Mutant},
+};
 
 use crate::{
     model::{HostLive, HostRecord, HostState},
@@ -24,7 +27,10 @@ pub fn views(state: &State) -> Vec<HostView> {
 /// A host as placement sees it.
 pub fn view(state: &State, host: &HostRecord) -> HostView {
     let live = state.live.get(&host.name).map(AsRef::as_ref);
-    let reserved = state.reserved.get(&host.name).cloned().unwrap_or_default();
+    let reserved = state.reserved.get(&host.name).cloned();
+    let reserved = reserved
+        .filter(|_| !mutant::on(Mutant::PromisesNotCounted))
+        .unwrap_or_default();
     let heard = live.is_some_and(|live| live.state == HostState::Ready);
     let ready = heard && live.is_some_and(|live| live.hypervisor_error.is_none());
     let usage = live.filter(|_| heard).and_then(|live| live.usage.as_ref());

@@ -13,6 +13,8 @@
 //! "Newer disks": nothing is alive, so the side with the last writes keeps the VM: the destination if either host says
 //! that the transfer ended well (the guest ran there), else the source.
 
+use dalgu_proto::mutant::{self, Mutant};
+
 use crate::model::{Answer, Presence, Transfer};
 
 use super::Side;
@@ -44,6 +46,9 @@ pub fn decide(source: Answer, destination: Answer) -> Decision {
         lost: false,
         reason,
     };
+    if mutant::on(Mutant::MigrationJudgedByReturnCode) {
+        return owner(newer(source, destination), "its transfer said so");
+    }
     match (source.presence, destination.presence) {
         (Running, Running) => Decision::Conflict {
             reason: "it runs on both hosts",

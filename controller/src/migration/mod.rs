@@ -14,6 +14,7 @@ pub mod decide;
 
 use std::time::Duration;
 
+use dalgu_proto::mutant::{self, Mutant};
 use jiff::Timestamp;
 
 use crate::model::{Answer, Code, Fault, MigrationLive, MigrationRecord, Phase, Presence, Transfer};
@@ -110,7 +111,7 @@ pub fn answers(record: &MigrationRecord) -> (Option<Answer>, Option<Answer>) {
         presence: Presence::Absent,
         transfer: Transfer::Unknown,
     };
-    let destination = if record.source_told {
+    let destination = if record.source_told && !mutant::on(Mutant::RevocationNotAwaited) {
         record.destination_answer
     } else {
         Some(nothing)

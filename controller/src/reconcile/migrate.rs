@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dalgu_proto::{
     ids::{HostName, MigrationId},
+    mutant::{self, Mutant},
     vm::PowerState,
 };
 
@@ -270,7 +271,9 @@ async fn settle(
 
 /// What a host's part says once it is settled and knows what it has.
 fn answer(part: &Part) -> Option<Answer> {
-    let presence = part.presence.filter(|_| part.settled)?;
+    let presence = part
+        .presence
+        .filter(|_| part.settled || mutant::on(Mutant::RevocationNotAwaited))?;
     Some(Answer {
         presence,
         transfer: part.transfer,

@@ -21,6 +21,7 @@ use std::{
 
 use dalgu_proto::{
     ids::{ClusterId, NewIds, VmId},
+    mutant::{self, Mutant},
     time::Clock,
 };
 use futures::future::BoxFuture;
@@ -195,6 +196,9 @@ impl Db {
             });
             value
         };
+        if mutant::on(Mutant::AnswerBeforeCommit) {
+            return Ok(value);
+        }
         match durable.await {
             Ok(()) => Ok(value),
             Err(_) => std::future::pending().await,

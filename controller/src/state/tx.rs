@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeSet, ops::Deref, sync::Arc};
 
-use dalgu_proto::ids::{HostName, MigrationId, NewIds, OperationId, VmId};
+use dalgu_proto::{
+    ids::{HostName, MigrationId, NewIds, OperationId, VmId},
+    mutant::{self, Mutant},
+};
 use imbl::OrdMap;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -16,7 +19,7 @@ use crate::{
     agent_wire::Reported,
     model::{
         EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
-        OperationRecord, Refusal, RequestRecord, VmRecord,
+        OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
     },
     space::Space,
     store::{Batch, Table, Write},
@@ -55,7 +58,10 @@ fn holders(vm: &VmRecord, migration: Option<&MigrationRecord>) -> BTreeSet<HostN
     let mut hosts = BTreeSet::from([vm.owner.clone()]);
     if let Some(migration) = migration.filter(|m| !m.phase.is_terminal()) {
         hosts.insert(migration.source.clone());
-        hosts.insert(migration.destination.clone());
+        let early = mutant::on(Mutant::EarlyReservationRelease) && migration.phase >= Phase::CuttingOver;
+        if !early {
+            hosts.insert(migration.destination.clone());
+        }
     }
     hosts
 }

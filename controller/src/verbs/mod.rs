@@ -9,7 +9,10 @@ pub mod host;
 pub mod migrate;
 pub mod power;
 
-use dalgu_proto::ids::{HostName, OperationId, VmName};
+use dalgu_proto::{
+    ids::{HostName, OperationId, VmName},
+    mutant::{self, Mutant},
+};
 
 use crate::{
     model::{
@@ -197,7 +200,7 @@ pub fn once(
     caller: &Caller,
     change: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
 ) -> Result<Outcome, Error> {
-    if caller.request_id.is_empty() {
+    if caller.request_id.is_empty() || mutant::on(Mutant::RequestNotRemembered) {
         return observed(tx).and_then(|()| change(tx));
     }
     let key = format!("{}/{}", caller.principal, caller.request_id);

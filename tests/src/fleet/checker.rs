@@ -10,7 +10,7 @@ use std::{
 
 use dalgu_agent::{
     hypervisor::DomainState,
-    ledger::{self, Disposition},
+    ledger::{self, Disposition, Intent},
 };
 use dalgu_controller::{
     model::{HostRecord, MigrationRecord, OperationKind, OperationRecord, OperationState, VmRecord},
@@ -75,6 +75,14 @@ pub struct Checker {
     deleted: BTreeSet<VmId>,
     /// Reads and acknowledged writes of each VM by when their answer came, with the generation they told of.
     known: Known,
+    /// Guests that shut themselves down, with the power request that they had run for.
+    shut_down: BTreeMap<VmId, u64>,
+    /// Power request for which a VM was last started.
+    started: BTreeMap<VmId, u64>,
+    /// Of each host and term: lists of what is there that the controller has begun to take over and has taken over.
+    lists: BTreeMap<(usize, Term), (u64, u64)>,
+    /// Highest session and term that each host's agent is known to know.
+    heard: BTreeMap<usize, (Session, Term)>,
 }
 
 impl Checker {
@@ -242,6 +250,105 @@ impl Checker {
         }
     }
 
+    /// A client is about to make a request.
+    pub fn send(&mut self, request: &str, kind: OperationKind) {
+        let sent = Sent {
+            kind,
+            operation: None,
+        };
+        self.sent.insert(request.to_owned(), sent);
+    }
+
+    /// An agent has said which session it works in.
+    pub fn works_in(&mut self, host: usize, session: Session) {
+        let heard = self.heard.entry(host).or_default();
+        heard.0 = heard.0.max(session);
+    }
+
+    /// What a host's agent is known to know before a command comes.
+    pub fn heard(&self, host: usize) -> (Session, Term) {
+        self.heard.get(&host).copied().unwrap_or_default()
+    }
+
+    /// I12: a command was obeyed, and what the agent knew when it came.
+    pub fn obeyed(&mut self, host: usize, call: &str, given: (Session, Term), known: (Session, Term)) {
+        let fine = given.0 >= known.0 && given.1 >= known.1;
+        self.check("I12 nobody is obeyed who was replaced", fine, || {
+            format!(
+                "h{}: {call} was obeyed with {given:?}, {known:?} is known",
+                host + 1
+            )
+        });
+        let heard = self.heard.entry(host).or_default();
+        *heard = (heard.0.max(given.0), heard.1.max(given.1));
+    }
+
+    /// I1: a VM is sent; where it arrives it waits until its source has let go of it.
+    pub fn sends(&mut self, host: usize, arrives_paused: bool) {
+        self.check("I1 who arrives waits for the source", arrives_paused, || {
+            format!("h{}: a VM is sent to run where it arrives", host + 1)
+        });
+    }
+
+    /// A complete list comes to a controller, or has been taken over.
+    pub fn complete_list(&mut self, host: usize, term: Term, taken: bool) {
+        let (begun, ended) = self.lists.entry((host, term)).or_default();
+        *if taken { ended } else { begun } += 1;
+    }
+
+    /// How many complete lists a controller has taken over; `None` while it is at one.
+    pub fn complete_lists(&self, host: usize, term: Term) -> Option<u64> {
+        let (begun, ended) = self.lists.get(&(host, term)).copied().unwrap_or_default();
+        (begun == ended).then_some(begun)
+    }
+
+    /// I13: an incomplete list has been taken over; of what is not on it, nothing follows.
+    pub fn incomplete_list(&mut self, host: &HostName, before: &State, after: &State) {
+        for (id, seen) in &before.observations {
+            let same = |vm: &&Arc<VmRecord>| {
+                let was = before.vms.get(id);
+                was.is_some_and(|was| (&was.owner, was.epoch) == (&vm.owner, vm.epoch)) && vm.owner == *host
+            };
+            let Some(vm) = after.vms.get(id).filter(same).filter(|_| seen.host == *host) else {
+                continue;
+            };
+            let known = after.observations.contains_key(id);
+            self.check("I13 nothing follows from an incomplete list", known, || {
+                format!("what {host} had said of {} is forgotten", vm.name)
+            });
+        }
+    }
+
+    /// A guest has ended by itself; `entry` is what its agent had written down.
+    pub fn guest_ended(&mut self, id: VmId, crash: bool, entry: Option<&ledger::Vm>) {
+        self.shut_down.remove(&id);
+        let Some(vm) = entry.filter(|_| !crash) else {
+            return;
+        };
+        let Some(intent) = &vm.intent else { return };
+        // Where it had been off for the same reason before, the agent cannot tell whether it has run since.
+        let begun = self.started.get(&id) == Some(&intent.power_sequence)
+            && vm.done.begun_after != PowerReason::GuestShutdown;
+        if begun && vm.done.power < intent.power_sequence {
+            self.shut_down.insert(id, intent.power_sequence);
+        }
+    }
+
+    /// A host has lost power: its guests are off for that reason, whatever was before.
+    pub fn power_lost(&mut self, domains: &Domains) {
+        for (id, ..) in domains {
+            self.shut_down.remove(id);
+        }
+    }
+
+    /// What an agent writes of its host: numbers only rise.
+    pub fn ledger_of_host(&mut self, host: usize, old: Option<ledger::Host>, new: ledger::Host) {
+        let risen = old.is_none_or(|old| new.session >= old.session && new.term >= old.term);
+        self.check("I6 numbers only rise", risen, || {
+            format!("h{}: ledger of the host from {old:?} to {new:?}", host + 1)
+        });
+    }
+
     /// A VM that a client was told exists.
     pub fn acknowledge(&mut self, vm: VmId) {
         self.acknowledged.insert(vm);
@@ -301,7 +408,33 @@ impl Checker {
         id: VmId,
         state: Option<DomainState>,
         entries: &[Option<ledger::Vm>],
+        migration: Option<&ledger::Migration>,
     ) {
+        if matches!(call, "destroy" | "undefine" | "delete_volumes")
+            && let Some(migration) = migration
+        {
+            self.check(
+                "I7 nothing of a migrating VM goes before both hosts settle",
+                migration.settled,
+                || format!("h{}: {call} of {id} in migration {}", host + 1, migration.id),
+            );
+        }
+        if call == "start"
+            && let Some(intent) = entries.iter().flatten().find_map(|vm| vm.intent.as_ref())
+        {
+            self.started.insert(id, intent.power_sequence);
+        }
+        if call == "start"
+            && let Some(before) = self.shut_down.get(&id).copied()
+        {
+            let intent = |entry: &Option<ledger::Vm>| entry.as_ref().and_then(|vm| vm.intent.clone());
+            let same = |intent: Intent| intent.power_sequence == before;
+            let all = entries.iter().all(|entry| intent(entry).is_some_and(same));
+            let again = state == Some(DomainState::Stopped) && all;
+            self.check("I7 a guest that shut itself down stays off", !again, || {
+                format!("h{}: {id} is started again for power request {before}", host + 1)
+            });
+        }
         let fine = entries.iter().any(|entry| allows(call, state, entry.as_ref()));
         self.check(
             "I7 no VM is started or stopped against its owner's will",

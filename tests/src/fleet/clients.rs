@@ -15,7 +15,6 @@ use futures::future::BoxFuture;
 use tonic::{Code, Response, Status};
 
 use super::{
-    checker::Sent,
     life::Life,
     plan::{Node, Request, Verb},
     site::Site,
@@ -77,11 +76,7 @@ impl Verb {
 pub async fn ask(site: Arc<Site>, request: Request) {
     let id = site.ids().next().to_string();
     if let Some(kind) = request.verb.kind() {
-        let sent = Sent {
-            kind,
-            operation: None,
-        };
-        site.checker().sent.insert(id.clone(), sent);
+        site.checker().send(&id, kind);
     }
     let mut again = request.again;
     for attempt in 0..=request.retries {

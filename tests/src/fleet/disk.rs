@@ -7,11 +7,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use dalgu_agent::ledger::{self, Files};
+use dalgu_agent::ledger::Files;
 use dalgu_controller::store::{
     Batch, Error, Image, Store,
     memory::{Disk, Memory},
 };
+use serde::de::DeserializeOwned;
 
 use super::{
     fate::{Fate, Kind},
@@ -137,7 +138,12 @@ impl Files for Ledger {
     }
 }
 
-/// A VM's entry in a ledger's files.
-pub fn entry(folder: &Folder, name: &str) -> Option<ledger::Vm> {
-    serde_json::from_slice(folder.get(name)?).ok()
+/// An entry in a ledger's files.
+pub fn entry<T: DeserializeOwned>(folder: &Folder, name: &str) -> Option<T> {
+    parse(folder.get(name)?)
+}
+
+/// What an entry says.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    serde_json::from_slice(bytes).ok()
 }

@@ -150,7 +150,14 @@ impl Hypervisor for Machine {
     }
 
     async fn start(&self, id: VmId) -> Result<(), Error> {
-        self.change("start", id, self.sim.start(id)).await
+        let work = async {
+            let started = self.sim.start(id).await;
+            if started.is_ok() {
+                self.site.guest_started(id);
+            }
+            started
+        };
+        self.change("start", id, work).await
     }
 
     async fn shutdown(&self, id: VmId) -> Result<(), Error> {
@@ -199,6 +206,7 @@ impl Hypervisor for Machine {
 
     async fn migrate(&self, migrate: &Migrate) -> Result<Progress, Error> {
         self.life.pass().await;
+        self.site.checker().sends(self.host, migrate.arrives_paused);
         let fate = self.site.at(Kind::Transfer, "migrate", self.node(), self.node());
         match fate {
             Fate::Break(phase) => {

@@ -27,6 +27,7 @@ pub mod plan;
 mod site;
 mod streams;
 mod trace;
+mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -142,7 +143,9 @@ async fn live(settings: &Settings) -> Outcome {
     if settings.explain {
         fates.seen = Some(Vec::new());
     }
-    let site = Site::new(settings.size.hosts, fates, settings.explain);
+    let harsh = plan::is_harsh(settings.seed);
+    let mut harsh_rng = Rng::with_seed(settings.seed ^ 0x4a46);
+    let site = Site::new(settings.size.hosts, harsh, fates, settings.explain);
     site.start(Node::Controller(0));
     (0..settings.size.hosts).for_each(|host| site.start(Node::Host(host)));
 
@@ -152,7 +155,13 @@ async fn live(settings: &Settings) -> Outcome {
         let begin = settings.size.time * part;
         let plan = match &settings.plan {
             Some(plan) => plan.clone(),
-            None => plan::plan(&mut rng, settings.size, begin),
+            None => {
+                let mut plan = plan::plan(&mut rng, settings.size, begin);
+                if harsh {
+                    plan::add_harsh(&mut plan, &mut harsh_rng, settings.size, begin);
+                }
+                plan
+            }
         };
         carry_out(&site, &plan, begun).await;
         let end = plan
@@ -227,6 +236,7 @@ fn happen(site: &Arc<Site>, event: Event) {
         Event::Freeze { node, time } => site.freeze(node, time),
         Event::Daemon { host, time } => site.daemon(host, time),
         Event::PowerLoss { host, time } => site.power_loss(host, time),
+        Event::Fenced { host, time } => site.fence(host, time),
         Event::GuestOff { vm } => site.end_guest_of(vm, false),
         Event::GuestCrash { vm } => site.end_guest_of(vm, true),
         Event::ClockJump { node, seconds } => site.jump(node, seconds),

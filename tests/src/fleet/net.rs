@@ -23,7 +23,7 @@ use super::{
     life::Life,
     plan::Node,
     site::Site,
-    streams,
+    streams, wire,
 };
 
 /// Most that a message takes when nothing is wrong.
@@ -49,6 +49,20 @@ async fn send(
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let name = call_name(parts.uri.path());
+    let given = match (from, to) {
+        (Node::Controller(_), Node::Host(host)) => wire::command(&body).map(|given| (host, given)),
+        _ => None,
+    };
+    if let (Node::Host(host), "Report") = (from, name)
+        && let Some(session) = wire::reported_session(&body)
+    {
+        site.checker().works_in(host, session);
+    }
+    let list = match (from, name) {
+        (Node::Host(host), "Report") => Some((host, wire::is_complete_report(&body))),
+        (Node::Host(host), "Register") => Some((host, wire::is_complete_registration(&body))),
+        _ => None,
+    };
     let make = move || {
         let body = Body::new(Full::new(body.clone()));
         Request::from_parts(parts.clone(), body)
@@ -62,7 +76,18 @@ async fn send(
                     return Err(Status::unavailable("connection refused"));
                 };
                 there.pass().await;
-                server.oneshot(request).await
+                let known = given.map(|(host, _)| site.checker().heard(host));
+                let before = list.and_then(|(host, complete)| site.list_comes(host, complete));
+                let answer = server.oneshot(request).await;
+                if let (Some((host, complete)), Some(before)) = (list, before) {
+                    site.list_taken(host, complete, before);
+                }
+                if let (Some((host, given)), Some(known)) = (given, known)
+                    && answer.as_ref().is_ok_and(wire::is_ok)
+                {
+                    site.checker().obeyed(host, name, given, known);
+                }
+                answer
             })
         }
     };

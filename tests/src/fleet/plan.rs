@@ -112,6 +112,13 @@ pub enum Event {
         /// How long it is off.
         time: Duration,
     },
+    /// The host is fenced: it loses power, and what it was told before counts no more.
+    Fenced {
+        /// Which.
+        host: usize,
+        /// How long it is off.
+        time: Duration,
+    },
     /// A guest powers itself off.
     GuestOff {
         /// Which VM, by number.
@@ -150,6 +157,7 @@ impl Event {
             Self::Freeze { .. } => "host frozen",
             Self::Daemon { .. } => "hypervisor restarted",
             Self::PowerLoss { .. } => "host lost power",
+            Self::Fenced { .. } => "host fenced",
             Self::GuestOff { .. } => "guest powered itself off",
             Self::GuestCrash { .. } => "guest crashed",
             Self::ClockJump { .. } => "clock jumped",
@@ -185,6 +193,23 @@ impl Default for Size {
             faults: 16,
         }
     }
+}
+
+/// Whether a seed's hosts have little room and are fenced now and then. Only some seeds, so that in the others placement
+/// has a choice and hosts keep their sessions.
+pub fn is_harsh(seed: u64) -> bool {
+    Rng::with_seed(seed ^ 0x4a45).u8(..4) == 0
+}
+
+/// Puts into a part what only harsh seeds have.
+pub fn add_harsh(plan: &mut Plan, rng: &mut Rng, size: Size, begin: Duration) {
+    for _ in 0..2 {
+        let time = begin + size.time.mul_f64(rng.f64());
+        let host = rng.usize(..size.hosts);
+        let off = Duration::from_secs_f64(rng.f64() * 12.0);
+        plan.push((time, Event::Fenced { host, time: off }));
+    }
+    plan.sort_by_key(|(time, _)| *time);
 }
 
 /// The plan of a part of a run that begins at `begin`.

@@ -15,12 +15,13 @@ use dalgu_agent::{
         DomainState, Hypervisor,
         sim::{MemoryLines, Sim, SimConfig},
     },
-    ledger::Ledger as AgentLedger,
+    ledger::{self, Disposition, Ledger as AgentLedger},
     metrics::Snapshot,
 };
 use dalgu_controller::{
     api::Services,
     config::Config,
+    hosts::registry,
     server::{Core, Parts, Writer},
     state::{BeforeCommit, Db, State},
     store::memory::Disk,
@@ -51,6 +52,14 @@ use super::{
 /// Longest time that a program which died at a point is down, in ms.
 const MOST_TIME_DOWN: u64 = 4_000;
 
+fn boot_id(boot: u64) -> String {
+    format!("boot-{boot}")
+}
+
+fn vm_file(id: VmId) -> String {
+    format!("vms/{id}.json")
+}
+
 /// A program that runs, or none.
 struct Running {
     life: Life,
@@ -65,6 +74,7 @@ struct HostState {
     files: Folder,
     /// Entries of VMs as their writer last knew them to be on disk.
     confirmed: BTreeMap<String, dalgu_agent::ledger::Vm>,
+    confirmed_host: Option<ledger::Host>,
 }
 
 struct ControllerState {
@@ -88,6 +98,7 @@ pub struct Site {
     me: Weak<Site>,
     cluster: ClusterId,
     names: Vec<HostName>,
+    harsh: bool,
     begun: Instant,
     inner: Mutex<Inner>,
     fates: Mutex<Fates>,
@@ -112,10 +123,10 @@ fn counting() -> NewIds {
 
 impl Site {
     /// A site with `hosts` hosts, of which nothing runs yet.
-    pub fn new(hosts: usize, fates: Fates, keep_all: bool) -> Arc<Self> {
+    pub fn new(hosts: usize, harsh: bool, fates: Fates, keep_all: bool) -> Arc<Self> {
         let cluster = ClusterId::from_uuid(Uuid::from_u64_pair(7, 7));
         let memory = MemoryLines::default();
-        let (samples, _) = watch::channel(Arc::new(sample()));
+        let (samples, _) = watch::channel(Arc::new(sample(if harsh { 1 } else { 2 })));
         Arc::new_cyclic(|me| {
             let cables = Arc::new(Cables {
                 memory,
@@ -134,6 +145,7 @@ impl Site {
                     running: None,
                     files: Folder::new(),
                     confirmed: BTreeMap::new(),
+                    confirmed_host: None,
                 }
             };
             let controller = ControllerState {
@@ -147,6 +159,7 @@ impl Site {
                 names: (1..=hosts)
                     .map(|number| format!("h{number}").parse().expect("a name"))
                     .collect(),
+                harsh,
                 begun: Instant::now(),
                 inner: Mutex::new(Inner {
                     hosts: (0..hosts).map(host).collect(),
@@ -254,9 +267,39 @@ impl Site {
         checker.endings(state);
     }
 
+    /// A host's list comes to the controller: what that knows before, and how many lists it has taken over.
+    pub fn list_comes(&self, host: usize, complete: bool) -> Option<(Arc<State>, u64)> {
+        let (_, services) = self.services()?;
+        let state = services.db.snapshot();
+        let mut checker = self.checker();
+        let lists = checker.complete_lists(host, state.meta.term);
+        if complete {
+            checker.complete_list(host, state.meta.term, false);
+            return Some((state, 0));
+        }
+        Some((state, lists?))
+    }
+
+    /// The list has been taken over.
+    pub fn list_taken(&self, host: usize, complete: bool, (before, lists): (Arc<State>, u64)) {
+        let term = before.meta.term;
+        if complete {
+            self.checker().complete_list(host, term, true);
+            return;
+        }
+        let Some((_, services)) = self.services() else {
+            return;
+        };
+        let after = services.db.snapshot();
+        let mut checker = self.checker();
+        if after.meta.term == term && checker.complete_lists(host, term) == Some(lists) {
+            checker.incomplete_list(&self.names[host], &before, &after);
+        }
+    }
+
     /// Something is about to be done to a VM.
     pub fn before_change(&self, host: usize, call: &'static str, id: VmId) {
-        let (state, entries) = {
+        let (state, entries, migration) = {
             let inner = self.inner();
             let machine = &inner.hosts[host];
             let domains = machine.sim.domains();
@@ -264,12 +307,22 @@ impl Site {
                 .iter()
                 .find(|(known, ..)| *known == id)
                 .map(|(_, state, _)| *state);
-            let name = format!("vms/{id}.json");
+            let name = vm_file(id);
             // A write that was not confirmed may be there or not: its writer goes by what it knows.
             let known = machine.confirmed.get(&name).cloned();
-            (state, [known, disk::entry(&machine.files, &name)])
+            let written = disk::entry::<ledger::Vm>(&machine.files, &name);
+            let migration = |vm: &ledger::Vm| match vm.disposition {
+                Disposition::Incoming { migration } | Disposition::Outgoing { migration } => Some(migration),
+                _ => None,
+            };
+            let sure = known.as_ref().filter(|_| known == written).and_then(migration);
+            let file = sure.map(|migration| format!("migrations/{migration}.json"));
+            let migration: Option<ledger::Migration> =
+                file.and_then(|file| disk::entry(&machine.files, &file));
+            (state, [known, written], migration)
         };
-        self.checker().change(host, call, id, state, &entries);
+        self.checker()
+            .change(host, call, id, state, &entries, migration.as_ref());
     }
 
     /// A ledger's file is written or removed.
@@ -281,16 +334,21 @@ impl Site {
             Some(bytes) => machine.files.insert(name.to_owned(), bytes),
             None => machine.files.remove(name),
         };
-        if !confirmed || !name.starts_with("vms/") {
+        if !confirmed {
             return;
         }
-        let new = disk::entry(&machine.files, name);
-        let old = match &new {
-            Some(new) => machine.confirmed.insert(name.to_owned(), new.clone()),
-            None => machine.confirmed.remove(name),
-        };
-        if let Some(new) = new {
-            self.checker().ledger(host, old.as_ref(), &new);
+        if name.starts_with("vms/") {
+            let new: Option<ledger::Vm> = disk::entry(&machine.files, name);
+            let old = match &new {
+                Some(new) => machine.confirmed.insert(name.to_owned(), new.clone()),
+                None => machine.confirmed.remove(name),
+            };
+            if let Some(new) = new {
+                self.checker().ledger(host, old.as_ref(), &new);
+            }
+        } else if let Some(new) = disk::entry::<ledger::Host>(&machine.files, name) {
+            let old = machine.confirmed_host.replace(new);
+            self.checker().ledger_of_host(host, old, new);
         }
     }
 
@@ -518,7 +576,7 @@ impl Site {
             host: self.host_name(host),
             site: self.cluster,
             address: format!("h{}:7443", host + 1),
-            boot_id: format!("boot-{boot}"),
+            boot_id: boot_id(boot),
             hypervisor: Arc::new(machine) as Arc<dyn Hypervisor>,
             ledger: AgentLedger::on(Arc::new(ledger)),
             transport: Arc::new(transport),
@@ -593,8 +651,19 @@ impl Site {
             inner.off.extend(paused.map(|(id, ..)| id));
             sim
         };
+        self.checker().power_lost(&sim.domains());
         self.kill_for(Node::Host(host), time);
         sim.reboot_host();
+    }
+
+    /// A host is fenced by an operator, and the controller is told that what it was told before counts no more.
+    pub fn fence(&self, host: usize, time: Duration) {
+        self.power_loss(host, time);
+        let Some((_, services)) = self.services() else {
+            return;
+        };
+        let name = self.host_name(host);
+        tokio::spawn(async move { services.db.change(|tx| registry::raise_session(tx, &name)).await });
     }
 
     /// A guest ends by itself.
@@ -606,20 +675,29 @@ impl Site {
                 .iter()
                 .any(|(known, state, _)| *known == id && *state == DomainState::Running)
         };
-        let Some(sim) = inner
-            .hosts
-            .iter()
-            .find(|host| runs(host))
-            .map(|host| host.sim.clone())
-        else {
-            return;
+        let found = inner.hosts.iter().find(|host| runs(host));
+        // Where the host has been started anew since the agent last saw the guest, it takes that for the reason.
+        let known = |host: &HostState| {
+            let entry: Option<ledger::Vm> = disk::entry(&host.files, &vm_file(id));
+            entry.filter(|vm| vm.boot_id == boot_id(host.boot))
         };
+        let found = found.map(|host| (host.sim.clone(), known(host)));
+        let Some((sim, entry)) = found else { return };
         inner.off.insert(id);
         drop(inner);
+        self.checker().guest_ended(id, crash, entry.as_ref());
         if crash {
             sim.crash_guest(id)
         } else {
             sim.power_off_guest(id)
+        }
+    }
+
+    /// A guest has just been started: in harsh seeds some power themselves off at once.
+    pub fn guest_started(&self, id: VmId) {
+        if self.harsh && !self.fates().over && self.below(8) == 0 {
+            self.fates().count("guest powered itself off");
+            self.end_guest(id, false);
         }
     }
 
@@ -689,8 +767,8 @@ impl Site {
     }
 }
 
-/// What agents say of their hosts: always the same, and small enough that not everything fits.
-fn sample() -> Snapshot {
+/// What agents say of their hosts: always the same. With one processor not everything fits.
+fn sample(cpus: u32) -> Snapshot {
     let pool = Pool {
         name: "local".to_owned(),
         capacity_bytes: 1 << 40,
@@ -698,7 +776,7 @@ fn sample() -> Snapshot {
         ..Pool::default()
     };
     let inventory = Inventory {
-        cpus: 2,
+        cpus,
         memory_bytes: 4 << 30,
         pools: vec![pool],
         hypervisor: "simulated".to_owned(),
