@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dalgu_proto::{
     ids::{Epoch, VmId},
-    vm::RestartMode,
+    vm::{PowerReason, PowerState, RestartMode},
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -159,7 +159,14 @@ impl Driver {
                 }
             }
             Step::DeleteVolumes => self.volumes_gone = true,
-            Step::Start => self.started = true,
+            Step::Start | Step::Restart => {
+                self.started |= step == Step::Start;
+                // It ran, even if it is off again at the next look: why it was off before explains nothing any more.
+                if let Some(vm) = &mut self.vm {
+                    vm.last_seen = Some((PowerState::Running, PowerReason::Requested));
+                    self.save_vm().await;
+                }
+            }
             Step::Shutdown => {
                 self.shutdown = Some(self.asked(self.shutdown));
                 self.may_leave(asked.grace);
