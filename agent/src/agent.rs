@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use dalgu_proto::{
     agent::v1::{agent_service_server::AgentServiceServer, registrar_service_client::RegistrarServiceClient},
     ids::{ClusterId, HostName, NewIds},
+    size::MAX_REQUEST_BYTES,
     time::Clock,
     tls::client::Caller,
 };
@@ -18,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, interceptor::InterceptedService};
 
 use crate::{
-    MAX_MESSAGE_BYTES,
     gate::Gate,
     hypervisor::Hypervisor,
     ledger::{self, Contents, Ledger},
@@ -100,7 +100,7 @@ impl Agent {
         };
         let client = RegistrarServiceClient::new(parts.controller);
         let reporter = Reporter {
-            client: client.max_encoding_message_size(MAX_MESSAGE_BYTES),
+            client: client.max_encoding_message_size(MAX_REQUEST_BYTES),
             address: parts.address,
             boot_id: parts.boot_id,
             run_id: parts.ids.next().to_string(),
@@ -122,8 +122,8 @@ impl Agent {
     /// extensions. It refuses commands until recovery is over.
     pub fn server(&self) -> Routes {
         let commands = AgentServiceServer::new(self.service.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
         Routes::new(InterceptedService::new(commands, server::only_controller))
     }
 

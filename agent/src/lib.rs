@@ -56,8 +56,6 @@ pub mod wire;
 
 /// Longest time a stopping agent takes.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest gRPC message taken or sent.
-const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Requests of one connection that are served at once.
 const MAX_STREAMS: u32 = 256;
 /// Largest header list of a request.

@@ -32,7 +32,7 @@ use uuid::Uuid;
 use self::core::Rule;
 pub use self::core::{Core, Parts, Writer};
 use crate::{
-    api,
+    api, backup,
     config::Config,
     metrics::Page,
     pki, space,
@@ -100,7 +100,7 @@ pub async fn run_with(
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
-    let store = Sqlite::open(&config.data_dir.join("dalgu.db"))?;
+    let store = Sqlite::open(&config.data_dir.join(backup::DATABASE))?;
     let failed = |error: &store::Error| {
         tracing::error!(%error, source = ?std::error::Error::source(error), "the store failed; the controller ends");
         std::process::exit(EXIT_STORE);

@@ -14,6 +14,8 @@ use dalgu_proto::{
 use futures::future::BoxFuture;
 use tonic::{Code, Response, Status};
 
+use crate::cluster;
+
 use super::{
     life::Life,
     plan::{Node, Request, Verb},
@@ -209,25 +211,6 @@ fn accepted(answer: Response<v1::Operation>) -> Result<Answer, Status> {
     })
 }
 
-fn small_vm(name: String) -> v1::Vm {
-    let disk = v1::Disk {
-        name: "root".into(),
-        size_mib: 8,
-        ..Default::default()
-    };
-    let spec = v1::VmSpec {
-        vcpus: 1,
-        memory_mib: 64,
-        disks: vec![disk],
-        ..Default::default()
-    };
-    v1::Vm {
-        name,
-        spec: Some(spec),
-        ..Default::default()
-    }
-}
-
 fn call(
     services: Services,
     request: Request,
@@ -246,7 +229,7 @@ fn call(
         match request.verb {
             Verb::Create | Verb::CreateStopped => {
                 let stopped = request.verb == Verb::CreateStopped;
-                let vm = Some(small_vm(name));
+                let vm = Some(cluster::vm(&name));
                 let message = v1::CreateVmRequest {
                     vm,
                     stopped,

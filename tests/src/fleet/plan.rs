@@ -10,7 +10,7 @@ use fastrand::Rng;
 /// One of the programs, with what it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Node {
-    /// A controller; there is a second one in some runs.
+    /// A controller.
     Controller(usize),
     /// A host with its agent and its hypervisor.
     Host(usize),

@@ -144,11 +144,6 @@ impl Sim {
         self.0.hint(Hint::Domain(id));
     }
 
-    /// Whether a transfer from here is under way.
-    pub fn is_migrating(&self, id: VmId) -> bool {
-        self.0.state().progress(id).is_some()
-    }
-
     /// How often the guest has counted; a guest that runs twice counts twice.
     pub fn ticks(&self, id: VmId) -> Option<u64> {
         self.0.state().domains.get(&id).map(|guest| guest.ticks)
