@@ -118,6 +118,9 @@ pub struct Done {
     /// Why the domain was off when that was begun.
     #[serde(default)]
     pub begun_after: PowerReason,
+    /// A start was begun, and the guest has not been seen to run since: what is there may be half a start.
+    #[serde(default)]
+    pub starting: bool,
     /// Power request that was carried out last.
     pub power: u64,
     /// Restart request that was begun last; each is begun once only, unless it is known to have failed.

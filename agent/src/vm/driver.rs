@@ -15,6 +15,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use dalgu_proto::{
     ids::VmId,
     mutant::{self, Mutant},
+    vm::PowerState,
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -56,6 +57,7 @@ pub(super) struct Driver {
     pub(super) volumes_ready: bool,
     pub(super) volumes_gone: bool,
     pub(super) started: bool,
+    pub(super) resume_failed: bool,
     pub(super) shutdown: Option<Asked>,
     pub(super) reboot: Option<Asked>,
     /// Outlives the intent under which it was asked.
@@ -87,6 +89,7 @@ impl Driver {
             volumes_ready: false,
             volumes_gone: false,
             started: false,
+            resume_failed: false,
             shutdown: None,
             reboot: None,
             leaving: None,
@@ -243,6 +246,7 @@ impl Driver {
         self.volumes_ready = false;
         self.volumes_gone = false;
         self.started = false;
+        self.resume_failed = false;
         self.shutdown = None;
         self.reboot = None;
         self.restarts.clear();
@@ -273,6 +277,7 @@ impl Driver {
             volumes_ready: self.volumes_ready || self.vm.as_ref().is_some_and(|vm| vm.done.volumes),
             volumes_gone: self.volumes_gone,
             started: self.started,
+            resume_failed: self.resume_failed,
             shutdown: self.shutdown.map(|asked| asked.ago(now)),
             reboot: self.reboot.map(|asked| asked.ago(now)),
             leaving: self.leaving.and_then(|leaving| leaving.left(now)),
@@ -304,13 +309,17 @@ impl Driver {
         }
         let writes = matches!(
             step,
-            Step::Start | Step::RestartGuest(_) | Step::PowerDone | Step::Forget
+            Step::Start | Step::Restart | Step::RestartGuest(_) | Step::PowerDone | Step::Forget
         );
         let before = writes.then(|| vm.clone());
         let (power, restart) = vm
             .intent
             .as_ref()
             .map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
+        if matches!(step, Step::Start | Step::Restart) {
+            vm.done.starting = true;
+            self.resume_failed = false;
+        }
         match step {
             Step::Settled => {
                 if self.reboot.take().is_some() {
@@ -369,9 +378,12 @@ impl Driver {
             .domain
             .as_ref()
             .and_then(|domain| reason::explain(vm, domain, &self.shared.boot_id));
-        if now != vm.last_seen || vm.boot_id != self.shared.boot_id {
+        let running = matches!(now, Some((PowerState::Running, _)));
+        let changed = now != vm.last_seen || vm.boot_id != self.shared.boot_id;
+        if changed || (running && vm.done.starting) {
             // A domain that is not there says nothing of why the last one ended.
             if now.is_some() {
+                vm.done.starting &= !running;
                 vm.last_seen = now;
                 vm.boot_id.clone_from(&self.shared.boot_id);
                 self.save_vm().await;

@@ -53,6 +53,8 @@ pub struct Memory {
     pub volumes_gone: bool,
     /// The start for the present intent has succeeded since the agent's start.
     pub started: bool,
+    /// The guest could not be let go on, for the present intent.
+    pub resume_failed: bool,
     /// The guest was asked to shut down for the present intent.
     pub shutdown: Option<Asked>,
     /// It was asked to reboot for the present intent, and has not been seen to.
@@ -162,6 +164,9 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
     if vm.done.restart < intent.restart_sequence && domain.state == DomainState::Running {
         return Step::RestartGuest(intent.restart_mode);
     }
+    if domain.state == DomainState::Paused && vm.done.starting && intent.power == PowerState::Running {
+        return let_go_on(vm, memory);
+    }
     if domain.state == DomainState::Running
         && let Some(asked) = memory.reboot
         && let Some(step) = ask(Some(asked), REBOOT_WAIT, Step::RebootAgain)
@@ -181,10 +186,11 @@ fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
         return Step::Wait(left);
     }
     match (intent.power, domain.state) {
+        (PowerState::Paused, DomainState::Paused) if vm.done.starting => let_go_on(vm, memory),
         (PowerState::Running, DomainState::Running)
         | (PowerState::Paused, DomainState::Paused)
         | (PowerState::Stopped, DomainState::Stopped) => Step::PowerDone,
-        (PowerState::Running, DomainState::Paused) => Step::Resume,
+        (PowerState::Running, DomainState::Paused) => let_go_on(vm, memory),
         (PowerState::Running | PowerState::Paused, DomainState::Stopped) => {
             // Begun before, and since then the guest shut itself down: it did run, and it wanted to stop. If that was
             // why it was off before, it says nothing: the start may have failed.
@@ -203,6 +209,16 @@ fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
         (PowerState::Paused, DomainState::Running) => Step::Pause,
         (PowerState::Stopped, DomainState::Running | DomainState::Paused) => stop(intent, domain, memory),
         (_, DomainState::Incoming | DomainState::HandedOver) => Step::Settled,
+    }
+}
+
+/// Lets a frozen guest go on. One whose start was cut short, as by libvirtd's death, and that does not go on has never run
+/// and holds nothing: it is powered off, and started anew.
+fn let_go_on(vm: &Vm, memory: &Memory) -> Step {
+    if vm.done.starting && memory.resume_failed {
+        Step::Destroy
+    } else {
+        Step::Resume
     }
 }
 
@@ -236,7 +252,8 @@ fn after_failure(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> 
         return Step::Settled;
     }
     let reason = vm.last_seen.map_or(domain.reason, |(_, reason)| reason);
-    let failed = matches!(reason, PowerReason::Crashed | PowerReason::HostReboot);
+    let cut_short = vm.done.starting && reason == PowerReason::External;
+    let failed = cut_short || matches!(reason, PowerReason::Crashed | PowerReason::HostReboot);
     let restart = match intent.spec.restart_policy {
         RestartPolicy::OnFailure => failed,
         RestartPolicy::Always => failed || reason == PowerReason::GuestShutdown,

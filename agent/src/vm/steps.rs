@@ -164,6 +164,7 @@ impl Driver {
                 // It ran, even if it is off again at the next look: why it was off before explains nothing any more.
                 if let Some(vm) = &mut self.vm {
                     vm.last_seen = Some((PowerState::Running, PowerReason::Requested));
+                    vm.done.starting = false;
                     self.save_vm().await;
                 }
             }
@@ -194,6 +195,7 @@ impl Driver {
                 self.shutdown = Some(self.asked(self.shutdown));
             }
         }
+        self.resume_failed |= step == Step::Resume && !matches!(error, hypervisor::Error::Unavailable { .. });
         // It was written down as begun so that a dead agent's successor does not do it twice. It has not been done; only
         // where the call may yet take effect, it is left at that.
         if matches!(step, Step::RestartGuest(_))

@@ -468,9 +468,8 @@ impl Driver {
                     defined: Some(epoch),
                     volumes: true,
                     power_begun: intent.power_sequence,
-                    begun_after: ledger::Done::default().begun_after,
-                    power: ledger::Done::default().power,
                     restart: intent.restart_sequence,
+                    ..ledger::Done::default()
                 };
             }
         }

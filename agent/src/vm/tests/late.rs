@@ -72,3 +72,64 @@ async fn a_definition_that_takes_effect_after_the_deletion_was_asked_is_deleted_
     stays(&host, id, None).await;
     assert_eq!(host.sim.local_volumes(), 0);
 }
+
+/// libvirtd dies while it starts the guest: QEMU is left frozen, and nothing lets it go on.
+async fn half_started(host: &Host, id: VmId) {
+    for _ in 0..20 {
+        host.sim.fail_next(Call::Resume, Fault::Hang);
+    }
+    host.sim.start(id).await.unwrap();
+    host.sim.pause(id).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_whose_start_was_cut_short_and_that_does_not_go_on_is_started_anew() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.sim.fail_next(Call::Start, Fault::Hang);
+    host.create(id, intent(1, PowerState::Running)).await;
+    sleep(Duration::from_secs(1)).await;
+    half_started(&host, id).await;
+    let status = host.until_settled(id, 1).await;
+    assert_eq!(status.power, Some(PowerState::Running));
+    stays(&host, id, Some(DomainState::Running)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_after_a_crash_that_was_cut_short_is_made_anew() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    host.sim.fail_next(Call::Start, Fault::Hang);
+    host.sim.crash_guest(id);
+    sleep(Duration::from_secs(3)).await;
+    half_started(&host, id).await;
+    host.until(id, "running", |status| status.power == Some(PowerState::Running))
+        .await;
+    stays(&host, id, Some(DomainState::Running)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_has_run_is_never_powered_off_because_it_cannot_be_let_go_on() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    host.sim.pause(id).await.unwrap();
+    for _ in 0..3 {
+        host.sim.fail_next(Call::Resume, Fault::Hang);
+    }
+    let resume = Intent {
+        power_sequence: 2,
+        ..intent(2, PowerState::Running)
+    };
+    host.create(id, resume).await;
+    host.until(id, "waiting", waits).await;
+    for _ in 0..100 {
+        let now = host.sim.get(id).await.unwrap().map(|domain| domain.state);
+        assert_ne!(now, Some(DomainState::Stopped));
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(host.until_settled(id, 2).await.power, Some(PowerState::Running));
+}
