@@ -1,12 +1,13 @@
 # Dalgu: `make` alone explains every target.
-# HOSTS: how many hosts the lab has. PROFILE: the cargo profile the lab's daemons are built with.
+# HOSTS: how many hosts the lab has. PROFILE: the cargo profile the daemons are built with; `dev` is made soonest and
+# shared with the tests, `lab` is optimised, for what measures or runs for long.
 
 HOSTS   ?= 3
-PROFILE ?= lab
+PROFILE ?= dev
 SHELL   := /bin/bash
 
 target  := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
-bin     := $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # The lab makes network namespaces; everything else runs as the caller.
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
@@ -23,8 +24,11 @@ help: ## Explain the targets
 setup: ## Install the packages and tools that building and the lab need (Debian, Ubuntu)
 	@bash tests/lab/setup.sh
 
-build: setup ## Build the daemons, the command line and the lab (PROFILE=lab)
-	@cargo build --workspace --bins --profile $(PROFILE)
+build: setup ## Build the daemons, the command line and the lab (PROFILE=lab for optimised ones)
+	@cargo build --workspace --exclude dalgu-fuzz --bins --profile $(PROFILE)
+
+# What measures, or runs for long, is optimised.
+chaos bench-lifecycle: PROFILE = lab
 
 lab: build ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
 	@$(as_root) $(bin)/lab up --hosts $(HOSTS)
