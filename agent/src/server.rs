@@ -146,11 +146,11 @@ impl AgentService for Service {
         let request = request.into_inner();
         self.pass(request.context).await?;
         let vm = request.vm.ok_or_else(|| reason::invalid("vm", "must be given"))?;
-        let (id, name, intent) = convert::intent(vm)?;
+        let (id, told) = convert::intent(vm)?;
         let status = self
             .vms
             .get_or_start(id)
-            .ensure(name, intent)
+            .ensure(told)
             .await
             .map_err(|error| from_vm(&error))?;
         Ok(Response::new(wire::EnsureVmResponse {
@@ -187,11 +187,11 @@ impl AgentService for Service {
         let migration = request.migration_id.parse().map_err(invalid("migration_id"))?;
         let source = request.source_host.parse().map_err(invalid("source_host"))?;
         let vm = request.vm.ok_or_else(|| reason::invalid("vm", "must be given"))?;
-        let (id, name, intent) = convert::intent(vm)?;
+        let (id, told) = convert::intent(vm)?;
         let prepare = vm::Prepare {
             migration,
-            name,
-            intent,
+            name: told.name,
+            intent: told.intent,
             source,
         };
         self.vms

@@ -16,12 +16,13 @@ use tonic::Status as Refusal;
 use crate::{
     hypervisor::{Domain, DomainState},
     ledger::{Intent, Role, Transfer},
+    vm::Told,
     vm::status::{Failure, Migration, Phase, Presence, Status},
 };
 
 /// Reads an intent.
 #[allow(clippy::result_large_err, reason = "tonic's error is what the server returns")]
-pub fn intent(wire: wire::VmIntent) -> Result<(VmId, dalgu_proto::ids::VmName, Intent), Refusal> {
+pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
     let id = wire
         .uid
         .parse()
@@ -54,7 +55,12 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, dalgu_proto::ids::VmName, I
         restart_mode,
         grace_period_seconds: wire.grace_period_seconds,
     };
-    Ok((id, name, intent))
+    let told = Told {
+        name,
+        intent,
+        disks_made: wire.disks_made,
+    };
+    Ok((id, told))
 }
 
 /// A VM's report.

@@ -68,6 +68,7 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         create_time: Timestamp::UNIX_EPOCH,
         delete_time: None,
         unconfirmed: false,
+        disks_made: false,
         revision: 1,
     }
 }

@@ -115,6 +115,9 @@ pub struct VmRecord {
     /// Its place is not sure since a backup was restored: its host is told nothing of it until a host has shown it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unconfirmed: bool,
+    /// An operation on it has succeeded: its disks are there, or they are lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disks_made: bool,
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,

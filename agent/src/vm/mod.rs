@@ -89,10 +89,21 @@ pub struct Send {
     pub bandwidth_mib_per_second: u32,
 }
 
+/// What the controller says of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Its name.
+    pub name: VmName,
+    /// What it should be.
+    pub intent: Intent,
+    /// Its disks have been made once, here or elsewhere: one that is missing is never made anew.
+    pub disks_made: bool,
+}
+
 /// What a VM's task can be asked.
 #[derive(Debug)]
 enum Request {
-    Ensure(VmName, Intent),
+    Ensure(Told),
     Delete(Generation, Epoch),
     Prepare(Prepare),
     Send(Send),
@@ -132,8 +143,8 @@ impl Handle {
     }
 
     /// Says what the VM should be.
-    pub async fn ensure(&self, name: VmName, intent: Intent) -> Result<status::Status, Error> {
-        self.ask(Request::Ensure(name, intent)).await
+    pub async fn ensure(&self, told: Told) -> Result<status::Status, Error> {
+        self.ask(Request::Ensure(told)).await
     }
 
     /// Says that it should be gone; it is when the phase is `Gone`.

@@ -5,22 +5,22 @@
 //! [`super::transfer`].
 
 use dalgu_proto::{
-    ids::{Epoch, Generation, VmName},
+    ids::{Epoch, Generation},
     mutant::{self, Mutant},
 };
 
 use super::{
-    Error, Request,
+    Error, Request, Told,
     driver::Driver,
     policy::{self, Accepted},
 };
-use crate::ledger::{self, Disposition, Done, Intent};
+use crate::ledger::{self, Disposition, Done};
 
 impl Driver {
     /// Carries out one request; what it brought is in the status.
     pub(super) async fn request(&mut self, request: Request) -> Result<(), Error> {
         match request {
-            Request::Ensure(name, intent) => self.ensure(name, intent).await,
+            Request::Ensure(told) => self.ensure(told).await,
             Request::Delete(generation, epoch) => self.delete(generation, epoch).await,
             Request::Prepare(prepare) => self.prepare(prepare).await,
             Request::Send(send) => self.send(send).await,
@@ -33,7 +33,12 @@ impl Driver {
         }
     }
 
-    async fn ensure(&mut self, name: VmName, intent: Intent) -> Result<(), Error> {
+    async fn ensure(&mut self, told: Told) -> Result<(), Error> {
+        let Told {
+            name,
+            intent,
+            disks_made,
+        } = told;
         match policy::ensure(self.vm.as_ref(), &intent)? {
             Accepted::Known => return Ok(()),
             Accepted::New => {}
@@ -60,7 +65,7 @@ impl Driver {
             disposition: Disposition::Owned,
             done: Done {
                 defined: done.defined.filter(|_| !redefine),
-                volumes: done.volumes && same_disks,
+                volumes: (done.volumes && same_disks) || disks_made,
                 ..done
             },
             last_seen: known.as_ref().and_then(|vm| vm.last_seen),

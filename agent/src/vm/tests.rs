@@ -120,7 +120,7 @@ impl Host {
     }
 
     async fn create(&self, id: VmId, intent: Intent) {
-        self.vms.get_or_start(id).ensure(name(id), intent).await.unwrap();
+        self.vms.get_or_start(id).ensure(told(id, intent)).await.unwrap();
     }
 
     async fn until(&self, id: VmId, what: &str, is: impl Fn(&Status) -> bool) -> Status {
@@ -138,6 +138,14 @@ impl Host {
         let settled =
             |s: &Status| s.phase == Phase::Settled && s.observed_generation == Generation(generation);
         self.until(id, "settled", settled).await
+    }
+}
+
+fn told(id: VmId, intent: Intent) -> Told {
+    Told {
+        name: name(id),
+        intent,
+        disks_made: false,
     }
 }
 
@@ -225,7 +233,7 @@ async fn a_vm_lives_from_creation_to_deletion() {
         .vms
         .get(id)
         .unwrap()
-        .ensure(name(vm(1)), intent(7, PowerState::Running))
+        .ensure(told(vm(1), intent(7, PowerState::Running)))
         .await;
     assert!(
         matches!(late, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))),
@@ -343,7 +351,7 @@ async fn what_cannot_be_written_down_is_not_done() {
     let refused = host
         .vms
         .get_or_start(vm(1))
-        .ensure(name(vm(1)), intent(1, PowerState::Running))
+        .ensure(told(vm(1), intent(1, PowerState::Running)))
         .await;
     assert!(matches!(refused, Err(Error::Ledger(_))));
     assert_eq!(host.sim.list().await.unwrap(), []);
@@ -559,7 +567,7 @@ async fn a_vm_moves_and_nothing_of_it_stays_behind() {
         .vms
         .get(vm(1))
         .unwrap()
-        .ensure(name(vm(1)), intent(9, PowerState::Running))
+        .ensure(told(vm(1), intent(9, PowerState::Running)))
         .await;
     assert!(
         matches!(late, Err(Error::Denied(policy::Denied::StaleEpoch { .. }))),

@@ -143,7 +143,20 @@ pub fn end(tx: &mut Tx, ending: Ending) {
         message,
         Some(operation.id),
     );
+    if operation.state == OperationState::Succeeded {
+        disks_are_made(tx, operation.vm);
+    }
     tx.put_operation(operation);
+}
+
+/// From now on no host makes the VM's disks anew.
+fn disks_are_made(tx: &mut Tx, id: VmId) {
+    if let Some(vm) = tx.vms.get(&id).filter(|vm| !vm.disks_made).cloned() {
+        tx.put_vm(VmRecord {
+            disks_made: true,
+            ..(*vm).clone()
+        });
+    }
 }
 
 async fn ensure(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Result<Next, agent_client::Error> {

@@ -157,6 +157,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         create_time: tx.now(),
         delete_time: None,
         unconfirmed: false,
+        disks_made: false,
         revision: 0,
     };
     let message = format!("created on {}: {}", vm.owner, vm.decision.summary);

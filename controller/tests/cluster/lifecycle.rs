@@ -21,11 +21,14 @@ async fn a_vm_lives_from_its_creation_to_its_deletion() {
     );
     assert!(vm.spec.unwrap().nics[0].mac.starts_with("52:54:00:"));
     assert_eq!(site.fabric.alive_on(&vm.uid), std::slice::from_ref(&status.host));
+    let disks_made = || site.fabric.lock().hosts[&status.host].vms[&vm.uid].intent.disks_made;
+    assert!(!disks_made(), "nothing was there yet");
 
     let stopped = clients.vms.stop_vm(stop("web")).await.unwrap().into_inner();
     clients.succeeded(stopped).await;
     assert_eq!(clients.vm("web").await.status.unwrap().state(), VmState::Stopped);
     assert!(site.fabric.alive_on(&vm.uid).is_empty());
+    assert!(disks_made(), "a host that lost everything would make them blank");
 
     let again = clients.vms.stop_vm(stop("web")).await.unwrap().into_inner();
     assert_eq!(again.state(), OperationState::Succeeded, "it is stopped already");

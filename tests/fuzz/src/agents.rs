@@ -89,16 +89,16 @@ fn opening(mut bytes: &[u8]) {
 
 /// An intent that the agent takes is the same when it is sent again.
 fn intent(message: agent::VmIntent) {
-    let Ok((id, name, intent)) = wire::intent(message.clone()) else {
+    let Ok((id, told)) = wire::intent(message.clone()) else {
         return;
     };
     let again = agent::VmIntent {
         uid: id.to_string(),
-        name: name.to_string(),
-        spec: Some(intent.spec.clone().into()),
+        name: told.name.to_string(),
+        spec: Some(told.intent.spec.clone().into()),
         ..message
     };
-    assert_eq!(wire::intent(again).ok(), Some((id, name, intent)));
+    assert_eq!(wire::intent(again).ok(), Some((id, told)));
 }
 
 fn reported(message: agent::VmReport) {

@@ -25,7 +25,7 @@ async fn a_vms_task_that_fails_begins_anew_and_forgets_nothing() {
         epoch: Epoch(0),
         ..intent(3, PowerState::Running)
     };
-    let refused = host.vms.get(id).unwrap().ensure(name(id), stale).await;
+    let refused = host.vms.get(id).unwrap().ensure(told(id, stale)).await;
     assert!(matches!(
         refused,
         Err(Error::Denied(policy::Denied::StaleEpoch { .. }))
@@ -72,6 +72,24 @@ async fn a_lost_disk_is_never_replaced_by_a_blank_one() {
     host.create(id, intent(3, PowerState::Running)).await;
     let status = host.until(id, "failing", |status| status.failure.is_some()).await;
     assert_eq!(status.failure.unwrap().reason, "FILE_NOT_FOUND");
+    assert_eq!(host.sim.local_volumes(), 0, "a blank disk was made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn disks_that_were_made_once_are_not_made_anew_by_a_host_that_has_lost_everything() {
+    let host = one_host().await;
+    let id = vm(1);
+    let again = Told {
+        disks_made: true,
+        ..told(id, intent(1, PowerState::Running))
+    };
+    host.vms.get_or_start(id).ensure(again.clone()).await.unwrap();
+    let status = host.until(id, "failing", |status| status.failure.is_some()).await;
+    assert_eq!(status.failure.unwrap().reason, "FILE_NOT_FOUND");
+    assert_eq!(host.sim.local_volumes(), 0, "a blank disk was made");
+    // Said without it, as by an older controller, it is the same intent.
+    let told = told(id, intent(1, PowerState::Running));
+    host.vms.get(id).unwrap().ensure(told).await.unwrap();
     assert_eq!(host.sim.local_volumes(), 0, "a blank disk was made");
 }
 

@@ -12,7 +12,7 @@ async fn late(host: &Host, id: VmId, epoch: u64) -> Result<Status, Error> {
         epoch: Epoch(epoch),
         ..intent(1, PowerState::Running)
     };
-    host.vms.get_or_start(id).ensure(name(id), intent).await
+    host.vms.get_or_start(id).ensure(told(id, intent)).await
 }
 
 #[track_caller]
