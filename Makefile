@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab lab-env lab-status lab-down demo test chaos fleet fuzz bench-lifecycle fmt lint advisories
+.PHONY: help setup build lab lab-env lab-status lab-down demo test samples chaos fleet fuzz bench-lifecycle fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -67,6 +67,9 @@ chaos: build ## Random operations and faults on real hosts, judged by an indepen
 
 fleet: ## The programs on a simulated site: 10,000 seeds of 1,000 faults, the step matrix, each rule turned off: target/fleet/report.json
 	@cargo run -q -p dalgu-tests --profile lab --bin fleet -- campaign
+
+samples: ## Record what this version says and stores, for the tests of later ones: tests/samples/VERSION (NAME=x for another name)
+	@cargo run -q -p dalgu-tests --bin record-samples -- $(NAME)
 
 fmt: ## Format the code
 	@cargo fmt --all

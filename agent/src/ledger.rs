@@ -43,6 +43,15 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The file that it is about.
+    pub fn file(&self) -> &str {
+        match self {
+            Self::Io { file, .. } | Self::Damaged { file, .. } => file,
+        }
+    }
+}
+
 /// To whom this host belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Host {
@@ -211,7 +220,16 @@ pub struct Contents {
     /// Migrations.
     pub migrations: Vec<Migration>,
     /// Files that could not be understood; they are left where they are.
-    pub damaged: Vec<Error>,
+    pub damaged: Vec<Damaged>,
+}
+
+/// A file that could not be understood: by a bad disk, or because a newer version wrote it.
+#[derive(Debug)]
+pub struct Damaged {
+    /// The VM that it is about, as far as that can be told.
+    pub vm: Option<VmId>,
+    /// What is wrong with it.
+    pub error: Error,
 }
 
 /// The ledger, over its files. Cheap to clone.
@@ -263,12 +281,19 @@ impl Ledger {
             let folder = file.split_once('/').map(|(folder, _)| folder);
             match folder {
                 None if file == HOST => contents.host = parse(file, &bytes)?,
-                Some("vms") => keep(parse(file, &bytes), &mut contents.vms, &mut contents.damaged),
-                Some("migrations") => keep(
-                    parse(file, &bytes),
-                    &mut contents.migrations,
-                    &mut contents.damaged,
-                ),
+                Some("vms") => {
+                    let vm = named_by(&file);
+                    keep(parse(file, &bytes), vm, &mut contents.vms, &mut contents.damaged);
+                }
+                Some("migrations") => {
+                    let vm = named_in(&bytes);
+                    keep(
+                        parse(file, &bytes),
+                        vm,
+                        &mut contents.migrations,
+                        &mut contents.damaged,
+                    );
+                }
                 _ => {}
             }
         }
@@ -340,11 +365,25 @@ fn parse<T: DeserializeOwned>(file: String, bytes: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|source| Error::Damaged { file, source })
 }
 
-fn keep<T>(entry: Result<T, Error>, found: &mut Vec<T>, damaged: &mut Vec<Error>) {
+fn keep<T>(entry: Result<T, Error>, vm: Option<VmId>, found: &mut Vec<T>, damaged: &mut Vec<Damaged>) {
     match entry {
         Ok(entry) => found.push(entry),
-        Err(error) => damaged.push(error),
+        Err(error) => damaged.push(Damaged { vm, error }),
     }
+}
+
+/// The VM in the name of its file.
+fn named_by(file: &str) -> Option<VmId> {
+    file.strip_prefix("vms/")?.strip_suffix(".json")?.parse().ok()
+}
+
+/// The VM in a migration's entry, whatever else is in it.
+fn named_in(bytes: &[u8]) -> Option<VmId> {
+    #[derive(Deserialize)]
+    struct Of {
+        vm: VmId,
+    }
+    serde_json::from_slice::<Of>(bytes).ok().map(|of| of.vm)
 }
 
 #[cfg(test)]
@@ -407,6 +446,6 @@ mod tests {
         fs::write(dir.path().join("vms/x.json"), "nonsense").unwrap();
         let contents = ledger.load().await.unwrap();
         assert_eq!(contents.vms.len(), 1);
-        assert!(matches!(contents.damaged[..], [Error::Damaged { .. }]));
+        assert!(matches!(contents.damaged[..], [Damaged { vm: None, .. }]));
     }
 }

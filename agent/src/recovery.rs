@@ -1,9 +1,10 @@
 //! What is true on this host, found out at start: from the ledger and from the hypervisor, before anything is reported
 //! or obeyed.
 //!
-//! A VM in the ledger gets its task back. A domain that bears the site's mark and is not in the ledger (the state
-//! directory was lost, or a file is damaged) is adopted as it is: it is reported, and nothing is done to it until the
-//! controller has said what it should be. Every other domain is somebody else's.
+//! A VM in the ledger gets its task back. One whose entry cannot be read (a newer version wrote it, or the disk is bad) is
+//! held: it is reported, and nothing is done to it. A domain that bears the site's mark and is not in the ledger (the
+//! state directory was lost) is adopted as it is: it is reported, and nothing is done to it until the controller has
+//! said what it should be. Every other domain is somebody else's.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,12 +23,21 @@ const RETRY: Duration = Duration::from_secs(1);
 pub async fn recover(vms: &Vms, contents: Contents) {
     let domains = ask(vms).await;
     for damaged in &contents.damaged {
-        tracing::error!(
-            error = damaged as &dyn std::error::Error,
-            "a ledger entry is damaged; its VM is adopted if its domain is here"
-        );
+        let error = &damaged.error as &dyn std::error::Error;
+        match damaged.vm {
+            Some(vm) => {
+                tracing::error!(%vm, error, "a ledger entry cannot be read; nothing is done to its VM");
+                vms.hold(vm, &damaged.error);
+            }
+            None => tracing::error!(
+                error,
+                "a ledger entry cannot be read, and nobody knows of which VM it is"
+            ),
+        }
     }
-    let known = sort(contents, domains);
+    let mut known = sort(contents, domains);
+    // Those that are held have their tasks.
+    known.retain(|id, _| vms.get(*id).is_none());
     let (owned, adopted) = (
         known.values().filter(|k| k.vm.is_some()).count(),
         known.values().filter(|k| k.adopted.is_some()).count(),
@@ -161,7 +171,9 @@ mod tests {
             domain(4, false),
             domain(5, true),
         ];
-        let known = sort(contents, domains);
+        let mut known = sort(contents, domains);
+        // Those that are held have their tasks.
+        known.retain(|id, _| vms.get(*id).is_none());
         assert!(known[&id(1)].vm.is_some() && known[&id(1)].adopted.is_none());
         assert!(known[&id(2)].adopted.is_some());
         assert!(!known.contains_key(&id(4)), "nobody's VM");

@@ -76,6 +76,7 @@ fn from_vm(error: &vm::Error) -> Status {
         vm::Error::Ledger(_) => (Code::Unavailable, "LEDGER_FAILED"),
         vm::Error::Hypervisor(error) if error.is_retryable() => (Code::Unavailable, error.reason()),
         vm::Error::Hypervisor(error) => (Code::FailedPrecondition, error.reason()),
+        vm::Error::Unreadable { .. } => (Code::FailedPrecondition, vm::UNREADABLE),
         vm::Error::Sockets(_) => (Code::Unavailable, "SOCKETS_FAILED"),
         vm::Error::Full(_) => (Code::ResourceExhausted, "VM_QUEUE_FULL"),
         vm::Error::Stopping => (Code::Unavailable, "AGENT_STOPPING"),

@@ -31,9 +31,14 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         .name
         .parse()
         .map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm.name", error.to_string()))?;
-    let power = PowerState::try_from(wire.power_state())
-        .map_err(|error| reason::invalid("vm.power_state", error.message))?;
-    let restart_mode = wire.restart_mode().into();
+    // What a newer controller means by a value that is not known here cannot be guessed.
+    let power = v1::PowerState::try_from(wire.power_state)
+        .map_err(|_| reason::invalid("vm.power_state", "is not a value of PowerState"))?;
+    let power =
+        PowerState::try_from(power).map_err(|error| reason::invalid("vm.power_state", error.message))?;
+    let restart_mode = v1::RestartMode::try_from(wire.restart_mode)
+        .map_err(|_| reason::invalid("vm.restart_mode", "is not a value of RestartMode"))?
+        .into();
     let spec = wire
         .spec
         .ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;

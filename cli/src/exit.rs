@@ -104,14 +104,15 @@ fn message_of(status: &tonic::Status) -> String {
 }
 
 fn end_of(operation: &v1::Operation) -> String {
-    human::word(operation.state().as_str_name(), "OPERATION_STATE_").to_ascii_lowercase()
+    human::value::<v1::OperationState>(operation.state).to_ascii_lowercase()
 }
 
 fn ended(operation: &v1::Operation) -> String {
     let did = human::operation_phrase(operation.kind());
     let how = match operation.state() {
         v1::OperationState::Cancelled => "was cancelled",
-        _ => "failed",
+        v1::OperationState::Failed => "failed",
+        _ => "ended in a way that this version does not know",
     };
     let why =
         operation.error.as_ref().map(

@@ -105,15 +105,13 @@ pub fn plain_line(operation: &v1::Operation) -> String {
     );
     let now = match &operation.migration {
         // Figures move all the time; a log wants the phases.
-        Some(migration) if !has_ended(operation) && migration.phase() != P::Unspecified => {
+        Some(migration) if !has_ended(operation) && migration.phase != i32::from(P::Unspecified) => {
             migration_phase(migration)
         }
         _ if operation.state() == v1::OperationState::Pending && operation.status_message.is_empty() => {
             "accepted".to_owned()
         }
-        _ if has_ended(operation) => {
-            human::word(operation.state().as_str_name(), "OPERATION_STATE_").to_ascii_lowercase()
-        }
+        _ if has_ended(operation) => human::value::<v1::OperationState>(operation.state).to_ascii_lowercase(),
         _ => operation.status_message.clone(),
     };
     if operation.cancel_requested && !has_ended(operation) {

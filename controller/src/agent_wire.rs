@@ -66,7 +66,10 @@ pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
 
 /// A VM as `host` reports it; `None` when its id is no UUID.
 pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
+    let power = v1::PowerState::try_from(wire.power_state);
     let phase = match wire.phase() {
+        // Unspecified means that there is no domain; a newer agent's word means that there is one.
+        _ if power.is_err() => VmPhase::Unknown,
         agent::VmPhase::Unspecified => VmPhase::Unknown,
         agent::VmPhase::Applying => VmPhase::Applying,
         agent::VmPhase::Settled => VmPhase::Settled,
@@ -89,7 +92,7 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
             observed: Generation(wire.observed_generation),
             status_generation: wire.status_generation,
             phase,
-            power: PowerState::try_from(wire.power_state()).ok(),
+            power: power.ok().and_then(|power| PowerState::try_from(power).ok()),
             power_reason: wire.power_reason().into(),
             observe_time: wire.observe_time.as_ref().and_then(time::from_wire),
             fault: wire.error.map(fault),
@@ -136,7 +139,8 @@ pub fn part(wire: agent::MigrationReport) -> Part {
         }
     };
     Part {
-        known: wire.role() != agent::MigrationRole::Unspecified,
+        // A part that only a newer version knows is a part.
+        known: wire.role != i32::from(agent::MigrationRole::Unspecified),
         settled: wire.settled,
         transfer,
         presence,

@@ -146,6 +146,8 @@ fn observed(vm: &VmRecord, observation: &Observation) -> VmState {
         return VmState::Failed;
     }
     match (vm.intent.power, observation.power) {
+        // Neither a power state nor the lack of a domain: its agent is newer.
+        (_, None) if !observation.is_absent() => VmState::Resolving,
         (PowerState::Running | PowerState::Paused, Some(PowerState::Running)) => VmState::Running,
         (PowerState::Running | PowerState::Paused, Some(PowerState::Paused)) => VmState::Paused,
         (PowerState::Running | PowerState::Paused, Some(PowerState::Stopped) | None) if done => {

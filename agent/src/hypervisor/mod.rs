@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::VmUsage,
     ids::{ClusterId, Epoch, Generation, MigrationId, VmId, VmName},
-    vm::{PowerReason, Spec},
+    vm::{PowerReason, PowerState, Spec},
 };
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -160,6 +160,18 @@ pub enum DomainState {
     Incoming,
     /// Has handed over to a migration's destination; its memory must not be used again.
     HandedOver,
+}
+
+impl DomainState {
+    /// The power state of the VM; `None` while a migration has it, so that there is none here.
+    pub const fn power(self) -> Option<PowerState> {
+        match self {
+            Self::Running => Some(PowerState::Running),
+            Self::Paused => Some(PowerState::Paused),
+            Self::Stopped => Some(PowerState::Stopped),
+            Self::Incoming | Self::HandedOver => None,
+        }
+    }
 }
 
 /// A domain as it is now.

@@ -24,6 +24,7 @@ use crate::{
 
 mod describe;
 mod driver;
+mod held;
 pub mod plan;
 pub mod policy;
 mod reason;
@@ -35,6 +36,9 @@ mod transfer;
 
 /// Requests that wait for one VM's task. Each is a command of the controller, which has few under way for one VM.
 const QUEUE_DEPTH: usize = 8;
+
+/// Stable reason of what is wrong with a VM whose ledger entry cannot be read.
+pub const UNREADABLE: &str = "LEDGER_UNREADABLE";
 
 /// Why a request to a VM's task failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,12 @@ pub enum Error {
     /// A socket or its directory could not be made.
     #[error("the migration's sockets could not be made")]
     Sockets(#[source] std::io::Error),
+    /// What this host was told of it cannot be read.
+    #[error("the ledger file {file} cannot be read by this version; nothing is done to the VM")]
+    Unreadable {
+        /// The file.
+        file: String,
+    },
     /// Too many requests wait for this VM.
     #[error("too many requests wait for VM {0}")]
     Full(VmId),
@@ -257,19 +267,30 @@ impl Vms {
 
     /// Starts the task of a VM that recovery found; if it has one already, that one stays.
     pub fn start(&self, id: VmId, known: Known) -> Handle {
+        self.enter(id, |queue, status| {
+            let driver = driver::Driver::new(self.shared.clone(), id, known, status.clone());
+            self.tasks.spawn(self.clone().tend(driver, queue, id, status));
+        })
+    }
+
+    /// Enters a VM with the task that `begin` starts for it; if it has one already, that one stays.
+    fn enter(
+        &self,
+        id: VmId,
+        begin: impl FnOnce(mpsc::Receiver<(Request, Reply)>, watch::Sender<status::Status>),
+    ) -> Handle {
         let mut map = self.map();
         if let Some(handle) = map.get(&id).filter(|handle| !handle.requests.is_closed()) {
             return handle.clone();
         }
         let (requests, queue) = mpsc::channel(QUEUE_DEPTH);
         let status = watch::Sender::new(status::Status::unknown(id));
-        let driver = driver::Driver::new(self.shared.clone(), id, known, status.clone());
         let handle = Handle {
             id,
             requests,
             status: status.subscribe(),
         };
-        self.tasks.spawn(self.clone().tend(driver, queue, id, status));
+        begin(queue, status);
         map.insert(id, handle.clone());
         handle
     }

@@ -3,19 +3,11 @@
 
 use dalgu_proto::vm::{PowerReason, PowerState};
 
-use crate::{
-    hypervisor::{Domain, DomainState},
-    ledger,
-};
+use crate::{hypervisor::Domain, ledger};
 
 /// The power state of a domain and why it is so, from what the hypervisor says and what this host did itself.
 pub(super) fn explain(vm: &ledger::Vm, domain: &Domain, boot_id: &str) -> Option<(PowerState, PowerReason)> {
-    let power = match domain.state {
-        DomainState::Running => PowerState::Running,
-        DomainState::Paused => PowerState::Paused,
-        DomainState::Stopped => PowerState::Stopped,
-        DomainState::Incoming | DomainState::HandedOver => return None,
-    };
+    let power = domain.state.power()?;
     let wanted = vm.intent.as_ref().is_some_and(|intent| intent.power == power);
     let before = vm
         .last_seen
@@ -43,7 +35,10 @@ mod tests {
     use dalgu_proto::ids::{Epoch, Generation, VmId};
 
     use super::*;
-    use crate::ledger::{Disposition, Done};
+    use crate::{
+        hypervisor::DomainState,
+        ledger::{Disposition, Done},
+    };
 
     fn vm(last_seen: Option<(PowerState, PowerReason)>) -> ledger::Vm {
         ledger::Vm {

@@ -65,6 +65,13 @@ impl Vms {
     /// What is true of a VM, by the ledger and the hypervisor.
     async fn known(&self, id: VmId) -> Result<Known, Error> {
         let contents = self.shared.ledger.load().await?;
+        if let Some(damaged) = contents
+            .damaged
+            .into_iter()
+            .find(|damaged| damaged.vm == Some(id))
+        {
+            return Err(damaged.error.into());
+        }
         let mut known = Known {
             vm: contents.vms.into_iter().find(|vm| vm.id == id),
             migrations: contents.migrations.into_iter().filter(|m| m.vm == id).collect(),

@@ -30,6 +30,7 @@ mod asking;
 mod defects;
 mod late;
 mod tombstones;
+mod unreadable;
 
 const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";
 

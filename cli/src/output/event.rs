@@ -40,7 +40,7 @@ impl Resource for v1::Event {
         };
         let mut row = vec![
             Cell::plain(human::clock(self.time.as_ref())),
-            Cell::plain(human::word(self.kind().as_str_name(), "EVENT_KIND_").to_ascii_lowercase()),
+            Cell::plain(human::value::<v1::EventKind>(self.kind).to_ascii_lowercase()),
             Cell::plain(human::or_dash(&self.subject)),
             reason,
             Cell::plain(human::or_dash(&self.message)),

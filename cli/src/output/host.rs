@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::{BAD, Cell, GOOD, Resource, WARN, human};
 
 fn state_cell(host: &v1::Host) -> Cell {
-    let mut text = human::word(host.state().as_str_name(), "HOST_STATE_");
+    let mut text = human::value::<v1::HostState>(host.state);
     if host.cordoned {
         text += ", cordoned";
     }

@@ -146,8 +146,8 @@ pub fn clock_and_age(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> S
     }
 }
 
-/// A value of an enum as a word: ("VM_STATE_RUNNING", "VM_STATE_") is "Running".
-pub fn word(name: &str, prefix: &str) -> String {
+/// ("VM_STATE_RUNNING", "VM_STATE_") is "Running".
+fn word(name: &str, prefix: &str) -> String {
     let name = name.strip_prefix(prefix).unwrap_or(name);
     if name == "UNSPECIFIED" {
         return "Unknown".to_owned();
@@ -157,6 +157,35 @@ pub fn word(name: &str, prefix: &str) -> String {
     letters.next().map_or_else(String::new, |first| {
         first.to_ascii_uppercase().to_string() + letters.as_str()
     })
+}
+
+/// An enum of the API by the names of its values there.
+pub trait Named: TryFrom<i32> + Default {
+    /// The value's name.
+    fn name(&self) -> &'static str;
+}
+
+macro_rules! named {
+    ($($kind:ident)*) => {
+        $(impl Named for v1::$kind {
+            fn name(&self) -> &'static str {
+                self.as_str_name()
+            }
+        })*
+    };
+}
+
+named! {
+    EventKind HostState MigrationPhase OperationKind OperationState PowerReason PowerState RestartPolicy
+    SiteDifferenceKind VmState
+}
+
+/// A value of an enum as a word. One that a newer controller knows and this version does not is told by its number.
+pub fn value<E: Named>(value: i32) -> String {
+    let Ok(known) = E::try_from(value) else {
+        return format!("Unknown ({value})");
+    };
+    word(known.name(), E::default().name().trim_end_matches("UNSPECIFIED"))
 }
 
 /// Labels in the order of their keys: "a=1,b=2".
@@ -340,10 +369,9 @@ mod tests {
 
     #[test]
     fn enum_values_become_words() {
-        assert_eq!(
-            word("MIGRATION_PHASE_CUTTING_OVER", "MIGRATION_PHASE_"),
-            "Cutting over"
-        );
-        assert_eq!(word("VM_STATE_UNSPECIFIED", "VM_STATE_"), "Unknown");
+        let cutting_over = v1::MigrationPhase::CuttingOver.into();
+        assert_eq!(value::<v1::MigrationPhase>(cutting_over), "Cutting over");
+        assert_eq!(value::<v1::VmState>(v1::VmState::Unspecified.into()), "Unknown");
+        assert_eq!(value::<v1::VmState>(77), "Unknown (77)");
     }
 }

@@ -7,15 +7,18 @@ use jiff::Timestamp;
 
 use super::{BAD, Cell, GOOD, Resource, WARN, human};
 
-/// Whether an operation has ended.
+/// Whether an operation has ended. Of a state that only a newer controller knows, the time of the end tells it.
 pub fn has_ended(operation: &v1::Operation) -> bool {
     use v1::OperationState as S;
-    matches!(operation.state(), S::Succeeded | S::Failed | S::Cancelled)
+    match S::try_from(operation.state) {
+        Ok(state) => matches!(state, S::Succeeded | S::Failed | S::Cancelled),
+        Err(_) => operation.end_time.is_some(),
+    }
 }
 
 fn state_cell(operation: &v1::Operation) -> Cell {
     use v1::OperationState as S;
-    let mut word = human::word(operation.state().as_str_name(), "OPERATION_STATE_");
+    let mut word = human::value::<v1::OperationState>(operation.state);
     if operation.cancel_requested && !has_ended(operation) {
         word += ", cancelling";
     }
@@ -28,7 +31,7 @@ fn state_cell(operation: &v1::Operation) -> Cell {
 }
 
 fn kind(operation: &v1::Operation) -> String {
-    human::word(operation.kind().as_str_name(), "OPERATION_KIND_")
+    human::value::<v1::OperationKind>(operation.kind)
         .trim_end_matches(" vm")
         .to_owned()
 }
@@ -87,7 +90,7 @@ pub fn migration_percent(migration: &v1::MigrationProgress) -> u64 {
 
 /// The phase of a migration, and from where to where.
 pub fn migration_phase(migration: &v1::MigrationProgress) -> String {
-    let phase = human::word(migration.phase().as_str_name(), "MIGRATION_PHASE_").to_ascii_lowercase();
+    let phase = human::value::<v1::MigrationPhase>(migration.phase).to_ascii_lowercase();
     let to = if migration.destination_host.is_empty() {
         "?"
     } else {
@@ -225,10 +228,7 @@ impl Resource for v1::Operation {
 #[allow(clippy::cast_precision_loss, reason = "three figures are shown")]
 fn describe_migration(page: &mut human::Page, migration: &v1::MigrationProgress) {
     page.section("Migration").line("Id", &migration.migration_id);
-    page.line(
-        "Phase",
-        human::word(migration.phase().as_str_name(), "MIGRATION_PHASE_"),
-    );
+    page.line("Phase", human::value::<v1::MigrationPhase>(migration.phase));
     page.line("From", human::or_dash(&migration.source_host))
         .line("To", human::or_dash(&migration.destination_host));
     let copied = |done: u64, left: u64, total: u64| {

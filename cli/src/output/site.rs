@@ -55,10 +55,7 @@ impl Resource for v1::Site {
         let row = |difference: &v1::SiteDifference| {
             vec![
                 Cell::plain(&difference.vm),
-                Cell::plain(human::word(
-                    difference.kind().as_str_name(),
-                    "SITE_DIFFERENCE_KIND_",
-                )),
+                Cell::plain(human::value::<v1::SiteDifferenceKind>(difference.kind)),
                 Cell::plain(human::or_dash(&difference.hosts.join(", "))),
                 Cell::plain(&difference.in_store),
                 Cell::plain(&difference.on_hosts),

@@ -7,7 +7,7 @@ use super::{BAD, Cell, GOOD, Resource, WARN, human};
 
 fn state_word(vm: &v1::Vm) -> String {
     let status = vm.status.clone().unwrap_or_default();
-    let word = human::word(status.state().as_str_name(), "VM_STATE_");
+    let word = human::value::<v1::VmState>(status.state);
     match status.error {
         Some(error) if !error.reason.is_empty() => format!("{word} ({})", error.reason),
         _ => word,
@@ -144,24 +144,18 @@ impl Resource for v1::Vm {
 
 fn restart_policy(spec: &v1::VmSpec) -> String {
     // The default has no value of its own in words.
-    let policy = match spec.restart_policy() {
-        v1::RestartPolicy::Unspecified => v1::RestartPolicy::OnFailure,
+    let policy = match spec.restart_policy {
+        0 => v1::RestartPolicy::OnFailure.into(),
         policy => policy,
     };
-    human::word(policy.as_str_name(), "RESTART_POLICY_")
+    human::value::<v1::RestartPolicy>(policy)
 }
 
 fn observed(page: &mut human::Page, vm: &v1::Vm, status: &v1::VmStatus, now: Timestamp) {
     page.section("Observed");
-    page.line(
-        "Wanted",
-        human::word(vm.desired_power_state().as_str_name(), "POWER_STATE_"),
-    );
-    page.line(
-        "Power",
-        human::word(status.power_state().as_str_name(), "POWER_STATE_"),
-    )
-    .line("Reason", reason(status));
+    page.line("Wanted", human::value::<v1::PowerState>(vm.desired_power_state));
+    page.line("Power", human::value::<v1::PowerState>(status.power_state))
+        .line("Reason", reason(status));
     page.line("Seen", human::clock_and_age(status.observe_time.as_ref(), now))
         .line_if("Migration", &status.migration_id);
     if let Some(usage) = &status.usage {
@@ -195,10 +189,10 @@ fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
     let of = |pick: fn(&v1::VmBlockUsage) -> u64| {
         used.map_or_else(|| "-".to_owned(), |block| human::bytes(pick(block)))
     };
-    let format = if disk.format() == v1::DiskFormat::Raw {
-        "raw"
-    } else {
-        "qcow2"
+    let format = match v1::DiskFormat::try_from(disk.format) {
+        Ok(v1::DiskFormat::Raw) => "raw".to_owned(),
+        Ok(_) => "qcow2".to_owned(),
+        Err(_) => format!("unknown ({})", disk.format),
     };
     [
         disk.name.clone(),
@@ -206,7 +200,7 @@ fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
         of(|block| block.allocation_bytes),
         human::or_dash(&disk.pool),
         human::or_dash(&disk.image),
-        format.to_owned(),
+        format,
         of(|block| block.read_bytes_total),
         of(|block| block.write_bytes_total),
     ]
@@ -243,8 +237,8 @@ fn generation(vm: &v1::Vm) -> String {
 }
 
 fn reason(status: &v1::VmStatus) -> String {
-    match status.power_reason() {
-        v1::PowerReason::Unspecified => "-".to_owned(),
-        reason => human::word(reason.as_str_name(), "POWER_REASON_"),
+    match status.power_reason {
+        0 => "-".to_owned(),
+        reason => human::value::<v1::PowerReason>(reason),
     }
 }

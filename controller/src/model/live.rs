@@ -13,7 +13,7 @@ use super::{Fault, Progress};
 /// Whether an agent has done what it was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmPhase {
-    /// Not said.
+    /// Not said, or in a newer version's words: nothing follows from it.
     Unknown,
     /// Working towards the intent.
     Applying,
@@ -70,6 +70,16 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// Whether the host says that it has no domain of the VM. One that says so in a newer version's words says nothing.
+    pub fn is_absent(&self) -> bool {
+        self.power.is_none() && self.phase != VmPhase::Unknown
+    }
+
+    /// Whether the host says that the VM's processors do nothing.
+    pub fn is_off(&self) -> bool {
+        self.power == Some(PowerState::Stopped) || self.is_absent()
+    }
+
     /// Whether it says the same but for the usage sample.
     pub fn same_status(&self, other: &Self) -> bool {
         let bare = |o: &Self| Self {

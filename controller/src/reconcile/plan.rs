@@ -212,7 +212,7 @@ fn carried_out(input: &Input<'_>, operation: &OperationRecord) -> Verdict {
     match (wanted, observation.power) {
         (None, _) => Verdict::Done(String::new()),
         (Some(wanted), Some(seen)) if wanted == seen => Verdict::Done(String::new()),
-        (Some(PowerState::Stopped), None) => Verdict::Done(String::new()),
+        (Some(PowerState::Stopped), None) if observation.is_absent() => Verdict::Done(String::new()),
         (Some(PowerState::Running), Some(PowerState::Stopped)) if observation.phase == VmPhase::Settled => {
             match observation.power_reason {
                 PowerReason::GuestShutdown => {

@@ -167,7 +167,8 @@ impl Db {
     }
 
     /// Changes the state: all that the closure did, or, when it returns an error, nothing. Returns when the change is
-    /// durable and published. Never returns when the store has failed: nobody knows the outcome then.
+    /// durable and published; an error, when all is that the closure saw. Never returns when the store has failed: nobody
+    /// knows the outcome then.
     ///
     /// The closure runs under a lock: it must not wait for anything.
     pub async fn transact<T, E>(&self, change: impl FnOnce(&mut Tx) -> Result<T, E>) -> Result<T, E> {
@@ -175,7 +176,7 @@ impl Db {
             return std::future::pending().await;
         };
         let (done, durable) = oneshot::channel();
-        let value = {
+        let outcome = {
             // A panic in an earlier closure left the pending state as it was before it.
             let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
             let mut tx = Tx::new(
@@ -184,8 +185,12 @@ impl Db {
                 self.0.new_ids.clone(),
                 self.0.events_kept,
             );
-            let value = change(&mut tx)?;
-            let (state, batch, touched) = tx.finish();
+            let outcome = change(&mut tx);
+            let (state, batch, touched) = match outcome {
+                Ok(_) => tx.finish(),
+                // Nothing changes; but the reason may be a change that is not on disk yet, and may never be.
+                Err(_) => (pending.clone(), Batch::default(), Vec::new()),
+            };
             *pending = state.clone();
             // Sent under the lock, so that the queue has the order of the changes.
             permit.send(Commit {
@@ -194,13 +199,13 @@ impl Db {
                 touched,
                 done,
             });
-            value
+            outcome
         };
         if mutant::on(Mutant::AnswerBeforeCommit) {
-            return Ok(value);
+            return outcome;
         }
         match durable.await {
-            Ok(()) => Ok(value),
+            Ok(()) => outcome,
             Err(_) => std::future::pending().await,
         }
     }

@@ -61,16 +61,24 @@ async fn nobody_sees_a_change_before_it_is_on_disk_and_one_write_serves_all_who_
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!first.is_finished());
     assert!(db.snapshot().vms.is_empty(), "it is not on disk yet");
-    // The next change builds on what is under way all the same.
-    let seen = db.transact(|tx| Err::<(), _>(tx.vms.len())).await;
-    assert_eq!(seen, Err(4));
+    // The next change builds on what is under way all the same; when it is refused for that, it is told so later.
+    let refused = tokio::spawn({
+        let db = db.clone();
+        async move { db.transact(|tx| Err::<(), _>(tx.vms.len())).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
     open_gate.send(()).unwrap();
     first.await.unwrap();
     assert_eq!(db.snapshot().vms.len(), 1);
+    assert!(
+        !refused.is_finished(),
+        "it was refused for what is not on disk yet"
+    );
     open_gate.send(()).unwrap();
     for one in rest {
         one.await.unwrap();
     }
+    assert_eq!(refused.await.unwrap(), Err(4));
     assert_eq!((db.snapshot().vms.len(), batches.load(Ordering::SeqCst)), (4, 3));
 }
 
@@ -226,4 +234,16 @@ async fn old_events_are_forgotten_on_disk_too() {
         image.events.iter().map(|e| e.0).collect::<Vec<_>>(),
         state.events.keys().copied().collect::<Vec<_>>()
     );
+}
+
+proptest::proptest! {
+    /// A ratio that changes in the store would show as a change that nobody made.
+    #[test]
+    fn a_ratio_is_read_back_from_the_store_to_the_last_digit(ratio in 0.1_f64..64.0) {
+        let mut host = fixtures::host("h1");
+        host.cpu_overcommit_ratio = ratio;
+        let row = serde_json::to_string(&host).unwrap();
+        let read: crate::model::HostRecord = serde_json::from_str(&row).unwrap();
+        proptest::prop_assert_eq!(read.cpu_overcommit_ratio.to_bits(), ratio.to_bits());
+    }
 }

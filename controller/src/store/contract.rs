@@ -82,16 +82,97 @@ fn contract<S: Store>(mut open: impl FnMut() -> S) {
     );
 }
 
+/// Whatever the keys and values are, and in whatever order they come, what is there is what was written last.
+fn texts<S: Store>(mut open: impl FnMut() -> S) {
+    let long = "x".repeat(1 << 20);
+    let keys = ["", " ", "a'b\"c", "a\\0b", "다른 현장", "Z", "a", "z"];
+    for (round, value) in ["", "{}", "'; DROP TABLE vms; --", "빛", &long]
+        .into_iter()
+        .enumerate()
+    {
+        let mut store = open();
+        for table in Table::ALL {
+            let writes = keys.iter().rev().map(|key| put(table, key, value)).collect();
+            store.commit(&[batch(writes, &[])]).unwrap();
+        }
+        // Within one batch the last of two counts, and a key of another table is another key.
+        let writes = vec![
+            put(Table::Vms, "a", "x"),
+            delete(Table::Vms, "a"),
+            delete(Table::Hosts, "z"),
+            put(Table::Hosts, "z", "back"),
+        ];
+        store.commit(&[batch(writes, &[])]).unwrap();
+        drop(store);
+        let mut expected = Vec::new();
+        for table in Table::ALL {
+            let mut sorted = keys;
+            sorted.sort_unstable();
+            expected.extend(
+                sorted
+                    .iter()
+                    .map(|key| (table, (*key).to_owned(), value.to_owned())),
+            );
+        }
+        expected.retain(|(table, key, _)| !(*table == Table::Vms && key == "a"));
+        for (table, key, value) in &mut expected {
+            if *table == Table::Hosts && key == "z" {
+                "back".clone_into(value);
+            }
+        }
+        assert_eq!(open().load().unwrap().records, expected, "round {round}");
+    }
+}
+
+/// A batch that only forgets, or that does nothing, is as good as any.
+fn events<S: Store>(mut open: impl FnMut() -> S) {
+    let revisions = |store: &mut S| -> Vec<u64> {
+        let events = store.load().unwrap().events;
+        events.into_iter().map(|(revision, _)| revision).collect()
+    };
+    let mut store = open();
+    // 63 bits: what SQLite keeps, and more than is ever given out.
+    let last = i64::MAX.unsigned_abs();
+    store.commit(&[batch(vec![], &[5, 7, last])]).unwrap();
+    store.commit(&[Batch::default(), Batch::default()]).unwrap();
+    assert_eq!(revisions(&mut store), [5, 7, last]);
+    let forget = |to| Batch {
+        forget_events_to: to,
+        ..Batch::default()
+    };
+    store.commit(&[forget(5), forget(1)]).unwrap();
+    assert_eq!(revisions(&mut store), [7, last], "what is forgotten stays so");
+    // In one commit, in the order of the batches.
+    store
+        .commit(&[batch(vec![], &[8]), forget(8), batch(vec![], &[9])])
+        .unwrap();
+    drop(store);
+    assert_eq!(revisions(&mut open()), [9, last]);
+}
+
+/// Everything a store must do; `open` opens a new one at each call of the outer function, the same one at each of the inner.
+fn all<S: Store, O: FnMut() -> S>(mut new: impl FnMut() -> O) {
+    contract(new());
+    texts(new());
+    events(new());
+}
+
 #[test]
 fn sqlite_keeps_the_contract() {
-    let dir = tempfile::tempdir().unwrap();
-    contract(|| sqlite::Sqlite::open(&dir.path().join("dalgu.db")).unwrap());
+    let mut dirs = Vec::new();
+    all(|| {
+        dirs.push(tempfile::tempdir().unwrap());
+        let path = dirs[dirs.len() - 1].path().join("dalgu.db");
+        move || sqlite::Sqlite::open(&path).unwrap()
+    });
 }
 
 #[test]
 fn memory_keeps_the_contract() {
-    let disk = memory::Disk::default();
-    contract(|| disk.open());
+    all(|| {
+        let disk = memory::Disk::default();
+        move || disk.open()
+    });
 }
 
 #[test]

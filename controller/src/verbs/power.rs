@@ -192,7 +192,7 @@ pub(super) fn condemn(tx: &mut Tx, mut vm: VmRecord, caller: &Caller) -> VmRecor
 /// Seen alive; or not seen, and meant to be.
 fn may_run(state: &State, vm: &VmRecord) -> bool {
     match state.observation(vm) {
-        Some(observation) => matches!(observation.power, Some(PowerState::Running | PowerState::Paused)),
+        Some(observation) => !observation.is_off(),
         None => vm.intent.power != PowerState::Stopped && !state.refusals.contains_key(&vm.id),
     }
 }

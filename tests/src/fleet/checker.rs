@@ -75,6 +75,8 @@ pub struct Checker {
     deleted: BTreeSet<VmId>,
     /// Reads and acknowledged writes of each VM by when their answer came, with the generation they told of.
     known: Known,
+    /// What was read of each VM under each generation.
+    meanings: BTreeMap<(String, u64), i32>,
     /// Guests that shut themselves down, with the power request that they had run for.
     shut_down: BTreeMap<VmId, u64>,
     /// Power request for which a VM was last started.
@@ -367,6 +369,19 @@ impl Checker {
         });
         let known = self.known.entry(uid.to_owned()).or_default();
         *known = generation.max(*known);
+    }
+
+    /// I9: under one generation everybody reads the same desired state. As generations number the changes, this and
+    /// [`Checker::read`] are what `crate::linear` would search for: an order of all changes and reads of a VM that keeps the
+    /// order of those that did not overlap.
+    pub fn means(&mut self, uid: &str, generation: u64, desired: i32) {
+        let first = *self
+            .meanings
+            .entry((uid.to_owned(), generation))
+            .or_insert(desired);
+        self.check("I9 a generation means one thing", first == desired, || {
+            format!("VM {uid}: generation {generation} was read as power state {first} and as {desired}")
+        });
     }
 
     /// What an agent writes into its ledger: numbers only rise, and its intents were the owner's.

@@ -34,8 +34,8 @@ enum Answer {
         uid: String,
         generation: u64,
     },
-    /// Something was read.
-    Vms(Vec<(String, u64)>),
+    /// Something was read: VMs by UUID, with generation and desired power state.
+    Vms(Vec<(String, u64, i32)>),
     /// Something else was done.
     Done,
 }
@@ -81,11 +81,12 @@ pub async fn ask(site: Arc<Site>, request: Request) {
         site.checker().send(&id, kind);
     }
     let mut again = request.again;
+    let first = site.checker().known();
     for attempt in 0..=request.retries {
         let before = site.checker().known();
         match once(&site, request, &id).await {
             Ok(answer) => {
-                take(&site, request, &id, &answer, &before);
+                take(&site, request, &id, &answer, [&first, &before]);
                 if !std::mem::take(&mut again) {
                     return;
                 }
@@ -167,8 +168,9 @@ fn name(verb: Verb) -> &'static str {
     }
 }
 
-/// The answer has come.
-fn take(site: &Site, request: Request, id: &str, answer: &Answer, before: &super::checker::Known) {
+/// The answer has come. `known` is what had been told when the request was made first, and when it was made last.
+fn take(site: &Site, request: Request, id: &str, answer: &Answer, known: [&super::checker::Known; 2]) {
+    let least = |known: &super::checker::Known, uid| known.get(uid).copied().unwrap_or(0);
     match answer {
         Answer::Operation {
             id: operation,
@@ -177,7 +179,8 @@ fn take(site: &Site, request: Request, id: &str, answer: &Answer, before: &super
         } => {
             let mut checker = site.checker();
             checker.answered(id, *operation);
-            checker.read(uid, *generation, 0);
+            // The same request again is answered with the operation of the first one.
+            checker.read(uid, *generation, least(known[0], uid));
             if let Ok(uid) = uid.parse() {
                 checker.acknowledge(uid);
             }
@@ -190,9 +193,9 @@ fn take(site: &Site, request: Request, id: &str, answer: &Answer, before: &super
         }
         Answer::Vms(read) => {
             let mut checker = site.checker();
-            for (uid, generation) in read {
-                let least = before.get(uid).copied().unwrap_or(0);
-                checker.read(uid, *generation, least);
+            for (uid, generation, desired) in read {
+                checker.read(uid, *generation, least(known[1], uid));
+                checker.means(uid, *generation, *desired);
             }
         }
         Answer::Done => {}
@@ -386,5 +389,6 @@ async fn other(
 }
 
 fn read(vms: Vec<v1::Vm>) -> Answer {
-    Answer::Vms(vms.into_iter().map(|vm| (vm.uid, vm.generation)).collect())
+    let read = |vm: v1::Vm| (vm.uid, vm.generation, vm.desired_power_state);
+    Answer::Vms(vms.into_iter().map(read).collect())
 }

@@ -1,9 +1,10 @@
 //! The store under every way to die: what its tests write, what must be there afterwards, and disks that forget.
 //!
 //! [`model`] says what the store must hold after each batch; the program `store-writer` writes the batches and tells
-//! which of them were acknowledged; [`power`] rebuilds the directory as a power cut at any moment could have left it.
-//! Used by `tests/store.rs`.
+//! which of them were acknowledged; [`histories`] lets clients work at once and judges what they saw; [`power`] rebuilds the directory as a power cut at any moment could have left it.
+//! Used by `tests/store.rs` and `tests/linear.rs`.
 
+pub mod histories;
 pub mod model;
 pub mod power;
 pub mod trace;
