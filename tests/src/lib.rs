@@ -11,4 +11,5 @@ pub mod lab;
 pub mod operator;
 pub mod serial;
 pub mod signals;
+pub mod stack;
 pub mod store;
