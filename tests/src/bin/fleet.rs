@@ -6,6 +6,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dalgu_proto::mutant::{self, Mutant};
 use dalgu_tests::fleet::{
     Settings,
     campaign::{self, Campaign},
@@ -42,6 +43,9 @@ struct One {
     /// Show the whole history
     #[arg(long)]
     explain: bool,
+    /// Turn this rule of safety off (stack level)
+    #[arg(long, value_name = "RULE", value_parser = rule)]
+    without: Option<Mutant>,
     /// Cut a failing seed down to few steps first, for at most so many seconds (core level)
     #[arg(long, value_name = "SECONDS")]
     minimise: Option<u64>,
@@ -107,7 +111,7 @@ fn main() -> anyhow::Result<ExitCode> {
             campaign::write(&found, &report)?;
             found.is_fine()
         }
-        (None, Some(seed)) if cli.one.level == Level::Stack => one_stack(seed, cli.one.explain)?,
+        (None, Some(seed)) if cli.one.level == Level::Stack => one_stack(seed, &cli.one)?,
         (None, Some(seed)) => one(seed, &cli.one),
         (None, None) => anyhow::bail!("give --seed N, or `campaign`; see --help"),
     };
@@ -135,12 +139,18 @@ fn one(seed: u64, how: &One) -> bool {
     outcome.violations.is_empty()
 }
 
-fn one_stack(seed: u64, explain: bool) -> anyhow::Result<bool> {
-    if explain && std::env::var_os("DALGU_LOG").is_some() {
+fn rule(name: &str) -> Result<Mutant, String> {
+    let found = Mutant::ALL.into_iter().find(|rule| format!("{rule:?}") == name);
+    found.ok_or_else(|| format!("the rules are {:?}", Mutant::ALL))
+}
+
+fn one_stack(seed: u64, how: &One) -> anyhow::Result<bool> {
+    let _off = how.without.map(mutant::turn_on);
+    if how.explain && std::env::var_os("DALGU_LOG").is_some() {
         dalgu_proto::daemon::init_logs(false);
     }
     let outcome = stack::run(seed)?;
-    if explain {
+    if how.explain {
         outcome.lines.iter().for_each(|line| println!("{line}"));
     }
     println!(

@@ -112,7 +112,7 @@ impl Found {
     /// Whether nothing was violated and no mutant lived.
     pub fn is_fine(&self) -> bool {
         let lived = |gate: &Gate| gate.caught_by.is_none() && gate.directed.is_none();
-        self.failures.is_empty() && self.stack.failures.is_empty() && !self.mutants.iter().any(lived)
+        self.failures.is_empty() && self.stack.is_fine() && !self.mutants.iter().any(lived)
     }
 
     fn add(&mut self, outcome: &Outcome) {
@@ -325,15 +325,7 @@ pub fn print(found: &Found) {
     for (row, cells) in &found.matrix {
         println!("step matrix, {row}: {} cells", cells.values().sum::<u64>());
     }
-    for gate in &found.mutants {
-        match (&gate.caught_by, &gate.violation, gate.directed) {
-            (Some(seed), Some(violation), _) => {
-                println!("mutant {}: caught by seed {seed} ({violation})", gate.mutant)
-            }
-            (_, _, Some(test)) => println!("mutant {}: caught by {test}", gate.mutant),
-            _ => println!("mutant {}: LIVES", gate.mutant),
-        }
-    }
+    found.mutants.iter().for_each(print_gate);
     if found.stack.seeds > 0 {
         stack::print(&found.stack);
     }
@@ -348,6 +340,18 @@ pub fn print(found: &Found) {
     println!("{} failures", failures.count());
 }
 
+/// Prints what came of a rule that was turned off.
+pub(crate) fn print_gate(gate: &Gate) {
+    match (&gate.caught_by, &gate.violation, gate.directed) {
+        (Some(seed), Some(violation), _) => {
+            println!("mutant {}: caught by seed {seed} ({violation})", gate.mutant);
+        }
+        (_, _, Some(test)) => println!("mutant {}: caught by {test}", gate.mutant),
+        _ => println!("mutant {}: LIVES", gate.mutant),
+    }
+}
+
+/// Prints counts.
 pub(crate) fn table<K: std::fmt::Display>(name: &str, counts: &BTreeMap<K, u64>) {
     println!("{name}:");
     for (key, count) in counts {

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, sync::Mutex};
 
 use anyhow::Context as _;
+use dalgu_proto::mutant::{self, Mutant};
 use serde::Serialize;
 
 use super::Outcome;
 use crate::fleet::{
-    campaign::{Failed, each, now, sum, table},
+    campaign::{Failed, Gate, each, now, print_gate, sum, table},
     lock,
 };
 
@@ -36,11 +37,23 @@ pub struct Found {
     pub simulated_hours: f64,
     /// Real time in seconds.
     pub seconds: f64,
+    /// Rules that were turned off, to see that this level sees it.
+    pub mutants: Vec<Gate>,
     /// What failed.
     pub failures: Vec<Failed>,
 }
 
+/// Rules whose lack this level is known to show. The core level shows all of them.
+pub const SHOWN: [Mutant; 2] = [Mutant::RequestNotRemembered, Mutant::RevocationNotAwaited];
+/// Seeds that it may take: the same seed need not be the same history.
+const HUNTED: u64 = 20;
+
 impl Found {
+    /// Whether nothing was violated and each rule that was turned off was missed.
+    pub fn is_fine(&self) -> bool {
+        self.failures.is_empty() && self.mutants.iter().all(|gate| gate.caught_by.is_some())
+    }
+
     fn add(&mut self, outcome: &Outcome) {
         self.seeds += 1;
         self.requests += outcome.requests;
@@ -83,11 +96,38 @@ pub fn run(seeds: u64) -> anyhow::Result<Found> {
     if let Some(error) = lock(&broken).take() {
         return Err(error).context("a run could not be made");
     }
+    lock(&found).seconds = begun.elapsed().as_secs_f64();
+    for rule in SHOWN {
+        let gate = hunt(rule)?;
+        lock(&found).mutants.push(gate);
+    }
     let mut found = found
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    found.seconds = begun.elapsed().as_secs_f64();
     Ok(found)
+}
+
+/// Looks for a seed that violates something when the rule is turned off.
+///
+/// # Errors
+/// If a site could not be made.
+pub fn hunt(rule: Mutant) -> anyhow::Result<Gate> {
+    let _off = mutant::turn_on(rule);
+    let mut caught = None;
+    for seed in 1..=HUNTED {
+        let violated = super::run(seed)?.violations;
+        if let Some(violation) = violated.first() {
+            caught = Some((seed, format!("{}: {}", violation.invariant, violation.what)));
+            break;
+        }
+    }
+    let (caught_by, violation) = caught.unzip();
+    Ok(Gate {
+        mutant: format!("{rule:?}"),
+        caught_by,
+        violation,
+        directed: None,
+    })
 }
 
 /// Prints what was found.
@@ -107,4 +147,5 @@ pub fn print(found: &Found) {
     table("stack, faults", &found.faults);
     table("stack, operations", &found.operations);
     table("stack, checks", &found.checks);
+    found.mutants.iter().for_each(print_gate);
 }

@@ -38,13 +38,13 @@ use crate::fleet::{
 };
 
 /// Simulated time of one step, and so the least that a message takes from one program to another.
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(10);
 /// Longest way of a message when nothing is wrong.
 const LATENCY: Duration = Duration::from_millis(20);
 /// When faults are over, everything must have come to rest after this time.
 const REST: Duration = Duration::from_secs(180);
 /// And it must still be so after this time: longer than every deadline on the way.
-const LATE: Duration = Duration::from_secs(40);
+const LATE: Duration = Duration::from_secs(30);
 /// How long a controller is down that died at a commit.
 const DOWN: Duration = Duration::from_secs(1);
 

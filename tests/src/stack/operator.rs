@@ -112,9 +112,6 @@ async fn watch(site: Arc<Site>, channel: Channel) {
     loop {
         let ended = follow(&site, channel.clone(), &mut last).await;
         site.say(format_args!("the watch ends at {last}: {}", ended.message()));
-        if last > 0 {
-            site.resumed.fetch_add(1, Ordering::Relaxed);
-        }
         sleep(Duration::from_millis(200)).await;
     }
 }
@@ -131,6 +128,9 @@ async fn follow(site: &Site, channel: Channel, last: &mut u64) -> Status {
         Ok(Err(status)) => return status,
         Err(_) => return late(),
     };
+    if *last > 0 {
+        site.resumed.fetch_add(1, Ordering::Relaxed);
+    }
     loop {
         match timeout(SILENCE, events.message()).await {
             Ok(Ok(Some(event))) => {

@@ -169,6 +169,8 @@ fn fault(rng: &mut Rng) -> Fault {
     // Most pass quickly; some last longer than the deadline of every call and the probes of every connection.
     let most = if rng.u8(..5) == 0 { 60.0 } else { 8.0 };
     let time = Duration::from_secs_f64(rng.f64() * most);
+    // A site without its controller has little that could go wrong.
+    let down = Duration::from_secs_f64(rng.f64() * 6.0);
     match rng.u8(..20) {
         0..=2 => Fault::Partition {
             from: a,
@@ -191,11 +193,11 @@ fn fault(rng: &mut Rng) -> Fault {
         },
         14..=16 => Fault::Crash {
             node: Node::Host(rng.usize(..SIZE.hosts)),
-            time,
+            time: down,
         },
         17 => Fault::Crash {
             node: Node::Controller(0),
-            time,
+            time: down,
         },
         _ => Fault::CrashAtCommit { after: rng.bool() },
     }
