@@ -65,7 +65,7 @@ bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/
 chaos: build ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
 	@$(as_root) $(bin)/chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
-fleet: ## The programs on a simulated site: 10,000 seeds of 1,000 faults, the step matrix, each rule turned off: target/fleet/report.json
+fleet: ## The programs on a simulated site: 10,000 seeds of 1,000 faults, the step matrix, each rule turned off; then 300 seeds with the real network stack and files: target/fleet/report.json
 	@cargo run -q -p dalgu-tests --profile lab --bin fleet -- campaign
 
 samples: ## Record what this version says and stores, for the tests of later ones: tests/samples/VERSION (NAME=x for another name)

@@ -16,14 +16,17 @@ use dalgu_proto::{
     agent::v1::agent_service_server::AgentServiceServer,
     ids::NewIds,
     time::Clock,
-    tls::{self, Identity, Role, server::Acceptor},
+    tls::{
+        self, Identity, Role,
+        network::{Listener, Machine, Network},
+        server::Acceptor,
+    },
 };
 use prometheus_client::{
     metrics::gauge::Gauge,
     registry::{Registry, Unit},
 };
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
 };
@@ -70,9 +73,22 @@ pub async fn run(
     stop: CancellationToken,
     ready: impl FnOnce() + Send + 'static,
 ) -> anyhow::Result<()> {
+    run_on(Arc::new(Machine), config, hypervisor, stop, ready).await
+}
+
+/// As [`run`], on a network that is handed in.
+pub async fn run_on(
+    network: Arc<dyn Network>,
+    config: Config,
+    hypervisor: Arc<dyn Hypervisor>,
+    stop: CancellationToken,
+    ready: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<()> {
     let identity = Identity::load_dir(&config.tls_dir, "agent").context("the agent's identity")?;
+    let identity = identity.on(network);
     check_identity(&config, &identity)?;
-    let listener = TcpListener::bind(config.listen)
+    let listener = identity
+        .listen(config.listen)
         .await
         .with_context(|| format!("cannot listen at {}", config.listen))?;
     let boot_id =
@@ -167,7 +183,7 @@ fn qemu_owner(config: &Config) -> anyhow::Result<Option<(u32, u32)>> {
 }
 
 async fn serve(
-    listener: TcpListener,
+    listener: Box<dyn Listener>,
     identity: Identity,
     streams: mpsc::Sender<tls::server::MigrationStream>,
     commands: Routes,

@@ -18,13 +18,14 @@ use dalgu_proto::{
     DESCRIPTORS,
     agent::v1::registrar_service_server,
     ids::ClusterId,
-    tls::{self, Identity, server::Acceptor},
+    tls::{
+        self, Identity,
+        network::{Machine, Network},
+        server::Acceptor,
+    },
     v1,
 };
-use tokio::{
-    net::{TcpListener, UnixListener},
-    task::JoinHandle,
-};
+use tokio::{net::UnixListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, interceptor::InterceptedService};
 use uuid::Uuid;
@@ -113,15 +114,26 @@ pub async fn run_with(
 impl Controller {
     /// Starts a controller; everything it needs from outside has been opened when this returns.
     pub async fn start(config: Config, parts: Parts, stop: CancellationToken) -> Result<Self, Error> {
+        Self::start_on(Arc::new(Machine), config, parts, stop).await
+    }
+
+    /// As [`Controller::start`], on a network that is handed in.
+    pub async fn start_on(
+        network: Arc<dyn Network>,
+        config: Config,
+        parts: Parts,
+        stop: CancellationToken,
+    ) -> Result<Self, Error> {
         let cluster_id: ClusterId = pki::cluster_id(&config.data_dir)?;
-        let identity = Identity::load_dir(config.tls_dir(), "controller")?;
+        let identity = Identity::load_dir(config.tls_dir(), "controller")?.on(network);
         let tls = identity.server_config(&[tls::ALPN_H2, tls::ALPN_HTTP1])?;
-        let listener = listen(config.listen).await?;
-        let unix = config.unix_socket.as_ref().map(listen_unix).transpose()?;
-        let address = listener.local_addr().map_err(|source| Error::Listen {
+        let failed = |source| Error::Listen {
             address: config.listen.to_string(),
             source,
-        })?;
+        };
+        let listener = identity.listen(config.listen).await.map_err(failed)?;
+        let unix = config.unix_socket.as_ref().map(listen_unix).transpose()?;
+        let address = listener.address().map_err(failed)?;
 
         let (data_dir, reserve_bytes) = (config.data_dir.clone(), u64::from(config.store_reserve_mib) << 20);
         let config = Arc::new(config);
@@ -210,13 +222,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen {
-        address: address.to_string(),
-        source,
-    })
 }
 
 /// The socket, and the uid of this process: the socket file is its own.

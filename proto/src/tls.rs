@@ -6,9 +6,9 @@
 //! client checks that the server is the very one it meant, by a DNS name that follows from the role
 //! ([`CONTROLLER_NAME`], [`agent_name`]), so that addresses may change without new certificates. TLS 1.3 only.
 //!
-//! Used by all three programs. [`client`] dials, [`server`] accepts.
+//! Used by all three programs. [`client`] dials, [`server`] accepts, both on the [`network`] that the identity was given.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -16,10 +16,12 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
+use self::network::{Listener, Machine, Network};
 use crate::ids::{ClusterId, HostName};
 
 pub mod client;
 mod handshakes;
+pub mod network;
 pub mod server;
 
 /// DNS name in every controller's certificate.
@@ -121,12 +123,13 @@ impl fmt::Display for Peer {
     }
 }
 
-/// A certificate with its key and the authority it trusts.
+/// A certificate with its key and the authority it trusts, and the network on which its bearer dials and listens.
 #[derive(Clone)]
 pub struct Identity {
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<PrivateKeyDer<'static>>,
+    network: Arc<dyn Network>,
 }
 
 impl fmt::Debug for Identity {
@@ -172,7 +175,22 @@ impl Identity {
             roots: Arc::new(roots),
             chain,
             key: Arc::new(key),
+            network: Arc::new(Machine),
         })
+    }
+
+    /// The same identity on another network than the machine's.
+    #[must_use]
+    pub fn on(self, network: Arc<dyn Network>) -> Self {
+        Self { network, ..self }
+    }
+
+    /// Begins to listen at an address of its network.
+    ///
+    /// # Errors
+    /// If the address is taken or not this machine's.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        self.network.listen(address).await
     }
 
     /// Reads `ca.pem`, `NAME.pem` and `NAME.key` of a directory.

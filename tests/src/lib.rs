@@ -12,5 +12,6 @@ pub mod linear;
 pub mod operator;
 pub mod serial;
 pub mod signals;
+pub mod stack;
 pub mod store;
 pub mod versions;

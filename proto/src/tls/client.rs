@@ -4,7 +4,7 @@ use std::{convert::Infallible, io, path::PathBuf, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Status,
@@ -13,7 +13,10 @@ use tonic::{
 };
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::{ALPN_H2, Error, Identity, Peer};
+use super::{
+    ALPN_H2, Error, Identity, Peer,
+    network::{Network, Stream},
+};
 
 /// Longest wait for a connection, its TLS handshake included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,11 +115,11 @@ pub async fn open_stream(
     server_name: &str,
     identity: &Identity,
     alpn: &[u8],
-) -> Result<TlsStream<TcpStream>, Error> {
+) -> Result<TlsStream<Stream>, Error> {
     let config = identity.client_config(alpn)?;
     let name =
         ServerName::try_from(server_name.to_owned()).map_err(|_| Error::Endpoint(address.to_owned()))?;
-    dial(address, name, config)
+    dial(&*identity.network, address, name, config)
         .await
         .map_err(|source| Error::Connect {
             endpoint: address.to_owned(),
@@ -125,7 +128,7 @@ pub async fn open_stream(
 }
 
 type Connector =
-    tower::util::BoxCloneService<tonic::codegen::http::Uri, TokioIo<TlsStream<TcpStream>>, io::Error>;
+    tower::util::BoxCloneService<tonic::codegen::http::Uri, TokioIo<TlsStream<Stream>>, io::Error>;
 
 fn tls_parts(endpoint: &str, server_name: &str, identity: &Identity) -> Result<(Endpoint, Connector), Error> {
     let bad = || Error::Endpoint(endpoint.to_owned());
@@ -144,9 +147,11 @@ fn tls_parts(endpoint: &str, server_name: &str, identity: &Identity) -> Result<(
     let name = ServerName::try_from(server_name.to_owned()).map_err(|_| bad())?;
     // tonic is shown a plain address: TLS is ours, below it.
     let target = Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())?;
+    let network = identity.network.clone();
     let connector = tower::service_fn(move |_| {
-        let (address, name, config) = (address.clone(), name.clone(), config.clone());
-        async move { dial(&address, name, config).await.map(TokioIo::new) }
+        let (network, address) = (network.clone(), address.clone());
+        let (name, config) = (name.clone(), config.clone());
+        async move { dial(&*network, &address, name, config).await.map(TokioIo::new) }
     });
     Ok((tuned(target), tower::util::BoxCloneService::new(connector)))
 }
@@ -160,13 +165,13 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
 }
 
 async fn dial(
+    network: &dyn Network,
     address: &str,
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
-) -> io::Result<TlsStream<TcpStream>> {
+) -> io::Result<TlsStream<Stream>> {
     let connect = async {
-        let tcp = TcpStream::connect(address).await?;
-        tcp.set_nodelay(true)?;
+        let tcp = network.connect(address).await?;
         TlsConnector::from(config).connect(name, tcp).await
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connect)

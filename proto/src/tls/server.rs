@@ -14,7 +14,7 @@ use std::{
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{UnixListener, UnixStream},
     sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -24,6 +24,7 @@ use super::{
     ALPN_STREAM, Error, Peer, Role,
     handshakes::{HANDSHAKE_TIMEOUT, Handshakes},
     identity_of,
+    network::{Listener, Stream},
 };
 use crate::ids::ClusterId;
 
@@ -34,7 +35,7 @@ pub struct Connection {
 }
 
 enum Io {
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Stream>>),
     Unix(UnixStream),
 }
 
@@ -43,7 +44,7 @@ pub struct MigrationStream {
     /// Who opened it.
     pub peer: Peer,
     /// The stream.
-    pub io: TlsStream<TcpStream>,
+    pub io: TlsStream<Stream>,
 }
 
 /// Accepts connections on a TCP port and, where given, a Unix socket.
@@ -78,7 +79,7 @@ impl Acceptor {
     /// Accepts TLS connections until the server has gone. `refused` is told of each caller that was turned away.
     pub async fn run(
         &self,
-        listener: TcpListener,
+        listener: impl Listener,
         config: Arc<ServerConfig>,
         refused: impl Fn(&dyn std::error::Error) + Clone + Send + 'static,
     ) {
@@ -162,13 +163,12 @@ impl Acceptor {
 async fn handshake(
     ours: ClusterId,
     acceptor: TlsAcceptor,
-    tcp: TcpStream,
-) -> Result<(Peer, TlsStream<TcpStream>), Error> {
+    tcp: Stream,
+) -> Result<(Peer, TlsStream<Stream>), Error> {
     let failed = |source| Error::Connect {
         endpoint: "incoming".to_owned(),
         source,
     };
-    tcp.set_nodelay(true).map_err(failed)?;
     let io = acceptor.accept(tcp).await.map_err(failed)?;
     let certificate = io
         .get_ref()
@@ -184,7 +184,7 @@ async fn handshake(
 
 async fn hand_on(
     peer: Peer,
-    io: TlsStream<TcpStream>,
+    io: TlsStream<Stream>,
     connections: mpsc::Sender<io::Result<Connection>>,
     migrations: Option<mpsc::Sender<MigrationStream>>,
 ) {

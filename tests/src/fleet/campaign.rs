@@ -18,6 +18,7 @@ use dalgu_proto::mutant::{self, Mutant};
 use serde::Serialize;
 
 use super::{Outcome, Settings, checker::Violation, lock, matrix};
+use crate::stack::campaign as stack;
 
 /// What is to be run.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub struct Campaign {
     pub matrix: usize,
     /// Seeds that a mutant may take; 0 for no mutants.
     pub mutants: u64,
+    /// Seeds of the stack level; 0 for none.
+    pub stack: u64,
 }
 
 /// A seed that failed.
@@ -43,6 +46,20 @@ pub struct Failed {
     pub what: String,
     /// Invariant and what was seen.
     pub violations: Vec<String>,
+}
+
+impl Failed {
+    /// A failure; it is told at once.
+    pub(crate) fn new(seed: u64, what: String, violations: &[Violation]) -> Self {
+        let violations = violations.iter().map(|v| format!("{}: {}", v.invariant, v.what));
+        let violations: Vec<_> = violations.collect();
+        eprintln!("{what}: {}", violations.first().map_or("", String::as_str));
+        Self {
+            seed,
+            what,
+            violations,
+        }
+    }
 }
 
 /// A rule that was turned off.
@@ -87,13 +104,15 @@ pub struct Found {
     pub mutants: Vec<Gate>,
     /// What failed.
     pub failures: Vec<Failed>,
+    /// The stack level.
+    pub stack: stack::Found,
 }
 
 impl Found {
     /// Whether nothing was violated and no mutant lived.
     pub fn is_fine(&self) -> bool {
         let lived = |gate: &Gate| gate.caught_by.is_none() && gate.directed.is_none();
-        self.failures.is_empty() && !self.mutants.iter().any(lived)
+        self.failures.is_empty() && self.stack.is_fine() && !self.mutants.iter().any(lived)
     }
 
     fn add(&mut self, outcome: &Outcome) {
@@ -121,33 +140,24 @@ impl Found {
     }
 
     fn fail(&mut self, seed: u64, what: String, outcome: &Outcome) {
-        let violations = outcome
-            .violations
-            .iter()
-            .map(|v| format!("{}: {}", v.invariant, v.what));
-        let violations: Vec<_> = violations.collect();
-        eprintln!("{what}: {}", violations.first().map_or("", String::as_str));
-        self.failures.push(Failed {
-            seed,
-            what,
-            violations,
-        });
+        self.failures.push(Failed::new(seed, what, &outcome.violations));
     }
 }
 
-fn sum<K: Ord + Clone>(all: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
+/// Adds counts up.
+pub(crate) fn sum<K: Ord + Clone>(all: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
     for (key, count) in more {
         *all.entry(key.clone()).or_default() += count;
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "real time, outside of any runtime")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
 /// Calls `work` with each number, on all processors, until it says that it is enough.
-fn each(numbers: Range<u64>, work: impl Fn(u64) -> bool + Sync) {
+pub(crate) fn each(numbers: Range<u64>, work: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(numbers.start);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
@@ -165,7 +175,10 @@ fn each(numbers: Range<u64>, work: impl Fn(u64) -> bool + Sync) {
 }
 
 /// Runs a campaign.
-pub fn run(campaign: &Campaign) -> Found {
+///
+/// # Errors
+/// If a site of the stack level could not be made.
+pub fn run(campaign: &Campaign) -> anyhow::Result<Found> {
     let begun = now();
     let found = Mutex::new(Found::default());
     each(campaign.seeds.clone(), |seed| {
@@ -214,7 +227,10 @@ pub fn run(campaign: &Campaign) -> Found {
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     found.mutants.sort_by(|a, b| a.mutant.cmp(&b.mutant));
-    found
+    if campaign.stack > 0 {
+        found.stack = stack::run(campaign.stack)?;
+    }
+    Ok(found)
 }
 
 /// Faults of a seed that is to show a mutant: many short runs show more than few long ones.
@@ -309,26 +325,34 @@ pub fn print(found: &Found) {
     for (row, cells) in &found.matrix {
         println!("step matrix, {row}: {} cells", cells.values().sum::<u64>());
     }
-    for gate in &found.mutants {
-        match (&gate.caught_by, &gate.violation, gate.directed) {
-            (Some(seed), Some(violation), _) => {
-                println!("mutant {}: caught by seed {seed} ({violation})", gate.mutant)
-            }
-            (_, _, Some(test)) => println!("mutant {}: caught by {test}", gate.mutant),
-            _ => println!("mutant {}: LIVES", gate.mutant),
-        }
+    found.mutants.iter().for_each(print_gate);
+    if found.stack.seeds > 0 {
+        stack::print(&found.stack);
     }
-    for failure in &found.failures {
+    let failures = found.failures.iter().chain(&found.stack.failures);
+    for failure in failures.clone() {
         println!("FAILED {}", failure.what);
         failure
             .violations
             .iter()
             .for_each(|violation| println!("  {violation}"));
     }
-    println!("{} failures", found.failures.len());
+    println!("{} failures", failures.count());
 }
 
-fn table<K: std::fmt::Display>(name: &str, counts: &BTreeMap<K, u64>) {
+/// Prints what came of a rule that was turned off.
+pub(crate) fn print_gate(gate: &Gate) {
+    match (&gate.caught_by, &gate.violation, gate.directed) {
+        (Some(seed), Some(violation), _) => {
+            println!("mutant {}: caught by seed {seed} ({violation})", gate.mutant);
+        }
+        (_, _, Some(test)) => println!("mutant {}: caught by {test}", gate.mutant),
+        _ => println!("mutant {}: LIVES", gate.mutant),
+    }
+}
+
+/// Prints counts.
+pub(crate) fn table<K: std::fmt::Display>(name: &str, counts: &BTreeMap<K, u64>) {
     println!("{name}:");
     for (key, count) in counts {
         println!("{count:>12} {key}");

@@ -77,6 +77,8 @@ pub struct Checker {
     known: Known,
     /// What was read of each VM under each generation.
     meanings: BTreeMap<(String, u64), i32>,
+    /// Events that came to a watcher.
+    watched: BTreeSet<u64>,
     /// Guests that shut themselves down, with the power request that they had run for.
     shut_down: BTreeMap<VmId, u64>,
     /// Power request for which a VM was last started.
@@ -382,6 +384,33 @@ impl Checker {
         self.check("I9 a generation means one thing", first == desired, || {
             format!("VM {uid}: generation {generation} was read as power state {first} and as {desired}")
         });
+    }
+
+    /// I9: an event has come to somebody who watches, and resumes behind the last one whenever the stream ends.
+    pub fn watched(&mut self, version: u64) {
+        let last = self.watched.last().copied().unwrap_or(0);
+        self.check("I9 a watch resumes where it was", version > last, || {
+            format!("event {version} came after {last}")
+        });
+        self.watched.insert(version);
+    }
+
+    /// Whether everything that is kept since the first event that came has come. An error names what has not, or what came
+    /// and never was.
+    pub fn watched_all(&mut self, state: &State) -> Result<(), Violation> {
+        let first = self.watched.first().copied().unwrap_or(0);
+        let kept: BTreeSet<u64> = state.events.range(first..).map(|(version, _)| *version).collect();
+        let since = kept.first().copied().unwrap_or(u64::MAX);
+        let came: BTreeSet<u64> = self.watched.range(since..).copied().collect();
+        let invariant = "I9 a watch resumes where it was";
+        match kept.symmetric_difference(&came).next() {
+            None => self.check(invariant, true, String::new),
+            Some(version) => {
+                let what = format!("event {version} was missed, or came and never was");
+                return Err(Violation { invariant, what });
+            }
+        }
+        Ok(())
     }
 
     /// What an agent writes into its ledger: numbers only rise, and its intents were the owner's.

@@ -2,49 +2,26 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dalgu_controller::{api::Services, model::OperationKind};
+use dalgu_controller::api::Services;
 use dalgu_proto::{
-    ids::OperationId,
     tls::{Peer, Role},
     v1::{
-        self, host_service_server::HostService, operation_service_server::OperationService,
+        host_service_server::HostService, operation_service_server::OperationService,
         vm_service_server::VmService,
     },
 };
 use futures::future::BoxFuture;
-use tonic::{Code, Response, Status};
-
-use crate::cluster;
+use tonic::Status;
 
 use super::{
     life::Life,
-    plan::{Node, Request, Verb},
+    plan::{Node, Request},
+    request::{Answer, Message, is_final},
     site::Site,
 };
 
 /// Longest wait of a client for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What came of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
-    /// An operation was accepted.
-    Operation {
-        id: OperationId,
-        uid: String,
-        generation: u64,
-    },
-    /// Something was read: VMs by UUID, with generation and desired power state.
-    Vms(Vec<(String, u64, i32)>),
-    /// Something else was done.
-    Done,
-}
-
-type Call = BoxFuture<'static, Result<Answer, Status>>;
-
-fn vm_name(object: usize) -> String {
-    format!("vm-{object}")
-}
 
 fn with_peer<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
@@ -53,25 +30,6 @@ fn with_peer<T>(message: T) -> tonic::Request<T> {
         name: "fleet".to_owned(),
     });
     request
-}
-
-impl Verb {
-    /// The kind of operation it leads to.
-    pub fn kind(self) -> Option<OperationKind> {
-        Some(match self {
-            Self::Create | Self::CreateStopped => OperationKind::Create,
-            Self::Start => OperationKind::Start,
-            Self::Stop | Self::ForceStop => OperationKind::Stop,
-            Self::Reboot | Self::Reset => OperationKind::Restart,
-            Self::Pause => OperationKind::Pause,
-            Self::Resume => OperationKind::Resume,
-            Self::Migrate => OperationKind::Migrate,
-            Self::Delete | Self::ForceDelete => OperationKind::Delete,
-            Self::Relabel | Self::Cancel | Self::Get | Self::List | Self::Cordon | Self::Uncordon => {
-                return None;
-            }
-        })
-    }
 }
 
 /// Makes a request, again and again where the plan says so.
@@ -86,7 +44,8 @@ pub async fn ask(site: Arc<Site>, request: Request) {
         let before = site.checker().known();
         match once(&site, request, &id).await {
             Ok(answer) => {
-                take(&site, request, &id, &answer, [&first, &before]);
+                answer.tell(&mut site.checker(), &id, [&first, &before]);
+                note(&site, request, &answer);
                 if !std::mem::take(&mut again) {
                     return;
                 }
@@ -106,40 +65,28 @@ pub async fn ask(site: Arc<Site>, request: Request) {
     }
 }
 
-/// Whether trying again would be pointless.
-fn is_final(status: &Status) -> bool {
-    !matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Aborted | Code::ResourceExhausted
-    )
-}
-
 async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, Status> {
     let unavailable = || Status::unavailable("nobody answers");
-    let operation = site.operation_of(request.object);
+    let message = request.message(id.to_owned(), site.operation_of(request.object));
     let (life, here) = (Life::default(), site.clone());
-    let id = id.to_owned();
     let carry = move || -> BoxFuture<'static, Result<Answer, Status>> {
         let Some((there, services)) = here.services() else {
             return Box::pin(async { Err(Status::unavailable("connection refused")) });
         };
-        let work = call(
-            services,
-            request,
-            id.clone(),
-            operation,
-            here.host_name(request.destination.unwrap_or(0)).to_string(),
-        );
+        let message = message.clone();
         Box::pin(async move {
             there.pass().await;
-            work.await
+            match message {
+                Some(message) => call(services, message).await,
+                None => Ok(Answer::Done),
+            }
         })
     };
     let sent = site.message(
         &life,
         Node::Client,
         Node::Controller(0),
-        name(request.verb),
+        request.verb.method(),
         carry,
     );
     match tokio::time::timeout(PATIENCE, sent).await {
@@ -149,246 +96,50 @@ async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, St
     }
 }
 
-fn name(verb: Verb) -> &'static str {
-    match verb {
-        Verb::Create | Verb::CreateStopped => "CreateVm",
-        Verb::Start => "StartVm",
-        Verb::Stop | Verb::ForceStop => "StopVm",
-        Verb::Reboot | Verb::Reset => "RestartVm",
-        Verb::Pause => "PauseVm",
-        Verb::Resume => "ResumeVm",
-        Verb::Migrate => "MigrateVm",
-        Verb::Relabel => "UpdateVm",
-        Verb::Delete | Verb::ForceDelete => "DeleteVm",
-        Verb::Cancel => "CancelOperation",
-        Verb::Get => "GetVm",
-        Verb::List => "ListVms",
-        Verb::Cordon => "CordonHost",
-        Verb::Uncordon => "UncordonHost",
+/// An accepted operation is one that a later request may cancel.
+fn note(site: &Site, request: Request, answer: &Answer) {
+    if let Answer::Operation { id, .. } = answer {
+        site.note_operation(request.object, *id);
+        site.trace().say(format_args!(
+            "{:?} {}: accepted as {id}",
+            request.verb, request.object
+        ));
     }
 }
 
-/// The answer has come. `known` is what had been told when the request was made first, and when it was made last.
-fn take(site: &Site, request: Request, id: &str, answer: &Answer, known: [&super::checker::Known; 2]) {
-    let least = |known: &super::checker::Known, uid| known.get(uid).copied().unwrap_or(0);
-    match answer {
-        Answer::Operation {
-            id: operation,
-            uid,
-            generation,
-        } => {
-            let mut checker = site.checker();
-            checker.answered(id, *operation);
-            // The same request again is answered with the operation of the first one.
-            checker.read(uid, *generation, least(known[0], uid));
-            if let Ok(uid) = uid.parse() {
-                checker.acknowledge(uid);
-            }
-            drop(checker);
-            site.note_operation(request.object, *operation);
-            site.trace().say(format_args!(
-                "{:?} {}: accepted as {operation}",
-                request.verb, request.object
-            ));
+async fn call(services: Services, message: Message) -> Result<Answer, Status> {
+    match message {
+        Message::Create(message) => Answer::accepted(services.create_vm(with_peer(message)).await?),
+        Message::Start(message) => Answer::accepted(services.start_vm(with_peer(message)).await?),
+        Message::Stop(message) => Answer::accepted(services.stop_vm(with_peer(message)).await?),
+        Message::Restart(message) => Answer::accepted(services.restart_vm(with_peer(message)).await?),
+        Message::Pause(message) => Answer::accepted(services.pause_vm(with_peer(message)).await?),
+        Message::Resume(message) => Answer::accepted(services.resume_vm(with_peer(message)).await?),
+        Message::Migrate(message) => Answer::accepted(services.migrate_vm(with_peer(message)).await?),
+        Message::Delete(message) => Answer::accepted(services.delete_vm(with_peer(message)).await?),
+        Message::Update(message) => {
+            let vm = services.update_vm(with_peer(message)).await?.into_inner();
+            Ok(Answer::read(vec![vm]))
         }
-        Answer::Vms(read) => {
-            let mut checker = site.checker();
-            for (uid, generation, desired) in read {
-                checker.read(uid, *generation, least(known[1], uid));
-                checker.means(uid, *generation, *desired);
-            }
+        Message::Get(message) => {
+            let vm = services.get_vm(with_peer(message)).await?.into_inner();
+            Ok(Answer::read(vec![vm]))
         }
-        Answer::Done => {}
+        Message::List(message) => {
+            let list = services.list_vms(with_peer(message)).await?.into_inner();
+            Ok(Answer::read(list.vms))
+        }
+        Message::Cancel(message) => services
+            .cancel_operation(with_peer(message))
+            .await
+            .map(|_| Answer::Done),
+        Message::Cordon(message) => services
+            .cordon_host(with_peer(message))
+            .await
+            .map(|_| Answer::Done),
+        Message::Uncordon(message) => services
+            .uncordon_host(with_peer(message))
+            .await
+            .map(|_| Answer::Done),
     }
-}
-
-fn accepted(answer: Response<v1::Operation>) -> Result<Answer, Status> {
-    let operation = answer.into_inner();
-    Ok(Answer::Operation {
-        id: operation
-            .id
-            .parse()
-            .map_err(|_| Status::internal("an operation without an id"))?,
-        uid: operation.vm_uid,
-        generation: operation.generation,
-    })
-}
-
-fn call(
-    services: Services,
-    request: Request,
-    request_id: String,
-    operation: Option<OperationId>,
-    destination: String,
-) -> Call {
-    let name = vm_name(request.object);
-    let host = format!("h{}", request.object + 1);
-    let destination_host = if request.destination.is_some() {
-        destination
-    } else {
-        String::new()
-    };
-    Box::pin(async move {
-        match request.verb {
-            Verb::Create | Verb::CreateStopped => {
-                let stopped = request.verb == Verb::CreateStopped;
-                let vm = Some(cluster::vm(&name));
-                let message = v1::CreateVmRequest {
-                    vm,
-                    stopped,
-                    request_id,
-                    ..Default::default()
-                };
-                accepted(services.create_vm(with_peer(message)).await?)
-            }
-            Verb::Start => {
-                let message = v1::StartVmRequest {
-                    name,
-                    request_id,
-                    ..Default::default()
-                };
-                accepted(services.start_vm(with_peer(message)).await?)
-            }
-            Verb::Stop | Verb::ForceStop => {
-                let force = request.verb == Verb::ForceStop;
-                let grace_period_seconds = if force { 0 } else { 20 };
-                let message = v1::StopVmRequest {
-                    name,
-                    request_id,
-                    force,
-                    grace_period_seconds,
-                    ..Default::default()
-                };
-                accepted(services.stop_vm(with_peer(message)).await?)
-            }
-            Verb::Reboot | Verb::Reset => {
-                let mode = if request.verb == Verb::Reset {
-                    v1::RestartMode::Reset
-                } else {
-                    v1::RestartMode::Reboot
-                };
-                let message = v1::RestartVmRequest {
-                    name,
-                    request_id,
-                    mode: mode.into(),
-                    ..Default::default()
-                };
-                accepted(services.restart_vm(with_peer(message)).await?)
-            }
-            Verb::Pause => {
-                let message = v1::PauseVmRequest {
-                    name,
-                    request_id,
-                    ..Default::default()
-                };
-                accepted(services.pause_vm(with_peer(message)).await?)
-            }
-            Verb::Resume => {
-                let message = v1::ResumeVmRequest {
-                    name,
-                    request_id,
-                    ..Default::default()
-                };
-                accepted(services.resume_vm(with_peer(message)).await?)
-            }
-            Verb::Migrate => {
-                let message = v1::MigrateVmRequest {
-                    name,
-                    request_id,
-                    destination_host,
-                    ..Default::default()
-                };
-                accepted(services.migrate_vm(with_peer(message)).await?)
-            }
-            Verb::Delete | Verb::ForceDelete => {
-                let force = request.verb == Verb::ForceDelete;
-                let message = v1::DeleteVmRequest {
-                    name,
-                    request_id,
-                    force,
-                    ..Default::default()
-                };
-                accepted(services.delete_vm(with_peer(message)).await?)
-            }
-            verb => other(services, verb, name, host, request_id, operation).await,
-        }
-    })
-}
-
-/// Requests that lead to no operation.
-async fn other(
-    services: Services,
-    verb: Verb,
-    name: String,
-    host: String,
-    request_id: String,
-    operation: Option<OperationId>,
-) -> Result<Answer, Status> {
-    match verb {
-        Verb::Relabel => {
-            let labels = [("touched".to_owned(), request_id.clone())].into();
-            let vm = Some(v1::Vm {
-                name,
-                labels,
-                ..Default::default()
-            });
-            let update_mask = Some(prost_types::FieldMask {
-                paths: vec!["labels".to_owned()],
-            });
-            let vm = services
-                .update_vm(with_peer(v1::UpdateVmRequest {
-                    vm,
-                    update_mask,
-                    request_id,
-                }))
-                .await?;
-            Ok(read(vec![vm.into_inner()]))
-        }
-        Verb::Cancel => {
-            let Some(id) = operation else {
-                return Ok(Answer::Done);
-            };
-            let message = v1::CancelOperationRequest { id: id.to_string() };
-            services
-                .cancel_operation(with_peer(message))
-                .await
-                .map(|_| Answer::Done)
-        }
-        Verb::List => {
-            let answer = services
-                .list_vms(with_peer(v1::ListVmsRequest::default()))
-                .await?;
-            Ok(read(answer.into_inner().vms))
-        }
-        Verb::Cordon => {
-            let message = v1::CordonHostRequest {
-                name: host,
-                request_id,
-                ..Default::default()
-            };
-            services
-                .cordon_host(with_peer(message))
-                .await
-                .map(|_| Answer::Done)
-        }
-        Verb::Uncordon => {
-            let message = v1::UncordonHostRequest {
-                name: host,
-                request_id,
-            };
-            services
-                .uncordon_host(with_peer(message))
-                .await
-                .map(|_| Answer::Done)
-        }
-        _ => {
-            let vm = services.get_vm(with_peer(v1::GetVmRequest { name })).await?;
-            Ok(read(vec![vm.into_inner()]))
-        }
-    }
-}
-
-fn read(vms: Vec<v1::Vm>) -> Answer {
-    let read = |vm: v1::Vm| (vm.uid, vm.generation, vm.desired_power_state);
-    Answer::Vms(vms.into_iter().map(read).collect())
 }

@@ -24,10 +24,13 @@ pub mod matrix;
 pub mod minimise;
 mod net;
 pub mod plan;
+pub mod request;
 mod site;
 mod streams;
 mod trace;
 mod wire;
+
+pub(crate) use self::site::counting;
 
 use std::{
     collections::BTreeMap,
@@ -54,7 +57,7 @@ const LATE: Duration = Duration::from_secs(100);
 const MOST_PARTS: u32 = 100;
 
 /// A lock on something that is whole after every statement.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -228,7 +228,8 @@ pub fn plan(rng: &mut Rng, size: Size, begin: Duration) -> Plan {
     plan
 }
 
-fn request(rng: &mut Rng, size: Size) -> Request {
+/// A request, as likely as a site sees it.
+pub fn request(rng: &mut Rng, size: Size) -> Request {
     const VERBS: &[(Verb, u32)] = &[
         (Verb::Create, 16),
         (Verb::CreateStopped, 3),

@@ -115,10 +115,12 @@ impl std::fmt::Debug for Site {
     }
 }
 
-/// Ids in the order in which they were asked for.
-fn counting() -> NewIds {
+/// Ids in the order in which they were asked for; those of another `kind` are others.
+pub fn counting(kind: u64) -> NewIds {
     let next = std::sync::atomic::AtomicU64::new(1);
-    NewIds::from_fn(move || Uuid::from_u64_pair(1, next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
+    NewIds::from_fn(move || {
+        Uuid::from_u64_pair(kind, next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    })
 }
 
 impl Site {
@@ -174,7 +176,7 @@ impl Site {
                 ways: Mutex::default(),
                 trace: Mutex::new(Trace::new(keep_all)),
                 checker: Mutex::default(),
-                ids: counting(),
+                ids: counting(1),
                 samples,
             }
         })

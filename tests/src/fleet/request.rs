@@ -1,0 +1,245 @@
+//! What clients say and hear: the message of each request, and what its answer means to the checker. The same on every
+//! level; how messages are carried is the level's own.
+
+use dalgu_controller::model::OperationKind;
+use dalgu_proto::{ids::OperationId, v1};
+use tonic::{Code, Response, Status};
+
+use crate::cluster;
+
+use super::{
+    checker::{Checker, Known},
+    plan::{Request, Verb},
+};
+
+/// What is sent.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "each is the API's message")]
+pub enum Message {
+    Create(v1::CreateVmRequest),
+    Start(v1::StartVmRequest),
+    Stop(v1::StopVmRequest),
+    Restart(v1::RestartVmRequest),
+    Pause(v1::PauseVmRequest),
+    Resume(v1::ResumeVmRequest),
+    Migrate(v1::MigrateVmRequest),
+    Update(v1::UpdateVmRequest),
+    Delete(v1::DeleteVmRequest),
+    Cancel(v1::CancelOperationRequest),
+    Get(v1::GetVmRequest),
+    List(v1::ListVmsRequest),
+    Cordon(v1::CordonHostRequest),
+    Uncordon(v1::UncordonHostRequest),
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// An operation was accepted.
+    Operation {
+        /// Which.
+        id: OperationId,
+        /// The VM's UUID.
+        uid: String,
+        /// The generation of its intent.
+        generation: u64,
+    },
+    /// VMs were read: by UUID, with generation and desired power state.
+    Vms(Vec<(String, u64, i32)>),
+    /// Something else was done.
+    Done,
+}
+
+impl Verb {
+    /// The kind of operation it leads to.
+    pub fn kind(self) -> Option<OperationKind> {
+        Some(match self {
+            Self::Create | Self::CreateStopped => OperationKind::Create,
+            Self::Start => OperationKind::Start,
+            Self::Stop | Self::ForceStop => OperationKind::Stop,
+            Self::Reboot | Self::Reset => OperationKind::Restart,
+            Self::Pause => OperationKind::Pause,
+            Self::Resume => OperationKind::Resume,
+            Self::Migrate => OperationKind::Migrate,
+            Self::Delete | Self::ForceDelete => OperationKind::Delete,
+            Self::Relabel | Self::Cancel | Self::Get | Self::List | Self::Cordon | Self::Uncordon => {
+                return None;
+            }
+        })
+    }
+
+    /// The API's method.
+    pub fn method(self) -> &'static str {
+        match self {
+            Self::Create | Self::CreateStopped => "CreateVm",
+            Self::Start => "StartVm",
+            Self::Stop | Self::ForceStop => "StopVm",
+            Self::Reboot | Self::Reset => "RestartVm",
+            Self::Pause => "PauseVm",
+            Self::Resume => "ResumeVm",
+            Self::Migrate => "MigrateVm",
+            Self::Relabel => "UpdateVm",
+            Self::Delete | Self::ForceDelete => "DeleteVm",
+            Self::Cancel => "CancelOperation",
+            Self::Get => "GetVm",
+            Self::List => "ListVms",
+            Self::Cordon => "CordonHost",
+            Self::Uncordon => "UncordonHost",
+        }
+    }
+}
+
+impl Request {
+    /// What is sent for it under this id; `operation` is the one that a cancellation means, and without one there is
+    /// nothing to send.
+    pub fn message(self, request_id: String, operation: Option<OperationId>) -> Option<Message> {
+        let name = format!("vm-{}", self.object);
+        let destination_host = self
+            .destination
+            .map(|host| format!("h{}", host + 1))
+            .unwrap_or_default();
+        Some(match self.verb {
+            Verb::Create | Verb::CreateStopped => Message::Create(v1::CreateVmRequest {
+                vm: Some(cluster::vm(&name)),
+                stopped: self.verb == Verb::CreateStopped,
+                request_id,
+                ..Default::default()
+            }),
+            Verb::Start => Message::Start(v1::StartVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            }),
+            Verb::Stop | Verb::ForceStop => {
+                Message::Stop(stop(name, request_id, self.verb == Verb::ForceStop))
+            }
+            Verb::Reboot | Verb::Reset => {
+                let mode = if self.verb == Verb::Reset {
+                    v1::RestartMode::Reset
+                } else {
+                    v1::RestartMode::Reboot
+                };
+                Message::Restart(v1::RestartVmRequest {
+                    name,
+                    request_id,
+                    mode: mode.into(),
+                    ..Default::default()
+                })
+            }
+            Verb::Pause => Message::Pause(v1::PauseVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            }),
+            Verb::Resume => Message::Resume(v1::ResumeVmRequest {
+                name,
+                request_id,
+                ..Default::default()
+            }),
+            Verb::Migrate => Message::Migrate(v1::MigrateVmRequest {
+                name,
+                request_id,
+                destination_host,
+                ..Default::default()
+            }),
+            Verb::Delete | Verb::ForceDelete => Message::Delete(v1::DeleteVmRequest {
+                name,
+                request_id,
+                force: self.verb == Verb::ForceDelete,
+                ..Default::default()
+            }),
+            Verb::Relabel => Message::Update(relabel(name, request_id)),
+            Verb::Cancel => Message::Cancel(v1::CancelOperationRequest {
+                id: operation?.to_string(),
+            }),
+            Verb::Get => Message::Get(v1::GetVmRequest { name }),
+            Verb::List => Message::List(v1::ListVmsRequest::default()),
+            Verb::Cordon => Message::Cordon(v1::CordonHostRequest {
+                name: format!("h{}", self.object + 1),
+                request_id,
+                ..Default::default()
+            }),
+            Verb::Uncordon => Message::Uncordon(v1::UncordonHostRequest {
+                name: format!("h{}", self.object + 1),
+                request_id,
+            }),
+        })
+    }
+}
+
+fn stop(name: String, request_id: String, force: bool) -> v1::StopVmRequest {
+    v1::StopVmRequest {
+        name,
+        request_id,
+        force,
+        grace_period_seconds: if force { 0 } else { 20 },
+        ..Default::default()
+    }
+}
+
+fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
+    let labels = [("touched".to_owned(), request_id.clone())].into();
+    v1::UpdateVmRequest {
+        vm: Some(v1::Vm {
+            name,
+            labels,
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["labels".to_owned()],
+        }),
+        request_id,
+    }
+}
+
+impl Answer {
+    /// An operation was answered.
+    pub fn accepted(answer: Response<v1::Operation>) -> Result<Self, Status> {
+        let operation = answer.into_inner();
+        Ok(Self::Operation {
+            id: operation
+                .id
+                .parse()
+                .map_err(|_| Status::internal("an operation without an id"))?,
+            uid: operation.vm_uid,
+            generation: operation.generation,
+        })
+    }
+
+    /// VMs were read.
+    pub fn read(vms: Vec<v1::Vm>) -> Self {
+        let read = |vm: v1::Vm| (vm.uid, vm.generation, vm.desired_power_state);
+        Self::Vms(vms.into_iter().map(read).collect())
+    }
+
+    /// Tells the checker of the answer to the request with this id. `known` is what had been told when the request was made
+    /// first, and when it was made last.
+    pub fn tell(&self, checker: &mut Checker, request_id: &str, known: [&Known; 2]) {
+        let least = |known: &Known, uid| known.get(uid).copied().unwrap_or(0);
+        match self {
+            Self::Operation { id, uid, generation } => {
+                checker.answered(request_id, *id);
+                // The same request again is answered with the operation of the first one.
+                checker.read(uid, *generation, least(known[0], uid));
+                if let Ok(uid) = uid.parse() {
+                    checker.acknowledge(uid);
+                }
+            }
+            Self::Vms(read) => {
+                for (uid, generation, desired) in read {
+                    checker.read(uid, *generation, least(known[1], uid));
+                    checker.means(uid, *generation, *desired);
+                }
+            }
+            Self::Done => {}
+        }
+    }
+}
+
+/// Whether trying again would be pointless.
+pub fn is_final(status: &Status) -> bool {
+    !matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Aborted | Code::ResourceExhausted
+    )
+}

@@ -1,0 +1,216 @@
+//! What a seed has in store at this level: requests as the core fleet's clients make them, and faults of the network, of
+//! the programs and of the store. Made from the seed alone before the run.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::fleet::plan::{self as fleet, Node, Request, Size, Verb};
+
+/// How much there is of everything.
+pub const SIZE: Size = Size {
+    hosts: 3,
+    vms: 5,
+    time: Duration::from_secs(60),
+    requests: 40,
+    faults: 14,
+};
+
+/// Every host has registered by then.
+const BEGIN: Duration = Duration::from_secs(3);
+/// Nothing is asked for and nothing goes wrong any more.
+pub const END: Duration = Duration::from_secs(63);
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing passes from one to the other, and where `both`, nothing back; connections of that time are broken.
+    Partition {
+        /// Whose messages are lost.
+        from: Node,
+        /// To whom.
+        to: Node,
+        /// Both ways.
+        both: bool,
+        /// How long.
+        time: Duration,
+    },
+    /// What is sent between two programs arrives when this is over, as TCP sends again what was lost.
+    Held {
+        /// One.
+        a: Node,
+        /// The other.
+        b: Node,
+        /// How long.
+        time: Duration,
+    },
+    /// One message in twenty is lost between two programs, with what is under way.
+    Lossy {
+        /// One.
+        a: Node,
+        /// The other.
+        b: Node,
+        /// How long.
+        time: Duration,
+    },
+    /// Messages between two programs take up to seconds.
+    Slow {
+        /// One.
+        a: Node,
+        /// The other.
+        b: Node,
+        /// How long.
+        time: Duration,
+    },
+    /// What is open between two programs is reset.
+    Cut {
+        /// One.
+        a: Node,
+        /// The other.
+        b: Node,
+    },
+    /// What is open between the two hosts of the next migration is reset, so long after it was opened.
+    CutMigration {
+        /// How long.
+        after: Duration,
+    },
+    /// A program dies and is started again.
+    Crash {
+        /// Whose.
+        node: Node,
+        /// How long it is down.
+        time: Duration,
+    },
+    /// The controller dies at its next commit, before it or after it.
+    CrashAtCommit {
+        /// After it.
+        after: bool,
+    },
+}
+
+impl Fault {
+    /// Name in reports.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Partition { both: true, .. } => "partition",
+            Self::Partition { both: false, .. } => "partition, one way",
+            Self::Held { .. } => "traffic held up",
+            Self::Lossy { .. } => "messages lost",
+            Self::Slow { .. } => "slow link",
+            Self::Cut { .. } => "connections reset",
+            Self::CutMigration { .. } => "connections of a migration reset",
+            Self::Crash {
+                node: Node::Controller(_),
+                ..
+            } => "controller killed",
+            Self::Crash { .. } => "agent killed",
+            Self::CrashAtCommit { after: false } => "controller crashed before a commit",
+            Self::CrashAtCommit { after: true } => "controller crashed after a commit",
+        }
+    }
+}
+
+/// What happens, each in the order of time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// What the operator asks for.
+    pub requests: Vec<(Duration, Request)>,
+    /// What goes wrong.
+    pub faults: Vec<(Duration, Fault)>,
+}
+
+/// The plan of a seed.
+pub fn plan(seed: u64) -> Plan {
+    let mut rng = Rng::with_seed(seed ^ 0x57ac);
+    let mut plan = Plan::default();
+    let at = |rng: &mut Rng| BEGIN + SIZE.time.mul_f64(rng.f64());
+    // A site without VMs has little that could go wrong.
+    for object in 0..SIZE.vms {
+        let time = BEGIN + Duration::from_secs(2).mul_f64(rng.f64());
+        let create = Request {
+            verb: Verb::Create,
+            object,
+            destination: None,
+            retries: 3,
+            again: rng.u8(..4) == 0,
+        };
+        plan.requests.push((time, create));
+    }
+    for _ in SIZE.vms..SIZE.requests {
+        let time = at(&mut rng);
+        plan.requests.push((time, fleet::request(&mut rng, SIZE)));
+    }
+    for _ in 0..SIZE.faults {
+        let time = at(&mut rng);
+        plan.faults.push((time, fault(&mut rng)));
+    }
+    plan.requests.sort_by_key(|(time, _)| *time);
+    plan.faults.sort_by_key(|(time, _)| *time);
+    plan
+}
+
+/// Two programs that speak to each other.
+fn pair(rng: &mut Rng) -> (Node, Node) {
+    let host = rng.usize(..SIZE.hosts);
+    let other = match rng.u8(..8) {
+        0..=3 => Node::Controller(0),
+        4 => return (Node::Client, Node::Controller(0)),
+        _ => Node::Host((host + 1 + rng.usize(..SIZE.hosts - 1)) % SIZE.hosts),
+    };
+    if rng.bool() {
+        (Node::Host(host), other)
+    } else {
+        (other, Node::Host(host))
+    }
+}
+
+fn fault(rng: &mut Rng) -> Fault {
+    let (a, b) = pair(rng);
+    // Most pass quickly; some last longer than the deadline of every call and the probes of every connection.
+    let most = if rng.u8(..5) == 0 { 60.0 } else { 8.0 };
+    let time = Duration::from_secs_f64(rng.f64() * most);
+    // A site without its controller has little that could go wrong.
+    let down = Duration::from_secs_f64(rng.f64() * 6.0);
+    match rng.u8(..20) {
+        0..=2 => Fault::Partition {
+            from: a,
+            to: b,
+            both: true,
+            time,
+        },
+        3..=5 => Fault::Partition {
+            from: a,
+            to: b,
+            both: false,
+            time,
+        },
+        6..=7 => Fault::Held { a, b, time },
+        8 => Fault::Lossy { a, b, time },
+        9 => Fault::Slow { a, b, time },
+        10..=11 => Fault::Cut { a, b },
+        12..=13 => Fault::CutMigration {
+            after: Duration::from_secs_f64(rng.f64()),
+        },
+        14..=16 => Fault::Crash {
+            node: Node::Host(rng.usize(..SIZE.hosts)),
+            time: down,
+        },
+        17 => Fault::Crash {
+            node: Node::Controller(0),
+            time: down,
+        },
+        _ => Fault::CrashAtCommit { after: rng.bool() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_has_one_plan() {
+        assert_eq!(plan(1), plan(1));
+        assert_ne!(plan(1), plan(2));
+        assert!(plan(3).faults.windows(2).all(|pair| pair[0].0 <= pair[1].0));
+    }
+}

@@ -1,0 +1,355 @@
+//! The site of one run: what its programs are made of, what outlives them, and who looks at them.
+//!
+//! Each `async fn` here is the whole of one program, run by turmoil as a host of its own and dropped with everything in
+//! it where it dies. Directories and hypervisors stay.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use dalgu_agent::hypervisor::sim::{Sim, SimConfig};
+use dalgu_controller::{
+    Controller, Parts, backup,
+    config::Config,
+    pki,
+    server::Writer,
+    state::{BeforeCommit, Db},
+    store::{Batch, Error, Image, Store, sqlite::Sqlite},
+};
+use dalgu_proto::{
+    ids::{ClusterId, HostName, NewIds, OperationId},
+    time::Clock,
+    tls::Identity,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::network::{Port, Wires};
+use crate::fleet::{
+    checker::{Checker, Domains, Violation},
+    counting, lock,
+    plan::Node,
+};
+
+/// Name of the turmoil host on which the hypervisors run.
+pub const MACHINES: &str = "machines";
+/// Where the controller is reached.
+pub const CONTROLLER: &str = "https://controller:7443";
+const AGENT_PORT: u16 = 7444;
+/// A commit waits so long for its disk. The disk's real time counts nothing here: the writer is a task, and blocks all.
+const COMMIT: Duration = Duration::from_millis(5);
+
+/// What happens at the controller's next commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// It dies before it.
+    Before,
+    /// It dies when it is on disk, and before anybody is told.
+    After,
+}
+
+/// See the module.
+pub struct Site {
+    /// What it keeps on disk; goes with the site.
+    dir: tempfile::TempDir,
+    cluster: ClusterId,
+    names: Vec<HostName>,
+    /// Connections.
+    pub wires: Arc<Wires>,
+    sims: OnceLock<Vec<Sim>>,
+    db: Mutex<Option<Db>>,
+    seen_revision: AtomicU64,
+    checker: Mutex<Checker>,
+    death: Mutex<Option<Death>>,
+    dying: Mutex<Vec<(Node, Death)>>,
+    operations: Mutex<BTreeMap<usize, OperationId>>,
+    /// Ids of requests.
+    pub ids: NewIds,
+    new_ids: NewIds,
+    /// Watches that were taken up again.
+    pub resumed: AtomicU64,
+    /// Requests that were sent, retries too.
+    pub sent: AtomicU64,
+    now_ms: AtomicU64,
+    lines: Mutex<Vec<String>>,
+}
+
+impl Site {
+    /// A site whose authority, identities and directories are made, and of which nothing runs yet.
+    pub fn new(hosts: usize) -> Result<Arc<Self>> {
+        let dir = tempfile::tempdir()?;
+        let data = dir.path().join("controller");
+        let cluster = pki::init(&data, "stack", &["controller".to_owned()])?;
+        let names = (1..=hosts).map(|number| format!("h{number}").parse());
+        let names: Vec<HostName> = names.collect::<Result<_, _>>()?;
+        for name in &names {
+            let home = dir.path().join(name.as_str());
+            pki::issue_agent(&data, name, &[name.to_string()], &home)?;
+        }
+        Ok(Arc::new(Self {
+            dir,
+            cluster,
+            names,
+            wires: Arc::default(),
+            sims: OnceLock::new(),
+            db: Mutex::default(),
+            seen_revision: AtomicU64::new(0),
+            checker: Mutex::default(),
+            death: Mutex::default(),
+            dying: Mutex::default(),
+            operations: Mutex::default(),
+            ids: counting(2),
+            new_ids: counting(1),
+            resumed: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            now_ms: AtomicU64::new(0),
+            lines: Mutex::default(),
+        }))
+    }
+
+    fn home(&self, node: Node) -> PathBuf {
+        self.dir.path().join(node.to_string())
+    }
+
+    /// The network as a program sees it.
+    pub fn port(&self, node: Node) -> Arc<Port> {
+        Arc::new(Port {
+            wires: self.wires.clone(),
+            node,
+        })
+    }
+
+    /// What must hold.
+    pub fn checker(&self) -> MutexGuard<'_, Checker> {
+        lock(&self.checker)
+    }
+
+    /// Sets the time that lines of the history bear.
+    pub fn set_time(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.now_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// A line of the history.
+    pub fn say(&self, line: std::fmt::Arguments<'_>) {
+        let ms = self.now_ms.load(Ordering::Relaxed);
+        lock(&self.lines).push(format!("{:>4}.{:03} {line}", ms / 1000, ms % 1000));
+    }
+
+    /// The history.
+    pub fn lines(&self) -> Vec<String> {
+        lock(&self.lines).clone()
+    }
+
+    /// An operation that a later request may cancel.
+    pub fn note_operation(&self, vm: usize, operation: OperationId) {
+        lock(&self.operations).insert(vm, operation);
+    }
+
+    /// See [`Site::note_operation`].
+    pub fn operation_of(&self, vm: usize) -> Option<OperationId> {
+        lock(&self.operations).get(&vm).copied()
+    }
+
+    /// The operator's identity, on its network.
+    pub fn operator(&self) -> Result<Identity> {
+        let identity = Identity::load_dir(&self.home(Node::Controller(0)), "admin")?;
+        Ok(identity.on(self.port(Node::Client)))
+    }
+
+    /// The controller is to die at its next commit.
+    pub fn die_at_commit(&self, death: Death) {
+        *lock(&self.death) = Some(death);
+    }
+
+    /// Whether the controller meets this death now; it has died then.
+    fn dies(&self, death: Death) -> bool {
+        let dies = lock(&self.death).take_if(|planned| *planned == death).is_some();
+        if dies {
+            lock(&self.dying).push((Node::Controller(0), death));
+        }
+        dies
+    }
+
+    /// The controller is not to die at its next commit after all.
+    pub fn spare(&self) {
+        *lock(&self.death) = None;
+    }
+
+    /// Programs that have met their death since this was last asked.
+    pub fn dying(&self) -> Vec<(Node, Death)> {
+        std::mem::take(&mut lock(&self.dying))
+    }
+
+    fn is_dying(&self, node: Node) -> bool {
+        lock(&self.dying).iter().any(|(dying, _)| *dying == node)
+    }
+
+    /// A program has been killed: what it held in memory is gone.
+    pub fn killed(&self, node: Node) {
+        if matches!(node, Node::Controller(_)) {
+            *lock(&self.db) = None;
+        }
+    }
+
+    /// The state of the controller that runs.
+    pub fn db(&self) -> Option<Db> {
+        lock(&self.db).clone()
+    }
+
+    /// Looks at what runs and at what is stored.
+    pub fn look(&self) {
+        let sims = self.sims.get().map(Vec::as_slice).unwrap_or_default();
+        let domains: Vec<Domains> = sims.iter().map(Sim::domains).collect();
+        let mut checker = self.checker();
+        checker.census(&domains);
+        let Some(db) = self.db() else { return };
+        let state = db.snapshot();
+        let revision = state.meta.revision;
+        if self.seen_revision.swap(revision, Ordering::Relaxed) != revision {
+            checker.stored(&state);
+            checker.endings(&state);
+        }
+    }
+
+    /// Whether what is stored is what is, and nothing else.
+    pub fn is_at_rest(&self) -> Result<(), Violation> {
+        let not = |what: &str| Violation {
+            invariant: "I14 it comes to rest",
+            what: what.to_owned(),
+        };
+        let db = self.db().ok_or_else(|| not("no controller runs"))?;
+        let sims = self.sims.get().ok_or_else(|| not("the hypervisors do not run"))?;
+        let hosts = self.names.iter().zip(sims);
+        let hosts: Vec<_> = hosts
+            .map(|(name, sim)| (name.clone(), sim.domains(), sim.local_volumes()))
+            .collect();
+        let state = db.snapshot();
+        let mut checker = self.checker();
+        checker.at_rest(&state, &hosts, &[].into())?;
+        checker.watched_all(&state)?;
+        for name in &self.names {
+            let left = entries(&self.dir.path().join(name.as_str()).join("migration"));
+            if left > 0 {
+                return Err(Violation {
+                    invariant: "I4 nothing without an owner",
+                    what: format!("{name} has the sockets of {left} migrations"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How much is in a directory; one that is not there is empty.
+fn entries(dir: &Path) -> usize {
+    fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+/// All interfaces of a host of the simulation.
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+}
+
+/// The hypervisors: they and what they send to each other outlive every agent.
+pub async fn machines(site: Arc<Site>) -> Result<()> {
+    let sim = |name: &HostName| -> io::Result<Sim> {
+        let mut config = SimConfig::new(site.cluster);
+        config.control_socket = Some(site.dir.path().join(name.as_str()).join("sim.sock"));
+        // A small guest takes about a second.
+        config.rate_bytes_per_second = 64 << 20;
+        Sim::new(config)
+    };
+    let sims = site.names.iter().map(sim).collect::<Result<_, _>>()?;
+    drop(site.sims.set(sims));
+    drop(site);
+    std::future::pending().await
+}
+
+/// The controller, on its SQLite file.
+pub async fn controller(site: Arc<Site>) -> Result<()> {
+    let node = Node::Controller(0);
+    let config = Config {
+        data_dir: site.home(node),
+        listen: any(7443),
+        report_interval_ms: 1_000,
+        ..Config::default()
+    };
+    let records = Records {
+        sqlite: Sqlite::open(&config.data_dir.join(backup::DATABASE))?,
+        site: site.clone(),
+    };
+    let parts = Parts {
+        store: Box::new(records),
+        writer: Writer::Task(before_commit(site.clone())),
+        failed: Box::new(|_| {}),
+        clock: Clock::system(),
+        new_ids: site.new_ids.clone(),
+    };
+    let started = Controller::start_on(site.port(node), config, parts, CancellationToken::new()).await;
+    if site.is_dying(node) {
+        return std::future::pending().await;
+    }
+    let controller = started?;
+    *lock(&site.db) = Some(controller.db().clone());
+    drop(site);
+    controller.finished().await?;
+    anyhow::bail!("the controller has ended by itself")
+}
+
+/// A host's agent, on its directory and its hypervisor.
+pub async fn agent(site: Arc<Site>, host: usize) -> Result<()> {
+    let node = Node::Host(host);
+    let home = site.home(node);
+    let config = toml::from_str(&format!(
+        "host = \"{node}\"\nlisten = \"{}\"\nadvertise = \"{node}:{AGENT_PORT}\"\ncontroller = \"{CONTROLLER}\"\n\
+         data_dir = {home:?}\nrun_dir = {home:?}\ntls_dir = {home:?}\nhypervisor = \"sim\"\nusage_interval_ms = 5000\n\
+         [[pools]]\nname = \"local\"\npath = {home:?}\n",
+        any(AGENT_PORT)
+    ))?;
+    let sims = site.sims.get().context("the hypervisors start first")?;
+    let (port, sim) = (site.port(node), Arc::new(sims[host].clone()));
+    drop(site);
+    dalgu_agent::run_on(port, config, sim, CancellationToken::new(), || ()).await?;
+    anyhow::bail!("the agent has ended by itself")
+}
+
+fn before_commit(site: Arc<Site>) -> BeforeCommit {
+    Box::new(move || {
+        let site = site.clone();
+        Box::pin(async move {
+            tokio::time::sleep(COMMIT).await;
+            if site.dies(Death::Before) {
+                std::future::pending().await
+            }
+        })
+    })
+}
+
+/// The SQLite store, and the controller's death between a commit and everybody who waits for it.
+struct Records {
+    sqlite: Sqlite,
+    site: Arc<Site>,
+}
+
+impl Store for Records {
+    fn load(&mut self) -> Result<Image, Error> {
+        self.sqlite.load()
+    }
+
+    fn commit(&mut self, batches: &[Batch]) -> Result<(), Error> {
+        self.sqlite.commit(batches)?;
+        if self.site.dies(Death::After) {
+            return Err(Error::Injected("after the commit"));
+        }
+        Ok(())
+    }
+}
