@@ -58,6 +58,9 @@ enum Command {
         /// Seeds that each mutant may take to be caught; 0 for no mutants
         #[arg(long, default_value_t = 300)]
         mutants: u64,
+        /// Only seeds that are about this: power, clocks, restore or second
+        #[arg(long)]
+        about: Option<String>,
         /// Where the report goes
         #[arg(long, default_value = "target/fleet/report.json")]
         report: PathBuf,
@@ -75,6 +78,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 limit,
                 matrix,
                 mutants,
+                about,
                 report,
             }),
             _,
@@ -85,6 +89,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 limit: limit.map(Duration::from_secs),
                 matrix,
                 mutants,
+                about,
             };
             let found = campaign::run(&campaign);
             campaign::print(&found);

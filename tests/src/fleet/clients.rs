@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Longest wait of a client for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +42,8 @@ enum Answer {
 
 type Call = BoxFuture<'static, Result<Answer, Status>>;
 
-fn vm_name(object: usize) -> String {
-    format!("vm-{object}")
-}
-
-fn with_peer<T>(message: T) -> tonic::Request<T> {
+/// A request as an operator makes it.
+pub fn with_peer<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.extensions_mut().insert(Peer {
         role: Role::Operator,
@@ -127,6 +124,7 @@ async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, St
             request,
             id.clone(),
             operation,
+            here.vm_name(request.object),
             here.host_name(request.destination.unwrap_or(0)).to_string(),
         );
         Box::pin(async move {
@@ -216,9 +214,9 @@ fn call(
     request: Request,
     request_id: String,
     operation: Option<OperationId>,
+    name: String,
     destination: String,
 ) -> Call {
-    let name = vm_name(request.object);
     let host = format!("h{}", request.object + 1);
     let destination_host = if request.destination.is_some() {
         destination

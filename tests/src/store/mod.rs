@@ -2,8 +2,11 @@
 //!
 //! [`model`] says what the store must hold after each batch; the program `store-writer` writes the batches and tells
 //! which of them were acknowledged; [`power`] rebuilds the directory as a power cut at any moment could have left it.
-//! Used by `tests/store.rs`.
+//! [`ledger`] is the same for an agent's ledger. Used by
+//! `tests/store.rs` and `tests/ledger.rs`.
 
+pub mod cut;
+pub mod ledger;
 pub mod model;
 pub mod power;
 pub mod trace;
