@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 mod files;
 
-pub use files::{Directory, Files};
+pub use files::{Directory, FileSystem, Files, Local};
 
 /// Why the ledger cannot be read or written.
 #[derive(Debug, thiserror::Error)]

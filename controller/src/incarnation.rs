@@ -192,10 +192,15 @@ fn ahead(vm: &VmRecord, reported: &Reported) -> VmRecord {
     let mut vm = vm.clone();
     vm.epoch = vm.epoch.max(Epoch(epoch.saturating_add(1)));
     vm.intent.generation = vm.intent.generation.max(Generation(generation.saturating_add(1)));
+    let power = reported.observation.power.unwrap_or(vm.intent.power);
+    if power != vm.intent.power {
+        // Another intent than the one that the backup has under this number.
+        vm.intent.power = power;
+        vm.intent.generation = vm.intent.generation.next();
+    }
     // What was asked of the host before counts as asked: neither is a guest rebooted again, nor is the next reboot lost.
     vm.intent.power_sequence = reported.power_sequence.unwrap_or(vm.intent.power_sequence);
     vm.intent.restart_sequence = reported.restart_sequence.unwrap_or(vm.intent.restart_sequence);
-    vm.intent.power = reported.observation.power.unwrap_or(vm.intent.power);
     vm.unconfirmed = false;
     vm
 }

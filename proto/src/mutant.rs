@@ -44,11 +44,23 @@ pub enum Mutant {
     OldReportsCount,
     /// The source of a migration removes its copy without being told.
     SourceTidiesByItself,
+    /// The agent does not sync what it writes into its ledger.
+    LedgerNotSynced,
+    /// The agent trusts what a killed run had written into the ledger and not synced.
+    LedgerTrustedUnsynced,
+    /// A restored controller gives its hosts and VMs the numbers that the backup has.
+    RestoreKeepsNumbers,
+    /// A restored controller commands before an operator has looked.
+    RestoreDoesNotObserve,
+    /// A controller that was refused for another one goes on commanding.
+    RefusedGoesOn,
+    /// The agent obeys every controller of its term, not only the first that it heard.
+    RunNotCompared,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -68,6 +80,12 @@ impl Mutant {
         Self::AnybodySpeaks,
         Self::OldReportsCount,
         Self::SourceTidiesByItself,
+        Self::LedgerNotSynced,
+        Self::LedgerTrustedUnsynced,
+        Self::RestoreKeepsNumbers,
+        Self::RestoreDoesNotObserve,
+        Self::RefusedGoesOn,
+        Self::RunNotCompared,
     ];
 }
 

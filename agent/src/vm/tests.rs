@@ -577,6 +577,24 @@ async fn a_vm_moves_and_nothing_of_it_stays_behind() {
 }
 
 #[tokio::test]
+async fn who_gave_a_vm_up_at_the_end_of_a_migration_is_not_made_its_owner_by_an_old_store() {
+    let pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    pair.send().await.unwrap();
+    pair.transfer_over().await;
+    pair.settle().await;
+    pair.finish(true, 2).await;
+    // A copy of the controller that knows nothing of that end comes to another one.
+    let source = pair.source.vms.get(vm(1)).unwrap();
+    let otherwise = source.finish(MIGRATION, true, Epoch(3)).await;
+    assert!(
+        matches!(otherwise, Err(Error::Denied(policy::Denied::MigrationOver(_)))),
+        "{otherwise:?}"
+    );
+    assert_eq!(pair.census(), (None, Some(DomainState::Running)));
+}
+
+#[tokio::test]
 async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
     for (at, destination_owns) in [
         (Break::Prepare, false),

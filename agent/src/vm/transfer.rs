@@ -411,6 +411,14 @@ impl Driver {
     ) -> Result<(), Error> {
         let mut entry = self.part(migration);
         let nothing_here = entry.role.is_none() && !self.transfers.entries.contains_key(&migration);
+        let gave_it_up = self
+            .vm
+            .as_ref()
+            .is_some_and(|vm| matches!(vm.disposition, Disposition::Gone { .. }) && epoch > vm.epoch);
+        if entry.finished.is_some() && owner && gave_it_up {
+            // It was told that another host owns the VM, or to delete it: whoever says otherwise now has an old store.
+            return Err(Denied::MigrationOver(migration).into());
+        }
         if entry.finished.is_some() || (nothing_here && owner) {
             // It has been finished, perhaps so long ago that it has been forgotten.
             return Ok(());

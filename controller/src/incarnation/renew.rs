@@ -3,7 +3,10 @@
 //! Agents refuse a lower term, another session, a lower epoch and a lower generation than they remember. The backup is
 //! older than what they remember, so each jumps ahead; a second restore of the same backup jumps twice as far.
 
-use dalgu_proto::ids::{Epoch, Generation, Session, Term};
+use dalgu_proto::{
+    ids::{Epoch, Generation, Session, Term},
+    mutant::{self, Mutant},
+};
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -71,7 +74,11 @@ fn write(value: &impl Serialize) -> String {
 pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta), Error> {
     let old = past(&image)?;
     let incarnation = old.incarnation.max(before.incarnation).saturating_add(1);
-    let jump = (incarnation - old.incarnation).saturating_mul(JUMP);
+    let jump = match (incarnation - old.incarnation).saturating_mul(JUMP) {
+        _ if mutant::on(Mutant::RestoreKeepsNumbers) => 0,
+        jump => jump,
+    };
+    let observes = !mutant::on(Mutant::RestoreDoesNotObserve);
     let revision = old
         .revision
         .saturating_add(jump)
@@ -87,7 +94,7 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
         revision,
         // Who watched may have seen what the backup has not: it must list again.
         forgotten: revision,
-        observing: Some(Observing {
+        observing: observes.then(|| Observing {
             since: now,
             waived: Default::default(),
         }),
@@ -109,7 +116,7 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
                 let mut vm: VmRecord = read(table, &key, &value)?;
                 vm.epoch = Epoch(vm.epoch.0.saturating_add(jump));
                 vm.intent.generation = Generation(vm.intent.generation.0.saturating_add(jump));
-                vm.unconfirmed = true;
+                vm.unconfirmed = observes;
                 write(&vm)
             }
             Table::Operations => {

@@ -113,6 +113,11 @@ async fn a_vm_is_taken_over_where_it_is_and_as_it_is_once_that_was_accepted() {
     let vm = &state.vms[&vm.id];
     assert_eq!(vm.owner, host_name("h2"));
     assert_eq!(vm.intent.power, PowerState::Stopped);
+    assert_eq!(
+        vm.intent.generation,
+        Generation(JUMP + 1),
+        "what it should be has changed, and with it the number of that"
+    );
     assert_eq!(vm.epoch, Epoch(3 * JUMP + 1));
     assert!(differences(&state).is_empty());
 }

@@ -105,18 +105,29 @@ fn in_time(record: &MigrationRecord, now: Timestamp, step: Step, host: &str) -> 
 }
 
 /// What both hosts promised and found. A destination that waits for a source that was never told to send has nothing,
-/// whether it answers or not.
+/// whether it answers or not; but a source whose answer says that it did send is believed over a store that does not know
+/// of it, as an old copy of the store does not.
 pub fn answers(record: &MigrationRecord) -> (Option<Answer>, Option<Answer>) {
     let nothing = Answer {
         presence: Presence::Absent,
         transfer: Transfer::Unknown,
     };
-    let destination = if record.source_told && !mutant::on(Mutant::RevocationNotAwaited) {
+    let told = record.source_told || record.source_answer.is_some_and(has_sent);
+    let destination = if told && !mutant::on(Mutant::RevocationNotAwaited) {
         record.destination_answer
     } else {
         Some(nothing)
     };
     (record.source_answer, destination)
+}
+
+/// Whether a source's answer is that of one which was told to send: the transfer has ended, or the VM is not there any more.
+fn has_sent(source: Answer) -> bool {
+    let there = matches!(
+        source.presence,
+        Presence::Running | Presence::Paused | Presence::Stopped
+    );
+    source.transfer != Transfer::Unknown || !there
 }
 
 fn cut_over(record: &MigrationRecord) -> Step {
@@ -292,6 +303,28 @@ mod tests {
             transfer: Transfer::Unknown,
         });
         assert_eq!(step(&record), Step::Decide);
+    }
+
+    #[test]
+    fn a_source_that_did_send_is_believed_over_a_store_that_does_not_know_of_it() {
+        let record = |presence, transfer| MigrationRecord {
+            source_told: false,
+            source_answer: Some(Answer { presence, transfer }),
+            ..record(Phase::CuttingOver)
+        };
+        let ask_destination = Step::Settle {
+            source: false,
+            destination: true,
+        };
+        for (presence, transfer) in [
+            (Presence::Absent, Transfer::Completed),
+            (Presence::Absent, Transfer::Unknown),
+            (Presence::HandedOver, Transfer::Unknown),
+            (Presence::Stopped, Transfer::Completed),
+            (Presence::Paused, Transfer::Failed),
+        ] {
+            assert_eq!(step(&record(presence, transfer)), ask_destination, "{presence:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dalgu_proto::ids::VmId;
+use dalgu_proto::{
+    ids::VmId,
+    mutant::{self, Mutant},
+};
 use jiff::Timestamp;
 
 use super::{
@@ -47,7 +50,8 @@ pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_clie
     };
     // After a restore nobody is commanded before an operator has looked at what hosts have.
     // Nor when agents obey another controller: two would work against each other.
-    if state.meta.observing.is_some() || state.replaced_by.is_some() {
+    let replaced = state.replaced_by.is_some() && !mutant::on(Mutant::RefusedGoesOn);
+    if state.meta.observing.is_some() || replaced {
         return Ok(Next::Idle);
     }
     let migration = state.active_migration(id);

@@ -30,6 +30,17 @@ struct Inner {
 pub struct Disk(Arc<Mutex<Inner>>);
 
 impl Disk {
+    /// A disk that holds this.
+    pub fn of(image: Image) -> Self {
+        let records = image.records.into_iter();
+        let inner = Inner {
+            records: records.map(|(table, key, value)| ((table, key), value)).collect(),
+            events: image.events.into_iter().collect(),
+            ..Inner::default()
+        };
+        Self(Arc::new(Mutex::new(inner)))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,7 +21,11 @@ async fn a_vm_lives_from_its_creation_to_its_deletion() {
     );
     assert!(vm.spec.unwrap().nics[0].mac.starts_with("52:54:00:"));
     assert_eq!(site.fabric.alive_on(&vm.uid), std::slice::from_ref(&status.host));
-    let disks_made = || site.fabric.lock().hosts[&status.host].vms[&vm.uid].intent.disks_made;
+    let disks_made = || {
+        site.fabric.lock().hosts[&status.host].vms[&vm.uid]
+            .intent
+            .disks_made
+    };
     assert!(!disks_made(), "nothing was there yet");
 
     let stopped = clients.vms.stop_vm(stop("web")).await.unwrap().into_inner();

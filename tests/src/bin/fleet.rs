@@ -76,6 +76,9 @@ enum Command {
         /// How many seeds of the stack level follow; 0 for none
         #[arg(long, default_value_t = 300)]
         stack: u64,
+        /// Only seeds that are about this: power, clocks, restore or second
+        #[arg(long)]
+        about: Option<String>,
         /// Where the report goes
         #[arg(long, default_value = "target/fleet/report.json")]
         report: PathBuf,
@@ -94,6 +97,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 matrix,
                 mutants,
                 stack,
+                about,
                 report,
             }),
             _,
@@ -105,6 +109,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 matrix,
                 mutants,
                 stack,
+                about,
             };
             let found = campaign::run(&campaign)?;
             campaign::print(&found);

@@ -1,6 +1,6 @@
-//! Writes to a store until it is killed, and tells each thing that was acknowledged on a line of its own.
+//! Writes to a store, or to an agent's ledger, until it is killed, and tells each thing that was acknowledged on a line of its own.
 //!
-//! A program of its own, so that `tests/store.rs` can kill it, record its system calls, and let them fail.
+//! A program of its own, so that `tests/store.rs` and `tests/ledger.rs` can kill it, record its system calls, and let them fail.
 
 use std::{
     io::{self, Write},
@@ -22,7 +22,7 @@ use dalgu_proto::{
     tls::{self, Identity},
     v1,
 };
-use dalgu_tests::store::model;
+use dalgu_tests::store::{ledger, model};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +45,22 @@ enum Arguments {
         #[arg(long, default_value_t = 20_000)]
         checkpoint: usize,
     },
+    /// Writes numbered steps into an agent's ledger.
+    Ledger {
+        /// The ledger.
+        dir: PathBuf,
+        /// Steps.
+        #[arg(long)]
+        to: u64,
+    },
+    /// Reads an agent's ledger, and tells that it has been read.
+    ReadLedger {
+        /// The ledger.
+        dir: PathBuf,
+        /// What is told.
+        #[arg(long)]
+        tell: u64,
+    },
     /// Runs a controller, and registers a host with one address after the other.
     Controller {
         /// Directory of the site, which `prepare` made.
@@ -63,6 +79,8 @@ fn main() -> ExitCode {
             to,
             checkpoint,
         } => batches(&database, from, to, checkpoint),
+        Arguments::Ledger { dir, to } => ledger(&dir, to).map(|()| ExitCode::SUCCESS),
+        Arguments::ReadLedger { dir, tell } => read_ledger(&dir, tell).map(|()| ExitCode::SUCCESS),
         Arguments::Controller { dir, count } => controller(&dir, count).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
@@ -93,6 +111,17 @@ fn batches(database: &Path, from: u64, to: u64, checkpoint: usize) -> Result<Exi
         next = group.end() + 1;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn ledger(dir: &Path, to: u64) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(ledger::write(dir, to, |number| Ok(acknowledge(number)?)))
+}
+
+fn read_ledger(dir: &Path, tell: u64) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(ledger::read(dir))?;
+    Ok(acknowledge(tell)?)
 }
 
 fn controller(dir: &Path, count: u16) -> Result<()> {

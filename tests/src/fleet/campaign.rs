@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use dalgu_proto::mutant::{self, Mutant};
 use serde::Serialize;
 
-use super::{Outcome, Settings, checker::Violation, lock, matrix};
+use super::{Outcome, Settings, checker::Violation, lock, matrix, nature::Nature};
 use crate::stack::campaign as stack;
 
 /// What is to be run.
@@ -35,6 +35,8 @@ pub struct Campaign {
     pub mutants: u64,
     /// Seeds of the stack level; 0 for none.
     pub stack: u64,
+    /// Only seeds that are about this; see [`Nature::is_about`].
+    pub about: Option<String>,
 }
 
 /// A seed that failed.
@@ -182,6 +184,10 @@ pub fn run(campaign: &Campaign) -> anyhow::Result<Found> {
     let begun = now();
     let found = Mutex::new(Found::default());
     each(campaign.seeds.clone(), |seed| {
+        let about = campaign.about.as_deref();
+        if about.is_some_and(|about| !Nature::of(seed).is_about(about)) {
+            return true;
+        }
         let outcome = super::run(&Settings::seed(seed, campaign.faults));
         let mut found = lock(&found);
         found.add(&outcome);
@@ -265,7 +271,9 @@ pub fn hunt(mutant: Mutant, seeds: u64) -> Gate {
         };
     }
     let known = recorded(mutant);
-    let caught = known.into_iter().chain(1..=seeds).find_map(|seed| {
+    let shown = |seed: &u64| about(mutant).is_none_or(|about| Nature::of(*seed).is_about(about));
+    let others = (1..).filter(shown).zip(0..seeds).map(|(seed, _)| seed);
+    let caught = known.into_iter().chain(others).find_map(|seed| {
         let violation = shows(mutant, seed)?;
         Some((seed, format!("{}: {}", violation.invariant, violation.what)))
     });
@@ -275,6 +283,16 @@ pub fn hunt(mutant: Mutant, seeds: u64) -> Gate {
         caught_by,
         violation,
         directed: None,
+    }
+}
+
+/// What seeds are about that can show a rule; `None` where any may.
+fn about(mutant: Mutant) -> Option<&'static str> {
+    match mutant {
+        Mutant::LedgerNotSynced | Mutant::LedgerTrustedUnsynced => Some("power"),
+        Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => Some("restore"),
+        Mutant::RefusedGoesOn | Mutant::RunNotCompared => Some("second"),
+        _ => None,
     }
 }
 
@@ -289,6 +307,9 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
         Mutant::SettledMayBegin => 85,
         Mutant::GoneForgotten => 63,
         Mutant::PromisesNotCounted => 4,
+        Mutant::LedgerNotSynced | Mutant::LedgerTrustedUnsynced => 2,
+        Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => 12,
+        Mutant::RefusedGoesOn | Mutant::RunNotCompared => 17,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
         _ => 1,
     })

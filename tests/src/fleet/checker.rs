@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use dalgu_agent::{
@@ -20,6 +21,7 @@ use dalgu_proto::{
     ids::{Epoch, Generation, HostName, OperationId, Session, Term, VmId},
     vm::{PowerReason, PowerState},
 };
+use tokio::time::Instant;
 
 /// Something that must never be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +65,7 @@ pub struct Checker {
     generations: BTreeMap<VmId, Generation>,
     sessions: BTreeMap<HostName, Session>,
     /// What the owner wanted, by generation: an agent may be behind, but never follow what was never wanted.
-    intents: BTreeMap<(VmId, Generation), PowerState>,
+    intents: BTreeMap<(VmId, Generation), Vec<PowerState>>,
     /// The operation of each request.
     operations: BTreeMap<String, OperationId>,
     last_operation: Option<OperationId>,
@@ -87,7 +89,20 @@ pub struct Checker {
     lists: BTreeMap<(usize, Term), (u64, u64)>,
     /// Highest session and term that each host's agent is known to know.
     heard: BTreeMap<usize, (Session, Term)>,
+    /// The run of the controller that each host's agent obeys in a term.
+    runs: BTreeMap<(usize, Term), String>,
+    /// Since when a controller, in its term, has known that it is refused for another.
+    refused: BTreeMap<(usize, Term), Instant>,
+    /// Operations that a restored controller does not know.
+    forgotten: BTreeSet<OperationId>,
+    /// VMs that a restored controller does not know.
+    unknown: BTreeSet<VmId>,
+    /// VMs that were on some host when the controller was restored.
+    present: BTreeSet<VmId>,
 }
+
+/// A controller that was refused ends what it had begun within this time: two calls with their deadlines.
+const LAST_COMMANDS: Duration = Duration::from_secs(22);
 
 impl Checker {
     fn check(&mut self, invariant: &'static str, holds: bool, what: impl FnOnce() -> String) {
@@ -162,8 +177,59 @@ impl Checker {
         });
         self.epochs.insert(vm.id, vm.epoch);
         self.generations.insert(vm.id, vm.intent.generation);
-        self.intents
-            .insert((vm.id, vm.intent.generation), vm.intent.power);
+        self.wanted(vm);
+    }
+
+    fn wanted(&mut self, vm: &VmRecord) {
+        let wanted = self.intents.entry((vm.id, vm.intent.generation)).or_default();
+        if !wanted.contains(&vm.intent.power) {
+            wanted.push(vm.intent.power);
+        }
+    }
+
+    /// What a copy of the controller has stored: what its owner wanted there was wanted too.
+    pub fn copy_stored(&mut self, state: &State) {
+        state.vms.values().for_each(|vm| self.wanted(vm));
+    }
+
+    /// The controller is restored from a backup, and `new` is what it begins with; `there` is on some host. Its numbers are
+    /// ahead of all that were given out. What was told after the backup it may not know; no VM may be lost for that.
+    pub fn restored(&mut self, new: &State, there: &BTreeSet<VmId>) {
+        let meta = &new.meta;
+        let ahead = |id: &VmId, vm: &VmRecord| {
+            let known = |(epoch, generation)| vm.epoch > epoch && vm.intent.generation > generation;
+            self.epochs
+                .get(id)
+                .copied()
+                .zip(self.generations.get(id).copied())
+                .is_none_or(known)
+        };
+        let vms = new.vms.iter().all(|(id, vm)| ahead(id, vm));
+        let hosts = new.hosts.values().all(|host| {
+            let known = self.sessions.get(&host.name);
+            known.is_none_or(|known| host.session > *known)
+        });
+        let site = meta.term > self.term && meta.revision > self.revision;
+        self.check(
+            "I6 a restored controller's numbers are ahead",
+            site && vms && hosts,
+            || format!("site: {site}, hosts: {hosts}, VMs: {vms}; term {:?}", meta.term),
+        );
+        // Records keep their revisions: all are looked at anew.
+        self.revision = 0;
+        self.unknown = self.epochs.keys().copied().collect();
+        self.unknown.retain(|id| !new.vms.contains_key(id));
+        self.present.extend(there);
+        let gone = |operation: &&OperationId| !new.operations.contains_key(*operation);
+        self.forgotten.extend(self.operations.values().filter(gone));
+        let forgotten = &self.forgotten;
+        self.operations
+            .retain(|_, operation| !forgotten.contains(operation));
+        for sent in self.sent.values_mut() {
+            sent.operation = sent.operation.filter(|operation| !forgotten.contains(operation));
+        }
+        let ended = new.operations.values().filter(|operation| !operation.is_active());
+        self.ended = ended.map(|operation| (operation.id, operation.state)).collect();
     }
 
     /// I5: what is promised on a host is the sum of what holds a place there, and never more than there is.
@@ -213,6 +279,10 @@ impl Checker {
         };
         for operation in new {
             self.last_operation = self.last_operation.max(Some(operation.id));
+            if operation.principal == "restore" && operation.kind == OperationKind::Migrate {
+                // A migration that was under way when the controller was set back, and is brought to its end.
+                continue;
+            }
             let asked = self
                 .sent
                 .get(&operation.request_id)
@@ -243,6 +313,9 @@ impl Checker {
 
     /// A client was answered with an operation.
     pub fn answered(&mut self, request: &str, operation: OperationId) {
+        if self.forgotten.contains(&operation) {
+            return;
+        }
         let known = self.sent.get(request).and_then(|sent| sent.operation);
         self.check(
             "I8 one request, one effect",
@@ -285,6 +358,38 @@ impl Checker {
         });
         let heard = self.heard.entry(host).or_default();
         *heard = (heard.0.max(given.0), heard.1.max(given.1));
+    }
+
+    /// I12: of the controllers that have a term, an agent obeys one.
+    pub fn obeyed_run(&mut self, host: usize, term: Term, run: &str) {
+        let first = self.runs.entry((host, term)).or_insert_with(|| run.to_owned());
+        let same = *first == run;
+        self.check("I12 one controller of a term is obeyed", same, || {
+            format!("h{} obeys two controllers of term {term:?}", host + 1)
+        });
+    }
+
+    /// I12: a controller gives a command, or hears from an agent, and knows whether it is refused.
+    pub fn refused(&mut self, controller: usize, term: Term, refused: bool, command: Option<&str>) {
+        if !refused {
+            return;
+        }
+        let since = *self
+            .refused
+            .entry((controller, term))
+            .or_insert_with(Instant::now);
+        if let Some(command) = command {
+            self.check(
+                "I12 a refused controller is silent",
+                since.elapsed() <= LAST_COMMANDS,
+                || {
+                    format!(
+                        "controller {} gives the command {command} although it is refused",
+                        controller + 1
+                    )
+                },
+            );
+        }
     }
 
     /// I1: a VM is sent; where it arrives it waits until its source has let go of it.
@@ -351,6 +456,31 @@ impl Checker {
         self.check("I6 numbers only rise", risen, || {
             format!("h{}: ledger of the host from {old:?} to {new:?}", host + 1)
         });
+    }
+
+    /// A host has lost power: what its agent knew to be in its ledger is there, or what it was writing, and nothing is there
+    /// in part.
+    pub fn ledger_after_power_cut(
+        &mut self,
+        host: usize,
+        confirmed: &BTreeMap<String, ledger::Vm>,
+        found: &[(Option<ledger::Vm>, String)],
+    ) {
+        let broken = found.iter().find(|(entry, _)| entry.is_none());
+        self.check("I6 a ledger keeps what it confirmed", broken.is_none(), || {
+            format!("h{}: {broken:?} is there in part", host + 1)
+        });
+        for (name, known) in confirmed {
+            let entry = found.iter().find(|(_, found)| found == name);
+            let entry = entry.and_then(|(entry, _)| entry.as_ref());
+            let kept = entry.is_some_and(|vm| vm.epoch >= known.epoch && vm.generation >= known.generation);
+            self.check("I6 a ledger keeps what it confirmed", kept, || {
+                format!(
+                    "h{}: after a loss of power {name} is {entry:?}, it was {known:?}",
+                    host + 1
+                )
+            });
+        }
     }
 
     /// A VM that a client was told exists.
@@ -426,11 +556,13 @@ impl Checker {
             )
         });
         if let Some(intent) = &new.intent {
-            let wanted = self.intents.get(&(new.id, intent.generation)).copied();
+            let wanted = self.intents.get(&(new.id, intent.generation)).cloned();
             // What has just been stored is looked at before the next commit only.
             self.check(
                 "I7 nothing is done that nobody asked for",
-                wanted.is_none_or(|wanted| wanted == intent.power),
+                wanted
+                    .as_ref()
+                    .is_none_or(|wanted| wanted.contains(&intent.power)),
                 || {
                     format!(
                         "h{}: {} is told {:?} in generation {:?}, its owner wanted {wanted:?}",
@@ -501,9 +633,11 @@ impl Checker {
         &mut self,
         state: &State,
         hosts: &[(HostName, Domains, usize)],
+        entries: &[Vec<ledger::Vm>],
         off: &BTreeSet<VmId>,
     ) -> Result<(), Violation> {
         let wrong = |invariant, what: String| Err(Violation { invariant, what });
+        self.unknown_at_rest(hosts, entries, off)?;
         for operation in state.operations.values() {
             if operation.is_active() {
                 return wrong(
@@ -522,7 +656,7 @@ impl Checker {
         }
         for id in &self.acknowledged {
             let gone = state.vms.get(id).is_none();
-            if gone && !self.deleted.contains(id) {
+            if gone && !self.deleted.contains(id) && !self.unknown.contains(id) {
                 return wrong(
                     "I2 nothing acknowledged is lost",
                     format!("VM {id} is gone, and nobody asked for that"),
@@ -550,9 +684,10 @@ impl Checker {
             *owned.entry(&vm.owner).or_default() += 1;
             placed(state, vm, hosts, off)?;
         }
-        for (host, domains, volumes) in hosts {
+        for ((host, domains, volumes), entries) in hosts.iter().zip(entries) {
+            let unknown = entries.iter().filter(|vm| self.unknown.contains(&vm.id)).count();
             let mine = owned.get(host).copied().unwrap_or(0);
-            for (id, domain, _) in domains {
+            for (id, domain, _) in domains.iter().filter(|(id, ..)| !self.unknown.contains(id)) {
                 if state.vms.get(id).is_none_or(|vm| vm.owner != *host) {
                     return wrong(
                         "I4 nothing without an owner",
@@ -560,12 +695,15 @@ impl Checker {
                     );
                 }
             }
-            if *volumes != mine {
+            if !(mine..=mine + unknown).contains(volumes) {
                 return wrong(
                     "I4 nothing without an owner",
                     format!("{host} has {volumes} disks for {mine} VMs"),
                 );
             }
+        }
+        if !self.present.is_empty() {
+            self.check("I2 nothing is lost by a restore", true, String::new);
         }
         for check in [
             "I2 nothing acknowledged is lost",
@@ -575,6 +713,51 @@ impl Checker {
             "I13 status is what is",
         ] {
             self.check(check, true, String::new);
+        }
+        Ok(())
+    }
+
+    /// At rest: a VM that a restored controller does not know is left alone, as its host was told last.
+    fn unknown_at_rest(
+        &self,
+        hosts: &[(HostName, Domains, usize)],
+        entries: &[Vec<ledger::Vm>],
+        off: &BTreeSet<VmId>,
+    ) -> Result<(), Violation> {
+        let wrong = |invariant, what: String| Err(Violation { invariant, what });
+        let there = |id: &VmId| {
+            let mut domains = hosts.iter().flat_map(|(_, domains, _)| domains);
+            domains.any(|(known, ..)| known == id)
+        };
+        let lost = self
+            .present
+            .iter()
+            .find(|id| !self.deleted.contains(*id) && !there(id));
+        if let Some(id) = lost {
+            return wrong(
+                "I2 nothing is lost by a restore",
+                format!("VM {id} was there when the controller was restored, and is nowhere"),
+            );
+        }
+        for ((host, domains, _), entries) in hosts.iter().zip(entries) {
+            let unknown = entries.iter().filter(|vm| self.unknown.contains(&vm.id));
+            for vm in unknown.filter(|vm| vm.disposition == Disposition::Owned) {
+                let seen = domains
+                    .iter()
+                    .find(|(id, ..)| *id == vm.id)
+                    .map(|(_, state, _)| *state);
+                let wanted = vm.intent.as_ref().map(|intent| domain_state(intent.power));
+                let by_itself = seen == Some(DomainState::Stopped) && off.contains(&vm.id);
+                if wanted.is_some() && seen != wanted && !by_itself {
+                    return wrong(
+                        "I3 desired is actual",
+                        format!(
+                            "{} on {host}, which nobody knows, is {seen:?}, not {wanted:?}",
+                            vm.name
+                        ),
+                    );
+                }
+            }
         }
         Ok(())
     }
@@ -649,6 +832,14 @@ fn limits(host: &HostRecord) -> (u64, u64) {
     (vcpus, memory)
 }
 
+const fn domain_state(power: PowerState) -> DomainState {
+    match power {
+        PowerState::Running => DomainState::Running,
+        PowerState::Paused => DomainState::Paused,
+        PowerState::Stopped => DomainState::Stopped,
+    }
+}
+
 /// The VM is on its owner, as it should be, and shown as it is.
 fn placed(
     state: &State,
@@ -668,11 +859,7 @@ fn placed(
             format!("{} is not on its owner {}", vm.name, vm.owner),
         );
     };
-    let wanted = match vm.intent.power {
-        PowerState::Running => DomainState::Running,
-        PowerState::Paused => DomainState::Paused,
-        PowerState::Stopped => DomainState::Stopped,
-    };
+    let wanted = domain_state(vm.intent.power);
     // A guest that powered itself off stays off, and one that crashes again and again is given up.
     let by_itself = *seen == DomainState::Stopped && off.contains(&vm.id);
     if *seen != wanted && !by_itself {

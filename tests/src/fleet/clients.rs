@@ -21,9 +21,10 @@ use super::{
 };
 
 /// Longest wait of a client for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
-fn with_peer<T>(message: T) -> tonic::Request<T> {
+/// A request as an operator makes it.
+pub fn with_peer<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.extensions_mut().insert(Peer {
         role: Role::Operator,
@@ -67,13 +68,13 @@ pub async fn ask(site: Arc<Site>, request: Request) {
 
 async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, Status> {
     let unavailable = || Status::unavailable("nobody answers");
-    let message = request.message(id.to_owned(), site.operation_of(request.object));
-    let (life, here) = (Life::default(), site.clone());
+    let (life, here, id) = (Life::default(), site.clone(), id.to_owned());
+    let operation = site.operation_of(request.object);
     let carry = move || -> BoxFuture<'static, Result<Answer, Status>> {
         let Some((there, services)) = here.services() else {
             return Box::pin(async { Err(Status::unavailable("connection refused")) });
         };
-        let message = message.clone();
+        let message = request.message(here.vm_name(request.object), id.clone(), operation);
         Box::pin(async move {
             there.pass().await;
             match message {

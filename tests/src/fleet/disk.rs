@@ -1,7 +1,6 @@
 //! What outlives the programs on disk: the controller's store and the agents' ledgers, with the faults of disks.
 
 use std::{
-    collections::BTreeMap,
     io,
     sync::{Arc, Mutex},
 };
@@ -19,11 +18,9 @@ use super::{
     life::Life,
     lock,
     plan::Node,
+    platter::{Platter, Until},
     site::Site,
 };
-
-/// A ledger's files by name.
-pub type Folder = BTreeMap<String, Vec<u8>>;
 
 /// What happens to the commit that comes next; decided before it, where waiting is possible.
 pub type Next = Arc<Mutex<Fate>>;
@@ -109,15 +106,22 @@ impl Ledger {
             _ => {}
         }
         self.life.pass().await;
-        let confirmed = !matches!(fate, Fate::Lie | Fate::CrashAfter);
-        self.site.write_ledger(self.host, name, bytes, confirmed);
+        let until = match fate {
+            Fate::Lie | Fate::CrashAfter => Until::Name,
+            Fate::PowerCut(calls) => Until::Calls(calls),
+            _ => Until::End,
+        };
+        let written = self.site.write_ledger(self.host, name, bytes.as_deref(), until);
         match fate {
-            Fate::Lie => Err(io::Error::other("the disk did not confirm")),
             Fate::CrashAfter => {
                 self.site.kill(node);
                 self.life.stop_here().await
             }
-            _ => Ok(()),
+            Fate::PowerCut(_) => {
+                self.site.cut_amid_write(self.host);
+                self.life.stop_here().await
+            }
+            _ => written,
         }
     }
 }
@@ -126,7 +130,7 @@ impl Ledger {
 impl Files for Ledger {
     async fn load(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
         self.life.pass().await;
-        Ok(self.site.read_ledger(self.host))
+        self.site.read_ledger(self.host)
     }
 
     async fn replace(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
@@ -139,11 +143,6 @@ impl Files for Ledger {
 }
 
 /// An entry in a ledger's files.
-pub fn entry<T: DeserializeOwned>(folder: &Folder, name: &str) -> Option<T> {
-    parse(folder.get(name)?)
-}
-
-/// What an entry says.
-pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    serde_json::from_slice(bytes).ok()
+pub fn entry<T: DeserializeOwned>(platter: &Platter, name: &str) -> Option<T> {
+    serde_json::from_slice(&platter.get(name)?).ok()
 }

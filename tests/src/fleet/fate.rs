@@ -62,6 +62,8 @@ pub enum Fate {
     CrashAfter,
     /// A transfer breaks in its phase of this number.
     Break(u8),
+    /// The host loses power after so many of the calls that make up a write, and what was not synced is lost.
+    PowerCut(u8),
 }
 
 impl Fate {
@@ -85,6 +87,7 @@ impl Fate {
             (Kind::Ledger, Self::Lie) => "ledger written, sync failed",
             (Kind::Ledger, Self::CrashBefore) => "agent crashed before a ledger write",
             (Kind::Ledger, Self::CrashAfter) => "agent crashed after a ledger write",
+            (Kind::Ledger, Self::PowerCut(_)) => "power cut amid a ledger write",
             (Kind::Change | Kind::Look, Self::Delay(_)) => "hypervisor call slow",
             (Kind::Change | Kind::Look, Self::Fail) => "hypervisor call failed",
             (Kind::Change | Kind::Look, Self::Lie) => "hypervisor call took effect and failed",
@@ -162,6 +165,12 @@ const MENU: &[(Kind, &[(Fate, u32)])] = &[
     ),
 ];
 
+/// Calls that make up a write of the ledger: after each of them the power can go.
+const LEDGER_CALLS: u8 = 4;
+
+/// How many of a thousand writes to a ledger have their power cut, in seeds that are about that.
+const POWER_CUTS: u32 = 12;
+
 fn menu(kind: Kind) -> &'static [(Fate, u32)] {
     let found = MENU.iter().find(|(k, _)| *k == kind);
     found.map_or(&[], |(_, faults)| faults)
@@ -169,7 +178,9 @@ fn menu(kind: Kind) -> &'static [(Fate, u32)] {
 
 /// Every fault that a point of this kind can suffer.
 pub fn possible(kind: Kind) -> impl Iterator<Item = Fate> {
-    menu(kind).iter().map(|(fate, _)| *fate)
+    let cuts = 0..=(if kind == Kind::Ledger { LEDGER_CALLS } else { 0 });
+    let cuts = cuts.filter(move |_| kind == Kind::Ledger).map(Fate::PowerCut);
+    menu(kind).iter().map(|(fate, _)| *fate).chain(cuts)
 }
 
 impl Rates {
@@ -226,6 +237,8 @@ pub enum Source {
 pub struct Fates {
     rng: Rng,
     rates: Rates,
+    /// Draws power cuts, in seeds that have them; apart, so that other seeds keep their histories.
+    power_cuts: Option<Rng>,
     source: Source,
     next: u64,
     /// No more faults: the run comes to rest.
@@ -245,12 +258,32 @@ impl Fates {
         Self {
             rng,
             rates,
+            power_cuts: None,
             source,
             next: 0,
             over: false,
             seen: None,
             counts: BTreeMap::new(),
             hit: Vec::new(),
+        }
+    }
+
+    /// From now on the power goes now and then amid a write to a ledger.
+    pub fn cut_power(&mut self, rng: Rng) {
+        self.power_cuts = Some(rng);
+    }
+
+    /// What a seed has at a point. Everything is drawn always, so that leaving a fault out changes nothing else.
+    fn drawn(&mut self, kind: Kind) -> Fate {
+        let fate = self.rates.pick(kind, &mut self.rng);
+        let Some(rng) = self.power_cuts.as_mut().filter(|_| kind == Kind::Ledger) else {
+            return fate;
+        };
+        let (drawn, calls) = (rng.u32(..1000), rng.u8(..=LEDGER_CALLS));
+        if drawn < POWER_CUTS {
+            Fate::PowerCut(calls)
+        } else {
+            fate
         }
     }
 
@@ -268,12 +301,9 @@ impl Fates {
             Source::Exactly { point, fate } if *point == number => *fate,
             Source::Exactly { .. } => Fate::Pass,
             Source::Seed { without } => {
-                let fate = self.rates.pick(point.kind, &mut self.rng);
-                if without.iter().any(|range| range.contains(&number)) {
-                    Fate::Pass
-                } else {
-                    fate
-                }
+                let left_out = without.iter().any(|range| range.contains(&number));
+                let fate = self.drawn(point.kind);
+                if left_out { Fate::Pass } else { fate }
             }
         };
         if let Some(class) = fate.class(point.kind) {

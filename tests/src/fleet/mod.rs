@@ -22,9 +22,13 @@ mod life;
 mod machine;
 pub mod matrix;
 pub mod minimise;
+pub mod nature;
 mod net;
 pub mod plan;
+mod platter;
 pub mod request;
+mod restore;
+mod second;
 mod site;
 mod streams;
 mod trace;
@@ -44,6 +48,7 @@ use tokio::time::Instant;
 use self::{
     checker::{Checks, Violation},
     fate::{Fates, Point, Source},
+    nature::Nature,
     plan::{Event, Node, Plan, Size},
     site::Site,
 };
@@ -148,7 +153,14 @@ async fn live(settings: &Settings) -> Outcome {
     }
     let harsh = plan::is_harsh(settings.seed);
     let mut harsh_rng = Rng::with_seed(settings.seed ^ 0x4a46);
-    let site = Site::new(settings.size.hosts, harsh, fates, settings.explain);
+    let nature = Nature::of(settings.seed);
+    let mut own_rng = Rng::with_seed(settings.seed ^ 0x4e41);
+    if nature.power {
+        fates.cut_power(own_rng.fork());
+    }
+    let rates = nature.rates(&mut own_rng, settings.size.hosts);
+    let site = Site::new(settings.size.hosts, harsh, nature, fates, settings.explain);
+    site.set_rates(&rates);
     site.start(Node::Controller(0));
     (0..settings.size.hosts).for_each(|host| site.start(Node::Host(host)));
 
@@ -163,6 +175,7 @@ async fn live(settings: &Settings) -> Outcome {
                 if harsh {
                     plan::add_harsh(&mut plan, &mut harsh_rng, settings.size, begin);
                 }
+                nature.add(&mut plan, &mut own_rng, settings.size, begin);
                 plan
             }
         };
@@ -243,6 +256,10 @@ fn happen(site: &Arc<Site>, event: Event) {
         Event::GuestOff { vm } => site.end_guest_of(vm, false),
         Event::GuestCrash { vm } => site.end_guest_of(vm, true),
         Event::ClockJump { node, seconds } => site.jump(node, seconds),
+        Event::Backup => site.back_up(),
+        Event::Restore { time, patience, lost } => site.restore(time, patience, lost),
+        Event::Second { time } => site.start_second(time),
+        Event::Turns { host } => site.turn(host),
     }
 }
 

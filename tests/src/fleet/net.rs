@@ -45,6 +45,7 @@ async fn send(
     mut request: Request<Body>,
 ) -> Result<Response<Body>, Status> {
     life.pass().await;
+    let to = site.led(from, to);
     request.extensions_mut().insert(identity(&site, from));
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
@@ -58,11 +59,19 @@ async fn send(
     {
         site.checker().works_in(host, session);
     }
+    // Of two controllers the checker knows what the one has taken over.
     let list = match (from, name) {
+        _ if to == Node::Controller(1) => None,
         (Node::Host(host), "Report") => Some((host, wire::is_complete_report(&body))),
         (Node::Host(host), "Register") => Some((host, wire::is_complete_registration(&body))),
         _ => None,
     };
+    let run = wire::run(&body).unwrap_or_default();
+    match (from, to) {
+        (Node::Controller(number), _) => site.knows(number, Some(name)),
+        (_, Node::Controller(number)) => site.knows(number, None),
+        _ => {}
+    }
     let make = move || {
         let body = Body::new(Full::new(body.clone()));
         Request::from_parts(parts.clone(), body)
@@ -70,7 +79,7 @@ async fn send(
     let carry = {
         let site = site.clone();
         move || -> BoxFuture<'static, Result<Response<Body>, Status>> {
-            let (site, request) = (site.clone(), make());
+            let (site, request, run) = (site.clone(), make(), run.clone());
             Box::pin(async move {
                 let Some((there, server)) = site.server(from, to) else {
                     return Err(Status::unavailable("connection refused"));
@@ -86,6 +95,7 @@ async fn send(
                     && answer.as_ref().is_ok_and(wire::is_ok)
                 {
                     site.checker().obeyed(host, name, given, known);
+                    site.checker().obeyed_run(host, given.1, &run);
                 }
                 answer
             })

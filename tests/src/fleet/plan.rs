@@ -136,13 +136,41 @@ pub enum Event {
         /// By how many seconds.
         seconds: i64,
     },
+    /// A backup of the controller's store is taken.
+    Backup,
+    /// The controller is restored from the last backup.
+    Restore {
+        /// How long it is down.
+        time: Duration,
+        /// How long its operator waits for hosts that do not come.
+        patience: Duration,
+        /// The store that it had is lost.
+        lost: bool,
+    },
+    /// A second controller is started on a copy of the store, as old as the last backup.
+    Second {
+        /// How long until somebody ends it.
+        time: Duration,
+    },
+    /// A host's agent finds the other controller where it looked for the one.
+    Turns {
+        /// Which host's.
+        host: usize,
+    },
 }
 
 impl Event {
     /// Name of the fault in reports; `None` for a request.
     pub fn class(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Request(_) => return None,
+            // Restores and second controllers are counted where they happen.
+            Self::Request(_)
+            | Self::Backup
+            | Self::Restore { .. }
+            | Self::Second { .. }
+            | Self::Turns { .. } => {
+                return None;
+            }
             Self::Partition { both: true, .. } => "partition",
             Self::Partition { both: false, .. } => "partition, one way",
             Self::Crash {

@@ -90,10 +90,14 @@ impl Verb {
 }
 
 impl Request {
-    /// What is sent for it under this id; `operation` is the one that a cancellation means, and without one there is
+    /// What is sent for it about the VM of this name, under this id; `operation` is the one that a cancellation means, and without one there is
     /// nothing to send.
-    pub fn message(self, request_id: String, operation: Option<OperationId>) -> Option<Message> {
-        let name = format!("vm-{}", self.object);
+    pub fn message(
+        self,
+        name: String,
+        request_id: String,
+        operation: Option<OperationId>,
+    ) -> Option<Message> {
         let destination_host = self
             .destination
             .map(|host| format!("h{}", host + 1))

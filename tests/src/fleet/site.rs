@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::{Arc, Mutex, MutexGuard, OnceLock, Weak},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use dalgu_controller::{
     hosts::registry,
     server::{Core, Parts, Writer},
     state::{BeforeCommit, Db, State},
-    store::memory::Disk,
+    store::{Image, memory::Disk},
 };
 use dalgu_proto::{
     host::{Inventory, Pool, Usage},
@@ -38,19 +39,23 @@ use uuid::Uuid;
 
 use super::{
     checker::{Checker, Domains},
-    disk::{self, Folder, Ledger, Records},
+    disk::{self, Ledger, Records},
     fate::{Fate, Fates, Kind, Point},
     life::Life,
     lock,
     machine::Machine,
+    nature::Nature,
     net,
     plan::Node,
+    platter::{Platter, Until},
     streams::{self, Cables, Streams, Ways},
     trace::Trace,
 };
 
 /// Longest time that a program which died at a point is down, in ms.
 const MOST_TIME_DOWN: u64 = 4_000;
+/// Longest time that a host is off whose power went at a point, in ms.
+const MOST_TIME_OFF: u64 = 12_000;
 
 fn boot_id(boot: u64) -> String {
     format!("boot-{boot}")
@@ -71,7 +76,7 @@ struct HostState {
     sim: Sim,
     boot: u64,
     running: Option<Running>,
-    files: Folder,
+    files: Platter,
     /// Entries of VMs as their writer last knew them to be on disk.
     confirmed: BTreeMap<String, dalgu_agent::ledger::Vm>,
     confirmed_host: Option<ledger::Host>,
@@ -88,9 +93,20 @@ struct Inner {
     controllers: Vec<ControllerState>,
     blocked: Vec<(Node, Node, Instant)>,
     offsets: BTreeMap<Node, i64>,
+    /// How much faster clocks go, in thousandths.
+    rates: BTreeMap<Node, i64>,
     starting: BTreeSet<Node>,
     off: BTreeSet<VmId>,
     operations: BTreeMap<usize, OperationId>,
+    backup: Option<Image>,
+    /// How often the controller was restored.
+    restores: u64,
+    /// What the names of VMs end in whose own name is that of a VM which the store does not know any more.
+    renamed: BTreeMap<usize, u64>,
+    /// There is a second controller, or nobody has tidied up after it yet.
+    second: bool,
+    /// Which controller each host's agent finds.
+    faces: Vec<usize>,
 }
 
 /// See the module.
@@ -99,6 +115,7 @@ pub struct Site {
     cluster: ClusterId,
     names: Vec<HostName>,
     harsh: bool,
+    nature: Nature,
     begun: Instant,
     inner: Mutex<Inner>,
     fates: Mutex<Fates>,
@@ -125,7 +142,7 @@ pub fn counting(kind: u64) -> NewIds {
 
 impl Site {
     /// A site with `hosts` hosts, of which nothing runs yet.
-    pub fn new(hosts: usize, harsh: bool, fates: Fates, keep_all: bool) -> Arc<Self> {
+    pub fn new(hosts: usize, harsh: bool, nature: Nature, fates: Fates, keep_all: bool) -> Arc<Self> {
         let cluster = ClusterId::from_uuid(Uuid::from_u64_pair(7, 7));
         let memory = MemoryLines::default();
         let (samples, _) = watch::channel(Arc::new(sample(if harsh { 1 } else { 2 })));
@@ -145,12 +162,12 @@ impl Site {
                     sim: Sim::new(config).expect("it listens in memory"),
                     boot: 1,
                     running: None,
-                    files: Folder::new(),
+                    files: Platter::default(),
                     confirmed: BTreeMap::new(),
                     confirmed_host: None,
                 }
             };
-            let controller = ControllerState {
+            let controller = || ControllerState {
                 disk: Disk::default(),
                 running: None,
                 services: None,
@@ -162,15 +179,22 @@ impl Site {
                     .map(|number| format!("h{number}").parse().expect("a name"))
                     .collect(),
                 harsh,
+                nature,
                 begun: Instant::now(),
                 inner: Mutex::new(Inner {
                     hosts: (0..hosts).map(host).collect(),
-                    controllers: vec![controller],
+                    controllers: vec![controller(), controller()],
                     blocked: Vec::new(),
                     offsets: BTreeMap::new(),
+                    rates: BTreeMap::new(),
                     starting: BTreeSet::new(),
                     off: BTreeSet::new(),
                     operations: BTreeMap::new(),
+                    backup: None,
+                    restores: 0,
+                    renamed: BTreeMap::new(),
+                    second: false,
+                    faces: vec![0; hosts],
                 }),
                 fates: Mutex::new(fates),
                 ways: Mutex::default(),
@@ -182,7 +206,8 @@ impl Site {
         })
     }
 
-    fn me(&self) -> Arc<Self> {
+    /// The site again, for tasks.
+    pub fn me(&self) -> Arc<Self> {
         self.me.upgrade().expect("whoever calls has it")
     }
 
@@ -230,6 +255,115 @@ impl Site {
         self.names.len()
     }
 
+    /// The site's id.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// The name that clients give the VM of this number.
+    pub fn vm_name(&self, vm: usize) -> String {
+        match self.inner().renamed.get(&vm) {
+            Some(number) => format!("vm-{vm}-{number}"),
+            None => format!("vm-{vm}"),
+        }
+    }
+
+    /// The controller was restored: a VM that is not known any more keeps its name, and clients choose another.
+    pub fn rename(&self, old: &State, new: &State) {
+        let numbers = old.vms.values().filter(|vm| !new.vms.contains_key(&vm.id));
+        let numbers = numbers.filter_map(|vm| vm.name.as_str().split('-').nth(1)?.parse().ok());
+        let numbers: Vec<usize> = numbers.collect();
+        let mut inner = self.inner();
+        inner.restores += 1;
+        let number = inner.restores;
+        inner.renamed.extend(numbers.into_iter().map(|vm| (vm, number)));
+    }
+
+    /// How often the controller was restored.
+    pub fn restores(&self) -> u64 {
+        self.inner().restores
+    }
+
+    /// The last backup.
+    pub fn backup(&self) -> Option<Image> {
+        self.inner().backup.clone()
+    }
+
+    /// Keeps a backup, and no other.
+    pub fn keep_backup(&self, image: Image) {
+        self.inner().backup = Some(image);
+    }
+
+    /// The disk of a controller's store.
+    pub fn disk(&self, controller: usize) -> Disk {
+        self.inner().controllers[controller].disk.clone()
+    }
+
+    /// Gives a controller that is not running yet, or is about to be stopped, another disk.
+    pub fn put_disk(&self, controller: usize, disk: Disk) {
+        self.inner().controllers[controller].disk = disk;
+    }
+
+    /// Whether there is a second controller, or nobody has tidied up after it yet.
+    pub fn has_second(&self) -> bool {
+        self.inner().second
+    }
+
+    /// See [`Site::has_second`]. Each agent finds one or the other; without a second all find the one.
+    pub fn set_second(&self, second: bool) {
+        let hosts = self.hosts();
+        let faces = (0..hosts).map(|_| usize::from(second && self.below(2) == 1));
+        let faces = faces.collect();
+        let mut inner = self.inner();
+        inner.second = second;
+        inner.faces = faces;
+    }
+
+    /// Which controller a host's agent finds.
+    pub fn face(&self, host: usize) -> usize {
+        self.inner().faces[host]
+    }
+
+    /// It finds the other one.
+    pub fn turn_face(&self, host: usize) {
+        let mut inner = self.inner();
+        inner.faces[host] = 1 - inner.faces[host];
+    }
+
+    /// What each hypervisor has.
+    pub fn domains(&self) -> Vec<Domains> {
+        self.inner().hosts.iter().map(|host| host.sim.domains()).collect()
+    }
+
+    /// What each agent has written down of the VMs that it has.
+    fn entries(&self) -> Vec<Vec<ledger::Vm>> {
+        let inner = self.inner();
+        let of = |host: &HostState| {
+            let names = host.files.names().into_iter();
+            let names = names.filter(|name| name.starts_with("vms/"));
+            let entries = names.filter_map(|name| disk::entry::<ledger::Vm>(&host.files, &name));
+            entries
+                .filter(|vm| !matches!(vm.disposition, Disposition::Gone { .. }))
+                .collect()
+        };
+        inner.hosts.iter().map(of).collect()
+    }
+
+    /// Whether no host has anything of a VM.
+    pub fn is_nowhere(&self, uid: &str) -> bool {
+        let Ok(id) = uid.parse::<VmId>() else { return false };
+        let domains = self.domains();
+        let domain = domains.iter().flatten().any(|(known, ..)| *known == id);
+        let entry = self.entries().iter().flatten().any(|vm| vm.id == id);
+        !domain && !entry
+    }
+
+    /// Whether hosts have shown every VM that the store knows.
+    pub fn is_confirmed(&self) -> bool {
+        let state = self.services().map(|(_, services)| services.db.snapshot());
+        state.is_some_and(|state| !state.vms.values().any(|vm| vm.unconfirmed))
+    }
+
     /// What happens at a point; a line of the history, and a look at all hypervisors.
     pub fn at(&self, kind: Kind, name: &'static str, by: Node, to: Node) -> Fate {
         let point = Point { kind, name, by, to };
@@ -267,6 +401,15 @@ impl Site {
         let mut checker = self.checker();
         checker.stored(state);
         checker.endings(state);
+    }
+
+    /// Looks at what one of the controllers has stored.
+    fn look_of(&self, node: Node, state: &State) {
+        if node == Node::Controller(0) {
+            self.look(state);
+        } else {
+            self.checker().copy_stored(state);
+        }
     }
 
     /// A host's list comes to the controller: what that knows before, and how many lists it has taken over.
@@ -327,17 +470,24 @@ impl Site {
             .change(host, call, id, state, &entries, migration.as_ref());
     }
 
-    /// A ledger's file is written or removed.
-    /// `confirmed` says whether its writer is told so: what it is not told of, it may take back.
-    pub fn write_ledger(&self, host: usize, name: &str, bytes: Option<Vec<u8>>, confirmed: bool) {
+    /// A ledger's file is written or removed, on a disk that works for so long. What its writer is not told of it may take
+    /// back.
+    pub fn write_ledger(
+        &self,
+        host: usize,
+        name: &str,
+        bytes: Option<&[u8]>,
+        until: Until,
+    ) -> io::Result<()> {
         let mut inner = self.inner();
         let machine = &mut inner.hosts[host];
-        match bytes {
-            Some(bytes) => machine.files.insert(name.to_owned(), bytes),
-            None => machine.files.remove(name),
-        };
-        if !confirmed {
-            return;
+        machine.files.work(until, |files| match bytes {
+            Some(bytes) => files.write(name, bytes),
+            None => files.erase(name),
+        })?;
+        if matches!(until, Until::Calls(_)) {
+            // The power goes before the writer is told.
+            return Ok(());
         }
         if name.starts_with("vms/") {
             let new: Option<ledger::Vm> = disk::entry(&machine.files, name);
@@ -352,16 +502,20 @@ impl Site {
             let old = machine.confirmed_host.replace(new);
             self.checker().ledger_of_host(host, old, new);
         }
+        Ok(())
     }
 
-    /// A ledger's files.
-    pub fn read_ledger(&self, host: usize) -> Vec<(String, Vec<u8>)> {
-        let inner = self.inner();
-        inner.hosts[host]
-            .files
-            .iter()
-            .map(|(name, bytes)| (name.clone(), bytes.clone()))
-            .collect()
+    /// A ledger's files, as an agent reads them that starts: it goes by them.
+    pub fn read_ledger(&self, host: usize) -> io::Result<Vec<(String, Vec<u8>)>> {
+        let mut inner = self.inner();
+        let machine = &mut inner.hosts[host];
+        let found = machine.files.open()?.read()?;
+        let entries = found.iter().filter(|(name, _)| name.starts_with("vms/"));
+        let entries =
+            entries.filter_map(|(name, _)| Some((name.clone(), disk::entry(&machine.files, name)?)));
+        machine.confirmed = entries.collect();
+        machine.confirmed_host = disk::entry(&machine.files, "host.json").or(machine.confirmed_host);
+        Ok(found)
     }
 
     /// Whether messages pass from one to the other.
@@ -409,8 +563,13 @@ impl Site {
 
     /// The API of a controller that runs.
     pub fn services(&self) -> Option<(Life, Services)> {
+        self.services_of(0)
+    }
+
+    /// The API of one of the controllers, if it runs.
+    pub fn services_of(&self, number: usize) -> Option<(Life, Services)> {
         let inner = self.inner();
-        let controller = &inner.controllers[0];
+        let controller = inner.controllers.get(number)?;
         Some((
             controller.running.as_ref()?.life.clone(),
             controller.services.clone()?,
@@ -439,6 +598,10 @@ impl Site {
         let Some(dead) = dead else { return };
         dead.life.kill();
         self.trace().say(format_args!("{node} dies"));
+        if node == Node::Controller(1) {
+            // Whoever started the copy does not look after it: with another start it would have a higher term.
+            return;
+        }
         let site = self.me();
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
@@ -451,6 +614,10 @@ impl Site {
         if self.life(node).is_some() || !self.inner().starting.insert(node) {
             return;
         }
+        if node == Node::Controller(1) && !self.has_second() {
+            self.inner().starting.remove(&node);
+            return;
+        }
         self.trace().say(format_args!("{node} starts"));
         match node {
             Node::Controller(number) => self.start_controller(number),
@@ -459,13 +626,18 @@ impl Site {
         }
     }
 
-    fn clock(&self, node: Node) -> Clock {
+    /// A program's clock.
+    pub fn clock(&self, node: Node) -> Clock {
         let (site, begun) = (self.me.clone(), self.begun);
         Clock::from_fn(move || {
-            let offset = site
-                .upgrade()
-                .map_or(0, |site| site.inner().offsets.get(&node).copied().unwrap_or(0));
-            let time = SignedDuration::try_from(begun.elapsed()).unwrap_or_default();
+            let of = |numbers: &BTreeMap<Node, i64>| numbers.get(&node).copied().unwrap_or(0);
+            let (offset, rate) = site.upgrade().map_or((0, 0), |site| {
+                let inner = site.inner();
+                (of(&inner.offsets), of(&inner.rates))
+            });
+            let thousandths = u32::try_from(1_000 + rate).unwrap_or(1_000);
+            let time = begun.elapsed() * thousandths / 1_000;
+            let time = SignedDuration::try_from(time).unwrap_or_default();
             // 1 January 2026, so that a jump back is a time too.
             let start = Timestamp::from_second(1_767_225_600).expect("a time");
             start + time + SignedDuration::from_secs(offset)
@@ -475,6 +647,19 @@ impl Site {
     /// Somebody sets a clock.
     pub fn jump(&self, node: Node, seconds: i64) {
         *self.inner().offsets.entry(node).or_default() += seconds;
+    }
+
+    /// Clocks go faster by so many thousandths.
+    pub fn set_rates(&self, rates: &[(Node, i64)]) {
+        for (node, rate) in rates.iter().filter(|(_, rate)| *rate != 0) {
+            let class = match rate.abs() {
+                100.. => "clock 10 % off",
+                _ => "clock 2 % off",
+            };
+            self.fates().count(class);
+            self.trace().say(format_args!("{node}: {class} ({rate}/1000)"));
+            self.inner().rates.insert(*node, *rate);
+        }
     }
 
     fn start_controller(&self, number: usize) {
@@ -512,8 +697,14 @@ impl Site {
                     return;
                 }
             };
+            if node == Node::Controller(1) && !site.has_second() {
+                // It was ended before it had begun.
+                life.kill();
+                site.inner().starting.remove(&node);
+                return;
+            }
             let _ = seen.set(core.db().clone());
-            site.look(&core.db().snapshot());
+            site.look_of(node, &core.db().snapshot());
             let hosts = (0..site.hosts()).map(Node::Host);
             let servers = hosts
                 .map(|host| (host, core.caller(net::identity(&site, host))))
@@ -540,7 +731,7 @@ impl Site {
                 life.pass().await;
                 let Some(site) = site.upgrade() else { return };
                 if let Some(db) = seen.get() {
-                    site.look(&db.snapshot());
+                    site.look_of(node, &db.snapshot());
                 }
                 let fate = site.at(Kind::Commit, "commit", node, node);
                 if let Fate::Delay(time) = fate {
@@ -597,7 +788,8 @@ impl Site {
                     return;
                 }
             };
-            let servers = BTreeMap::from([(Node::Controller(0), caller_in_process(agent.server()))]);
+            let servers = (0..2).map(|number| (Node::Controller(number), caller_in_process(agent.server())));
+            let servers = servers.collect();
             {
                 let mut inner = site.inner();
                 inner.starting.remove(&node);
@@ -656,6 +848,37 @@ impl Site {
         self.checker().power_lost(&sim.domains());
         self.kill_for(Node::Host(host), time);
         sim.reboot_host();
+        if self.nature.power {
+            self.forget_unsynced(host);
+        }
+    }
+
+    /// The power goes in the middle of a write to the ledger.
+    pub fn cut_amid_write(&self, host: usize) {
+        let time = Duration::from_millis(self.below(MOST_TIME_OFF));
+        self.power_loss(host, time);
+        if !self.nature.power {
+            self.forget_unsynced(host);
+        }
+    }
+
+    /// What was not synced on a host's disk is lost, or some of it, or parts.
+    fn forget_unsynced(&self, host: usize) {
+        let drawn = self.below(u64::MAX);
+        let inner = self.inner();
+        let machine = &inner.hosts[host];
+        machine.files.cut(drawn);
+        let names = machine.files.names();
+        let whole = names.into_iter().filter(|name| name.starts_with("vms/"));
+        let found = whole.map(|name| (disk::entry(&machine.files, &name), name));
+        let found: Vec<(Option<ledger::Vm>, _)> = found.collect();
+        self.checker()
+            .ledger_after_power_cut(host, &machine.confirmed, &found);
+        let entry: Option<ledger::Host> = disk::entry(&machine.files, "host.json");
+        if let Some(confirmed) = machine.confirmed_host {
+            let found = entry.unwrap_or_default();
+            self.checker().ledger_of_host(host, Some(confirmed), found);
+        }
     }
 
     /// A host is fenced by an operator, and the controller is told that what it was told before counts no more.
@@ -708,7 +931,7 @@ impl Site {
         let Some((_, services)) = self.services() else {
             return;
         };
-        let name = format!("vm-{vm}").parse().expect("a name");
+        let name = self.vm_name(vm).parse().expect("a name");
         let id = services.db.snapshot().vm_by_name(&name).map(|vm| vm.id);
         if let Some(id) = id {
             self.end_guest(id, crash);
@@ -728,6 +951,7 @@ impl Site {
     /// Nothing goes wrong any more: everything runs, and everything is connected.
     pub fn heal(&self) {
         self.fates().over = true;
+        self.end_second();
         let nodes: Vec<Node> = {
             let mut inner = self.inner();
             inner.blocked.clear();
@@ -765,7 +989,8 @@ impl Site {
                 hosts.map(|(host, name)| (name.clone(), host.sim.domains(), host.sim.local_volumes()));
             (hosts.collect(), inner.off.clone())
         };
-        self.checker().at_rest(&state, &hosts, &off)
+        let entries = self.entries();
+        self.checker().at_rest(&state, &hosts, &entries, &off)
     }
 }
 

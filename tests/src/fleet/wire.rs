@@ -46,6 +46,16 @@ pub fn command(body: &[u8]) -> Option<(Session, Term)> {
     Some((Session(context.session), Term(context.term)))
 }
 
+/// The run of the controller that gives a command.
+pub fn run(body: &[u8]) -> Option<String> {
+    Some(
+        Command::decode(body.get(FRAME..)?)
+            .ok()?
+            .context?
+            .controller_run_id,
+    )
+}
+
 /// Session that a reporting agent works in.
 pub fn reported_session(body: &[u8]) -> Option<Session> {
     let report = Report::decode(body.get(FRAME..)?).ok()?;

@@ -46,7 +46,8 @@ async fn ask(site: Arc<Site>, channel: Channel, request: Request) {
     if let Some(kind) = request.verb.kind() {
         site.checker().send(&id, kind);
     }
-    let Some(message) = request.message(id.clone(), site.operation_of(request.object)) else {
+    let vm = format!("vm-{}", request.object);
+    let Some(message) = request.message(vm, id.clone(), site.operation_of(request.object)) else {
         return;
     };
     let name = format!("{:?} {}", request.verb, request.object);

@@ -1,10 +1,13 @@
 //! The store under every way to die: what its tests write, what must be there afterwards, and disks that forget.
 //!
 //! [`model`] says what the store must hold after each batch; the program `store-writer` writes the batches and tells
-//! which of them were acknowledged; [`histories`] lets clients work at once and judges what they saw; [`power`] rebuilds the directory as a power cut at any moment could have left it.
-//! Used by `tests/store.rs` and `tests/linear.rs`.
+//! which of them were acknowledged; [`histories`] lets clients work at once and judges what they saw; [`power`] rebuilds the
+//! directory as a power cut at any moment could have left it. [`ledger`] is the same for an agent's ledger. Used by
+//! `tests/store.rs`, `tests/linear.rs` and `tests/ledger.rs`.
 
+pub mod cut;
 pub mod histories;
+pub mod ledger;
 pub mod model;
 pub mod power;
 pub mod trace;

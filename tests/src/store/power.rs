@@ -4,7 +4,7 @@
 //! not there, or there in part, in any order. That is more than real file systems do to a program, which is the point.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -41,6 +41,38 @@ struct File {
 enum Naming {
     Put(PathBuf, usize),
     Remove(PathBuf),
+    Directory(PathBuf),
+}
+
+impl Naming {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Put(path, _) | Self::Remove(path) | Self::Directory(path) => path,
+        }
+    }
+}
+
+/// Names of files, and of the directories that were made. Those that were there before are safe.
+#[derive(Debug, Clone, Default)]
+struct Names {
+    files: BTreeMap<PathBuf, usize>,
+    made: BTreeSet<PathBuf>,
+}
+
+impl Names {
+    fn take(&mut self, naming: &Naming) {
+        match naming {
+            Naming::Put(path, file) => {
+                self.files.insert(path.clone(), *file);
+            }
+            Naming::Remove(path) => {
+                self.files.remove(path);
+            }
+            Naming::Directory(path) => {
+                self.made.insert(path.clone());
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -54,8 +86,8 @@ enum Opened {
 pub struct Disk {
     root: PathBuf,
     files: Vec<File>,
-    names: BTreeMap<PathBuf, usize>,
-    safe_names: BTreeMap<PathBuf, usize>,
+    names: Names,
+    safe_names: Names,
     pending_names: Vec<Naming>,
     open: HashMap<i32, Opened>,
 }
@@ -66,8 +98,8 @@ impl Disk {
         Self {
             root: root.to_owned(),
             files: Vec::new(),
-            names: BTreeMap::new(),
-            safe_names: BTreeMap::new(),
+            names: Names::default(),
+            safe_names: Names::default(),
             pending_names: Vec::new(),
             open: HashMap::new(),
         }
@@ -105,16 +137,23 @@ impl Disk {
             Call::Truncate { fd, length } => self.change(*fd, Change::Length(*length)),
             Call::Sync { fd } => self.sync(*fd),
             Call::Rename { from, to } => {
-                let Some(file) = self.names.remove(from) else {
+                let Some(file) = self.names.files.remove(from) else {
                     return false;
                 };
-                self.names.insert(to.clone(), file);
+                self.names.files.insert(to.clone(), file);
                 self.pending_names.push(Naming::Put(to.clone(), file));
                 self.pending_names.push(Naming::Remove(from.clone()));
                 true
             }
+            Call::MakeDir { path } => {
+                let inside = path.starts_with(&self.root) && *path != self.root;
+                if inside && self.names.made.insert(path.clone()) {
+                    self.pending_names.push(Naming::Directory(path.clone()));
+                }
+                inside
+            }
             Call::Unlink { path } => {
-                let known = self.names.remove(path).is_some();
+                let known = self.names.files.remove(path).is_some();
                 if known {
                     self.pending_names.push(Naming::Remove(path.clone()));
                 }
@@ -131,15 +170,15 @@ impl Disk {
         if !path.starts_with(&self.root) || passed_over {
             return false;
         }
-        if !create && !self.names.contains_key(path) {
+        if !create && !self.names.files.contains_key(path) {
             self.open.insert(fd, Opened::Directory(path.to_owned()));
             return false;
         }
-        let known = self.names.get(path).copied();
+        let known = self.names.files.get(path).copied();
         let file = known.unwrap_or_else(|| {
             self.files.push(File::default());
             let file = self.files.len() - 1;
-            self.names.insert(path.to_owned(), file);
+            self.names.files.insert(path.to_owned(), file);
             self.pending_names.push(Naming::Put(path.to_owned(), file));
             file
         });
@@ -170,23 +209,31 @@ impl Disk {
                 true
             }
             Some(Opened::Directory(directory)) => {
-                let inside = |naming: &Naming| match naming {
-                    Naming::Put(path, _) | Naming::Remove(path) => path.parent() == Some(&directory),
-                };
+                let inside = |naming: &Naming| naming.path().parent() == Some(&directory);
                 let (safe, pending) = std::mem::take(&mut self.pending_names)
                     .into_iter()
                     .partition::<Vec<_>, _>(inside);
                 self.pending_names = pending;
-                safe.iter()
-                    .for_each(|naming| rename(&mut self.safe_names, naming));
+                safe.iter().for_each(|naming| self.safe_names.take(naming));
                 true
             }
             None => false,
         }
     }
 
-    /// Writes the directory into `to` as the power cut leaves it. Directories inside are made.
-    pub fn leave(&self, fate: &Fate, to: &Path) -> io::Result<()> {
+    /// What is in a file now, power or not.
+    pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
+        let file = self.names.files.get(path)?;
+        Some(content(&self.files[*file], &mut Fate::Kept))
+    }
+
+    /// Names of the files that are there now, in order.
+    pub fn names(&self) -> impl Iterator<Item = &Path> {
+        self.names.files.keys().map(PathBuf::as_path)
+    }
+
+    /// Files as the power cut leaves them, by their path below the directory.
+    pub fn left(&self, fate: &Fate) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut fate = fate.clone();
         let mut names = self.safe_names.clone();
         // Names are kept in a journal by every file system we know: in order, up to some point.
@@ -200,24 +247,32 @@ impl Disk {
         self.pending_names
             .iter()
             .take(kept)
-            .for_each(|naming| rename(&mut names, naming));
-        for (path, file) in names {
-            let inside = path.strip_prefix(&self.root).map_err(io::Error::other)?;
+            .for_each(|naming| names.take(naming));
+        // What is in a directory whose own name is lost is lost with it.
+        let lost = |path: &Path| {
+            let mut above = path.ancestors().skip(1);
+            above.any(|dir| self.names.made.contains(dir) && !names.made.contains(dir))
+        };
+        let mut left = BTreeMap::new();
+        for (path, file) in names.files.iter().filter(|(path, _)| !lost(path)) {
+            if let Ok(inside) = path.strip_prefix(&self.root) {
+                left.insert(inside.to_owned(), content(&self.files[*file], &mut fate));
+            }
+        }
+        left
+    }
+
+    /// Writes the directory into `to` as the power cut leaves it. Directories inside are made.
+    pub fn leave(&self, fate: &Fate, to: &Path) -> io::Result<()> {
+        for (inside, bytes) in self.left(fate) {
             let target = to.join(inside);
             if let Some(parent) = target.parent() {
                 fs::create_dir_all(parent)?;
             }
-            fs::write(target, content(&self.files[file], &mut fate))?;
+            fs::write(target, bytes)?;
         }
         Ok(())
     }
-}
-
-fn rename(names: &mut BTreeMap<PathBuf, usize>, naming: &Naming) {
-    match naming {
-        Naming::Put(path, file) => names.insert(path.clone(), *file),
-        Naming::Remove(path) => names.remove(path),
-    };
 }
 
 fn content(file: &File, fate: &mut Fate) -> Vec<u8> {

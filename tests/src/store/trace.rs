@@ -63,6 +63,11 @@ pub enum Call {
         /// New path.
         to: PathBuf,
     },
+    /// A directory was made.
+    MakeDir {
+        /// The path.
+        path: PathBuf,
+    },
     /// A name was removed.
     Unlink {
         /// The path.
@@ -156,8 +161,7 @@ fn one(line: &str) -> Result<Option<Call>> {
             to: path(get(1)?)?,
         },
         "unlink" => Call::Unlink { path: path(get(0)?)? },
-        // Directories are made at the start, before anything can be lost.
-        "mkdir" => return Ok(None),
+        "mkdir" => Call::MakeDir { path: path(get(0)?)? },
         other => bail!("the call {other} is not understood"),
     }))
 }
