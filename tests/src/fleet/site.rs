@@ -21,7 +21,8 @@ use dalgu_agent::{
 use dalgu_controller::{
     api::Services,
     config::Config,
-    hosts::registry,
+    doctor::View,
+    hosts::{registry, silence},
     server::{Core, Parts, Writer},
     state::{BeforeCommit, Db, State},
     store::memory::Disk,
@@ -763,7 +764,13 @@ impl Site {
                 hosts.map(|(host, name)| (name.clone(), host.sim.domains(), host.sim.local_volumes()));
             (hosts.collect(), inner.off.clone())
         };
-        self.checker().at_rest(&state, &hosts, &off)
+        let view = View {
+            state: &state,
+            now: services.db.now(),
+            silence: silence(&state),
+            damage: None,
+        };
+        self.checker().at_rest(&view, &hosts, &off)
     }
 }
 
