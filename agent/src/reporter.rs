@@ -8,7 +8,10 @@
 //! A VM's change is told at once, not at the next tick. Losing the controller stops nothing on the host; losing the
 //! hypervisor is told, and nothing is said of what is not there then.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use dalgu_proto::{
     agent::v1::{RegisterRequest, ReportRequest, registrar_service_client::RegistrarServiceClient},
@@ -17,6 +20,7 @@ use dalgu_proto::{
     reason,
     time::duration_from_wire,
     tls::client::Caller,
+    v1,
 };
 use futures::future::BoxFuture;
 use prometheus_client::metrics::gauge::Gauge;
@@ -162,6 +166,7 @@ impl Reporter {
         let snapshot = self.first_sample().await?;
         // What is known here is complete only if it was so before it was looked at.
         let recovered = self.gate.is_open();
+        let mut known = self.vms.present();
         let (domains, error) = match self.vms.hypervisor().list().await {
             Ok(domains) => (Some(domains).filter(|_| recovered), String::new()),
             Err(error) => (None, error.to_string()),
@@ -170,6 +175,7 @@ impl Reporter {
             tracing::warn!(error, "registering without a list of what is here");
         }
         let host = self.gate.host().await;
+        known.extend(self.vms.present());
         let request = RegisterRequest {
             host: self.gate.own().to_string(),
             address: self.address.clone(),
@@ -180,7 +186,7 @@ impl Reporter {
             usage: snapshot.usage.as_ref().map(|(_, usage)| (**usage).clone().into()),
             vms: wire::reports(self.vms.statuses(), &usages(&snapshot)),
             inventory_complete: domains.is_some(),
-            unmanaged_domains: domains.as_deref().map(wire::unmanaged).unwrap_or_default(),
+            unmanaged_domains: unmanaged(domains.as_deref(), &known),
             hypervisor_error: error,
             session: host.session.0,
             cluster_id: host
@@ -281,6 +287,7 @@ impl Reporter {
         }
         // What is known here is complete only if it was so before it was looked at.
         let recovered = self.gate.is_open();
+        let mut known = self.vms.present();
         let down = match &*self.vms.hypervisor().connection().borrow() {
             Connection::Up => None,
             Connection::Down(why) => Some(why.clone()),
@@ -296,6 +303,8 @@ impl Reporter {
                 inventory_of(answer, listed.elapsed())
             }
         };
+        let domains = domains.filter(|_| recovered);
+        known.extend(self.vms.present());
         ReportRequest {
             host: self.gate.own().to_string(),
             session: session.0,
@@ -304,8 +313,8 @@ impl Reporter {
             sequence,
             usage: snapshot.usage.as_ref().map(|(_, usage)| (**usage).clone().into()),
             vms: wire::reports(self.vms.statuses(), &usages(&snapshot)),
-            inventory_complete: domains.is_some() && recovered,
-            unmanaged_domains: domains.as_deref().map(wire::unmanaged).unwrap_or_default(),
+            inventory_complete: domains.is_some(),
+            unmanaged_domains: unmanaged(domains.as_deref(), &known),
             hypervisor_error: error,
             inventory: changed.then(|| (*snapshot.inventory).clone().into()),
         }
@@ -327,6 +336,12 @@ fn inventory_of(
             format!("the hypervisor has not answered for {} s", silent.as_secs()),
         ),
     }
+}
+
+fn unmanaged(domains: Option<&[Domain]>, known: &BTreeSet<VmId>) -> Vec<v1::UnmanagedDomain> {
+    domains
+        .map(|domains| wire::unmanaged(domains, known))
+        .unwrap_or_default()
 }
 
 fn late() -> tonic::Status {

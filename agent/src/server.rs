@@ -285,12 +285,14 @@ impl AgentService for Service {
         if !self.gate.is_open() {
             return Err(from_gate(&gate::Error::Recovering));
         }
+        let mut known = self.vms.present();
         let domains = self
             .vms
             .hypervisor()
             .list()
             .await
             .map_err(|error| from_vm(&error.into()))?;
+        known.extend(self.vms.present());
         let usages = self
             .samples
             .borrow()
@@ -300,7 +302,7 @@ impl AgentService for Service {
             .collect();
         Ok(Response::new(wire::ListVmsResponse {
             vms: convert::reports(self.vms.statuses(), &usages),
-            unmanaged_domains: convert::unmanaged(&domains),
+            unmanaged_domains: convert::unmanaged(&domains, &known),
         }))
     }
 

@@ -1,6 +1,6 @@
 //! Between the agent's own words and the wire. Used by the server and the reporter only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::{
     agent::v1 as wire,
@@ -99,6 +99,8 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
         adopted: status.adopted,
         power_sequence: Some(status.sequences.0),
         restart_sequence: Some(status.sequences.1),
+        vcpus: status.size.0,
+        memory_mib: status.size.1,
     }
 }
 
@@ -175,18 +177,20 @@ pub fn migration(migration: Migration) -> wire::MigrationReport {
     }
 }
 
-/// The domains that are not Dalgu's, for reports.
-pub fn unmanaged(domains: &[Domain]) -> Vec<v1::UnmanagedDomain> {
+/// The domains that Dalgu does not touch, for reports: they are not its own, or this host was never told of them, whatever
+/// mark they bear. `known` are the VMs of which something is here.
+pub fn unmanaged(domains: &[Domain], known: &BTreeSet<VmId>) -> Vec<v1::UnmanagedDomain> {
     let foreign = |domain: &Domain| v1::UnmanagedDomain {
         uuid: domain.id.to_string(),
         name: domain.name.clone(),
         running: domain.state != DomainState::Stopped,
         vcpus: domain.vcpus,
         memory_mib: domain.memory_mib,
+        marked: domain.mark.is_some(),
     };
     domains
         .iter()
-        .filter(|domain| domain.mark.is_none())
+        .filter(|domain| domain.mark.is_none() || !known.contains(&domain.id))
         .map(foreign)
         .collect()
 }

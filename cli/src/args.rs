@@ -22,6 +22,7 @@ Exit codes:
     6  the controller cannot be reached, or does not accept the caller
     7  gave up waiting; the operation goes on
     8  the operation failed or was cancelled
+    9  the doctor found something, or could not see every host
   130  interrupted
 
 Data goes to standard output, messages and progress to standard error.
@@ -111,6 +112,8 @@ pub enum Command {
     /// The site as a whole: what to do after a backup was restored.
     #[command(subcommand)]
     Site(site::SiteCommand),
+    /// Examines the site: what is wrong, what was looked at, and what could not be seen.
+    Doctor(site::DoctorArgs),
     /// What has happened on the site.
     Events(EventsArgs),
     /// Why a VM is where it is, where it could go, or where a new one would go.

@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub mod context;
+pub mod doctor;
 pub mod events;
 pub mod explain;
 pub mod host;
@@ -52,6 +53,7 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
         Command::Vm(command) => Box::pin(vm::run(command, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,
         Command::Site(command) => site::run(command, &mut session).await,
+        Command::Doctor(args) => doctor::run(&args, &mut session).await,
         Command::Events(args) => events::run("", &args, &mut session).await,
         Command::Explain(args) => explain::run(*args, &mut session).await,
         Command::Context(_) | Command::Completion(_) | Command::Version => Ok(()),

@@ -32,6 +32,8 @@ pub enum Exit {
     TimedOut = 7,
     /// The operation failed or was cancelled.
     OperationFailed = 8,
+    /// The doctor found something, or could not see every host.
+    Unwell = 9,
     /// Interrupted.
     Interrupted = 130,
 }
@@ -68,6 +70,9 @@ pub enum Error {
     /// Ctrl-C while waiting.
     #[error("interrupted; operation {0} goes on")]
     Interrupted(String),
+    /// An examination of the site has found something, which has been shown.
+    #[error("{0}")]
+    Unwell(String),
     /// Standard output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -151,6 +156,7 @@ impl Error {
             Self::WaitTimedOut { .. } => Exit::TimedOut,
             Self::OperationEnded(_) => Exit::OperationFailed,
             Self::TooLate(_) => Exit::Refused,
+            Self::Unwell(_) => Exit::Unwell,
             Self::Interrupted(_) => Exit::Interrupted,
             Self::Output(_) | Self::Format(..) => Exit::Other,
         }
@@ -232,6 +238,7 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
             "`dalgu op list --active` shows the migration; `dalgu op wait` waits for it"
         }
         Some("SAME_HOST") => "name another host with --to, or leave it out to let the controller choose",
+        Some("VM_ON_SEVERAL_HOSTS") => "`dalgu doctor` shows which hosts have it, and what to do",
         Some("HOST_NOT_EMPTY") => "`dalgu vm list --host HOST` shows its VMs; migrate or delete them first",
         Some("NOT_CANCELLABLE") => "it can only be waited for now: `dalgu op wait ID`",
         Some("NO_CAPACITY") => {

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use crate::{args::Color, exit::Error};
 
+pub mod doctor;
 pub mod event;
 pub mod explain;
 pub mod host;

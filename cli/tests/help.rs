@@ -8,7 +8,7 @@ use dalgu::args::Cli;
 fn the_arguments_are_consistent_and_the_help_names_every_exit_code() {
     Cli::command().debug_assert();
     let help = Cli::command().render_long_help().to_string();
-    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 130] {
+    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 130] {
         assert!(
             help.lines()
                 .any(|line| line.trim_start().starts_with(&format!("{code}  "))),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use common::{ago, now};
 use dalgu::{
-    output::{Resource as _, explain, operation, table},
+    output::{Resource as _, doctor, explain, operation, table},
     progress,
 };
 use dalgu_proto::v1;
@@ -208,6 +208,7 @@ fn host() -> v1::Host {
             running: true,
             vcpus: 2,
             memory_mib: 1024,
+            marked: false,
         }],
         create_time: ago(864_000),
         etag: "e1".into(),
@@ -384,6 +385,97 @@ fn why_a_vm_is_refused() {
     );
 }
 
+/// A site of two hosts: one is silent, and on the other somebody was at work.
+fn examined() -> v1::Diagnosis {
+    let finding =
+        |severity: v1::FindingSeverity, invariant: &str, kind: &str, about: [&str; 3]| v1::Finding {
+            invariant: invariant.into(),
+            severity: severity.into(),
+            kind: kind.into(),
+            subject: about[0].into(),
+            seen: about[1].into(),
+            next_step: about[2].into(),
+        };
+    let check =
+        |invariant: &str, title: &str, checked, subjects: &str, unchecked, limits: &str| v1::DiagnosisCheck {
+            invariant: invariant.into(),
+            title: title.into(),
+            checked,
+            subjects: subjects.into(),
+            unchecked,
+            limits: limits.into(),
+        };
+    use v1::FindingSeverity::{Critical, Notice, Warning};
+    v1::Diagnosis {
+        time: ago(0),
+        resource_version: 70,
+        findings: vec![
+            finding(
+                Critical,
+                "I1",
+                "TWO_COPIES",
+                [
+                    "vm web",
+                    "runs on h1 and on h2; h1 owns it",
+                    "stop the copy that has not the newest data",
+                ],
+            ),
+            finding(
+                Warning,
+                "I13",
+                "HOST_SILENT",
+                ["host h2", "silent for 40 s; it owns 4 VMs", "look at the host"],
+            ),
+            finding(
+                Notice,
+                "I3",
+                "NOT_AS_ASKED",
+                [
+                    "vm db",
+                    "stopped on h1, asked to be running",
+                    "`dalgu vm show db`",
+                ],
+            ),
+        ],
+        checks: vec![
+            check(
+                "I1",
+                "no VM runs on two hosts",
+                7,
+                "running VMs",
+                4,
+                "what hosts report",
+            ),
+            check(
+                "I9",
+                "reads are never stale",
+                0,
+                "",
+                0,
+                "a single look cannot show it",
+            ),
+            check("I13", "what is shown was seen lately", 9, "hosts and VMs", 4, ""),
+        ],
+        gaps: vec![v1::DiagnosisGap {
+            host: "h2".into(),
+            reason: "silent for 40 s".into(),
+            vms: 4,
+        }],
+    }
+}
+
+#[test]
+fn an_examination_says_what_is_wrong_what_was_looked_at_and_what_was_not_seen() {
+    insta::assert_snapshot!("doctor", doctor::render(&examined(), false, false));
+    insta::assert_snapshot!("doctor_wide", doctor::render(&examined(), true, false));
+    let well = v1::Diagnosis {
+        findings: vec![],
+        gaps: vec![],
+        ..examined()
+    };
+    insta::assert_snapshot!("doctor_well", doctor::render(&well, false, false));
+}
+
 #[test]
 fn events_in_a_table() {
     let event = |kind: v1::EventKind, reason: &str, message: &str| v1::Event {
@@ -416,6 +508,10 @@ fn every_screen_is_painted_without_moving_anything() {
         (
             explain::render(&decision(), "web", "is on", false),
             explain::render(&decision(), "web", "is on", true),
+        ),
+        (
+            doctor::render(&examined(), true, false),
+            doctor::render(&examined(), true, true),
         ),
     ] {
         assert_eq!(anstream::adapter::strip_str(&painted).to_string(), plain);

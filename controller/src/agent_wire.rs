@@ -28,6 +28,20 @@ pub struct Reported {
     pub power_sequence: Option<u64>,
     /// Restart request that the host accepted last, if it says.
     pub restart_sequence: Option<u64>,
+    /// Virtual processors that its domain may use; 0 where there is none.
+    pub vcpus: u32,
+    /// Memory that its domain may use; 0 where there is none.
+    pub memory_mib: u64,
+}
+
+impl Reported {
+    /// Whether it has a memory: it runs, or is paused.
+    pub fn is_alive(&self) -> bool {
+        matches!(
+            self.observation.power,
+            Some(PowerState::Running | PowerState::Paused)
+        )
+    }
 }
 
 /// A host's part in a migration, as it says.
@@ -85,6 +99,8 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
         migration: wire.migration.as_ref().and_then(|m| m.migration_id.parse().ok()),
         power_sequence: wire.power_sequence,
         restart_sequence: wire.restart_sequence,
+        vcpus: wire.vcpus,
+        memory_mib: wire.memory_mib,
         observation: Observation {
             host: host.clone(),
             epoch: Epoch(wire.epoch),
@@ -184,5 +200,6 @@ pub fn unmanaged(wire: v1::UnmanagedDomain) -> Unmanaged {
         running: wire.running,
         vcpus: wire.vcpus,
         memory_mib: wire.memory_mib,
+        marked: wire.marked,
     }
 }

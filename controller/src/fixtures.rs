@@ -10,7 +10,7 @@ use dalgu_proto::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{model::*, placement::Decision};
+use crate::{agent_wire::Reported, model::*, placement::Decision, verbs::Caller};
 
 pub(crate) fn host_name(name: &str) -> HostName {
     name.parse().unwrap()
@@ -103,6 +103,28 @@ pub(crate) fn observation(vm: &VmRecord) -> Observation {
         observe_time: None,
         fault: None,
         usage: None,
+    }
+}
+
+pub(crate) fn reported(vm: &VmRecord, observation: Observation) -> Reported {
+    Reported {
+        id: vm.id,
+        name: vm.name.to_string(),
+        observation,
+        transfer_over: None,
+        migration: None,
+        power_sequence: None,
+        restart_sequence: None,
+        vcpus: vm.spec.vcpus,
+        memory_mib: vm.spec.memory_mib,
+    }
+}
+
+pub(crate) fn caller() -> Caller {
+    Caller {
+        principal: "operator/test".to_owned(),
+        request_id: String::new(),
+        body: String::new(),
     }
 }
 

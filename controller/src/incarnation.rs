@@ -22,7 +22,7 @@ use std::sync::Arc;
 use dalgu_proto::ids::{Epoch, Generation, HostName, MigrationId, OperationId, VmId};
 
 pub use self::{
-    differences::{Difference, Kind, differences, etag, waiting},
+    differences::{Difference, Kind, differences, differences_of, etag, waiting},
     renew::{Error as RenewError, JUMP, Past, past, renew},
 };
 use crate::{
@@ -74,6 +74,31 @@ enum Place {
 }
 
 type Seen = (HostName, Arc<Reported>);
+
+/// Hosts other than its owner that have a VM or a domain of its id, by all that they say: none that deletes it, none that
+/// takes part in its migration, and a VM only when it has been said twice.
+pub fn elsewhere(state: &State, vm: &VmRecord) -> Vec<HostName> {
+    let mut hosts = match place(state, vm.id) {
+        _ if !vm.unconfirmed => Vec::new(),
+        Place::Nowhere => Vec::new(),
+        Place::On((host, _)) => vec![host],
+        Place::Migrating {
+            source, destination, ..
+        } => vec![source.0, destination.0],
+        Place::Unclear(hosts) => hosts,
+    };
+    let strays = state.strays.iter();
+    let strays = strays.filter(|((_, id), stray)| *id == vm.id && stray.times > 1);
+    hosts.extend(strays.map(|((host, _), _)| host.clone()));
+    let uuid = vm.id.to_string();
+    let copies = state.live.iter();
+    let copies = copies.filter(|(_, live)| live.unmanaged.iter().any(|domain| domain.uuid == uuid));
+    hosts.extend(copies.map(|(host, _)| host.clone()));
+    hosts.sort_unstable();
+    hosts.dedup();
+    hosts.retain(|host| *host != vm.owner);
+    hosts
+}
 
 fn place(state: &State, vm: VmId) -> Place {
     let (mut solid, mut leaving, mut coming) = (Vec::new(), Vec::new(), Vec::new());

@@ -2,7 +2,7 @@
 //! agents. [`run`] is the whole program but for arguments and signals; tests start it in process.
 //!
 //! Dependencies inside the crate point one way: `api` and `reconcile` use `state` and the pure modules (`placement`,
-//! `reconcile::plan`, `migration::decide`, `status`); these use [`model`] only; `store` knows none of them.
+//! `reconcile::plan`, `migration::decide`, `status`, `doctor`); these use [`model`] only; `store` knows none of them.
 #![forbid(unsafe_code)]
 
 pub mod agent_client;
@@ -10,6 +10,7 @@ pub mod agent_wire;
 pub mod api;
 pub mod backup;
 pub mod config;
+pub mod doctor;
 pub mod hosts;
 pub mod housekeeping;
 pub mod incarnation;

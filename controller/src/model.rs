@@ -291,6 +291,8 @@ pub enum Outcome {
     Host(HostName),
     /// A host was forgotten.
     HostDeleted,
+    /// A changed site.
+    Site,
 }
 
 /// A request that bore an id.

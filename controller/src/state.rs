@@ -76,6 +76,15 @@ pub struct Reserved {
     pub disks_mib: OrdMap<String, u64>,
 }
 
+/// What a host says of a VM that is not its own.
+#[derive(Debug, Clone)]
+pub struct Stray {
+    /// How often it was said: once may be a report that was under way while the VM left.
+    pub times: u32,
+    /// The last of it.
+    pub reported: Arc<Reported>,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct State {
@@ -113,8 +122,8 @@ pub struct State {
     pub live: OrdMap<HostName, Arc<HostLive>>,
     /// What is known of migrations. Not stored.
     pub migration_live: OrdMap<MigrationId, Arc<MigrationLive>>,
-    /// How often a VM was found where it should not be. Not stored.
-    pub strays: OrdMap<(HostName, VmId), u32>,
+    /// What hosts say of VMs that does not count: not their own, or under a later number than the store has. Not stored.
+    pub strays: OrdMap<(HostName, VmId), Stray>,
     /// Room for the store, once it has been looked at. Not stored.
     pub space: Option<Space>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.

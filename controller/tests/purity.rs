@@ -2,7 +2,14 @@
 
 use std::{fs, path::Path};
 
-const PURE: [&str; 4] = ["placement", "migration", "reconcile/plan.rs", "status.rs"];
+const PURE: [&str; 6] = [
+    "doctor",
+    "doctor.rs",
+    "placement",
+    "migration",
+    "reconcile/plan.rs",
+    "status.rs",
+];
 const BANNED: [&str; 9] = [
     "tokio::",
     "tonic::",

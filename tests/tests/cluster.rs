@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use dalgu_agent::hypervisor::{DomainState, Hypervisor};
 use dalgu_controller::store::memory::Crash;
-use dalgu_proto::v1;
+use dalgu_proto::{ids::VmId, reason, v1};
 use dalgu_tests::cluster::{Cluster, until, vm};
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 
@@ -315,17 +316,135 @@ async fn without_a_controller_guests_run_on_and_are_restarted_after_a_crash() ->
     done(&cluster, Ask::Create, "web").await?;
     cluster.kill_controller().await;
     let host = &cluster.hosts["h1"];
-    let [domain] = &dalgu_agent::hypervisor::Hypervisor::list(&host.sim).await?[..] else {
+    let [domain] = &host.sim.list().await?[..] else {
         anyhow::bail!("one domain")
     };
     host.sim.crash_guest(domain.id);
     let running = async || {
-        let seen = dalgu_agent::hypervisor::Hypervisor::get(&host.sim, domain.id).await?;
-        ensure!(seen.is_some_and(|seen| seen.state == dalgu_agent::hypervisor::DomainState::Running));
+        let seen = host.sim.get(domain.id).await?;
+        ensure!(seen.is_some_and(|seen| seen.state == DomainState::Running));
         Ok(())
     };
     until("restarted by its agent", running).await?;
     cluster.start_controller().await?;
     cluster.until_ready().await?;
     cluster.check().await
+}
+
+/// What the doctor finds, looking at the store too, and which hosts it has not seen.
+async fn examined(cluster: &Cluster) -> Result<(Vec<String>, Vec<String>)> {
+    let request = v1::GetDiagnosisRequest { deep: true };
+    let diagnosis = cluster.site().await?.get_diagnosis(request).await?.into_inner();
+    let findings = diagnosis.findings.into_iter();
+    let findings = findings.map(|found| format!("{} {} {}", found.invariant, found.kind, found.subject));
+    let unseen = diagnosis.gaps.into_iter().map(|gap| gap.host);
+    Ok((findings.collect(), unseen.collect()))
+}
+
+async fn until_examined(cluster: &Cluster, findings: &[String], unseen: &[&str]) -> Result<()> {
+    until("the doctor finds it", async || {
+        let found = examined(cluster).await?;
+        ensure!(
+            found.0 == findings && found.1 == unseen,
+            "{found:?}, not {findings:?}"
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// Memory that VMs may be given on a host.
+async fn free(cluster: &Cluster, name: &str) -> Result<u64> {
+    let hosts = cluster.list_hosts().await?;
+    let host = hosts.into_iter().find(|host| host.name == name);
+    let host = host.context("it is there")?;
+    Ok(host.allocation.unwrap_or_default().memory_mib_capacity)
+}
+
+#[tokio::test]
+async fn the_doctor_finds_nothing_after_work_and_what_somebody_does_behind_dalgus_back() -> Result<()> {
+    let mut cluster = Cluster::start(2).await?;
+    for what in [Ask::Create, Ask::Migrate, Ask::Stop, Ask::Start] {
+        done(&cluster, what, "web").await?;
+    }
+    until_examined(&cluster, &[], &[]).await?;
+
+    let vm = cluster.list_vms().await?.pop().context("it is there")?;
+    let owner = vm.status.as_ref().context("it has a status")?.host.clone();
+    let other = if owner == "h1" { "h2" } else { "h1" };
+    let (here, there) = (
+        cluster.hosts[&owner].sim.clone(),
+        cluster.hosts[other].sim.clone(),
+    );
+    let id: VmId = vm.uid.parse()?;
+
+    // A backup of libvirt is restored on the other host, and the copy started.
+    let mut copy = here.definition(id).context("it is defined")?;
+    there.create_volumes(&copy, false).await?;
+    there.define(&copy).await?;
+    there.start(id).await?;
+    let left = format!("I4 LEFTOVER_DOMAIN domain {id}");
+    until_examined(&cluster, &["I1 TWO_COPIES vm web".to_owned(), left.clone()], &[]).await?;
+    let refused = ask(&cluster, Ask::Delete, "web", "")
+        .await
+        .err()
+        .context("which copy?")?;
+    let status = refused.downcast_ref::<tonic::Status>().context("it answers")?;
+    ensure!(
+        reason::of(status).as_deref() == Some("VM_ON_SEVERAL_HOSTS"),
+        "{status:?}"
+    );
+    ensure!(
+        there
+            .get(id)
+            .await?
+            .is_some_and(|domain| domain.state == DomainState::Running)
+    );
+    there.destroy(id).await?;
+    there.undefine(id).await?;
+    until_examined(&cluster, &[], &[]).await?;
+
+    // One with Dalgu's mark that nobody knows takes room as long as it runs.
+    let before = free(&cluster, other).await?;
+    copy.id = VmId::from_uuid(uuid::Uuid::from_u128(7));
+    copy.name = "theirs".parse()?;
+    there.create_volumes(&copy, false).await?;
+    there.define(&copy).await?;
+    there.start(copy.id).await?;
+    until_examined(&cluster, &[format!("I4 LEFTOVER_DOMAIN domain {}", copy.id)], &[]).await?;
+    ensure!(
+        free(&cluster, other).await? + 64 == before,
+        "{} and {before} MiB",
+        free(&cluster, other).await?
+    );
+    // An agent that is started anew adopts it: it is reported as a VM, and no more touched than before.
+    cluster.kill_agent(other).await;
+    cluster.start_agent(other).await?;
+    until_examined(&cluster, &["I4 STRAY_VM vm theirs".to_owned()], &[]).await?;
+    ensure!(
+        free(&cluster, other).await? + 64 == before,
+        "{} and {before} MiB",
+        free(&cluster, other).await?
+    );
+    ensure!(
+        there
+            .get(copy.id)
+            .await?
+            .is_some_and(|domain| domain.state == DomainState::Running)
+    );
+    there.destroy(copy.id).await?;
+    there.undefine(copy.id).await?;
+    until_examined(&cluster, &[], &[]).await?;
+
+    here.destroy(id).await?;
+    until_examined(&cluster, &["I7 CHANGED_OUTSIDE vm web".to_owned()], &[]).await?;
+    done(&cluster, Ask::Start, "web").await?;
+
+    cluster.kill_agent(&owner).await;
+    until_examined(
+        &cluster,
+        &[format!("I13 HOST_SILENT host {owner}")],
+        &[owner.as_str()],
+    )
+    .await
 }

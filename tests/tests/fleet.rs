@@ -218,6 +218,8 @@ fn seen(id: VmId, by: &str) -> Reported {
         migration: None,
         power_sequence: None,
         restart_sequence: None,
+        vcpus: 1,
+        memory_mib: 64,
     }
 }
 

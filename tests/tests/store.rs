@@ -335,10 +335,13 @@ async fn a_restored_controller_looks_first_and_takes_every_guest_over_without_re
     let request = v1::ResumeSiteRequest {
         accept_differences: true,
         etag: seen.etag,
-        ..Default::default()
+        request_id: uuid::Uuid::new_v4().to_string(),
     };
-    let site = cluster.site().await?.resume_site(request).await?.into_inner();
-    ensure!(!site.observing, "{site:?}");
+    for answer in ["the first, which was lost", "the second"] {
+        let site = cluster.site().await?.resume_site(request.clone()).await;
+        let site = site.with_context(|| format!("{answer} answer"))?.into_inner();
+        ensure!(!site.observing, "{answer} answer: {site:?}");
+    }
     until("hosts and controller agree", async || {
         let vms = cluster.list_vms().await?;
         for (name, state) in [("web", v1::VmState::Running), ("db", v1::VmState::Stopped)] {
@@ -357,6 +360,20 @@ async fn a_restored_controller_looks_first_and_takes_every_guest_over_without_re
         guests(&cluster, &[web, db, new]) == before,
         "a guest was restarted or touched"
     );
+
+    until("what the store does not know has its room", async || {
+        let hosts = cluster.list_hosts().await?;
+        let room = hosts
+            .iter()
+            .filter_map(|host| Some(host.allocation?.memory_mib_capacity));
+        let (least, most) = (room.clone().min(), room.max());
+        ensure!(
+            least.map(|least| least + 64) == most,
+            "{least:?} and {most:?} MiB"
+        );
+        Ok(())
+    })
+    .await?;
 
     in_charge(&cluster).await
 }

@@ -15,7 +15,7 @@ use dalgu_proto::{
         registrar_service_server::{RegistrarService, RegistrarServiceServer},
     },
     host::Usage,
-    ids::MigrationId,
+    ids::{MigrationId, VmId},
     tls::{Peer as Identity, Role, client::caller_in_process},
     v1,
 };
@@ -26,7 +26,7 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     hypervisor::{
-        Connection, DomainState,
+        Connection, Definition, DomainState,
         sim::{Delays, MemoryLines, Sim, SimConfig},
     },
     ledger::Files,
@@ -504,4 +504,66 @@ async fn a_host_whose_hypervisor_does_not_answer_registers_and_says_nothing_of_i
         .iter()
         .any(|report| report.agent_run_id == run && report.inventory_complete && report.vms.is_empty());
     assert!(!early, "a list from before recovery was called complete");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_with_dalgus_mark_that_comes_behind_its_back_is_reported_and_never_touched() {
+    let site = Site::new();
+    let mut host = site.start("h1", site.sim("h1"), Folder::default()).await;
+    site.until("a host", |report| report.host == "h1").await;
+    host.ensure().await.unwrap();
+    site.until("running", settled("h1")).await;
+    let own: VmId = VM.parse().unwrap();
+    let definition = host.sim.definition(own).unwrap();
+    let by_hand = async |definition: &Definition| {
+        host.sim.create_volumes(definition, false).await.unwrap();
+        host.sim.define(definition).await.unwrap();
+        host.sim.start(definition.id).await.unwrap();
+    };
+    let shown = |id: VmId| {
+        move |report: &wire::ReportRequest| {
+            let is_it = |domain: &v1::UnmanagedDomain| {
+                domain.uuid == id.to_string() && domain.marked && domain.running && domain.memory_mib == 64
+            };
+            report.inventory_complete && report.unmanaged_domains.iter().any(is_it)
+        }
+    };
+
+    let mut theirs = definition.clone();
+    theirs.id = VmId::from_uuid(Uuid::from_u128(99));
+    theirs.name = "theirs".parse().unwrap();
+    by_hand(&theirs).await;
+    site.until("one that nobody told it of", shown(theirs.id)).await;
+    let sized =
+        |report: &wire::ReportRequest| report.vms.iter().any(|vm| vm.memory_mib == 64 && vm.vcpus == 1);
+    site.until("the size of its own", sized).await;
+
+    let mistaken = || lock(&site.registrar.reports).iter().any(shown(own));
+    assert!(!mistaken(), "its own was taken for one that it was not told of");
+    lock(&site.registrar.reports).clear();
+    let delete = wire::DeleteVmRequest {
+        context: host.context(),
+        uid: VM.to_owned(),
+        generation: 2,
+        epoch: 1,
+    };
+    host.client.clone().delete_vm(delete).await.unwrap();
+    site.until("its own is gone", |report| {
+        report.inventory_complete && report.vms.is_empty()
+    })
+    .await;
+    assert!(
+        !mistaken(),
+        "while it was deleted it was taken for one that it was not told of"
+    );
+    by_hand(&definition).await;
+    site.until("the deleted one that is back", shown(own)).await;
+
+    sleep(Duration::from_mins(5)).await;
+    let domains = host.sim.list().await.unwrap();
+    assert_eq!(domains.len(), 2);
+    assert!(
+        domains.iter().all(|domain| domain.state == DomainState::Running),
+        "{domains:?}"
+    );
 }

@@ -45,6 +45,9 @@ impl Driver {
             .as_ref()
             .map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
         status.adopted = self.adopted;
+        if let Some(domain) = &self.domain {
+            status.size = (domain.vcpus, domain.memory_mib);
+        }
         status.observed_at = self.seen;
         status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());
         let settled = self.seen.is_some()
@@ -53,6 +56,10 @@ impl Driver {
             && plan::next(vm, self.domain.as_ref(), &memory) == Step::Settled;
         status.phase = match vm.disposition {
             Disposition::Gone { .. } => Phase::Gone,
+            // Adopted, and nobody has said what it should be: when its domain has been removed by hand, nothing is here.
+            Disposition::Owned if vm.intent.is_none() && self.seen.is_some() && self.domain.is_none() => {
+                Phase::Gone
+            }
             Disposition::Deleting => Phase::Deleting,
             Disposition::Incoming { .. } => Phase::Incoming,
             Disposition::Outgoing { .. } => Phase::Outgoing,

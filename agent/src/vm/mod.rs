@@ -5,7 +5,7 @@
 //! obeyed and [`plan`] what is done next; both are pure.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -310,6 +310,12 @@ impl Vms {
             .collect();
         statuses.sort_by_key(|status| status.id);
         statuses
+    }
+
+    /// VMs of which something is here. A domain of Dalgu's that is listed between two calls of this, and is in neither
+    /// answer, is one that this host was never told of.
+    pub fn present(&self) -> BTreeSet<VmId> {
+        self.statuses().into_iter().map(|status| status.id).collect()
     }
 
     /// The latest migration of this id.

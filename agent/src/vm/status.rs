@@ -104,6 +104,8 @@ pub struct Status {
     pub migration: Option<Migration>,
     /// Found in the hypervisor, not in the ledger.
     pub adopted: bool,
+    /// Virtual processors and memory in MiB that its domain may use; 0 where there is none.
+    pub size: (u32, u64),
 }
 
 impl Status {
@@ -124,6 +126,7 @@ impl Status {
             failure: None,
             migration: None,
             adopted: false,
+            size: (0, 0),
         }
     }
 

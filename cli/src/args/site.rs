@@ -1,6 +1,6 @@
-//! What can be typed after `dalgu site`.
+//! What can be typed after `dalgu site` and `dalgu doctor`.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::host::RequestArgs;
 use crate::complete;
@@ -31,4 +31,20 @@ pub enum SiteCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
+}
+
+const DOCTOR_HELP: &str = "\
+The controller compares what its store holds with what hosts have reported; nobody is asked for it, and nothing is
+changed. What is wrong only for a moment is not told: it is looked at twice, one report interval apart.
+
+The exit code is 0 when nothing is wrong on hosts that were all seen, and 9 otherwise. docs/operations/doctor.md explains
+every finding.";
+
+/// How to examine the site.
+#[derive(Debug, Args)]
+#[command(after_help = DOCTOR_HELP)]
+pub struct DoctorArgs {
+    /// Look through the controller's database too; changes wait meanwhile, the longer the larger it is.
+    #[arg(long)]
+    pub deep: bool,
 }

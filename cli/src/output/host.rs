@@ -304,7 +304,9 @@ fn devices(page: &mut human::Page, host: &v1::Host, made: &v1::HostInventory) {
         pools.collect(),
     );
     let others = host.unmanaged_domains.iter().map(|domain| {
-        let running = if domain.running { "running" } else { "off" }.to_owned();
+        let state = if domain.running { "running" } else { "off" };
+        let mark = if domain.marked { ", with Dalgu's mark" } else { "" };
+        let running = format!("{state}{mark}");
         [
             domain.name.clone(),
             domain.uuid.clone(),

@@ -97,6 +97,8 @@ mod tests {
             descriptor::<v1::Operation>(),
             descriptor::<v1::Event>(),
             descriptor::<v1::Placement>(),
+            descriptor::<v1::Site>(),
+            descriptor::<v1::Diagnosis>(),
         ] {
             assert!(found.full_name().starts_with("dalgu.v1."));
         }

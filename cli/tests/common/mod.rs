@@ -26,6 +26,7 @@ use v1::{
     host_service_server::{HostService, HostServiceServer},
     operation_service_server::{OperationService, OperationServiceServer},
     placement_service_server::{PlacementService, PlacementServiceServer},
+    site_service_server::{SiteService, SiteServiceServer},
     vm_service_server::{VmService, VmServiceServer},
 };
 
@@ -58,6 +59,8 @@ pub struct Script {
     pub hosts: Answers<v1::Host>,
     /// To calls of the placement service.
     pub placements: Answers<v1::Placement>,
+    /// To GetDiagnosis.
+    pub diagnoses: Answers<v1::Diagnosis>,
     /// To ReadConsole.
     pub console: Vec<&'static [u8]>,
     /// Whether WaitOperation holds the question back for ever.
@@ -306,6 +309,32 @@ impl PlacementService for Fake {
     }
 }
 
+#[tonic::async_trait]
+impl SiteService for Fake {
+    async fn get_site(&self, _: Request<v1::GetSiteRequest>) -> Result<Response<v1::Site>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn get_diagnosis(
+        &self,
+        request: Request<v1::GetDiagnosisRequest>,
+    ) -> Result<Response<v1::Diagnosis>, Status> {
+        let mut script = self.script();
+        script
+            .seen
+            .push(format!("get_diagnosis {}", request.into_inner().deep));
+        next(&mut script.diagnoses, "get_diagnosis")
+    }
+
+    async fn waive_host(&self, _: Request<v1::WaiveHostRequest>) -> Result<Response<v1::Site>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn resume_site(&self, _: Request<v1::ResumeSiteRequest>) -> Result<Response<v1::Site>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+}
+
 /// The fake controller on a socket in a directory of its own, in a runtime of its own that can be torn down.
 pub struct Controller {
     /// Its script.
@@ -344,6 +373,7 @@ impl Controller {
             .add_service(OperationServiceServer::new(self.fake.clone()))
             .add_service(HostServiceServer::new(self.fake.clone()))
             .add_service(PlacementServiceServer::new(self.fake.clone()))
+            .add_service(SiteServiceServer::new(self.fake.clone()))
             .add_service(EventServiceServer::new(self.fake.clone()));
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

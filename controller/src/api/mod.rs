@@ -111,6 +111,7 @@ impl From<verbs::Error> for Status {
             E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
             E::Running(_) => (Code::FailedPrecondition, "VM_RUNNING"),
             E::Deleting(_) => (Code::FailedPrecondition, "VM_DELETING"),
+            E::SeveralHosts { .. } => (Code::FailedPrecondition, "VM_ON_SEVERAL_HOSTS"),
             E::MigrationInProgress(_) => (Code::FailedPrecondition, "MIGRATION_IN_PROGRESS"),
             E::SameHost { .. } => (Code::FailedPrecondition, "SAME_HOST"),
             E::Initializing => (Code::Unavailable, "HOSTS_INITIALIZING"),

@@ -1,17 +1,27 @@
 //! `dalgu.v1.SiteService`.
 
+use std::{sync::Arc, time::Duration};
+
 use dalgu_proto::{
     ids::HostName,
     reason, time,
     v1::{self, site_service_server::SiteService},
 };
+use jiff::Timestamp;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Services, peer, request};
+use super::{Services, request};
 use crate::{
+    doctor::{self, Diagnosis, Severity, View},
+    hosts,
     incarnation::{self, Difference, Error, Kind},
+    model::Outcome,
     state::{State, Tx},
+    verbs,
 };
+
+/// A second look of the doctor comes after this time at the latest: a call has half a minute.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -66,17 +76,98 @@ fn difference(found: Difference) -> v1::SiteDifference {
 }
 
 impl Services {
-    /// A change that is harmless when it is repeated: its request id need not be remembered.
+    /// A change that a repeated request with the same id does not make again.
     async fn change_site<T>(
         &self,
         request: &Request<T>,
-        request_id: &str,
+        (request_id, content): (&str, &str),
         change: impl FnOnce(&mut Tx, &str) -> Result<(), Error>,
     ) -> Result<Response<v1::Site>, Status> {
-        request::caller(request, request_id, "")?;
-        let principal = peer(request)?.to_string();
-        self.db.transact(|tx| change(tx, &principal)).await?;
+        let caller = request::caller(request, request_id, content)?;
+        let once = |tx: &mut Tx| {
+            verbs::once_also_observing(tx, &caller, |tx| {
+                change(tx, &caller.principal)?;
+                Ok::<_, Refused>(Outcome::Site)
+            })
+        };
+        self.db.transact(once).await?;
         Ok(Response::new(site(&self.db.snapshot())))
+    }
+
+    /// What the doctor finds now.
+    fn examine(&self, damage: Option<Vec<String>>) -> (Arc<State>, Timestamp, Diagnosis) {
+        let state = self.db.snapshot();
+        let now = self.db.now();
+        let diagnosis = doctor::examine(&View {
+            now,
+            silence: hosts::silence(&state),
+            damage,
+            state: &state,
+        });
+        (state, now, diagnosis)
+    }
+}
+
+/// Why a change of the site is refused.
+enum Refused {
+    Verb(verbs::Error),
+    Site(Error),
+}
+
+impl From<verbs::Error> for Refused {
+    fn from(error: verbs::Error) -> Self {
+        Self::Verb(error)
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Site(error)
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Verb(error) => error.into(),
+            Refused::Site(error) => error.into(),
+        }
+    }
+}
+
+fn diagnosis(state: &State, now: Timestamp, found: Diagnosis) -> v1::Diagnosis {
+    let finding = |finding: doctor::Finding| v1::Finding {
+        invariant: finding.invariant.as_str().to_owned(),
+        severity: match finding.severity {
+            Severity::Notice => v1::FindingSeverity::Notice,
+            Severity::Warning => v1::FindingSeverity::Warning,
+            Severity::Critical => v1::FindingSeverity::Critical,
+        }
+        .into(),
+        kind: finding.kind.to_owned(),
+        subject: finding.subject,
+        seen: finding.seen,
+        next_step: finding.next_step,
+    };
+    let check = |check: doctor::Check| v1::DiagnosisCheck {
+        invariant: check.invariant.as_str().to_owned(),
+        title: check.title.to_owned(),
+        checked: check.checked as u64,
+        subjects: check.subjects.to_owned(),
+        unchecked: check.unchecked as u64,
+        limits: check.limits.to_owned(),
+    };
+    let gap = |gap: doctor::Gap| v1::DiagnosisGap {
+        host: gap.host.to_string(),
+        reason: gap.reason,
+        vms: gap.vms as u64,
+    };
+    v1::Diagnosis {
+        time: Some(time::to_wire(now)),
+        resource_version: state.meta.revision,
+        findings: found.findings.into_iter().map(finding).collect(),
+        checks: found.checks.into_iter().map(check).collect(),
+        gaps: found.gaps.into_iter().map(gap).collect(),
     }
 }
 
@@ -86,13 +177,33 @@ impl SiteService for Services {
         Ok(Response::new(site(&self.db.snapshot())))
     }
 
+    async fn get_diagnosis(
+        &self,
+        request: Request<v1::GetDiagnosisRequest>,
+    ) -> Result<Response<v1::Diagnosis>, Status> {
+        let damage = match request.get_ref().deep {
+            true => Some(self.db.damage().await),
+            false => None,
+        };
+        let (mut state, mut now, mut found) = self.examine(damage.clone());
+        if !found.findings.is_empty() {
+            // What passes by itself is no finding: every host has reported anew by then.
+            tokio::time::sleep(self.config.report_interval().min(LONGEST_PAUSE)).await;
+            let before = found;
+            (state, now, found) = self.examine(damage);
+            found = found.lasting(&before);
+        }
+        Ok(Response::new(diagnosis(&state, now, found)))
+    }
+
     async fn waive_host(&self, request: Request<v1::WaiveHostRequest>) -> Result<Response<v1::Site>, Status> {
         let message = request.get_ref();
         let host: HostName = message
             .host
             .parse()
             .map_err(|error: dalgu_proto::ids::Error| reason::invalid("host", error.to_string()))?;
-        self.change_site(&request, &message.request_id, |tx, principal| {
+        let content = format!("WaiveHost {host}");
+        self.change_site(&request, (&message.request_id, &content), |tx, principal| {
             incarnation::waive(tx, &host, principal)
         })
         .await
@@ -104,7 +215,8 @@ impl SiteService for Services {
     ) -> Result<Response<v1::Site>, Status> {
         let message = request.get_ref();
         let (accept, etag) = (message.accept_differences, message.etag.clone());
-        self.change_site(&request, &message.request_id, |tx, principal| {
+        let content = format!("ResumeSite {accept} {etag:?}");
+        self.change_site(&request, (&message.request_id, &content), |tx, principal| {
             incarnation::resume(tx, accept, &etag, principal)
         })
         .await

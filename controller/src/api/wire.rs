@@ -102,6 +102,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
             running: domain.running,
             vcpus: domain.vcpus,
             memory_mib: domain.memory_mib,
+            marked: domain.marked,
         });
     v1::Host {
         name: host.name.to_string(),

@@ -6,6 +6,8 @@
 pub mod heartbeat;
 pub mod registry;
 
+use std::{collections::BTreeMap, time::Duration};
+
 use dalgu_proto::{
     ids::HostName,
     mutant::{self, Mutant},
@@ -34,13 +36,7 @@ pub fn view(state: &State, host: &HostRecord) -> HostView {
     let heard = live.is_some_and(|live| live.state == HostState::Ready);
     let ready = heard && live.is_some_and(|live| live.hypervisor_error.is_none());
     let usage = live.filter(|_| heard).and_then(|live| live.usage.as_ref());
-    let running = live
-        .into_iter()
-        .flat_map(|live| &live.unmanaged)
-        .filter(|domain| domain.running);
-    let (unmanaged_vcpus, unmanaged_memory_mib) = running.fold((0_u32, 0_u64), |(vcpus, memory), d| {
-        (vcpus.saturating_add(d.vcpus), memory.saturating_add(d.memory_mib))
-    });
+    let (unmanaged_vcpus, unmanaged_memory_mib) = foreign(state, &host.name);
     let pools = host.inventory.pools.iter().map(|known| {
         // The sample has the present room; the inventory is stored only when it changes in earnest.
         let pool = usage
@@ -71,6 +67,29 @@ pub fn view(state: &State, host: &HostRecord) -> HostView {
         unmanaged_vcpus,
         unmanaged_memory_mib,
     }
+}
+
+/// Virtual processors, and memory in MiB, of what runs on a host and has no reservation there: domains that Dalgu does not
+/// touch, and VMs that are not this host's own, such as those that a restored store does not know.
+pub fn foreign(state: &State, host: &HostName) -> (u32, u64) {
+    let unmanaged = state.live.get(host).into_iter().flat_map(|live| &live.unmanaged);
+    let unmanaged = unmanaged.filter(|domain| domain.running);
+    let holds = |vm| state.host_vms.get(host).is_some_and(|vms| vms.contains(vm));
+    let strays = state.strays.iter();
+    let strays = strays.filter(|((at, vm), stray)| at == host && stray.reported.is_alive() && !holds(vm));
+    unmanaged
+        .map(|domain| (domain.vcpus, domain.memory_mib))
+        .chain(strays.map(|(_, stray)| (stray.reported.vcpus, stray.reported.memory_mib)))
+        .fold((0, 0), |(vcpus, memory): (u32, u64), (more, mib)| {
+            (vcpus.saturating_add(more), memory.saturating_add(mib))
+        })
+}
+
+/// How long ago each host was last heard; of one that has not been heard, how long ago the controller started.
+pub fn silence(state: &State) -> BTreeMap<HostName, Duration> {
+    let live = state.live.iter();
+    live.map(|(host, live)| (host.clone(), live.heard.elapsed()))
+        .collect()
 }
 
 fn describe(live: Option<&HostLive>) -> String {

@@ -156,6 +156,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
             Some(live) if !new.complete => live.unmanaged.clone(),
             _ => new.unmanaged,
         },
+        complete: new.complete,
         hypervisor_error: new.hypervisor_error,
     };
     tx.set_live(new.host.clone(), live);
@@ -258,6 +259,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         heard: Instant::now(),
         usage: new.usage.or_else(|| live.usage.clone()),
         unmanaged,
+        complete: new.complete,
         hypervisor_error: new.hypervisor_error,
     };
     tx.set_live(new.host.clone(), next);

@@ -79,7 +79,7 @@ pub fn differences(state: &State) -> Vec<Difference> {
         .vms
         .values()
         .filter(|vm| vm.unconfirmed)
-        .flat_map(|vm| of(state, vm))
+        .flat_map(|vm| differences_of(state, vm))
         .collect();
     let unknown = state
         .sightings
@@ -117,7 +117,8 @@ const fn power(power: Option<PowerState>) -> &'static str {
     }
 }
 
-fn of(state: &State, vm: &VmRecord) -> Vec<Difference> {
+/// In what hosts and the store differ about an unconfirmed VM.
+pub fn differences_of(state: &State, vm: &VmRecord) -> Vec<Difference> {
     let difference = |kind, hosts: Vec<HostName>, in_store: String, on_hosts: &str| Difference {
         kind,
         name: vm.name.to_string(),

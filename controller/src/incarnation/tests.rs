@@ -41,13 +41,9 @@ fn shown(vm: &VmRecord, host: &str, phase: VmPhase) -> Reported {
     observation.accepted = Generation(9);
     observation.phase = phase;
     Reported {
-        id: vm.id,
-        name: vm.name.to_string(),
-        observation,
-        transfer_over: None,
-        migration: None,
         power_sequence: Some(5),
         restart_sequence: Some(3),
+        ..fixtures::reported(vm, observation)
     }
 }
 
@@ -186,11 +182,7 @@ async fn a_waived_host_that_comes_back_gets_its_vms_again() {
     resumes(&db).await.unwrap();
     assert!(db.snapshot().vms[&vm.id].unconfirmed, "nobody has shown it");
     // What is asked for now would be lost with the host's own word on it.
-    let caller = crate::verbs::Caller {
-        principal: "operator/test".to_owned(),
-        request_id: String::new(),
-        body: String::new(),
-    };
+    let caller = fixtures::caller();
     let stop = crate::verbs::power::Power::Stop {
         grace_period_seconds: 0,
     };
@@ -203,4 +195,24 @@ async fn a_waived_host_that_comes_back_gets_its_vms_again() {
     );
     lists(&db, "h1", vec![shown(&vm, "h1", VmPhase::Settled)]).await;
     assert!(!db.snapshot().vms[&vm.id].unconfirmed);
+}
+
+#[tokio::test]
+async fn a_vm_that_another_host_has_too_is_not_deleted_before_it_is_on_one() {
+    let (db, vm) = restored().await;
+    for host in ["h1", "h2"] {
+        lists(&db, host, vec![shown(&vm, host, VmPhase::Settled)]).await;
+    }
+    lists(&db, "h3", vec![]).await;
+    resumes(&db).await.unwrap();
+    let caller = fixtures::caller();
+    let delete = |tx: &mut crate::state::Tx| crate::verbs::power::delete(tx, &caller, "web", "", true);
+    let refused = db.transact(delete).await;
+    let Err(crate::verbs::Error::SeveralHosts { owner, hosts, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!((owner, hosts), (host_name("h1"), vec![host_name("h2")]));
+    assert!(db.snapshot().vms[&vm.id].delete_time.is_none());
+    lists(&db, "h2", vec![]).await;
+    db.transact(delete).await.unwrap();
 }

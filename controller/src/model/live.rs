@@ -121,7 +121,7 @@ impl HostState {
     }
 }
 
-/// A domain that is not Dalgu's.
+/// A domain that Dalgu does not touch: it did not make it, or its host was never told to have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unmanaged {
     /// UUID of the domain.
@@ -134,6 +134,8 @@ pub struct Unmanaged {
     pub vcpus: u32,
     /// Memory it may use.
     pub memory_mib: u64,
+    /// It bears Dalgu's mark all the same: made by hand, or by a restored backup of libvirt.
+    pub marked: bool,
 }
 
 /// What is known of a host while the controller runs.
@@ -153,6 +155,8 @@ pub struct HostLive {
     pub usage: Option<Usage>,
     /// Domains that are not Dalgu's.
     pub unmanaged: Vec<Unmanaged>,
+    /// The last report told of every VM and domain there.
+    pub complete: bool,
     /// The agent has no working hypervisor.
     pub hypervisor_error: Option<String>,
 }
@@ -168,6 +172,7 @@ impl HostLive {
             heard: now,
             usage: None,
             unmanaged: Vec::new(),
+            complete: false,
             hypervisor_error: None,
         }
     }

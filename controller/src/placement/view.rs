@@ -239,7 +239,7 @@ pub struct HostView {
     pub usage: Option<UsageView>,
     /// Virtual processors of running domains that are not Dalgu's.
     pub unmanaged_vcpus: u32,
-    /// Memory of running domains that are not Dalgu's, in MiB.
+    /// Memory of the same, in MiB.
     pub unmanaged_memory_mib: u64,
 }
 

@@ -44,7 +44,12 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
         }
         match known {
             Some(vm) if vm.owner == *host || mutant::on(Mutant::AnybodySpeaks) => {
+                if reported.observation.epoch > vm.epoch && !vm.unconfirmed {
+                    // The store is behind, which must never be: for the doctor.
+                    tx.note_stray(host.clone(), reported.clone());
+                }
                 if reported.observation.epoch == vm.epoch || mutant::on(Mutant::AnybodySpeaks) {
+                    tx.forget_stray(host, vm.id);
                     if reported
                         .transfer_over
                         .is_some_and(|id| transferring(tx, vm.id) == Some(id))
@@ -55,7 +60,7 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
                     observe(tx, &vm, reported.observation, new_run);
                 }
             }
-            _ => stray(tx, host, &reported),
+            _ => stray(tx, host, reported),
         }
     }
     if extent == Extent::Partial {
@@ -181,7 +186,7 @@ fn tell(tx: &mut Tx, vm: &VmRecord, old: Option<&Observation>, new: &Observation
 
 /// A VM that this host should not have. Told of once, at its second sight: a report that was under way while the VM
 /// left is no news. Never touched.
-fn stray(tx: &mut Tx, host: &HostName, reported: &Reported) {
+fn stray(tx: &mut Tx, host: &HostName, reported: Reported) {
     let migrating = tx
         .active_migration(reported.id)
         .is_some_and(|m| m.source == *host || m.destination == *host);
@@ -190,12 +195,11 @@ fn stray(tx: &mut Tx, host: &HostName, reported: &Reported) {
     if migrating || behind || reported.observation.phase == VmPhase::Deleting {
         return;
     }
-    if tx.note_stray(host.clone(), reported.id) == 2 {
-        let name = &reported.name;
-        let message = format!(
-            "host {host} has a VM {name} ({}) that is not its own; it is left alone. If nobody needs it, remove it there",
-            reported.id
-        );
+    let message = format!(
+        "host {host} has a VM {} ({}) that is not its own; it is left alone. If nobody needs it, remove it there",
+        reported.name, reported.id
+    );
+    if tx.note_stray(host.clone(), reported) == 2 {
         tx.event(EventKind::Host, "StrayVm", host, message, None);
     }
 }

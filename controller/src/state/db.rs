@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use super::{Error, State, Tx, load, tx::EVENTS_KEPT};
-use crate::store::{self, Batch, Store};
+use crate::store::{self, Batch, Image, Store};
 
 /// Changes that may wait for the writer.
 const QUEUE: usize = 1024;
@@ -82,6 +82,8 @@ struct Commit {
     batch: Batch,
     touched: Vec<VmId>,
     done: oneshot::Sender<()>,
+    /// Somebody wants the store looked through once this is durable.
+    look: Option<oneshot::Sender<Vec<String>>>,
 }
 
 struct Inner {
@@ -198,6 +200,7 @@ impl Db {
                 batch,
                 touched,
                 done,
+                look: None,
             });
             outcome
         };
@@ -206,6 +209,30 @@ impl Db {
         }
         match durable.await {
             Ok(()) => outcome,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Looks the store through: what is damaged there, and where its records are not those that the controller works with.
+    /// Changes wait meanwhile. Never returns when the store has failed.
+    pub async fn damage(&self) -> Vec<String> {
+        let Ok(permit) = self.0.queue.reserve().await else {
+            return std::future::pending().await;
+        };
+        let (done, _) = oneshot::channel();
+        let (look, found) = oneshot::channel();
+        {
+            let pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            permit.send(Commit {
+                state: pending.clone(),
+                batch: Batch::default(),
+                touched: Vec::new(),
+                done,
+                look: Some(look),
+            });
+        }
+        match found.await {
+            Ok(found) => found,
             Err(_) => std::future::pending().await,
         }
     }
@@ -283,10 +310,12 @@ impl<S: Store> Writer<S> {
         }
         let mut touched = Vec::new();
         let mut waiting = Vec::with_capacity(group.len());
+        let mut looks = Vec::new();
         let mut last = None;
         for commit in group.drain(..) {
             touched.extend(commit.touched);
             waiting.push(commit.done);
+            looks.extend(commit.look);
             last = Some(commit.state);
         }
         if let Some(state) = last {
@@ -297,6 +326,48 @@ impl<S: Store> Writer<S> {
             // Who no longer waits has gone away; the change stands.
             let _ = done.send(());
         }
+        if !looks.is_empty() {
+            let found = self.damage();
+            for look in looks {
+                // As above.
+                let _ = look.send(found.clone());
+            }
+        }
         Ok(())
     }
+
+    /// What is wrong with the store, which holds what was published last.
+    fn damage(&mut self) -> Vec<String> {
+        let damage = self.store.damage();
+        let image = self.store.load();
+        match (damage, image) {
+            (Ok(mut found), Ok(image)) => {
+                found.extend(differences(&image, &self.publish.borrow()));
+                found
+            }
+            (Err(error), _) | (_, Err(error)) => vec![format!("it cannot be read: {error}")],
+        }
+    }
+}
+
+/// Where the records on disk are not those in memory.
+fn differences(image: &Image, state: &State) -> Vec<String> {
+    let disk = match load::state(image, state.meta.cluster_id) {
+        Ok(disk) => disk,
+        Err(error) => return vec![error.to_string()],
+    };
+    let differ = [
+        ("VMs", disk.vms != state.vms),
+        ("hosts", disk.hosts != state.hosts),
+        ("operations", disk.operations != state.operations),
+        ("migrations", disk.migrations != state.migrations),
+        ("requests", disk.requests != state.requests),
+        ("events", disk.events != state.events),
+    ];
+    let differ = differ.into_iter().filter(|(_, differs)| *differs);
+    differ
+        .map(|(what, _)| {
+            format!("the records of {what} on disk are not those that the controller works with")
+        })
+        .collect()
 }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Observing, State};
+use super::{Observing, State, Stray};
 use crate::{
     agent_wire::Reported,
     model::{
@@ -355,11 +355,21 @@ impl Tx {
         self.state.migration_live.insert(id, Arc::new(live));
     }
 
-    /// Counts the times a VM was found where it should not be. Not stored.
-    pub fn note_stray(&mut self, host: HostName, vm: VmId) -> u32 {
-        let count = self.state.strays.entry((host, vm)).or_insert(0);
-        *count = count.saturating_add(1);
-        *count
+    /// Notes a VM that was found where it should not be; how often it has been. Not stored.
+    pub fn note_stray(&mut self, host: HostName, reported: Reported) -> u32 {
+        let key = (host, reported.id);
+        let before = self.state.strays.get(&key).map_or(0, |stray| stray.times);
+        let times = before.saturating_add(1);
+        let reported = Arc::new(reported);
+        self.state.strays.insert(key, Stray { times, reported });
+        times
+    }
+
+    /// Forgets that a VM was found where it is its host's own again.
+    pub fn forget_stray(&mut self, host: &HostName, vm: VmId) {
+        if !self.state.strays.is_empty() {
+            self.state.strays.remove(&(host.clone(), vm));
+        }
     }
 
     /// Forgets the strays of a host that are no longer there.

@@ -147,6 +147,12 @@ pub trait Store: Send + 'static {
 
     /// Writes the batches, in order and all or none of them, and returns when they are on stable storage.
     fn commit(&mut self, batches: &[Batch]) -> Result<(), Error>;
+
+    /// Looks for damage where records are kept; tells what it finds. Nothing can be committed meanwhile. A store that has
+    /// no means of its own finds none.
+    fn damage(&mut self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
 }
 
 impl Store for Box<dyn Store> {
@@ -156,5 +162,9 @@ impl Store for Box<dyn Store> {
 
     fn commit(&mut self, batches: &[Batch]) -> Result<(), Error> {
         (**self).commit(batches)
+    }
+
+    fn damage(&mut self) -> Result<Vec<String>, Error> {
+        (**self).damage()
     }
 }

@@ -99,6 +99,20 @@ pub enum Error {
     /// It is going away.
     #[error("{0} is being deleted: nothing else can be asked of it")]
     Deleting(VmName),
+    /// Other hosts show it too: nobody can say which copy is meant.
+    #[error(
+        "{vm} belongs to {owner}, and is on {} too: remove it there by hand first (`virsh undefine {vm}`), or after a restore \
+         resume the site; nothing was deleted",
+        join(.hosts)
+    )]
+    SeveralHosts {
+        /// The VM.
+        vm: VmName,
+        /// Its owner.
+        owner: HostName,
+        /// Others that show it.
+        hosts: Vec<HostName>,
+    },
     /// It moves.
     #[error("{0} is migrating already: wait for that operation, or cancel it")]
     MigrationInProgress(VmName),
@@ -200,18 +214,26 @@ pub fn once(
     caller: &Caller,
     change: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
 ) -> Result<Outcome, Error> {
+    once_also_observing(tx, caller, |tx| observed(tx).and_then(|()| change(tx)))
+}
+
+/// As [`once`], for what may also be asked of a controller that only observes.
+pub fn once_also_observing<E: From<Error>>(
+    tx: &mut Tx,
+    caller: &Caller,
+    change: impl FnOnce(&mut Tx) -> Result<Outcome, E>,
+) -> Result<Outcome, E> {
     if caller.request_id.is_empty() || mutant::on(Mutant::RequestNotRemembered) {
-        return observed(tx).and_then(|()| change(tx));
+        return change(tx);
     }
     let key = format!("{}/{}", caller.principal, caller.request_id);
     if let Some(known) = tx.requests.get(&key) {
         return if known.body == caller.body {
             Ok(known.outcome.clone())
         } else {
-            Err(Error::RequestReused(caller.request_id.clone()))
+            Err(Error::RequestReused(caller.request_id.clone()).into())
         };
     }
-    observed(tx)?;
     let outcome = change(tx)?;
     let time = tx.now();
     tx.put_request(RequestRecord {
@@ -221,6 +243,11 @@ pub fn once(
         time,
     });
     Ok(outcome)
+}
+
+fn join(hosts: &[HostName]) -> String {
+    let names: Vec<_> = hosts.iter().map(HostName::as_str).collect();
+    names.join(" and on ")
 }
 
 /// Refuses every change while the controller only observes, or when nobody obeys it.

@@ -7,6 +7,7 @@ use dalgu_proto::vm::{PowerState, RestartMode};
 
 use super::{Caller, Error, abort_migration, accept, check_etag, confirmed, find, new_operation, supersede};
 use crate::{
+    incarnation,
     model::{EventKind, OperationKind, OperationRecord, OperationState, Outcome, VmRecord},
     state::{State, Tx},
 };
@@ -163,6 +164,12 @@ pub fn delete(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, force: bool)
     check_etag(etag, vm.revision, name)?;
     if vm.delete_time.is_some() {
         return Err(Error::Deleting(vm.name));
+    }
+    let hosts = incarnation::elsewhere(tx, &vm);
+    if !hosts.is_empty() {
+        // Its owner would delete disks that both may use, and the other copy would run on.
+        let (vm, owner) = (vm.name, vm.owner);
+        return Err(Error::SeveralHosts { vm, owner, hosts });
     }
     if !force && may_run(tx, &vm) {
         return Err(Error::Running(vm.name));

@@ -14,7 +14,8 @@ use dalgu_agent::{
     ledger::{self, Disposition, Intent},
 };
 use dalgu_controller::{
-    model::{HostRecord, MigrationRecord, OperationKind, OperationRecord, OperationState, VmRecord},
+    doctor::{self, Finding, Invariant, Severity, View},
+    model::{OperationKind, OperationRecord, OperationState, VmRecord},
     state::State,
 };
 use dalgu_proto::{
@@ -115,21 +116,14 @@ impl Checker {
 
     /// I1: no VM runs on two hosts.
     pub fn census(&mut self, hosts: &[Domains]) {
-        let mut running: Vec<(VmId, usize)> = Vec::new();
-        for (host, domains) in hosts.iter().enumerate() {
+        let running = hosts.iter().enumerate().flat_map(|(host, domains)| {
             let alive = domains
                 .iter()
                 .filter(|(_, state, _)| *state == DomainState::Running);
-            running.extend(alive.map(|(id, ..)| (*id, host)));
-        }
-        running.sort_unstable();
-        let twice = running
-            .windows(2)
-            .find(|pair| pair[0].0 == pair[1].0)
-            .map(|pair| {
-                let (first, second) = (pair[0].1 + 1, pair[1].1 + 1);
-                format!("VM {} runs on h{first} and on h{second}", pair[0].0)
-            });
+            alive.map(move |(id, ..)| (*id, host))
+        });
+        let twice = doctor::twice(running)
+            .map(|(vm, first, second)| format!("VM {vm} runs on h{} and on h{}", first + 1, second + 1));
         self.check("I1 one running copy", twice.is_none(), || {
             twice.unwrap_or_default()
         });
@@ -234,36 +228,15 @@ impl Checker {
 
     /// I5: what is promised on a host is the sum of what holds a place there, and never more than there is.
     fn capacity(&mut self, state: &State) {
-        let mut promised: BTreeMap<&HostName, (u64, u64)> = BTreeMap::new();
-        for vm in state.vms.values() {
-            for host in holders(vm, state.active_migration(vm.id)) {
-                let sum = promised.entry(host).or_default();
-                sum.0 += u64::from(vm.spec.vcpus);
-                sum.1 += vm.spec.memory_mib;
-            }
-        }
-        for host in state.hosts.values() {
-            let (vcpus, memory) = promised.get(&host.name).copied().unwrap_or_default();
-            let counted = state
-                .reserved
-                .get(&host.name)
-                .map_or(0, |reserved| reserved.vcpus);
+        for room in doctor::rooms(state) {
             self.check(
                 "I5 reservations are the sum of specifications",
-                counted == vcpus,
-                || format!("{}: {counted} vCPUs counted, VMs have {vcpus}", host.name),
+                room.is_counted(),
+                || format!("{room:?}"),
             );
-            let (most_vcpus, most_memory) = limits(host);
-            self.check(
-                "I5 no host is over-committed",
-                vcpus <= most_vcpus && memory <= most_memory,
-                || {
-                    format!(
-                        "{}: {vcpus} of {most_vcpus} vCPUs, {memory} of {most_memory} MiB",
-                        host.name
-                    )
-                },
-            );
+            self.check("I5 no host is over-committed", room.suffices((0, 0)), || {
+                format!("{room:?}")
+            });
         }
     }
 
@@ -631,28 +604,16 @@ impl Checker {
     /// At rest: what was asked for is what is, and nothing else is there. An error says what is not so yet.
     pub fn at_rest(
         &mut self,
-        state: &State,
+        view: &View<'_>,
         hosts: &[(HostName, Domains, usize)],
         entries: &[Vec<ledger::Vm>],
         off: &BTreeSet<VmId>,
     ) -> Result<(), Violation> {
+        let state = view.state;
         let wrong = |invariant, what: String| Err(Violation { invariant, what });
         self.unknown_at_rest(hosts, entries, off)?;
-        for operation in state.operations.values() {
-            if operation.is_active() {
-                return wrong(
-                    "I3 every operation ends",
-                    format!(
-                        "{} of {} ({}) is active",
-                        operation.kind.as_str(),
-                        operation.vm_name,
-                        operation.id
-                    ),
-                );
-            }
-        }
-        if let Some(id) = state.active_migrations.values().next() {
-            return wrong("I3 every operation ends", format!("migration {id} has not ended"));
+        if let Some(what) = doctor::open(state) {
+            return wrong("I3 every operation ends", what);
         }
         for id in &self.acknowledged {
             let gone = state.vms.get(id).is_none();
@@ -705,16 +666,34 @@ impl Checker {
         if !self.present.is_empty() {
             self.check("I2 nothing is lost by a restore", true, String::new);
         }
+        // Last: where all is well, an operator is told so.
+        let ill = doctor::examine(view).findings.into_iter();
+        let mut ill = ill.filter(|finding| {
+            finding.severity > Severity::Notice && !gave_up(finding) && !self.is_unknown(finding)
+        });
+        if let Some(finding) = ill.next() {
+            return wrong("the doctor finds nothing at rest", format!("{finding:?}"));
+        }
         for check in [
             "I2 nothing acknowledged is lost",
             "I3 every operation ends",
             "I3 desired is actual",
             "I4 nothing without an owner",
             "I13 status is what is",
+            "the doctor finds nothing at rest",
         ] {
             self.check(check, true, String::new);
         }
         Ok(())
+    }
+
+    /// Whether a finding is about a VM that a restore has made unknown: the doctor is right to tell of it.
+    fn is_unknown(&self, finding: &Finding) -> bool {
+        finding.invariant == Invariant::I4
+            && self
+                .unknown
+                .iter()
+                .any(|id| finding.seen.contains(&id.to_string()))
     }
 
     /// At rest: a VM that a restored controller does not know is left alone, as its host was told last.
@@ -791,6 +770,11 @@ impl Checker {
     }
 }
 
+/// A guest that crashes again and again is given up, and stays so: that is told, and is no fault.
+fn gave_up(finding: &Finding) -> bool {
+    finding.kind == "FAILED"
+}
+
 /// Whether a ledger's entry asks for a call: journalled before it is done, and never for a VM that is another host's.
 fn allows(call: &str, state: Option<DomainState>, entry: Option<&ledger::Vm>) -> bool {
     let wanted = entry.and_then(|vm| vm.intent.as_ref()).map(|intent| intent.power);
@@ -807,29 +791,6 @@ fn allows(call: &str, state: Option<DomainState>, entry: Option<&ledger::Vm>) ->
         "undefine" => !owned || wanted.is_none(),
         _ => true,
     }
-}
-
-/// Where a VM holds a place.
-fn holders<'a>(vm: &'a VmRecord, migration: Option<&'a Arc<MigrationRecord>>) -> BTreeSet<&'a HostName> {
-    let mut holders = BTreeSet::from([&vm.owner]);
-    holders.extend(
-        migration
-            .into_iter()
-            .flat_map(|migration| [&migration.source, &migration.destination]),
-    );
-    holders
-}
-
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "small numbers"
-)]
-fn limits(host: &HostRecord) -> (u64, u64) {
-    let vcpus = (f64::from(host.inventory.cpus) * host.cpu_overcommit_ratio) as u64;
-    let memory = (host.inventory.memory_bytes >> 20).saturating_sub(host.reserved_memory_mib);
-    (vcpus, memory)
 }
 
 const fn domain_state(power: PowerState) -> DomainState {

@@ -22,7 +22,8 @@ use dalgu_agent::{
 use dalgu_controller::{
     api::Services,
     config::Config,
-    hosts::registry,
+    doctor::View,
+    hosts::{registry, silence},
     server::{Core, Parts, Writer},
     state::{BeforeCommit, Db, State},
     store::{Image, memory::Disk},
@@ -990,7 +991,13 @@ impl Site {
             (hosts.collect(), inner.off.clone())
         };
         let entries = self.entries();
-        self.checker().at_rest(&state, &hosts, &entries, &off)
+        let view = View {
+            state: &state,
+            now: services.db.now(),
+            silence: silence(&state),
+            damage: None,
+        };
+        self.checker().at_rest(&view, &hosts, &entries, &off)
     }
 }
 

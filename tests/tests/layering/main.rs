@@ -20,6 +20,8 @@ const WORKSPACE: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "agent/src/vm/plan.rs",
     "agent/src/vm/policy.rs",
+    "controller/src/doctor",
+    "controller/src/doctor.rs",
     "controller/src/migration/decide.rs",
     "controller/src/placement",
     "controller/src/reconcile/plan.rs",
@@ -216,16 +218,20 @@ fn foreign_crates(manifest: &str, allowed: &[&str]) -> Vec<String> {
         .collect()
 }
 
+/// Tests of a module, in a file of their own.
+fn is_test(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/")
+}
+
 fn impure(file: &File) -> Vec<String> {
-    if !is_below(&file.path, PURE) {
+    if is_test(&file.path) || !is_below(&file.path, PURE) {
         return Vec::new();
     }
     named(file, IMPURE, "a decision")
 }
 
 fn chance(file: &File) -> Vec<String> {
-    let tests = file.path.ends_with("/tests.rs") || file.path.contains("/tests/");
-    if tests || !is_below(&file.path, REPEATABLE) || is_below(&file.path, UNREPEATABLE) {
+    if is_test(&file.path) || !is_below(&file.path, REPEATABLE) || is_below(&file.path, UNREPEATABLE) {
         return Vec::new();
     }
     let mut paths = source::paths(&file.text);
@@ -264,7 +270,7 @@ fn libvirt(file: &File) -> Vec<String> {
 
 fn generated(file: &File) -> Vec<String> {
     // Tests may look at what goes over the wire.
-    if is_below(&file.path, EDGES) || file.path.ends_with("/tests.rs") || file.path.contains("/tests/") {
+    if is_below(&file.path, EDGES) || is_test(&file.path) {
         return Vec::new();
     }
     named(file, GENERATED, "code behind the edge")

@@ -49,15 +49,7 @@ fn report(sequence: u64, vms: Vec<Reported>, complete: bool) -> Report {
 fn reported(vm: &VmRecord, change: impl FnOnce(&mut Observation)) -> Reported {
     let mut observation = fixtures::observation(vm);
     change(&mut observation);
-    Reported {
-        id: vm.id,
-        name: vm.name.to_string(),
-        observation,
-        transfer_over: None,
-        migration: None,
-        power_sequence: None,
-        restart_sequence: None,
-    }
+    fixtures::reported(vm, observation)
 }
 
 async fn with_vm() -> (Db, VmRecord) {

@@ -1,0 +1,152 @@
+//! What hosts have promised, summed anew from what VMs are made of, against what they have.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dalgu_proto::ids::HostName;
+
+use super::{Finding, Invariant, Look, Severity, View};
+use crate::{
+    hosts,
+    model::{HostRecord, MigrationRecord, VmRecord},
+    placement::PoolView,
+    state::State,
+};
+
+/// A host's promises and room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// The host.
+    pub host: HostName,
+    /// Virtual processors of the VMs that hold a place there.
+    pub vcpus: u64,
+    /// Their memory with QEMU's overhead.
+    pub memory_mib: u64,
+    /// Virtual processors and memory that the controller counts as reserved.
+    pub counted: (u64, u64),
+    /// Most virtual processors.
+    pub most_vcpus: u64,
+    /// Most memory.
+    pub most_memory_mib: u64,
+}
+
+/// Where a VM holds a place: at its owner, and on both sides of its migration.
+fn holders<'a>(vm: &'a VmRecord, migration: Option<&'a MigrationRecord>) -> BTreeSet<&'a HostName> {
+    let sides = migration
+        .into_iter()
+        .flat_map(|migration| [&migration.source, &migration.destination]);
+    sides.chain([&vm.owner]).collect()
+}
+
+/// What a host grants, whoever else takes of it.
+fn most(host: &HostRecord) -> (u64, u64) {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a cast from a float saturates"
+    )]
+    // 100 * 0.29 is 28.999…96 in binary; a ratio is meant in decimals.
+    let vcpus = (f64::from(host.inventory.cpus) * host.cpu_overcommit_ratio + 1e-9) as u64;
+    let memory_mib = (host.inventory.memory_bytes >> 20).saturating_sub(host.reserved_memory_mib);
+    (vcpus, memory_mib)
+}
+
+/// Every host's room. Owes nothing to how the controller counts: it is what that is checked by.
+pub fn rooms(state: &State) -> Vec<Room> {
+    let mut sums: BTreeMap<&HostName, (u64, u64)> = BTreeMap::new();
+    for vm in state.vms.values() {
+        for host in holders(vm, state.active_migration(vm.id).map(AsRef::as_ref)) {
+            let sum = sums.entry(host).or_default();
+            sum.0 = sum.0.saturating_add(vm.spec.vcpus.into());
+            sum.1 = sum.1.saturating_add(vm.spec.reserved_memory_mib());
+        }
+    }
+    let room = |host: &HostRecord| {
+        let (vcpus, memory_mib) = sums.get(&host.name).copied().unwrap_or_default();
+        let counted = state.reserved.get(&host.name);
+        let (most_vcpus, most_memory_mib) = most(host);
+        Room {
+            host: host.name.clone(),
+            vcpus,
+            memory_mib,
+            counted: counted.map_or((0, 0), |held| (held.vcpus, held.memory_mib)),
+            most_vcpus,
+            most_memory_mib,
+        }
+    };
+    state.hosts.values().map(|host| room(host)).collect()
+}
+
+impl Room {
+    /// Whether the controller counts what is held there.
+    pub fn is_counted(&self) -> bool {
+        self.counted == (self.vcpus, self.memory_mib)
+    }
+
+    /// Whether no more is promised than `taken` by others leaves.
+    pub fn suffices(&self, taken: (u64, u64)) -> bool {
+        self.vcpus <= self.most_vcpus.saturating_sub(taken.0)
+            && self.memory_mib <= self.most_memory_mib.saturating_sub(taken.1)
+    }
+}
+
+/// I5: promises are the sum of specifications, and no more than there is.
+pub(super) fn not_over_committed(view: &View<'_>) -> Look {
+    let rooms = rooms(view.state);
+    let mut look = Look::at("hosts", rooms.len());
+    look.limits = "what a host is made of is what it last reported";
+    let mut find = |severity, kind, host: &HostName, seen: String, next_step: &str| {
+        look.findings.push(Finding {
+            invariant: Invariant::I5,
+            severity,
+            kind,
+            subject: format!("host {host}"),
+            seen,
+            next_step: next_step.to_owned(),
+        });
+    };
+    for room in rooms {
+        let host = &room.host;
+        let promised = format!(
+            "VMs hold {} of {} vCPUs and {} of {} MiB",
+            room.vcpus, room.most_vcpus, room.memory_mib, room.most_memory_mib
+        );
+        if !room.is_counted() {
+            let (vcpus, mib) = room.counted;
+            let seen = format!("{promised}; {vcpus} vCPUs and {mib} MiB are counted");
+            let next = "this is a defect of Dalgu: report it; a restart of the controller counts anew";
+            find(Severity::Critical, "PROMISES_MISCOUNTED", host, seen, next);
+        }
+        let (vcpus, mib) = hosts::foreign(view.state, host);
+        if !room.suffices((0, 0)) {
+            let next = "move VMs away (`dalgu vm migrate`), or give the host its memory or its over-commit ratio back";
+            find(Severity::Warning, "OVER_COMMITTED", host, promised, next);
+        } else if !room.suffices((vcpus.into(), mib)) {
+            let seen = format!(
+                "{promised}, and domains that are not Dalgu's there run with {vcpus} vCPUs and {mib} MiB"
+            );
+            let next = "move VMs away, or stop those domains: together they may need more than there is";
+            find(Severity::Warning, "CROWDED", host, seen, next);
+        }
+    }
+    for (host, pool) in view
+        .state
+        .hosts
+        .values()
+        .flat_map(|host| full_pools(view.state, host))
+    {
+        let seen = format!(
+            "disks of {} MiB are promised in pool {}, which has {} MiB",
+            pool.reserved_mib, pool.name, pool.capacity_mib
+        );
+        let next = "the pool has shrunk: enlarge it, or move VMs away, before guests fill their disks";
+        find(Severity::Warning, "POOL_OVER_COMMITTED", &host, seen, next);
+    }
+    look
+}
+
+/// Pools in which more is promised than they hold.
+fn full_pools(state: &State, host: &HostRecord) -> Vec<(HostName, PoolView)> {
+    let pools = hosts::view(state, host).pools.into_iter();
+    let full = pools.filter(|pool| pool.error.is_none() && pool.reserved_mib > pool.capacity_mib);
+    full.map(|pool| (host.name.clone(), pool)).collect()
+}
