@@ -46,8 +46,6 @@ pub enum Mutant {
     SourceTidiesByItself,
     /// The agent does not sync what it writes into its ledger.
     LedgerNotSynced,
-    /// The agent trusts what a killed run had written into the ledger and not synced.
-    LedgerTrustedUnsynced,
     /// A restored controller gives its hosts and VMs the numbers that the backup has.
     RestoreKeepsNumbers,
     /// A restored controller commands before an operator has looked.
@@ -60,7 +58,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 24] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -81,7 +79,6 @@ impl Mutant {
         Self::OldReportsCount,
         Self::SourceTidiesByItself,
         Self::LedgerNotSynced,
-        Self::LedgerTrustedUnsynced,
         Self::RestoreKeepsNumbers,
         Self::RestoreDoesNotObserve,
         Self::RefusedGoesOn,

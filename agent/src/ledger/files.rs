@@ -195,11 +195,9 @@ impl<F: FileSystem> Directory<F> {
         let mut found = Vec::new();
         for folder in ["", FOLDERS[0], FOLDERS[1]] {
             let dir = self.dir.join(folder);
-            if !mutant::on(Mutant::LedgerTrustedUnsynced) {
-                // A run that was killed may have renamed and not synced. What is read is acted upon, and must be there
-                // after the next loss of power too.
-                self.disk.sync(&dir).map_err(|error| at(&dir, error))?;
-            }
+            // A run that was killed may have renamed and not synced. What is read is acted upon, and must be there after the
+            // next loss of power too.
+            self.disk.sync(&dir).map_err(|error| at(&dir, error))?;
             for name in self.disk.list(&dir)? {
                 // What was being written when the program ended bears another ending.
                 if name.ends_with(".json") {

@@ -289,7 +289,7 @@ pub fn hunt(mutant: Mutant, seeds: u64) -> Gate {
 /// What seeds are about that can show a rule; `None` where any may.
 fn about(mutant: Mutant) -> Option<&'static str> {
     match mutant {
-        Mutant::LedgerNotSynced | Mutant::LedgerTrustedUnsynced => Some("power"),
+        Mutant::LedgerNotSynced => Some("power"),
         Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => Some("restore"),
         Mutant::RefusedGoesOn | Mutant::RunNotCompared => Some("second"),
         _ => None,
@@ -307,7 +307,7 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
         Mutant::SettledMayBegin => 85,
         Mutant::GoneForgotten => 63,
         Mutant::PromisesNotCounted => 4,
-        Mutant::LedgerNotSynced | Mutant::LedgerTrustedUnsynced => 2,
+        Mutant::LedgerNotSynced => 2,
         Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => 12,
         Mutant::RefusedGoesOn | Mutant::RunNotCompared => 17,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,

@@ -101,10 +101,9 @@ pub fn run(seeds: u64) -> anyhow::Result<Found> {
         let gate = hunt(rule)?;
         lock(&found).mutants.push(gate);
     }
-    let mut found = found
+    Ok(found
         .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(found)
+        .unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 /// Looks for a seed that violates something when the rule is turned off.

@@ -288,7 +288,7 @@ impl Run<'_> {
         true
     }
 
-    /// The link between two programs is as it was at first. What was held up arrives now.
+    /// The link between two programs is as it was at first, whatever else was wrong with it. What was held up arrives now.
     fn mend(&mut self, a: Node, b: Node) {
         let (a, b) = (a.to_string(), b.to_string());
         self.sim.set_link_fail_rate(a.as_str(), b.as_str(), 0.0);

@@ -204,6 +204,7 @@ fn inventory() -> Inventory {
             available_bytes: 1 << 40,
             ..Pool::default()
         }],
+        bridges: vec!["br0".to_owned()],
         ..Inventory::from(every)
     }
 }
@@ -227,12 +228,12 @@ impl Site {
             config.lines = Arc::new(lines.clone());
             config.clock = clock.clone();
             config.console_dir = consoles.as_ref().map(|dir| dir.join(name));
+            if let Some(dir) = &config.console_dir {
+                std::fs::create_dir_all(dir)?;
+            }
             // A small guest takes a few seconds.
             config.rate_bytes_per_second = 32 << 20;
-            let mut usage: v1::HostUsage = full::sample("dalgu.v1.HostUsage");
-            for nic in &mut usage.nics {
-                (nic.name, nic.kind) = ("br0".to_owned(), "bridge".to_owned());
-            }
+            let usage: v1::HostUsage = full::sample("dalgu.v1.HostUsage");
             let snapshot = Snapshot {
                 inventory: Arc::new(inventory()),
                 usage: Some((Duration::from_secs(1), Arc::new(Usage::from(usage)))),
