@@ -181,19 +181,25 @@ async fn a_transfer_that_ended_is_told_as_ended_although_the_disk_is_full() {
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_powers_itself_off_right_after_a_restart_stays_off() {
-    let mut host = one_host().await;
-    let id = vm(1);
-    host.create(id, intent(1, PowerState::Running)).await;
-    host.until_settled(id, 1).await;
-    host.stop.cancel();
-    host.vms.stopped().await;
-    host.sim.reboot_host();
-    // Off again before anybody has seen it run.
-    host.sim.set_behaviour(id, Behaviour::PowersOff(Duration::ZERO));
-    host.restart_agent("boot-2").await;
-    let off = |s: &Status| s.reason == PowerReason::GuestShutdown;
-    host.until(id, "off by itself", off).await;
-    let runs = host.sim.run(id);
-    sleep(Duration::from_mins(2)).await;
-    assert_eq!(host.sim.run(id), runs, "it was started again");
+    for answer_is_lost in [false, true] {
+        let mut host = one_host().await;
+        let id = vm(1);
+        host.create(id, intent(1, PowerState::Running)).await;
+        host.until_settled(id, 1).await;
+        host.stop.cancel();
+        host.vms.stopped().await;
+        host.sim.reboot_host();
+        // Off again before anybody has seen it run.
+        host.sim.set_behaviour(id, Behaviour::PowersOff(Duration::ZERO));
+        if answer_is_lost {
+            let lost = HypervisorError::Unavailable { detail: "no".into() };
+            host.sim.fail_next(Call::Start, Fault::TakesEffect(lost));
+        }
+        host.restart_agent("boot-2").await;
+        let off = |s: &Status| s.reason == PowerReason::GuestShutdown;
+        host.until(id, "off by itself", off).await;
+        let runs = host.sim.run(id);
+        sleep(Duration::from_mins(2)).await;
+        assert_eq!(host.sim.run(id), runs, "it was started again");
+    }
 }
