@@ -203,3 +203,39 @@ async fn a_guest_that_powers_itself_off_right_after_a_restart_stays_off() {
         assert_eq!(host.sim.run(id), runs, "it was started again");
     }
 }
+
+#[tokio::test]
+async fn a_late_request_to_settle_an_older_migration_leaves_the_present_one_alone() {
+    let mut pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    pair.settle().await;
+    pair.finish(false, 3).await;
+    // It forgets how long ago that was, and would no longer wait for what arrives.
+    pair.destination.restart_agent("boot-1").await;
+    pair.migration = MigrationId::from_uuid(uuid::Uuid::from_u128(78));
+    pair.epoch = Epoch(3);
+    let renewed = Intent {
+        epoch: pair.epoch,
+        ..intent(2, PowerState::Running)
+    };
+    pair.source.create(vm(1), renewed).await;
+    pair.source.until_settled(vm(1), 2).await;
+    pair.prepare().await.unwrap();
+    pair.send_at(16).await.unwrap();
+    let begun = async {
+        while pair.census().1 != Some(DomainState::Incoming) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), begun)
+        .await
+        .expect("it is on its way");
+    for host in [&pair.source, &pair.destination] {
+        let late = host.vms.get(vm(1)).unwrap().settle(MIGRATION).await;
+        let denied =
+            matches!(late, Err(Error::Denied(policy::Denied::Migrating(by))) if by == pair.migration);
+        assert!(denied, "{}: {late:?}", host.name);
+    }
+    pair.transfer_over().await;
+    assert_eq!(pair.settle().await, (Presence::Absent, RUNNING));
+}
