@@ -266,12 +266,12 @@ pub fn hunt(mutant: Mutant, seeds: u64) -> Gate {
 /// --matrix 0` finds it.
 pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
-        Mutant::SessionNotChecked => 80,
+        Mutant::SessionNotChecked => 98,
         Mutant::StartRepeated | Mutant::GenerationNotCompared => 14,
-        Mutant::EpochNotCompared => 64,
-        Mutant::MigrationJudgedByReturnCode => 18,
-        Mutant::SettledMayBegin => 85,
-        Mutant::GoneForgotten => 63,
+        Mutant::EpochNotCompared => 18,
+        Mutant::MigrationJudgedByReturnCode => 5,
+        Mutant::SettledMayBegin => 38,
+        Mutant::GoneForgotten => 13,
         Mutant::PromisesNotCounted => 4,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
         _ => 1,
