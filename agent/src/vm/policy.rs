@@ -188,6 +188,19 @@ pub fn send(known: Option<&Vm>, id: VmId, migration: MigrationId, epoch: Epoch) 
     }
 }
 
+/// Judges a request to settle a migration. While the VM moves by another one, the request is late: what it would end and
+/// look at is not its own.
+pub fn settle(known: Option<&Vm>, migration: MigrationId) -> Result<(), Denied> {
+    match known.map(|vm| vm.disposition) {
+        Some(Disposition::Incoming { migration: other } | Disposition::Outgoing { migration: other })
+            if other != migration =>
+        {
+            Err(Denied::Migrating(other))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use dalgu_proto::vm::{PowerState, RestartMode, Spec};

@@ -21,9 +21,8 @@ pub(super) fn explain(vm: &ledger::Vm, domain: &Domain, boot_id: &str) -> Option
         (PowerState::Stopped, _) if wanted => PowerReason::Requested,
         (PowerState::Stopped, PowerReason::Unknown) if ran => PowerReason::Crashed,
         (PowerState::Stopped, PowerReason::Unknown) => before.unwrap_or_default(),
-        (PowerState::Stopped, reason) => before
-            .filter(|before| *before == PowerReason::HostReboot)
-            .unwrap_or(reason),
+        // Also after a restart of the host: libvirt knew none then, so it has run since.
+        (PowerState::Stopped, reason) => reason,
         (PowerState::Running | PowerState::Paused, _) if wanted => before.unwrap_or(PowerReason::Requested),
         (PowerState::Running | PowerState::Paused, _) => PowerReason::External,
     };
@@ -72,6 +71,7 @@ mod tests {
     fn the_reason_for_being_off_survives_a_forgetful_hypervisor() {
         let running = Some((PowerState::Running, PowerReason::Requested));
         let crashed = Some((PowerState::Stopped, PowerReason::Crashed));
+        let rebooted = Some((PowerState::Stopped, PowerReason::HostReboot));
         let cases = [
             (running, PowerReason::Crashed, "boot-1", PowerReason::Crashed),
             (running, PowerReason::Unknown, "boot-1", PowerReason::Crashed),
@@ -86,6 +86,13 @@ mod tests {
             (running, PowerReason::Crashed, "boot-2", PowerReason::HostReboot),
             (crashed, PowerReason::Unknown, "boot-1", PowerReason::Crashed),
             (crashed, PowerReason::Unknown, "boot-2", PowerReason::Crashed),
+            (rebooted, PowerReason::Unknown, "boot-1", PowerReason::HostReboot),
+            (
+                rebooted,
+                PowerReason::GuestShutdown,
+                "boot-1",
+                PowerReason::GuestShutdown,
+            ),
             (None, PowerReason::Unknown, "boot-1", PowerReason::Unknown),
         ];
         for (before, said, boot, expected) in cases {

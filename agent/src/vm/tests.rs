@@ -437,6 +437,9 @@ async fn a_lost_ledger_does_not_lose_the_vms() {
 struct Pair {
     source: Host,
     destination: Host,
+    migration: MigrationId,
+    /// Under which the source has it.
+    epoch: Epoch,
 }
 
 const MIGRATION: MigrationId = MigrationId::from_uuid(uuid::Uuid::from_u128(77));
@@ -450,12 +453,17 @@ impl Pair {
         );
         source.create(vm(1), intent(1, PowerState::Running)).await;
         source.until_settled(vm(1), 1).await;
-        Self { source, destination }
+        Self {
+            source,
+            destination,
+            migration: MIGRATION,
+            epoch: Epoch(1),
+        }
     }
 
     async fn prepare(&self) -> Result<Status, Error> {
         let intent = Intent {
-            epoch: Epoch(2),
+            epoch: self.epoch.next(),
             ..intent(1, PowerState::Running)
         };
         let source = self.source.name.parse().unwrap();
@@ -463,7 +471,7 @@ impl Pair {
             .vms
             .get_or_start(vm(1))
             .prepare(Prepare {
-                migration: MIGRATION,
+                migration: self.migration,
                 name: name(vm(1)),
                 intent,
                 source,
@@ -477,8 +485,8 @@ impl Pair {
 
     async fn send_at(&self, bandwidth_mib_per_second: u32) -> Result<Status, Error> {
         let send = Send {
-            migration: MIGRATION,
-            epoch: Epoch(1),
+            migration: self.migration,
+            epoch: self.epoch,
             destination: self.destination.name.parse().unwrap(),
             address: self.destination.address.to_string(),
             max_downtime_ms: 100,
@@ -492,7 +500,7 @@ impl Pair {
         let mut found = Vec::new();
         for host in [&self.source, &self.destination] {
             found.push(loop {
-                if let Ok(status) = host.vms.get_or_start(vm(1)).settle(MIGRATION).await
+                if let Ok(status) = host.vms.get_or_start(vm(1)).settle(self.migration).await
                     && let Some(migration) = status.migration.filter(|migration| migration.settled)
                 {
                     break migration.presence;
@@ -511,7 +519,7 @@ impl Pair {
             host.vms
                 .get(vm(1))
                 .unwrap()
-                .finish(MIGRATION, owner, Epoch(epoch))
+                .finish(self.migration, owner, Epoch(epoch))
                 .await
                 .unwrap();
         }

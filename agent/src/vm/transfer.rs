@@ -337,6 +337,7 @@ impl Driver {
 
     /// Either side: promises that nothing will move under this id any more, and looks at what is here.
     pub(super) async fn settle(&mut self, migration: MigrationId) -> Result<(), Error> {
+        policy::settle(self.vm.as_ref(), migration)?;
         let entry = self.part(migration);
         if !entry.settled {
             self.transfers.settled_at = Some(Instant::now());

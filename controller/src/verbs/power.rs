@@ -1,14 +1,15 @@
 //! Start, stop, restart, pause, resume, and delete.
 //!
 //! A verb changes the intent and its sequence numbers and is done: while a VM migrates, the intent waits for the end of
-//! that. Only force, in a stop or a deletion, also asks the migration to end.
+//! that. Only force, in a stop or a deletion, also asks the migration to end. Also what was seen to be so is asked for: it
+//! was so when its host last looked, and only the host can say that it still is.
 
 use dalgu_proto::vm::{PowerState, RestartMode};
 
 use super::{Caller, Error, abort_migration, accept, check_etag, confirmed, find, new_operation, supersede};
 use crate::{
     incarnation,
-    model::{EventKind, OperationKind, OperationRecord, OperationState, Outcome, VmRecord},
+    model::{EventKind, OperationKind, Outcome, VmRecord},
     state::{State, Tx},
 };
 
@@ -80,9 +81,6 @@ pub fn power(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Power) -
     needs_running(tx, &vm, ask)?;
     let mut operation = new_operation(tx, caller, &vm, ask.kind());
     operation.power = ask.wanted();
-    if is_so(tx, &vm, ask) {
-        return Ok(done_at_once(tx, operation));
-    }
     if !matches!(ask, Power::Restart(_)) {
         supersede(tx, &vm, ask.kind());
     }
@@ -133,29 +131,6 @@ fn needs_running(tx: &Tx, vm: &VmRecord, ask: Power) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
-}
-
-/// Whether what is asked for was asked for last, and is seen.
-fn is_so(tx: &Tx, vm: &VmRecord, ask: Power) -> bool {
-    let Some(wanted) = ask.wanted() else { return false };
-    vm.intent.power == wanted && tx.observation(vm).is_some_and(|o| o.power == Some(wanted))
-}
-
-fn done_at_once(tx: &mut Tx, mut operation: OperationRecord) -> Outcome {
-    operation.state = OperationState::Succeeded;
-    operation.end_time = Some(tx.now());
-    operation.message = "it was so already".to_owned();
-    let id = operation.id;
-    let message = format!("{}: it was so already", operation.kind.as_str());
-    tx.event(
-        EventKind::Operation,
-        "OperationSucceeded",
-        &operation.vm_name,
-        message,
-        Some(id),
-    );
-    tx.put_operation(operation);
-    Outcome::Operation(id)
 }
 
 /// Deletes a VM and its disks.

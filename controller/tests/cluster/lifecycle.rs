@@ -35,8 +35,7 @@ async fn a_vm_lives_from_its_creation_to_its_deletion() {
     assert!(disks_made(), "a host that lost everything would make them blank");
 
     let again = clients.vms.stop_vm(stop("web")).await.unwrap().into_inner();
-    assert_eq!(again.state(), OperationState::Succeeded, "it is stopped already");
-    assert_eq!(clients.vm("web").await.generation, 2);
+    clients.succeeded(again).await;
 
     for ask in ["pause", "resume", "restart", "migrate"] {
         let name = "web".to_owned();
@@ -171,6 +170,27 @@ async fn a_newer_request_replaces_an_older_one_that_has_not_ended() {
     assert_eq!(replaced.error.unwrap().reason, "SUPERSEDED");
     site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = false;
     clients.succeeded(starting).await;
+}
+
+#[tokio::test]
+async fn a_start_of_a_vm_that_was_seen_running_ends_when_its_host_has_looked() {
+    let mut site = Site::new(1).await;
+    let mut clients = site.start().await;
+    let operation = clients.create("web").await;
+    clients.succeeded(operation).await;
+    let uid = clients.vm("web").await.uid;
+    {
+        let mut world = site.fabric.lock();
+        let host = world.hosts.get_mut("h1").unwrap();
+        host.cut_off = true;
+        // It has shut itself down, and nobody has heard of it yet.
+        host.vms.get_mut(&uid).unwrap().power = PowerState::Stopped;
+    }
+    let started = clients.vms.start_vm(start("web")).await.unwrap().into_inner();
+    assert_ne!(started.state(), OperationState::Succeeded, "it does not run");
+    site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = false;
+    clients.succeeded(started).await;
+    assert_eq!(site.fabric.alive_on(&uid), ["h1"]);
 }
 
 #[tokio::test]

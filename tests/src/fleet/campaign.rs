@@ -300,12 +300,12 @@ fn about(mutant: Mutant) -> Option<&'static str> {
 /// --matrix 0` finds it.
 pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
-        Mutant::SessionNotChecked => 80,
+        Mutant::SessionNotChecked => 98,
         Mutant::StartRepeated | Mutant::GenerationNotCompared => 14,
-        Mutant::EpochNotCompared => 64,
-        Mutant::MigrationJudgedByReturnCode => 18,
-        Mutant::SettledMayBegin => 85,
-        Mutant::GoneForgotten => 63,
+        Mutant::EpochNotCompared => 18,
+        Mutant::MigrationJudgedByReturnCode => 5,
+        Mutant::SettledMayBegin => 38,
+        Mutant::GoneForgotten => 13,
         Mutant::PromisesNotCounted => 4,
         Mutant::LedgerNotSynced => 2,
         Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => 12,

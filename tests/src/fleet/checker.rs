@@ -49,6 +49,8 @@ pub struct Sent {
     pub kind: OperationKind,
     /// The operation that was answered, once one was.
     pub operation: Option<OperationId>,
+    /// Looks at all hypervisors that had been made by then.
+    looks: u64,
 }
 
 /// See the module.
@@ -84,6 +86,10 @@ pub struct Checker {
     watched: BTreeSet<u64>,
     /// Guests that shut themselves down, with the power request that they had run for.
     shut_down: BTreeMap<VmId, u64>,
+    /// How often all hypervisors were looked at.
+    looks: u64,
+    /// The last of these looks that saw a VM in this power state, as its number.
+    seen: BTreeMap<(VmId, u8), u64>,
     /// Power request for which a VM was last started.
     started: BTreeMap<VmId, u64>,
     /// Of each host and term: lists of what is there that the controller has begun to take over and has taken over.
@@ -116,6 +122,12 @@ impl Checker {
 
     /// I1: no VM runs on two hosts.
     pub fn census(&mut self, hosts: &[Domains]) {
+        self.looks += 1;
+        for (id, state, _) in hosts.iter().flatten() {
+            if let Some(power) = power(*state) {
+                self.seen.insert((*id, power as u8), self.looks);
+            }
+        }
         let running = hosts.iter().enumerate().flat_map(|(host, domains)| {
             let alive = domains
                 .iter()
@@ -305,6 +317,7 @@ impl Checker {
         let sent = Sent {
             kind,
             operation: None,
+            looks: self.looks,
         };
         self.sent.insert(request.to_owned(), sent);
     }
@@ -408,10 +421,12 @@ impl Checker {
             return;
         };
         let Some(intent) = &vm.intent else { return };
-        // Where it had been off for the same reason before, the agent cannot tell whether it has run since.
-        let begun = self.started.get(&id) == Some(&intent.power_sequence)
-            && vm.done.begun_after != PowerReason::GuestShutdown;
-        if begun && vm.done.power < intent.power_sequence {
+        let begun =
+            self.started.get(&id) == Some(&intent.power_sequence) && vm.done.power < intent.power_sequence;
+        // Where it had been off for the same reason before, and the answer to the start is lost, nobody can tell whether it
+        // has run since: libvirt keeps the state and its reason, no count of starts and no time, and replays no event. One
+        // that does not know starts it: that was asked for, and may not have been done.
+        if begun && vm.done.begun_after != PowerReason::GuestShutdown {
             self.shut_down.insert(id, intent.power_sequence);
         }
     }
@@ -741,6 +756,22 @@ impl Checker {
         Ok(())
     }
 
+    /// I13: what an operation that succeeded was to reach has been so since it was asked for. A creation has succeeded
+    /// when the VM is there, whatever was asked since.
+    fn was_so(&mut self, operation: &OperationRecord) {
+        let wanted = operation.power.filter(|_| operation.kind.is_power());
+        let sent = self.sent.get(&operation.request_id);
+        let (OperationState::Succeeded, Some(wanted), Some(sent)) = (operation.state, wanted, sent) else {
+            return;
+        };
+        let seen = self.seen.get(&(operation.vm, wanted as u8)).copied();
+        let fine = seen.is_some_and(|look| look >= sent.looks);
+        self.check("I13 what succeeded was so", fine, || {
+            let (kind, vm, id) = (operation.kind.as_str(), &operation.vm_name, operation.id);
+            format!("{kind} of {vm} ({id}) has succeeded, and it was never {wanted:?} since it was asked for")
+        });
+    }
+
     /// I2, I3: operations that have ended stay as they ended.
     pub fn endings(&mut self, state: &State) {
         // Whoever cancels a creation wants the VM gone.
@@ -760,7 +791,11 @@ impl Checker {
             .values()
             .filter(|operation| !operation.is_active())
         {
-            let before = *self.ended.entry(operation.id).or_insert(operation.state);
+            let Some(before) = self.ended.get(&operation.id).copied() else {
+                self.ended.insert(operation.id, operation.state);
+                self.was_so(operation);
+                continue;
+            };
             let same = before == operation.state;
             let (id, now) = (operation.id, operation.state);
             self.check("I3 an operation ends once", same, || {
@@ -773,6 +808,16 @@ impl Checker {
 /// A guest that crashes again and again is given up, and stays so: that is told, and is no fault.
 fn gave_up(finding: &Finding) -> bool {
     finding.kind == "FAILED"
+}
+
+/// The power state of a domain that is a VM.
+fn power(state: DomainState) -> Option<PowerState> {
+    match state {
+        DomainState::Running => Some(PowerState::Running),
+        DomainState::Paused => Some(PowerState::Paused),
+        DomainState::Stopped => Some(PowerState::Stopped),
+        DomainState::Incoming | DomainState::HandedOver => None,
+    }
 }
 
 /// Whether a ledger's entry asks for a call: journalled before it is done, and never for a VM that is another host's.

@@ -834,6 +834,7 @@ impl Site {
 
     /// A host loses power, and comes back.
     pub fn power_loss(&self, host: usize, time: Duration) {
+        self.census();
         let sim = {
             let mut inner = self.inner();
             inner.hosts[host].boot += 1;
@@ -894,6 +895,7 @@ impl Site {
 
     /// A guest ends by itself.
     fn end_guest(&self, id: VmId, crash: bool) {
+        self.census();
         let mut inner = self.inner();
         let runs = |host: &HostState| {
             host.sim

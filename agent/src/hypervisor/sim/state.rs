@@ -404,11 +404,8 @@ impl State {
 
     pub(super) fn power_cut(&mut self) {
         self.domains.retain(|_, guest| guest.persistent);
-        for guest in self
-            .domains
-            .values_mut()
-            .filter(|guest| guest.state != DomainState::Stopped)
-        {
+        // Also those that were off: why is nowhere on disk.
+        for guest in self.domains.values_mut() {
             guest.to(DomainState::Stopped, PowerReason::Unknown);
         }
     }

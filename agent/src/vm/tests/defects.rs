@@ -199,19 +199,61 @@ async fn a_transfer_that_ended_is_told_as_ended_although_the_disk_is_full() {
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_powers_itself_off_right_after_a_restart_stays_off() {
-    let mut host = one_host().await;
-    let id = vm(1);
-    host.create(id, intent(1, PowerState::Running)).await;
-    host.until_settled(id, 1).await;
-    host.stop.cancel();
-    host.vms.stopped().await;
-    host.sim.reboot_host();
-    // Off again before anybody has seen it run.
-    host.sim.set_behaviour(id, Behaviour::PowersOff(Duration::ZERO));
-    host.restart_agent("boot-2").await;
-    let off = |s: &Status| s.reason == PowerReason::GuestShutdown;
-    host.until(id, "off by itself", off).await;
-    let runs = host.sim.run(id);
-    sleep(Duration::from_mins(2)).await;
-    assert_eq!(host.sim.run(id), runs, "it was started again");
+    for answer_is_lost in [false, true] {
+        let mut host = one_host().await;
+        let id = vm(1);
+        host.create(id, intent(1, PowerState::Running)).await;
+        host.until_settled(id, 1).await;
+        host.stop.cancel();
+        host.vms.stopped().await;
+        host.sim.reboot_host();
+        // Off again before anybody has seen it run.
+        host.sim.set_behaviour(id, Behaviour::PowersOff(Duration::ZERO));
+        if answer_is_lost {
+            let lost = HypervisorError::Unavailable { detail: "no".into() };
+            host.sim.fail_next(Call::Start, Fault::TakesEffect(lost));
+        }
+        host.restart_agent("boot-2").await;
+        let off = |s: &Status| s.reason == PowerReason::GuestShutdown;
+        host.until(id, "off by itself", off).await;
+        let runs = host.sim.run(id);
+        sleep(Duration::from_mins(2)).await;
+        assert_eq!(host.sim.run(id), runs, "it was started again");
+    }
+}
+
+#[tokio::test]
+async fn a_late_request_to_settle_an_older_migration_leaves_the_present_one_alone() {
+    let mut pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    pair.settle().await;
+    pair.finish(false, 3).await;
+    // It forgets how long ago that was, and would no longer wait for what arrives.
+    pair.destination.restart_agent("boot-1").await;
+    pair.migration = MigrationId::from_uuid(uuid::Uuid::from_u128(78));
+    pair.epoch = Epoch(3);
+    let renewed = Intent {
+        epoch: pair.epoch,
+        ..intent(2, PowerState::Running)
+    };
+    pair.source.create(vm(1), renewed).await;
+    pair.source.until_settled(vm(1), 2).await;
+    pair.prepare().await.unwrap();
+    pair.send_at(16).await.unwrap();
+    let begun = async {
+        while pair.census().1 != Some(DomainState::Incoming) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), begun)
+        .await
+        .expect("it is on its way");
+    for host in [&pair.source, &pair.destination] {
+        let late = host.vms.get(vm(1)).unwrap().settle(MIGRATION).await;
+        let denied =
+            matches!(late, Err(Error::Denied(policy::Denied::Migrating(by))) if by == pair.migration);
+        assert!(denied, "{}: {late:?}", host.name);
+    }
+    pair.transfer_over().await;
+    assert_eq!(pair.settle().await, (Presence::Absent, RUNNING));
 }
