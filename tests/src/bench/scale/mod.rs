@@ -1,6 +1,6 @@
 //! The controller with thousands of hosts: how soon it is back after a kill, and what ten times its rated load does to it.
 //!
-//! Called by the program `bench-scale` with 2,000 hosts and 20,000 VMs, and by `tests/scale.rs` with fewer. The controller is
+//! Called by the program `bench-scale` with 2,000 hosts and 20,000 VMs, and with fewer by a test. The controller is
 //! a process of its own on a store on disk; the [`agents`] are real ones in this process; all of it speaks mutual TLS over
 //! loopback addresses. What must hold at any size is checked here and is an error; times are figures only.
 

@@ -125,12 +125,8 @@ async fn under(
         count(tally.refused + tally.broken),
     );
     add("hosts that had to register again", "", count(tally.registered));
-    ensure!(
-        tally.refused == 0 && tally.registered == 0,
-        "agents were refused {} times and had to register {} times",
-        tally.refused,
-        tally.registered
-    );
+    // Late reports are figures: how late they are is the machine's doing too.
+    ensure!(tally.refused == 0, "agents were refused {} times", tally.refused);
     Ok((ended, beside))
 }
 
