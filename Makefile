@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab lab-env lab-status lab-down demo test samples chaos fleet fuzz bench-lifecycle fmt lint advisories
+.PHONY: help setup build lab lab-env lab-status lab-down demo test samples chaos fleet fuzz bench-lifecycle bench-scale fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -28,7 +28,7 @@ build: setup ## Build the daemons, the command line and the lab (PROFILE=lab for
 	@cargo build --workspace --exclude dalgu-fuzz --bins --profile $(PROFILE)
 
 # What measures, or runs for long, is optimised.
-chaos bench-lifecycle: PROFILE = lab
+chaos bench-lifecycle bench-scale: PROFILE = lab
 
 lab: build ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
 	@$(as_root) $(bin)/lab up --hosts $(HOSTS)
@@ -61,6 +61,10 @@ fuzz: setup ## Give each fuzz target MINUTES=30 (TARGET=x for one; KEEP=1 keeps 
 
 bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
 	@$(as_root) $(bin)/bench-lifecycle
+
+bench-scale: ## Measure a controller with 2,000 hosts and 20,000 VMs, killed and overloaded: target/bench/scale.json
+	@cargo build -q --profile $(PROFILE) -p dalgu-controller -p dalgu-tests --bins
+	@$(bin)/bench-scale
 
 chaos: build ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
 	@$(as_root) $(bin)/chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))

@@ -3,6 +3,7 @@
 //! ```text
 //!   ┌──> Register ──ok──> Report, Report, Report, … ──"register again"──┐
 //!   └──────────────── wait, doubling up to the interval <───failure─────┘
+//!                     (each agent a little less than others)
 //! ```
 //!
 //! A VM's change is told at once, not at the next tick. Losing the controller stops nothing on the host; losing the
@@ -10,6 +11,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
 
@@ -100,7 +102,7 @@ impl Reporter {
     /// Registers and reports until the agent stops.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), Error> {
         let mut wait = FIRST_RETRY;
-        loop {
+        for attempt in 0_u64.. {
             let outcome = tokio::select! {
                 biased;
                 // Dropping a call half-way is what a lost connection does too; the controller bears it.
@@ -124,10 +126,11 @@ impl Reporter {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(spread(wait, &self.run_id, attempt)) => {}
             }
             wait = (wait * 2).min(DEFAULT_INTERVAL);
         }
+        Ok(())
     }
 
     /// Registers, then reports until something fails or the controller wants a new registration.
@@ -344,6 +347,15 @@ fn unmanaged(domains: Option<&[Domain]>, known: &BTreeSet<VmId>) -> Vec<v1::Unma
         .unwrap_or_default()
 }
 
+/// A wait, shorter by up to half: thousands of agents that have lost the controller at one moment do not come back at one.
+/// By how much follows from the run's id, so that the same run waits the same.
+fn spread(wait: Duration, run: &str, attempt: u64) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (run, attempt).hash(&mut hasher);
+    let part = u32::from(u8::try_from(hasher.finish() & 0xff).unwrap_or(0));
+    wait - wait / 2 * part / 0xff
+}
+
 fn late() -> tonic::Status {
     tonic::Status::deadline_exceeded("the controller did not answer in time")
 }
@@ -370,6 +382,17 @@ mod tests {
         );
         let (domains, error) = inventory_of(None, SILENT);
         assert_eq!((domains, error.is_empty()), (None, false));
+    }
+
+    #[test]
+    fn agents_that_lost_the_controller_at_one_moment_come_back_at_many() {
+        let wait = Duration::from_secs(3);
+        let waits: std::collections::BTreeSet<_> =
+            (0..1000).map(|run| spread(wait, &run.to_string(), 1)).collect();
+        assert!(waits.len() > 200, "{}", waits.len());
+        assert!(waits.iter().all(|spread| *spread >= wait / 2 && *spread <= wait));
+        assert_eq!(spread(wait, "x", 3), spread(wait, "x", 3));
+        assert_ne!(spread(wait, "x", 3), spread(wait, "x", 4));
     }
 
     #[test]

@@ -194,7 +194,7 @@ pub fn resume(tx: &mut Tx, accept: bool, seen_etag: &str, principal: &str) -> Re
 
 /// A host that was not waited for is back: what it has of its own is taken over. Called after each complete list.
 pub fn returned(tx: &mut Tx, host: &HostName) {
-    if tx.meta.observing.is_some() || tx.sightings.is_empty() {
+    if tx.meta.observing.is_some() {
         return;
     }
     let its_own = |id: &VmId| {
@@ -204,7 +204,8 @@ pub fn returned(tx: &mut Tx, host: &HostName) {
             _ => None,
         }
     };
-    let found: Vec<_> = tx.sightings.keys().filter_map(its_own).collect();
+    let sighted = tx.sighted.get(host).into_iter().flatten();
+    let found: Vec<_> = sighted.filter_map(its_own).collect();
     for (vm, reported) in found {
         take_over(tx, &vm, host, &reported);
     }

@@ -41,9 +41,11 @@ use crate::{
     store::{self, sqlite::Sqlite},
 };
 
+mod answer;
 mod connections;
 mod front;
 pub mod limits;
+mod places;
 
 /// Longest wait at the end for calls and passes under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);

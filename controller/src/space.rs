@@ -172,13 +172,14 @@ mod tests {
             }
         });
         tokio::spawn(run(db.clone(), source, 0, CancellationToken::new()));
-        let mut states = db.watch();
-        let low = |wanted: bool| {
-            move |state: &Arc<crate::state::State>| state.space.is_some_and(|s| s.low == wanted)
+        let until = async |low: bool| {
+            while db.snapshot().space.is_none_or(|space| space.low != low) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
         };
-        states.wait_for(low(true)).await.unwrap();
+        until(true).await;
         free.store(900, Ordering::Relaxed);
-        states.wait_for(low(false)).await.unwrap();
+        until(false).await;
         assert_eq!(disk.commits(), commits);
     }
 

@@ -128,6 +128,8 @@ pub struct State {
     pub space: Option<Space>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
     pub sightings: OrdMap<VmId, OrdMap<HostName, Arc<Reported>>>,
+    /// The same by host: which VMs each said something of. Not stored.
+    pub sighted: OrdMap<HostName, OrdSet<VmId>>,
     /// Hosts that have told all they have since the controller's start. Not stored.
     pub listed: OrdSet<HostName>,
     /// This run of the controller. Not stored.
@@ -160,6 +162,7 @@ impl State {
             strays: OrdMap::new(),
             space: None,
             sightings: OrdMap::new(),
+            sighted: OrdMap::new(),
             listed: OrdSet::new(),
             run_id: Uuid::nil(),
             replaced_by: None,

@@ -59,9 +59,23 @@ impl Operator {
     pub async fn connect(lab: &Lab) -> anyhow::Result<Self> {
         let identity =
             Identity::load_dir(&lab.layout().operator(), "admin").context("read the operator's identity")?;
-        let endpoint = format!("https://{}", lab.layout().controller_address());
-        let channel = tls::client::connect(&endpoint, tls::CONTROLLER_NAME, &identity).await?;
+        Self::dial(lab.layout().controller_address(), &identity).await
+    }
+
+    /// Connects to the controller at an address.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn dial(address: impl std::fmt::Display, identity: &Identity) -> anyhow::Result<Self> {
+        let endpoint = format!("https://{address}");
+        let channel = tls::client::connect(&endpoint, tls::CONTROLLER_NAME, identity).await?;
         Ok(Self { channel })
+    }
+
+    /// The connection itself.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// Calls on VMs.

@@ -142,7 +142,7 @@ fn page(diagnosis: &v1::Diagnosis, wide: bool) -> human::Page {
 }
 
 fn of_finding(page: &mut human::Page, finding: &v1::Finding) {
-    let word = human::word(finding.severity().as_str_name(), "FINDING_SEVERITY_");
+    let word = human::value::<Severity>(finding.severity);
     let style = match finding.severity() {
         Severity::Critical => Some(BAD),
         Severity::Warning => Some(WARN),

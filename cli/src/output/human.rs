@@ -177,7 +177,7 @@ macro_rules! named {
 
 named! {
     EventKind HostState MigrationPhase OperationKind OperationState PowerReason PowerState RestartPolicy
-    SiteDifferenceKind VmState
+    FindingSeverity SiteDifferenceKind VmState
 }
 
 /// A value of an enum as a word. One that a newer controller knows and this version does not is told by its number.

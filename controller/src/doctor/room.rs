@@ -145,7 +145,7 @@ pub(super) fn not_over_committed(view: &View<'_>) -> Look {
 }
 
 /// Pools in which more is promised than they hold.
-fn full_pools(state: &State, host: &HostRecord) -> Vec<(HostName, PoolView)> {
+fn full_pools<'a>(state: &'a State, host: &'a HostRecord) -> Vec<(HostName, PoolView<'a>)> {
     let pools = hosts::view(state, host).pools.into_iter();
     let full = pools.filter(|pool| pool.error.is_none() && pool.reserved_mib > pool.capacity_mib);
     full.map(|pool| (host.name.clone(), pool)).collect()

@@ -6,33 +6,54 @@
 pub mod heartbeat;
 pub mod registry;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
-    ids::HostName,
+    ids::{HostName, VmId},
     mutant::{self, Mutant},
 };
+use uuid::Uuid;
 
 use crate::{
     model::{HostLive, HostRecord, HostState},
     placement::{HostView, PoolView, UsageView},
-    state::State,
+    state::{Reserved, State},
 };
 
 const MIB: u64 = 1 << 20;
 
-/// Every host as placement sees it.
-pub fn views(state: &State) -> Vec<HostView> {
-    state.hosts.values().map(|host| view(state, host)).collect()
+/// Every host as placement sees it. All three maps are in the order of the names, so none is searched.
+pub fn views(state: &State) -> Vec<HostView<'_>> {
+    let (mut live, mut reserved) = (state.live.iter().peekable(), state.reserved.iter().peekable());
+    let mut views = Vec::with_capacity(state.hosts.len());
+    for host in state.hosts.values() {
+        while live.next_if(|(name, _)| **name < host.name).is_some() {}
+        while reserved.next_if(|(name, _)| **name < host.name).is_some() {}
+        let live = live.next_if(|(name, _)| **name == host.name);
+        let held = reserved.next_if(|(name, _)| **name == host.name);
+        views.push(look(
+            state,
+            host,
+            live.map(|(_, live)| &**live),
+            held.map(|(_, held)| held),
+        ));
+    }
+    views
 }
 
 /// A host as placement sees it.
-pub fn view(state: &State, host: &HostRecord) -> HostView {
+pub fn view<'a>(state: &'a State, host: &'a HostRecord) -> HostView<'a> {
     let live = state.live.get(&host.name).map(AsRef::as_ref);
-    let reserved = state.reserved.get(&host.name).cloned();
-    let reserved = reserved
-        .filter(|_| !mutant::on(Mutant::PromisesNotCounted))
-        .unwrap_or_default();
+    look(state, host, live, state.reserved.get(&host.name))
+}
+
+fn look<'a>(
+    state: &'a State,
+    host: &'a HostRecord,
+    live: Option<&'a HostLive>,
+    reserved: Option<&Reserved>,
+) -> HostView<'a> {
+    let reserved = reserved.filter(|_| !mutant::on(Mutant::PromisesNotCounted));
     let heard = live.is_some_and(|live| live.state == HostState::Ready);
     let ready = heard && live.is_some_and(|live| live.hypervisor_error.is_none());
     let usage = live.filter(|_| heard).and_then(|live| live.usage.as_ref());
@@ -42,27 +63,30 @@ pub fn view(state: &State, host: &HostRecord) -> HostView {
         let pool = usage
             .and_then(|usage| usage.pools.iter().find(|p| p.name == known.name))
             .unwrap_or(known);
-        let on_host = reserved.disks_mib.get(&known.name).copied().unwrap_or(0);
-        let everywhere = state.pools_mib.get(&known.name).copied().unwrap_or(0);
-        PoolView::of(pool, if known.shared { everywhere } else { on_host })
+        let promised = if known.shared {
+            state.pools_mib.get(&known.name)
+        } else {
+            reserved.and_then(|reserved| reserved.disks_mib.get(&known.name))
+        };
+        PoolView::of(pool, promised.copied().unwrap_or(0))
     });
     HostView {
         name: host.name.clone(),
         ready,
         state: describe(live),
         cordoned: host.cordon.is_some(),
-        cordon_reason: host.cordon.clone().unwrap_or_default(),
-        labels: host.labels.clone(),
+        cordon_reason: host.cordon.as_deref().unwrap_or_default().into(),
+        labels: Cow::Borrowed(&host.labels),
         cpus: host.inventory.cpus,
         cpu_overcommit_ratio: host.cpu_overcommit_ratio,
         memory_mib: host.inventory.memory_bytes / MIB,
         reserved_memory_mib: host.reserved_memory_mib,
-        vcpus_reserved: u32::try_from(reserved.vcpus).unwrap_or(u32::MAX),
-        memory_mib_reserved: reserved.memory_mib,
-        vms: reserved.vms,
+        vcpus_reserved: reserved.map_or(0, |held| u32::try_from(held.vcpus).unwrap_or(u32::MAX)),
+        memory_mib_reserved: reserved.map_or(0, |held| held.memory_mib),
+        vms: reserved.map_or(0, |held| held.vms),
         pools: pools.collect(),
-        bridges: host.inventory.bridges.clone(),
-        accelerator: host.inventory.accelerator.clone(),
+        bridges: Cow::Borrowed(&host.inventory.bridges),
+        accelerator: Cow::Borrowed(&host.inventory.accelerator),
         usage: usage.map(UsageView::of),
         unmanaged_vcpus,
         unmanaged_memory_mib,
@@ -75,8 +99,9 @@ pub fn foreign(state: &State, host: &HostName) -> (u32, u64) {
     let unmanaged = state.live.get(host).into_iter().flat_map(|live| &live.unmanaged);
     let unmanaged = unmanaged.filter(|domain| domain.running);
     let holds = |vm| state.host_vms.get(host).is_some_and(|vms| vms.contains(vm));
-    let strays = state.strays.iter();
-    let strays = strays.filter(|((at, vm), stray)| at == host && stray.reported.is_alive() && !holds(vm));
+    let first = (host.clone(), VmId::from_uuid(Uuid::nil()));
+    let strays = state.strays.range(first..).take_while(|((at, _), _)| at == host);
+    let strays = strays.filter(|((_, vm), stray)| stray.reported.is_alive() && !holds(vm));
     unmanaged
         .map(|domain| (domain.vcpus, domain.memory_mib))
         .chain(strays.map(|(_, stray)| (stray.reported.vcpus, stray.reported.memory_mib)))
@@ -92,14 +117,16 @@ pub fn silence(state: &State) -> BTreeMap<HostName, Duration> {
         .collect()
 }
 
-fn describe(live: Option<&HostLive>) -> String {
+fn describe(live: Option<&HostLive>) -> Cow<'_, str> {
     match live {
-        None => "not heard from".to_owned(),
+        None => "not heard from".into(),
         Some(live) => match (live.state, &live.hypervisor_error) {
-            (HostState::Ready, Some(error)) => format!("without a working hypervisor: {error}"),
-            (HostState::Ready, None) => "ready".to_owned(),
-            (HostState::Initializing, _) => "not heard from since the controller's start".to_owned(),
-            (HostState::Unreachable, _) => format!("unreachable for {} s", live.heard.elapsed().as_secs()),
+            (HostState::Ready, Some(error)) => format!("without a working hypervisor: {error}").into(),
+            (HostState::Ready, None) => "ready".into(),
+            (HostState::Initializing, _) => "not heard from since the controller's start".into(),
+            (HostState::Unreachable, _) => {
+                format!("unreachable for {} s", live.heard.elapsed().as_secs()).into()
+            }
         },
     }
 }

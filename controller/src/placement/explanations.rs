@@ -24,12 +24,12 @@ fn changed(change: impl FnOnce(&mut Spec)) -> Request {
     Request::new(spec)
 }
 
-fn cordoned() -> HostView {
+fn cordoned() -> HostView<'static> {
     with(|host| host.cordoned = true)
 }
 
 /// A host whose memory is short of what the VM needs by so much.
-fn short(host_name: &str, missing_mib: u64) -> HostView {
+fn short(host_name: &str, missing_mib: u64) -> HostView<'static> {
     HostView {
         memory_mib_reserved: 15_360 - 4194 + missing_mib,
         ..host(host_name)

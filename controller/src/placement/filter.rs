@@ -129,7 +129,7 @@ pub(super) enum Lack<'a> {
 }
 
 /// Finds all tests that the host fails, in the order of [`Constraint`].
-pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView) -> Vec<Lack<'a>> {
+pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lack<'a>> {
     // Does not allocate for a host that fits.
     let mut found = Vec::new();
     if let Some(wanted) = request.host.as_ref().filter(|wanted| **wanted != host.name) {
@@ -181,7 +181,7 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView) -> Vec<Lack<'a
     found
 }
 
-fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView, found: &mut Vec<Lack<'a>>) {
+fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {
     let vcpus = request.spec.vcpus;
     // More virtual than logical processors in one VM never makes it faster: its own processors wait for each other.
     if vcpus > host.cpus {
@@ -213,7 +213,7 @@ fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView, found: &m
     }
 }
 
-fn storage<'a>(request: &'a Request, host: &'a HostView, found: &mut Vec<Lack<'a>>) {
+fn storage<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {
     // POOL before STORAGE, so that the order of the tests is that of the constraints.
     for (name, _) in request.pools() {
         match host.pool(name) {

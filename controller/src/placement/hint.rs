@@ -38,7 +38,7 @@ enum Side {
 
 struct Plan<'a> {
     cost: (u32, u64),
-    host: &'a HostView,
+    host: &'a HostView<'a>,
     changes: Vec<Change>,
 }
 
@@ -57,7 +57,7 @@ pub(super) fn find(request: &Request, hosts: &[HostView]) -> Hint {
     }
 }
 
-fn cheapest<'a>(request: &Request, hosts: &'a [HostView], side: Side) -> Option<Plan<'a>> {
+fn cheapest<'a>(request: &Request, hosts: &'a [HostView<'a>], side: Side) -> Option<Plan<'a>> {
     let mut plans: Vec<_> = hosts
         .iter()
         .filter_map(|host| {

@@ -77,26 +77,19 @@ pub struct Decision {
     pub hint: Option<Hint>,
     /// One sentence that sums it up.
     pub summary: String,
-    /// Verdicts that [`Decision::shortened`] left out.
+    /// Verdicts that [`decide_keeping`] left out.
     #[serde(default)]
     pub omitted: u32,
 }
 
-impl Decision {
-    /// Keeps the first `verdicts` verdicts only and counts the rest: what is stored with each VM of a large site.
-    #[must_use]
-    pub fn shortened(mut self, verdicts: usize) -> Self {
-        let omitted = self.verdicts.len().saturating_sub(verdicts);
-        self.verdicts.truncate(verdicts);
-        self.omitted = self
-            .omitted
-            .saturating_add(u32::try_from(omitted).unwrap_or(u32::MAX));
-        self
-    }
-}
-
 /// Decides where a VM goes. The names of `hosts` are unique; their order does not matter.
 pub fn decide(request: &Request, hosts: &[HostView], policy: &Policy) -> Decision {
+    decide_keeping(request, hosts, policy, usize::MAX)
+}
+
+/// As [`decide`], but where a host is found, only the first `kept` verdicts (2 at least) are put into words, and the rest
+/// counted: what is stored with each VM of a large site. A refusal always has all.
+pub fn decide_keeping(request: &Request, hosts: &[HostView], policy: &Policy, kept: usize) -> Decision {
     let mut scores = Vec::new();
     let mut refused = Vec::new();
     for host in hosts {
@@ -117,8 +110,13 @@ pub fn decide(request: &Request, hosts: &[HostView], policy: &Policy) -> Decisio
     scores.sort_unstable_by_key(|(score, _)| *score);
     refused.sort_unstable_by(|a, b| a.host.cmp(&b.host));
 
-    let mut verdicts = Vec::with_capacity(hosts.len());
-    for ((score, host), rank) in scores.iter().zip(1..) {
+    let kept = if scores.is_empty() {
+        usize::MAX
+    } else {
+        kept.max(2)
+    };
+    let mut verdicts = Vec::with_capacity(hosts.len().min(kept));
+    for ((score, host), rank) in scores.iter().zip(1..).take(kept) {
         let (host, score) = (HostName::clone(host), score.parts(*policy));
         verdicts.push(Verdict {
             host,
@@ -128,25 +126,24 @@ pub fn decide(request: &Request, hosts: &[HostView], policy: &Policy) -> Decisio
             rank,
         });
     }
-    let fitting = verdicts.len();
-    verdicts.append(&mut refused);
+    verdicts.extend(refused.into_iter().take(kept - verdicts.len()));
 
     let host = scores.first().map(|(_, host)| HostName::clone(host));
     let (summary, hint) = match &host {
-        Some(host) => (placed(host, &verdicts, fitting), None),
+        Some(host) => (placed(host, &verdicts, scores.len(), hosts.len()), None),
         None => (not_placed(request, &verdicts), Some(hint::find(request, hosts))),
     };
     Decision {
         host,
-        verdicts,
         hint,
         summary,
-        omitted: 0,
+        omitted: u32::try_from(hosts.len() - verdicts.len()).unwrap_or(u32::MAX),
+        verdicts,
     }
 }
 
-fn placed(host: &HostName, verdicts: &[Verdict], fitting: usize) -> String {
-    let of = plural(verdicts.len(), "host");
+fn placed(host: &HostName, verdicts: &[Verdict], fitting: usize, all: usize) -> String {
+    let of = plural(all, "host");
     match verdicts.get(1).filter(|_| fitting > 1) {
         None => format!("{host} is the only one of {of} that can take it"),
         Some(second) => {

@@ -1,6 +1,6 @@
 //! What holds for every request and every set of hosts, however odd.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use dalgu_proto::vm::{Nic, Spec};
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -57,15 +57,15 @@ fn host_name(number: u32) -> HostName {
     format!("h{number}").parse().unwrap()
 }
 
-fn pools() -> impl Strategy<Value = Vec<PoolView>> {
+fn pools() -> impl Strategy<Value = Vec<PoolView<'static>>> {
     let pool = (0..6000_u64, 0..6000_u64, 0..6000_u64, prop::bool::weighted(0.1));
     vec(pool, 0..4).prop_map(|pools| {
         let view =
             |(name, (capacity_mib, available_mib, reserved_mib, broken)): (&&str, &(u64, u64, u64, bool))| {
                 PoolView {
-                    name: (*name).to_owned(),
+                    name: (*name).to_owned().into(),
                     shared: *name == "nfs",
-                    error: broken.then(|| "stale handle".to_owned()),
+                    error: broken.then(|| "stale handle".into()),
                     capacity_mib: *capacity_mib,
                     available_mib: *available_mib,
                     reserved_mib: *reserved_mib,
@@ -103,7 +103,7 @@ fn usage() -> impl Strategy<Value = Option<UsageView>> {
     ))
 }
 
-fn hosts() -> impl Strategy<Value = Vec<HostView>> {
+fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
     let flags = (
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.2),
@@ -126,12 +126,14 @@ fn hosts() -> impl Strategy<Value = Vec<HostView>> {
                 name: host_name(number),
                 ready: flags.0,
                 cordoned: flags.1,
-                labels: flags
-                    .2
-                    .then(|| ("rack".to_owned(), "a".to_owned()))
-                    .into_iter()
-                    .collect(),
-                accelerator: if flags.3 { "kvm" } else { "tcg" }.to_owned(),
+                labels: Cow::Owned(
+                    flags
+                        .2
+                        .then(|| ("rack".to_owned(), "a".to_owned()))
+                        .into_iter()
+                        .collect(),
+                ),
+                accelerator: if flags.3 { "kvm" } else { "tcg" }.into(),
                 bridges: BRIDGES
                     .iter()
                     .take(flags.4)

@@ -4,7 +4,7 @@
 //! [`Change::apply`] is what a change means. A hint is only given after its changes have been applied to the same
 //! request and hosts and all tests passed.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use dalgu_proto::{ids::HostName, vm::Spec};
 use serde::{Deserialize, Serialize};
@@ -155,7 +155,9 @@ impl Change {
         match self {
             Self::Uncordon { .. } => host.cordoned = false,
             Self::MakeReady { .. } => host.ready = true,
-            Self::SetLabel { key, value, .. } => drop(host.labels.insert(key.clone(), value.clone())),
+            Self::SetLabel { key, value, .. } => {
+                drop(host.labels.to_mut().insert(key.clone(), value.clone()))
+            }
             Self::FreeVcpus { vcpus, .. } => host.vcpus_reserved = host.vcpus_reserved.saturating_sub(*vcpus),
             Self::FreeMemory { mib, .. } => {
                 host.memory_mib_reserved = host.memory_mib_reserved.saturating_sub(*mib)
@@ -172,7 +174,7 @@ impl Change {
                     pool.error = None;
                 }
             }
-            Self::AddBridge { bridge, .. } => host.bridges.push(bridge.clone()),
+            Self::AddBridge { bridge, .. } => host.bridges.to_mut().push(bridge.clone()),
             // The rest changes no host.
             _ => {}
         }
@@ -220,9 +222,9 @@ pub(super) fn asked(request: &Request, pool: &str) -> u64 {
         .map_or(0, |(_, sum)| sum)
 }
 
-fn empty_pool(name: &str, mib: u64) -> PoolView {
+fn empty_pool(name: &str, mib: u64) -> PoolView<'static> {
     PoolView {
-        name: name.to_owned(),
+        name: name.to_owned().into(),
         capacity_mib: mib,
         available_mib: mib,
         ..PoolView::default()
@@ -246,15 +248,15 @@ fn shrink(spec: &mut Spec, pool: &str, at_most_mib: u64) {
 }
 
 /// A host that has just what a request needs.
-fn host_for(request: &Request, name: HostName) -> HostView {
+fn host_for(request: &Request, name: HostName) -> HostView<'static> {
     let spec = &request.spec;
     HostView {
         name,
         ready: true,
-        state: String::new(),
+        state: "".into(),
         cordoned: false,
-        cordon_reason: String::new(),
-        labels: spec.host_selector.clone(),
+        cordon_reason: "".into(),
+        labels: Cow::Owned(spec.host_selector.clone()),
         cpus: spec.vcpus,
         cpu_overcommit_ratio: 1.0,
         memory_mib: spec.reserved_memory_mib(),
@@ -264,7 +266,7 @@ fn host_for(request: &Request, name: HostName) -> HostView {
         vms: 0,
         pools: request.pools().map(|(pool, mib)| empty_pool(pool, mib)).collect(),
         bridges: spec.nics.iter().map(|nic| nic.bridge.clone()).collect(),
-        accelerator: request.accelerator.clone().unwrap_or_default(),
+        accelerator: request.accelerator.clone().unwrap_or_default().into(),
         usage: None,
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,

@@ -62,7 +62,7 @@ pub(super) struct Score<'a> {
 
 impl<'a> Score<'a> {
     /// The score of a host that passed all tests.
-    pub(super) fn of(request: &Request, host: &'a HostView, policy: Policy) -> Self {
+    pub(super) fn of(request: &Request, host: &'a HostView<'_>, policy: Policy) -> Self {
         let share = reserved_share(request, host);
         let (reserved_exact, vms) = match policy {
             Policy::Spread => (share, i64::from(host.vms)),

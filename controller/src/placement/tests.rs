@@ -1,6 +1,6 @@
 //! Tables: one host, one lack at a time; the order of scores.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use dalgu_proto::{
     host as facts,
@@ -37,14 +37,14 @@ pub(super) fn disk(name: &str, pool: &str, size_mib: u64) -> Disk {
 }
 
 /// A host of 8 processors and 16 GiB that fits.
-pub(super) fn host(name: &str) -> HostView {
+pub(super) fn host(name: &str) -> HostView<'static> {
     HostView {
         name: name.parse().unwrap(),
         ready: true,
         state: "ready".into(),
         cordoned: false,
-        cordon_reason: String::new(),
-        labels: BTreeMap::new(),
+        cordon_reason: "".into(),
+        labels: Cow::default(),
         cpus: 8,
         cpu_overcommit_ratio: 4.0,
         memory_mib: 16_384,
@@ -53,7 +53,7 @@ pub(super) fn host(name: &str) -> HostView {
         memory_mib_reserved: 0,
         vms: 0,
         pools: vec![pool("local", false)],
-        bridges: vec!["br0".into()],
+        bridges: vec!["br0".to_owned()].into(),
         accelerator: "kvm".into(),
         usage: Some(idle()),
         unmanaged_vcpus: 0,
@@ -61,7 +61,7 @@ pub(super) fn host(name: &str) -> HostView {
     }
 }
 
-fn pool(name: &str, shared: bool) -> PoolView {
+fn pool(name: &'static str, shared: bool) -> PoolView<'static> {
     PoolView {
         name: name.into(),
         shared,
@@ -80,7 +80,7 @@ fn idle() -> UsageView {
     }
 }
 
-pub(super) fn with(change: impl FnOnce(&mut HostView)) -> HostView {
+pub(super) fn with(change: impl FnOnce(&mut HostView<'static>)) -> HostView<'static> {
     let mut host = host("h1");
     change(&mut host);
     host
@@ -365,17 +365,22 @@ fn twenty_vms_at_once_spread_over_equal_hosts() {
 
 #[test]
 fn the_wire_says_the_same_as_the_decision() {
-    let hosts = [with(|h| h.cordoned = true), host("h2")];
-    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
+    let mut third = host("h3");
+    third.cordoned = true;
+    let hosts = [with(|h| h.cordoned = true), host("h2"), third];
+    let request = Request::new(spec());
+    let decision = decide(&request, &hosts, &Policy::Spread);
     let when = jiff::Timestamp::from_second(1_700_000_000).unwrap();
-    let wire = to_wire(&decision.clone().shortened(1), Some(when));
+    let shortened = decide_keeping(&request, &hosts, &Policy::Spread, 2);
+    assert_eq!(shortened.verdicts, decision.verdicts[..2]);
+    let wire = to_wire(&shortened, Some(when));
     assert_eq!(
         (wire.host.as_str(), wire.hint.as_str(), wire.verdicts.len()),
-        ("h2", "", 1)
+        ("h2", "", 2)
     );
     assert_eq!(
         wire.summary,
-        "h2 is the only one of 2 hosts that can take it (1 verdict not listed)"
+        "h2 is the only one of 3 hosts that can take it (1 verdict not listed)"
     );
     assert_eq!(wire.decide_time.unwrap().seconds, 1_700_000_000);
     let wire = to_wire(&decision, None);

@@ -3,7 +3,7 @@
 //! Filled in by the API and by the migration code from the state they decide on; read by [`super::decide`]. Holds
 //! numbers only: nothing here looks at a clock, so the caller leaves out `usage` that is too old to be believed.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use dalgu_proto::{
     host,
@@ -84,13 +84,13 @@ fn pool_sum(disks: &[Disk], pool: &str) -> u64 {
 
 /// A storage pool of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PoolView {
+pub struct PoolView<'a> {
     /// Name.
-    pub name: String,
+    pub name: Cow<'a, str>,
     /// Whether every host sees the same files there.
     pub shared: bool,
     /// Why it cannot be used now, where it cannot.
-    pub error: Option<String>,
+    pub error: Option<Cow<'a, str>>,
     /// Size in MiB.
     pub capacity_mib: u64,
     /// Free now, in MiB.
@@ -99,13 +99,13 @@ pub struct PoolView {
     pub reserved_mib: u64,
 }
 
-impl PoolView {
+impl<'a> PoolView<'a> {
     /// A pool as its host reports it, with what the controller has promised there.
-    pub fn of(pool: &host::Pool, reserved_mib: u64) -> Self {
+    pub fn of(pool: &'a host::Pool, reserved_mib: u64) -> Self {
         Self {
-            name: pool.name.clone(),
+            name: Cow::Borrowed(&pool.name),
             shared: pool.shared,
-            error: pool.error.clone(),
+            error: pool.error.as_deref().map(Cow::Borrowed),
             capacity_mib: pool.capacity_bytes / MIB,
             available_mib: pool.available_bytes / MIB,
             reserved_mib,
@@ -200,21 +200,21 @@ fn utilisation(nic: &host::Nic) -> f64 {
     (rate / speed as f64).clamp(0.0, 1.0)
 }
 
-/// A host as placement sees it.
+/// A host as placement sees it. Borrows what it can: a large site makes thousands of these for each decision.
 #[derive(Debug, Clone, PartialEq)]
-pub struct HostView {
+pub struct HostView<'a> {
     /// Name, unique among the hosts of a decision.
     pub name: HostName,
     /// Whether it reports in time.
     pub ready: bool,
     /// Its state in words, for example "unreachable for 40 s"; shown when it is not ready.
-    pub state: String,
+    pub state: Cow<'a, str>,
     /// Closed for new VMs.
     pub cordoned: bool,
     /// Why it was cordoned; may be empty.
-    pub cordon_reason: String,
+    pub cordon_reason: Cow<'a, str>,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Cow<'a, BTreeMap<String, String>>,
     /// Logical processors.
     pub cpus: u32,
     /// Virtual processors that may be reserved per logical processor.
@@ -230,11 +230,11 @@ pub struct HostView {
     /// VMs that hold a reservation.
     pub vms: u32,
     /// Storage pools.
-    pub pools: Vec<PoolView>,
+    pub pools: Vec<PoolView<'a>>,
     /// Linux bridges.
-    pub bridges: Vec<String>,
+    pub bridges: Cow<'a, [String]>,
     /// How guests run here: "kvm" or "tcg".
-    pub accelerator: String,
+    pub accelerator: Cow<'a, str>,
     /// Last sample, unless it is too old to be believed.
     pub usage: Option<UsageView>,
     /// Virtual processors of running domains that are not Dalgu's.
@@ -243,7 +243,7 @@ pub struct HostView {
     pub unmanaged_memory_mib: u64,
 }
 
-impl HostView {
+impl<'a> HostView<'a> {
     /// Virtual processors that VMs may reserve: the logical processors times the over-commit ratio, rounded down, less
     /// those of running domains that are not Dalgu's.
     pub fn vcpus_capacity(&self) -> u32 {
@@ -278,7 +278,7 @@ impl HostView {
     }
 
     /// The pool of that name.
-    pub fn pool(&self, name: &str) -> Option<&PoolView> {
+    pub fn pool(&self, name: &str) -> Option<&PoolView<'a>> {
         self.pools.iter().find(|pool| pool.name == name)
     }
 }

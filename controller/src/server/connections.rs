@@ -1,5 +1,7 @@
 //! Serves connections whose callers are known, each in a task of its own, until they are of age or the controller stops.
 
+use std::sync::Arc;
+
 use dalgu_proto::tls::server::Connection;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -10,11 +12,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-use super::{
-    front::Front,
-    jittered,
-    limits::{Limits, Places},
-};
+use super::{front::Front, jittered, limits::Limits, places::Places};
 
 /// Serves what comes until `stop`, and then until the calls under way have ended. Whoever drops this cuts them off.
 pub(super) async fn serve(
@@ -38,11 +36,13 @@ pub(super) async fn serve(
                 None => break,
             },
         };
+        let peer = connection.connect_info();
         let front = Front {
             routes: routes.clone(),
-            places: places.clone(),
+            guest: places.guest(&peer),
+            answers: Arc::default(),
             limits,
-            peer: connection.connect_info(),
+            peer,
             aged: stop.child_token(),
         };
         tasks.spawn(one(builder.clone(), connection, front));
@@ -69,7 +69,8 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
 }
 
 async fn one(builder: Builder<TokioExecutor>, connection: Connection, front: Front) {
-    let (limits, aged) = (front.limits, front.aged.clone());
+    let (limits, aged, answers) = (front.limits, front.aged.clone(), front.answers.clone());
+    let mut watching = std::pin::pin!(answers.watch(limits.slow_reader));
     let served = builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(front));
     let mut served = std::pin::pin!(served);
     // Cancel safe: the connection is served on below.
@@ -78,12 +79,16 @@ async fn one(builder: Builder<TokioExecutor>, connection: Connection, front: Fro
         () = aged.cancelled() => {}
         ended = served.as_mut() => return log(ended),
         () = tokio::time::sleep(jittered(limits.connection_age, 10)) => {}
+        () = watching.as_mut() => {}
     }
     aged.cancel();
     served.as_mut().graceful_shutdown();
-    match tokio::time::timeout(limits.connection_grace, served).await {
-        Ok(ended) => log(ended),
-        Err(_) => tracing::debug!("a connection of age was cut off"),
+    // Cancel safe: what has not ended is cut off.
+    tokio::select! {
+        biased;
+        ended = served => log(ended),
+        () = tokio::time::sleep(limits.connection_grace) => tracing::debug!("a connection of age was cut off"),
+        () = watching => {}
     }
 }
 

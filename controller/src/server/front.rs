@@ -1,11 +1,11 @@
 //! What every call passes before its service and after: a place among those under way, a deadline, who calls.
 //!
 //! One [`Front`] a connection, made by `connections`. A call without a place is refused at once with a delay after which
-//! to come again; the place is given back when the whole answer has gone out or the caller has gone.
+//! to come again; the place is given back when the whole answer has gone out, or the caller has gone or does not take it.
 
 use std::{
     convert::Infallible,
-    pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,8 +13,7 @@ use std::{
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use dalgu_proto::{reason, size, tls::Peer};
 use futures::future::BoxFuture;
-use http_body::{Body, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
+use http_body::Body;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
@@ -23,20 +22,27 @@ use tonic::{
 use tracing::Instrument;
 
 use super::{
+    answer::{Answer, Answers},
     jittered,
-    limits::{Class, Limits, Places},
+    limits::{Class, Limits},
+    places::Guest,
 };
 
 /// After so long, or up to half as long again, a call that found no place is to be repeated.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// So long a call that is refused may still send its request.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// The way in for the calls of one connection.
 #[derive(Clone)]
 pub(super) struct Front {
     /// The services.
     pub routes: axum::Router,
-    /// The places of the whole port.
-    pub places: Places,
+    /// The caller's places.
+    pub guest: Arc<Guest>,
+    /// The answers that are under way.
+    pub answers: Arc<Answers>,
     /// The times.
     pub limits: Limits,
     /// Who is at the other end.
@@ -71,13 +77,18 @@ impl Front {
     async fn answer(mut self, request: Request<tonic::body::Body>) -> Result<Response<Answer>, Infallible> {
         let class = Class::of(&self.peer, request.uri().path());
         let grpc = is_grpc(request.headers());
-        let Some(place) = self.places.take(class) else {
-            tracing::debug!(?class, peer = %self.peer, "a call was shed: too many are under way");
-            return Ok(refusal(overloaded(), grpc));
-        };
         let own = self.limits.time(class);
         let time = asked_for(request.headers()).map_or(own, |asked| asked.min(own));
         let deadline = tokio::time::Instant::now() + time;
+        let Ok(place) = tokio::time::timeout_at(deadline, self.guest.take(class)).await else {
+            return Ok(refusal(too_late(time), grpc));
+        };
+        let Some(place) = place else {
+            tracing::debug!(?class, peer = %self.peer, "a call was shed: too many are under way");
+            // Cancel safe: what is not read yet is dropped with the request.
+            let _ = tokio::time::timeout(DRAIN, drain(request.into_body())).await;
+            return Ok(refusal(overloaded(), grpc));
+        };
         let Ok(answered) = tokio::time::timeout_at(deadline, self.routes.call(request)).await else {
             return Ok(refusal(too_late(time), grpc));
         };
@@ -95,60 +106,15 @@ impl Front {
                 too_late(time)
             })),
         };
-        Ok(answered?.map(|body| Answer {
-            body,
-            end,
-            ended: false,
-            place: Some(place),
-        }))
+        Ok(answered?.map(|body| self.answers.answer(body, end, place)))
     }
 }
 
-/// The body of an answer, which holds its call's place.
-pub(super) struct Answer {
-    body: axum::body::Body,
-    /// Why it ends before its own end.
-    end: Option<BoxFuture<'static, Status>>,
-    ended: bool,
-    place: Option<OwnedSemaphorePermit>,
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        if let Some(end) = &mut self.end
-            && let Poll::Ready(status) = end.as_mut().poll(cx)
-        {
-            (self.ended, self.place) = (true, None);
-            // What it was made from is let go now, not when the caller has read this.
-            self.body = axum::body::Body::empty();
-            let mut trailers = HeaderMap::new();
-            // A status of ours has nothing that a header could not hold.
-            let _ = status.add_header(&mut trailers);
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-        }
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if frame.is_none() {
-            (self.ended, self.place) = (true, None);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+/// Takes a request to its end. One that is refused before that is reset, and what it still sends counts as an error of its
+/// connection: after some hundred of them HTTP/2 would end the connection, with all other calls on it.
+async fn drain(body: tonic::body::Body) {
+    let mut body = std::pin::pin!(body);
+    while let Some(Ok(_)) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {}
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -177,7 +143,7 @@ fn asked_for(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn overloaded() -> Status {
-    let message = "the controller has as many calls under way as it takes: repeat in a second or two";
+    let message = "more calls come, or are under way, than the controller takes: repeat in a second or two";
     let after = jittered(RETRY_AFTER, 2) + RETRY_AFTER / 2;
     reason::status_retry(Code::ResourceExhausted, "OVERLOADED", message, after)
 }
@@ -207,12 +173,7 @@ fn refusal(status: Status, grpc: bool) -> Response<Answer> {
         response
     };
     response.extensions_mut().clear();
-    response.map(|body| Answer {
-        body,
-        end: None,
-        ended: false,
-        place: None,
-    })
+    response.map(Answer::free)
 }
 
 #[cfg(test)]

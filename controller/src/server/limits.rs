@@ -4,10 +4,9 @@
 //! The size of a request is [`dalgu_proto::size::MAX_REQUEST_BYTES`], handshakes are limited in `dalgu_proto::tls`, pages
 //! in `api::page`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use dalgu_proto::tls::{Peer, Role};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,21 +22,34 @@ pub struct Limits {
     pub local_resets: usize,
     /// An idle connection is probed so often, and closed when a probe is not answered in the same time.
     pub keepalive: Duration,
+    /// Calls, waits and streams that operators together may begin in a second, beyond what each has for itself; more are
+    /// shed. This is the rated load: what two processors bear beside 2,000 agents, shown by `make bench-scale`.
+    pub calls_per_second: u32,
+    /// The same that each operator may begin in a second whatever the others do: a person at work, not a storm.
+    pub calls_per_second_of_one: u32,
     /// Operators' calls at once on the whole port; more are shed. A call takes milliseconds: so many are a storm.
     pub calls: usize,
+    /// Those of one operator: half, so that one caller never has all.
+    pub calls_of_one: usize,
     /// Operators' streams and waits at once. Each costs a task and, for events, a queue of 64.
     pub streams: usize,
+    /// Those of one operator.
+    pub streams_of_one: usize,
     /// Agents' calls at once: their own, so that no operator's load delays a heartbeat. A fleet of 10,000 that reports
-    /// every 3 s has about 30 under way.
+    /// every 3 s has about 30 under way; what comes at once after a start of the controller waits its turn.
     pub agent_calls: usize,
+    /// Those of one agent, which makes one after the other; those it has given up may still be under way.
+    pub agent_calls_of_one: usize,
     /// Scrapes and health checks at once: a few monitors.
     pub probes: usize,
+    /// Those of one caller.
+    pub probes_of_one: usize,
     /// Longest time of a call: many times the slowest, which waits for an agent.
     pub call_time: Duration,
     /// Longest time of `WaitOperation`: what the API allows, and a little.
     pub wait_time: Duration,
-    /// Longest time in which a watcher takes nothing of its full queue: longer than a bad network's pauses. Then its
-    /// stream ends with READER_TOO_SLOW, to be taken up where it stands.
+    /// Longest time in which a caller takes nothing of an answer that waits for it: longer than a bad network's pauses. Then
+    /// the answer loses its place and ends with READER_TOO_SLOW; a watch is to be taken up where it stands.
     pub slow_reader: Duration,
     /// Age at which a connection is asked to go, give or take a tenth, so that callers spread anew and do not all come
     /// at once. Its streams end then with STREAM_ENDED, to be taken up on a new connection.
@@ -54,10 +66,16 @@ impl Default for Limits {
             pending_resets: 20,
             local_resets: 100,
             keepalive: Duration::from_secs(20),
+            calls_per_second: 1000,
+            calls_per_second_of_one: 20,
             calls: 256,
+            calls_of_one: 128,
             streams: 1024,
+            streams_of_one: 256,
             agent_calls: 512,
+            agent_calls_of_one: 4,
             probes: 16,
+            probes_of_one: 4,
             call_time: Duration::from_secs(30),
             wait_time: Duration::from_secs(310),
             slow_reader: Duration::from_secs(30),
@@ -109,44 +127,12 @@ impl Limits {
     }
 }
 
-/// The places for calls under way.
-#[derive(Debug, Clone)]
-pub(super) struct Places {
-    calls: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
-    agents: Arc<Semaphore>,
-    probes: Arc<Semaphore>,
-}
-
-impl Places {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let places = |number| Arc::new(Semaphore::new(number));
-        Self {
-            calls: places(limits.calls),
-            streams: places(limits.streams),
-            agents: places(limits.agent_calls),
-            probes: places(limits.probes),
-        }
-    }
-
-    /// Takes a place, or says at once that there is none: a queue would only make callers wait for their deadlines.
-    pub(super) fn take(&self, class: Class) -> Option<OwnedSemaphorePermit> {
-        let places = match class {
-            Class::Call => &self.calls,
-            Class::Wait | Class::Stream => &self.streams,
-            Class::Agent => &self.agents,
-            Class::Probe => &self.probes,
-        };
-        places.clone().try_acquire_owned().ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_agents_places_are_for_agents_only() {
+    fn what_agents_call_is_an_agents_call_whatever_it_is_and_nobody_elses_is() {
         let peer = |role| Peer {
             role,
             name: "x".to_owned(),
@@ -167,15 +153,6 @@ mod tests {
         ] {
             assert_eq!(Class::of(peer, path), expected, "{path}");
         }
-        let places = Places::new(&Limits {
-            calls: 1,
-            ..Limits::default()
-        });
-        let taken = places.take(Class::Call);
-        assert!(taken.is_some() && places.take(Class::Call).is_none());
-        assert!(places.take(Class::Agent).is_some() && places.take(Class::Wait).is_some());
-        drop(taken);
-        assert!(places.take(Class::Call).is_some());
     }
 
     #[test]
@@ -183,5 +160,7 @@ mod tests {
         let limits = Limits::default();
         assert!(limits.call_time < limits.wait_time);
         assert!(limits.wait_time < limits.connection_grace, "no wait is cut off");
+        let (of_one, all) = (limits.agent_calls_of_one, limits.agent_calls);
+        assert!(of_one * 100 <= all, "a hundred agents together do not take all");
     }
 }

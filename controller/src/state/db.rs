@@ -163,7 +163,7 @@ impl Db {
         self.0.published.borrow().clone()
     }
 
-    /// Follows the durable state.
+    /// Follows the durable state. Tells of what was stored; what only memory holds is there, but no reason to wake.
     pub fn watch(&self) -> watch::Receiver<Arc<State>> {
         self.0.published.clone()
     }
@@ -319,7 +319,12 @@ impl<S: Store> Writer<S> {
             last = Some(commit.state);
         }
         if let Some(state) = last {
-            self.publish.send_replace(Arc::new(state));
+            // Hundreds of heartbeats a second are nothing to wake all for who wait for a change.
+            self.publish.send_if_modified(|published| {
+                let stored = state.meta.revision != published.meta.revision;
+                *published = Arc::new(state);
+                stored
+            });
         }
         (self.hooks.touched)(&touched);
         for done in waiting {

@@ -9,7 +9,6 @@ use dalgu_proto::{
     ids::{HostName, MigrationId, NewIds, OperationId, VmId},
     mutant::{self, Mutant},
 };
-use imbl::OrdMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
@@ -374,8 +373,13 @@ impl Tx {
 
     /// Forgets the strays of a host that are no longer there.
     pub fn forget_strays(&mut self, host: &HostName, there: &BTreeSet<VmId>) {
-        let gone = |(at, vm): &&(HostName, VmId)| at == host && !there.contains(vm);
-        let gone: Vec<_> = self.state.strays.keys().filter(gone).cloned().collect();
+        let first = (host.clone(), VmId::from_uuid(Uuid::nil()));
+        let of_host = self.state.strays.range(first..).map(|(key, _)| key);
+        let gone: Vec<_> = of_host
+            .take_while(|(at, _)| at == host)
+            .filter(|(_, vm)| !there.contains(vm))
+            .cloned()
+            .collect();
         for key in gone {
             self.state.strays.remove(&key);
         }
@@ -388,13 +392,29 @@ impl Tx {
 
     /// Notes what a host says of a VM whose place is not sure. Not stored.
     pub fn sight(&mut self, host: HostName, reported: Reported) {
+        self.state
+            .sighted
+            .entry(host.clone())
+            .or_default()
+            .insert(reported.id);
         let hosts = self.state.sightings.entry(reported.id).or_default();
         hosts.insert(host, Arc::new(reported));
     }
 
     /// Forgets what hosts said of a VM.
     pub fn forget_sightings(&mut self, vm: VmId) {
-        self.state.sightings.remove(&vm);
+        for host in self.state.sightings.remove(&vm).into_iter().flatten() {
+            self.unsight(&host.0, vm);
+        }
+    }
+
+    fn unsight(&mut self, host: &HostName, vm: VmId) {
+        if let Some(vms) = self.state.sighted.get_mut(host) {
+            vms.remove(&vm);
+            if vms.is_empty() {
+                self.state.sighted.remove(host);
+            }
+        }
     }
 
     /// Notes that a host has told all it has, and forgets what is no longer there. Not stored.
@@ -402,20 +422,15 @@ impl Tx {
         if !self.state.listed.contains(host) {
             self.state.listed.insert(host.clone());
         }
-        let gone =
-            |(vm, hosts): &(&VmId, &OrdMap<HostName, _>)| hosts.contains_key(host) && !there.contains(vm);
-        let gone: Vec<_> = self
-            .state
-            .sightings
-            .iter()
-            .filter(gone)
-            .map(|(vm, _)| *vm)
-            .collect();
+        let sighted = self.state.sighted.get(host).into_iter().flatten();
+        let gone: Vec<_> = sighted.filter(|vm| !there.contains(vm)).copied().collect();
         for vm in gone {
-            let hosts = self.state.sightings.entry(vm).or_default();
-            hosts.remove(host);
-            if hosts.is_empty() {
-                self.state.sightings.remove(&vm);
+            self.unsight(host, vm);
+            if let Some(hosts) = self.state.sightings.get_mut(&vm) {
+                hosts.remove(host);
+                if hosts.is_empty() {
+                    self.state.sightings.remove(&vm);
+                }
             }
         }
     }

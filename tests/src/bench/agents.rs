@@ -9,7 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::{Instant, sleep};
 
 use super::report::{Measure, Report};
-use super::{HOST, HOST_NAME, Settings, milliseconds};
+use super::{HOST, HOST_NAME, Settings, milliseconds, process};
 use crate::lab::{Lab, run};
 use crate::operator::{Operator, small_vm};
 
@@ -37,7 +37,7 @@ pub async fn measure(
     create(operator, 0..1).await?;
     take(lab, settings, 1, report).await?;
     let many = settings.vms.min(usize::try_from(
-        available_kib()?.saturating_sub(SPARE_KIB) / GUEST_KIB,
+        process::available_kib()?.saturating_sub(SPARE_KIB) / GUEST_KIB,
     )?);
     if many < settings.vms {
         println!("(memory for {many} VMs only)");
@@ -106,23 +106,23 @@ async fn take(lab: &Lab, settings: &Settings, vms: usize, report: &mut Report) -
     let layout = lab.layout();
     let agent = layout.host(HOST).agent();
     let daemons = [("agent", agent.as_str()), ("controller", "controller")];
-    let before = daemons.map(|(_, process)| cpu_seconds(lab, process));
+    let busy = |process: &str| process::cpu_seconds(pid(lab, process)?);
+    let before = daemons.map(|(_, process)| busy(process));
     let began = Instant::now();
     sleep(settings.window).await;
     let seconds = began.elapsed().as_secs_f64();
     for ((who, process), before) in daemons.into_iter().zip(before) {
-        let busy = (cpu_seconds(lab, process)? - before?) / seconds * 100.0;
+        let busy = (busy(process)? - before?) / seconds * 100.0;
         report.add(Measure::of(
             format!("{who} with {vms} VMs: CPU"),
             "% of one core",
             &[busy],
         ));
-        let status = of_process(lab, process, "status")?;
         for (what, label) in [
             ("resident memory", "VmRSS:"),
             ("of it not from files", "RssAnon:"),
         ] {
-            let mib = kib_after(&status, label)? / 1024.0;
+            let mib = process::mib(pid(lab, process)?, label)?;
             report.add(Measure::of(
                 format!("{who} with {vms} VMs: {what}"),
                 "MiB",
@@ -139,41 +139,13 @@ async fn take(lab: &Lab, settings: &Settings, vms: usize, report: &mut Report) -
     Ok(())
 }
 
-/// A file of a daemon's process.
-fn of_process(lab: &Lab, process: &str, file: &str) -> anyhow::Result<String> {
-    let pid_file = lab.layout().pid_file(process);
-    let pid = fs::read_to_string(&pid_file).with_context(|| format!("{process} does not run"))?;
-    fs::read_to_string(format!("/proc/{}/{file}", pid.trim()))
-        .with_context(|| format!("{process} does not run"))
-}
-
-/// Processor time of a daemon so far.
-fn cpu_seconds(lab: &Lab, process: &str) -> anyhow::Result<f64> {
-    let stat = of_process(lab, process, "stat")?;
-    // utime and stime are the 14th and 15th fields; the second may hold blanks, and ends with a parenthesis.
-    let (_, rest) = stat.rsplit_once(')').context("read a process's stat")?;
-    let ticks: f64 = rest
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|word| word.parse::<f64>().ok())
-        .sum();
-    let per_second =
-        nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("clock ticks per second")?;
-    Ok(ticks / f64::from(u32::try_from(per_second)?))
-}
-
-fn available_kib() -> anyhow::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let word = line.and_then(|line| line.split_whitespace().next());
-    Ok(word.context("no MemAvailable")?.parse()?)
-}
-
-fn kib_after(text: &str, label: &str) -> anyhow::Result<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(label));
-    let word = line.and_then(|line| line.split_whitespace().next());
-    Ok(word.with_context(|| format!("no {label}"))?.parse()?)
+/// The process of a daemon.
+fn pid(lab: &Lab, process: &str) -> anyhow::Result<u32> {
+    let pid = fs::read_to_string(lab.layout().pid_file(process));
+    Ok(pid
+        .with_context(|| format!("{process} does not run"))?
+        .trim()
+        .parse()?)
 }
 
 /// Size of the last report on the wire, by the agent's own metric.

@@ -1,10 +1,13 @@
 //! The benchmark of VMs' lives: Dalgu against `virsh` on the same host in the same run, and what the daemons themselves
 //! take. Called by the program `bench-lifecycle`; times are taken at the gRPC API, so that no program's start counts.
+//! [`scale`] is the benchmark of the controller with thousands of hosts.
 
 mod agents;
 mod baseline;
 mod lifecycle;
+pub mod process;
 pub mod report;
+pub mod scale;
 
 use std::time::Duration;
 

@@ -243,8 +243,8 @@ impl Site {
             damage: None,
         };
         // No VM is unknown here, as nothing is restored: there are no entries to compare.
-        let entries: Vec<_> = hosts.iter().map(|_| Vec::new()).collect();
-        checker.at_rest(&view, &hosts, &entries, &[].into())?;
+        let unjudged: Vec<_> = hosts.iter().map(|_| Vec::new()).collect();
+        checker.at_rest(&view, &hosts, &unjudged, &[].into())?;
         checker.watched_all(&state)?;
         for name in &self.names {
             let left = entries(&self.dir.path().join(name.as_str()).join("migration"));
