@@ -259,12 +259,15 @@ async fn settle(
     };
     let from_source = read(&record.source, at_source);
     let from_destination = read(&record.destination, at_destination);
+    let in_doubt = doubt.is_some();
     let conflict = db
         .change(|tx| store_answers(tx, record.id, from_source, from_destination, doubt))
         .await;
     match failure {
         Some(error) => Err(error),
         None if conflict => Ok(Next::After(SLOW_POLL)),
+        // Asked again at once, it would not know either.
+        None if in_doubt => Ok(Next::After(migration::POLL)),
         None => Ok(Next::Now),
     }
 }

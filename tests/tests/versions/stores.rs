@@ -129,7 +129,7 @@ fn a_store_of_a_newer_schema_is_refused_and_left_as_it_is() {
     let path = database(&sample, dir.path());
     let newer = rusqlite::Connection::open(&path).unwrap();
     newer
-        .execute_batch("PRAGMA user_version = 1000; CREATE TABLE later (x TEXT);")
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA user_version = 1000; CREATE TABLE later (x TEXT);")
         .unwrap();
     drop(newer);
     let before = fs::read(&path).unwrap();
