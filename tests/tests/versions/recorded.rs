@@ -113,7 +113,8 @@ fn part(part: agent::MigrationReport) {
 
 fn intent(vm: Option<agent::VmIntent>) {
     let vm = vm.unwrap();
-    let (id, _, intent) = agent_side::intent(vm.clone()).unwrap();
+    let (id, told) = agent_side::intent(vm.clone()).unwrap();
+    let intent = told.intent;
     assert_eq!((id.to_string(), intent.generation.0), (vm.uid, vm.generation));
     assert_eq!(Some(v1::VmSpec::from(intent.spec)), vm.spec);
 }
