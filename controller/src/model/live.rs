@@ -126,6 +126,19 @@ pub struct Unmanaged {
     pub memory_mib: u64,
 }
 
+/// Another machine, or another boot, that speaks for a host and was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rival {
+    /// Its machine id.
+    pub machine_id: String,
+    /// Its boot id.
+    pub boot_id: String,
+    /// Where its agent listens.
+    pub address: String,
+    /// The operator has been told of it.
+    pub told: bool,
+}
+
 /// What is known of a host while the controller runs.
 #[derive(Debug, Clone)]
 pub struct HostLive {
@@ -145,6 +158,8 @@ pub struct HostLive {
     pub unmanaged: Vec<Unmanaged>,
     /// The agent has no working hypervisor.
     pub hypervisor_error: Option<String>,
+    /// The last that was refused because this host is another machine, or runs.
+    pub rival: Option<Rival>,
 }
 
 impl HostLive {
@@ -159,6 +174,7 @@ impl HostLive {
             usage: None,
             unmanaged: Vec::new(),
             hypervisor_error: None,
+            rival: None,
         }
     }
 }
