@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, interceptor::InterceptedService};
+use uuid::Uuid;
 
 use crate::{
     gate::Gate,
@@ -44,6 +45,8 @@ pub struct AgentParts {
     pub address: String,
     /// The kernel's boot id.
     pub boot_id: String,
+    /// The machine's own id; `None` where it has none, and then a copied ledger is not noticed.
+    pub machine: Option<Uuid>,
     /// The hypervisor.
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The ledger.
@@ -79,6 +82,7 @@ impl Agent {
         let gate = Arc::new(Gate::new(
             parts.site,
             parts.host,
+            parts.machine,
             parts.ledger.clone(),
             contents.host,
         ));
@@ -139,10 +143,10 @@ impl Agent {
 
     /// Finds out what is true on the host, then obeys; tells the controller of it. Returns when the agent was stopped, with
     /// every VM's task ended, or when it cannot go on. `ready` is called once it knows what is true, or at least that the
-    /// hypervisor does not say.
+    /// hypervisor does not say. On a copy of another machine's ledger it does nothing but tell the controller so.
     ///
     /// # Errors
-    /// If the controller is not this host's.
+    /// If the controller is not this host's, or the ledger is another machine's.
     pub async fn run(self, ready: impl FnOnce()) -> Result<(), reporter::Error> {
         let Self {
             vms,
@@ -152,6 +156,9 @@ impl Agent {
             ..
         } = self;
         let gate = reporter.gate.clone();
+        if gate.copied_from().await.is_some() {
+            return reporter.disown(stop).await;
+        }
         let finding_out = find_out(vms.clone(), contents, gate.clone(), stop.clone());
         let telling = tell(reporter, gate, ready, stop.clone());
         // A controller that is not this host's ends it at once, also while the hypervisor is still asked.

@@ -107,17 +107,20 @@ pub struct Gate {
     ledger: Ledger,
     host: Mutex<Host>,
     cluster: ClusterId,
+    /// The machine this is; `None` where it does not know.
+    machine: Option<Uuid>,
     open: watch::Sender<bool>,
 }
 
 impl Gate {
     /// A gate that is closed until [`Gate::open`].
-    pub fn new(cluster: ClusterId, own: HostName, ledger: Ledger, host: Host) -> Self {
+    pub fn new(cluster: ClusterId, own: HostName, machine: Option<Uuid>, ledger: Ledger, host: Host) -> Self {
         Self {
             own,
             ledger,
             host: Mutex::new(host),
             cluster,
+            machine,
             open: watch::Sender::new(false),
         }
     }
@@ -130,6 +133,17 @@ impl Gate {
     /// This host.
     pub const fn own(&self) -> &HostName {
         &self.own
+    }
+
+    /// The machine this is.
+    pub const fn machine(&self) -> Option<Uuid> {
+        self.machine
+    }
+
+    /// The other machine whose ledger this is a copy of, if it is one.
+    pub async fn copied_from(&self) -> Option<Uuid> {
+        let first = self.host.lock().await.machine;
+        first.filter(|first| self.machine.is_some_and(|own| own != *first))
     }
 
     /// What is remembered.
@@ -199,6 +213,7 @@ impl Gate {
             session,
             term,
             run: holder(*host, term, run)?,
+            machine: host.machine.or(self.machine),
         };
         if changed != *host {
             self.ledger.save_host(&changed).await?;
@@ -271,6 +286,7 @@ mod tests {
             session: Session(4),
             term: Term(7),
             run: Some(Uuid::from_u128(1)),
+            machine: None,
         };
         let good = Context {
             cluster: cluster(1),
@@ -348,7 +364,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         let own: HostName = "h1".parse().unwrap();
-        let gate = Gate::new(cluster(1), own.clone(), ledger.clone(), Host::default());
+        let gate = Gate::new(cluster(1), own.clone(), None, ledger.clone(), Host::default());
         gate.open();
         gate.registered(cluster(1), Session(2), Term(3), Some(Uuid::from_u128(1)))
             .await
@@ -362,7 +378,13 @@ mod tests {
         })
         .await
         .unwrap();
-        let again = Gate::new(cluster(1), own, ledger.clone(), ledger.load().await.unwrap().host);
+        let again = Gate::new(
+            cluster(1),
+            own,
+            None,
+            ledger.clone(),
+            ledger.load().await.unwrap().host,
+        );
         assert_eq!(again.host().await.term, Term(5));
         let copy = again.registered(cluster(1), Session(2), Term(5), Some(Uuid::from_u128(3)));
         assert!(matches!(copy.await, Err(Error::OtherController { .. })));

@@ -64,6 +64,9 @@ pub struct Host {
     /// Run of the controller that has that term; `None` when it was an older version's, which does not say.
     #[serde(default)]
     pub run: Option<Uuid>,
+    /// The machine that registered first with this ledger; on another one it is a copy, and nothing of it is acted upon.
+    #[serde(default)]
+    pub machine: Option<Uuid>,
 }
 
 /// What a VM of this host should be.

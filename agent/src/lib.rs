@@ -33,6 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use uuid::Uuid;
 
 use crate::{
     config::Config, host::usage::Sampler, hypervisor::Hypervisor, ledger::Ledger, metrics::Snapshot,
@@ -101,6 +102,7 @@ pub async fn run_on(
         site: identity.site()?,
         address: config.address(),
         boot_id: boot_id.trim().to_owned(),
+        machine: machine(),
         hypervisor: hypervisor.clone(),
         ledger: Ledger::open(&config.data_dir.join("ledger"))?,
         transport: Arc::new(streams.clone()),
@@ -141,6 +143,18 @@ pub async fn run_on(
     vms.stopped().await;
     tasks.shutdown().await;
     outcome
+}
+
+/// The machine's own id, which a copy of the data directory does not bring along.
+fn machine() -> Option<Uuid> {
+    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let machine = text.trim().parse().ok().filter(|id: &Uuid| !id.is_nil());
+    if machine.is_none() {
+        tracing::warn!(
+            "/etc/machine-id holds no id: a second machine with this host's identity cannot be told from it"
+        );
+    }
+    machine
 }
 
 /// Waits for the agent to be stopped, or for a part of it to fail.

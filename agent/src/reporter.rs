@@ -32,6 +32,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic_prost::prost::Message as _;
+use uuid::Uuid;
 
 use crate::{
     gate::Gate,
@@ -63,6 +64,17 @@ pub enum Error {
     /// This host belongs to another site.
     #[error("the controller is not this host's; if the host is to change sites, empty its data directory")]
     Foreign(#[source] crate::gate::Error),
+    /// The ledger was copied from another machine.
+    #[error(
+        "the data directory was copied from machine {of}, this is machine {own}: nothing of it is acted upon. Empty it, and give \
+         this machine a name and a certificate of its own; a machine that was set up anew gets its old /etc/machine-id back"
+    )]
+    Copied {
+        /// The machine it is of.
+        of: Uuid,
+        /// This machine.
+        own: Uuid,
+    },
 }
 
 enum Failed {
@@ -114,6 +126,12 @@ impl Reporter {
                 Failed::Call(status) => {
                     let code = status.code();
                     let reason = reason::of(&status);
+                    if reason.as_deref() == Some("OTHER_MACHINE") {
+                        tracing::error!(
+                            message = status.message(),
+                            "the controller knows another machine by this host's identity"
+                        );
+                    }
                     tracing::warn!(
                         ?code,
                         reason,
@@ -131,6 +149,21 @@ impl Reporter {
             wait = (wait * 2).min(DEFAULT_INTERVAL);
         }
         Ok(())
+    }
+
+    /// Tells the controller that this machine has another one's ledger, so that an operator hears of it, and gives up.
+    pub async fn disown(mut self, stop: CancellationToken) -> Result<(), Error> {
+        let (Some(of), Some(own)) = (self.gate.copied_from().await, self.gate.machine()) else {
+            return Ok(());
+        };
+        tokio::select! {
+            biased;
+            // As in `run`.
+            () = stop.cancelled() => {}
+            // It is refused; where it cannot be told, the next start tries again.
+            _ = self.register() => {}
+        }
+        Err(Error::Copied { of, own })
     }
 
     /// Registers, then reports until something fails or the controller wants a new registration.
@@ -196,6 +229,8 @@ impl Reporter {
                 .cluster
                 .map(|cluster| cluster.to_string())
                 .unwrap_or_default(),
+            machine_id: text(self.gate.machine()),
+            state_machine_id: text(host.machine),
         };
         // Boxed: the compiler does not see through this future in a task.
         let call: BoxFuture<'_, _> = Box::pin(self.client.register(request));
@@ -354,6 +389,10 @@ fn spread(wait: Duration, run: &str, attempt: u64) -> Duration {
     (run, attempt).hash(&mut hasher);
     let part = u32::from(u8::try_from(hasher.finish() & 0xff).unwrap_or(0));
     wait - wait / 2 * part / 0xff
+}
+
+fn text(machine: Option<Uuid>) -> String {
+    machine.map(|id| id.to_string()).unwrap_or_default()
 }
 
 fn late() -> tonic::Status {

@@ -83,6 +83,7 @@ pub(crate) fn host(name: &str) -> HostRecord {
         cordon: None,
         session: Session(1),
         boot_id: "b".into(),
+        machine_id: String::new(),
         inventory: inventory(),
         agent_version: String::new(),
         create_time: Timestamp::UNIX_EPOCH,

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    live::{HostLive, HostState, MigrationLive, Observation, Refusal, Unmanaged, VmFault, VmPhase},
+    live::{HostLive, HostState, MigrationLive, Observation, Refusal, Rival, Unmanaged, VmFault, VmPhase},
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
 };
 use crate::placement::Decision;
@@ -144,6 +144,9 @@ pub struct HostRecord {
     pub session: Session,
     /// The kernel's boot id.
     pub boot_id: String,
+    /// The machine's own id; empty where it has told none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub machine_id: String,
     /// What it is made of.
     pub inventory: Inventory,
     /// Version of the agent.

@@ -154,6 +154,8 @@ fn registration(name: &str) -> Registration {
         hypervisor_error: None,
         session: Session(0),
         cluster_id: None,
+        machine_id: String::new(),
+        state_machine_id: String::new(),
     }
 }
 

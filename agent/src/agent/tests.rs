@@ -213,6 +213,7 @@ struct Host {
     stop: CancellationToken,
     client: AgentServiceClient<Caller>,
     name: String,
+    ended: tokio::task::JoinHandle<Result<(), reporter::Error>>,
 }
 
 impl Site {
@@ -261,12 +262,17 @@ impl Site {
     }
 
     async fn start(&self, name: &str, sim: Sim, files: Folder) -> Host {
+        self.start_on(1, name, sim, files).await
+    }
+
+    async fn start_on(&self, machine: u128, name: &str, sim: Sim, files: Folder) -> Host {
         let stop = CancellationToken::new();
         let parts = AgentParts {
             host: name.parse().unwrap(),
             site: SITE.parse().unwrap(),
             address: format!("{name}:7443"),
             boot_id: "boot".to_owned(),
+            machine: Some(Uuid::from_u128(machine)),
             hypervisor: Arc::new(sim.clone()),
             ledger: Ledger::on(Arc::new(Shelf {
                 host: name.to_owned(),
@@ -284,13 +290,14 @@ impl Site {
         };
         let agent = Agent::start(parts, stop.clone()).await.unwrap();
         let client = AgentServiceClient::new(caller_in_process(FromController(agent.server())));
-        tokio::spawn(agent.run(|| ()));
+        let ended = tokio::spawn(agent.run(|| ()));
         Host {
             sim,
             files,
             stop,
             client,
             name: name.to_owned(),
+            ended,
         }
     }
 
@@ -566,4 +573,36 @@ async fn a_domain_with_dalgus_mark_that_comes_behind_its_back_is_reported_and_ne
         domains.iter().all(|domain| domain.state == DomainState::Running),
         "{domains:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn incident_50_a_copied_ledger_is_not_acted_upon_on_another_machine() {
+    let site = Site::new();
+    let mut first = site.start("h1", site.sim("h1"), Folder::default()).await;
+    site.until("a host", |report| report.host == "h1").await;
+    first.ensure().await.unwrap();
+    site.until("running", settled("h1")).await;
+    let state = lock(&first.files).clone();
+    assert!(state.len() > 1, "host and VM: {state:?}");
+
+    // The second machine has booted since, so that its agent would start what ran before.
+    let sim = site.sim("elsewhere");
+    let mut second = site
+        .start_on(2, "h1", sim.clone(), Arc::new(Mutex::new(state.clone())))
+        .await;
+    let refused = second.ensure().await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    let ended = second.ended.await.unwrap();
+    assert!(matches!(ended, Err(reporter::Error::Copied { .. })), "{ended:?}");
+    assert!(sim.domains().is_empty() && sim.local_volumes() == 0);
+    assert_eq!(*lock(&second.files), state, "nor is it changed");
+    let told = lock(&site.registrar.registered).last().cloned().unwrap();
+    assert_ne!(told.machine_id, told.state_machine_id);
+    assert!(told.vms.is_empty() && !told.inventory_complete);
+    // On its own machine it goes on.
+    first.stop.cancel();
+    first.ended.await.unwrap().unwrap();
+    lock(&site.registrar.reports).clear();
+    let _again = site.start("h1", first.sim.clone(), first.files.clone()).await;
+    site.until("running again", settled("h1")).await;
 }

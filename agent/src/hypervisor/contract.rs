@@ -12,7 +12,7 @@ use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId},
     vm::{PowerReason, Spec},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 pub use pair::Pair;
@@ -100,6 +100,10 @@ impl Fixture {
         note(
             "a_life_from_start_to_undefine",
             a_life_from_start_to_undefine(hypervisor, self).await,
+        );
+        note(
+            "a_power_off_gets_through_a_call_that_was_given_up",
+            a_power_off_gets_through_a_call_that_was_given_up(hypervisor, self).await,
         );
         note(
             "wrong_states_are_refused",
@@ -325,6 +329,33 @@ pub async fn a_life_from_start_to_undefine(hypervisor: &dyn Hypervisor, fixture:
     })?;
     fixture.remove(hypervisor, vm.id).await?;
     done("undefine again", hypervisor.undefine(vm.id).await)
+}
+
+/// A caller may give a call up by dropping it. Powering off gets through all the same, and what is left of the call is at its
+/// end when [`Hypervisor::changing`] says so.
+pub async fn a_power_off_gets_through_a_call_that_was_given_up(
+    hypervisor: &dyn Hypervisor,
+    fixture: &Fixture,
+) -> Kept {
+    let vm = fixture.make_running(hypervisor).await?;
+    let ended = async || {
+        eventually("the end of what was given up", fixture.patience, async || {
+            Ok(!hypervisor.changing(vm.id))
+        })
+        .await
+    };
+    // Begun, and dropped at once; it may have ended by then.
+    let _ = timeout(Duration::ZERO, hypervisor.pause(vm.id)).await;
+    done("destroy", hypervisor.destroy(vm.id).await)?;
+    ended().await?;
+    is(hypervisor, vm.id, DomainState::Stopped).await?;
+    let _ = timeout(Duration::ZERO, hypervisor.start(vm.id)).await;
+    done("destroy while it starts", hypervisor.destroy(vm.id).await)?;
+    ended().await?;
+    // The start may have taken effect after that; now nothing is left that could.
+    done("destroy", hypervisor.destroy(vm.id).await)?;
+    is(hypervisor, vm.id, DomainState::Stopped).await?;
+    fixture.remove(hypervisor, vm.id).await
 }
 
 /// What makes no sense in a state is refused and changes nothing.

@@ -8,7 +8,7 @@
 //! Every call returns within the deadline its documentation names, with [`Error::Timeout`] if need be; one hung
 //! domain or pool delays no call about another. After an error of which [`Error::outcome_unknown`] is true, the
 //! caller must look again before it acts, and must not take what it sees for the end of the matter while
-//! [`Hypervisor::changing`] is true.
+//! [`Hypervisor::changing`] is true. The same holds where the caller gives a call up by dropping it.
 
 use std::{
     path::{Path, PathBuf},

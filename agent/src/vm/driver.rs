@@ -8,7 +8,8 @@
 //! ```
 //!
 //! One piece of work (a look, or a step and a look) is under way at a time; requests are taken meanwhile, and what they
-//! change is seen by the next plan. Started by [`super::Vms`]; nobody else touches this VM.
+//! change is seen by the next plan. A call that hangs is given up early where the VM is to be off at once. Started by
+//! [`super::Vms`]; nobody else touches this VM.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -17,7 +18,6 @@ use dalgu_proto::{
     mutant::{self, Mutant},
     vm::PowerState,
 };
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -30,7 +30,7 @@ use super::{
     plan::{self, Memory, Step},
     reason,
     status::Status,
-    steps::{Asked, FIRST_RETRY, Leaving, Outcome, Stuck, poll_work},
+    steps::{Asked, FIRST_RETRY, Leaving, Outcome, Stuck, Work, poll_work, until_given_up},
     transfer::Transfers,
 };
 use crate::{
@@ -66,7 +66,7 @@ pub(super) struct Driver {
     restarts: VecDeque<Instant>,
     pub(super) stuck: Option<Stuck>,
     pub(super) adopted: bool,
-    pub(super) work: Option<BoxFuture<'static, Outcome>>,
+    pub(super) work: Option<Work>,
     look_again: bool,
     wake: Instant,
     pub(super) status: watch::Sender<Status>,
@@ -121,6 +121,7 @@ impl Driver {
         loop {
             self.publish();
             let handed_over = self.transfers.handed_over();
+            let given_up = until_given_up(self.vm.as_ref(), self.work.as_ref());
             // Every arm is cancel safe: receivers and timers lose nothing when dropped, and `work` and the transfer are
             // polled in place and stay where they are.
             tokio::select! {
@@ -144,6 +145,7 @@ impl Driver {
                     self.transfer_ended(ended).await;
                     self.look();
                 }
+                () = given_up => self.give_up().await,
                 () = handed_over => {
                     self.go_on().await;
                     self.look();

@@ -111,6 +111,36 @@ pub enum Step {
     CrashLoop,
 }
 
+impl Step {
+    /// Whether its call gives way to a power-off when it hangs: all that QEMU must answer.
+    pub const fn gives_way(self) -> bool {
+        matches!(
+            self,
+            Self::Start
+                | Self::Restart
+                | Self::Shutdown
+                | Self::Pause
+                | Self::Resume
+                | Self::RestartGuest(_)
+                | Self::RebootAgain
+        )
+    }
+}
+
+/// Whether the VM is to be off at once, whatever its guest says: a forced stop that has not been carried out, or its
+/// deletion.
+pub fn off_at_once(vm: &Vm) -> bool {
+    match (vm.disposition, &vm.intent) {
+        (Disposition::Deleting, _) => true,
+        (Disposition::Owned, Some(intent)) => {
+            intent.power == PowerState::Stopped
+                && intent.grace_period_seconds == 0
+                && vm.done.power < intent.power_sequence
+        }
+        _ => false,
+    }
+}
+
 /// The next step.
 pub fn next(vm: &Vm, domain: Option<&Domain>, memory: &Memory) -> Step {
     let step = match (vm.disposition, &vm.intent) {

@@ -11,7 +11,7 @@ use dalgu_proto::{
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     driver::Driver,
@@ -21,12 +21,25 @@ use super::{
 use crate::{
     console,
     hypervisor::{self, Definition, Domain, DomainState},
+    ledger,
 };
 
 /// First wait before a failed step is tried again; doubles up to [`MAX_RETRY`].
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait before a failed step is tried again.
 const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// An ordinary call may hold up a power-off for so long; one that answers at all does so within it.
+pub(super) const POWER_OFF_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A piece of work under way.
+pub(super) struct Work {
+    /// The step; `None` for a mere look.
+    step: Option<Step>,
+    since: Instant,
+    asked: For,
+    outcome: BoxFuture<'static, Outcome>,
+}
 
 /// What a piece of work brought.
 pub(super) struct Outcome {
@@ -41,6 +54,7 @@ pub(super) struct Outcome {
 }
 
 /// Of the intent for which a step is done.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct For {
     /// Epoch that a definition is made with.
     epoch: Epoch,
@@ -132,7 +146,7 @@ impl Driver {
             epoch: intent.map(|intent| intent.epoch).unwrap_or_default(),
             grace: Duration::from_secs(intent.map_or(0, |intent| intent.grace_period_seconds.into())),
         };
-        self.work = Some(Box::pin(async move {
+        let outcome = Box::pin(async move {
             let step = match step {
                 Some(step) => Some((step, perform(&*hypervisor, id, definition.as_ref(), step).await)),
                 None => None,
@@ -145,7 +159,27 @@ impl Driver {
                 unfinished,
                 asked,
             }
-        }));
+        });
+        self.work = Some(Work {
+            step,
+            since: Instant::now(),
+            asked,
+            outcome,
+        });
+    }
+
+    /// The call under way holds up a power-off: it counts as one that did not answer in time. It may take effect later; the
+    /// hypervisor says so until it has ended.
+    pub(super) async fn give_up(&mut self) {
+        let Some(work) = self.work.take() else { return };
+        if let Some(step) = work.step {
+            let error = hypervisor::Error::Timeout {
+                call: "a call that holds up a power-off",
+                after: work.since.elapsed(),
+            };
+            self.step_failed(step, &error, &work.asked).await;
+        }
+        self.begin(None);
     }
 
     /// Takes note of a step that succeeded.
@@ -270,10 +304,27 @@ impl Driver {
 }
 
 /// Goes on with the work, if there is any.
-pub(super) async fn poll_work(work: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
+pub(super) async fn poll_work(work: &mut Option<Work>) -> Outcome {
     match work {
-        Some(work) => work.await,
+        Some(work) => (&mut work.outcome).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Returns when the call under way has held up a power-off for long enough; never when it does not. Cancel safe: a timer.
+pub(super) fn until_given_up(
+    vm: Option<&ledger::Vm>,
+    work: Option<&Work>,
+) -> impl Future<Output = ()> + use<> {
+    let held_up = vm.is_some_and(plan::off_at_once);
+    let since = work
+        .filter(|work| held_up && work.step.is_some_and(Step::gives_way))
+        .map(|work| work.since);
+    async move {
+        match since {
+            Some(since) => sleep_until(since + POWER_OFF_PATIENCE).await,
+            None => std::future::pending().await,
+        }
     }
 }
 

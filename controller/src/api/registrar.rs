@@ -87,13 +87,16 @@ impl RegistrarService for Services {
             hypervisor_error: Some(m.hypervisor_error).filter(|error| !error.is_empty()),
             session: Session(m.session),
             cluster_id,
+            machine_id: m.machine_id,
+            state_machine_id: m.state_machine_id,
             host: host.clone(),
         };
+        // A change also where it is refused: the operator is told of who was.
         let session = self
             .db
-            .transact(|tx| registry::register(tx, registration))
+            .change(|tx| registry::register(tx, registration))
             .await
-            .map_err(|error| reason::status(Code::FailedPrecondition, "WRONG_CLUSTER", error.to_string()))?;
+            .map_err(|error| reason::status(Code::FailedPrecondition, error.reason(), error.to_string()))?;
         let state = self.db.snapshot();
         let meta = &state.meta;
         tracing::info!(%host, %session, "the host registered");

@@ -137,6 +137,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         hypervisor_error: live
             .and_then(|live| live.hypervisor_error.clone())
             .unwrap_or_default(),
+        machine_id: host.machine_id.clone(),
     }
 }
 

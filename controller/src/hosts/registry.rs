@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     agent_wire::Reported,
-    model::{EventKind, HostLive, HostRecord, HostState, Unmanaged},
+    model::{EventKind, HostLive, HostRecord, HostState, Rival, Unmanaged},
     placement::default_reserved_memory_mib,
     reconcile::apply::{self, Extent},
     state::Tx,
@@ -49,6 +49,10 @@ pub struct Registration {
     pub session: Session,
     /// Site it last worked for.
     pub cluster_id: Option<ClusterId>,
+    /// The machine's own id; empty where it has none.
+    pub machine_id: String,
+    /// The machine whose agent has written the state that this one found; empty for new state.
+    pub state_machine_id: String,
 }
 
 /// An agent reports.
@@ -93,6 +97,44 @@ pub enum Error {
         /// This site.
         ours: ClusterId,
     },
+    /// The host is another machine, or the agent's state is another machine's.
+    #[error(
+        "host {host} is machine {known}, this is machine {given}: one of them has the other's certificate or data directory. \
+         Give each machine a name, a certificate and an empty data directory of its own; a machine that was set up anew gets its \
+         old /etc/machine-id back"
+    )]
+    OtherMachine {
+        /// The host.
+        host: HostName,
+        /// The machine that it is.
+        known: String,
+        /// The one that was refused.
+        given: String,
+    },
+    /// The host is heard from under another boot. It is taken up when that has fallen silent, as after a reboot it has.
+    #[error(
+        "host {host} is heard from under another boot, {known}: this one, {given}, is taken up once that has been silent for a \
+         while. If it is not silent, two machines have one identity"
+    )]
+    OtherBoot {
+        /// The host.
+        host: HostName,
+        /// The boot that is heard.
+        known: String,
+        /// The one that was refused.
+        given: String,
+    },
+}
+
+impl Error {
+    /// Stable reason for programs.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::OtherSite { .. } => "WRONG_CLUSTER",
+            Self::OtherMachine { .. } => "OTHER_MACHINE",
+            Self::OtherBoot { .. } => "OTHER_BOOT",
+        }
+    }
 }
 
 /// What follows from a report.
@@ -106,7 +148,8 @@ pub enum Receipt {
     Unknown,
 }
 
-/// Takes a host in, or takes it up again. Returns its session.
+/// Takes a host in, or takes it up again. Returns its session. Where it refuses, what it has changed is only what is
+/// remembered of the refusal.
 pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     let ours = tx.meta.cluster_id;
     if let Some(theirs) = new.cluster_id.filter(|theirs| *theirs != ours) {
@@ -117,6 +160,10 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         });
     }
     let old = tx.hosts.get(&new.host).cloned();
+    if let Err(error) = one_machine(old.as_deref(), tx.live.get(&new.host).map(AsRef::as_ref), &new) {
+        note_rival(tx, &new, &error);
+        return Err(error);
+    }
     let first = old.is_none();
     let mut record = old
         .as_ref()
@@ -125,6 +172,9 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     record.session = record.session.max(new.session);
     record.address.clone_from(&new.address);
     record.boot_id.clone_from(&new.boot_id);
+    if !new.machine_id.is_empty() {
+        record.machine_id.clone_from(&new.machine_id);
+    }
     record.agent_version.clone_from(&new.agent_version);
     record.inventory = keep(&record.inventory, new.inventory);
     let session = record.session;
@@ -158,6 +208,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         },
         complete: new.complete,
         hypervisor_error: new.hypervisor_error,
+        rival: None,
     };
     tx.set_live(new.host.clone(), live);
     let refused: Vec<_> = tx
@@ -180,6 +231,71 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     Ok(session)
 }
 
+/// Whether who speaks is the machine, and the boot, that the host is. Two machines with one identity would both be told to
+/// run its VMs, and the list of one would say of the other's that they are gone.
+fn one_machine(old: Option<&HostRecord>, live: Option<&HostLive>, new: &Registration) -> Result<(), Error> {
+    let known = old.map_or("", |old| &old.machine_id);
+    for known in [known, &new.state_machine_id] {
+        if !known.is_empty() && !new.machine_id.is_empty() && known != new.machine_id {
+            return Err(Error::OtherMachine {
+                host: new.host.clone(),
+                known: known.to_owned(),
+                given: new.machine_id.clone(),
+            });
+        }
+    }
+    match (old, live) {
+        (Some(old), Some(live)) if old.boot_id != new.boot_id && live.state != HostState::Unreachable => {
+            Err(Error::OtherBoot {
+                host: new.host.clone(),
+                known: old.boot_id.clone(),
+                given: new.boot_id.clone(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Remembers who was refused. Of another machine the operator is told at once; of another boot when the first speaks again,
+/// since a host that has just been rebooted looks the same until then.
+fn note_rival(tx: &mut Tx, new: &Registration, error: &Error) {
+    let rival = Rival {
+        machine_id: new.machine_id.clone(),
+        boot_id: new.boot_id.clone(),
+        address: new.address.clone(),
+        told: matches!(error, Error::OtherMachine { .. }),
+    };
+    let live = tx.live.get(&new.host).cloned();
+    if live.as_ref().is_some_and(|live| {
+        let known = live.rival.as_ref();
+        known.is_some_and(|known| (&known.machine_id, &known.boot_id) == (&rival.machine_id, &rival.boot_id))
+    }) {
+        return;
+    }
+    if rival.told {
+        tell_of_rival(tx, &new.host, &rival);
+    }
+    if let Some(live) = live {
+        tx.set_live(
+            new.host.clone(),
+            HostLive {
+                rival: Some(rival),
+                ..(*live).clone()
+            },
+        );
+    }
+}
+
+fn tell_of_rival(tx: &mut Tx, host: &HostName, rival: &Rival) {
+    let message = format!(
+        "a second machine at {} has this host's identity and is refused (machine {}, boot {})",
+        rival.address, rival.machine_id, rival.boot_id
+    );
+    tracing::error!(%host, address = rival.address, machine = rival.machine_id, boot = rival.boot_id,
+        "a second machine has the identity of a host and is refused");
+    tx.event(EventKind::Host, "HostIdentityCopied", host, message, None);
+}
+
 fn blank(new: &Registration, now: jiff::Timestamp) -> HostRecord {
     HostRecord {
         name: new.host.clone(),
@@ -190,6 +306,7 @@ fn blank(new: &Registration, now: jiff::Timestamp) -> HostRecord {
         cordon: None,
         session: Session(1),
         boot_id: new.boot_id.clone(),
+        machine_id: new.machine_id.clone(),
         inventory: new.inventory.clone(),
         agent_version: new.agent_version.clone(),
         create_time: now,
@@ -246,6 +363,12 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
             None,
         );
     }
+    let rival = live.rival.clone().map(|rival| {
+        if !rival.told {
+            tell_of_rival(tx, &new.host, &rival);
+        }
+        Rival { told: true, ..rival }
+    });
     let unmanaged = if new.complete {
         new.unmanaged
     } else {
@@ -261,6 +384,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         unmanaged,
         complete: new.complete,
         hypervisor_error: new.hypervisor_error,
+        rival,
     };
     tx.set_live(new.host.clone(), next);
     apply::apply(

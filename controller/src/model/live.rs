@@ -138,6 +138,19 @@ pub struct Unmanaged {
     pub marked: bool,
 }
 
+/// Another machine, or another boot, that speaks for a host and was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rival {
+    /// Its machine id.
+    pub machine_id: String,
+    /// Its boot id.
+    pub boot_id: String,
+    /// Where its agent listens.
+    pub address: String,
+    /// The operator has been told of it.
+    pub told: bool,
+}
+
 /// What is known of a host while the controller runs.
 #[derive(Debug, Clone)]
 pub struct HostLive {
@@ -159,6 +172,8 @@ pub struct HostLive {
     pub complete: bool,
     /// The agent has no working hypervisor.
     pub hypervisor_error: Option<String>,
+    /// The last that was refused because this host is another machine, or runs.
+    pub rival: Option<Rival>,
 }
 
 impl HostLive {
@@ -174,6 +189,7 @@ impl HostLive {
             unmanaged: Vec::new(),
             complete: false,
             hypervisor_error: None,
+            rival: None,
         }
     }
 }

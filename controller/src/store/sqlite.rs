@@ -197,6 +197,31 @@ mod tests {
     }
 
     #[test]
+    fn incident_39_a_controller_that_starts_while_another_works_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dalgu.db");
+        let event = |revision| Batch {
+            events: vec![(revision, "{}".to_owned())],
+            ..Batch::default()
+        };
+        let mut first = Sqlite::open(&path).unwrap();
+        first.commit(&[event(1)]).unwrap();
+        let files = || -> std::collections::BTreeMap<_, _> {
+            let entries = std::fs::read_dir(dir.path()).unwrap().flatten();
+            entries
+                .map(|entry| (entry.path(), std::fs::read(entry.path()).unwrap()))
+                .collect()
+        };
+        let before = files();
+        for _ in 0..3 {
+            assert!(matches!(Sqlite::open(&path), Err(Error::InUse { .. })));
+        }
+        assert!(files() == before, "the second has written");
+        first.commit(&[event(2)]).unwrap();
+        assert!(files() != before, "the first goes on");
+    }
+
+    #[test]
     fn a_database_of_a_newer_version_is_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dalgu.db");

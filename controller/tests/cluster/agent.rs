@@ -380,6 +380,8 @@ impl Agent {
             cluster_id,
             inventory_complete: true,
             hypervisor_error: String::new(),
+            machine_id: String::new(),
+            state_machine_id: String::new(),
         };
         let answer = tokio::time::timeout(Duration::from_secs(2), client.register(request)).await;
         let Ok(Ok(answer)) = answer else { return false };

@@ -6,6 +6,7 @@
 
 mod agent;
 mod api;
+mod cancel;
 mod crash;
 mod fabric;
 mod init;

@@ -42,6 +42,7 @@ use std::{
     time::Duration,
 };
 
+use dalgu_controller::status::{self, VmState};
 use fastrand::Rng;
 use tokio::time::Instant;
 
@@ -116,6 +117,8 @@ pub struct Outcome {
     pub requests: u64,
     /// Operations that ended, by kind and state.
     pub operations: BTreeMap<String, u64>,
+    /// The VMs at the end, as the API shows them.
+    pub vms: BTreeMap<String, VmState>,
     /// Digest of the history.
     pub digest: u64,
     /// The history's lines: all when they were asked for, else the last ones.
@@ -269,10 +272,15 @@ fn outcome(settings: &Settings, site: &Site, plan: Plan) -> Outcome {
         .filter(|(_, event)| matches!(event, Event::Request(_)))
         .count() as u64;
     let mut operations: BTreeMap<String, u64> = BTreeMap::new();
+    let mut vms = BTreeMap::new();
     if let Some((_, services)) = site.services() {
-        for operation in services.db.snapshot().operations.values() {
+        let state = services.db.snapshot();
+        for operation in state.operations.values() {
             let name = format!("{} {}", operation.kind.as_str(), operation.state.as_str());
             *operations.entry(name).or_default() += 1;
+        }
+        for vm in state.vms.values() {
+            vms.insert(vm.name.to_string(), status::of(&state, vm));
         }
     }
     let (checker, mut fates, trace) = (site.checker(), site.fates(), site.trace());
@@ -285,6 +293,7 @@ fn outcome(settings: &Settings, site: &Site, plan: Plan) -> Outcome {
         checks: checker.checks.clone(),
         requests,
         operations,
+        vms,
         digest: trace.digest(),
         lines: trace.lines().to_vec(),
         points: fates.points(),

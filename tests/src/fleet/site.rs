@@ -771,6 +771,7 @@ impl Site {
             site: self.cluster,
             address: format!("h{}:7443", host + 1),
             boot_id: boot_id(boot),
+            machine: Some(Uuid::from_u128(host as u128 + 1)),
             hypervisor: Arc::new(machine) as Arc<dyn Hypervisor>,
             ledger: AgentLedger::on(Arc::new(ledger)),
             transport: Arc::new(transport),

@@ -19,8 +19,8 @@ use tokio::process::Command;
 use super::layout::{Host, Layout};
 use super::run::wait_for;
 
-/// Marks the processes of a lab; its value is the lab's directory.
-const MARK: &str = "DALGU_LAB_MEMBER";
+/// Environment variable that marks the processes of a lab; its value is the lab's directory.
+pub const MARK: &str = "DALGU_LAB_MEMBER";
 
 /// Where a daemon of the lab runs.
 #[derive(Debug, Clone, Copy)]

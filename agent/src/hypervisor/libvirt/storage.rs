@@ -227,7 +227,15 @@ impl Storage {
     pub(super) fn delete(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
         for pool in self.pools.iter().filter(|pool| !(keep_shared && pool.shared)) {
             match fs::remove_dir_all(pool.path.join(id.to_string())) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(pool, error)),
+                // A file in the place of the folder is not Dalgu's: there are no disks.
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) =>
+                {
+                    return Err(failed(pool, error));
+                }
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 //! Calls that take effect long after their caller has given them up.
 
-use super::*;
+use super::{super::steps::POWER_OFF_PATIENCE, *};
 
 /// A call's late effect comes so long after its deadline.
 const LATE: Duration = Duration::from_mins(1);
@@ -132,4 +132,81 @@ async fn a_guest_that_has_run_is_never_powered_off_because_it_cannot_be_let_go_o
         sleep(Duration::from_secs(1)).await;
     }
     assert_eq!(host.until_settled(id, 2).await.power, Some(PowerState::Running));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_stop_and_a_deletion_do_not_wait_for_a_call_that_hangs() {
+    for (call, power) in [
+        (Call::Pause, PowerState::Paused),
+        (Call::Start, PowerState::Running),
+    ] {
+        for delete in [false, true] {
+            let host = one_host().await;
+            let id = vm(1);
+            if call == Call::Pause {
+                host.create(id, intent(1, PowerState::Running)).await;
+                host.until_settled(id, 1).await;
+            }
+            host.sim.fail_next(call, Fault::Late(LATE));
+            host.create(id, intent(2, power)).await;
+            sleep(POWER_OFF_PATIENCE).await;
+            let asked = Instant::now();
+            if delete {
+                let handle = host.vms.get(id).unwrap();
+                handle.delete(Generation(3), Epoch(1)).await.unwrap();
+            } else {
+                let off = Intent {
+                    grace_period_seconds: 0,
+                    ..intent(3, PowerState::Stopped)
+                };
+                host.create(id, off).await;
+            }
+            if call == Call::Pause {
+                let running = || {
+                    host.sim
+                        .domains()
+                        .iter()
+                        .any(|seen| seen.1 == DomainState::Running)
+                };
+                while running() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                assert!(
+                    asked.elapsed() < POWER_OFF_PATIENCE,
+                    "it took {:?}",
+                    asked.elapsed()
+                );
+            }
+            // What was given up may still take effect, and nothing counts as done before.
+            sleep(LATE / 2).await;
+            assert_ne!(host.vms.get(id).unwrap().status().phase, Phase::Settled);
+            if delete {
+                host.until(id, "gone", |status| status.phase == Phase::Gone).await;
+                stays(&host, id, None).await;
+            } else {
+                host.until_settled(id, 3).await;
+                stays(&host, id, Some(DomainState::Stopped)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_gives_the_guest_its_time_waits_for_the_call_under_way() {
+    let host = one_host().await;
+    let id = vm(1);
+    host.create(id, intent(1, PowerState::Running)).await;
+    host.until_settled(id, 1).await;
+    host.sim.fail_next(Call::Pause, Fault::Hang);
+    host.create(id, intent(2, PowerState::Paused)).await;
+    host.create(id, intent(3, PowerState::Stopped)).await;
+    sleep(POWER_OFF_PATIENCE * 2).await;
+    assert!(
+        host.sim
+            .domains()
+            .iter()
+            .any(|seen| seen.1 == DomainState::Running),
+        "its guest is not cut short"
+    );
+    assert_eq!(host.until_settled(id, 3).await.power, Some(PowerState::Stopped));
 }

@@ -140,6 +140,21 @@ async fn an_incoming_vm_gets_blank_local_disks_only() {
 }
 
 #[tokio::test]
+async fn incident_11_a_file_in_the_way_of_the_disks_is_refused_left_alone_and_not_taken_for_a_disk_to_delete()
+{
+    let place = place();
+    let vm = definition(vec![disk("root", "local", None, DiskFormat::Qcow2)]);
+    let path = place.storage.path(vm.id, &vm.spec.disks[0]).unwrap();
+    let folder = path.parent().unwrap();
+    std::fs::write(folder, "somebody's").unwrap();
+    let refused = place.storage.create(&vm, true, soon()).await;
+    assert!(matches!(refused, Err(Error::Storage { .. })), "{refused:?}");
+    // Else a migration that could not be prepared could not be ended either.
+    place.storage.delete(vm.id, true).unwrap();
+    assert_eq!(std::fs::read_to_string(folder).unwrap(), "somebody's");
+}
+
+#[tokio::test]
 async fn images_that_cannot_be_used_are_refused_and_leave_nothing() {
     let place = place();
     let image = |name: &str| place.storage.images.join(name).to_str().unwrap().to_owned();

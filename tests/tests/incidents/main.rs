@@ -1,5 +1,9 @@
 //! Incidents of other systems, replayed on real libvirt hosts: each test is named for one of docs/incidents.md, where
 //! the others are said to be tested elsewhere, or why they cannot be yet. Run by `make test`; needs root and the set-up step.
+//!
+//! Here are those of agents, libvirt and single migrations; the modules have the others, by what is broken.
+
+mod identity;
 
 use std::fs;
 use std::time::Duration;
@@ -79,7 +83,7 @@ async fn kill_all(lab: &Lab, daemons: &[Daemon]) -> anyhow::Result<()> {
 
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
-async fn incident_01_the_call_fails_after_the_switch_over_and_the_owner_is_the_destination()
+async fn incident_01_and_02_the_call_fails_after_the_switch_over_and_the_owner_is_the_destination()
 -> anyhow::Result<()> {
     with_lab(&e2e::hosts(2), async |lab| {
         let (vm, mut story) = counting(lab, SHARED).await?;
@@ -101,6 +105,28 @@ async fn incident_01_the_call_fails_after_the_switch_over_and_the_owner_is_the_d
         let vm = words::vm(lab, "moving").await?;
         ensure!(vm.host == "h2" && pids_of(lab, &vm.uid)?.len() == 1, "{}", vm.all);
         story.more(lab, &vm, 2).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn incident_03_the_sources_agent_dies_in_mid_transfer_and_its_successor_knows_where_the_vm_is()
+-> anyhow::Result<()> {
+    with_lab(&e2e::hosts(2), async |lab| {
+        let (_, mut story) = counting(lab, SHARED).await?;
+        let id = move_slowly(lab, "16MiB", 8 << 20).await?;
+        // libvirt goes on without it, as far as its streams let it.
+        lab.signal(Daemon::Agent(1), Signal::SIGKILL).await?;
+        lab.start(Daemon::Agent(1)).await?;
+        let (ended, vm) = one_whole_copy(lab, &id, &mut story).await?;
+        let there = if state_of(&ended) == "SUCCEEDED" {
+            "h2"
+        } else {
+            "h1"
+        };
+        ensure!(vm.host == there, "{ended}: {}", vm.all);
+        Ok(())
     })
     .await
 }
