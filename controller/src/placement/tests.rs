@@ -138,7 +138,10 @@ fn each_test_refuses_what_it_should_and_nothing_else() {
         constraints(&request, with(|h| h.pools[0].available_mib = 10_239)),
         ["STORAGE"]
     );
-    assert_eq!(constraints(&request, with(|h| h.bridges.clear())), ["BRIDGE"]);
+    assert_eq!(
+        constraints(&request, with(|h| h.bridges = Default::default())),
+        ["BRIDGE"]
+    );
     assert_eq!(
         constraints(&request.clone().on(Some(name("h2"))), host("h1")),
         ["REQUESTED_HOST"]
@@ -149,7 +152,7 @@ fn each_test_refuses_what_it_should_and_nothing_else() {
         constraints(&Request::new(picky.clone()), host("h1")),
         ["SELECTOR"]
     );
-    let rack = |value: &str| with(|h| drop(h.labels.insert("rack".into(), value.into())));
+    let rack = |value: &str| with(|h| drop(h.labels.to_mut().insert("rack".into(), value.into())));
     assert_eq!(constraints(&Request::new(picky.clone()), rack("b")), ["SELECTOR"]);
     assert_eq!(constraints(&Request::new(picky), rack("a")), none);
 }
@@ -187,7 +190,7 @@ fn all_failed_tests_of_a_host_are_told() {
         h.ready = false;
         h.cordoned = true;
         h.memory_mib = 2048;
-        h.bridges.clear();
+        h.bridges = Default::default();
     });
     let request = Request::new(spec).on(Some(name("h9")));
     let all = [

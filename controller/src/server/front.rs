@@ -178,7 +178,7 @@ fn refusal(status: Status, grpc: bool) -> Response<Answer> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::places::Places, *};
 
     #[test]
     fn a_callers_deadline_is_read_as_the_specification_says() {
@@ -219,14 +219,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_callers_own_deadline_counts_when_it_is_the_shorter_one() {
         let limits = Limits::default();
+        let peer = Peer {
+            role: dalgu_proto::tls::Role::Operator,
+            name: "x".to_owned(),
+        };
         let mut front = Front {
             routes: axum::Router::new().fallback(std::future::pending::<()>),
-            places: Places::new(&limits),
+            guest: Places::new(&limits).guest(&peer),
+            answers: Arc::default(),
             limits,
-            peer: Peer {
-                role: dalgu_proto::tls::Role::Operator,
-                name: "x".to_owned(),
-            },
+            peer,
             aged: CancellationToken::new(),
         };
         for (asked, expected) in [("2S", 2), ("1H", limits.call_time.as_secs())] {

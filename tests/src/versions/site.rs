@@ -332,6 +332,7 @@ impl Site {
             site: CLUSTER,
             address: format!("{host}:7444"),
             boot_id: format!("boot-of-{host}"),
+            machine: None,
             hypervisor: Arc::new(server.sim.clone()),
             ledger: Ledger::on(Arc::new(server.ledger.clone())),
             transport: Arc::new(Roads {

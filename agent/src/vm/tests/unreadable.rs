@@ -22,7 +22,7 @@ async fn a_vm_whose_entry_a_newer_version_wrote_is_told_of_and_never_touched() {
     assert!(failure.message.contains("parked"), "{}", failure.message);
     let handle = host.vms.get_or_start(id);
     let refused = [
-        handle.ensure(name(id), intent(2, PowerState::Stopped)).await,
+        handle.ensure(told(id, intent(2, PowerState::Stopped))).await,
         handle.delete(Generation(2), Epoch(9)).await,
         handle.settle(MIGRATION).await,
         handle.finish(MIGRATION, false, Epoch(9)).await,
@@ -55,7 +55,7 @@ async fn a_vm_that_is_off_and_whose_entry_is_unreadable_is_not_made_anew() {
     let refused = host
         .vms
         .get_or_start(id)
-        .ensure(name(id), intent(2, PowerState::Running))
+        .ensure(told(id, intent(2, PowerState::Running)))
         .await;
     assert!(matches!(refused, Err(Error::Unreadable { .. })), "{refused:?}");
     sleep(Duration::from_mins(5)).await;

@@ -173,6 +173,7 @@ async fn one(
         site: cluster,
         address: listen.to_string(),
         boot_id: uuid::Uuid::new_v4().to_string(),
+        machine: Some(uuid::Uuid::new_v4()),
         hypervisor: Arc::new(sim.clone()) as Arc<dyn Hypervisor>,
         ledger: tokio::task::spawn_blocking(move || Ledger::open(&ledger)).await??,
         transport: Arc::new(Streams::new(PathBuf::from(home), None, identity.clone())),
