@@ -289,9 +289,10 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(many(&storm, 1000), 105);
         let agent = places.guest(&agent("h1"));
+        // Fewer than a task of tokio's may do in a row.
         assert_eq!(
-            (0..1000).filter(|_| now(&agent, Class::Agent).is_some()).count(),
-            1000
+            (0..100).filter(|_| now(&agent, Class::Agent).is_some()).count(),
+            100
         );
         assert_eq!(
             (0..1000).filter(|_| now(&storm, Class::Probe).is_some()).count(),

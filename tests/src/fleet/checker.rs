@@ -684,7 +684,7 @@ impl Checker {
         // Last: where all is well, an operator is told so.
         let ill = doctor::examine(view).findings.into_iter();
         let mut ill = ill.filter(|finding| {
-            finding.severity > Severity::Notice && !gave_up(finding) && !self.is_unknown(finding)
+            finding.severity > Severity::Notice && !is_to_be(finding) && !self.is_unknown(finding)
         });
         if let Some(finding) = ill.next() {
             return wrong("the doctor finds nothing at rest", format!("{finding:?}"));
@@ -805,9 +805,10 @@ impl Checker {
     }
 }
 
-/// A guest that crashes again and again is given up, and stays so: that is told, and is no fault.
-fn gave_up(finding: &Finding) -> bool {
-    finding.kind == "FAILED"
+/// What is right to be told and is no fault: a guest that crashes again and again is given up, and stays so; one that was
+/// paused when its host lost power is off. Whether a VM is as it may be, [`placed`] judges.
+fn is_to_be(finding: &Finding) -> bool {
+    matches!(finding.kind, "FAILED" | "NOT_AS_ASKED")
 }
 
 /// The power state of a domain that is a VM.
