@@ -300,16 +300,17 @@ fn about(mutant: Mutant) -> Option<&'static str> {
 /// --matrix 0` finds it.
 pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
-        Mutant::SessionNotChecked => 98,
-        Mutant::StartRepeated | Mutant::GenerationNotCompared => 14,
-        Mutant::EpochNotCompared => 18,
-        Mutant::MigrationJudgedByReturnCode => 5,
-        Mutant::SettledMayBegin => 38,
-        Mutant::GoneForgotten => 13,
+        Mutant::SessionNotChecked => 63,
+        Mutant::StartRepeated | Mutant::MigrationJudgedByReturnCode => 14,
+        Mutant::GenerationNotCompared => 11,
+        Mutant::EpochNotCompared => 16,
+        Mutant::SettledMayBegin => 243,
+        Mutant::GoneForgotten => 122,
         Mutant::PromisesNotCounted => 4,
         Mutant::LedgerNotSynced => 2,
         Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => 12,
-        Mutant::RefusedGoesOn | Mutant::RunNotCompared => 17,
+        Mutant::RefusedGoesOn => 32,
+        Mutant::RunNotCompared => 17,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
         _ => 1,
     })
