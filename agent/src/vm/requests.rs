@@ -146,21 +146,23 @@ impl Driver {
 
     /// Remembers only that nothing of the VM is here, under this ownership number.
     pub(super) async fn let_go(&mut self, epoch: Epoch) -> Result<(), Error> {
-        if let Some(vm) = self.vm.clone() {
-            let disposition = Disposition::Gone {
-                since: self.shared.clock.now(),
-            };
-            self.replace(ledger::Vm {
-                disposition,
-                epoch: epoch.max(vm.epoch),
-                intent: None,
-                last_seen: None,
-                done: Done::default(),
-                ..vm
-            })
-            .await?;
-            self.start_afresh();
-        }
+        let Some(vm) = self.vm.clone() else {
+            // What could not be written down when it was to come may be on disk all the same.
+            return self.never_again(None, Generation(0), epoch).await;
+        };
+        let disposition = Disposition::Gone {
+            since: self.shared.clock.now(),
+        };
+        self.replace(ledger::Vm {
+            disposition,
+            epoch: epoch.max(vm.epoch),
+            intent: None,
+            last_seen: None,
+            done: Done::default(),
+            ..vm
+        })
+        .await?;
+        self.start_afresh();
         Ok(())
     }
 }

@@ -687,7 +687,12 @@ impl Checker {
             finding.severity > Severity::Notice && !is_to_be(finding) && !self.is_unknown(finding)
         });
         if let Some(finding) = ill.next() {
-            return wrong("the doctor finds nothing at rest", format!("{finding:?}"));
+            let about = entries.iter().flatten();
+            let about: Vec<_> = about
+                .filter(|vm| finding.seen.contains(&vm.id.to_string()))
+                .collect();
+            let what = format!("{finding:?}; what the ledgers say of it: {about:?}");
+            return wrong("the doctor finds nothing at rest", what);
         }
         for check in [
             "I2 nothing acknowledged is lost",

@@ -257,3 +257,31 @@ async fn a_late_request_to_settle_an_older_migration_leaves_the_present_one_alon
     pair.transfer_over().await;
     assert_eq!(pair.settle().await, (Presence::Absent, RUNNING));
 }
+
+#[tokio::test]
+async fn a_vm_that_was_to_come_and_did_not_is_forgotten_although_its_entry_was_written_and_said_not_to_be() {
+    let mut pair = Pair::new().await;
+    let entries = pair.destination.dir.path().join("ledger/vms");
+    std::fs::remove_dir_all(&entries).unwrap();
+    assert!(matches!(pair.prepare().await, Err(Error::Ledger(_))));
+    // It is on disk after all: the entry that a preparation writes, as another one's was written.
+    std::fs::create_dir(&entries).unwrap();
+    let ledger = ledger::Ledger::open(&pair.destination.dir.path().join("ledger")).unwrap();
+    let written = ledger::Vm {
+        id: vm(1),
+        name: name(vm(1)),
+        intent: Some(intent(1, PowerState::Running)),
+        epoch: Epoch(2),
+        generation: Generation(1),
+        disposition: ledger::Disposition::Incoming { migration: MIGRATION },
+        done: ledger::Done::default(),
+        last_seen: None,
+        boot_id: "boot-1".to_owned(),
+    };
+    ledger.save_vm(&written).await.unwrap();
+    pair.settle().await;
+    pair.finish(false, 3).await;
+    pair.destination.restart_agent("boot-1").await;
+    let status = pair.destination.vms.get(vm(1)).unwrap().status();
+    assert_eq!(status.phase, Phase::Gone, "it still waits for it: {status:?}");
+}
