@@ -136,11 +136,18 @@ pub async fn signal(layout: &Layout, name: &str, signal: Signal) -> anyhow::Resu
     kill(pid, signal).with_context(|| format!("send {signal} to {name}"))?;
     if signal == Signal::SIGKILL {
         wait_for(&format!("end of {name}"), Duration::from_secs(10), async || {
-            running(layout, name).is_none()
+            is_gone(pid)
         })
         .await?;
     }
     Ok(())
+}
+
+/// Whether nothing of a process is left but its entry: its memory, and with it the lab's mark, goes before its ports and
+/// locks do, and those of a process with threads stay until the last of them has ended.
+fn is_gone(pid: Pid) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads == 0 || (threads == 1 && is_zombie(pid))
 }
 
 /// Ends every process of the given network namespaces and, if asked, every process that bears the lab's mark.

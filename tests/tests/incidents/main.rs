@@ -3,7 +3,9 @@
 //!
 //! Here are those of agents, libvirt and single migrations; the modules have the others, by what is broken.
 
+mod controllers;
 mod identity;
+mod storage;
 
 use std::fs;
 use std::time::Duration;

@@ -1,0 +1,211 @@
+//! Disks half made, and storage that hangs.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::ensure;
+use dalgu_tests::e2e::census::{at_rest, pids_of, processes};
+use dalgu_tests::e2e::story::Story;
+use dalgu_tests::e2e::words::{
+    self, LOCAL, Vm, begin, create, dalgu, end_of, operation, state_of, try_dalgu,
+};
+use dalgu_tests::e2e::{self, REST_LIMIT};
+use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Bytes that no two places share.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        bytes.extend_from_slice(&(state >> 16).to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Process ids of the `qemu-img` that work on a file of this VM.
+fn copying(uid: &str) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let look = |entry: fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        (line.starts_with("qemu-img") && line.contains(uid)).then(|| Pid::from_raw(pid))
+    };
+    entries.flatten().filter_map(look).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn incident_48_a_crash_amid_the_copying_of_an_image_leaves_no_half_disk_that_is_used()
+-> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let images = lab.layout().host(1).outside("/var/lib/dalgu/images");
+        fs::write(images.join("noise.raw"), noise(512 << 20))?;
+        let disk = "root=512MiB,image=noise.raw,format=raw";
+        let id = begin(lab, &create("copied", disk, &["--stopped"])).await?;
+        let uid = words::vm(lab, "copied").await?.uid;
+        let folder = lab.layout().host(1).outside("/var/lib/dalgu/local").join(&uid);
+        wait_for("a part of the copy", REST_LIMIT, async || {
+            fs::metadata(folder.join("root.raw.partial")).is_ok_and(|meta| meta.blocks() > 0)
+        })
+        .await?;
+        // The agent first, or it would tidy up; then what works for it, as a power cut would.
+        lab.signal(Daemon::Agent(1), Signal::SIGKILL).await?;
+        for pid in copying(&uid) {
+            // It may just have ended with its agent.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        wait_for("the end of the copying", REST_LIMIT, async || {
+            copying(&uid).is_empty()
+        })
+        .await?;
+        ensure!(
+            !folder.join("root.raw").exists() && folder.join("root.raw.partial").exists(),
+            "the copy was not cut short: the test shows nothing"
+        );
+        lab.start(Daemon::Agent(1)).await?;
+        let ended = end_of(lab, &id, REST_LIMIT).await?;
+        ensure!(state_of(&ended) == "SUCCEEDED", "{ended}");
+        let (copy, image) = (
+            fs::read(folder.join("root.raw"))?,
+            fs::read(images.join("noise.raw"))?,
+        );
+        ensure!(copy == image, "the disk is not the image");
+        ensure!(!folder.join("root.raw.partial").exists());
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+/// Where the second pool of the host is.
+const SLOW_POOL: &str = "/var/lib/dalgu/slow";
+/// Lets the pool go on.
+const THAW: &str = "/run/dalgu/thaw";
+
+/// Gives h1 a second pool, on a file system of its own.
+async fn add_pool(lab: &Lab) -> anyhow::Result<()> {
+    let host = lab.layout().host(1);
+    let image = host.outside("/var/lib/dalgu/slow.img");
+    fs::File::create(&image)?.set_len(64 << 20)?;
+    let steps = format!(
+        "mkfs.ext4 -q -F /var/lib/dalgu/slow.img && mkdir {SLOW_POOL} && mount -o loop /var/lib/dalgu/slow.img {SLOW_POOL} \
+         && rmdir {SLOW_POOL}/lost+found"
+    );
+    lab.exec(1, &["sh", "-c", &steps]).await?;
+    let config = host.outside("/etc/dalgu/agent.toml");
+    let text = fs::read_to_string(&config)?;
+    fs::write(
+        &config,
+        format!("{text}\n[[pools]]\nname = \"slow\"\npath = \"{SLOW_POOL}\"\nshared = false\n"),
+    )?;
+    lab.signal(Daemon::Agent(1), Signal::SIGKILL).await?;
+    lab.start(Daemon::Agent(1)).await?;
+    wait_for("the second pool", REST_LIMIT, async || {
+        let host = words::json(lab, &["host", "show", "h1"]).await;
+        host.is_ok_and(|host| host["inventory"].to_string().contains(SLOW_POOL))
+    })
+    .await
+}
+
+/// From now on whatever writes to the pool waits until [`THAW`] is there, at most three minutes. What lets it go on is in the
+/// host's mount namespace only, so that nothing which ends the lab ends it too and leaves a frozen file system behind.
+async fn hang_the_pool(lab: &Lab) -> anyhow::Result<()> {
+    let layout = lab.layout();
+    let anchor = fs::read_to_string(layout.pid_file(&layout.host(1).anchor()))?;
+    let steps = format!(
+        "fsfreeze -f {SLOW_POOL} && touch {THAW}.hangs; for i in $(seq 900); do [ -e {THAW} ] && break; sleep 0.2; done; \
+         fsfreeze -u {SLOW_POOL}; rm {THAW}.hangs"
+    );
+    let detached = format!("setsid sh -c '{steps}' </dev/null >/dev/null 2>&1 &");
+    let words = ["--target", anchor.trim(), "--mount", "--", "sh", "-c", &detached];
+    run("nsenter", words).await.map(drop)
+}
+
+/// Lets it go on, and waits until it does.
+async fn thaw_the_pool(lab: &Lab) -> anyhow::Result<()> {
+    let outside = |file: &str| lab.layout().host(1).outside(file);
+    fs::write(outside(THAW), "")?;
+    let hangs = outside(&format!("{THAW}.hangs"));
+    wait_for("the pool to go on", REST_LIMIT, async || !hangs.exists()).await
+}
+
+/// What others do while the pool hangs. `there` has its disk on it.
+async fn meanwhile(lab: &Lab, here: &Vm, story: &mut Story) -> anyhow::Result<String> {
+    let hangs = lab.layout().host(1).outside(&format!("{THAW}.hangs"));
+    wait_for("the pool to hang", REST_LIMIT, async || hangs.exists()).await?;
+    // Somebody waits for it already: a new VM there, and the deletion of one.
+    let late = begin(lab, &create("late", "root=8MiB,pool=slow", &[])).await?;
+    let gone = begin(lab, &["vm", "delete", "gone", "--force"]).await?;
+    dalgu(lab, &["vm", "pause", "here"]).await?;
+    dalgu(lab, &["vm", "resume", "here"]).await?;
+    dalgu(lab, &create("new", LOCAL, &[])).await?;
+    dalgu(lab, &["vm", "stop", "new", "--force"]).await?;
+    dalgu(lab, &["vm", "delete", "new"]).await?;
+    story.more(lab, here, 5).await?;
+    let host = words::json(lab, &["host", "show", "h1"]).await?;
+    ensure!(host["state"] == "HOST_STATE_READY", "{host}");
+    ensure!(
+        host["hypervisorError"].as_str().unwrap_or_default().is_empty(),
+        "{host}"
+    );
+    for id in [&late, &gone] {
+        let waits = operation(lab, id).await?;
+        ensure!(
+            !["SUCCEEDED", "FAILED"].contains(&state_of(&waits)),
+            "the pool did not hang: {waits}"
+        );
+    }
+    // What is on the pool runs, or stands: nobody ends it.
+    ensure!(pids_of(lab, &words::vm(lab, "there").await?.uid)?.len() == 1);
+    ensure!(
+        hangs.exists(),
+        "it hung for too short a time: the test shows nothing"
+    );
+    Ok(late)
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn incident_23_a_hung_pool_holds_up_only_the_vms_on_it() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        add_pool(lab).await?;
+        dalgu(lab, &create("here", LOCAL, &[])).await?;
+        for name in ["there", "gone"] {
+            dalgu(lab, &create(name, "root=8MiB,pool=slow", &[])).await?;
+        }
+        let (here, there) = (words::vm(lab, "here").await?, words::vm(lab, "there").await?);
+        let (mut story, mut other) = (Story::default(), Story::default());
+        story.more(lab, &here, 3).await?;
+        other.more(lab, &there, 3).await?;
+        let before = processes(lab)?;
+        hang_the_pool(lab).await?;
+        let late = meanwhile(lab, &here, &mut story).await;
+        thaw_the_pool(lab).await?;
+        let ended = end_of(lab, &late?, REST_LIMIT).await?;
+        ensure!(state_of(&ended) == "SUCCEEDED", "{ended}");
+        at_rest(lab, &[], REST_LIMIT).await?;
+        other.more(lab, &there, 3).await?;
+        story.is_whole()?;
+        other.is_whole()?;
+        let gone = try_dalgu(lab, &["vm", "show", "gone"]).await?;
+        ensure!(gone.code != 0, "its deletion was forgotten: {gone:?}");
+        let after = processes(lab)?;
+        for vm in [&here, &there] {
+            let of = |all: &[_]| pids(all, &vm.uid);
+            ensure!(of(&before) == of(&after), "{} has another process", vm.name);
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn pids(all: &[dalgu_tests::e2e::census::Process], uid: &str) -> Vec<u32> {
+    let of = all.iter().filter(|process| process.uid == uid);
+    of.map(|process| process.pid).collect()
+}
