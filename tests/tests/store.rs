@@ -267,6 +267,7 @@ fn guests(cluster: &Cluster, ids: &[VmId]) -> Vec<(Option<u64>, Option<u64>)> {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one restore, told in its order")]
 async fn a_restored_controller_looks_first_and_takes_every_guest_over_without_restarting_it() -> Result<()> {
     let mut cluster = Cluster::start(2).await?;
     let (web, db) = (create(&cluster, "web").await?, create(&cluster, "db").await?);

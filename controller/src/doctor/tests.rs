@@ -392,7 +392,8 @@ async fn another_controller_is_found() {
 
 #[tokio::test]
 async fn a_host_that_was_not_heard_lately_or_not_in_full_is_found_and_named_as_not_seen() {
-    let cases: [(&str, fn(&mut HostLive)); 4] = [
+    type Change = fn(&mut HostLive);
+    let cases: [(&str, Change); 4] = [
         ("HOST_SILENT", |live| live.state = HostState::Unreachable),
         ("HOST_SILENT", |live| live.state = HostState::Initializing),
         ("HYPERVISOR_DOWN", |live| {

@@ -92,7 +92,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         report_interval: Duration::from_secs(3),
         restarts: arguments.restarts,
         window: Duration::from_secs(arguments.window.into()),
-        rated: arguments.rated.unwrap_or(Limits::default().calls_per_second),
+        rated: arguments
+            .rated
+            .unwrap_or_else(|| Limits::default().calls_per_second),
         load: Duration::from_secs(arguments.load.into()),
         connections: 32,
         program,

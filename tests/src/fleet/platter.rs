@@ -114,7 +114,7 @@ impl Platter {
         inner.disk = Disk::new(host());
         for (path, bytes) in left {
             let path = host().join(path);
-            let above = path.parent().unwrap_or(host());
+            let above = path.parent().unwrap_or_else(|| host());
             inner.make(above);
             inner.write(&path, &bytes);
             inner.sync(&path);
@@ -156,7 +156,7 @@ impl Inner {
         above.retain(|dir| dir.starts_with(host()) && dir != host());
         for dir in above.into_iter().rev() {
             self.disk.take(&Call::MakeDir { path: dir.clone() });
-            self.sync(dir.parent().unwrap_or(host()));
+            self.sync(dir.parent().unwrap_or_else(|| host()));
         }
     }
 

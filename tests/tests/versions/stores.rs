@@ -133,7 +133,9 @@ fn a_store_of_a_newer_schema_is_refused_and_left_as_it_is() {
         .unwrap();
     drop(newer);
     let before = fs::read(&path).unwrap();
-    let error = Sqlite::open(&path).err().expect("it is not read");
+    let Err(error) = Sqlite::open(&path) else {
+        panic!("it was read");
+    };
     assert!(
         matches!(error, store::Error::Schema { found: 1000, .. }),
         "{error}"
@@ -249,7 +251,7 @@ async fn a_ledger_of_a_later_version_loses_no_vm() {
                 (as_it_is.vms, as_it_is.migrations),
                 "{name}"
             );
-            let (mut found, vm) = (Vec::new(), entry.get("vm").unwrap_or(&entry["id"]));
+            let (mut found, vm) = (Vec::new(), entry.get("vm").unwrap_or_else(|| &entry["id"]));
             texts(&entry, "", &mut found);
             for at in found {
                 let mut changed = entry.clone();

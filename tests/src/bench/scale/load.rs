@@ -71,7 +71,7 @@ impl Ended {
         self.refused_ms.extend(other.refused_ms);
         self.without_delay += other.without_delay;
         self.failed += other.failed;
-        self.failure = other.failure.or(self.failure.take());
+        self.failure = other.failure.or_else(|| self.failure.take());
         self.unsent += other.unsent;
     }
 

@@ -108,10 +108,10 @@ pub fn fresh(
             continue;
         }
         let host = hosts.get(&status.host).context("the owner is a host")?;
-        let told = host.report_time.as_ref().is_some_and(|time| {
-            let nanos = i32::try_from(start.subsec_nanosecond()).unwrap_or(0);
-            (time.seconds, time.nanos) >= (start.as_second(), nanos)
-        });
+        let told = host
+            .report_time
+            .as_ref()
+            .is_some_and(|time| (time.seconds, time.nanos) >= (start.as_second(), start.subsec_nanosecond()));
         ensure!(
             told,
             "{} is shown as {:?} before {} has reported",
