@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::lab::Lab;
-use crate::lab::guest::{INITRD, KERNEL};
+use crate::lab::guest::{CMDLINE, INITRD, KERNEL};
 
 /// No operation of a lab lasts longer.
 const OPERATION_LIMIT: Duration = Duration::from_mins(5);
@@ -43,7 +43,7 @@ pub fn small_vm(name: &str, pool: &str) -> v1::Vm {
             kernel_boot: Some(v1::KernelBoot {
                 kernel: KERNEL.to_owned(),
                 initrd: INITRD.to_owned(),
-                cmdline: "console=ttyS0 quiet".to_owned(),
+                cmdline: CMDLINE.to_owned(),
             }),
             ..v1::VmSpec::default()
         }),

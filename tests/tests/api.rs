@@ -41,7 +41,7 @@ fn spec() -> Value {
     json!({
         "vcpus": 1, "memory_mib": 96, "disks": [{"name": "root", "size_mib": 8}],
         "nics": [{"name": "eth0", "bridge": "br0"}],
-        "kernel_boot": {"kernel": guest::KERNEL, "initrd": guest::INITRD, "cmdline": "console=ttyS0 quiet"},
+        "kernel_boot": {"kernel": guest::KERNEL, "initrd": guest::INITRD, "cmdline": guest::CMDLINE},
     })
 }
 

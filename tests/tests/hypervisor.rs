@@ -246,7 +246,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
     let kernel = KernelBoot {
         kernel: guest::KERNEL.into(),
         initrd: Some(guest::INITRD.into()),
-        cmdline: "console=ttyS0 quiet".into(),
+        cmdline: guest::CMDLINE.into(),
     };
     let spec = Spec {
         vcpus: 1,

@@ -30,8 +30,8 @@ async fn start_guest(lab: &Lab, host: u8, name: &str) -> anyhow::Result<()> {
     }
     let xml = format!(
         "<domain type='qemu'><name>{name}</name><memory unit='MiB'>96</memory>\
-         <os><type arch='x86_64'>hvm</type><kernel>/var/lib/dalgu/images/dalgu-guest.vmlinuz</kernel>\
-         <initrd>/var/lib/dalgu/images/dalgu-guest.initrd</initrd><cmdline>console=ttyS0 quiet</cmdline></os>\
+         <os><type arch='x86_64'>hvm</type><kernel>/var/lib/dalgu/images/dalgu-guest.kernel</kernel>\
+         <initrd>/var/lib/dalgu/images/dalgu-guest.initrd</initrd><cmdline>console=ttyS0 quiet no_timer_check</cmdline></os>\
          <features><acpi/></features><devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
          <source file='{disk}'/><target dev='vda' bus='virtio'/></disk>\
          <interface type='bridge'><source bridge='br0'/><model type='virtio'/></interface>\

@@ -200,7 +200,7 @@ async fn restart(lab: &Lab) -> anyhow::Result<()> {
 async fn stubborn_guest(lab: &Lab) -> anyhow::Result<()> {
     dalgu(
         lab,
-        &create_with("deaf", LOCAL, "console=ttyS0 quiet acpi=off", &[]),
+        &create_with("deaf", LOCAL, "console=ttyS0 quiet no_timer_check acpi=off", &[]),
     )
     .await?;
     let vm = words::vm(lab, "deaf").await?;
@@ -239,8 +239,8 @@ async fn foreign_domain(lab: &Lab) -> anyhow::Result<()> {
     let xml = format!(
         "<domain type='qemu'><name>legacy</name><uuid>{FOREIGN_UUID}0000-4000-8000-000000000001</uuid>\
          <memory unit='MiB'>96</memory><os><type arch='x86_64'>hvm</type>\
-         <kernel>/var/lib/dalgu/images/dalgu-guest.vmlinuz</kernel>\
-         <initrd>/var/lib/dalgu/images/dalgu-guest.initrd</initrd><cmdline>console=ttyS0 quiet</cmdline></os></domain>"
+         <kernel>/var/lib/dalgu/images/dalgu-guest.kernel</kernel>\
+         <initrd>/var/lib/dalgu/images/dalgu-guest.initrd</initrd><cmdline>console=ttyS0 quiet no_timer_check</cmdline></os></domain>"
     );
     fs::write(lab.layout().host(2).outside("/etc/dalgu/legacy.xml"), xml)?;
     lab.virsh(2, &["define", "/etc/dalgu/legacy.xml"]).await?;
@@ -353,7 +353,7 @@ fn busy(name: &str) -> Vec<&str> {
     create_with(
         name,
         LOCAL,
-        "console=ttyS0 quiet dalgu.dirty=64",
+        "console=ttyS0 quiet no_timer_check dalgu.dirty=64",
         &["--memory", "256MiB", "--host", "h1"],
     )
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the lab's guest image: a distribution kernel and an initramfs of busybox and ./init.
 # Called by `lab up` and `make guest`. Usage: build.sh KERNEL_ROOT OUT_DIR
-# Writes OUT_DIR/dalgu-guest.vmlinuz and OUT_DIR/dalgu-guest.initrd; does nothing if no input changed.
+# Writes OUT_DIR/dalgu-guest.kernel and OUT_DIR/dalgu-guest.initrd; does nothing if no input changed.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -16,6 +16,24 @@ busybox=$(command -v busybox) || { echo "busybox is not installed: run make setu
 
 inputs=$( { cat "$here/init" "$here/build.sh" "$busybox"; echo "$release"; } | sha256sum)
 if [ -e "$out/dalgu-guest.inputs" ] && [ "$(cat "$out/dalgu-guest.inputs")" = "$inputs" ]; then exit 0; fi
+
+# A bzImage unpacks itself, which under emulation is a quarter of a boot. What it holds is an ELF file that QEMU can start as well.
+# Where it lies is said in the boot protocol's header (Documentation/arch/x86/boot.rst of the kernel: setup_sects,
+# payload_offset, payload_length); after all but gzip's data come 4 bytes that tell its length.
+number_at() { od -An -v -t "u$2" -j "$1" -N "$2" "$kernel" | tr -d ' '; }
+unpack_kernel() {
+    local from=$((($(number_at 497 1) + 1) * 512 + $(number_at 584 4))) length unpack
+    case $(od -An -v -t x1 -j "$from" -N 4 "$kernel" | tr -d ' ') in
+        1f8b*) unpack=(gzip -dc) ;;
+        fd377a58) unpack=(xz -dc) ;;
+        28b52ffd) unpack=(zstd -qdc) ;;
+        02214c18) unpack=(lz4 -qdc) ;;
+        *) echo "unknown compression: $kernel" >&2; return 1 ;;
+    esac
+    length=$(number_at 588 4)
+    [ "${unpack[0]}" = gzip ] || length=$((length - 4))
+    dd if="$kernel" iflag=skip_bytes,count_bytes skip="$from" count="$length" bs=1M status=none | "${unpack[@]}"
+}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -50,7 +68,8 @@ touch "$root/modules/order"
 # No compression: unpacking it under emulation would cost more than reading it.
 (cd "$root" && find . -print0 | LC_ALL=C sort -z |
     cpio --quiet --null -o -H newc --owner 0:0 --reproducible) >"$work/initrd"
-install -m 644 "$kernel" "$out/dalgu-guest.vmlinuz"
+unpack_kernel >"$work/kernel"
+install -m 644 "$work/kernel" "$out/dalgu-guest.kernel"
 install -m 644 "$work/initrd" "$out/dalgu-guest.initrd"
 printf '%s\n' "$inputs" >"$out/dalgu-guest.inputs"
 echo "guest: made from kernel $release ($(wc -l <"$root/modules/order") modules)"

@@ -13,7 +13,7 @@ use crate::operator::small_vm;
 use crate::serial::Log;
 
 /// What both VMs are made of: the lab's own kernel and a disk on the host that is chosen.
-const GUEST: &str = "--memory 96MiB --disk root=8MiB --nic eth0=br0 \\\n    --kernel dalgu-guest.vmlinuz --initrd dalgu-guest.initrd --cmdline 'console=ttyS0 quiet'";
+const GUEST: &str = "--memory 96MiB --disk root=8MiB --nic eth0=br0 \\\n    --kernel dalgu-guest.kernel --initrd dalgu-guest.initrd --cmdline 'console=ttyS0 quiet no_timer_check'";
 /// Exit code of `dalgu` for a refused request.
 const REFUSED: i32 = 5;
 
@@ -255,7 +255,7 @@ pub async fn refuse(scene: &mut Scene<'_>) -> anyhow::Result<()> {
         .unwrap_or(0);
     let gib = largest / 1024 * 2 + 1;
     let before = traces(scene).await?;
-    let boot = "--kernel dalgu-guest.vmlinuz";
+    let boot = "--kernel dalgu-guest.kernel";
     let code = scene
         .stage
         .show(&format!("dalgu vm create census --memory {gib}GiB {boot}"))

@@ -260,7 +260,7 @@ pub async fn vms(lab: &Lab) -> anyhow::Result<BTreeMap<String, Vm>> {
 /// The words that create a VM of the lab's guest, with one blank disk of 8 MiB in a pool, and more words.
 #[must_use]
 pub fn create<'a>(name: &'a str, disk: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    create_with(name, disk, "console=ttyS0 quiet", more)
+    create_with(name, disk, guest::CMDLINE, more)
 }
 
 /// As [`create`], with another kernel command line.

@@ -9,9 +9,12 @@ use super::layout::{Host, Layout};
 use super::run::run;
 
 /// The kernel's file name among a host's images.
-pub const KERNEL: &str = "dalgu-guest.vmlinuz";
+pub const KERNEL: &str = "dalgu-guest.kernel";
 /// The initramfs's file name among a host's images.
 pub const INITRD: &str = "dalgu-guest.initrd";
+/// The kernel's command line. A kernel that finds its timer slow at boot gives up, and where the processor is emulated on a busy
+/// machine it does: it is told not to look.
+pub const CMDLINE: &str = "console=ttyS0 quiet no_timer_check";
 /// Where hosts keep images.
 pub const IMAGES_DIR: &str = "/var/lib/dalgu/images";
 
