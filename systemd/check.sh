@@ -28,7 +28,9 @@ for socket in libvirtd virtqemud virtlogd; do
     printf '[Unit]\nDescription=%s\n[Socket]\nListenStream=/run/%s\nService=stand-in.service\n' "$socket" "$socket" \
         >"$units/$socket.socket"
 done
+# The drop-in is for libvirt's service, of which there is no telling whether it is installed here.
 printf '[Service]\nExecStart=/usr/bin/dalgu-agent\n' >"$units/stand-in.service"
+install -D -m 644 libvirtd-dalgu.conf "$units/stand-in.service.d/dalgu.conf"
 for program in dalgu-controller dalgu-agent; do
     printf '#!/bin/sh\n' >"$root/usr/bin/$program"
     chmod 755 "$root/usr/bin/$program"
@@ -40,7 +42,7 @@ printf 'root:x:0:0:root:/root:/bin/sh\n' >"$root/etc/passwd"
 printf 'root:x:0:\n' >"$root/etc/group"
 
 failed=0
-for unit in dalgu-controller.service dalgu-agent.service; do
+for unit in dalgu-controller.service dalgu-agent.service stand-in.service; do
     # --man=no: the manual is not installed either.
     remarks=$(systemd-analyze verify --man=no --recursive-errors=no --root="$root" "$units/$unit" 2>&1) || failed=1
     if [ -n "$remarks" ]; then

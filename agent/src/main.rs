@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use dalgu_agent::{STOP_TIMEOUT, config::Config};
 use dalgu_proto::{daemon, tls::Identity};
 use tokio_util::sync::CancellationToken;
@@ -16,19 +16,26 @@ struct Arguments {
     #[arg(long, default_value = "/etc/dalgu/agent.toml")]
     config: PathBuf,
     /// Logs as JSON lines.
-    #[arg(long)]
+    #[arg(long, global = true)]
     log_json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What else this program does. Without a command it is the agent.
+#[derive(Subcommand)]
+enum Command {
+    /// Before libvirtd comes up: clear the starts of VMs that it was killed in, which it may never end by itself.
+    ClearCutStarts,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     daemon::init_logs(arguments.log_json);
-    let outcome = runtime().and_then(|runtime| {
-        let outcome = runtime.block_on(run(arguments));
-        // A thread that hangs in the hypervisor must not keep the process from ending.
-        runtime.shutdown_timeout(STOP_TIMEOUT);
-        outcome
-    });
+    let outcome = match arguments.command {
+        Some(Command::ClearCutStarts) => clear_cut_starts(),
+        None => serve(&arguments),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -36,6 +43,24 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+#[cfg(feature = "libvirt")]
+fn clear_cut_starts() -> anyhow::Result<()> {
+    dalgu_agent::hypervisor::libvirt::clear_cut_starts().context("libvirt's notes of running domains")
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn clear_cut_starts() -> anyhow::Result<()> {
+    anyhow::bail!("this agent was built without libvirt")
+}
+
+fn serve(arguments: &Arguments) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(run(arguments));
+    // A thread that hangs in the hypervisor must not keep the process from ending.
+    runtime.shutdown_timeout(STOP_TIMEOUT);
+    outcome
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -46,7 +71,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
+async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::read(&arguments.config)?;
     let identity = Identity::load_dir(&config.tls_dir, "agent").context("the agent's identity")?;
     let hypervisor = dalgu_agent::hypervisor(&config, identity.site()?).await?;

@@ -43,42 +43,8 @@ async fn kill_and_start(lab: &Lab, victim: Daemon) -> anyhow::Result<()> {
     lab.start(victim).await
 }
 
-/// What libvirt 11.3 says when it was killed amid a start and has taken that start's job up again, which nobody ends: it has
-/// killed QEMU for this call, and can do no more for the domain while it remembers that job.
-const STALE_JOB: &str = "API remoteDispatchDomainDestroy for domain";
-
-/// Does what docs/failure-modes.md tells the operator to do about such a job. Never returns where there is none.
-async fn forget_stale_job(lab: &Lab, victim: Daemon, before: usize) -> anyhow::Result<()> {
-    let Daemon::Libvirtd(host) = victim else {
-        return std::future::pending().await;
-    };
-    let log = lab.layout().log(&lab.layout().host(host).libvirtd());
-    let domain = loop {
-        let said = std::fs::read_to_string(&log)?;
-        let name = said.get(before..).and_then(|said| said.split_once(STALE_JOB));
-        if let Some((name, _)) = name.and_then(|(_, rest)| rest.split_once(';')) {
-            break name.trim().to_owned();
-        }
-        sleep(Duration::from_secs(1)).await;
-    };
-    println!("libvirtd keeps the job of a start of {domain} that it was killed in: it is made to forget it");
-    lab.signal(victim, Signal::SIGKILL).await?;
-    lab.exec(host, &["rm", &format!("/run/libvirt/qemu/{domain}.xml")])
-        .await?;
-    lab.start(victim).await?;
-    std::future::pending().await
-}
-
-/// How much libvirtd has written into its log.
-fn log_length(lab: &Lab, victim: Daemon) -> usize {
-    let Daemon::Libvirtd(host) = victim else { return 0 };
-    let log = lab.layout().log(&lab.layout().host(host).libvirtd());
-    std::fs::read_to_string(log).map_or(0, |said| said.len())
-}
-
 /// Ends the victim while the batch is at work, starts it again, and tells how each operation ended.
 async fn amid(lab: &Lab, victim: Daemon, wait: Duration, batch: &[Vec<&str>]) -> anyhow::Result<Vec<Value>> {
-    let before = log_length(lab, victim);
     let requests = try_join_all(batch.iter().zip(0_u32..).map(async |(words, place)| {
         sleep(STAGGER * place).await;
         begin_again(lab, words).await
@@ -99,11 +65,7 @@ async fn amid(lab: &Lab, victim: Daemon, wait: Duration, batch: &[Vec<&str>]) ->
         kill_and_start(lab, victim).await?;
         ids
     };
-    let all = try_join_all(ids.iter().map(async |id| end_of(lab, id, REST_LIMIT).await));
-    let ended = tokio::select! {
-        ended = all => ended?,
-        stuck = forget_stale_job(lab, victim, before) => return Err(stuck.err().context("libvirtd")?),
-    };
+    let ended = try_join_all(ids.iter().map(async |id| end_of(lab, id, REST_LIMIT).await)).await?;
     every_host_reports(lab).await?;
     Ok(ended)
 }
@@ -136,14 +98,7 @@ async fn create_and_stop(lab: &Lab, victim: Daemon, round: u32) -> anyhow::Resul
         .map(|(name, disk)| create(name, disk, &["--host", "h1"]))
         .collect();
     for operation in amid(lab, victim, delay(round), &batch).await.context("create")? {
-        // libvirtd ends what it finds half-started when it comes back. Where that was taken for a guest that ran, its creation
-        // is told as crashed, and the restart policy starts it anew: below, each runs.
-        let ended_by_libvirt =
-            matches!(victim, Daemon::Libvirtd(_)) && operation["error"]["reason"] == "VM_CRASHED";
-        ensure!(
-            state_of(&operation) == "SUCCEEDED" || ended_by_libvirt,
-            "create: {operation}"
-        );
+        ensure!(state_of(&operation) == "SUCCEEDED", "create: {operation}");
     }
     at_rest(lab, &[], REST_LIMIT).await.context("after create")?;
     for name in NAMES {

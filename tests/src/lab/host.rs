@@ -143,6 +143,9 @@ pub async fn start_libvirtd(layout: &Layout, host: &Host) -> anyhow::Result<()> 
         "/run/libvirt/libvirtd.pid",
     ];
     let name = host.libvirtd();
+    // As systemd/libvirtd-dalgu.conf does.
+    let agent = layout.bin_dir().join("dalgu-agent");
+    inside(layout, host, &[&agent.to_string_lossy(), "clear-cut-starts"]).await?;
     process::start(layout, Place::Host(host), &name, &command.map(str::to_owned)).await?;
     wait_for(
         &format!("answer of {name}"),

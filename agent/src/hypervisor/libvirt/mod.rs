@@ -7,6 +7,7 @@
 
 mod accel;
 mod connection;
+mod cut_start;
 mod domain;
 mod error;
 mod ffi;
@@ -44,6 +45,7 @@ use virt::connect::Connect;
 use virt_sys as sys;
 
 pub use accel::Accel;
+pub use cut_start::clear as clear_cut_starts;
 pub use host::LibvirtConfig;
 pub use storage::Pool;
 pub use xml::Accelerator;

@@ -11,8 +11,8 @@ use rustix::{
 };
 use tokio::sync::oneshot;
 
-/// Where libvirt's system daemon notes the process of each domain.
-const PID_FILES: &str = "/run/libvirt/qemu";
+/// Where libvirt's system daemon notes the process of each domain, and what it is about to do with it.
+pub(super) const PID_FILES: &str = "/run/libvirt/qemu";
 
 /// The thread that waits looks so often whether anybody still wants to know.
 const LOOK: Timespec = Timespec {
@@ -57,7 +57,7 @@ async fn wait(process: OwnedFd) -> io::Result<()> {
 }
 
 /// Opens the process that a pid file names, if it is the QEMU of this domain.
-fn watch(pid_file: &Path, id: VmId) -> io::Result<OwnedFd> {
+pub(super) fn watch(pid_file: &Path, id: VmId) -> io::Result<OwnedFd> {
     let number: i32 = fs::read_to_string(pid_file)?
         .trim()
         .parse()

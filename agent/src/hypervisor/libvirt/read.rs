@@ -46,6 +46,15 @@ fn mark_of(element: &Element) -> Option<Mark> {
     if ours { contents(element) } else { None }
 }
 
+/// Dalgu's mark in a domain, if it bears one.
+pub fn mark_in(domain: &Element) -> Option<Mark> {
+    let metadata = domain.at(&["metadata"])?;
+    metadata.children.iter().find_map(|child| match child {
+        Node::Element(element) => mark_of(element),
+        Node::Text(_) => None,
+    })
+}
+
 fn contents(element: &Element) -> Option<Mark> {
     let local = element
         .name
@@ -144,11 +153,6 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         Some("test") => Accelerator::Test,
         _ => return Err(unexpected("domain/@type")),
     };
-    let metadata = domain.at(&["metadata"]).ok_or(unexpected("metadata"))?;
-    let mark = metadata.children.iter().find_map(|child| match child {
-        Node::Element(element) => mark_of(element),
-        Node::Text(_) => None,
-    });
     let memory = domain
         .at(&["memory"])
         .filter(|memory| memory.attribute("unit") == Some("MiB"));
@@ -159,7 +163,7 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         id: text(&["uuid"], "uuid")?.parse().map_err(|_| unexpected("uuid"))?,
         name: text(&["name"], "name")?,
         accelerator,
-        mark: mark.ok_or(unexpected("metadata"))?,
+        mark: mark_in(&domain).ok_or(unexpected("metadata"))?,
         vcpus: text(&["vcpu"], "vcpu")?.parse().map_err(|_| unexpected("vcpu"))?,
         memory_mib: memory
             .and_then(|memory| memory.own_text().parse().ok())

@@ -1,0 +1,179 @@
+//! Starts that a libvirtd was killed in, cleared away before the next one comes up (`dalgu-agent clear-cut-starts`, run by
+//! systemd/libvirtd-dalgu.conf).
+//!
+//! libvirt 11.3 ends such a start itself in most cases, after having shown the domain for a moment as paused or even running;
+//! in about one of ten it takes the start's job up again, which nobody ends, and then no call about that domain
+//! gets its lock. Without the note of the start it comes up with the domain off, as the agent expects. Only a
+//! domain with Dalgu's mark is touched, and only while libvirt itself has noted that its guest does not run yet.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use dalgu_proto::ids::VmId;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Signal, pidfd_send_signal},
+};
+
+use super::{
+    process::{PID_FILES, watch},
+    read,
+    tree::Element,
+};
+
+/// A killed QEMU is gone within this; if not, it hangs in the kernel, and its note stays.
+const END_WAIT: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+
+/// Clears every start that was cut short. Only right while libvirtd does not run.
+///
+/// # Errors
+/// If libvirt's notes cannot be listed. What goes wrong with one domain is logged, and its note stays.
+pub fn clear() -> io::Result<()> {
+    for note in notes(Path::new(PID_FILES))? {
+        let Some((name, id)) = fs::read_to_string(&note).ok().and_then(|text| cut(&text)) else {
+            continue;
+        };
+        match end(&note, id) {
+            Ok(()) => tracing::warn!(%id, %name, "libvirtd was killed amid its start: it is off"),
+            Err(error) => {
+                tracing::error!(%id, %name, %error, "its start was cut short and cannot be cleared")
+            }
+        }
+    }
+    Ok(())
+}
+
+/// libvirt's notes of the domains that are not off.
+fn notes(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut notes = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension() == Some(OsStr::new("xml")) {
+            notes.push(path);
+        }
+    }
+    Ok(notes)
+}
+
+/// Name and id of the domain that a note is about, if it is Dalgu's and the note says that its start was under way.
+fn cut(note: &str) -> Option<(String, VmId)> {
+    let note = Element::parse(note).ok()?;
+    let starting =
+        note.attribute("state") == Some("paused") && note.attribute("reason") == Some("starting up");
+    let job = note
+        .each("job")
+        .any(|job| job.attribute("async") == Some("start"));
+    let domain = note.at(&["domain"])?;
+    if !(starting && job && read::mark_in(domain).is_some()) {
+        return None;
+    }
+    let id = domain.at(&["uuid"])?.own_text().parse().ok()?;
+    Some((domain.at(&["name"])?.own_text(), VmId::from_uuid(id)))
+}
+
+/// Ends the domain's QEMU, if it came so far, and removes the note.
+fn end(note: &Path, id: VmId) -> io::Result<()> {
+    match watch(&note.with_extension("pid"), id) {
+        Ok(process) => {
+            pidfd_send_signal(process.as_fd(), Signal::KILL)?;
+            if poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&END_WAIT))? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        // No pid file, or it names another: libvirtd was killed before it let QEMU begin, which ended with it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+        Err(error) => return Err(error),
+    }
+    fs::remove_file(note)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "01a22116-c50c-769c-95ab-6c4937f22f9c";
+    const MARK: &str = "<metadata><dalgu:vm xmlns:dalgu='urn:dalgu:domain:1' \
+        cluster='85ea6896-b11a-450d-b75c-525401e7105e' epoch='1' generation='1' disks='root' nics=''/></metadata>";
+
+    fn note(state: &str, job: &str, metadata: &str) -> String {
+        format!(
+            "<!-- libvirt's --><domstatus {state} pid='0'><qemuCaps/><job type='none' async='{job}' flags='0x0'/>\
+             <domain type='qemu' id='3'><name>web</name><uuid>{ID}</uuid>{metadata}</domain></domstatus>"
+        )
+    }
+
+    #[test]
+    fn only_a_start_of_dalgus_own_whose_guest_does_not_run_yet_is_cut_short() {
+        let starting = "state='paused' reason='starting up'";
+        let found = cut(&note(starting, "start", MARK)).map(|(name, id)| (name, id.to_string()));
+        assert_eq!(found, Some(("web".to_owned(), ID.to_owned())));
+        for other in [
+            note("state='running' reason='booted'", "start", MARK),
+            note("state='paused' reason='user'", "start", MARK),
+            note(starting, "none", MARK),
+            note(starting, "migration in", MARK),
+            note(starting, "start", ""),
+            note(
+                starting,
+                "start",
+                "<metadata><nova:instance xmlns:nova='urn:x'/></metadata>",
+            ),
+            "<domstatus".to_owned(),
+        ] {
+            assert_eq!(cut(&other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn its_process_is_killed_and_its_note_goes_and_a_stranger_with_its_number_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let id: VmId = ID.parse().unwrap();
+        let stand_in = |word: &str| {
+            let mut command = std::process::Command::new("sh");
+            command
+                .args(["-c", "echo; read line", word])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            // It has said something: its command line can be read.
+            let mut said = [0];
+            io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+            child
+        };
+        let write = |name: &str, pid: Option<u32>| {
+            let file = dir.path().join(name).with_extension("xml");
+            fs::write(&file, "").unwrap();
+            if let Some(pid) = pid {
+                fs::write(file.with_extension("pid"), format!("{pid}\n")).unwrap();
+            }
+            file
+        };
+        let mut guest = stand_in(ID);
+        let mut stranger = stand_in("stranger");
+        let mine = write("mine", Some(guest.id()));
+        let other = write("other", Some(stranger.id()));
+        let none = write("none", None);
+        assert_eq!(notes(dir.path()).unwrap().len(), 3);
+        for note in [&mine, &other, &none] {
+            end(note, id).unwrap();
+        }
+        assert!(!guest.wait().unwrap().success());
+        assert!(stranger.try_wait().unwrap().is_none(), "it lives");
+        drop(stranger.stdin.take());
+        stranger.wait().unwrap();
+        assert_eq!(notes(dir.path()).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(notes(&dir.path().join("missing")).unwrap(), Vec::<PathBuf>::new());
+    }
+}
