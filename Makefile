@@ -57,7 +57,7 @@ test: ## Check format and lints, then run every test, the lab's end-to-end tests
 	@bash tests/run.sh
 
 fuzz: setup ## Give each fuzz target MINUTES=30 (TARGET=x for one; KEEP=1 keeps what was found in tests/fuzz/corpus)
-	@KEEP=$(KEEP) bash tests/fuzz/run.sh $$(( $(or $(MINUTES),30) * 60 )) $(TARGET)
+	@KEEP=$(KEEP) PROFILE=fuzz bash tests/fuzz/run.sh $$(( $(or $(MINUTES),30) * 60 )) $(TARGET)
 
 bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
 	@$(as_root) $(bin)/bench-lifecycle

@@ -60,7 +60,7 @@ scripts() {
 end_to_end() {
     if [ "${#as_root[@]}" -gt 0 ]; then export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="${as_root[*]}"; fi
     # Of the whole workspace, as the first run, so that nothing is built anew.
-    cargo nextest run --profile ci --workspace -E 'package(dalgu-tests)' --run-ignored only --test-threads 1
+    cargo nextest run --profile ci --workspace --run-ignored only --test-threads 1
 }
 
 step "scripts" check scripts

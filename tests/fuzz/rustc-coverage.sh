@@ -7,7 +7,7 @@ shift
 case " $* " in
     *' --crate-name build_script_build '* | *' --crate-name ___ '* | *' -vV '*) exec "$rustc" "$@" ;;
 esac
-exec "$rustc" "$@" -Copt-level=1 \
+exec "$rustc" "$@" \
     -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \

@@ -302,6 +302,7 @@ async fn state(hypervisor: &InHost, id: VmId) -> Result<Option<DomainState>, Bro
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
 async fn a_real_host_keeps_the_contract() -> anyhow::Result<()> {
     with_lab(&libvirt_only(1), async |lab| {
         let cluster = cluster();
@@ -410,6 +411,7 @@ impl Two {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
 async fn real_hosts_keep_the_contract_of_migration_with_disks_shared_and_copied() -> anyhow::Result<()> {
     with_lab(&libvirt_only(2), async |lab| {
         let shared = || disk("data", "shared", DiskFormat::Raw);
@@ -441,6 +443,7 @@ enum Victim {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
 async fn whoever_dies_during_a_transfer_the_vm_runs_at_the_source_or_nowhere() -> anyhow::Result<()> {
     with_lab(&libvirt_only(2), async |lab| {
         let two = Two::open(lab, vec![disk("root", "shared", DiskFormat::Qcow2)]).await?;
@@ -525,6 +528,7 @@ async fn one_dies(lab: &Lab, two: &Two, victim: Victim) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
 async fn a_libvirtd_that_dies_or_hangs_is_noticed_and_found_again() -> anyhow::Result<()> {
     with_lab(&libvirt_only(1), async |lab| {
         let cluster = cluster();
@@ -570,6 +574,7 @@ async fn a_libvirtd_that_dies_or_hangs_is_noticed_and_found_again() -> anyhow::R
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
 async fn a_hung_guest_delays_no_other() -> anyhow::Result<()> {
     with_lab(&libvirt_only(1), async |lab| {
         let cluster = cluster();
