@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab lab-env lab-status lab-down demo test samples chaos fleet fuzz bench-lifecycle bench-scale fmt lint advisories
+.PHONY: help setup build programs lab lab-env lab-status lab-down demo test samples chaos fleet fuzz bench-lifecycle bench-scale fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -24,13 +24,22 @@ help: ## Explain the targets
 setup: ## Install the packages and tools that building and the lab need (Debian, Ubuntu)
 	@bash tests/lab/setup.sh
 
-build: setup ## Build the daemons, the command line and the lab (PROFILE=lab for optimised ones)
-	@cargo build --workspace --exclude dalgu-fuzz --bins --profile $(PROFILE)
+build: setup ## Build what is installed: target/release/dalgu, dalgu-agent and dalgu-controller
+	@cargo build --release -p dalgu -p dalgu-agent -p dalgu-controller
 
+# What the targets below run. Of the whole workspace, so that the tests need no other build; it has the tests' switches in it.
+programs: setup
+	@cargo build --workspace $(addprefix --bin ,$(DAEMONS) $(PROGRAMS)) --profile $(PROFILE)
+
+DAEMONS  := dalgu dalgu-agent dalgu-controller
+PROGRAMS  = lab lab-reaper demo
+chaos:           PROGRAMS = lab lab-reaper chaos
+bench-lifecycle: PROGRAMS = lab lab-reaper bench-lifecycle
+bench-scale:     PROGRAMS = bench-scale
 # What measures, or runs for long, is optimised.
 chaos bench-lifecycle bench-scale: PROFILE = lab
 
-lab: build ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
+lab: programs ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
 	@$(as_root) $(bin)/lab up --hosts $(HOSTS)
 	@echo
 	@echo "In this shell:  eval \"\$$(make -s lab-env)\""
@@ -46,10 +55,10 @@ lab-status: ## Show what runs in the lab
 	@$(as_root) $(bin)/lab status
 
 lab-down: ## Remove every trace of the lab, also of one that crashed
-	@test -x $(bin)/lab || cargo build -p dalgu-tests --bins --profile $(PROFILE)
+	@test -x $(bin)/lab || cargo build --workspace --bin lab --profile $(PROFILE)
 	@$(as_root) $(bin)/lab down
 
-demo: build ## Show it all on real guests, every claim checked (half a minute; KEEP=1 leaves the lab up)
+demo: programs ## Show it all on real guests, every claim checked (half a minute; KEEP=1 leaves the lab up)
 	@$(as_root) $(bin)/demo $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 test: ## Check format and lints, then run every test, the lab's end-to-end tests too
@@ -59,14 +68,13 @@ test: ## Check format and lints, then run every test, the lab's end-to-end tests
 fuzz: setup ## Give each fuzz target MINUTES=30 (TARGET=x for one; KEEP=1 keeps what was found in tests/fuzz/corpus)
 	@KEEP=$(KEEP) PROFILE=fuzz bash tests/fuzz/run.sh $$(( $(or $(MINUTES),30) * 60 )) $(TARGET)
 
-bench-lifecycle: build ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
+bench-lifecycle: programs ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
 	@$(as_root) $(bin)/bench-lifecycle
 
-bench-scale: ## Measure a controller with 2,000 hosts and 20,000 VMs, killed and overloaded: target/bench/scale.json
-	@cargo build -q --profile $(PROFILE) -p dalgu-controller -p dalgu-tests --bins
+bench-scale: programs ## Measure a controller with 2,000 hosts and 20,000 VMs, killed and overloaded: target/bench/scale.json
 	@$(bin)/bench-scale
 
-chaos: build ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
+chaos: programs ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
 	@$(as_root) $(bin)/chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
 fleet: ## The programs on a simulated site: 10,000 seeds of 1,000 faults, the step matrix, each rule turned off; then 300 seeds with the real network stack and files: target/fleet/report.json

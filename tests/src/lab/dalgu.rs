@@ -132,7 +132,7 @@ fn program(layout: &Layout, name: &str) -> anyhow::Result<String> {
     let path = layout.bin_dir().join(name);
     if !path.is_file() {
         bail!(
-            "{} is not built: run `make build`, or bring the lab up with --no-dalgu",
+            "{} is not built: run `make lab`, or bring the lab up with --no-dalgu",
             path.display()
         );
     }
