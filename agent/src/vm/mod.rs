@@ -269,7 +269,9 @@ impl Vms {
     pub fn start(&self, id: VmId, known: Known) -> Handle {
         self.enter(id, |queue, status| {
             let driver = driver::Driver::new(self.shared.clone(), id, known, status.clone());
-            self.tasks.spawn(self.clone().tend(driver, queue, id, status));
+            // On the heap: it is large, and would be moved at each of its steps into the runtime.
+            self.tasks
+                .spawn(Box::pin(self.clone().tend(driver, queue, id, status)));
         })
     }
 
@@ -302,32 +304,34 @@ impl Vms {
 
     /// Statuses of all VMs of which something is here.
     pub fn statuses(&self) -> Vec<status::Status> {
-        let handles: Vec<_> = self.map().values().cloned().collect();
-        let mut statuses: Vec<_> = handles
-            .iter()
-            .map(Handle::status)
-            .filter(|s| s.phase != status::Phase::Gone)
-            .collect();
-        statuses.sort_by_key(|status| status.id);
-        statuses
+        self.of_those_here(status::Status::clone)
     }
 
     /// VMs of which something is here. A domain of Dalgu's that is listed between two calls of this, and is in neither
     /// answer, is one that this host was never told of.
     pub fn present(&self) -> BTreeSet<VmId> {
-        self.statuses().into_iter().map(|status| status.id).collect()
+        self.of_those_here(|status| status.id)
+    }
+
+    /// Something of each VM's status, in the order of the ids.
+    fn of_those_here<T, C: FromIterator<T>>(&self, look: impl Fn(&status::Status) -> T) -> C {
+        let map = self.map();
+        let here = map.values().filter_map(|handle| {
+            let status = handle.status.borrow();
+            (status.phase != status::Phase::Gone).then(|| look(&status))
+        });
+        here.collect()
     }
 
     /// The latest migration of this id.
     pub fn migration(&self, id: MigrationId) -> Option<status::Migration> {
-        let handles: Vec<_> = self.map().values().cloned().collect();
-        handles.iter().find_map(|handle| {
-            handle
-                .status
-                .borrow()
+        self.map().values().find_map(|handle| {
+            let status = handle.status.borrow();
+            status
                 .migration
-                .clone()
+                .as_ref()
                 .filter(|migration| migration.id == id)
+                .cloned()
         })
     }
 

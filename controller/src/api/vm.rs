@@ -1,6 +1,6 @@
 //! `dalgu.v1.VmService`.
 
-use std::ops::Bound;
+use std::{fmt::Write as _, ops::Bound};
 
 use dalgu_proto::{
     ids::{HostName, VmName},
@@ -64,12 +64,11 @@ impl Services {
 
 /// A request without maps, in a form that is always the same.
 fn body(method: &str, message: &impl Message) -> String {
-    let bytes: String = message
-        .encode_to_vec()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("{method} {bytes}")
+    let mut text = format!("{method} ");
+    for byte in message.encode_to_vec() {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+    }
+    text
 }
 
 fn host_name(field: &str, value: &str) -> Result<Option<HostName>, Status> {

@@ -97,9 +97,9 @@ impl Runner {
         let begin = Instant::now();
         let work = self.queue.work(id);
         let span = tracing::info_span!("reconcile", vm = %id);
-        let outcome = step::pass(&self.db, &self.agents, id)
-            .instrument(span.clone())
-            .await;
+        // On the heap: it is large, and would be moved at each of its steps into the runtime.
+        let pass = Box::pin(step::pass(&self.db, &self.agents, id));
+        let outcome = pass.instrument(span.clone()).await;
         self.metrics.pass(begin.elapsed(), outcome.is_ok());
         match outcome {
             Ok(Next::Now) => work.done(Some(Duration::ZERO)),

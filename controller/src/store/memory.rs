@@ -93,7 +93,9 @@ impl Store for Memory {
                 };
             }
             inner.events.extend(batch.events.iter().cloned());
-            inner.events = inner.events.split_off(&(batch.forget_events_to + 1));
+            if batch.forget_events_to > 0 {
+                inner.events = inner.events.split_off(&(batch.forget_events_to + 1));
+            }
         }
         inner.commits += 1;
         if inner.crash == Some(Crash::After(number)) {

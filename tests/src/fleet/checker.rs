@@ -22,7 +22,9 @@ use dalgu_proto::{
     ids::{Epoch, Generation, HostName, OperationId, Session, Term, VmId},
     vm::{PowerReason, PowerState},
 };
+use imbl::{OrdMap, ordmap::DiffItem};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// Something that must never be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +38,8 @@ pub struct Violation {
 /// Names of the invariants that are checked, with how often each was.
 pub type Checks = BTreeMap<&'static str, u64>;
 
-/// The newest generation that was told of each VM, by its UUID.
-pub type Known = BTreeMap<String, u64>;
+/// The newest generation that was told of each VM, by its UUID. A copy costs nothing.
+pub type Known = OrdMap<String, u64>;
 
 /// What a hypervisor has, seen without asking it.
 pub type Domains = Vec<(VmId, DomainState, PowerReason)>;
@@ -72,6 +74,8 @@ pub struct Checker {
     /// The operation of each request.
     operations: BTreeMap<String, OperationId>,
     last_operation: Option<OperationId>,
+    /// All operations, as they were when their endings were last looked at.
+    looked_at: OrdMap<OperationId, Arc<OperationRecord>>,
     /// Operations that had ended, and how.
     ended: BTreeMap<OperationId, OperationState>,
     /// VMs that a client was told of.
@@ -86,8 +90,10 @@ pub struct Checker {
     watched: BTreeSet<u64>,
     /// Guests that shut themselves down, with the power request that they had run for.
     shut_down: BTreeMap<VmId, u64>,
-    /// How often all hypervisors were looked at.
+    /// How often a look at all hypervisors showed something else than the one before.
     looks: u64,
+    /// What the last one showed.
+    domains: Vec<Domains>,
     /// The last of these looks that saw a VM in this power state, as its number.
     seen: BTreeMap<(VmId, u8), u64>,
     /// Power request for which a VM was last started.
@@ -121,7 +127,12 @@ impl Checker {
     }
 
     /// I1: no VM runs on two hosts.
-    pub fn census(&mut self, hosts: &[Domains]) {
+    pub fn census(&mut self, hosts: Vec<Domains>) {
+        if hosts == self.domains {
+            // What there is to say of it has been said.
+            self.check("I1 one running copy", true, String::new);
+            return;
+        }
         self.looks += 1;
         for (id, state, _) in hosts.iter().flatten() {
             if let Some(power) = power(*state) {
@@ -139,6 +150,7 @@ impl Checker {
         self.check("I1 one running copy", twice.is_none(), || {
             twice.unwrap_or_default()
         });
+        self.domains = hosts;
     }
 
     /// What was stored: numbers only rise, nothing is promised twice, nothing is done that nobody asked for.
@@ -254,15 +266,10 @@ impl Checker {
 
     /// I8: one request, one effect. Operations end once. Each was asked for.
     fn requests(&mut self, state: &State) {
-        let new: Vec<_> = match self.last_operation {
-            None => state.operations.values().cloned().collect(),
-            Some(last) => state
-                .operations
-                .range(last..)
-                .map(|(_, operation)| operation.clone())
-                .collect(),
-        };
-        for operation in new {
+        let first = self
+            .last_operation
+            .unwrap_or_else(|| OperationId::from_uuid(Uuid::nil()));
+        for operation in state.operations.range(first..).map(|(_, operation)| operation) {
             self.last_operation = self.last_operation.max(Some(operation.id));
             if operation.principal == "restore" && operation.kind == OperationKind::Migrate {
                 // A migration that was under way when the controller was set back, and is brought to its end.
@@ -779,32 +786,31 @@ impl Checker {
 
     /// I2, I3: operations that have ended stay as they ended.
     pub fn endings(&mut self, state: &State) {
-        // Whoever cancels a creation wants the VM gone.
-        let cancelled = |operation: &&Arc<OperationRecord>| {
-            operation.kind == OperationKind::Create && operation.cancel_requested
-        };
-        self.deleted.extend(
-            state
-                .operations
-                .values()
-                .filter(cancelled)
-                .map(|operation| operation.vm),
-        );
-
-        for operation in state
-            .operations
-            .values()
-            .filter(|operation| !operation.is_active())
-        {
-            let Some(before) = self.ended.get(&operation.id).copied() else {
-                self.ended.insert(operation.id, operation.state);
-                self.was_so(operation);
+        let before = std::mem::replace(&mut self.looked_at, state.operations.clone());
+        for change in before.diff(&state.operations) {
+            let (DiffItem::Add(_, operation)
+            | DiffItem::Update {
+                new: (_, operation), ..
+            }) = change
+            else {
                 continue;
             };
-            let same = before == operation.state;
+            if operation.kind == OperationKind::Create && operation.cancel_requested {
+                // Whoever cancels a creation wants the VM gone.
+                self.deleted.insert(operation.vm);
+            }
+            if operation.is_active() {
+                continue;
+            }
             let (id, now) = (operation.id, operation.state);
+            let first = self.ended.get(&id).copied();
+            if first.is_none() {
+                self.ended.insert(id, now);
+                self.was_so(operation);
+            }
+            let same = first.is_none_or(|first| first == now);
             self.check("I3 an operation ends once", same, || {
-                format!("operation {id} ended as {before:?}, and now as {now:?}")
+                format!("operation {id} ended as {first:?}, and now as {now:?}")
             });
         }
     }

@@ -66,7 +66,7 @@ async fn send(
         (Node::Host(host), "Register") => Some((host, wire::is_complete_registration(&body))),
         _ => None,
     };
-    let run = wire::run(&body).unwrap_or_default();
+    let run = given.and_then(|_| wire::run(&body)).unwrap_or_default();
     match (from, to) {
         (Node::Controller(number), _) => site.knows(number, Some(name)),
         (_, Node::Controller(number)) => site.knows(number, None),

@@ -4,6 +4,7 @@
 //! left. Everything here is driven by one clock and one seed.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, OnceLock, Weak},
@@ -78,9 +79,27 @@ struct HostState {
     boot: u64,
     running: Option<Running>,
     files: Platter,
+    /// Entries of VMs as they were last read, each with its file's content.
+    read: RefCell<BTreeMap<String, (Vec<u8>, Option<ledger::Vm>)>>,
     /// Entries of VMs as their writer last knew them to be on disk.
     confirmed: BTreeMap<String, dalgu_agent::ledger::Vm>,
     confirmed_host: Option<ledger::Host>,
+}
+
+impl HostState {
+    /// The entry of a VM in the ledger. One that is as it was is not parsed anew.
+    fn vm_entry(&self, name: &str) -> Option<ledger::Vm> {
+        let bytes = self.files.get(name)?;
+        let mut read = self.read.borrow_mut();
+        match read.get(name) {
+            Some((known, vm)) if *known == bytes => vm.clone(),
+            _ => {
+                let vm: Option<ledger::Vm> = serde_json::from_slice(&bytes).ok();
+                read.insert(name.to_owned(), (bytes, vm.clone()));
+                vm
+            }
+        }
+    }
 }
 
 struct ControllerState {
@@ -164,6 +183,7 @@ impl Site {
                     boot: 1,
                     running: None,
                     files: Platter::default(),
+                    read: RefCell::default(),
                     confirmed: BTreeMap::new(),
                     confirmed_host: None,
                 }
@@ -342,7 +362,7 @@ impl Site {
         let of = |host: &HostState| {
             let names = host.files.names().into_iter();
             let names = names.filter(|name| name.starts_with("vms/"));
-            let entries = names.filter_map(|name| disk::entry::<ledger::Vm>(&host.files, &name));
+            let entries = names.filter_map(|name| host.vm_entry(&name));
             entries
                 .filter(|vm| !matches!(vm.disposition, Disposition::Gone { .. }))
                 .collect()
@@ -393,8 +413,8 @@ impl Site {
 
     /// Looks at all hypervisors: nothing runs twice.
     pub fn census(&self) {
-        let domains: Vec<Domains> = self.inner().hosts.iter().map(|host| host.sim.domains()).collect();
-        self.checker().census(&domains);
+        let domains = self.domains();
+        self.checker().census(domains);
     }
 
     /// Looks at what has been stored.
@@ -456,7 +476,7 @@ impl Site {
             let name = vm_file(id);
             // A write that was not confirmed may be there or not: its writer goes by what it knows.
             let known = machine.confirmed.get(&name).cloned();
-            let written = disk::entry::<ledger::Vm>(&machine.files, &name);
+            let written = machine.vm_entry(&name);
             let migration = |vm: &ledger::Vm| match vm.disposition {
                 Disposition::Incoming { migration } | Disposition::Outgoing { migration } => Some(migration),
                 _ => None,
@@ -491,7 +511,7 @@ impl Site {
             return Ok(());
         }
         if name.starts_with("vms/") {
-            let new: Option<ledger::Vm> = disk::entry(&machine.files, name);
+            let new = machine.vm_entry(name);
             let old = match &new {
                 Some(new) => machine.confirmed.insert(name.to_owned(), new.clone()),
                 None => machine.confirmed.remove(name),
@@ -512,8 +532,7 @@ impl Site {
         let machine = &mut inner.hosts[host];
         let found = machine.files.open()?.read()?;
         let entries = found.iter().filter(|(name, _)| name.starts_with("vms/"));
-        let entries =
-            entries.filter_map(|(name, _)| Some((name.clone(), disk::entry(&machine.files, name)?)));
+        let entries = entries.filter_map(|(name, _)| Some((name.clone(), machine.vm_entry(name)?)));
         machine.confirmed = entries.collect();
         machine.confirmed_host = disk::entry(&machine.files, "host.json").or(machine.confirmed_host);
         Ok(found)
@@ -873,7 +892,7 @@ impl Site {
         machine.files.cut(drawn);
         let names = machine.files.names();
         let whole = names.into_iter().filter(|name| name.starts_with("vms/"));
-        let found = whole.map(|name| (disk::entry(&machine.files, &name), name));
+        let found = whole.map(|name| (machine.vm_entry(&name), name));
         let found: Vec<(Option<ledger::Vm>, _)> = found.collect();
         self.checker()
             .ledger_after_power_cut(host, &machine.confirmed, &found);
@@ -907,7 +926,7 @@ impl Site {
         let found = inner.hosts.iter().find(|host| runs(host));
         // Where the host has been started anew since the agent last saw the guest, it takes that for the reason.
         let known = |host: &HostState| {
-            let entry: Option<ledger::Vm> = disk::entry(&host.files, &vm_file(id));
+            let entry = host.vm_entry(&vm_file(id));
             entry.filter(|vm| vm.boot_id == boot_id(host.boot))
         };
         let found = found.map(|host| (host.sim.clone(), known(host)));

@@ -211,7 +211,7 @@ impl Site {
         let sims = self.sims.get().map(Vec::as_slice).unwrap_or_default();
         let domains: Vec<Domains> = sims.iter().map(Sim::domains).collect();
         let mut checker = self.checker();
-        checker.census(&domains);
+        checker.census(domains);
         let Some(db) = self.db() else { return };
         let state = db.snapshot();
         let revision = state.meta.revision;

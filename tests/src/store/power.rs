@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -55,21 +56,22 @@ impl Naming {
 /// Names of files, and of the directories that were made. Those that were there before are safe.
 #[derive(Debug, Clone, Default)]
 struct Names {
-    files: BTreeMap<PathBuf, usize>,
-    made: BTreeSet<PathBuf>,
+    /// By their paths, as text: a path is compared with another part by part, which takes ten times as long.
+    files: BTreeMap<OsString, usize>,
+    made: BTreeSet<OsString>,
 }
 
 impl Names {
     fn take(&mut self, naming: &Naming) {
         match naming {
             Naming::Put(path, file) => {
-                self.files.insert(path.clone(), *file);
+                self.files.insert(path.into(), *file);
             }
             Naming::Remove(path) => {
-                self.files.remove(path);
+                self.files.remove(path.as_os_str());
             }
             Naming::Directory(path) => {
-                self.made.insert(path.clone());
+                self.made.insert(path.into());
             }
         }
     }
@@ -137,23 +139,24 @@ impl Disk {
             Call::Truncate { fd, length } => self.change(*fd, Change::Length(*length)),
             Call::Sync { fd } => self.sync(*fd),
             Call::Rename { from, to } => {
-                let Some(file) = self.names.files.remove(from) else {
+                let Some(file) = self.names.files.remove(from.as_os_str()) else {
                     return false;
                 };
-                self.names.files.insert(to.clone(), file);
+                self.names.files.insert(to.into(), file);
                 self.pending_names.push(Naming::Put(to.clone(), file));
                 self.pending_names.push(Naming::Remove(from.clone()));
                 true
             }
             Call::MakeDir { path } => {
                 let inside = path.starts_with(&self.root) && *path != self.root;
-                if inside && self.names.made.insert(path.clone()) {
+                if inside && !self.names.made.contains(path.as_os_str()) {
+                    self.names.made.insert(path.into());
                     self.pending_names.push(Naming::Directory(path.clone()));
                 }
                 inside
             }
             Call::Unlink { path } => {
-                let known = self.names.files.remove(path).is_some();
+                let known = self.names.files.remove(path.as_os_str()).is_some();
                 if known {
                     self.pending_names.push(Naming::Remove(path.clone()));
                 }
@@ -170,15 +173,15 @@ impl Disk {
         if !path.starts_with(&self.root) || passed_over {
             return false;
         }
-        if !create && !self.names.files.contains_key(path) {
+        if !create && !self.names.files.contains_key(path.as_os_str()) {
             self.open.insert(fd, Opened::Directory(path.to_owned()));
             return false;
         }
-        let known = self.names.files.get(path).copied();
+        let known = self.names.files.get(path.as_os_str()).copied();
         let file = known.unwrap_or_else(|| {
             self.files.push(File::default());
             let file = self.files.len() - 1;
-            self.names.files.insert(path.to_owned(), file);
+            self.names.files.insert(path.into(), file);
             self.pending_names.push(Naming::Put(path.to_owned(), file));
             file
         });
@@ -209,7 +212,10 @@ impl Disk {
                 true
             }
             Some(Opened::Directory(directory)) => {
-                let inside = |naming: &Naming| naming.path().parent() == Some(&directory);
+                let inside = |naming: &Naming| {
+                    let parent = naming.path().parent();
+                    parent.is_some_and(|parent| parent.as_os_str() == directory.as_os_str())
+                };
                 let (safe, pending) = std::mem::take(&mut self.pending_names)
                     .into_iter()
                     .partition::<Vec<_>, _>(inside);
@@ -223,13 +229,13 @@ impl Disk {
 
     /// What is in a file now, power or not.
     pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
-        let file = self.names.files.get(path)?;
+        let file = self.names.files.get(path.as_os_str())?;
         Some(content(&self.files[*file], &mut Fate::Kept))
     }
 
     /// Names of the files that are there now, in order.
     pub fn names(&self) -> impl Iterator<Item = &Path> {
-        self.names.files.keys().map(PathBuf::as_path)
+        self.names.files.keys().map(Path::new)
     }
 
     /// Files as the power cut leaves them, by their path below the directory.
@@ -251,10 +257,14 @@ impl Disk {
         // What is in a directory whose own name is lost is lost with it.
         let lost = |path: &Path| {
             let mut above = path.ancestors().skip(1);
-            above.any(|dir| self.names.made.contains(dir) && !names.made.contains(dir))
+            above.any(|dir| {
+                let dir = dir.as_os_str();
+                self.names.made.contains(dir) && !names.made.contains(dir)
+            })
         };
         let mut left = BTreeMap::new();
-        for (path, file) in names.files.iter().filter(|(path, _)| !lost(path)) {
+        let files = names.files.iter().map(|(path, file)| (Path::new(path), file));
+        for (path, file) in files.filter(|(path, _)| !lost(path)) {
             if let Ok(inside) = path.strip_prefix(&self.root) {
                 left.insert(inside.to_owned(), content(&self.files[*file], &mut fate));
             }
