@@ -201,7 +201,9 @@ async fn live(settings: &Settings) -> Outcome {
         tokio::time::sleep(LATE).await;
         come_to_rest(&site).await;
     }
-    outcome(settings, &site, done)
+    let outcome = outcome(settings, &site, done);
+    site.end();
+    outcome
 }
 
 async fn carry_out(site: &Arc<Site>, plan: &Plan, begun: Instant) {

@@ -195,21 +195,23 @@ impl Site {
         tokio::spawn(async move {
             let first = site.arrive(from, to, wait, fate, &carry).await;
             let back = Duration::from_micros(site.below(LATENCY_MICROS));
+            let mut tell = Some(tell);
             if fate != Fate::LoseReply
                 && let Some(answer) = first
             {
                 tokio::time::sleep(back).await;
-                if site.is_connected(to, from) {
+                if site.is_connected(to, from)
+                    && let Some(tell) = tell.take()
+                {
                     let _ = tell.send(answer);
-                } else {
-                    std::mem::forget(tell);
                 }
-            } else {
-                // Who waits must wait until its own deadline: nobody says that nothing will come.
-                std::mem::forget(tell);
             }
             if let Fate::Repeat(later) = fate {
                 site.arrive(from, to, later, fate, &carry).await;
+            }
+            if tell.is_some() {
+                // Who waits must wait until its own deadline: nobody says that nothing will come.
+                std::future::pending::<()>().await;
             }
         });
         let answer = told.await.ok();

@@ -6,7 +6,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, mem,
     sync::{Arc, Mutex, MutexGuard, OnceLock, Weak},
     time::Duration,
 };
@@ -994,6 +994,15 @@ impl Site {
                 None => self.start(node),
             }
         }
+    }
+
+    /// The run is over. Programs have the site and the site has them: nothing would ever be freed.
+    pub fn end(&self) {
+        let (hosts, controllers) = {
+            let mut inner = self.inner();
+            (mem::take(&mut inner.hosts), mem::take(&mut inner.controllers))
+        };
+        drop((hosts, controllers));
     }
 
     /// Whether what is stored is what is, and nothing else.
