@@ -17,7 +17,7 @@ use crate::{
     hypervisor::{Domain, DomainState},
     ledger::{Intent, Role, Transfer},
     vm::Told,
-    vm::status::{Failure, Migration, Phase, Presence, Status},
+    vm::status::{Asked, Failure, Migration, Phase, Presence, Status},
 };
 
 /// Reads an intent.
@@ -97,10 +97,20 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
             .filter(|migration| !migration.finished)
             .map(migration),
         adopted: status.adopted,
-        power_sequence: Some(status.sequences.0),
-        restart_sequence: Some(status.sequences.1),
+        power_sequence: Some(status.asked.map_or(0, |asked| asked.power_sequence)),
+        restart_sequence: Some(status.asked.map_or(0, |asked| asked.restart_sequence)),
         vcpus: status.size.0,
         memory_mib: status.size.1,
+        told: status.asked.map(told),
+    }
+}
+
+fn told(asked: Asked) -> wire::VmTold {
+    wire::VmTold {
+        power_state: v1::PowerState::from(asked.power).into(),
+        restart_mode: v1::RestartMode::from(asked.restart_mode).into(),
+        grace_period_seconds: asked.grace_period_seconds,
+        restart_policy: v1::RestartPolicy::from(asked.restart_policy).into(),
     }
 }
 
@@ -171,6 +181,7 @@ pub fn migration(migration: Migration) -> wire::MigrationReport {
         role: role.into(),
         transfer: transfer.into(),
         settled: migration.settled,
+        owner: migration.owner,
         presence: presence.into(),
         error,
         progress,

@@ -4,7 +4,7 @@ use dalgu_proto::{
     agent::v1 as agent,
     ids::{Epoch, Generation, HostName, MigrationId, VmId},
     time, v1,
-    vm::PowerState,
+    vm::{PowerState, RestartPolicy},
 };
 
 use crate::model::{
@@ -28,6 +28,8 @@ pub struct Reported {
     pub power_sequence: Option<u64>,
     /// Restart request that the host accepted last, if it says.
     pub restart_sequence: Option<u64>,
+    /// What the host was told last, if it says: the owner's will as far as it has come there.
+    pub told: Option<Told>,
     /// Virtual processors that its domain may use; 0 where there is none.
     pub vcpus: u32,
     /// Memory that its domain may use; 0 where there is none.
@@ -44,6 +46,15 @@ impl Reported {
     }
 }
 
+/// The part of what a host was told that an owner can change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// What its processors should do.
+    pub intent: Intent,
+    /// When its agent starts it again.
+    pub restart_policy: RestartPolicy,
+}
+
 /// A host's part in a migration, as it says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Part {
@@ -51,6 +62,8 @@ pub struct Part {
     pub known: bool,
     /// It has promised that nothing moves any more.
     pub settled: bool,
+    /// It was told that the VM is its own, and takes no part in its migration any more.
+    pub owner: bool,
     /// The transfer has ended, and how.
     pub transfer: Transfer,
     /// What is there; `None` when it could not be found out.
@@ -99,6 +112,7 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
         migration: wire.migration.as_ref().and_then(|m| m.migration_id.parse().ok()),
         power_sequence: wire.power_sequence,
         restart_sequence: wire.restart_sequence,
+        told: told(&wire),
         vcpus: wire.vcpus,
         memory_mib: wire.memory_mib,
         observation: Observation {
@@ -115,6 +129,23 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
             usage: wire.usage.map(Into::into),
         },
         name: wire.name,
+    })
+}
+
+/// What the host was told; nothing where it says what this version does not know.
+fn told(wire: &agent::VmReport) -> Option<Told> {
+    let told = wire.told.as_ref()?;
+    let power = v1::PowerState::try_from(told.power_state).ok()?;
+    Some(Told {
+        intent: Intent {
+            generation: Generation(wire.accepted_generation),
+            power: PowerState::try_from(power).ok()?,
+            power_sequence: wire.power_sequence?,
+            restart_sequence: wire.restart_sequence?,
+            restart_mode: v1::RestartMode::try_from(told.restart_mode).ok()?.into(),
+            grace_period_seconds: told.grace_period_seconds,
+        },
+        restart_policy: v1::RestartPolicy::try_from(told.restart_policy).ok()?.into(),
     })
 }
 
@@ -158,6 +189,7 @@ pub fn part(wire: agent::MigrationReport) -> Part {
         // A part that only a newer version knows is a part.
         known: wire.role != i32::from(agent::MigrationRole::Unspecified),
         settled: wire.settled,
+        owner: wire.owner,
         transfer,
         presence,
         fault: wire.error.map(fault),

@@ -68,6 +68,7 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         create_time: Timestamp::UNIX_EPOCH,
         delete_time: None,
         unconfirmed: false,
+        backup_generation: None,
         disks_made: false,
         revision: 1,
     }
@@ -116,6 +117,7 @@ pub(crate) fn reported(vm: &VmRecord, observation: Observation) -> Reported {
         migration: None,
         power_sequence: None,
         restart_sequence: None,
+        told: None,
         vcpus: vm.spec.vcpus,
         memory_mib: vm.spec.memory_mib,
     }

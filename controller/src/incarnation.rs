@@ -19,7 +19,10 @@ mod tests;
 
 use std::sync::Arc;
 
-use dalgu_proto::ids::{Epoch, Generation, HostName, MigrationId, OperationId, VmId};
+use dalgu_proto::{
+    ids::{Epoch, Generation, HostName, MigrationId, OperationId, VmId},
+    vm::RestartPolicy,
+};
 
 pub use self::{
     differences::{Difference, Kind, differences, differences_of, etag, waiting},
@@ -28,7 +31,7 @@ pub use self::{
 use crate::{
     agent_wire::Reported,
     model::{
-        EventKind, MigrationRecord, OperationKind, OperationRecord, OperationState, Phase, VmPhase, VmRecord,
+        EventKind, Intent, MigrationRecord, OperationKind, OperationRecord, OperationState, Phase, VmPhase, VmRecord,
     },
     state::{State, Tx},
 };
@@ -175,7 +178,7 @@ pub fn resume(tx: &mut Tx, accept: bool, seen_etag: &str, principal: &str) -> Re
     let unconfirmed: Vec<_> = tx.vms.values().filter(|vm| vm.unconfirmed).cloned().collect();
     for vm in unconfirmed {
         match place(tx, vm.id) {
-            Place::On((host, reported)) => take_over(tx, &vm, &host, &reported),
+            Place::On(own) => take_over(tx, &vm, &own),
             Place::Migrating {
                 source,
                 destination,
@@ -200,39 +203,69 @@ pub fn returned(tx: &mut Tx, host: &HostName) {
     let its_own = |id: &VmId| {
         let vm = tx.vms.get(id).filter(|vm| vm.unconfirmed && vm.owner == *host)?;
         match place(tx, *id) {
-            Place::On((at, reported)) if at == *host => Some((vm.clone(), reported)),
+            Place::On(own) if own.0 == *host => Some((vm.clone(), own)),
             _ => None,
         }
     };
     let sighted = tx.sighted.get(host).into_iter().flatten();
     let found: Vec<_> = sighted.filter_map(its_own).collect();
-    for (vm, reported) in found {
-        take_over(tx, &vm, host, &reported);
+    for (vm, own) in found {
+        take_over(tx, &vm, &own);
     }
 }
 
-/// The numbers of a record, ahead of all that a host remembers.
-fn ahead(vm: &VmRecord, reported: &Reported) -> VmRecord {
-    let Epoch(epoch) = reported.observation.epoch;
-    let Generation(generation) = reported.observation.accepted;
-    let mut vm = vm.clone();
-    vm.epoch = vm.epoch.max(Epoch(epoch.saturating_add(1)));
-    vm.intent.generation = vm.intent.generation.max(Generation(generation.saturating_add(1)));
-    let power = reported.observation.power.unwrap_or(vm.intent.power);
-    if power != vm.intent.power {
+/// What its owner wants of a VM: as the host says that was told last, unless the backup has a request that had not come to
+/// it. A guest that is off because its host lost power, or paused for a moment, was not stopped by its owner.
+fn wanted(vm: &VmRecord, reported: &Reported) -> (Intent, RestartPolicy) {
+    let seen = &reported.observation;
+    if vm.backup_generation > Some(seen.accepted) {
+        return (vm.intent.clone(), vm.spec.restart_policy);
+    }
+    if let Some(told) = &reported.told {
+        return (told.intent.clone(), told.restart_policy);
+    }
+    // It was never told, or does not say: what it is must do. What was asked of it before counts as asked: neither is a
+    // guest rebooted again, nor is the next reboot lost.
+    let intent = Intent {
+        power: seen.power.unwrap_or(vm.intent.power),
+        power_sequence: reported.power_sequence.unwrap_or(vm.intent.power_sequence),
+        restart_sequence: reported.restart_sequence.unwrap_or(vm.intent.restart_sequence),
+        ..vm.intent.clone()
+    };
+    (intent, vm.spec.restart_policy)
+}
+
+/// A record as its owner wants it, with numbers ahead of all that the hosts which have the VM remember.
+fn ahead(vm: &VmRecord, seen: &[&Reported]) -> VmRecord {
+    let mut ahead = vm.clone();
+    for reported in seen {
+        let Epoch(epoch) = reported.observation.epoch;
+        let Generation(generation) = reported.observation.accepted;
+        ahead.epoch = ahead.epoch.max(Epoch(epoch.saturating_add(1)));
+        let generation = Generation(generation.saturating_add(1));
+        ahead.intent.generation = ahead.intent.generation.max(generation);
+    }
+    if let Some(newest) = seen.iter().max_by_key(|reported| reported.observation.accepted) {
+        let (intent, restart_policy) = wanted(vm, newest);
+        let generation = ahead.intent.generation;
+        ahead.intent = Intent { generation, ..intent };
+        ahead.spec.restart_policy = restart_policy;
+    }
+    let same = Intent {
+        generation: vm.intent.generation,
+        ..ahead.intent.clone()
+    };
+    if same != vm.intent || ahead.spec != vm.spec {
         // Another intent than the one that the backup has under this number.
-        vm.intent.power = power;
-        vm.intent.generation = vm.intent.generation.next();
+        ahead.intent.generation = ahead.intent.generation.next();
     }
-    // What was asked of the host before counts as asked: neither is a guest rebooted again, nor is the next reboot lost.
-    vm.intent.power_sequence = reported.power_sequence.unwrap_or(vm.intent.power_sequence);
-    vm.intent.restart_sequence = reported.restart_sequence.unwrap_or(vm.intent.restart_sequence);
-    vm.unconfirmed = false;
-    vm
+    ahead.unconfirmed = false;
+    ahead.backup_generation = None;
+    ahead
 }
 
-fn take_over(tx: &mut Tx, vm: &VmRecord, host: &HostName, reported: &Reported) {
-    let mut taken = ahead(vm, reported);
+fn take_over(tx: &mut Tx, vm: &VmRecord, (host, reported): &Seen) {
+    let mut taken = ahead(vm, &[reported]);
     taken.owner = host.clone();
     let message = format!("taken over as it is on {host}");
     tx.event(EventKind::Vm, "VmTakenOver", &vm.name, message, None);
@@ -243,15 +276,41 @@ fn take_over(tx: &mut Tx, vm: &VmRecord, host: &HostName, reported: &Reported) {
 
 /// Both hosts are asked where the VM is, as after any migration that was cut short.
 fn settle(tx: &mut Tx, vm: &VmRecord, source: &Seen, destination: &Seen, id: MigrationId) {
-    let mut taken = ahead(&ahead(vm, &destination.1), &source.1);
+    let mut taken = ahead(vm, &[&destination.1, &source.1]);
     taken.owner = source.0.clone();
+    tx.forget_sightings(vm.id);
+    ask_both(tx, taken, &source.0, &destination.0, id);
+}
+
+/// A host that is not the owner says that it takes part in a migration of a VM. Where the store knows of none, as one that
+/// was restored and had not waited for this host, both are asked, and the one that does not have the VM tidies up.
+/// Whether it takes part in one.
+pub fn takes_part(tx: &mut Tx, vm: &VmRecord, host: &HostName, reported: &Reported) -> bool {
+    let (source, destination) = match reported.observation.phase {
+        VmPhase::Outgoing => (host, &vm.owner),
+        VmPhase::Incoming => (&vm.owner, host),
+        _ => return false,
+    };
+    let Some(id) = reported.migration else {
+        return false;
+    };
+    if vm.delete_time.is_none() && !vm.unconfirmed && tx.active_migration(vm.id).is_none() {
+        let epoch = vm.epoch.max(reported.observation.epoch.next());
+        let vm = VmRecord { epoch, ..vm.clone() };
+        ask_both(tx, vm, source, destination, id);
+    }
+    true
+}
+
+/// Stores a migration that hosts know of as one whose end both are asked for.
+fn ask_both(tx: &mut Tx, vm: VmRecord, source: &HostName, destination: &HostName, id: MigrationId) {
     let operation = OperationRecord {
         id: OperationId::from_uuid(tx.new_id()),
         kind: OperationKind::Migrate,
         state: OperationState::Active,
         vm: vm.id,
         vm_name: vm.name.clone(),
-        generation: taken.intent.generation,
+        generation: vm.intent.generation,
         power: None,
         grace_period_seconds: 0,
         migration: Some(id),
@@ -267,11 +326,11 @@ fn settle(tx: &mut Tx, vm: &VmRecord, source: &Seen, destination: &Seen, id: Mig
         id,
         vm: vm.id,
         operation: operation.id,
-        source: source.0.clone(),
-        destination: destination.0.clone(),
-        source_epoch: taken.epoch,
-        destination_epoch: taken.epoch.next(),
-        intent: taken.intent.clone(),
+        source: source.clone(),
+        destination: destination.clone(),
+        source_epoch: vm.epoch,
+        destination_epoch: vm.epoch.next(),
+        intent: vm.intent.clone(),
         phase: Phase::CuttingOver,
         phase_time: tx.now(),
         source_told: true,
@@ -284,22 +343,12 @@ fn settle(tx: &mut Tx, vm: &VmRecord, source: &Seen, destination: &Seen, id: Mig
         source_finished: false,
         destination_finished: false,
         progress: None,
-        decision: taken.decision.clone(),
+        decision: vm.decision.clone(),
     };
-    let message = format!(
-        "was migrating from {} to {}: both are asked",
-        source.0, destination.0
-    );
-    tx.event(
-        EventKind::Vm,
-        "VmTakenOver",
-        &vm.name,
-        message,
-        Some(operation.id),
-    );
+    let message = format!("was migrating from {source} to {destination}: both are asked");
+    tx.event(EventKind::Vm, "VmTakenOver", &vm.name, message, Some(operation.id));
     tx.observe(vm.id, None);
-    tx.forget_sightings(vm.id);
-    tx.put_vm(taken);
+    tx.put_vm(vm);
     tx.put_operation(operation);
     tx.put_migration(record);
 }

@@ -115,6 +115,10 @@ pub struct VmRecord {
     /// Its place is not sure since a backup was restored: its host is told nothing of it until a host has shown it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unconfirmed: bool,
+    /// Generation that the backup has of it, while its place is not sure: a host that was told it, or a newer one, knows
+    /// better what its owner wants, and one that was not knows less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_generation: Option<Generation>,
     /// An operation on it has succeeded: its disks are there, or they are lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disks_made: bool,

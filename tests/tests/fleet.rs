@@ -220,6 +220,7 @@ fn seen(id: VmId, by: &str) -> Reported {
         migration: None,
         power_sequence: None,
         restart_sequence: None,
+        told: None,
         vcpus: 1,
         memory_mib: 64,
     }

@@ -7,7 +7,7 @@ use dalgu_proto::ids::Generation;
 use super::{
     driver::Driver,
     plan::{self, Step},
-    status::{Phase, Status},
+    status::{Asked, Phase, Status},
 };
 use crate::ledger::Disposition;
 
@@ -32,7 +32,8 @@ impl Driver {
     fn describe(&mut self) -> Status {
         let memory = self.memory();
         let mut status = Status::unknown(self.id);
-        status.migration = self.transfers.describe(self.domain.as_ref(), self.seen.is_some());
+        let (vm, domain) = (self.vm.as_ref(), self.domain.as_ref());
+        status.migration = self.transfers.describe(vm, domain, self.seen.is_some());
         let Some(vm) = &self.vm else { return status };
         status.name = vm.name.to_string();
         status.accepted_generation = vm
@@ -40,10 +41,7 @@ impl Driver {
             .as_ref()
             .map_or(Generation(0), |intent| intent.generation);
         status.epoch = vm.epoch;
-        status.sequences = vm
-            .intent
-            .as_ref()
-            .map_or((0, 0), |intent| (intent.power_sequence, intent.restart_sequence));
+        status.asked = vm.intent.as_ref().map(Asked::from);
         status.adopted = self.adopted;
         if let Some(domain) = &self.domain {
             status.size = (domain.vcpus, domain.memory_mib);

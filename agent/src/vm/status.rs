@@ -2,13 +2,13 @@
 
 use dalgu_proto::{
     ids::{Epoch, Generation, MigrationId, VmId},
-    vm::{PowerReason, PowerState},
+    vm::{PowerReason, PowerState, RestartMode, RestartPolicy},
 };
 use jiff::Timestamp;
 
 use crate::{
     hypervisor::{DomainState, Progress},
-    ledger::{Role, Transfer},
+    ledger::{Intent, Role, Transfer},
 };
 
 /// Whether the intent is carried out.
@@ -67,10 +67,42 @@ pub struct Migration {
     pub settled: bool,
     /// Owner known, everything tidied up.
     pub finished: bool,
+    /// The VM is this host's own, by what it was told.
+    pub owner: bool,
     /// What is here of the VM.
     pub presence: Presence,
     /// Progress; source only.
     pub progress: Progress,
+}
+
+/// What this host was told last that an owner can change, besides the generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// What its processors should do.
+    pub power: PowerState,
+    /// Its power request.
+    pub power_sequence: u64,
+    /// Its restart request.
+    pub restart_sequence: u64,
+    /// How that restart is to be done.
+    pub restart_mode: RestartMode,
+    /// Seconds a guest has to shut down.
+    pub grace_period_seconds: u32,
+    /// When the agent starts it again.
+    pub restart_policy: RestartPolicy,
+}
+
+impl From<&Intent> for Asked {
+    fn from(intent: &Intent) -> Self {
+        Self {
+            power: intent.power,
+            power_sequence: intent.power_sequence,
+            restart_sequence: intent.restart_sequence,
+            restart_mode: intent.restart_mode,
+            grace_period_seconds: intent.grace_period_seconds,
+            restart_policy: intent.spec.restart_policy,
+        }
+    }
 }
 
 /// Everything a VM's task knows, for others.
@@ -86,8 +118,8 @@ pub struct Status {
     pub observed_generation: Generation,
     /// Ownership number.
     pub epoch: Epoch,
-    /// Power and restart request of the intent accepted last.
-    pub sequences: (u64, u64),
+    /// What was asked for in the intent accepted last.
+    pub asked: Option<Asked>,
     /// Rises with each change.
     pub status_generation: u64,
     /// Whether the intent is carried out.
@@ -117,7 +149,7 @@ impl Status {
             accepted_generation: Generation(0),
             observed_generation: Generation(0),
             epoch: Epoch(0),
-            sequences: (0, 0),
+            asked: None,
             status_generation: 0,
             phase: Phase::Gone,
             power: None,

@@ -106,19 +106,26 @@ impl Transfers {
     }
 
     /// The latest migration, for others.
-    pub(super) fn describe(&self, domain: Option<&Domain>, seen: bool) -> Option<status::Migration> {
+    pub(super) fn describe(
+        &self,
+        vm: Option<&ledger::Vm>,
+        domain: Option<&Domain>,
+        seen: bool,
+    ) -> Option<status::Migration> {
         let entry = self.entries.get(&self.latest?)?;
         let presence = match domain {
             _ if !seen => Presence::Unknown,
             Some(domain) => Presence::Is(domain.state),
             None => Presence::Absent,
         };
+        let owner = vm.is_some_and(|vm| vm.disposition == Disposition::Owned && vm.intent.is_some());
         Some(status::Migration {
             id: entry.id,
             role: entry.role,
             transfer: entry.transfer.clone(),
             settled: entry.settled && self.running.is_none(),
             finished: entry.finished.is_some(),
+            owner,
             presence,
             progress: *self.progress.borrow(),
         })

@@ -5,7 +5,7 @@ use dalgu_proto::{
     vm::PowerState,
 };
 
-use super::{Place, place};
+use super::{Place, place, wanted};
 use crate::{
     model::{VmPhase, VmRecord},
     state::State,
@@ -39,7 +39,7 @@ impl Kind {
                 "not made again; delete it here, or leave it until the host that has it comes back"
             }
             Self::OtherOwner => "the host that has it becomes its owner",
-            Self::PowerState => "it stays in the power state it is in",
+            Self::PowerState => "it becomes as its host was asked last",
             Self::Migrating => "both hosts are asked where it is, and the one that has it becomes its owner",
             Self::SeveralHosts => "left alone; leave it on one host only, then resume again",
             Self::Deleting => "it is deleted with its disks, as was asked before the backup",
@@ -154,13 +154,14 @@ pub fn differences_of(state: &State, vm: &VmRecord) -> Vec<Difference> {
                 let text = format!("on {host}");
                 found.push(difference(Kind::OtherOwner, hosts.clone(), on_owner(), &text));
             }
-            let seen = reported.observation.power;
+            let wanted = wanted(vm, &reported).0.power;
             if vm.delete_time.is_some() {
                 let text = "to be deleted".to_owned();
-                found.push(difference(Kind::Deleting, hosts, text, power(seen)));
-            } else if seen.is_some() && seen != Some(vm.intent.power) {
+                let seen = power(reported.observation.power);
+                found.push(difference(Kind::Deleting, hosts, text, seen));
+            } else if wanted != vm.intent.power {
                 let text = power(Some(vm.intent.power)).to_owned();
-                found.push(difference(Kind::PowerState, hosts, text, power(seen)));
+                found.push(difference(Kind::PowerState, hosts, text, power(Some(wanted))));
             }
         }
     }

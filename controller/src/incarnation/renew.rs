@@ -114,6 +114,8 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
             }
             Table::Vms => {
                 let mut vm: VmRecord = read(table, &key, &value)?;
+                // Of the first of several backups that were restored before a host has shown it.
+                vm.backup_generation.get_or_insert(vm.intent.generation);
                 vm.epoch = Epoch(vm.epoch.0.saturating_add(jump));
                 vm.intent.generation = Generation(vm.intent.generation.0.saturating_add(jump));
                 vm.unconfirmed = observes;

@@ -1,9 +1,10 @@
 //! What a restored store makes of what hosts show.
 
-use dalgu_proto::vm::PowerState;
+use dalgu_proto::vm::{PowerState, RestartPolicy};
 
 use super::*;
 use crate::{
+    agent_wire::Told,
     fixtures::{self, host_name},
     model::HostLive,
     reconcile::apply::{self, Extent},
@@ -47,6 +48,24 @@ fn shown(vm: &VmRecord, host: &str, phase: VmPhase) -> Reported {
     }
 }
 
+/// As [`shown`] by a host that was told this last.
+fn told(reported: Reported, power: PowerState) -> Reported {
+    let told = Told {
+        intent: Intent {
+            generation: reported.observation.accepted,
+            power,
+            power_sequence: 5,
+            restart_sequence: 3,
+            ..fixtures::vm("web", "h1").intent
+        },
+        restart_policy: RestartPolicy::Never,
+    };
+    Reported {
+        told: Some(told),
+        ..reported
+    }
+}
+
 async fn lists(db: &Db, host: &str, vms: Vec<Reported>) {
     db.change(|tx| apply::apply(tx, &host_name(host), vms, Extent::NewRun))
         .await;
@@ -82,7 +101,7 @@ async fn nothing_is_resumed_before_every_host_has_shown_all_or_is_waived() {
     assert!(state.meta.observing.is_none());
     let vm = &state.vms[&vm.id];
     assert!(!vm.unconfirmed);
-    assert_eq!((vm.epoch, vm.intent.generation), (Epoch(JUMP), Generation(JUMP)));
+    assert_eq!((vm.epoch, vm.intent.generation), (Epoch(JUMP), Generation(JUMP + 1)));
     // Not those of the backup: the host neither reboots the guest nor misses the next reboot.
     assert_eq!((vm.intent.power_sequence, vm.intent.restart_sequence), (5, 3));
 }
@@ -215,4 +234,111 @@ async fn a_vm_that_another_host_has_too_is_not_deleted_before_it_is_on_one() {
     assert!(db.snapshot().vms[&vm.id].delete_time.is_none());
     lists(&db, "h2", vec![]).await;
     db.transact(delete).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_lost_its_power_was_not_stopped_by_its_owner() {
+    let (db, vm) = restored().await;
+    let mut there = told(shown(&vm, "h1", VmPhase::Applying), PowerState::Running);
+    there.observation.power = Some(PowerState::Stopped);
+    lists(&db, "h1", vec![there]).await;
+    lists(&db, "h2", vec![]).await;
+    lists(&db, "h3", vec![]).await;
+    assert!(kinds(&db).is_empty(), "it is to run, as its host was told");
+    resumes(&db).await.unwrap();
+    let vm = db.snapshot().vms[&vm.id].clone();
+    assert_eq!(vm.intent.power, PowerState::Running);
+    assert_eq!(vm.intent.power_sequence, 5);
+    assert_eq!(vm.spec.restart_policy, RestartPolicy::Never, "changed after the backup");
+}
+
+#[tokio::test]
+async fn what_its_owner_asked_for_before_the_backup_and_its_host_had_not_heard_stands() {
+    let (db, vm) = restored().await;
+    let mut vm = vm;
+    // Generation 9 is what its host was told last.
+    vm.backup_generation = Some(Generation(10));
+    vm.intent.power_sequence = 6;
+    let stored = vm.clone();
+    db.change(|tx| tx.put_vm(stored)).await;
+    let mut there = told(shown(&vm, "h1", VmPhase::Settled), PowerState::Stopped);
+    there.observation.power = Some(PowerState::Stopped);
+    lists(&db, "h1", vec![there]).await;
+    lists(&db, "h2", vec![]).await;
+    lists(&db, "h3", vec![]).await;
+    assert!(kinds(&db).is_empty(), "the start is still to come");
+    resumes(&db).await.unwrap();
+    let vm = db.snapshot().vms[&vm.id].clone();
+    assert_eq!((vm.intent.power, vm.intent.power_sequence), (PowerState::Running, 6));
+    assert_eq!(vm.backup_generation, None);
+}
+
+#[tokio::test]
+async fn a_migration_that_a_loss_of_power_cut_short_turns_no_vm_off() {
+    let (db, vm) = restored().await;
+    let id = MigrationId::from_uuid(uuid::Uuid::from_u128(5));
+    let part = |host, phase, power| {
+        let mut shown = shown(&vm, host, phase);
+        shown.observation.power = power;
+        shown.migration = Some(id);
+        told(shown, PowerState::Running)
+    };
+    let source = part("h1", VmPhase::Outgoing, Some(PowerState::Stopped));
+    lists(&db, "h1", vec![source]).await;
+    lists(&db, "h2", vec![part("h2", VmPhase::Incoming, None)]).await;
+    lists(&db, "h3", vec![]).await;
+    resumes(&db).await.unwrap();
+    assert_eq!(db.snapshot().vms[&vm.id].intent.power, PowerState::Running);
+}
+
+/// h1 has sent the VM to h2, which has it for good, and has not tidied up.
+fn sent(vm: &VmRecord) -> (Reported, Reported) {
+    let mut source = told(shown(vm, "h1", VmPhase::Outgoing), PowerState::Running);
+    source.migration = Some(MigrationId::from_uuid(uuid::Uuid::from_u128(5)));
+    source.observation.power = Some(PowerState::Stopped);
+    let mut there = told(shown(vm, "h2", VmPhase::Settled), PowerState::Stopped);
+    there.observation.power = Some(PowerState::Stopped);
+    there.observation.accepted = Generation(11);
+    (source, there)
+}
+
+fn is_asked_for(state: &State, vm: &VmRecord) {
+    let vm = &state.vms[&vm.id];
+    let migration = state.active_migration(vm.id).unwrap();
+    assert_eq!(
+        (migration.phase, &migration.source, &migration.destination),
+        (Phase::CuttingOver, &host_name("h1"), &host_name("h2"))
+    );
+    assert!(migration.destination_epoch > vm.epoch && state.sightings.is_empty());
+    assert_eq!(state.active_operations(vm.id).len(), 1);
+    assert_eq!(vm.intent.power, PowerState::Stopped, "told to the one that has it");
+}
+
+#[tokio::test]
+async fn what_was_asked_of_the_one_that_has_a_vm_counts_and_not_what_its_source_remembers() {
+    let (db, vm) = restored().await;
+    let (source, there) = sent(&vm);
+    lists(&db, "h1", vec![source]).await;
+    lists(&db, "h2", vec![there]).await;
+    lists(&db, "h3", vec![]).await;
+    assert_eq!(kinds(&db), [Kind::Migrating]);
+    resumes(&db).await.unwrap();
+    is_asked_for(&db.snapshot(), &vm);
+}
+
+#[tokio::test]
+async fn what_a_waived_host_had_not_tidied_up_after_a_migration_does_not_stay_for_ever() {
+    let (db, vm) = restored().await;
+    let (source, there) = sent(&vm);
+    db.transact(|tx| waive(tx, &host_name("h1"), "operator/test"))
+        .await
+        .unwrap();
+    lists(&db, "h2", vec![there]).await;
+    lists(&db, "h3", vec![]).await;
+    resumes(&db).await.unwrap();
+    assert_eq!(db.snapshot().vms[&vm.id].owner, host_name("h2"));
+    lists(&db, "h1", vec![source.clone()]).await;
+    assert!(db.snapshot().active_migration(vm.id).is_none(), "said once");
+    lists(&db, "h1", vec![source]).await;
+    is_asked_for(&db.snapshot(), &vm);
 }

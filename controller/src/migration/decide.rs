@@ -10,6 +10,9 @@
 //! | Stopped              | destination    | destination | newer disks | source                       |
 //! | Absent, HandedOver, Incoming | destination | destination | destination | lost: newer disks       |
 //!
+//! A host that was told before that the VM is its own, and is asked again by a controller that was restored from a backup,
+//! keeps it, whatever state it is in by now: since then it has the newer disks.
+//!
 //! "Newer disks": nothing is alive, so the side with the last writes keeps the VM: the destination if either host says
 //! that the transfer ended well (the guest ran there), else the source.
 
@@ -48,6 +51,11 @@ pub fn decide(source: Answer, destination: Answer) -> Decision {
     };
     if mutant::on(Mutant::MigrationJudgedByReturnCode) {
         return owner(newer(source, destination), "its transfer said so");
+    }
+    match (source.owner, destination.owner) {
+        (true, false) => return owner(Side::Source, "it was told so before"),
+        (false, true) => return owner(Side::Destination, "it was told so before"),
+        _ => {}
     }
     match (source.presence, destination.presence) {
         (Running, Running) => Decision::Conflict {
@@ -110,7 +118,11 @@ mod tests {
     const TRANSFERS: [Transfer; 3] = [Transfer::Unknown, Transfer::Completed, Transfer::Failed];
 
     fn answer(presence: Presence, transfer: Transfer) -> Answer {
-        Answer { presence, transfer }
+        Answer {
+            presence,
+            transfer,
+            owner: false,
+        }
     }
 
     fn every(mut check: impl FnMut(Answer, Answer)) {
@@ -202,6 +214,28 @@ mod tests {
                     )
                 };
                 assert_eq!(lost, gone(source) && gone(destination));
+            }
+        });
+    }
+
+    #[test]
+    fn a_host_that_was_told_before_that_the_vm_is_its_own_keeps_it() {
+        every(|source, destination| {
+            for side in [Side::Source, Side::Destination] {
+                let is = |own| side == own;
+                let source = Answer {
+                    owner: is(Side::Source),
+                    ..source
+                };
+                let destination = Answer {
+                    owner: is(Side::Destination),
+                    ..destination
+                };
+                let decided = decide(source, destination);
+                assert!(
+                    matches!(decided, Decision::Owner { side: kept, lost: false, .. } if kept == side),
+                    "{source:?} {destination:?}: {decided:?}"
+                );
             }
         });
     }

@@ -111,6 +111,7 @@ pub fn answers(record: &MigrationRecord) -> (Option<Answer>, Option<Answer>) {
     let nothing = Answer {
         presence: Presence::Absent,
         transfer: Transfer::Unknown,
+        owner: false,
     };
     let told = record.source_told || record.source_answer.is_some_and(has_sent);
     let destination = if told && !mutant::on(Mutant::RevocationNotAwaited) {
@@ -263,6 +264,7 @@ mod tests {
             Some(Answer {
                 presence,
                 transfer: Transfer::Unknown,
+                owner: false,
             })
         };
         let mut record = record(Phase::CuttingOver);
@@ -301,6 +303,7 @@ mod tests {
         record.source_answer = Some(Answer {
             presence: Presence::Running,
             transfer: Transfer::Unknown,
+            owner: false,
         });
         assert_eq!(step(&record), Step::Decide);
     }
@@ -309,7 +312,11 @@ mod tests {
     fn a_source_that_did_send_is_believed_over_a_store_that_does_not_know_of_it() {
         let record = |presence, transfer| MigrationRecord {
             source_told: false,
-            source_answer: Some(Answer { presence, transfer }),
+            source_answer: Some(Answer {
+                presence,
+                transfer,
+                owner: false,
+            }),
             ..record(Phase::CuttingOver)
         };
         let ask_destination = Step::Settle {

@@ -103,6 +103,9 @@ pub struct Answer {
     pub presence: Presence,
     /// How the transfer ended.
     pub transfer: Transfer,
+    /// It was told before that the VM is its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub owner: bool,
 }
 
 /// How much has been copied.

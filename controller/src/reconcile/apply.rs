@@ -199,7 +199,12 @@ fn stray(tx: &mut Tx, host: &HostName, reported: Reported) {
         "host {host} has a VM {} ({}) that is not its own; it is left alone. If nobody needs it, remove it there",
         reported.name, reported.id
     );
-    if tx.note_stray(host.clone(), reported) == 2 {
+    let times = tx.note_stray(host.clone(), reported.clone());
+    let known = tx.vms.get(&reported.id).cloned();
+    if times > 1 && known.is_some_and(|vm| incarnation::takes_part(tx, &vm, host, &reported)) {
+        return;
+    }
+    if times == 2 {
         tx.event(EventKind::Host, "StrayVm", host, message, None);
     }
 }

@@ -280,6 +280,7 @@ fn answer(part: &Part) -> Option<Answer> {
     Some(Answer {
         presence,
         transfer: part.transfer,
+        owner: part.owner,
     })
 }
 

@@ -158,6 +158,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         create_time: tx.now(),
         delete_time: None,
         unconfirmed: false,
+        backup_generation: None,
         disks_made: false,
         revision: 0,
     };
