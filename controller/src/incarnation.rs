@@ -31,7 +31,8 @@ pub use self::{
 use crate::{
     agent_wire::Reported,
     model::{
-        EventKind, Intent, MigrationRecord, OperationKind, OperationRecord, OperationState, Phase, VmPhase, VmRecord,
+        EventKind, Intent, MigrationRecord, OperationKind, OperationRecord, OperationState, Phase, VmPhase,
+        VmRecord,
     },
     state::{State, Tx},
 };
@@ -346,7 +347,13 @@ fn ask_both(tx: &mut Tx, vm: VmRecord, source: &HostName, destination: &HostName
         decision: vm.decision.clone(),
     };
     let message = format!("was migrating from {source} to {destination}: both are asked");
-    tx.event(EventKind::Vm, "VmTakenOver", &vm.name, message, Some(operation.id));
+    tx.event(
+        EventKind::Vm,
+        "VmTakenOver",
+        &vm.name,
+        message,
+        Some(operation.id),
+    );
     tx.observe(vm.id, None);
     tx.put_vm(vm);
     tx.put_operation(operation);

@@ -53,6 +53,13 @@ pub struct Meta {
     pub observing: Option<Observing>,
 }
 
+impl Meta {
+    /// How often the store was restored from a backup.
+    pub const fn restores(&self) -> u64 {
+        self.incarnation.saturating_sub(1)
+    }
+}
+
 /// A store that was restored, and not yet looked through.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observing {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     agent_wire::Reported,
+    incarnation,
     model::{EventKind, HostLive, HostRecord, HostState, Rival, Unmanaged},
     placement::default_reserved_memory_mib,
     reconcile::apply::{self, Extent},
@@ -167,7 +168,10 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     let first = old.is_none();
     let mut record = old
         .as_ref()
-        .map_or_else(|| blank(&new, tx.now()), |old| (**old).clone());
+        .map_or_else(|| blank(&new, tx), |old| (**old).clone());
+    // Of a host that has not heard the session which a restored controller began with, the list may be from before: its
+    // reports bear the session, and tell all again.
+    let heard = tx.meta.restores() == 0 || new.session == record.session;
     // An agent that remembers a later session has seen a controller whose store was lost since.
     record.session = record.session.max(new.session);
     record.address.clone_from(&new.address);
@@ -221,7 +225,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     for vm in refused {
         tx.refuse(vm, None);
     }
-    let extent = if new.complete {
+    let extent = if new.complete && heard {
         Extent::NewRun
     } else {
         Extent::NewRunPartial
@@ -296,7 +300,7 @@ fn tell_of_rival(tx: &mut Tx, host: &HostName, rival: &Rival) {
     tx.event(EventKind::Host, "HostIdentityCopied", host, message, None);
 }
 
-fn blank(new: &Registration, now: jiff::Timestamp) -> HostRecord {
+fn blank(new: &Registration, tx: &Tx) -> HostRecord {
     HostRecord {
         name: new.host.clone(),
         address: new.address.clone(),
@@ -304,12 +308,18 @@ fn blank(new: &Registration, now: jiff::Timestamp) -> HostRecord {
         cpu_overcommit_ratio: DEFAULT_OVERCOMMIT,
         reserved_memory_mib: default_reserved_memory_mib(new.inventory.memory_bytes >> 20),
         cordon: None,
-        session: Session(1),
+        // A restored store may have known the host before: ahead of all sessions that it gave then.
+        session: Session(
+            tx.meta
+                .restores()
+                .saturating_mul(incarnation::JUMP)
+                .saturating_add(1),
+        ),
         boot_id: new.boot_id.clone(),
         machine_id: new.machine_id.clone(),
         inventory: new.inventory.clone(),
         agent_version: new.agent_version.clone(),
-        create_time: now,
+        create_time: tx.now(),
         revision: 0,
     }
 }

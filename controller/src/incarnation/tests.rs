@@ -101,7 +101,10 @@ async fn nothing_is_resumed_before_every_host_has_shown_all_or_is_waived() {
     assert!(state.meta.observing.is_none());
     let vm = &state.vms[&vm.id];
     assert!(!vm.unconfirmed);
-    assert_eq!((vm.epoch, vm.intent.generation), (Epoch(JUMP), Generation(JUMP + 1)));
+    assert_eq!(
+        (vm.epoch, vm.intent.generation),
+        (Epoch(JUMP), Generation(JUMP + 1))
+    );
     // Not those of the backup: the host neither reboots the guest nor misses the next reboot.
     assert_eq!((vm.intent.power_sequence, vm.intent.restart_sequence), (5, 3));
 }
@@ -249,7 +252,11 @@ async fn a_guest_that_lost_its_power_was_not_stopped_by_its_owner() {
     let vm = db.snapshot().vms[&vm.id].clone();
     assert_eq!(vm.intent.power, PowerState::Running);
     assert_eq!(vm.intent.power_sequence, 5);
-    assert_eq!(vm.spec.restart_policy, RestartPolicy::Never, "changed after the backup");
+    assert_eq!(
+        vm.spec.restart_policy,
+        RestartPolicy::Never,
+        "changed after the backup"
+    );
 }
 
 #[tokio::test]
@@ -269,7 +276,10 @@ async fn what_its_owner_asked_for_before_the_backup_and_its_host_had_not_heard_s
     assert!(kinds(&db).is_empty(), "the start is still to come");
     resumes(&db).await.unwrap();
     let vm = db.snapshot().vms[&vm.id].clone();
-    assert_eq!((vm.intent.power, vm.intent.power_sequence), (PowerState::Running, 6));
+    assert_eq!(
+        (vm.intent.power, vm.intent.power_sequence),
+        (PowerState::Running, 6)
+    );
     assert_eq!(vm.backup_generation, None);
 }
 
@@ -311,7 +321,11 @@ fn is_asked_for(state: &State, vm: &VmRecord) {
     );
     assert!(migration.destination_epoch > vm.epoch && state.sightings.is_empty());
     assert_eq!(state.active_operations(vm.id).len(), 1);
-    assert_eq!(vm.intent.power, PowerState::Stopped, "told to the one that has it");
+    assert_eq!(
+        vm.intent.power,
+        PowerState::Stopped,
+        "told to the one that has it"
+    );
 }
 
 #[tokio::test]

@@ -39,7 +39,8 @@ pub fn apply(tx: &mut Tx, host: &HostName, reports: Vec<Reported>, extent: Exten
     for reported in reports {
         seen.insert(reported.id);
         let known = tx.vms.get(&reported.id).cloned();
-        if known.as_ref().is_none_or(|vm| vm.unconfirmed) {
+        // The first list after a restore may have been under way since before.
+        if extent != Extent::NewRunPartial && known.as_ref().is_none_or(|vm| vm.unconfirmed) {
             tx.sight(host.clone(), reported.clone());
         }
         match known {

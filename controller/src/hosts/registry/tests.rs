@@ -5,7 +5,7 @@ use crate::{
     fixtures,
     model::{Observation, VmRecord},
     state::{Db, Hooks},
-    store::memory::Disk,
+    store::{Store, memory::Disk},
 };
 
 fn db() -> Db {
@@ -458,4 +458,67 @@ async fn incident_50_of_two_boots_of_one_machine_id_the_first_is_believed_while_
         .await;
     enter(machine("m1", "second")).await.unwrap();
     assert_eq!(db.snapshot().hosts[&hosts[0]].boot_id, "second");
+}
+
+#[tokio::test]
+async fn a_host_that_a_restored_store_does_not_know_gets_a_session_that_nobody_had_before() {
+    let image = Disk::default();
+    Db::open(image.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let image = image.open().load().unwrap();
+    let (restored, _) =
+        incarnation::renew(image, incarnation::Past::default(), jiff::Timestamp::UNIX_EPOCH).unwrap();
+    let db = Db::open(
+        Disk::of(restored).open(),
+        fixtures::cluster_id(),
+        Hooks::default(),
+    )
+    .unwrap();
+    let session = db
+        .transact(|tx| register(tx, registration(vec![])))
+        .await
+        .unwrap();
+    assert!(session > Session(incarnation::JUMP));
+}
+
+#[tokio::test]
+async fn a_list_that_was_under_way_since_before_a_restore_says_nothing_of_what_is_there_now() {
+    let disk = Disk::default();
+    let before = Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let vm = fixtures::vm("web", "h1");
+    let stored = vm.clone();
+    before
+        .transact(|tx| register(tx, registration(vec![])))
+        .await
+        .unwrap();
+    before.change(|tx| tx.put_vm(stored)).await;
+    let (restored, _) = incarnation::renew(
+        disk.open().load().unwrap(),
+        incarnation::Past::default(),
+        jiff::Timestamp::UNIX_EPOCH,
+    )
+    .unwrap();
+    let db = Db::open(
+        Disk::of(restored).open(),
+        fixtures::cluster_id(),
+        Hooks::default(),
+    )
+    .unwrap();
+    let of_before = Registration {
+        session: Session(1),
+        ..registration(vec![reported(&vm, |_| ())])
+    };
+    let session = db.transact(|tx| register(tx, of_before)).await.unwrap();
+    assert!(
+        session > Session(incarnation::JUMP),
+        "ahead of all that it was given before"
+    );
+    let state = db.snapshot();
+    assert!(state.sightings.is_empty() && state.listed.is_empty());
+    let now = Report {
+        session,
+        ..report(1, vec![], true)
+    };
+    let taken = db.change(|tx| super::report(tx, now)).await;
+    assert_eq!(taken, Receipt::Taken);
+    assert!(db.snapshot().listed.contains(&fixtures::host_name("h1")));
 }
