@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dalgu_controller::api::Services;
+use dalgu_controller::{api::Services, model::OperationKind};
 use dalgu_proto::{
     tls::{Peer, Role},
     v1::{
@@ -74,7 +74,13 @@ async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, St
         let Some((there, services)) = here.services() else {
             return Box::pin(async { Err(Status::unavailable("connection refused")) });
         };
-        let message = request.message(here.vm_name(request.object), id.clone(), operation);
+        let name = here.vm_name(request.object);
+        if request.verb.kind() == Some(OperationKind::Delete) && here.is_missed(&name) {
+            return Box::pin(async {
+                Err(Status::failed_precondition("it is on a host that is waited for"))
+            });
+        }
+        let message = request.message(name, id.clone(), operation);
         Box::pin(async move {
             there.pass().await;
             match message {

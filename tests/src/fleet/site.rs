@@ -379,6 +379,17 @@ impl Site {
         !domain && !entry
     }
 
+    /// Whether no host has shown a VM since a restore although one has it. Who deletes a VM then says that it is gone, as
+    /// docs/operations/backup.md asks, and nobody may say so of this one: it would stay, and its name with it.
+    pub fn is_missed(&self, name: &str) -> bool {
+        let state = self.services().map(|(_, services)| services.db.snapshot());
+        let vm = state.as_ref().zip(name.parse().ok());
+        let vm = vm.and_then(|(state, name)| Some((state, state.vm_by_name(&name)?)));
+        vm.is_some_and(|(state, vm)| {
+            vm.unconfirmed && !state.sightings.contains_key(&vm.id) && !self.is_nowhere(&vm.id.to_string())
+        })
+    }
+
     /// Whether hosts have shown every VM that the store knows.
     pub fn is_confirmed(&self) -> bool {
         let state = self.services().map(|(_, services)| services.db.snapshot());
