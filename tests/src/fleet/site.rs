@@ -74,13 +74,16 @@ struct Running {
     servers: BTreeMap<Node, Caller>,
 }
 
+/// What a ledger's file holds, and the entry that it is, if it can be read.
+type Parsed = (Vec<u8>, Option<ledger::Vm>);
+
 struct HostState {
     sim: Sim,
     boot: u64,
     running: Option<Running>,
     files: Platter,
-    /// Entries of VMs as they were last read, each with its file's content.
-    read: RefCell<BTreeMap<String, (Vec<u8>, Option<ledger::Vm>)>>,
+    /// Entries of VMs as they were last read.
+    read: RefCell<BTreeMap<String, Parsed>>,
     /// Entries of VMs as their writer last knew them to be on disk.
     confirmed: BTreeMap<String, dalgu_agent::ledger::Vm>,
     confirmed_host: Option<ledger::Host>,
