@@ -81,6 +81,8 @@ fn migration(host: &Host, id: &str) -> agent::MigrationReport {
         role: role.into(),
         transfer: transfer.state.into(),
         settled: transfer.settled,
+        // Told once it was settled so; a pretended host keeps no ledger to tell it by.
+        owner: false,
         presence: presence.into(),
         error: None,
         progress: transfer.source.then(|| {
