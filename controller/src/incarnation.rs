@@ -283,16 +283,17 @@ fn settle(tx: &mut Tx, vm: &VmRecord, source: &Seen, destination: &Seen, id: Mig
     ask_both(tx, taken, &source.0, &destination.0, id);
 }
 
-/// A host that is not the owner says that it takes part in a migration of a VM. Where the store knows of none, as one that
-/// was restored and had not waited for this host, both are asked, and the one that does not have the VM tidies up.
-/// Whether it takes part in one.
+/// A host that is not the owner says that it takes part in a migration of a VM. Where a restored store knows of none, because
+/// it had not waited for this host, both are asked, and the one that does not have the VM tidies up. Whether that was begun,
+/// or is still to be. A store that was never restored is ignorant only where it is an old copy beside the site's own: it
+/// would give the VM a number of ownership that the other does not know.
 pub fn takes_part(tx: &mut Tx, vm: &VmRecord, host: &HostName, reported: &Reported) -> bool {
     let (source, destination) = match reported.observation.phase {
         VmPhase::Outgoing => (host, &vm.owner),
         VmPhase::Incoming => (&vm.owner, host),
         _ => return false,
     };
-    let Some(id) = reported.migration else {
+    let Some(id) = reported.migration.filter(|_| tx.meta.restores() > 0) else {
         return false;
     };
     if vm.delete_time.is_none() && !vm.unconfirmed && tx.active_migration(vm.id).is_none() {

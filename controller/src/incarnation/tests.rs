@@ -9,12 +9,17 @@ use crate::{
     model::HostLive,
     reconcile::apply::{self, Extent},
     state::{Db, Hooks, Observing},
-    store::memory::Disk,
+    store::{Store, memory::Disk},
 };
 
 /// A restored site of hosts h1 to h3 with the VM web, which the store has on h1.
 async fn restored() -> (Db, VmRecord) {
-    let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let open = |disk: &Disk| Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let disk = Disk::default();
+    drop(open(&disk));
+    let image = disk.open().load().unwrap();
+    let (image, _) = renew(image, Past::default(), jiff::Timestamp::UNIX_EPOCH).unwrap();
+    let db = open(&Disk::of(image));
     let mut vm = fixtures::vm("web", "h1");
     vm.unconfirmed = true;
     vm.epoch = Epoch(JUMP);

@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use dalgu_proto::ids::Term;
+use dalgu_proto::ids::{MigrationId, Term};
 
 use super::*;
 use crate::{
     fixtures,
-    model::{EventKind, Phase},
+    model::{EventKind, MigrationRecord, Phase},
     store::{
         self, Batch, Image, Store,
         memory::{Crash, Disk},
@@ -246,4 +246,29 @@ proptest::proptest! {
         let read: crate::model::HostRecord = serde_json::from_str(&row).unwrap();
         proptest::prop_assert_eq!(read.cpu_overcommit_ratio.to_bits(), ratio.to_bits());
     }
+}
+
+#[tokio::test]
+async fn a_newer_migration_that_has_ended_leaves_an_older_one_its_place_when_the_store_is_read() {
+    let disk = Disk::default();
+    let vm = fixtures::vm("web", "h1");
+    let older = fixtures::migration(&vm, "h2");
+    let newer = MigrationRecord {
+        id: MigrationId::from_uuid(uuid::Uuid::max()),
+        phase: Phase::Failed,
+        ..fixtures::migration(&vm, "h3")
+    };
+    let db = open(&disk);
+    let stored = (vm.clone(), newer, older.clone());
+    db.change(|tx| {
+        let (vm, newer, older) = stored;
+        tx.put_vm(vm);
+        tx.put_migration(newer);
+        tx.put_migration(older);
+    })
+    .await;
+    drop(db);
+    let state = open(&disk).snapshot();
+    assert_eq!(state.active_migration(vm.id).map(|m| m.id), Some(older.id));
+    assert_eq!(state.reserved[&fixtures::host_name("h2")].vms, 1);
 }

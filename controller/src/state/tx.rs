@@ -247,6 +247,12 @@ impl Tx {
     }
 
     pub(super) fn index_migration(&mut self, migration: Arc<MigrationRecord>) {
+        let active = self.state.active_migrations.get(&migration.vm);
+        if migration.phase.is_terminal() && active.is_some_and(|active| *active != migration.id) {
+            // It holds nothing any more: an older one that hosts still take part in has been taken up since, after a restore.
+            self.state.migrations.insert(migration.id, migration);
+            return;
+        }
         let vm = self.state.vms.get(&migration.vm).cloned();
         if let Some(vm) = &vm {
             let old = self.state.active_migration(vm.id).cloned();
