@@ -36,8 +36,9 @@ PROGRAMS  = lab lab-reaper demo
 chaos:           PROGRAMS = lab lab-reaper chaos
 bench-lifecycle: PROGRAMS = lab lab-reaper bench-lifecycle
 bench-scale:     PROGRAMS = bench-scale
+fleet:           PROGRAMS = fleet
 # What measures, or runs for long, is optimised.
-chaos bench-lifecycle bench-scale: PROFILE = lab
+chaos bench-lifecycle bench-scale fleet: PROFILE = lab
 
 lab: programs ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
 	@$(as_root) $(bin)/lab up --hosts $(HOSTS)
@@ -77,8 +78,8 @@ bench-scale: programs ## Measure a controller with 2,000 hosts and 20,000 VMs, k
 chaos: programs ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
 	@$(as_root) $(bin)/chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
-fleet: ## The programs on a simulated site: 10,000 seeds of 1,000 faults, the step matrix, each rule turned off; then 300 seeds with the real network stack and files: target/fleet/report.json
-	@cargo run -q -p dalgu-tests --profile lab --bin fleet -- campaign
+fleet: programs ## The programs on a simulated site: 10,000 seeds of 1,000 faults, the step matrix, each rule turned off; then 300 seeds with the real network stack and files: target/fleet/report.json
+	@$(bin)/fleet campaign
 
 samples: ## Record what this version says and stores, for the tests of later ones: tests/samples/VERSION (NAME=x for another name)
 	@cargo run -q -p dalgu-tests --bin record-samples -- $(NAME)

@@ -691,7 +691,7 @@ impl Checker {
         // Last: where all is well, an operator is told so.
         let ill = doctor::examine(view).findings.into_iter();
         let mut ill = ill.filter(|finding| {
-            finding.severity > Severity::Notice && !is_to_be(finding) && !self.is_unknown(finding)
+            finding.severity > Severity::Notice && !is_to_be(finding) && !self.is_unknown(finding, hosts)
         });
         if let Some(finding) = ill.next() {
             let about = entries.iter().flatten();
@@ -714,13 +714,18 @@ impl Checker {
         Ok(())
     }
 
-    /// Whether a finding is about a VM that a restore has made unknown: the doctor is right to tell of it.
-    fn is_unknown(&self, finding: &Finding) -> bool {
-        finding.invariant == Invariant::I4
-            && self
-                .unknown
-                .iter()
-                .any(|id| finding.seen.contains(&id.to_string()))
+    /// Whether a finding is about a VM that a restore has made unknown, or about the room that it takes: the doctor is
+    /// right to tell of it.
+    fn is_unknown(&self, finding: &Finding, hosts: &[(HostName, Domains, usize)]) -> bool {
+        let named = |id: &VmId| finding.seen.contains(&id.to_string());
+        let on = |host: &HostName| finding.subject == format!("host {host}");
+        match (finding.invariant, finding.kind) {
+            (Invariant::I4, _) => self.unknown.iter().any(named),
+            (Invariant::I5, "CROWDED") => hosts.iter().any(|(host, domains, _)| {
+                on(host) && domains.iter().any(|(id, ..)| self.unknown.contains(id))
+            }),
+            _ => false,
+        }
     }
 
     /// At rest: a VM that a restored controller does not know is left alone, as its host was told last.
