@@ -6,14 +6,15 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 1
 
 # Only the end-to-end tests need root; cargo itself stays the caller's.
 as_root=()
-[ "$(id -u)" -eq 0 ] || as_root=(sudo "--preserve-env=DALGU_TEST_LAB_ID,RUST_BACKTRACE")
+[ "$(id -u)" -eq 0 ] || as_root=(sudo "--preserve-env=DALGU_TEST_LAB_ID,NEXTEST_TEST_GROUP_SLOT,RUST_BACKTRACE")
 
 work=$(mktemp -d)
 leave() {
     rm -rf "$work"
-    # A test that was interrupted may have left its lab.
-    local lab=${CARGO_TARGET_DIR:-target}/debug/lab
-    [ ! -x "$lab" ] || "${as_root[@]}" "$lab" --id "${DALGU_TEST_LAB_ID:-9}" down
+    # Tests that were interrupted may have left their labs.
+    local lab=${CARGO_TARGET_DIR:-target}/debug/lab last=${DALGU_TEST_LAB_ID:-9} id
+    [ -x "$lab" ] || return
+    for id in "$last" $((last - 1)); do "${as_root[@]}" "$lab" --id "$id" down; done
 }
 trap leave EXIT
 summary=()
@@ -60,7 +61,7 @@ scripts() {
 end_to_end() {
     if [ "${#as_root[@]}" -gt 0 ]; then export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="${as_root[*]}"; fi
     # Of the whole workspace, as the first run, so that nothing is built anew.
-    cargo nextest run --profile ci --workspace --run-ignored only --test-threads 1
+    cargo nextest run --profile ci --workspace --run-ignored only --test-threads 2
 }
 
 step "scripts" check scripts

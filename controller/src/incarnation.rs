@@ -123,6 +123,8 @@ fn place(state: &State, vm: VmId) -> Place {
     let (source, destination) = match (&solid[..], &leaving[..], &coming[..]) {
         ([], [], []) => return Place::Nowhere,
         ([only], [], []) => return Place::On(only.clone()),
+        // Made ready for a VM that nobody sends any more.
+        ([], [], [ready]) if ready.1.observation.power.is_none() => return Place::Nowhere,
         // On its way; made ready and never begun; arrived, and the source has not been told.
         ([], [source], [destination]) | ([source], [], [destination]) | ([destination], [source], []) => {
             (source, destination)

@@ -199,6 +199,22 @@ async fn a_migration_that_the_backup_does_not_know_is_settled_with_both_hosts() 
 }
 
 #[tokio::test]
+async fn a_host_that_is_ready_for_a_vm_which_nobody_sends_does_not_have_it() {
+    let (db, vm) = restored().await;
+    let mut ready = shown(&vm, "h2", VmPhase::Incoming);
+    ready.migration = Some(MigrationId::from_uuid(uuid::Uuid::from_u128(5)));
+    ready.observation.power = None;
+    lists(&db, "h1", vec![]).await;
+    lists(&db, "h2", vec![ready]).await;
+    lists(&db, "h3", vec![]).await;
+    assert_eq!(kinds(&db), [Kind::MissingVm]);
+    resumes(&db).await.unwrap();
+    let caller = fixtures::caller();
+    let delete = |tx: &mut crate::state::Tx| crate::verbs::power::delete(tx, &caller, "web", "", true);
+    db.transact(delete).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_waived_host_that_comes_back_gets_its_vms_again() {
     let (db, vm) = restored().await;
     db.transact(|tx| waive(tx, &host_name("h1"), "operator/test"))

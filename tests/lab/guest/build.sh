@@ -14,6 +14,11 @@ kernel=$(compgen -G "$kernel_root/boot/vmlinuz-*" | head -n 1) || { echo "no ker
 release=${kernel##*/vmlinuz-}
 busybox=$(command -v busybox) || { echo "busybox is not installed: run make setup" >&2; exit 1; }
 
+# Two labs may come up at the same time.
+mkdir -p "$out"
+exec 9>"$out/lock"
+flock 9
+
 inputs=$( { cat "$here/init" "$here/build.sh" "$busybox"; echo "$release"; } | sha256sum)
 if [ -e "$out/dalgu-guest.inputs" ] && [ "$(cat "$out/dalgu-guest.inputs")" = "$inputs" ]; then exit 0; fi
 
@@ -38,7 +43,7 @@ unpack_kernel() {
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 root=$work/root
-mkdir -p "$root"/{bin,dev,proc,sys,tmp,modules,etc/acpi/PWRF} "$out"
+mkdir -p "$root"/{bin,dev,proc,sys,tmp,modules,etc/acpi/PWRF}
 install -m 755 "$busybox" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"
 install -m 755 "$here/init" "$root/init"

@@ -112,6 +112,11 @@ pub struct Checker {
     unknown: BTreeSet<VmId>,
     /// VMs that were on some host when the controller was restored.
     present: BTreeSet<VmId>,
+    /// VMs that a restored controller has not taken over yet.
+    unconfirmed: BTreeSet<VmId>,
+    /// What is promised on hosts that had no room left for a VM which was taken over there: it is on them, and a VM that is
+    /// gone may still be thought to be.
+    taken_over: BTreeMap<HostName, (u64, u64)>,
 }
 
 /// A controller that was refused ends what it had begun within this time: two calls with their deadlines.
@@ -169,8 +174,10 @@ impl Checker {
         }
         self.term = meta.term;
         let since = std::mem::replace(&mut self.revision, meta.revision);
+        let mut takes_over = false;
         for vm in state.vms.values().filter(|vm| vm.revision > since) {
             self.vm(vm);
+            takes_over |= !vm.unconfirmed && self.unconfirmed.remove(&vm.id);
         }
         for host in state.hosts.values().filter(|host| host.revision > since) {
             let known = self.sessions.get(&host.name).copied().unwrap_or_default();
@@ -179,7 +186,7 @@ impl Checker {
             });
             self.sessions.insert(host.name.clone(), host.session);
         }
-        self.capacity(state);
+        self.capacity(state, takes_over);
         self.requests(state);
     }
 
@@ -237,6 +244,7 @@ impl Checker {
         self.revision = 0;
         self.unknown = self.epochs.keys().copied().collect();
         self.unknown.retain(|id| !new.vms.contains_key(id));
+        self.unconfirmed = new.vms.keys().copied().collect();
         self.present.extend(there);
         let gone = |operation: &&OperationId| !new.operations.contains_key(*operation);
         self.forgotten.extend(self.operations.values().filter(gone));
@@ -250,17 +258,26 @@ impl Checker {
         self.ended = ended.map(|operation| (operation.id, operation.state)).collect();
     }
 
-    /// I5: what is promised on a host is the sum of what holds a place there, and never more than there is.
-    fn capacity(&mut self, state: &State) {
+    /// I5: what is promised on a host is the sum of what holds a place there, and never more than there is. What a restored
+    /// controller takes over is there, room or not; nothing is added to it then.
+    fn capacity(&mut self, state: &State, takes_over: bool) {
         for room in doctor::rooms(state) {
             self.check(
                 "I5 reservations are the sum of specifications",
                 room.is_counted(),
                 || format!("{room:?}"),
             );
-            self.check("I5 no host is over-committed", room.suffices((0, 0)), || {
-                format!("{room:?}")
-            });
+            let promised = (room.vcpus, room.memory_mib);
+            if room.suffices((0, 0)) {
+                self.taken_over.remove(&room.host);
+            } else if takes_over {
+                self.taken_over.insert(room.host.clone(), promised);
+            }
+            let fits = match self.taken_over.get(&room.host) {
+                Some(most) => promised.0 <= most.0 && promised.1 <= most.1,
+                None => room.suffices((0, 0)),
+            };
+            self.check("I5 no host is over-committed", fits, || format!("{room:?}"));
         }
     }
 
@@ -714,8 +731,8 @@ impl Checker {
         Ok(())
     }
 
-    /// Whether a finding is about a VM that a restore has made unknown, or about the room that it takes: the doctor is
-    /// right to tell of it.
+    /// Whether a finding is about a VM that a restore has made unknown, or about the room that it or one that was taken over
+    /// takes: the doctor is right to tell of it.
     fn is_unknown(&self, finding: &Finding, hosts: &[(HostName, Domains, usize)]) -> bool {
         let named = |id: &VmId| finding.seen.contains(&id.to_string());
         let on = |host: &HostName| finding.subject == format!("host {host}");
@@ -724,6 +741,7 @@ impl Checker {
             (Invariant::I5, "CROWDED") => hosts.iter().any(|(host, domains, _)| {
                 on(host) && domains.iter().any(|(id, ..)| self.unknown.contains(id))
             }),
+            (Invariant::I5, "OVER_COMMITTED") => self.taken_over.keys().any(on),
             _ => false,
         }
     }
@@ -877,9 +895,23 @@ fn placed(
         .map(|(_, domains, _)| domains);
     let domain = domains.and_then(|domains| domains.iter().find(|(id, ..)| *id == vm.id));
     let Some((_, seen, reason)) = domain else {
+        let said = state.sightings.get(&vm.id).into_iter().flatten();
+        let said: Vec<_> = said
+            .map(|(host, said)| {
+                (
+                    host,
+                    said.observation.phase,
+                    said.observation.power,
+                    said.transfer_over,
+                )
+            })
+            .collect();
         return wrong(
             "I3 desired is actual",
-            format!("{} is not on its owner {}", vm.name, vm.owner),
+            format!(
+                "{} is not on its owner {}; since a restore hosts said of it: {said:?}",
+                vm.name, vm.owner
+            ),
         );
     };
     let wanted = domain_state(vm.intent.power);

@@ -9,8 +9,22 @@ use futures::FutureExt as _;
 use super::layout::Layout;
 use super::{Lab, Options, down, keep_logs};
 
-/// The lab that tests use, unless `DALGU_TEST_LAB_ID` says otherwise: a lab brought up by hand is not in the way.
+/// The lab that tests use, unless `DALGU_TEST_LAB_ID` says otherwise: a lab brought up by hand is not in the way. Those that run
+/// at the same time use the ones below it.
 const TEST_LAB: u8 = 9;
+
+/// The number of this test's lab.
+fn number() -> anyhow::Result<u8> {
+    let last = env::var("DALGU_TEST_LAB_ID")
+        .ok()
+        .map_or(Ok(TEST_LAB), |id| id.parse())
+        .context("DALGU_TEST_LAB_ID")?;
+    // Set by nextest; there is none where the test was started by itself.
+    let slot = env::var("NEXTEST_TEST_GROUP_SLOT").ok();
+    let slot = slot.and_then(|slot| slot.parse().ok()).unwrap_or(0);
+    last.checked_sub(slot)
+        .with_context(|| format!("no lab {slot} below {last}: set DALGU_TEST_LAB_ID higher"))
+}
 
 /// Brings up a lab, runs the test on it, and takes it down, also after a failure or a panic; then the logs are
 /// saved in `lab-logs` in the build directory.
@@ -21,10 +35,7 @@ pub async fn with_lab<F>(options: &Options, test: F) -> anyhow::Result<()>
 where
     F: AsyncFnOnce(&Lab) -> anyhow::Result<()>,
 {
-    let id = env::var("DALGU_TEST_LAB_ID")
-        .ok()
-        .map_or(Ok(TEST_LAB), |id| id.parse())
-        .context("DALGU_TEST_LAB_ID")?;
+    let id = number()?;
     // A test that was killed could not do it itself.
     down(Layout::new(id)?)
         .await
