@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use dalgu_proto::v1;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::{Instant, sleep};
+use tonic::Code;
 
 use super::report::{Measure, Report};
 use super::{HOST, HOST_NAME, Settings, milliseconds, process};
@@ -17,8 +18,10 @@ use crate::operator::{Operator, small_vm};
 const GUEST_KIB: u64 = 230 * 1024;
 /// Left to everything else on the machine, in KiB.
 const SPARE_KIB: u64 = 2 * 1024 * 1024;
-/// Creations under way at the same time.
-const AT_ONCE: usize = 8;
+/// Creations under way at the same time: more guests that boot under emulation keep even libvirt from answering.
+const AT_ONCE: usize = 3;
+/// How long a host that is too busy to take a VM is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Time after the last start until figures are taken.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -89,10 +92,16 @@ async fn create(operator: &Operator, numbers: std::ops::Range<usize>) -> anyhow:
             host: HOST_NAME.to_owned(),
             ..v1::CreateVmRequest::default()
         };
-        operator
-            .finish(operator.vms().create_vm(request).await?.into_inner())
-            .await
-            .map(drop)
+        let begun = Instant::now();
+        let accepted = loop {
+            match operator.vms().create_vm(request.clone()).await {
+                Err(refused) if refused.code() == Code::ResourceExhausted && begun.elapsed() < PATIENCE => {
+                    sleep(Duration::from_secs(1)).await;
+                }
+                answer => break answer?.into_inner(),
+            }
+        };
+        operator.finish(accepted).await.map(drop)
     };
     stream::iter(numbers)
         .map(one)
