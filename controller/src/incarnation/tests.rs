@@ -76,9 +76,24 @@ async fn lists(db: &Db, host: &str, vms: Vec<Reported>) {
         .await;
 }
 
+/// Every host lists what it has.
+async fn all_list(db: &Db, vms: [Vec<Reported>; 3]) {
+    for (host, vms) in ["h1", "h2", "h3"].into_iter().zip(vms) {
+        lists(db, host, vms).await;
+    }
+}
+
 async fn resumes(db: &Db) -> Result<(), Error> {
     let seen = etag(&differences(&db.snapshot()));
     db.transact(|tx| resume(tx, true, &seen, "operator/test")).await
+}
+
+/// The VM is to be deleted, whatever state it is in.
+async fn deletes(db: &Db) -> Result<(), crate::verbs::Error> {
+    let caller = fixtures::caller();
+    db.transact(|tx| crate::verbs::power::delete(tx, &caller, "web", "", true))
+        .await
+        .map(drop)
 }
 
 fn kinds(db: &Db) -> Vec<Kind> {
@@ -121,9 +136,7 @@ async fn a_vm_is_taken_over_where_it_is_and_as_it_is_once_that_was_accepted() {
     there.observation.power = Some(PowerState::Stopped);
     // Ahead even of the jump, as after a second restore whose past was lost.
     there.observation.epoch = Epoch(3 * JUMP);
-    lists(&db, "h1", vec![]).await;
-    lists(&db, "h2", vec![there]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(&db, [vec![], vec![there], vec![]]).await;
     assert_eq!(kinds(&db), [Kind::OtherOwner, Kind::PowerState]);
     let unseen = db.transact(|tx| resume(tx, false, "", "operator/test")).await;
     assert_eq!(unseen, Err(Error::Differences(2)));
@@ -149,9 +162,11 @@ async fn a_vm_is_taken_over_where_it_is_and_as_it_is_once_that_was_accepted() {
 async fn what_no_host_has_is_not_made_again_and_what_the_store_does_not_know_is_left_alone() {
     let (db, vm) = restored().await;
     let stranger = fixtures::vm("new", "h2");
-    lists(&db, "h1", vec![]).await;
-    lists(&db, "h2", vec![shown(&stranger, "h2", VmPhase::Settled)]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(
+        &db,
+        [vec![], vec![shown(&stranger, "h2", VmPhase::Settled)], vec![]],
+    )
+    .await;
     assert_eq!(kinds(&db), [Kind::MissingVm, Kind::UnknownVm]);
     resumes(&db).await.unwrap();
     assert!(db.snapshot().vms[&vm.id].unconfirmed);
@@ -183,9 +198,15 @@ async fn a_migration_that_the_backup_does_not_know_is_settled_with_both_hosts() 
         migration: Some(id),
         ..shown(&vm, host, phase)
     };
-    lists(&db, "h1", vec![part("h1", VmPhase::Outgoing)]).await;
-    lists(&db, "h2", vec![part("h2", VmPhase::Incoming)]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(
+        &db,
+        [
+            vec![part("h1", VmPhase::Outgoing)],
+            vec![part("h2", VmPhase::Incoming)],
+            vec![],
+        ],
+    )
+    .await;
     assert_eq!(kinds(&db), [Kind::Migrating]);
     resumes(&db).await.unwrap();
     let state = db.snapshot();
@@ -204,14 +225,10 @@ async fn a_host_that_is_ready_for_a_vm_which_nobody_sends_does_not_have_it() {
     let mut ready = shown(&vm, "h2", VmPhase::Incoming);
     ready.migration = Some(MigrationId::from_uuid(uuid::Uuid::from_u128(5)));
     ready.observation.power = None;
-    lists(&db, "h1", vec![]).await;
-    lists(&db, "h2", vec![ready]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(&db, [vec![], vec![ready], vec![]]).await;
     assert_eq!(kinds(&db), [Kind::MissingVm]);
     resumes(&db).await.unwrap();
-    let caller = fixtures::caller();
-    let delete = |tx: &mut crate::state::Tx| crate::verbs::power::delete(tx, &caller, "web", "", true);
-    db.transact(delete).await.unwrap();
+    deletes(&db).await.unwrap();
 }
 
 #[tokio::test]
@@ -248,16 +265,14 @@ async fn a_vm_that_another_host_has_too_is_not_deleted_before_it_is_on_one() {
     }
     lists(&db, "h3", vec![]).await;
     resumes(&db).await.unwrap();
-    let caller = fixtures::caller();
-    let delete = |tx: &mut crate::state::Tx| crate::verbs::power::delete(tx, &caller, "web", "", true);
-    let refused = db.transact(delete).await;
+    let refused = deletes(&db).await;
     let Err(crate::verbs::Error::SeveralHosts { owner, hosts, .. }) = refused else {
         panic!("{refused:?}")
     };
     assert_eq!((owner, hosts), (host_name("h1"), vec![host_name("h2")]));
     assert!(db.snapshot().vms[&vm.id].delete_time.is_none());
     lists(&db, "h2", vec![]).await;
-    db.transact(delete).await.unwrap();
+    deletes(&db).await.unwrap();
 }
 
 #[tokio::test]
@@ -265,9 +280,7 @@ async fn a_guest_that_lost_its_power_was_not_stopped_by_its_owner() {
     let (db, vm) = restored().await;
     let mut there = told(shown(&vm, "h1", VmPhase::Applying), PowerState::Running);
     there.observation.power = Some(PowerState::Stopped);
-    lists(&db, "h1", vec![there]).await;
-    lists(&db, "h2", vec![]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(&db, [vec![there], vec![], vec![]]).await;
     assert!(kinds(&db).is_empty(), "it is to run, as its host was told");
     resumes(&db).await.unwrap();
     let vm = db.snapshot().vms[&vm.id].clone();
@@ -291,9 +304,7 @@ async fn what_its_owner_asked_for_before_the_backup_and_its_host_had_not_heard_s
     db.change(|tx| tx.put_vm(stored)).await;
     let mut there = told(shown(&vm, "h1", VmPhase::Settled), PowerState::Stopped);
     there.observation.power = Some(PowerState::Stopped);
-    lists(&db, "h1", vec![there]).await;
-    lists(&db, "h2", vec![]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(&db, [vec![there], vec![], vec![]]).await;
     assert!(kinds(&db).is_empty(), "the start is still to come");
     resumes(&db).await.unwrap();
     let vm = db.snapshot().vms[&vm.id].clone();
@@ -315,9 +326,11 @@ async fn a_migration_that_a_loss_of_power_cut_short_turns_no_vm_off() {
         told(shown, PowerState::Running)
     };
     let source = part("h1", VmPhase::Outgoing, Some(PowerState::Stopped));
-    lists(&db, "h1", vec![source]).await;
-    lists(&db, "h2", vec![part("h2", VmPhase::Incoming, None)]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(
+        &db,
+        [vec![source], vec![part("h2", VmPhase::Incoming, None)], vec![]],
+    )
+    .await;
     resumes(&db).await.unwrap();
     assert_eq!(db.snapshot().vms[&vm.id].intent.power, PowerState::Running);
 }
@@ -353,9 +366,7 @@ fn is_asked_for(state: &State, vm: &VmRecord) {
 async fn what_was_asked_of_the_one_that_has_a_vm_counts_and_not_what_its_source_remembers() {
     let (db, vm) = restored().await;
     let (source, there) = sent(&vm);
-    lists(&db, "h1", vec![source]).await;
-    lists(&db, "h2", vec![there]).await;
-    lists(&db, "h3", vec![]).await;
+    all_list(&db, [vec![source], vec![there], vec![]]).await;
     assert_eq!(kinds(&db), [Kind::Migrating]);
     resumes(&db).await.unwrap();
     is_asked_for(&db.snapshot(), &vm);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the lab's guest image: a distribution kernel and an initramfs of busybox and ./init.
-# Called by `lab up` and `make guest`. Usage: build.sh KERNEL_ROOT OUT_DIR
+# Called by `lab up`. Usage: build.sh KERNEL_ROOT OUT_DIR
 # Writes OUT_DIR/dalgu-guest.kernel and OUT_DIR/dalgu-guest.initrd; does nothing if no input changed.
 set -euo pipefail
 
