@@ -345,15 +345,16 @@ impl Agents {
         &self,
         state: &State,
         host: &HostName,
-        migration: &MigrationRecord,
+        id: MigrationId,
+        vm: VmId,
         owner: bool,
         epoch: Epoch,
     ) -> Result<bool, Error> {
         let (mut client, context) = self.client(state, host)?;
         let request = agent::FinishMigrationRequest {
             context,
-            migration_id: migration.id.to_string(),
-            vm_uid: migration.vm.to_string(),
+            migration_id: id.to_string(),
+            vm_uid: vm.to_string(),
             owner,
             epoch: epoch.0,
         };

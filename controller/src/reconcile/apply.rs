@@ -12,6 +12,7 @@ use dalgu_proto::{
     vm::{PowerReason, PowerState},
 };
 
+use super::let_go;
 use crate::{
     agent_wire::Reported,
     incarnation,
@@ -201,6 +202,10 @@ fn stray(tx: &mut Tx, host: &HostName, reported: Reported) {
         reported.name, reported.id
     );
     let times = tx.note_stray(host.clone(), reported.clone());
+    if times > 1 && let_go::prepared(tx, &reported).is_some() {
+        tx.touch(reported.id);
+        return;
+    }
     let known = tx.vms.get(&reported.id).cloned();
     if times > 1 && known.is_some_and(|vm| incarnation::takes_part(tx, &vm, host, &reported)) {
         return;

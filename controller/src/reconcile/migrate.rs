@@ -29,7 +29,7 @@ use crate::{
 /// Time between two looks at what needs an operator.
 const SLOW_POLL: Duration = Duration::from_secs(5);
 /// Time between two looks at a host that tidies up.
-const FINISH_POLL: Duration = Duration::from_millis(200);
+pub const FINISH_POLL: Duration = Duration::from_millis(200);
 
 /// Carries out a step of a VM's migration.
 pub async fn migrate(
@@ -420,7 +420,7 @@ async fn finish(
         Side::Destination => &record.destination,
     };
     if !agents
-        .finish(state, host, record, *host == vm.owner, vm.epoch)
+        .finish(state, host, record.id, vm.id, *host == vm.owner, vm.epoch)
         .await?
     {
         return Ok(Next::After(FINISH_POLL));

@@ -10,6 +10,7 @@
 //! and report enters through `apply` alone.
 
 pub mod apply;
+mod let_go;
 mod migrate;
 pub mod plan;
 pub mod queue;

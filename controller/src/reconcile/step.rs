@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::{
     apply::{self, Extent},
-    migrate,
+    let_go, migrate,
     plan::{self, Ending, Step},
 };
 use crate::{
@@ -45,15 +45,15 @@ pub enum Next {
 /// Makes one pass over a VM.
 pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_client::Error> {
     let state = db.snapshot();
-    let Some(vm) = state.vms.get(&id) else {
-        return Ok(Next::Idle);
-    };
     // After a restore nobody is commanded before an operator has looked at what hosts have.
     // Nor when agents obey another controller: two would work against each other.
     let replaced = state.replaced_by.is_some() && !mutant::on(Mutant::RefusedGoesOn);
     if state.meta.observing.is_some() || replaced {
         return Ok(Next::Idle);
     }
+    let Some(vm) = state.vms.get(&id) else {
+        return let_go::let_go(agents, &state, id).await;
+    };
     let migration = state.active_migration(id);
     let operations = state.active_operations(id);
     let input = input(&state, vm, migration.map(AsRef::as_ref), &operations, db.now());

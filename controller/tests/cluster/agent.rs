@@ -322,11 +322,18 @@ impl Agent {
     fn reports(&self) -> Vec<agent::VmReport> {
         let world = self.fabric.lock();
         let host = &world.hosts[&self.name];
-        host.vms
-            .values()
-            .filter(|vm| !vm.handed_over)
-            .map(|vm| vm.report(host.broken))
-            .collect()
+        let vms = host.vms.values().filter(|vm| !vm.handed_over);
+        let coming = host.transfers.iter().filter_map(|(id, transfer)| {
+            let vm = transfer.incoming.as_ref()?;
+            let absent = !host.vms.contains_key(&vm.uid);
+            absent.then(|| agent::VmReport {
+                phase: agent::VmPhase::Incoming.into(),
+                power_state: v1::PowerState::Unspecified.into(),
+                migration: Some(migration(host, id)),
+                ..Vm::new(vm.clone()).report(false)
+            })
+        });
+        vms.map(|vm| vm.report(host.broken)).chain(coming).collect()
     }
 
     fn cut_off(&self) -> bool {

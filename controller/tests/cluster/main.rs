@@ -12,4 +12,5 @@ mod fabric;
 mod init;
 mod lifecycle;
 mod migration;
+mod restore;
 mod site;

@@ -378,7 +378,9 @@ impl Site {
         let Ok(id) = uid.parse::<VmId>() else { return false };
         let domains = self.domains();
         let domain = domains.iter().flatten().any(|(known, ..)| *known == id);
-        let entry = self.entries().iter().flatten().any(|vm| vm.id == id);
+        // A host that was made ready for it has nothing of it.
+        let has = |vm: &ledger::Vm| vm.id == id && !matches!(vm.disposition, Disposition::Incoming { .. });
+        let entry = self.entries().iter().flatten().any(has);
         !domain && !entry
     }
 
