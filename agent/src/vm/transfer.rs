@@ -105,14 +105,21 @@ impl Transfers {
         self.progress.subscribe()
     }
 
-    /// The latest migration, for others.
+    /// The migration that the VM takes part in, or the latest one, for others.
     pub(super) fn describe(
         &self,
         vm: Option<&ledger::Vm>,
         domain: Option<&Domain>,
         seen: bool,
     ) -> Option<status::Migration> {
-        let entry = self.entries.get(&self.latest?)?;
+        let present = match vm.map(|vm| vm.disposition) {
+            Some(Disposition::Incoming { migration } | Disposition::Outgoing { migration }) => {
+                Some(migration)
+            }
+            _ => None,
+        };
+        // An earlier one may be unfinished for ever: a restored controller does not know of it.
+        let entry = self.entries.get(&present.or(self.latest)?)?;
         let presence = match domain {
             _ if !seen => Presence::Unknown,
             Some(domain) => Presence::Is(domain.state),

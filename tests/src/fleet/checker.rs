@@ -902,7 +902,7 @@ fn placed(
                     host,
                     said.observation.phase,
                     said.observation.power,
-                    said.transfer_over,
+                    said.migration,
                 )
             })
             .collect();

@@ -230,6 +230,10 @@ async fn come_to_rest(site: &Site) {
                     "not at rest: {}: {}",
                     violation.invariant, violation.what
                 ));
+                let there = site.describe();
+                there
+                    .iter()
+                    .for_each(|line| site.trace().say(format_args!("{line}")));
                 site.checker().violations.push(violation);
                 return;
             }

@@ -373,6 +373,33 @@ impl Site {
         inner.hosts.iter().map(of).collect()
     }
 
+    /// A line for each VM that the controller knows, and for each that a host has.
+    pub fn describe(&self) -> Vec<String> {
+        let state = self.services().map(|(_, services)| services.db.snapshot());
+        let vms = state.iter().flat_map(|state| state.vms.values());
+        let known = vms.map(|vm| {
+            let flag = |is: bool, word| if is { word } else { "" };
+            let (unconfirmed, deleted) = (
+                flag(vm.unconfirmed, ", unconfirmed"),
+                flag(vm.delete_time.is_some(), ", to be deleted"),
+            );
+            let (name, id, owner, epoch) = (&vm.name, vm.id, &vm.owner, vm.epoch);
+            format!("controller: {name} ({id}) on {owner}, {epoch:?}{unconfirmed}{deleted}")
+        });
+        let (entries, domains) = (self.entries(), self.domains());
+        let each = entries.into_iter().zip(domains).enumerate();
+        let there = each.flat_map(|(host, (entries, domains))| {
+            let host = Node::Host(host);
+            let entries = entries.into_iter().map(move |vm| {
+                let (name, id, what, epoch) = (vm.name, vm.id, vm.disposition, vm.epoch);
+                format!("{host}: {name} ({id}) {what:?}, {epoch:?}")
+            });
+            let domains = domains.into_iter();
+            entries.chain(domains.map(move |domain| format!("{host}: domain {domain:?}")))
+        });
+        known.chain(there).collect()
+    }
+
     /// Whether no host has anything of a VM.
     pub fn is_nowhere(&self, uid: &str) -> bool {
         let Ok(id) = uid.parse::<VmId>() else { return false };

@@ -233,3 +233,25 @@ async fn agents_killed_during_a_migration_still_come_to_one_copy() {
         assert_eq!(other.sim.list().await.unwrap(), [], "{case}");
     }
 }
+
+#[tokio::test]
+async fn a_migration_that_was_never_finished_does_not_hide_the_present_one_after_a_restart() {
+    let mut pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    // The controller that would have finished it was restored from an older backup.
+    let older = ledger::Migration {
+        id: MigrationId::from_uuid(uuid::Uuid::from_u128(1)),
+        vm: vm(1),
+        role: Some(ledger::Role::Source),
+        peer: None,
+        transfer: ledger::Transfer::Completed,
+        settled: true,
+        finished: None,
+    };
+    let ledger = Ledger::open(&pair.destination.dir.path().join("ledger")).unwrap();
+    ledger.save_migration(&older).await.unwrap();
+    pair.destination.restart_agent("boot-1").await;
+    let ready = |status: &Status| status.phase == Phase::Incoming;
+    let status = pair.destination.until(vm(1), "ready", ready).await;
+    assert_eq!(status.migration.map(|migration| migration.id), Some(MIGRATION));
+}
