@@ -88,7 +88,11 @@ pub fn elsewhere(state: &State, vm: &VmRecord) -> Vec<HostName> {
         Place::On((host, _)) => vec![host],
         Place::Migrating {
             source, destination, ..
-        } => vec![source.0, destination.0],
+        } => {
+            let shown = state.sightings.get(&vm.id);
+            let shows = |host: &HostName| shown.is_some_and(|shown| shown.contains_key(host));
+            [source.0, destination.0].into_iter().filter(shows).collect()
+        }
         Place::Unclear(hosts) => hosts,
     };
     let strays = state.strays.iter();
@@ -106,9 +110,15 @@ pub fn elsewhere(state: &State, vm: &VmRecord) -> Vec<HostName> {
 
 fn place(state: &State, vm: VmId) -> Place {
     let (mut solid, mut leaving, mut coming) = (Vec::new(), Vec::new(), Vec::new());
-    for (host, reported) in state.sightings.get(&vm).into_iter().flatten() {
+    let shown = || state.sightings.get(&vm).into_iter().flatten();
+    let newest = shown().map(|(_, reported)| reported.observation.epoch).max();
+    for (host, reported) in shown() {
         let seen = (host.clone(), reported.clone());
-        match reported.observation.phase {
+        let said = &reported.observation;
+        match said.phase {
+            // Of an older migration, and nothing of the VM is there: it has had another owner since.
+            VmPhase::Incoming | VmPhase::Outgoing
+                if said.power.is_none() && Some(said.epoch.next()) < newest => {}
             // It goes by itself.
             VmPhase::Deleting => {}
             VmPhase::Incoming => coming.push(seen),
@@ -120,15 +130,25 @@ fn place(state: &State, vm: VmId) -> Place {
         let all = solid.iter().chain(&leaving).chain(&coming);
         all.map(|(host, _)| host.clone()).collect()
     };
+    let mut lone = None;
     let (source, destination) = match (&solid[..], &leaving[..], &coming[..]) {
         ([], [], []) => return Place::Nowhere,
         ([only], [], []) => return Place::On(only.clone()),
-        // Made ready for a VM that nobody sends any more.
-        ([], [], [ready]) if ready.1.observation.power.is_none() => return Place::Nowhere,
+        // Made ready for a VM that nobody sends any more; left of one that arrived elsewhere, and is not there any more.
+        ([], [only], []) | ([], [], [only]) if only.1.observation.power.is_none() => return Place::Nowhere,
         // On its way; made ready and never begun; arrived, and the source has not been told.
         ([], [source], [destination]) | ([source], [], [destination]) | ([destination], [source], []) => {
             (source, destination)
         }
+        // Every host has told what it has: the other side has nothing.
+        ([], [source], []) => match silent_side(state, vm, source) {
+            Some(destination) => (source, &*lone.insert(destination)),
+            None => return Place::Unclear(hosts()),
+        },
+        ([], [], [destination]) => match silent_side(state, vm, destination) {
+            Some(source) => (&*lone.insert(source), destination),
+            None => return Place::Unclear(hosts()),
+        },
         _ => return Place::Unclear(hosts()),
     };
     let (theirs, ours) = (destination.1.migration, source.1.migration);
@@ -140,6 +160,18 @@ fn place(state: &State, vm: VmId) -> Place {
         },
         _ => Place::Unclear(hosts()),
     }
+}
+
+/// A host to be asked beside the only one that shows a VM, and shows it as one that is on its way: who should have it, or
+/// any. Only when no host can have it that has not said so.
+fn silent_side(state: &State, vm: VmId, only: &Seen) -> Option<Seen> {
+    if !state.hosts.keys().all(|host| state.listed.contains(host)) {
+        return None;
+    }
+    let owner = state.vms.get(&vm).map(|vm| &vm.owner);
+    let mut others = owner.into_iter().chain(state.hosts.keys());
+    let other = others.find(|host| **host != only.0)?;
+    Some((other.clone(), only.1.clone()))
 }
 
 /// No longer waits for a host.

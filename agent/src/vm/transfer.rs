@@ -440,8 +440,14 @@ impl Driver {
         }
         if entry.role != Some(Role::Source) && !owner && !entry.settled {
             // The source was never told to send, so nobody asked. A request to prepare that is late must find it over.
-            self.settle(migration).await?;
-            entry = self.part(migration);
+            match self.settle(migration).await {
+                // What another migration has here is not of this one.
+                Err(Error::Denied(Denied::Migrating(_))) if nothing_here => entry.settled = true,
+                settled => {
+                    settled?;
+                    entry = self.part(migration);
+                }
+            }
         }
         if !entry.settled || self.transfers.running.is_some() {
             return Err(Denied::Busy.into());

@@ -225,7 +225,11 @@ async fn a_host_that_is_ready_for_a_vm_which_nobody_sends_does_not_have_it() {
     let mut ready = shown(&vm, "h2", VmPhase::Incoming);
     ready.migration = Some(MigrationId::from_uuid(uuid::Uuid::from_u128(5)));
     ready.observation.power = None;
-    all_list(&db, [vec![], vec![ready], vec![]]).await;
+    let mut sent = ready.clone();
+    sent.observation.phase = VmPhase::Outgoing;
+    all_list(&db, [vec![], vec![sent], vec![]]).await;
+    assert_eq!(kinds(&db), [Kind::MissingVm], "nor has one that it has left");
+    lists(&db, "h2", vec![ready]).await;
     assert_eq!(kinds(&db), [Kind::MissingVm]);
     resumes(&db).await.unwrap();
     deletes(&db).await.unwrap();
@@ -387,4 +391,58 @@ async fn what_a_waived_host_had_not_tidied_up_after_a_migration_does_not_stay_fo
     assert!(db.snapshot().active_migration(vm.id).is_none(), "said once");
     lists(&db, "h1", vec![source]).await;
     is_asked_for(&db.snapshot(), &vm);
+}
+
+/// A host's part in a migration, of which nothing of the VM is left there, or is.
+fn part(vm: &VmRecord, host: &str, phase: VmPhase, migration: u128, power: Option<PowerState>) -> Reported {
+    let mut part = shown(vm, host, phase);
+    part.migration = Some(MigrationId::from_uuid(uuid::Uuid::from_u128(migration)));
+    part.observation.power = power;
+    part.observation.epoch = Epoch(if phase == VmPhase::Incoming { 8 } else { 7 });
+    part
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_older_migration_does_not_hide_where_a_vm_is() {
+    let (db, vm) = restored().await;
+    let source = part(&vm, "h1", VmPhase::Outgoing, 5, None);
+    let destination = part(&vm, "h2", VmPhase::Incoming, 5, Some(PowerState::Stopped));
+    let mut older = part(&vm, "h3", VmPhase::Outgoing, 4, None);
+    older.observation.epoch = Epoch(6);
+    let other = source.clone();
+    all_list(
+        &db,
+        [vec![source], vec![destination.clone()], vec![older.clone()]],
+    )
+    .await;
+    assert_eq!(kinds(&db), [Kind::Migrating]);
+    // It is no older one when ownership has not been settled since.
+    older.observation.epoch = Epoch(7);
+    lists(&db, "h3", vec![older]).await;
+    assert_eq!(kinds(&db), [Kind::SeveralHosts]);
+    // Nor is it empty where there is a domain.
+    let mut older = part(&vm, "h3", VmPhase::Outgoing, 4, Some(PowerState::Stopped));
+    older.observation.epoch = Epoch(6);
+    all_list(&db, [vec![other], vec![destination], vec![older]]).await;
+    assert_eq!(kinds(&db), [Kind::SeveralHosts]);
+}
+
+#[tokio::test]
+async fn the_only_host_that_takes_part_in_a_vms_migration_is_asked_once_all_hosts_have_told_what_they_have() {
+    for (phase, source, destination) in [(VmPhase::Outgoing, "h3", "h1"), (VmPhase::Incoming, "h1", "h3")] {
+        let (db, vm) = restored().await;
+        let only = part(&vm, "h3", phase, 5, Some(PowerState::Stopped));
+        lists(&db, "h1", vec![]).await;
+        lists(&db, "h3", vec![only]).await;
+        assert_eq!(kinds(&db), [Kind::SeveralHosts], "h2 may have it");
+        lists(&db, "h2", vec![]).await;
+        assert_eq!(kinds(&db), [Kind::Migrating]);
+        resumes(&db).await.unwrap();
+        let state = db.snapshot();
+        let migration = state.active_migration(vm.id).unwrap();
+        assert_eq!(
+            (&migration.source, &migration.destination),
+            (&host_name(source), &host_name(destination))
+        );
+    }
 }

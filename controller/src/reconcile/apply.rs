@@ -202,7 +202,7 @@ fn stray(tx: &mut Tx, host: &HostName, reported: Reported) {
         reported.name, reported.id
     );
     let times = tx.note_stray(host.clone(), reported.clone());
-    if times > 1 && let_go::prepared(tx, &reported).is_some() {
+    if times > 1 && let_go::remnant(tx, &reported).is_some() {
         tx.touch(reported.id);
         return;
     }

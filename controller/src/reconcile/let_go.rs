@@ -1,4 +1,4 @@
-//! A host that was made ready for a VM which is no more lets go of what it prepared.
+//! A host lets go of what a migration left on it of a VM that is no more.
 //!
 //! It comes about by a restore: the backup knows neither of the migration nor, once the VM was deleted, of the VM. Called by
 //! `step` for a VM that has no record, asked for by `apply`.
@@ -10,44 +10,86 @@ use crate::{
     agent_client::{self, Agents},
     agent_wire::Reported,
     migration,
-    model::{Presence, VmPhase},
+    model::{OperationKind, OperationState, Presence, VmPhase, VmRecord},
     state::State,
 };
 
-/// The migration that a host has room for, where there is nothing of the VM but that room. A domain may hold the VM's only
-/// memory: that is for a person. A store that was never restored forgets no migration; only an old copy of it would.
-pub fn prepared(state: &State, reported: &Reported) -> Option<MigrationId> {
+/// The migration that a host still takes part in, where it has no domain of the VM, and nobody will end it: it was made ready
+/// for a VM without a record, or has sent one that was deleted since. A domain may hold the VM's only memory, and disks of
+/// a VM that was never deleted here may be its only ones: those are for a person. A store that was never restored forgets
+/// no migration; only an old copy of it would.
+pub fn remnant(state: &State, reported: &Reported) -> Option<MigrationId> {
     let seen = &reported.observation;
-    let room = seen.phase == VmPhase::Incoming && seen.power.is_none();
     let forgotten = state.meta.restores() > 0 && !state.vms.contains_key(&reported.id);
-    reported.migration.filter(|_| room && forgotten)
+    if !forgotten || seen.power.is_some() {
+        return None;
+    }
+    let deleted = || {
+        let mut operations = state.operations.values();
+        operations.any(|done| {
+            let deletes = done.kind == OperationKind::Delete && done.state == OperationState::Succeeded;
+            deletes && done.vm == reported.id
+        })
+    };
+    let over = match seen.phase {
+        VmPhase::Incoming => true,
+        VmPhase::Outgoing => deleted(),
+        _ => false,
+    };
+    reported.migration.filter(|_| over)
 }
 
-/// Tells the hosts that were made ready for a VM without a record that it does not come.
+/// Tells the hosts that have a [`remnant`] of a VM without a record that it is not theirs.
 pub async fn let_go(agents: &Agents, state: &State, vm: VmId) -> Result<Next, agent_client::Error> {
     let strays = state.strays.iter();
     let strays = strays.filter(|((_, id), stray)| *id == vm && stray.times > 1);
-    let found: Vec<_> = strays
-        .filter_map(|((host, _), stray)| Some((host, prepared(state, &stray.reported)?, stray)))
-        .collect();
     let mut next = Next::Idle;
-    for (host, id, stray) in found {
-        // What has come meanwhile stays.
-        let part = agents.settle(state, host, id, vm).await?;
-        if !part.settled || part.presence != Some(Presence::Absent) {
-            next = Next::After(migration::POLL);
-            continue;
+    for ((host, _), stray) in strays {
+        if let Some(id) = remnant(state, &stray.reported)
+            && let Some(later) = tell(agents, state, host, &stray.reported, id).await?
+        {
+            next = later;
         }
-        let epoch = stray.reported.observation.epoch;
-        if !agents.finish(state, host, id, vm, false, epoch).await? {
-            next = Next::After(FINISH_POLL);
-            continue;
-        }
-        told(host, vm, id);
     }
     Ok(next)
 }
 
-fn told(host: &HostName, vm: VmId, migration: MigrationId) {
-    tracing::info!(%host, %vm, %migration, "the host was ready for a VM that is no more, and has let go of it");
+/// The same before a VM is deleted of which its owner has nothing but that; `None` when there is nothing in the way.
+pub async fn before_deletion(
+    agents: &Agents,
+    state: &State,
+    vm: &VmRecord,
+) -> Result<Option<Next>, agent_client::Error> {
+    let shown = state.sightings.get(&vm.id).and_then(|shown| shown.get(&vm.owner));
+    let Some(reported) = shown.filter(|_| vm.unconfirmed) else {
+        return Ok(None);
+    };
+    let seen = &reported.observation;
+    let part = matches!(seen.phase, VmPhase::Incoming | VmPhase::Outgoing) && seen.power.is_none();
+    match reported.migration.filter(|_| part) {
+        Some(id) => tell(agents, state, &vm.owner, reported, id).await,
+        None => Ok(None),
+    }
+}
+
+/// When to ask again; `None` once the host has let go.
+async fn tell(
+    agents: &Agents,
+    state: &State,
+    host: &HostName,
+    reported: &Reported,
+    id: MigrationId,
+) -> Result<Option<Next>, agent_client::Error> {
+    // What has come meanwhile stays.
+    let part = agents.settle(state, host, id, reported.id).await?;
+    if !part.settled || part.presence != Some(Presence::Absent) {
+        return Ok(Some(Next::After(migration::POLL)));
+    }
+    let epoch = reported.observation.epoch;
+    if !agents.finish(state, host, id, reported.id, false, epoch).await? {
+        return Ok(Some(Next::After(FINISH_POLL)));
+    }
+    let (vm, migration) = (reported.id, id);
+    tracing::info!(%host, %vm, %migration, "the host has let go of what a migration left of a VM");
+    Ok(None)
 }

@@ -376,7 +376,7 @@ fn settle_owner(tx: &mut Tx, id: MigrationId) {
     if lost && vm.intent.power != PowerState::Stopped {
         // Nothing of its memory is left anywhere: it is to be started, as after a crash.
         vm.intent.generation = vm.intent.generation.next();
-        vm.intent.power_sequence += 1;
+        vm.intent.power_sequence = vm.intent.power_sequence.saturating_add(1);
         tracing::error!(vm = %vm.name, migration = %id, "the VM's memory was lost in a migration; it is started anew");
         tx.event(
             EventKind::Vm,

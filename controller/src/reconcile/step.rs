@@ -200,6 +200,9 @@ async fn ensure(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Resul
 }
 
 async fn delete(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Result<Next, agent_client::Error> {
+    if let Some(later) = let_go::before_deletion(agents, state, vm).await? {
+        return Ok(later);
+    }
     if let Some(reported) = agents.delete(state, vm).await? {
         db.change(|tx| apply::apply(tx, &vm.owner, vec![reported], Extent::Partial))
             .await;

@@ -88,10 +88,10 @@ pub fn power(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Power) -
     intent.generation = intent.generation.next();
     match ask {
         Power::Restart(mode) => {
-            intent.restart_sequence += 1;
+            intent.restart_sequence = intent.restart_sequence.saturating_add(1);
             intent.restart_mode = mode;
         }
-        _ => intent.power_sequence += 1,
+        _ => intent.power_sequence = intent.power_sequence.saturating_add(1),
     }
     intent.power = ask.wanted().unwrap_or(intent.power);
     if let Power::Stop { grace_period_seconds } = ask {

@@ -148,6 +148,10 @@ impl AgentService for Agent {
     ) -> Result<Response<agent::DeleteVmResponse>, Status> {
         let request = request.into_inner();
         self.command("DeleteVm", request.context, |host| {
+            let part = |transfer: &Transfer| transfer.vm == request.uid && !transfer.settled;
+            if host.transfers.values().any(part) {
+                return Err(refuse("MIGRATION_IN_PROGRESS"));
+            }
             host.vms.remove(&request.uid);
             Ok(agent::DeleteVmResponse { gone: true, vm: None })
         })

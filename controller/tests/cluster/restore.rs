@@ -12,21 +12,21 @@ use jiff::Timestamp;
 
 use super::{
     fabric::Transfer,
-    site::{Site, eventually, request_id},
+    site::{Clients, Site, delete, eventually, request_id},
 };
 
 /// A host is ready for a VM that it is never sent.
-fn make_ready(site: &Site, host: &str) -> (String, String) {
-    let (id, vm) = (request_id(), request_id());
+fn make_ready(site: &Site, host: &str, vm: &str) -> String {
+    let id = request_id();
     let incoming = agent::VmIntent {
-        uid: vm.clone(),
+        uid: vm.to_owned(),
         name: "gone".into(),
         epoch: 3,
         generation: 1,
         ..Default::default()
     };
     let transfer = Transfer {
-        vm: vm.clone(),
+        vm: vm.to_owned(),
         source: false,
         peer: "h1".into(),
         state: TransferState::Ready,
@@ -37,7 +37,7 @@ fn make_ready(site: &Site, host: &str) -> (String, String) {
     let mut world = site.fabric.lock();
     let transfers = &mut world.hosts.get_mut(host).unwrap().transfers;
     transfers.insert(id.clone(), transfer);
-    (id, vm)
+    id
 }
 
 fn told(site: &Site, host: &str, command: &str) -> u32 {
@@ -45,30 +45,28 @@ fn told(site: &Site, host: &str, command: &str) -> u32 {
     world.hosts[host].commands.get(command).copied().unwrap_or(0)
 }
 
-#[tokio::test]
-async fn a_host_that_was_made_ready_for_a_vm_which_the_restored_store_does_not_know_lets_go_of_it() {
-    let mut site = Site::new(2).await;
-    site.start().await;
-    site.kill();
-    let (id, vm) = make_ready(&site, "h2");
+/// The store becomes a backup of itself that was restored, and its controller is started.
+async fn restored(site: &mut Site) -> Clients {
     let backup = site.disk.open().load().unwrap();
     let (restored, _) = incarnation::renew(backup, Past::default(), Timestamp::UNIX_EPOCH).unwrap();
     site.disk = Disk::of(restored);
-    site.start().await;
+    site.start().await
+}
 
+/// All hosts are heard, and their one difference from the store is accepted.
+async fn resumed(site: &Site) {
     let channel = site.channel(&site.endpoint(), "admin").await.unwrap();
     let operator = SiteServiceClient::new(channel);
     let get = || async {
         let mut operator = operator.clone();
         operator.get_site(v1::GetSiteRequest::default()).await
     };
-    eventually("both hosts are heard, and the difference shows", || async {
+    eventually("all hosts are heard, and the difference shows", || async {
         let seen = get().await.unwrap().into_inner();
         seen.waiting_hosts.is_empty() && seen.differences.len() == 1
     })
     .await;
-    assert_eq!(told(&site, "h2", "SettleMigration"), 0, "it observes");
-
+    assert_eq!(told(site, "h2", "SettleMigration"), 0, "it observes");
     let etag = get().await.unwrap().into_inner().etag;
     let resume = v1::ResumeSiteRequest {
         accept_differences: true,
@@ -76,6 +74,17 @@ async fn a_host_that_was_made_ready_for_a_vm_which_the_restored_store_does_not_k
         request_id: request_id(),
     };
     operator.clone().resume_site(resume).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_that_was_made_ready_for_a_vm_which_the_restored_store_does_not_know_lets_go_of_it() {
+    let mut site = Site::new(2).await;
+    site.start().await;
+    site.kill();
+    let vm = request_id();
+    let id = make_ready(&site, "h2", &vm);
+    restored(&mut site).await;
+    resumed(&site).await;
     eventually("h2 has let go", || async {
         let world = site.fabric.lock();
         let host = &world.hosts["h2"];
@@ -83,4 +92,22 @@ async fn a_host_that_was_made_ready_for_a_vm_which_the_restored_store_does_not_k
     })
     .await;
     assert_eq!(told(&site, "h1", "FinishMigration"), 0, "only its host is told");
+}
+
+#[tokio::test]
+async fn a_vm_of_which_its_owner_has_only_what_a_migration_left_can_be_deleted_after_a_restore() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let operation = clients.create("web").await;
+    clients.succeeded(operation).await;
+    let vm = clients.vm("web").await;
+    site.kill();
+    let owner = vm.status.unwrap().host;
+    site.fabric.lock().hosts.get_mut(&owner).unwrap().vms.clear();
+    let id = make_ready(&site, &owner, &vm.uid);
+    let mut clients = restored(&mut site).await;
+    resumed(&site).await;
+    let operation = clients.vms.delete_vm(delete("web")).await.unwrap().into_inner();
+    clients.succeeded(operation).await;
+    assert!(!site.fabric.lock().hosts[&owner].transfers.contains_key(&id));
 }

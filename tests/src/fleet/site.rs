@@ -405,8 +405,14 @@ impl Site {
         let Ok(id) = uid.parse::<VmId>() else { return false };
         let domains = self.domains();
         let domain = domains.iter().flatten().any(|(known, ..)| *known == id);
-        // A host that was made ready for it has nothing of it.
-        let has = |vm: &ledger::Vm| vm.id == id && !matches!(vm.disposition, Disposition::Incoming { .. });
+        // A host that was made ready for it, or has sent it, has nothing of it.
+        let part = |vm: &ledger::Vm| {
+            matches!(
+                vm.disposition,
+                Disposition::Incoming { .. } | Disposition::Outgoing { .. }
+            )
+        };
+        let has = |vm: &ledger::Vm| vm.id == id && !part(vm);
         let entry = self.entries().iter().flatten().any(has);
         !domain && !entry
     }

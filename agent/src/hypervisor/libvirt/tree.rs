@@ -237,6 +237,9 @@ fn add_text(open: &mut [Element], text: &str) {
 
 fn read_start(start: &BytesStart<'_>) -> Result<Element, XmlError> {
     let mut element = Element::new(start.name().as_ref());
+    if element.name.is_empty() {
+        return Err(malformed("an element has no name"));
+    }
     for attribute in start.attributes() {
         let attribute = attribute.map_err(malformed)?;
         let value = quick_xml::escape::unescape(&attribute.value).map_err(malformed)?;

@@ -255,3 +255,15 @@ async fn a_migration_that_was_never_finished_does_not_hide_the_present_one_after
     let status = pair.destination.until(vm(1), "ready", ready).await;
     assert_eq!(status.migration.map(|migration| migration.id), Some(MIGRATION));
 }
+
+#[tokio::test]
+async fn a_migration_that_never_came_here_is_finished_beside_the_present_one() {
+    let pair = Pair::new().await;
+    pair.prepare().await.unwrap();
+    let destination = pair.destination.vms.get(vm(1)).unwrap();
+    let other = MigrationId::from_uuid(uuid::Uuid::from_u128(1));
+    destination.finish(other, false, Epoch(3)).await.unwrap();
+    pair.send().await.unwrap();
+    pair.transfer_over().await;
+    assert_eq!(pair.settle().await, (Presence::Absent, RUNNING));
+}
