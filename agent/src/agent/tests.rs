@@ -514,6 +514,34 @@ async fn a_host_whose_hypervisor_does_not_answer_registers_and_says_nothing_of_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_is_told_as_it_was_left_until_a_restarted_agent_has_looked_at_it() {
+    let site = Site::new();
+    let sim = site.sim("h1");
+    let mut before = site.start("h1", sim.clone(), Folder::default()).await;
+    site.until("a host", |report| report.host == "h1").await;
+    before.ensure().await.unwrap();
+    site.until("running", settled("h1")).await;
+    lock(&site.registrar.registered).clear();
+    lock(&site.registrar.reports).clear();
+    before.stop.cancel();
+    let _after = site.start("h1", sim, before.files.clone()).await;
+    site.until("settled again", settled("h1")).await;
+    let registered = lock(&site.registrar.registered)[0].clone();
+    assert!(
+        registered.vms[0].observe_time.is_none(),
+        "it has looked: the test shows nothing"
+    );
+    let reports = lock(&site.registrar.reports).clone();
+    let told = registered
+        .vms
+        .iter()
+        .chain(reports.iter().flat_map(|report| &report.vms));
+    for vm in told {
+        assert_eq!(vm.power_state(), v1::PowerState::Running, "{vm:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_domain_with_dalgus_mark_that_comes_behind_its_back_is_reported_and_never_touched() {
     let site = Site::new();
     let mut host = site.start("h1", site.sim("h1"), Folder::default()).await;
