@@ -27,7 +27,7 @@ use super::*;
 use crate::{
     hypervisor::{
         Connection, Definition, DomainState,
-        sim::{Delays, MemoryLines, Sim, SimConfig},
+        sim::{Call, Delays, Fault, MemoryLines, Sim, SimConfig},
     },
     ledger::Files,
     migration::transport::{Peer, Relay},
@@ -539,6 +539,29 @@ async fn a_vm_is_told_as_it_was_left_until_a_restarted_agent_has_looked_at_it() 
     for vm in told {
         assert_eq!(vm.power_state(), v1::PowerState::Running, "{vm:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn incident_11_a_destination_whose_pool_cannot_take_the_disks_refuses_and_need_not_be_asked_again() {
+    let site = Site::new();
+    let mut host = site.start("h2", site.sim("h2"), Folder::default()).await;
+    site.until("a host", |report| report.host == "h2").await;
+    host.sim.fail_next(
+        Call::CreateVolumes,
+        Fault::Error(crate::hypervisor::Error::Storage {
+            pool: "local".to_owned(),
+            detail: "a file is in the way".to_owned(),
+        }),
+    );
+    let prepare = wire::PrepareMigrationRequest {
+        context: host.context(),
+        migration_id: MIGRATION.to_owned(),
+        vm: vm_intent(2),
+        source_host: "h1".to_owned(),
+    };
+    let refused = host.client.prepare_migration(prepare).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(dalgu_proto::reason::of(&refused).as_deref(), Some("STORAGE"));
 }
 
 #[tokio::test(start_paused = true)]
