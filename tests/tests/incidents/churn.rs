@@ -24,6 +24,8 @@ use tokio::time::Instant;
 enum Moment {
     /// So many bytes of the memory have gone.
     Sent(u64),
+    /// Fewer than so many bytes of the memory are left.
+    Left(u64),
     /// Its transfer is over, as the controller sees it.
     Over,
     /// It has ended.
@@ -34,9 +36,9 @@ enum Moment {
 const MOMENTS: [Moment; 6] = [
     Moment::Sent(0),
     Moment::Sent(16 << 20),
+    Moment::Left(8 << 20),
     Moment::Over,
-    Moment::Over,
-    Moment::Ended,
+    Moment::Left(8 << 20),
     Moment::Ended,
 ];
 
@@ -48,6 +50,10 @@ impl Moment {
         ended
             || match self {
                 Self::Sent(bytes) => number_at(operation, "/migration/memoryProcessedBytes") >= bytes,
+                Self::Left(bytes) => {
+                    let left = operation.pointer("/migration/memoryRemainingBytes");
+                    left.is_some() && number_at(operation, "/migration/memoryRemainingBytes") < bytes
+                }
                 Self::Over => !phase.is_empty() && !before.iter().any(|phases| phase.ends_with(phases)),
                 Self::Ended => false,
             }
@@ -72,7 +78,7 @@ fn subject(name: &str) -> Subject {
 }
 
 /// An upgrade: the agent is killed, and another file than before is started in its place.
-async fn upgrade(lab: &Lab, host: u8, round: usize) -> anyhow::Result<()> {
+async fn upgrade(lab: &Lab, books: &RefCell<Books>, host: u8, round: usize) -> anyhow::Result<()> {
     let program = lab.layout().bin_dir().join("dalgu-agent");
     let new = format!("/var/lib/dalgu/dalgu-agent-{round}");
     let outside = lab.layout().host(host).outside(&new);
@@ -80,6 +86,7 @@ async fn upgrade(lab: &Lab, host: u8, round: usize) -> anyhow::Result<()> {
     run("strip", ["-o", &*copy, &*place]).await?;
     // In the host's own view of the machine only.
     lab.exec(host, &["mount", "--bind", &new, &place]).await?;
+    books.borrow_mut().carrier_killed = Some(Instant::now());
     lab.signal(Daemon::Agent(host), Signal::SIGKILL).await?;
     lab.start(Daemon::Agent(host)).await?;
     let seen = lab.exec(host, &["stat", "-c", "%i", &place]).await?;
@@ -124,7 +131,7 @@ async fn rounds(lab: &Lab, books: &Rc<RefCell<Books>>) -> anyhow::Result<Moved> 
         for id in &ids {
             moved.amid += u32::from(state_of(&operation(lab, id).await?) == "RUNNING");
         }
-        upgrade(lab, host, round).await?;
+        upgrade(lab, books, host, round).await?;
         for id in &ids {
             let ended = end_of(lab, id, REST_LIMIT).await?;
             moved.succeeded += u32::from(state_of(&ended) == "SUCCEEDED");
