@@ -265,6 +265,15 @@ impl Site {
         self.start_on(1, name, sim, files).await
     }
 
+    /// Host h1, on which the VM runs.
+    async fn with_a_vm(&self) -> Host {
+        let mut host = self.start("h1", self.sim("h1"), Folder::default()).await;
+        self.until("a host", |report| report.host == "h1").await;
+        host.ensure().await.unwrap();
+        self.until("running", settled("h1")).await;
+        host
+    }
+
     async fn start_on(&self, machine: u128, name: &str, sim: Sim, files: Folder) -> Host {
         let stop = CancellationToken::new();
         let parts = AgentParts {
@@ -456,11 +465,8 @@ fn a_vm_moves_between_agents_in_memory_and_the_same_again_is_the_same_to_the_byt
 #[tokio::test(start_paused = true)]
 async fn a_host_whose_hypervisor_does_not_answer_registers_and_says_nothing_of_its_vms() {
     let site = Site::new();
-    let sim = site.sim("h1");
-    let mut before = site.start("h1", sim.clone(), Folder::default()).await;
-    site.until("a host", |report| report.host == "h1").await;
-    before.ensure().await.unwrap();
-    site.until("running", settled("h1")).await;
+    let before = site.with_a_vm().await;
+    let sim = before.sim.clone();
 
     sim.disconnect("libvirt is not there");
     assert!(matches!(*sim.connection().borrow(), Connection::Down(_)));
@@ -516,11 +522,8 @@ async fn a_host_whose_hypervisor_does_not_answer_registers_and_says_nothing_of_i
 #[tokio::test(start_paused = true)]
 async fn a_vm_is_told_as_it_was_left_until_a_restarted_agent_has_looked_at_it() {
     let site = Site::new();
-    let sim = site.sim("h1");
-    let mut before = site.start("h1", sim.clone(), Folder::default()).await;
-    site.until("a host", |report| report.host == "h1").await;
-    before.ensure().await.unwrap();
-    site.until("running", settled("h1")).await;
+    let before = site.with_a_vm().await;
+    let sim = before.sim.clone();
     lock(&site.registrar.registered).clear();
     lock(&site.registrar.reports).clear();
     before.stop.cancel();
