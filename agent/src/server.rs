@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     console,
     gate::{self, Context, Gate},
+    hypervisor,
     metrics::Snapshot,
     vm::{self, Handle, Vms, policy::Denied, status::Phase},
     wire as convert,
@@ -74,6 +75,11 @@ fn from_vm(error: &vm::Error) -> Status {
         vm::Error::Denied(denied @ Denied::Busy) => (Code::Unavailable, denied.reason()),
         vm::Error::Denied(denied) => (Code::FailedPrecondition, denied.reason()),
         vm::Error::Ledger(_) => (Code::Unavailable, "LEDGER_FAILED"),
+        // Only a migration's destination makes disks while its caller waits: the VM is better left where it is than held up
+        // until somebody has mended the pool.
+        vm::Error::Hypervisor(error @ hypervisor::Error::Storage { .. }) => {
+            (Code::FailedPrecondition, error.reason())
+        }
         vm::Error::Hypervisor(error) if error.is_retryable() => (Code::Unavailable, error.reason()),
         vm::Error::Hypervisor(error) => (Code::FailedPrecondition, error.reason()),
         vm::Error::Unreadable { .. } => (Code::FailedPrecondition, vm::UNREADABLE),

@@ -27,7 +27,7 @@ use super::*;
 use crate::{
     hypervisor::{
         Connection, Definition, DomainState,
-        sim::{Delays, MemoryLines, Sim, SimConfig},
+        sim::{Call, Delays, Fault, MemoryLines, Sim, SimConfig},
     },
     ledger::Files,
     migration::transport::{Peer, Relay},
@@ -265,6 +265,15 @@ impl Site {
         self.start_on(1, name, sim, files).await
     }
 
+    /// Host h1, on which the VM runs.
+    async fn with_a_vm(&self) -> Host {
+        let mut host = self.start("h1", self.sim("h1"), Folder::default()).await;
+        self.until("a host", |report| report.host == "h1").await;
+        host.ensure().await.unwrap();
+        self.until("running", settled("h1")).await;
+        host
+    }
+
     async fn start_on(&self, machine: u128, name: &str, sim: Sim, files: Folder) -> Host {
         let stop = CancellationToken::new();
         let parts = AgentParts {
@@ -456,11 +465,8 @@ fn a_vm_moves_between_agents_in_memory_and_the_same_again_is_the_same_to_the_byt
 #[tokio::test(start_paused = true)]
 async fn a_host_whose_hypervisor_does_not_answer_registers_and_says_nothing_of_its_vms() {
     let site = Site::new();
-    let sim = site.sim("h1");
-    let mut before = site.start("h1", sim.clone(), Folder::default()).await;
-    site.until("a host", |report| report.host == "h1").await;
-    before.ensure().await.unwrap();
-    site.until("running", settled("h1")).await;
+    let before = site.with_a_vm().await;
+    let sim = before.sim.clone();
 
     sim.disconnect("libvirt is not there");
     assert!(matches!(*sim.connection().borrow(), Connection::Down(_)));
@@ -511,6 +517,54 @@ async fn a_host_whose_hypervisor_does_not_answer_registers_and_says_nothing_of_i
         .iter()
         .any(|report| report.agent_run_id == run && report.inventory_complete && report.vms.is_empty());
     assert!(!early, "a list from before recovery was called complete");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_is_told_as_it_was_left_until_a_restarted_agent_has_looked_at_it() {
+    let site = Site::new();
+    let before = site.with_a_vm().await;
+    let sim = before.sim.clone();
+    lock(&site.registrar.registered).clear();
+    lock(&site.registrar.reports).clear();
+    before.stop.cancel();
+    let _after = site.start("h1", sim, before.files.clone()).await;
+    site.until("settled again", settled("h1")).await;
+    let registered = lock(&site.registrar.registered)[0].clone();
+    assert!(
+        registered.vms[0].observe_time.is_none(),
+        "it has looked: the test shows nothing"
+    );
+    let reports = lock(&site.registrar.reports).clone();
+    let told = registered
+        .vms
+        .iter()
+        .chain(reports.iter().flat_map(|report| &report.vms));
+    for vm in told {
+        assert_eq!(vm.power_state(), v1::PowerState::Running, "{vm:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn incident_11_a_destination_whose_pool_cannot_take_the_disks_refuses_and_need_not_be_asked_again() {
+    let site = Site::new();
+    let mut host = site.start("h2", site.sim("h2"), Folder::default()).await;
+    site.until("a host", |report| report.host == "h2").await;
+    host.sim.fail_next(
+        Call::CreateVolumes,
+        Fault::Error(crate::hypervisor::Error::Storage {
+            pool: "local".to_owned(),
+            detail: "a file is in the way".to_owned(),
+        }),
+    );
+    let prepare = wire::PrepareMigrationRequest {
+        context: host.context(),
+        migration_id: MIGRATION.to_owned(),
+        vm: vm_intent(2),
+        source_host: "h1".to_owned(),
+    };
+    let refused = host.client.prepare_migration(prepare).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(dalgu_proto::reason::of(&refused).as_deref(), Some("STORAGE"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,7 +84,9 @@ impl Driver {
                 .observed_generation
                 .min(status.accepted_generation);
         }
-        if self.domain.is_some()
+        // Before the first look it is as it was left: whoever is told of no power state takes it for off.
+        let as_left = !self.looked && vm.boot_id == self.shared.boot_id;
+        if (self.domain.is_some() || as_left)
             && let Some((power, reason)) = vm.last_seen
         {
             status.power = Some(power);

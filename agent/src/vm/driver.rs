@@ -54,6 +54,8 @@ pub(super) struct Driver {
     pub(super) domain: Option<Domain>,
     /// Whether `domain` is what was seen last; false before the first look and after a failed one.
     pub(super) seen: Option<Timestamp>,
+    /// Whether it was seen in this run of the agent at all.
+    pub(super) looked: bool,
     pub(super) volumes_ready: bool,
     pub(super) volumes_gone: bool,
     pub(super) started: bool,
@@ -86,6 +88,7 @@ impl Driver {
             vm,
             domain: known.adopted,
             seen: None,
+            looked: false,
             volumes_ready: false,
             volumes_gone: false,
             started: false,
@@ -229,6 +232,7 @@ impl Driver {
                 self.domain = domain;
                 self.unfinished = outcome.unfinished;
                 self.seen = Some(self.shared.clock.now());
+                self.looked = true;
                 self.note_reaction();
                 self.note_power().await;
                 self.plan().await;

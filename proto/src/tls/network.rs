@@ -3,12 +3,18 @@
 //! An [`super::Identity`] dials and listens through the [`Network`] it was given; in the programs that is [`Machine`].
 //! Nothing here knows of certificates or of what is said.
 
-use std::{fmt, io, net::SocketAddr};
+use std::{fmt, io, net::SocketAddr, time::Duration};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
 };
+
+/// What the other side does not take for so long it never will: the connection has failed. The kernel alone would try for a
+/// quarter of an hour, and QEMU, which waits for the disks that it sends, would not be told anything meanwhile. Less than the
+/// 30 s after which libvirt gives up a peer that is silent, so that QEMU listens when libvirt tidies up.
+const UNHEARD: Duration = Duration::from_secs(20);
 
 /// What a connection carries: bytes in both directions.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -57,7 +63,10 @@ pub struct Machine;
 #[tonic::async_trait]
 impl Network for Machine {
     async fn connect(&self, address: &str) -> io::Result<Stream> {
-        at_once(TcpStream::connect(address).await?)
+        let stream = TcpStream::connect(address).await?;
+        let limit = u32::try_from(UNHEARD.as_millis()).unwrap_or(u32::MAX);
+        setsockopt(&stream, sockopt::TcpUserTimeout, &limit)?;
+        at_once(stream)
     }
 
     async fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {

@@ -35,6 +35,7 @@ use layout::{Host, Layout, MAX_HOSTS, OWN_DIRS};
 use records::Record;
 
 pub use host::hold;
+pub use process::MARK;
 pub use run::{run, wait_for};
 pub use shell::exports;
 pub use status::Status;

@@ -20,7 +20,7 @@ use super::layout::{Host, Layout};
 use super::run::wait_for;
 
 /// Environment variable that marks the processes of a lab; its value is the lab's directory.
-const MARK: &str = "DALGU_LAB_MEMBER";
+pub const MARK: &str = "DALGU_LAB_MEMBER";
 
 /// Where a daemon of the lab runs.
 #[derive(Debug, Clone, Copy)]

@@ -3,6 +3,7 @@
 //!
 //! Here are those of agents, libvirt and single migrations; the modules have the others, by what is broken.
 
+mod churn;
 mod controllers;
 mod identity;
 mod storage;

@@ -1,18 +1,25 @@
-//! Disks half made, and storage that hangs.
+//! Disks that must not be touched, disks in the way, disks half made, and storage that hangs.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use dalgu_tests::chaos::cable::{self, Way};
 use dalgu_tests::e2e::census::{at_rest, pids_of, processes};
 use dalgu_tests::e2e::story::Story;
 use dalgu_tests::e2e::words::{
-    self, LOCAL, Vm, begin, create, dalgu, end_of, operation, state_of, try_dalgu,
+    self, LOCAL, Vm, begin, create, dalgu, end_of, number_at, operation, state_of, try_dalgu,
 };
-use dalgu_tests::e2e::{self, REST_LIMIT};
+use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// Each disk that a guest never touches: the first half is noise, the second empty.
+const DATA_BYTES: usize = 16 << 20;
 
 /// Bytes that no two places share.
 fn noise(length: usize) -> Vec<u8> {
@@ -24,6 +31,210 @@ fn noise(length: usize) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
+}
+
+/// What betrays that somebody wrote to a file, be it the same bytes.
+#[derive(Debug, PartialEq, Eq)]
+struct Trace {
+    sha256: String,
+    inode: u64,
+    written: SystemTime,
+}
+
+async fn trace(path: &Path) -> anyhow::Result<Trace> {
+    let sum = run("sha256sum", [path]).await?;
+    let meta = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+    Ok(Trace {
+        sha256: sum.split_whitespace().next().unwrap_or_default().to_owned(),
+        inode: meta.ino(),
+        written: meta.modified()?,
+    })
+}
+
+/// A VM's folder in a host's local pool.
+fn local(lab: &Lab, host: u8, vm: &Vm) -> PathBuf {
+    let pool = lab.layout().host(host).outside("/var/lib/dalgu/local");
+    pool.join(&vm.uid)
+}
+
+/// Its disk in the pool that all hosts see.
+fn shared(lab: &Lab, vm: &Vm) -> PathBuf {
+    lab.layout().shared().join(&vm.uid).join("shared.raw")
+}
+
+/// A VM that counts on h1, with a disk in each of these pools that its guest leaves alone, named as its pool.
+async fn with_data(lab: &Lab, pools: &[&str]) -> anyhow::Result<(Vm, Story)> {
+    let disks: Vec<_> = pools
+        .iter()
+        .map(|pool| format!("{pool}=16MiB,pool={pool},format=raw"))
+        .collect();
+    let mut more = vec!["--host", "h1", "--stopped"];
+    more.extend(disks.iter().flat_map(|disk| ["--disk", disk]));
+    dalgu(lab, &create("moving", LOCAL, &more)).await?;
+    let vm = words::vm(lab, "moving").await?;
+    for pool in pools {
+        let file = match *pool {
+            "shared" => shared(lab, &vm),
+            _ => local(lab, 1, &vm).join("local.raw"),
+        };
+        // In place: its owner and its mode are the host's business.
+        let open = fs::OpenOptions::new().write(true).open(file)?;
+        open.write_all_at(&noise(DATA_BYTES / 2), 0)?;
+        open.sync_all()?;
+    }
+    dalgu(lab, &["vm", "start", "moving"]).await?;
+    let vm = words::vm(lab, "moving").await?;
+    let mut story = Story::default();
+    story.more(lab, &vm, 3).await?;
+    Ok((vm, story))
+}
+
+/// It runs on this host alone, and has said every count once.
+async fn whole_on(lab: &Lab, host: &str, story: &mut Story) -> anyhow::Result<()> {
+    let vm = words::vm(lab, "moving").await?;
+    ensure!(
+        vm.host == host && vm.state == "RUNNING" && pids_of(lab, &vm.uid)?.len() == 1,
+        "{}",
+        vm.all
+    );
+    story.more(lab, &vm, 2).await?;
+    story.is_whole()
+}
+
+/// Begins to move it to h2 and waits until a part of its disks has gone.
+async fn copying_to_h2(lab: &Lab) -> anyhow::Result<String> {
+    let id = begin(
+        lab,
+        &["vm", "migrate", "moving", "--host", "h2", "--bandwidth", "4MiB"],
+    )
+    .await?;
+    wait_for("the copying of disks", REST_LIMIT, async || {
+        let now = operation(lab, &id).await;
+        now.is_ok_and(|now| number_at(&now, "/migration/diskProcessedBytes") > 0)
+    })
+    .await?;
+    Ok(id)
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn incident_04_and_15_shared_disks_stay_and_copied_ones_hang_nowhere_and_arrive_whole()
+-> anyhow::Result<()> {
+    with_lab(&e2e::hosts(2), async |lab| {
+        let (vm, mut story) = with_data(lab, &["local", "shared"]).await?;
+        let (here, there) = (
+            local(lab, 1, &vm).join("local.raw"),
+            local(lab, 2, &vm).join("local.raw"),
+        );
+        let before = (trace(&here).await?, trace(&shared(lab, &vm)).await?);
+
+        // 15: the way to the other host is cut while disks are copied, and stays so.
+        let id = copying_to_h2(lab).await?;
+        cable::cut(lab, 1, Some(2), Way::Both).await?;
+        dalgu(lab, &["op", "cancel", &id, "--no-wait"]).await?;
+        let ended = end_of(lab, &id, REST_LIMIT)
+            .await
+            .context("15: it hangs although it was cancelled")?;
+        ensure!(state_of(&ended) == "CANCELLED", "{ended}");
+        whole_on(lab, "h1", &mut story).await?;
+        let after = (trace(&here).await?, trace(&shared(lab, &vm)).await?);
+        ensure!(
+            after == before,
+            "15: a disk was written to: {after:?}, before: {before:?}"
+        );
+        cable::mend(lab, 1, Some(2)).await?;
+        at_rest(lab, &[], REST_LIMIT).await?;
+
+        // 4: there and back.
+        for (host, copy) in [("h2", &there), ("h1", &here)] {
+            let id = begin(lab, &["vm", "migrate", "moving", "--host", host]).await?;
+            let ended = end_of(lab, &id, REST_LIMIT).await?;
+            ensure!(state_of(&ended) == "SUCCEEDED", "{ended}");
+            let copied = number_at(&ended, "/migration/diskTotalBytes");
+            ensure!(
+                (DATA_BYTES as u64..2 * DATA_BYTES as u64).contains(&copied),
+                "4: {copied} bytes of disks were copied: {ended}"
+            );
+            whole_on(lab, host, &mut story).await?;
+            ensure!(
+                trace(&shared(lab, &vm)).await? == before.1,
+                "4: the shared disk was written to"
+            );
+            ensure!(
+                trace(copy).await?.sha256 == before.0.sha256,
+                "the copy is not the disk"
+            );
+        }
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+/// Puts something in the place of a VM's folder.
+type Put = fn(&Path) -> io::Result<()>;
+
+/// What is in the way at the destination, and why the migration then fails.
+const IN_THE_WAY: [(&str, Put, &str); 3] = [
+    (
+        "a file for the folder",
+        |folder| fs::write(folder, "x"),
+        "STORAGE",
+    ),
+    (
+        "a disk of this name that is too short",
+        |folder| {
+            fs::create_dir_all(folder)?;
+            fs::write(folder.join("local.raw"), "too short to take the copy")
+        },
+        "",
+    ),
+    (
+        "a folder for the disk",
+        |folder| fs::create_dir_all(folder.join("root.qcow2/x")),
+        "",
+    ),
+];
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn incident_11_a_file_in_the_way_at_the_destination_leaves_the_sources_disks_alone()
+-> anyhow::Result<()> {
+    with_lab(&e2e::hosts(2), async |lab| {
+        let (vm, mut story) = with_data(lab, &["local"]).await?;
+        let before = trace(&local(lab, 1, &vm).join("local.raw")).await?;
+        let pids = pids_of(lab, &vm.uid)?;
+        let folder = local(lab, 2, &vm);
+        for (what, put, why) in IN_THE_WAY {
+            put(&folder).with_context(|| format!("put {what} there"))?;
+            let id = begin(lab, &["vm", "migrate", "moving", "--host", "h2"]).await?;
+            let ended = end_of(lab, &id, BOOT_LIMIT).await?;
+            let reason = ended["error"]["reason"].as_str().unwrap_or_default();
+            ensure!(
+                state_of(&ended) == "FAILED" && (why.is_empty() || reason == why),
+                "{what}: {ended}"
+            );
+            whole_on(lab, "h1", &mut story)
+                .await
+                .with_context(|| format!("{what}: {ended}"))?;
+            let after = trace(&local(lab, 1, &vm).join("local.raw")).await?;
+            ensure!(after == before, "{what}: the source's disk was written to");
+            ensure!(pids_of(lab, &vm.uid)? == pids, "{what}: another process");
+            // Dalgu takes away what is in the folder of its VM, and nothing else.
+            if folder.is_file() {
+                fs::remove_file(&folder)?;
+            }
+            ensure!(!folder.exists(), "{what} was left by a migration that failed");
+        }
+        // One of the right size that has something else in it, also where the source's has nothing.
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("local.raw"), noise(DATA_BYTES))?;
+        dalgu(lab, &["vm", "migrate", "moving", "--host", "h2"]).await?;
+        whole_on(lab, "h2", &mut story).await?;
+        let arrived = trace(&folder.join("local.raw")).await?;
+        ensure!(arrived.sha256 == before.sha256, "the copy is not the disk");
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
 }
 
 /// Process ids of the `qemu-img` that work on a file of this VM.

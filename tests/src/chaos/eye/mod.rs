@@ -35,10 +35,12 @@ const SETTLE: Duration = Duration::from_millis(900);
 /// After its QEMU was killed a guest that counts on for so long was not ended by it: it had moved.
 const SURVIVED: Duration = Duration::from_secs(20);
 
-/// A libvirtd that was killed while it sent a VM gives the source its disks back when it returns, whatever became of the
-/// other side: nobody has started a copy. It is told apart, and the copies are counted as ever.
+/// When a migration is torn at its switch-over, by the death of a libvirtd or of an agent that carried it, the source's libvirt
+/// gives the VM there its disks back, and the destination's gives them to the copy that has arrived. One of them is refused,
+/// and has started nothing: what has arrived is frozen until the source says that it has let go, or until both have settled,
+/// so that without locks one copy runs too. It is told apart, and the copies are counted as ever.
 const REACTIVATION: &str = "blockdev-set-active";
-/// From a libvirtd's death until its successor has recovered.
+/// From a daemon's death until its successor has recovered.
 const RECOVERY: Duration = Duration::from_secs(20);
 
 /// One guest's files and tale.
@@ -99,12 +101,11 @@ impl Eye {
         self.read_guests();
         for (rule, line) in self.logs.read_on(&self.lab) {
             let mut books = self.books.borrow_mut();
-            if line.contains(REACTIVATION) && books.libvirtd_killed.is_some_and(|at| at.elapsed() < RECOVERY)
-            {
+            if line.contains(REACTIVATION) && books.carrier_killed.is_some_and(|at| at.elapsed() < RECOVERY) {
                 books.tell(&format!(
-                    "eye: libvirt's own recovery of a source was refused the lock: {line}"
+                    "eye: one side of a torn migration was refused the lock: {line}"
                 ));
-                books.checked("locks refused to libvirt's own recovery of a source");
+                books.checked("locks refused to one side of a torn migration");
             } else {
                 books.violation(rule, line);
             }

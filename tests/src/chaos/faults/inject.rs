@@ -30,8 +30,10 @@ pub async fn carry_out(
 ) -> anyhow::Result<()> {
     match fault {
         Fault::Kill(daemon) => {
-            if matches!(daemon, Daemon::Libvirtd(_)) {
-                half_started(books);
+            match daemon {
+                Daemon::Libvirtd(_) => half_started(books),
+                Daemon::Agent(_) => books.borrow_mut().carrier_killed = Some(Instant::now()),
+                Daemon::Controller => {}
             }
             kill_and_start(lab, &[*daemon], lasts).await
         }
@@ -79,7 +81,7 @@ async fn kill_and_start(lab: &Lab, daemons: &[Daemon], lasts: Duration) -> anyho
 /// A libvirtd that dies while it starts a guest ends that guest when it comes back: it will boot once more.
 fn half_started(books: &Rc<RefCell<Books>>) {
     let mut books = books.borrow_mut();
-    books.libvirtd_killed = Some(Instant::now());
+    books.carrier_killed = Some(Instant::now());
     for subject in books
         .subjects
         .values_mut()
