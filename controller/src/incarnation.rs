@@ -313,6 +313,7 @@ fn take_over(tx: &mut Tx, vm: &VmRecord, (host, reported): &Seen) {
 fn settle(tx: &mut Tx, vm: &VmRecord, source: &Seen, destination: &Seen, id: MigrationId) {
     let mut taken = ahead(vm, &[&destination.1, &source.1]);
     taken.owner = source.0.clone();
+    tx.observe(vm.id, None);
     tx.forget_sightings(vm.id);
     ask_both(tx, taken, &source.0, &destination.0, id);
 }
@@ -332,6 +333,9 @@ pub fn takes_part(tx: &mut Tx, vm: &VmRecord, host: &HostName, reported: &Report
     };
     if vm.delete_time.is_none() && !vm.unconfirmed && tx.active_migration(vm.id).is_none() {
         let epoch = vm.epoch.max(reported.observation.epoch.next());
+        if epoch != vm.epoch {
+            tx.observe(vm.id, None);
+        }
         let vm = VmRecord { epoch, ..vm.clone() };
         ask_both(tx, vm, source, destination, id);
     }
@@ -389,7 +393,6 @@ fn ask_both(tx: &mut Tx, vm: VmRecord, source: &HostName, destination: &HostName
         message,
         Some(operation.id),
     );
-    tx.observe(vm.id, None);
     tx.put_vm(vm);
     tx.put_operation(operation);
     tx.put_migration(record);

@@ -86,9 +86,12 @@ impl Driver {
         }
         // Before the first look it is as it was left: whoever is told of no power state takes it for off.
         let as_left = !self.looked && vm.boot_id == self.shared.boot_id;
-        if (self.domain.is_some() || as_left)
-            && let Some((power, reason)) = vm.last_seen
-        {
+        // While a migration has it there is none here: it has been handed over, or has not come.
+        let here = self
+            .domain
+            .as_ref()
+            .map_or(as_left, |domain| domain.state.power().is_some());
+        if here && let Some((power, reason)) = vm.last_seen {
             status.power = Some(power);
             status.reason = reason;
         }

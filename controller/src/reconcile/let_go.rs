@@ -80,9 +80,9 @@ async fn tell(
     reported: &Reported,
     id: MigrationId,
 ) -> Result<Option<Next>, agent_client::Error> {
-    // What has come meanwhile stays.
+    // What has come meanwhile stays. A memory that was handed over is none.
     let part = agents.settle(state, host, id, reported.id).await?;
-    if !part.settled || part.presence != Some(Presence::Absent) {
+    if !part.settled || !matches!(part.presence, Some(Presence::Absent | Presence::HandedOver)) {
         return Ok(Some(Next::After(migration::POLL)));
     }
     let epoch = reported.observation.epoch;

@@ -404,7 +404,9 @@ impl Site {
     pub fn is_nowhere(&self, uid: &str) -> bool {
         let Ok(id) = uid.parse::<VmId>() else { return false };
         let domains = self.domains();
-        let domain = domains.iter().flatten().any(|(known, ..)| *known == id);
+        let here = |state: DomainState| state != DomainState::HandedOver;
+        let mut domains = domains.iter().flatten();
+        let domain = domains.any(|(known, state, _)| *known == id && here(*state));
         // A host that was made ready for it, or has sent it, has nothing of it.
         let part = |vm: &ledger::Vm| {
             matches!(
@@ -417,14 +419,16 @@ impl Site {
         !domain && !entry
     }
 
-    /// Whether no host has shown a VM since a restore although one has it. Who deletes a VM then says that it is gone, as
+    /// Whether no host has shown a domain of a VM since a restore although one has it. Who deletes a VM then says that it is gone, as
     /// docs/operations/backup.md asks, and nobody may say so of this one: it would stay, and its name with it.
     pub fn is_missed(&self, name: &str) -> bool {
         let state = self.services().map(|(_, services)| services.db.snapshot());
         let vm = state.as_ref().zip(name.parse().ok());
         let vm = vm.and_then(|(state, name)| Some((state, state.vm_by_name(&name)?)));
         vm.is_some_and(|(state, vm)| {
-            vm.unconfirmed && !state.sightings.contains_key(&vm.id) && !self.is_nowhere(&vm.id.to_string())
+            let mut shown = state.sightings.get(&vm.id).into_iter().flatten();
+            let shown = shown.any(|(_, said)| said.observation.power.is_some());
+            vm.unconfirmed && !shown && !self.is_nowhere(&vm.id.to_string())
         })
     }
 
