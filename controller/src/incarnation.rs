@@ -151,7 +151,12 @@ fn place(state: &State, vm: VmId) -> Place {
         },
         _ => return Place::Unclear(hosts()),
     };
-    let (theirs, ours) = (destination.1.migration, source.1.migration);
+    // Whoever has the VM for good tells of any migration that it remembers.
+    let part = |seen: &Seen| {
+        let part = matches!(seen.1.observation.phase, VmPhase::Incoming | VmPhase::Outgoing);
+        seen.1.migration.filter(|_| part)
+    };
+    let (theirs, ours) = (part(destination), part(source));
     match theirs.or(ours) {
         Some(id) if theirs.is_none_or(|theirs| ours.is_none_or(|ours| ours == theirs)) => Place::Migrating {
             source: source.clone(),
@@ -162,10 +167,15 @@ fn place(state: &State, vm: VmId) -> Place {
     }
 }
 
+/// Whether every host has told what it has since this start, also those that were not waited for.
+pub fn all_listed(state: &State) -> bool {
+    state.hosts.keys().all(|host| state.listed.contains(host))
+}
+
 /// A host to be asked beside the only one that shows a VM, and shows it as one that is on its way: who should have it, or
 /// any. Only when no host can have it that has not said so.
 fn silent_side(state: &State, vm: VmId, only: &Seen) -> Option<Seen> {
-    if !state.hosts.keys().all(|host| state.listed.contains(host)) {
+    if !all_listed(state) {
         return None;
     }
     let owner = state.vms.get(&vm).map(|vm| &vm.owner);

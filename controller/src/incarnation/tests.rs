@@ -446,3 +446,15 @@ async fn the_only_host_that_takes_part_in_a_vms_migration_is_asked_once_all_host
         );
     }
 }
+
+#[tokio::test]
+async fn what_the_one_that_has_a_vm_remembers_of_older_migrations_says_nothing_of_where_it_is() {
+    let (db, vm) = restored().await;
+    let source = part(&vm, "h1", VmPhase::Outgoing, 5, None);
+    let there = part(&vm, "h2", VmPhase::Settled, 4, Some(PowerState::Stopped));
+    all_list(&db, [vec![source], vec![there], vec![]]).await;
+    assert_eq!(kinds(&db), [Kind::Migrating]);
+    resumes(&db).await.unwrap();
+    let id = MigrationId::from_uuid(uuid::Uuid::from_u128(5));
+    assert_eq!(db.snapshot().active_migration(vm.id).unwrap().id, id);
+}

@@ -9,28 +9,22 @@ use super::{migrate::FINISH_POLL, step::Next};
 use crate::{
     agent_client::{self, Agents},
     agent_wire::Reported,
-    migration,
-    model::{OperationKind, OperationState, Presence, VmPhase, VmRecord},
+    incarnation, migration,
+    model::{Presence, VmPhase, VmRecord},
     state::State,
 };
 
 /// The migration that a host still takes part in, where it has no domain of the VM, and nobody will end it: it was made ready
-/// for a VM without a record, or has sent one that was deleted since. A domain may hold the VM's only memory, and disks of
-/// a VM that was never deleted here may be its only ones: those are for a person. A store that was never restored forgets
-/// no migration; only an old copy of it would.
+/// for a VM without a record, or has sent one that was deleted since, as its operations tell. A domain may hold the VM's only
+/// memory, and the disks of a VM that this store never knew may be its only ones: those are for a person. A store that was
+/// never restored forgets no migration; only an old copy of it would.
 pub fn remnant(state: &State, reported: &Reported) -> Option<MigrationId> {
     let seen = &reported.observation;
     let forgotten = state.meta.restores() > 0 && !state.vms.contains_key(&reported.id);
     if !forgotten || seen.power.is_some() {
         return None;
     }
-    let deleted = || {
-        let mut operations = state.operations.values();
-        operations.any(|done| {
-            let deletes = done.kind == OperationKind::Delete && done.state == OperationState::Succeeded;
-            deletes && done.vm == reported.id
-        })
-    };
+    let deleted = || state.operations.values().any(|done| done.vm == reported.id);
     let over = match seen.phase {
         VmPhase::Incoming => true,
         VmPhase::Outgoing => deleted(),
@@ -54,14 +48,15 @@ pub async fn let_go(agents: &Agents, state: &State, vm: VmId) -> Result<Next, ag
     Ok(next)
 }
 
-/// The same before a VM is deleted of which its owner has nothing but that; `None` when there is nothing in the way.
+/// The same before a VM is deleted of which its owner has nothing but that; `None` when there is nothing in the way. Where
+/// a host has not told what it has, that may be the VM.
 pub async fn before_deletion(
     agents: &Agents,
     state: &State,
     vm: &VmRecord,
 ) -> Result<Option<Next>, agent_client::Error> {
     let shown = state.sightings.get(&vm.id).and_then(|shown| shown.get(&vm.owner));
-    let Some(reported) = shown.filter(|_| vm.unconfirmed) else {
+    let Some(reported) = shown.filter(|_| vm.unconfirmed && incarnation::all_listed(state)) else {
         return Ok(None);
     };
     let seen = &reported.observation;
