@@ -168,8 +168,13 @@ fn place(state: &State, vm: VmId) -> Place {
 }
 
 /// Whether every host has told what it has since this start, also those that were not waited for.
-pub fn all_listed(state: &State) -> bool {
+fn all_listed(state: &State) -> bool {
     state.hosts.keys().all(|host| state.listed.contains(host))
+}
+
+/// Whether no host has a VM, by the word of each.
+pub fn is_nowhere(state: &State, vm: VmId) -> bool {
+    all_listed(state) && matches!(place(state, vm), Place::Nowhere)
 }
 
 /// A host to be asked beside the only one that shows a VM, and shows it as one that is on its way: who should have it, or

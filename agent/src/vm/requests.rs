@@ -57,6 +57,11 @@ impl Driver {
             .as_ref()
             .and_then(|vm| vm.intent.as_ref())
             .is_some_and(|before| before.spec != intent.spec);
+        // A restored controller may count from what this host remembered before a write that failed as it seemed: what was
+        // done by that write is to be done over.
+        let undone = intent.power_sequence.saturating_sub(1);
+        let counts_back = intent.power_sequence < done.power;
+        let counted = |sequence| if counts_back { undone } else { sequence };
         let vm = ledger::Vm {
             id: self.id,
             name,
@@ -66,6 +71,8 @@ impl Driver {
             done: Done {
                 defined: done.defined.filter(|_| !redefine),
                 volumes: (done.volumes && same_disks) || disks_made,
+                power: counted(done.power),
+                power_begun: counted(done.power_begun),
                 ..done
             },
             last_seen: known.as_ref().and_then(|vm| vm.last_seen),

@@ -48,15 +48,15 @@ pub async fn let_go(agents: &Agents, state: &State, vm: VmId) -> Result<Next, ag
     Ok(next)
 }
 
-/// The same before a VM is deleted of which its owner has nothing but that; `None` when there is nothing in the way. Where
-/// a host has not told what it has, that may be the VM.
+/// The same before a VM is deleted of which its owner has nothing but that; `None` when there is nothing in the way, or
+/// another host has the VM, or may have it.
 pub async fn before_deletion(
     agents: &Agents,
     state: &State,
     vm: &VmRecord,
 ) -> Result<Option<Next>, agent_client::Error> {
     let shown = state.sightings.get(&vm.id).and_then(|shown| shown.get(&vm.owner));
-    let Some(reported) = shown.filter(|_| vm.unconfirmed && incarnation::all_listed(state)) else {
+    let Some(reported) = shown.filter(|_| vm.unconfirmed && incarnation::is_nowhere(state, vm.id)) else {
         return Ok(None);
     };
     let seen = &reported.observation;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     agent_client::{self, Agents},
-    hosts, migration,
+    hosts, incarnation, migration,
     model::{
         Code, EventKind, Fault, HostState, MigrationRecord, OperationKind, OperationRecord, OperationState,
         Refusal, VmRecord,
@@ -207,6 +207,11 @@ async fn delete(db: &Db, agents: &Agents, state: &State, vm: &VmRecord) -> Resul
         db.change(|tx| apply::apply(tx, &vm.owner, vec![reported], Extent::Partial))
             .await;
         return Ok(Next::After(DELETE_POLL));
+    }
+    // Asked for before a restore: a host that has not told what it has may have the VM.
+    let before_restore = vm.unconfirmed && vm.backup_generation.is_some();
+    if before_restore && !incarnation::is_nowhere(state, vm.id) {
+        return Ok(Next::Idle);
     }
     db.change(|tx| remove(tx, vm)).await;
     Ok(Next::Idle)

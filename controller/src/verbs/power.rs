@@ -159,6 +159,8 @@ pub fn delete(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, force: bool)
 pub(super) fn condemn(tx: &mut Tx, mut vm: VmRecord, caller: &Caller) -> VmRecord {
     abort_migration(tx, &vm);
     vm.delete_time = Some(tx.now());
+    // Who says so of a VM that no host has shown since a restore knows that it is gone.
+    vm.backup_generation = None;
     vm.intent.generation = vm.intent.generation.next();
     tx.event(
         EventKind::Vm,

@@ -285,3 +285,19 @@ async fn a_vm_that_was_to_come_and_did_not_is_forgotten_although_its_entry_was_w
     let status = pair.destination.vms.get(vm(1)).unwrap().status();
     assert_eq!(status.phase, Phase::Gone, "it still waits for it: {status:?}");
 }
+
+#[tokio::test]
+async fn a_newer_intent_that_counts_less_than_was_done_is_done_all_the_same() {
+    let host = one_host().await;
+    host.create(vm(1), intent(1, PowerState::Running)).await;
+    host.create(vm(1), intent(5, PowerState::Stopped)).await;
+    host.until_settled(vm(1), 5).await;
+    // A controller that was restored, and was told what this host knew before.
+    let restored = Intent {
+        power_sequence: 4,
+        ..intent(9, PowerState::Running)
+    };
+    host.create(vm(1), restored).await;
+    let running = |status: &Status| status.power == Some(PowerState::Running);
+    host.until(vm(1), "runs", running).await;
+}
