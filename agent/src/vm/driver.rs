@@ -34,7 +34,7 @@ use super::{
     transfer::Transfers,
 };
 use crate::{
-    hypervisor::{Definition, Domain, Hint, Mark},
+    hypervisor::{Definition, Domain, DomainState, Hint, Mark},
     ledger::{self, Disposition, Done},
 };
 
@@ -219,6 +219,7 @@ impl Driver {
     }
 
     async fn apply(&mut self, outcome: Outcome) {
+        let restart_failed = matches!(&outcome.step, Some((Step::Restart, Err(_))));
         match outcome.step {
             Some((step, Ok(()))) => {
                 self.stuck = None;
@@ -230,6 +231,10 @@ impl Driver {
         match outcome.seen {
             Ok(domain) => {
                 self.domain = domain;
+                if restart_failed && self.is_off() {
+                    // It says nothing of the guest: its pool may come later than the host.
+                    self.restarts.pop_back();
+                }
                 self.unfinished = outcome.unfinished;
                 self.seen = Some(self.shared.clock.now());
                 self.looked = true;
@@ -244,6 +249,11 @@ impl Driver {
                 self.wake = Instant::now() + FIRST_RETRY * 4;
             }
         }
+    }
+
+    fn is_off(&self) -> bool {
+        let domain = self.domain.as_ref();
+        domain.is_some_and(|domain| domain.state == DomainState::Stopped)
     }
 
     /// Forgets failures and what was tried: there is a new intent.
@@ -361,7 +371,6 @@ impl Driver {
                     since: self.shared.clock.now(),
                 }
             }
-            Step::Restart => self.restarts.push_back(now),
             _ => {}
         }
         if before.is_some() && !mutant::on(Mutant::LedgerAfterHypervisor) && !self.save_vm().await {
@@ -373,7 +382,12 @@ impl Driver {
         match step {
             Step::PowerDone => self.wake = now,
             Step::Forget => tracing::info!("the VM is gone"),
-            step => self.begin(Some(step)),
+            step => {
+                if step == Step::Restart {
+                    self.restarts.push_back(now);
+                }
+                self.begin(Some(step));
+            }
         }
     }
 

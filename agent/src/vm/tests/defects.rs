@@ -301,3 +301,23 @@ async fn a_newer_intent_that_counts_less_than_was_done_is_done_all_the_same() {
     let running = |status: &Status| status.power == Some(PowerState::Running);
     host.until(vm(1), "runs", running).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_whose_restart_cannot_be_done_for_a_while_is_not_given_up() {
+    let host = one_host().await;
+    host.create(vm(1), intent(1, PowerState::Running)).await;
+    host.until_settled(vm(1), 1).await;
+    // Its host was restarted, and the pool comes later.
+    for _ in 0..=plan::MAX_RESTARTS {
+        let missing = HypervisorError::Storage {
+            pool: "local".into(),
+            detail: "not mounted".into(),
+        };
+        host.sim.fail_next(Call::Start, Fault::Error(missing));
+    }
+    host.sim.crash_guest(vm(1));
+    host.until(vm(1), "failed", |status| status.failure.is_some())
+        .await;
+    let running = |status: &Status| status.power == Some(PowerState::Running) && status.failure.is_none();
+    host.until(vm(1), "runs again", running).await;
+}
