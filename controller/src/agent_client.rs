@@ -120,6 +120,11 @@ impl Error {
         })
     }
 
+    /// Whether the agent said no for this reason.
+    pub fn is(&self, wanted: &str) -> bool {
+        matches!(self, Self::Refused { status, .. } if reason::of(status).as_deref() == Some(wanted))
+    }
+
     /// What the agent said, if it obeys another controller that has this site's credentials.
     pub fn replaced(&self) -> Option<String> {
         let Self::Refused { status, .. } = self else {

@@ -419,10 +419,16 @@ async fn finish(
         Side::Source => &record.source,
         Side::Destination => &record.destination,
     };
-    if !agents
-        .finish(state, host, record.id, vm.id, *host == vm.owner, vm.epoch)
-        .await?
+    let owner = *host == vm.owner;
+    let done = match agents
+        .finish(state, host, record.id, vm.id, owner, vm.epoch)
+        .await
     {
+        // It was told to delete the VM, by another controller beside this one: that is what its owner wants.
+        Err(error) if owner && vm.delete_time.is_some() && error.is("MIGRATION_OVER") => true,
+        done => done?,
+    };
+    if !done {
         return Ok(Next::After(FINISH_POLL));
     }
     let (id, from) = (record.id, record.phase);

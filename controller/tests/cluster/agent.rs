@@ -260,6 +260,9 @@ impl AgentService for Agent {
     ) -> Result<Response<agent::FinishMigrationResponse>, Status> {
         let request = request.into_inner();
         self.command("FinishMigration", request.context, |host| {
+            if request.owner && host.gave_up {
+                return Err(refuse("MIGRATION_OVER"));
+            }
             host.transfers.remove(&request.migration_id);
             if request.owner {
                 if let Some(vm) = host.vms.get_mut(&request.vm_uid) {

@@ -54,6 +54,8 @@ pub struct Host {
     pub refused: BTreeMap<String, u64>,
     /// Answers nothing and reports nothing.
     pub cut_off: bool,
+    /// Another controller has had it delete what it had.
+    pub gave_up: bool,
     /// Refuses to start anything.
     pub broken: bool,
     /// A source whose transfer has ended knows nothing of how far it came, as after a restart of its agent.

@@ -295,3 +295,20 @@ async fn how_far_a_migration_came_stays_readable_when_its_source_has_forgotten_i
         "also after a restart of the controller"
     );
 }
+
+#[tokio::test]
+async fn a_vm_that_another_controller_has_had_deleted_amid_its_migration_is_deleted_here_too() {
+    let mut site = Site::new(2).await;
+    let (mut clients, vm) = running(&mut site).await;
+    let source = vm.status.unwrap().host;
+    site.fabric.lock().transfer_steps = u32::MAX;
+    clients.vms.migrate_vm(migrate("web")).await.unwrap();
+    let begun = || async { !site.fabric.lock().hosts[&source].transfers.is_empty() };
+    eventually("the transfer begins", begun).await;
+    for host in site.fabric.lock().hosts.values_mut() {
+        host.vms.clear();
+        host.gave_up = true;
+    }
+    let deletion = clients.vms.delete_vm(delete("web")).await.unwrap().into_inner();
+    clients.succeeded(deletion).await;
+}
