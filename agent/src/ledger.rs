@@ -116,6 +116,16 @@ pub enum Disposition {
     },
 }
 
+impl Disposition {
+    /// The migration that the VM takes part in here.
+    pub const fn migration(self) -> Option<MigrationId> {
+        match self {
+            Self::Incoming { migration } | Self::Outgoing { migration } => Some(migration),
+            Self::Owned | Self::Deleting | Self::Gone { .. } => None,
+        }
+    }
+}
+
 /// What of the intent has been carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Done {

@@ -112,12 +112,7 @@ impl Transfers {
         domain: Option<&Domain>,
         seen: bool,
     ) -> Option<status::Migration> {
-        let present = match vm.map(|vm| vm.disposition) {
-            Some(Disposition::Incoming { migration } | Disposition::Outgoing { migration }) => {
-                Some(migration)
-            }
-            _ => None,
-        };
+        let present = vm.and_then(|vm| vm.disposition.migration());
         // An earlier one may be unfinished for ever: a restored controller does not know of it.
         let entry = self.entries.get(&present.or(self.latest)?)?;
         let presence = match domain {

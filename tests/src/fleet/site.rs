@@ -408,13 +408,7 @@ impl Site {
         let mut domains = domains.iter().flatten();
         let domain = domains.any(|(known, state, _)| *known == id && here(*state));
         // A host that was made ready for it, or has sent it, has nothing of it.
-        let part = |vm: &ledger::Vm| {
-            matches!(
-                vm.disposition,
-                Disposition::Incoming { .. } | Disposition::Outgoing { .. }
-            )
-        };
-        let has = |vm: &ledger::Vm| vm.id == id && !part(vm);
+        let has = |vm: &ledger::Vm| vm.id == id && vm.disposition.migration().is_none();
         let entry = self.entries().iter().flatten().any(has);
         !domain && !entry
     }
@@ -530,10 +524,7 @@ impl Site {
             // A write that was not confirmed may be there or not: its writer goes by what it knows.
             let known = machine.confirmed.get(&name).cloned();
             let written = machine.vm_entry(&name);
-            let migration = |vm: &ledger::Vm| match vm.disposition {
-                Disposition::Incoming { migration } | Disposition::Outgoing { migration } => Some(migration),
-                _ => None,
-            };
+            let migration = |vm: &ledger::Vm| vm.disposition.migration();
             let sure = known.as_ref().filter(|_| known == written).and_then(migration);
             let file = sure.map(|migration| format!("migrations/{migration}.json"));
             let migration: Option<ledger::Migration> =
