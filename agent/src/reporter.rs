@@ -231,6 +231,8 @@ impl Reporter {
                 .unwrap_or_default(),
             machine_id: text(self.gate.machine()),
             state_machine_id: text(host.machine),
+            controller_term: host.term.0,
+            controller_run_id: text(host.run),
         };
         // Boxed: the compiler does not see through this future in a task.
         let call: BoxFuture<'_, _> = Box::pin(self.client.register(request));

@@ -17,7 +17,7 @@ use dalgu_controller::{
 };
 use dalgu_proto::{
     host::{Inventory, Pool},
-    ids::{ClusterId, Epoch, Generation, HostName, Session, VmId},
+    ids::{ClusterId, Epoch, Generation, HostName, Session, Term, VmId},
     mutant::{self, Mutant},
     vm::{PowerReason, PowerState, RestartPolicy, Spec},
 };
@@ -156,6 +156,7 @@ fn registration(name: &str) -> Registration {
         cluster_id: None,
         machine_id: String::new(),
         state_machine_id: String::new(),
+        controller: (Term(0), None),
     }
 }
 

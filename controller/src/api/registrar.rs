@@ -2,7 +2,7 @@
 
 use dalgu_proto::{
     agent::v1::{self as agent, registrar_service_server::RegistrarService},
-    ids::{HostName, Session},
+    ids::{HostName, Session, Term},
     mutant::{self, Mutant},
     reason, time,
     tls::Role,
@@ -89,6 +89,7 @@ impl RegistrarService for Services {
             cluster_id,
             machine_id: m.machine_id,
             state_machine_id: m.state_machine_id,
+            controller: (Term(m.controller_term), m.controller_run_id.parse().ok()),
             host: host.clone(),
         };
         // A change also where it is refused: the operator is told of who was.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::{Inventory, Usage},
-    ids::{ClusterId, HostName, Session},
+    ids::{ClusterId, HostName, Session, Term},
     mutant::{self, Mutant},
 };
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::{
     agent_wire::Reported,
@@ -54,6 +55,8 @@ pub struct Registration {
     pub machine_id: String,
     /// The machine whose agent has written the state that this one found; empty for new state.
     pub state_machine_id: String,
+    /// The controller that it obeys: term, and run where it knows it.
+    pub controller: (Term, Option<Uuid>),
 }
 
 /// An agent reports.
@@ -160,6 +163,9 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
             ours,
         });
     }
+    if let Some(said) = other_controller(tx, &new) {
+        tx.set_replaced(said);
+    }
     let old = tx.hosts.get(&new.host).cloned();
     if let Err(error) = one_machine(old.as_deref(), tx.live.get(&new.host).map(AsRef::as_ref), &new) {
         note_rival(tx, &new, &error);
@@ -233,6 +239,22 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     apply::apply(tx, &new.host, new.vms, extent);
     tx.touch_host(&new.host);
     Ok(session)
+}
+
+/// The other controller with this site's credentials that a host obeys, if it does. It does so also when this is heard late:
+/// the terms that it has heard of only rise, and each is one run's.
+fn other_controller(tx: &Tx, new: &Registration) -> Option<String> {
+    let (host, (theirs, run), ours) = (&new.host, new.controller, tx.meta.term);
+    if theirs > ours {
+        return Some(format!(
+            "host {host} obeys a controller of term {theirs}, the term of this one, {ours}, is older than that"
+        ));
+    }
+    let run = run.filter(|run| theirs == ours && *run != tx.run_id)?;
+    Some(format!(
+        "host {host} obeys run {run} of a controller of term {ours}, this is run {}: two controllers are running",
+        tx.run_id
+    ))
 }
 
 /// Whether who speaks is the machine, and the boot, that the host is. Two machines with one identity would both be told to

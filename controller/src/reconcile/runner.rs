@@ -14,7 +14,7 @@ use super::{
     queue::Queue,
     step::{self, Next},
 };
-use crate::{agent_client::Agents, metrics::Metrics, model::EventKind, state::Db};
+use crate::{agent_client::Agents, metrics::Metrics, state::Db};
 
 /// Passes made at once.
 const AT_ONCE: usize = 64;
@@ -64,24 +64,6 @@ impl Runner {
         passes.wait().await;
     }
 
-    /// Agents obey another controller with this site's credentials. From now on this one only listens.
-    async fn replaced(&self, by: String) {
-        if self.db.snapshot().replaced_by.is_some() {
-            return;
-        }
-        tracing::error!(
-            said = by,
-            "agents obey another controller with this site's credentials: this one gives no more commands. Stop one of the \
-             two, and start the other anew"
-        );
-        self.db
-            .change(|tx| {
-                tx.event(EventKind::Host, "ControllerReplaced", "site", by.clone(), None);
-                tx.set_replaced(by);
-            })
-            .await;
-    }
-
     /// Spreads all VMs over the time until the next round.
     fn add_all(&self) {
         let state = self.db.snapshot();
@@ -107,7 +89,7 @@ impl Runner {
             Ok(Next::Idle) => work.done(None),
             Err(error) => {
                 if let Some(by) = error.replaced() {
-                    self.replaced(by).await;
+                    self.db.change(|tx| tx.set_replaced(by)).await;
                 }
                 let delay = work.failed();
                 let _entered = span.enter();

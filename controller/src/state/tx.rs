@@ -446,8 +446,18 @@ impl Tx {
         self.state.space = Some(space);
     }
 
-    /// Notes that agents obey another controller. Not stored; the same until this one ends.
+    /// Agents obey another controller with this site's credentials. From now on this one only listens. Not stored; the same
+    /// until it ends.
     pub fn set_replaced(&mut self, by: String) {
+        if self.state.replaced_by.is_some() {
+            return;
+        }
+        tracing::error!(
+            said = by,
+            "agents obey another controller with this site's credentials: this one gives no more commands. Stop one of the \
+             two, and start the other anew"
+        );
+        self.event(EventKind::Host, "ControllerReplaced", "site", by.clone(), None);
         self.state.replaced_by = Some(by);
     }
 

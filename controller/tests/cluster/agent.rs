@@ -398,6 +398,8 @@ impl Agent {
             hypervisor_error: String::new(),
             machine_id: String::new(),
             state_machine_id: String::new(),
+            controller_term: 0,
+            controller_run_id: String::new(),
         };
         let answer = tokio::time::timeout(Duration::from_secs(2), client.register(request)).await;
         let Ok(Ok(answer)) = answer else { return false };

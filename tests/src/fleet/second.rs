@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use dalgu_controller::{incarnation, store::memory::Disk};
+use dalgu_controller::{api::Services, incarnation, store::memory::Disk};
 
 use super::{plan::Node, site::Site};
 
@@ -14,6 +14,9 @@ const COPY: Node = Node::Controller(1);
 
 /// How long the original is down when it is restarted.
 const RESTART: Duration = Duration::from_secs(1);
+
+/// How often somebody looks whether the original is obeyed. Whoever was stopped had perhaps been started more often.
+const LOOK: Duration = Duration::from_secs(5);
 
 impl Site {
     /// A copy is started, unless there is one.
@@ -48,7 +51,7 @@ impl Site {
         });
     }
 
-    /// Somebody stops the copy, and restarts the original.
+    /// Somebody stops the copy, and restarts the original until hosts obey it.
     pub fn end_second(&self) {
         if !self.has_second() {
             return;
@@ -64,6 +67,12 @@ impl Site {
                 tokio::time::sleep(RESTART).await;
             }
             site.kill_for(ORIGINAL, RESTART);
+            while !site.has_second() {
+                tokio::time::sleep(LOOK).await;
+                if site.is_replaced() {
+                    site.kill_for(ORIGINAL, RESTART);
+                }
+            }
         });
     }
 
@@ -75,6 +84,12 @@ impl Site {
                 .say(format_args!("h{} is led to the other controller", host + 1));
             self.turn_face(host);
         }
+    }
+
+    /// Whether the original has been told that hosts obey another.
+    fn is_replaced(&self) -> bool {
+        let replaced = |services: &Services| services.db.snapshot().replaced_by.is_some();
+        self.services().is_some_and(|(_, services)| replaced(&services))
     }
 
     /// A controller is about to give a command, or hears from an agent: how long it has known that it is refused.

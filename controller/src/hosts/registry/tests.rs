@@ -29,6 +29,7 @@ fn registration(vms: Vec<Reported>) -> Registration {
         cluster_id: None,
         machine_id: String::new(),
         state_machine_id: String::new(),
+        controller: (Term(0), None),
     }
 }
 
@@ -370,6 +371,41 @@ async fn a_host_whose_hypervisor_does_not_answer_registers_and_nothing_follows_f
         db.snapshot().observation(&vm).is_none(),
         "a complete list says so"
     );
+}
+
+#[tokio::test]
+async fn a_controller_hears_from_a_host_that_registers_that_it_obeys_another() {
+    let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    // Term of the controller that the host obeys, above this one's, and its run; whether it is another.
+    let cases = [
+        (-1, Some(other), false),
+        (0, None, false),
+        (0, Some(own), false),
+        (0, Some(other), true),
+        (1, None, true),
+        (1, Some(other), true),
+    ];
+    for (above, run, is_another) in cases {
+        let db = db();
+        let state = db.snapshot();
+        let run = run.map(|run| if run == own { state.run_id } else { run });
+        let new = Registration {
+            controller: (Term(state.meta.term.0.saturating_add_signed(above)), run),
+            ..registration(vec![])
+        };
+        for _ in 0..2 {
+            db.change(|tx| register(tx, new.clone())).await.unwrap();
+        }
+        assert_eq!(
+            db.snapshot().replaced_by.is_some(),
+            is_another,
+            "{above}, {run:?}"
+        );
+        let told = reasons(&db)
+            .into_iter()
+            .filter(|reason| reason == "ControllerReplaced");
+        assert_eq!(told.count(), usize::from(is_another), "the operator is told once");
+    }
 }
 
 fn machine(id: &str, boot: &str) -> Registration {
