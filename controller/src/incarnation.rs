@@ -117,8 +117,7 @@ fn place(state: &State, vm: VmId) -> Place {
         let said = &reported.observation;
         match said.phase {
             // Of an older migration, and nothing of the VM is there: it has had another owner since.
-            VmPhase::Incoming | VmPhase::Outgoing
-                if said.power.is_none() && Some(said.epoch.next()) < newest => {}
+            phase if phase.is_migrating() && said.power.is_none() && Some(said.epoch.next()) < newest => {}
             // It goes by itself.
             VmPhase::Deleting => {}
             VmPhase::Incoming => coming.push(seen),
@@ -153,7 +152,7 @@ fn place(state: &State, vm: VmId) -> Place {
     };
     // Whoever has the VM for good tells of any migration that it remembers.
     let part = |seen: &Seen| {
-        let part = matches!(seen.1.observation.phase, VmPhase::Incoming | VmPhase::Outgoing);
+        let part = seen.1.observation.phase.is_migrating();
         seen.1.migration.filter(|_| part)
     };
     let (theirs, ours) = (part(destination), part(source));

@@ -31,7 +31,7 @@ use super::{
     reason,
     status::Status,
     steps::{Asked, FIRST_RETRY, Leaving, Outcome, Stuck, Work, poll_work, until_given_up},
-    transfer::Transfers,
+    transfers::Transfers,
 };
 use crate::{
     hypervisor::{Definition, Domain, DomainState, Hint, Mark},

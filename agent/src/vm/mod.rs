@@ -33,6 +33,7 @@ pub mod status;
 mod steps;
 mod tend;
 mod transfer;
+mod transfers;
 
 /// Requests that wait for one VM's task. Each is a command of the controller, which has few under way for one VM.
 const QUEUE_DEPTH: usize = 8;

@@ -8,28 +8,26 @@
 //! What the hypervisor's call returns decides nothing. Once both sides have settled, the controller concludes from what
 //! is really there, and tells both by `finish` who owns the VM. Until then nothing is started, stopped or removed here.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use dalgu_proto::{
     ids::{Epoch, MigrationId, VmId},
     mutant::{self, Mutant},
     vm::{PowerReason, PowerState},
 };
-use futures::future::BoxFuture;
-use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Error, Prepare, Send, Shared,
-    driver::{Driver, REMEMBER},
+    driver::Driver,
     policy::{self, Denied},
-    status::{self, Presence},
+    transfers::Ended,
 };
 use crate::{
     console,
-    hypervisor::{self, Domain, DomainState, Migrate, Progress},
-    ledger::{self, Disposition, Ledger, Role, Transfer},
+    hypervisor::{self, DomainState, Migrate, Progress},
+    ledger::{self, Disposition, Role, Transfer},
     migration::transport,
 };
 
@@ -39,139 +37,6 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 const SETTLE_WAIT: Duration = Duration::from_secs(6);
 /// A QEMU that still waits for data so long after its streams were cut is powered off: it holds no VM.
 const INCOMING_LIMIT: Duration = Duration::from_secs(30);
-
-/// How a transfer ended.
-pub(super) struct Ended {
-    migration: MigrationId,
-    outcome: Result<Progress, hypervisor::Error>,
-}
-
-/// The migrations of one VM.
-pub(super) struct Transfers {
-    entries: BTreeMap<MigrationId, ledger::Migration>,
-    latest: Option<MigrationId>,
-    running: Option<BoxFuture<'static, Ended>>,
-    progress: watch::Sender<Progress>,
-    handed_over: Option<CancellationToken>,
-    settled_at: Option<Instant>,
-}
-
-impl Transfers {
-    pub(super) fn new(entries: Vec<ledger::Migration>) -> Self {
-        let latest = entries
-            .iter()
-            .find(|entry| entry.finished.is_none())
-            .or_else(|| entries.first())
-            .map(|entry| entry.id);
-        Self {
-            entries: entries.into_iter().map(|entry| (entry.id, entry)).collect(),
-            latest,
-            running: None,
-            progress: watch::Sender::new(Progress::default()),
-            handed_over: None,
-            settled_at: None,
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Returns when the transfer under way has ended; never when there is none. Cancel safe: the transfer stays.
-    pub(super) async fn ended(&mut self) -> Ended {
-        match &mut self.running {
-            Some(running) => {
-                let ended = running.await;
-                self.running = None;
-                ended
-            }
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Returns when the source has said that the VM is gone from it; never when no such word is awaited. Cancel safe.
-    pub(super) fn handed_over(&self) -> impl Future<Output = ()> + use<> {
-        let word = self.handed_over.clone();
-        async move {
-            match word {
-                Some(word) => word.cancelled().await,
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    /// How far the transfer under way is.
-    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
-    }
-
-    /// The migration that the VM takes part in, or the latest one, for others.
-    pub(super) fn describe(
-        &self,
-        vm: Option<&ledger::Vm>,
-        domain: Option<&Domain>,
-        seen: bool,
-    ) -> Option<status::Migration> {
-        let present = vm.and_then(|vm| vm.disposition.migration());
-        // An earlier one may be unfinished for ever: a restored controller does not know of it.
-        let entry = self.entries.get(&present.or(self.latest)?)?;
-        let presence = match domain {
-            _ if !seen => Presence::Unknown,
-            Some(domain) => Presence::Is(domain.state),
-            None => Presence::Absent,
-        };
-        let owner = vm.is_some_and(|vm| vm.disposition == Disposition::Owned && vm.intent.is_some());
-        Some(status::Migration {
-            id: entry.id,
-            role: entry.role,
-            transfer: entry.transfer.clone(),
-            settled: entry.settled && self.running.is_none(),
-            finished: entry.finished.is_some(),
-            owner,
-            presence,
-            progress: *self.progress.borrow(),
-        })
-    }
-
-    /// Forgets migrations that were finished long ago.
-    pub(super) async fn forget_old(&mut self, ledger: &Ledger, now: Timestamp) {
-        let old: Vec<_> = self
-            .entries
-            .values()
-            .filter(|entry| {
-                let old = |at| now.duration_since(at) > REMEMBER || mutant::on(Mutant::GoneForgotten);
-                entry.finished.is_some_and(old)
-            })
-            .map(|entry| entry.id)
-            .collect();
-        for id in old {
-            if ledger.remove_migration(id).await.is_ok() {
-                self.entries.remove(&id);
-            }
-        }
-    }
-
-    /// Writes down how a transfer ended. It has ended also where that cannot be written, and whoever asks must hear it, or
-    /// would wait for ever. On disk it is Active then, which is read as failed after a restart; both hosts are looked at
-    /// anyway.
-    async fn write_if_possible(&mut self, ledger: &Ledger, entry: ledger::Migration) {
-        if let Err(error) = self.write(ledger, entry.clone()).await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the ledger cannot be written"
-            );
-            self.latest = Some(entry.id);
-            self.entries.insert(entry.id, entry);
-        }
-    }
-
-    async fn write(&mut self, ledger: &Ledger, entry: ledger::Migration) -> Result<(), ledger::Error> {
-        ledger.save_migration(&entry).await?;
-        self.latest = Some(entry.id);
-        self.entries.insert(entry.id, entry);
-        Ok(())
-    }
-}
 
 impl Driver {
     /// After a restart of the agent: its streams are gone, so whatever was being sent cannot succeed by them.

@@ -29,6 +29,13 @@ pub enum VmPhase {
     Outgoing,
 }
 
+impl VmPhase {
+    /// Whether the host is one side of a migration.
+    pub const fn is_migrating(self) -> bool {
+        matches!(self, Self::Incoming | Self::Outgoing)
+    }
+}
+
 /// What a host says is wrong with a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmFault {

@@ -60,7 +60,7 @@ pub async fn before_deletion(
         return Ok(None);
     };
     let seen = &reported.observation;
-    let part = matches!(seen.phase, VmPhase::Incoming | VmPhase::Outgoing) && seen.power.is_none();
+    let part = seen.phase.is_migrating() && seen.power.is_none();
     match reported.migration.filter(|_| part) {
         Some(id) => tell(agents, state, &vm.owner, reported, id).await,
         None => Ok(None),
