@@ -300,17 +300,14 @@ fn about(mutant: Mutant) -> Option<&'static str> {
 /// --matrix 0` finds it.
 pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
-        Mutant::SessionNotChecked => 63,
-        Mutant::StartRepeated | Mutant::MigrationJudgedByReturnCode => 14,
-        Mutant::GenerationNotCompared => 11,
-        Mutant::EpochNotCompared => 16,
-        Mutant::SettledMayBegin => 243,
-        Mutant::GoneForgotten => 122,
-        Mutant::PromisesNotCounted => 4,
-        Mutant::LedgerNotSynced => 2,
-        Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => 12,
-        Mutant::RefusedGoesOn => 32,
-        Mutant::RunNotCompared => 17,
+        Mutant::SessionNotChecked | Mutant::StartRepeated => 14,
+        Mutant::GenerationNotCompared | Mutant::PromisesNotCounted => 4,
+        Mutant::GoneForgotten | Mutant::LedgerNotSynced => 2,
+        Mutant::MigrationJudgedByReturnCode | Mutant::RestoreKeepsNumbers => 12,
+        Mutant::SettledMayBegin => 89,
+        Mutant::RestoreDoesNotObserve => 67,
+        Mutant::RefusedGoesOn => 17,
+        Mutant::RunNotCompared => 37,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
         _ => 1,
     })

@@ -112,9 +112,9 @@ const MENU: &[(Kind, &[(Fate, u32)])] = &[
         &[
             (Fate::Lose, 120),
             (Fate::LoseReply, 120),
-            (Fate::Delay(Duration::from_millis(1_500)), 200),
+            (Fate::Delay(Duration::from_millis(1_500)), 250),
             (Fate::Delay(Duration::from_secs(95)), 25),
-            (Fate::Repeat(Duration::from_secs(20)), 120),
+            (Fate::Repeat(Duration::from_secs(20)), 150),
             (Fate::Fail, 60),
             (Fate::CrashBefore, 4),
             (Fate::CrashAfter, 4),
@@ -123,7 +123,7 @@ const MENU: &[(Kind, &[(Fate, u32)])] = &[
     (
         Kind::Commit,
         &[
-            (Fate::Delay(Duration::from_millis(800)), 150),
+            (Fate::Delay(Duration::from_millis(800)), 300),
             (Fate::CrashBefore, 4),
             (Fate::CrashAfter, 4),
         ],
@@ -131,7 +131,7 @@ const MENU: &[(Kind, &[(Fate, u32)])] = &[
     (
         Kind::Ledger,
         &[
-            (Fate::Delay(Duration::from_millis(800)), 150),
+            (Fate::Delay(Duration::from_millis(800)), 300),
             (Fate::Fail, 60),
             (Fate::Lie, 60),
             (Fate::CrashBefore, 15),
@@ -150,7 +150,7 @@ const MENU: &[(Kind, &[(Fate, u32)])] = &[
     ),
     (
         Kind::Look,
-        &[(Fate::Delay(Duration::from_secs(2)), 100), (Fate::Fail, 60)],
+        &[(Fate::Delay(Duration::from_secs(2)), 300), (Fate::Fail, 80)],
     ),
     (
         Kind::Transfer,

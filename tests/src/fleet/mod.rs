@@ -182,15 +182,13 @@ async fn live(settings: &Settings) -> Outcome {
                 plan
             }
         };
-        carry_out(&site, &plan, begun).await;
-        let end = plan
-            .last()
-            .map_or(begin, |(time, _)| *time)
-            .max(begin + settings.size.time);
-        done.extend(plan);
-        let enough = settings.plan.is_some() || site.fates().faults() >= settings.least_faults;
-        if enough || !site.checker().violations.is_empty() {
-            tokio::time::sleep_until(begun + end).await;
+        // Of a plan that was given everything happens.
+        let enough = settings.plan.is_none().then_some(settings.least_faults);
+        let happened = carry_out(&site, &plan, begun, enough).await;
+        let is_whole = happened == plan.len();
+        done.extend(plan.into_iter().take(happened));
+        if settings.plan.is_some() || !is_whole {
+            tokio::time::sleep_until(begun + settings.size.time).await;
             break;
         }
     }
@@ -206,14 +204,17 @@ async fn live(settings: &Settings) -> Outcome {
     outcome
 }
 
-async fn carry_out(site: &Arc<Site>, plan: &Plan, begun: Instant) {
-    for (time, event) in plan {
+/// Returns how much of the plan has happened when it is over, when there have been `enough` faults, or one violation.
+async fn carry_out(site: &Arc<Site>, plan: &Plan, begun: Instant, enough: Option<u64>) -> usize {
+    for (number, (time, event)) in plan.iter().enumerate() {
         tokio::time::sleep_until(begun + *time).await;
         happen(site, *event);
-        if !site.checker().violations.is_empty() {
-            return;
+        let is_enough = enough.is_some_and(|enough| site.fates().faults() >= enough);
+        if is_enough || !site.checker().violations.is_empty() {
+            return number + 1;
         }
     }
+    plan.len()
 }
 
 /// Waits until everything is as it should be; that it is not after all is a violation.

@@ -747,7 +747,9 @@ impl Site {
             node,
         });
         let config = Arc::new(Config {
-            report_interval_ms: 3_000,
+            report_interval_ms: 5_000,
+            unreachable_after_intervals: 2,
+            event_retention: 1_000,
             ..Config::default()
         });
         let site = self.me();
