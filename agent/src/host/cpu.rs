@@ -29,8 +29,12 @@ fn convert(total: &CpuTime) -> CpuTimes {
 /// Load over 1, 5 and 15 minutes.
 pub(super) fn load(root: &Root) -> Result<[f64; 3], Error> {
     let load: LoadAverage = root.parse("proc/loadavg")?;
+    let load = [load.one, load.five, load.fifteen];
+    if load.iter().any(|value| !(0.0..=f32::MAX).contains(value)) {
+        return Err(root.malformed("proc/loadavg", "a load is no number of processes"));
+    }
     // The kernel writes two decimals; an f32 like 0.3 is 0.30000001192… as an f64.
-    Ok([load.one, load.five, load.fifteen].map(|value| (f64::from(value) * 100.0).round() / 100.0))
+    Ok(load.map(|value| (f64::from(value) * 100.0).round() / 100.0))
 }
 
 #[cfg(test)]
@@ -64,5 +68,18 @@ mod tests {
         let tree = Tree::new();
         tree.write("proc/loadavg", "0.30 12.07 3.10 2/151 1234\n");
         assert_eq!(load(&tree.root()).unwrap(), [0.3, 12.07, 3.1]);
+    }
+
+    #[test]
+    fn a_load_that_no_number_can_hold_is_none() {
+        let tree = Tree::new();
+        for text in [
+            "0.30 12.07 1e99 2/151 1234",
+            "-1.00 12.07 3.10 2/151 1234",
+            "nan 0.10 0.10 2/151 1234",
+        ] {
+            tree.write("proc/loadavg", text);
+            assert!(load(&tree.root()).is_err(), "{text}");
+        }
     }
 }

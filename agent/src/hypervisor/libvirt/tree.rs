@@ -237,11 +237,10 @@ fn add_text(open: &mut [Element], text: &str) {
 
 fn read_start(start: &BytesStart<'_>) -> Result<Element, XmlError> {
     let mut element = Element::new(start.name().as_ref());
-    if element.name.is_empty() {
-        return Err(malformed("an element has no name"));
-    }
+    check_name(&element.name)?;
     for attribute in start.attributes() {
         let attribute = attribute.map_err(malformed)?;
+        check_name(attribute.key.as_ref())?;
         let value = quick_xml::escape::unescape(&attribute.value).map_err(malformed)?;
         element
             .attributes
@@ -258,6 +257,18 @@ fn resolve(reference: &BytesRef<'_>) -> Result<String, XmlError> {
     quick_xml::escape::resolve_predefined_entity(name)
         .map(str::to_owned)
         .ok_or_else(|| malformed(format!("entity {name}")))
+}
+
+/// XML 1.0, production 5 "Name", with everything beyond ASCII. The reader takes for a name what stands in its place, quotes too.
+fn check_name(name: &str) -> Result<(), XmlError> {
+    let first = |character: char| {
+        character.is_ascii_alphabetic() || "_:".contains(character) || !character.is_ascii()
+    };
+    let later = |character: char| first(character) || character.is_ascii_digit() || "-.".contains(character);
+    if name.starts_with(first) && name.chars().all(later) {
+        return Ok(());
+    }
+    Err(malformed(format!("{name:?} is no name")))
 }
 
 /// XML 1.0, production 2 "Char".
@@ -331,7 +342,15 @@ mod tests {
 
     #[test]
     fn broken_documents_are_errors() {
-        for broken in ["", "<a>", "<a></b>", "<a b=c/>", "<a>&unknown;</a>", "text"] {
+        let names = [
+            "< />",
+            "<1/>",
+            "<a=<\" b=\"\"/>",
+            "<a ><b=\"\"/>",
+            "<a x\"=\"\"/>",
+        ];
+        let documents = ["", "<a>", "<a></b>", "<a b=c/>", "<a>&unknown;</a>", "text"];
+        for broken in names.into_iter().chain(documents) {
             assert!(Element::parse(broken).is_err(), "{broken:?} was read");
         }
     }
