@@ -64,6 +64,12 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 256;
 /// Largest header list of a request.
 const MAX_HEADERS_BYTES: u32 = 16 * 1024;
+/// Streams that a caller has reset before they were looked at; more end the connection (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams that were reset here for the caller's errors; more end the connection (CVE-2025-8671).
+const MAX_LOCAL_RESETS: usize = 100;
+/// Longest time of a call: many times what the controller waits for one, so that nothing stays for ever.
+const CALL_TIME: Duration = Duration::from_mins(2);
 /// Migration streams that wait to be taken; the taker never waits for anything.
 const WAITING_STREAMS: usize = 16;
 
@@ -230,6 +236,9 @@ async fn serve(
         .accept_http1(true)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADERS_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        .timeout(CALL_TIME)
         .http2_keepalive_interval(Some(tls::client::KEEPALIVE))
         .http2_keepalive_timeout(Some(tls::client::KEEPALIVE))
         .layer(dalgu_proto::size::Limit)
