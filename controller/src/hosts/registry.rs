@@ -163,13 +163,13 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
             ours,
         });
     }
-    if let Some(said) = other_controller(tx, &new) {
-        tx.set_replaced(said);
-    }
     let old = tx.hosts.get(&new.host).cloned();
     if let Err(error) = one_machine(old.as_deref(), tx.live.get(&new.host).map(AsRef::as_ref), &new) {
         note_rival(tx, &new, &error);
         return Err(error);
+    }
+    if let Some(said) = other_controller(tx, &new) {
+        tx.set_replaced(said);
     }
     let first = old.is_none();
     let mut record = old

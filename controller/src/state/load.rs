@@ -95,7 +95,8 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
     let mut state = State::empty(meta);
     for (revision, value) in &image.events {
         let event: EventRecord = parse("events", &revision.to_string(), value)?;
-        state.events.insert(*revision, Arc::new(event));
+        // By its own number, as all other records: pages go by it.
+        state.events.insert(event.revision, Arc::new(event));
     }
     // Nothing new is made here: neither the time nor an id is asked for.
     let mut tx = Tx::new(state, Timestamp::UNIX_EPOCH, NewIds::random(), usize::MAX);
