@@ -131,6 +131,14 @@ impl Checker {
         }
     }
 
+    /// I12: a controller is refused only for terms that another has reached.
+    pub fn refused_again(&mut self, times: u64, behind: u64) {
+        let fine = times <= behind;
+        self.check("I12 who has the highest term is not refused", fine, || {
+            format!("refused at its start {times}, although the other was {behind} ahead")
+        });
+    }
+
     /// I1: no VM runs on two hosts.
     pub fn census(&mut self, hosts: Vec<Domains>) {
         if hosts == self.domains {

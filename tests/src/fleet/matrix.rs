@@ -61,6 +61,18 @@ pub const ROWS: &[Row] = &[
         verbs: &[Verb::Create, Verb::Migrate],
     },
     Row {
+        name: "relabel",
+        verbs: &[Verb::Create, Verb::Relabel],
+    },
+    Row {
+        name: "cordon",
+        verbs: &[Verb::Create, Verb::Cordon],
+    },
+    Row {
+        name: "uncordon",
+        verbs: &[Verb::Create, Verb::Cordon, Verb::Uncordon],
+    },
+    Row {
         name: "cancel a migration",
         verbs: &[Verb::Create, Verb::Migrate, Verb::Cancel],
     },
@@ -163,20 +175,21 @@ pub fn row(row: &Row, every: usize) -> Result {
         });
         return result;
     }
-    // Points of the last request: those after the one before it was carried out, without the heartbeats that go on anyway.
+    // Points of the last request: those after the one before it was carried out, until each host has reported what came of it.
+    // The heartbeats that follow tell nothing of it.
     let begin = quiet
         .seen
         .iter()
         .rposition(|point| point.by == super::plan::Node::Client)
         .unwrap_or(0);
     let mine = |point: &Point| !matches!(point.name, "Report" | "Register" | "list" | "usage" | "about");
-    let points: Vec<_> = quiet
-        .seen
-        .iter()
-        .enumerate()
-        .skip(begin)
-        .filter(|(_, point)| mine(point))
-        .collect();
+    let last = quiet.seen.iter().rposition(mine).unwrap_or(0);
+    let after = quiet.seen.iter().enumerate().skip(last);
+    let reports = after
+        .filter(|(_, point)| point.name == "Report")
+        .map(|(number, _)| number);
+    let end = reports.take(size.hosts).last().unwrap_or(last);
+    let points: Vec<_> = quiet.seen.iter().enumerate().take(end + 1).skip(begin).collect();
     result.points = points.len();
     let cells = points.iter().flat_map(|(number, point)| {
         fate::possible(point.kind).map(move |fate| (*number as u64, **point, fate))

@@ -33,7 +33,12 @@ const AGAIN: Duration = Duration::from_secs(2);
 impl Site {
     /// What the controller's store holds.
     pub fn image(&self) -> Image {
-        let mut store = self.disk(0).open();
+        self.image_of(0)
+    }
+
+    /// What a controller's store holds.
+    pub fn image_of(&self, controller: usize) -> Image {
+        let mut store = self.disk(controller).open();
         store.load().expect("memory can be read")
     }
 

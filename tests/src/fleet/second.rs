@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use dalgu_controller::{api::Services, incarnation, store::memory::Disk};
+use dalgu_controller::{incarnation, store::memory::Disk};
 
 use super::{plan::Node, site::Site};
 
@@ -17,6 +17,12 @@ const RESTART: Duration = Duration::from_secs(1);
 
 /// How often somebody looks whether the original is obeyed. Whoever was stopped had perhaps been started more often.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// What hosts have left is ended by a restore when it is still there after so many looks.
+const LOOKS: u32 = 6;
+
+/// How long the restored controller waits for hosts that do not come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Site {
     /// A copy is started, unless there is one.
@@ -60,6 +66,9 @@ impl Site {
             .say(format_args!("the copy is stopped, the other restarted"));
         self.set_second(false);
         self.kill_for(COPY, Duration::ZERO);
+        let term = |image| incarnation::past(image).map_or(0, |meta| meta.term.0);
+        // Each start raises the term by one: so often it may be told that it is refused.
+        let behind = term(&self.image_of(1)).saturating_sub(term(&self.image()));
         let site = self.me();
         tokio::spawn(async move {
             // What is just starting may have been refused before it knows.
@@ -67,10 +76,22 @@ impl Site {
                 tokio::time::sleep(RESTART).await;
             }
             site.kill_for(ORIGINAL, RESTART);
-            while !site.has_second() {
+            let (number, mut refused, mut left) = (site.seconds(), 0, 0);
+            loop {
                 tokio::time::sleep(LOOK).await;
+                if site.seconds() != number {
+                    return;
+                }
                 if site.is_replaced() {
+                    refused += 1;
+                    site.checker().refused_again(refused, behind);
                     site.kill_for(ORIGINAL, RESTART);
+                }
+                // A restored controller ends what the copy had begun.
+                left = if site.has_left() { left + 1 } else { 0 };
+                if left == LOOKS {
+                    site.back_up();
+                    site.restore(RESTART, PATIENCE, false);
                 }
             }
         });
@@ -88,8 +109,17 @@ impl Site {
 
     /// Whether the original has been told that hosts obey another.
     fn is_replaced(&self) -> bool {
-        let replaced = |services: &Services| services.db.snapshot().replaced_by.is_some();
-        self.services().is_some_and(|(_, services)| replaced(&services))
+        let services = self.services();
+        services.is_some_and(|(_, services)| services.db.snapshot().replaced_by.is_some())
+    }
+
+    /// Whether nothing goes wrong any more, and hosts have what no controller knows of.
+    fn has_left(&self) -> bool {
+        let Some((_, services)) = self.services() else {
+            return false;
+        };
+        let state = services.db.snapshot();
+        self.fates().over && state.strays.values().any(|stray| stray.times > 1)
     }
 
     /// A controller is about to give a command, or hears from an agent: how long it has known that it is refused.
