@@ -97,7 +97,8 @@ pub fn percentile(samples: &[f64], percent: usize) -> Option<f64> {
     sorted.get(index).copied()
 }
 
-fn is_overload(status: &Status) -> bool {
+/// Whether the controller was asked too much.
+pub fn is_overload(status: &Status) -> bool {
     status.code() == Code::ResourceExhausted && reason::of(status).as_deref() == Some("OVERLOADED")
 }
 
