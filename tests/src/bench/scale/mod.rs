@@ -32,7 +32,7 @@ use crate::operator::Operator;
 
 /// Creations under way at the same time.
 const AT_ONCE: usize = 48;
-/// Time until a creation that was refused is asked for again.
+/// Time until a call that was refused is made again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Nothing that is waited for takes longer.
 const LIMIT: Duration = Duration::from_secs(900);

@@ -9,8 +9,8 @@ use dalgu_proto::v1;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Ended, drive, percentile};
-use super::{Site, count, look, one};
+use super::load::{Ended, drive, is_overload, percentile};
+use super::{AGAIN, Site, count, look, one};
 use crate::bench::report::Report;
 use crate::operator::Operator;
 
@@ -26,7 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 struct Beside {
     read_ms: Vec<f64>,
+    refused: u64,
     unanswered: u64,
+    /// How the last of them ended.
+    failure: Option<String>,
     peak_mib: f64,
 }
 
@@ -67,8 +70,9 @@ pub(super) async fn measure(site: &mut Site<'_>, report: &mut Report) -> anyhow:
         );
         ensure!(
             beside.unanswered == 0,
-            "another operator was not answered {} times",
-            beside.unanswered
+            "another operator was not answered {} times: {:?}",
+            beside.unanswered,
+            beside.failure
         );
     }
     rest(site).await
@@ -148,6 +152,11 @@ fn tell(name: &str, per_second: u32, ended: &Ended, beside: &Beside, report: &mu
         "ms",
         percentile(&beside.read_ms, 99),
     );
+    add(
+        "another operator's reads, refused before",
+        "",
+        Some(count(beside.refused)),
+    );
     add("controller's memory, highest", "MiB", Some(beside.peak_mib));
 }
 
@@ -162,9 +171,26 @@ async fn beside(
     for name in vms.iter().cycle() {
         let request = v1::GetVmRequest { name: name.clone() };
         let began = Instant::now();
-        match timeout(PATIENCE, other.vms().get_vm(request)).await {
+        // Where all places are taken it comes again, as every client does.
+        let mut read = async || loop {
+            match other.vms().get_vm(request.clone()).await {
+                Err(status) if is_overload(&status) => {
+                    found.refused += 1;
+                    sleep(AGAIN).await;
+                }
+                answer => return answer,
+            }
+        };
+        match timeout(PATIENCE, read()).await {
             Ok(Ok(_)) => found.read_ms.push(began.elapsed().as_secs_f64() * 1000.0),
-            _ => found.unanswered += 1,
+            Ok(Err(status)) => {
+                found.unanswered += 1;
+                found.failure = Some(format!("{:?}: {}", status.code(), status.message()));
+            }
+            Err(_) => {
+                found.unanswered += 1;
+                found.failure = Some(format!("no answer in {PATIENCE:?}"));
+            }
         }
         found.peak_mib = found.peak_mib.max(site.controller.memory_mib()?);
         if over.is_cancelled() {
