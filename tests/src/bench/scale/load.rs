@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use dalgu_proto::{reason, v1};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -18,6 +18,8 @@ use crate::operator::Operator;
 const TICK: Duration = Duration::from_millis(5);
 /// Requests of one connection that may wait for their answers; more are not sent and counted as such.
 const OUTSTANDING: usize = 512;
+/// Time until a call that was refused is made again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// A request without an answer after this time counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -97,8 +99,17 @@ pub fn percentile(samples: &[f64], percent: usize) -> Option<f64> {
     sorted.get(index).copied()
 }
 
-/// Whether the controller was asked too much.
-pub fn is_overload(status: &Status) -> bool {
+/// Makes a call again and again while the controller says that it is asked too much, as every client does.
+pub async fn patiently<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> Result<T, Status> {
+    loop {
+        match call().await {
+            Err(status) if is_overload(&status) => sleep(AGAIN).await,
+            answer => return answer,
+        }
+    }
+}
+
+fn is_overload(status: &Status) -> bool {
     status.code() == Code::ResourceExhausted && reason::of(status).as_deref() == Some("OVERLOADED")
 }
 

@@ -32,8 +32,6 @@ use crate::operator::Operator;
 
 /// Creations under way at the same time.
 const AT_ONCE: usize = 48;
-/// Time until a call that was refused is made again.
-const AGAIN: Duration = Duration::from_secs(1);
 /// Nothing that is waited for takes longer.
 const LIMIT: Duration = Duration::from_secs(900);
 /// Time between two looks at something that is waited for.
@@ -239,22 +237,21 @@ impl Site<'_> {
     }
 }
 
-/// Asked again where the controller says that it is asked too much.
+/// Gives the time of the call that was not refused.
 async fn create(operator: &Operator, number: usize) -> anyhow::Result<f64> {
     let request = v1::CreateVmRequest {
         vm: Some(vm(&format!("vm-{number:05}"))),
         ..v1::CreateVmRequest::default()
     };
-    loop {
-        let began = Instant::now();
-        match operator.vms().create_vm(request.clone()).await {
-            Err(status) if load::is_overload(&status) => sleep(AGAIN).await,
-            answer => {
-                answer.with_context(|| format!("create VM {number}"))?;
-                return Ok(seconds(began) * 1000.0);
-            }
-        }
-    }
+    let mut began = Instant::now();
+    let call = async || {
+        began = Instant::now();
+        operator.vms().create_vm(request.clone()).await
+    };
+    load::patiently(call)
+        .await
+        .with_context(|| format!("create VM {number}"))?;
+    Ok(seconds(began) * 1000.0)
 }
 
 /// A VM as departments have it.

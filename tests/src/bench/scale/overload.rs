@@ -9,8 +9,8 @@ use dalgu_proto::v1;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Ended, drive, is_overload, percentile};
-use super::{AGAIN, Site, count, look, one};
+use super::load::{Ended, drive, patiently, percentile};
+use super::{Site, count, look, one};
 use crate::bench::report::Report;
 use crate::operator::Operator;
 
@@ -171,17 +171,13 @@ async fn beside(
     for name in vms.iter().cycle() {
         let request = v1::GetVmRequest { name: name.clone() };
         let began = Instant::now();
-        // Where all places are taken it comes again, as every client does.
-        let mut read = async || loop {
-            match other.vms().get_vm(request.clone()).await {
-                Err(status) if is_overload(&status) => {
-                    found.refused += 1;
-                    sleep(AGAIN).await;
-                }
-                answer => return answer,
-            }
-        };
-        match timeout(PATIENCE, read()).await {
+        let mut calls = 0;
+        // Where all places are taken it comes again.
+        let read = patiently(async || {
+            calls += 1;
+            other.vms().get_vm(request.clone()).await
+        });
+        match timeout(PATIENCE, read).await {
             Ok(Ok(_)) => found.read_ms.push(began.elapsed().as_secs_f64() * 1000.0),
             Ok(Err(status)) => {
                 found.unanswered += 1;
@@ -192,6 +188,7 @@ async fn beside(
                 found.failure = Some(format!("no answer in {PATIENCE:?}"));
             }
         }
+        found.refused += calls - 1;
         found.peak_mib = found.peak_mib.max(site.controller.memory_mib()?);
         if over.is_cancelled() {
             break;
