@@ -38,6 +38,15 @@ fn nothing_is_violated_whatever_goes_wrong() {
     }
 }
 
+/// Seeds with two controllers, of which one ran on an old copy of the store.
+#[test]
+fn an_old_copy_of_the_store_makes_no_second_copy_of_a_vm_and_brings_none_back() {
+    for seed in [152, 1997, 2537, 2597] {
+        let outcome = run(&Settings::seed(seed, 1_000));
+        assert_eq!(outcome.violations, [], "seed {seed}");
+    }
+}
+
 #[test]
 fn a_fault_at_a_step_of_an_operation_is_survived() {
     for row in matrix::ROWS {

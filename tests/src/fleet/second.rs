@@ -76,10 +76,10 @@ impl Site {
                 tokio::time::sleep(RESTART).await;
             }
             site.kill_for(ORIGINAL, RESTART);
-            let (number, mut refused, mut left) = (site.seconds(), 0, 0);
+            let (number, mut refused, mut left) = (site.second_count(), 0, 0);
             loop {
                 tokio::time::sleep(LOOK).await;
-                if site.seconds() != number {
+                if site.second_count() != number {
                     return;
                 }
                 if site.is_replaced() {

@@ -129,7 +129,7 @@ struct Inner {
     /// There is a second controller, or nobody has tidied up after it yet.
     second: bool,
     /// How many there have been.
-    seconds: u64,
+    second_count: u64,
     /// Which controller each host's agent finds.
     faces: Vec<usize>,
 }
@@ -220,7 +220,7 @@ impl Site {
                     restores: 0,
                     renamed: BTreeMap::new(),
                     second: false,
-                    seconds: 0,
+                    second_count: 0,
                     faces: vec![0; hosts],
                 }),
                 fates: Mutex::new(fates),
@@ -343,13 +343,13 @@ impl Site {
         let faces = faces.collect();
         let mut inner = self.inner();
         inner.second = second;
-        inner.seconds += u64::from(second);
+        inner.second_count += u64::from(second);
         inner.faces = faces;
     }
 
     /// How many second controllers there have been.
-    pub fn seconds(&self) -> u64 {
-        self.inner().seconds
+    pub fn second_count(&self) -> u64 {
+        self.inner().second_count
     }
 
     /// Which controller a host's agent finds.
