@@ -61,7 +61,7 @@ pub struct Config {
     pub event_retention: u32,
     /// Hours for which operations that have ended are kept.
     pub operation_retention_hours: u32,
-    /// Free space that is kept on the file system of `data_dir`, below which nothing new is made; 0 means 5 % of it.
+    /// Free space that is kept on the file system of `data_dir`, below which nothing new is made; 0 means 5 % of it, at most 1 GiB.
     pub store_reserve_mib: u32,
     /// Where VMs go.
     pub placement: Placement,

@@ -17,8 +17,10 @@ use crate::state::Db;
 
 /// Time between two samples.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Where nothing is configured the reserve is one part in so many of the file system: 5 %.
+/// Where nothing is configured the reserve is one part in so many of the file system: 5 %,
 const RESERVE_PART: u64 = 20;
+/// and at most this, many times what a store takes: 1 GiB.
+const RESERVE_MOST: u64 = 1 << 30;
 /// What is low is well again with one part in so many more than the reserve, so that it does not change with each write.
 const WELL_PART: u64 = 10;
 
@@ -46,7 +48,7 @@ impl Space {
     /// What follows from a sample; `reserve_bytes` 0 takes the usual share.
     pub fn judge(before: Option<Self>, sample: Sample, reserve_bytes: u64) -> Self {
         let reserve_bytes = match reserve_bytes {
-            0 => sample.total_bytes / RESERVE_PART,
+            0 => (sample.total_bytes / RESERVE_PART).min(RESERVE_MOST),
             given => given,
         };
         let was_low = before.is_some_and(|space| space.low);
@@ -154,6 +156,24 @@ mod tests {
         ] {
             assert_eq!(judge(was_low, free, reserve), low, "{was_low} {free} {reserve}");
         }
+    }
+
+    #[test]
+    fn a_large_disk_keeps_no_more_free_than_a_store_could_need() {
+        let of = |total_bytes| {
+            let free_bytes = 0;
+            Space::judge(
+                None,
+                Sample {
+                    total_bytes,
+                    free_bytes,
+                },
+                0,
+            )
+            .reserve_bytes
+        };
+        assert_eq!(of(10 << 30), 512 << 20);
+        assert_eq!(of(8 << 40), 1 << 30);
     }
 
     #[tokio::test(start_paused = true)]
