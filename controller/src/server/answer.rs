@@ -199,6 +199,7 @@ mod tests {
         let patience = Duration::from_secs(30);
         let places = Places::new(&Limits {
             calls: 2,
+            kept_for_one: 0,
             ..Limits::default()
         });
         let guest = places.guest(&Peer {

@@ -35,6 +35,9 @@ pub struct Limits {
     pub streams: usize,
     /// Those of one operator.
     pub streams_of_one: usize,
+    /// Calls, and as many streams and probes, that each operator may have under way although all places are taken: a person at work,
+    /// not a storm.
+    pub kept_for_one: usize,
     /// Agents' calls at once: their own, so that no operator's load delays a heartbeat. A fleet of 10,000 that reports
     /// every 3 s has about 30 under way; what comes at once after a start of the controller waits its turn.
     pub agent_calls: usize,
@@ -72,6 +75,7 @@ impl Default for Limits {
             calls_of_one: 128,
             streams: 1024,
             streams_of_one: 256,
+            kept_for_one: 2,
             agent_calls: 512,
             agent_calls_of_one: 4,
             probes: 16,

@@ -1,5 +1,5 @@
 //! The places for calls under way, and the calls that may begin in a second: so many for all, and a part for each caller,
-//! so that no caller has all.
+//! so that no caller has all, and a few that are its own when others have taken all.
 //!
 //! [`Places`] is the port's, a [`Guest`] one caller's on all of its connections. An operator who finds no place is refused at
 //! once: a queue would only make callers wait for their deadlines. An agent waits for its turn, and is refused only beyond its
@@ -19,11 +19,11 @@ use tokio::{
 
 use super::limits::{Class, Limits};
 
-/// A place for one call: the caller's own, and one of all.
+/// A place for one call: one of the caller's part, and one of all or of those kept for the caller.
 #[derive(Debug)]
 pub(super) struct Place {
-    _own: OwnedSemaphorePermit,
-    _shared: OwnedSemaphorePermit,
+    _part: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Places by what a call counts as.
@@ -105,7 +105,10 @@ pub(super) struct Places {
 pub(super) struct Guest {
     name: String,
     limited: bool,
-    rooms: Rooms,
+    /// Its part of all places.
+    part: Rooms,
+    /// What is there for it when all places are taken.
+    kept: Rooms,
     rate: Rate,
     places: Arc<Places>,
 }
@@ -130,12 +133,13 @@ impl Places {
         let limits = &self.limits;
         let guest = Arc::new(Guest {
             limited: !matches!(peer.role, Role::Agent(_)),
-            rooms: Rooms::new(
+            part: Rooms::new(
                 limits.calls_of_one,
                 limits.streams_of_one,
                 limits.agent_calls_of_one,
                 limits.probes_of_one,
             ),
+            kept: Rooms::new(limits.kept_for_one, limits.kept_for_one, 0, limits.kept_for_one),
             rate: Rate::new(limits.calls_per_second_of_one, Duration::from_secs(2)),
             places: self.clone(),
             name: name.clone(),
@@ -148,20 +152,23 @@ impl Places {
 impl Guest {
     /// Takes a place, if the caller may have one. Only an agent's call waits; cancel safe.
     pub(super) async fn take(&self, class: Class) -> Option<Place> {
-        let own = self.rooms.of(class).try_acquire_owned().ok()?;
+        let part = self.part.of(class).try_acquire_owned().ok()?;
         let room = self.places.rooms.of(class);
-        let shared = match class {
+        let place = match class {
             // They come in the order in which they have asked.
             Class::Agent => room.acquire_owned().await.ok()?,
-            _ => room.try_acquire_owned().ok()?,
+            _ => room
+                .try_acquire_owned()
+                .or_else(|_| self.kept.of(class).try_acquire_owned())
+                .ok()?,
         };
         let counted = self.limited && class != Class::Probe;
         if counted && !self.rate.take() && !self.places.rate.take() {
             return None;
         }
         Some(Place {
-            _own: own,
-            _shared: shared,
+            _part: part,
+            _place: place,
         })
     }
 }
@@ -216,14 +223,32 @@ mod tests {
         assert!(held.0.is_some() && held.1.is_some());
         assert!(now(&one, Class::Call).is_none(), "its part is two");
         let other = places.guest(&operator("b"));
-        let last = now(&other, Class::Call);
-        assert!(
-            last.is_some() && now(&other, Class::Call).is_none(),
-            "three are all"
-        );
+        assert!(now(&other, Class::Call).is_some(), "the third");
         assert!(now(&one, Class::Wait).is_some(), "waits have places of their own");
         drop(held);
-        assert!(now(&other, Class::Call).is_some(), "places come back");
+        assert!(now(&one, Class::Call).is_some(), "places come back");
+    }
+
+    #[tokio::test]
+    async fn when_all_places_are_taken_each_operator_has_two_for_itself() {
+        let places = Places::new(&Limits {
+            calls: 3,
+            calls_of_one: 4,
+            kept_for_one: 2,
+            ..Limits::default()
+        });
+        let many = |name: &str| {
+            let guest = places.guest(&operator(name));
+            (0..10)
+                .filter_map(|_| now(&guest, Class::Call))
+                .collect::<Vec<_>>()
+        };
+        let storm = many("storm");
+        assert_eq!(storm.len(), 4, "its part: three of all and one of its own");
+        let person = many("person");
+        assert_eq!(person.len(), 2);
+        drop(storm);
+        assert_eq!(many("another").len(), 4, "what was taken is back");
     }
 
     #[tokio::test]

@@ -120,7 +120,8 @@ async fn too_many_calls_at_once_are_shed_with_a_delay_and_agents_are_not_among_t
     use tonic_types::StatusExt;
     let mut site = Site::new(1).await;
     site.limits = Limits {
-        calls: 2,
+        calls: 1,
+        kept_for_one: 1,
         call_time: Duration::from_secs(3),
         ..Limits::default()
     };
@@ -137,7 +138,7 @@ async fn too_many_calls_at_once_are_shed_with_a_delay_and_agents_are_not_among_t
         let mut clients = clients.clone();
         async move { reason(clients.vms.get_vm(get()).await) == "OVERLOADED" }
     };
-    eventually("both places are taken", shed).await;
+    eventually("the place of all and its own are taken", shed).await;
     let status = clients.vms.get_vm(get()).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
     let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
