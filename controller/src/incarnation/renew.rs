@@ -110,6 +110,7 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
             Table::Hosts => {
                 let mut host: HostRecord = read(table, &key, &value)?;
                 host.session = Session(host.session.0.saturating_add(jump));
+                host.revision = revision;
                 write(&host)
             }
             Table::Vms => {
@@ -119,6 +120,8 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
                 vm.epoch = Epoch(vm.epoch.0.saturating_add(jump));
                 vm.intent.generation = Generation(vm.intent.generation.0.saturating_add(jump));
                 vm.unconfirmed = observes;
+                // An etag from before may name a record that the backup has not.
+                vm.revision = revision;
                 write(&vm)
             }
             Table::Operations => {

@@ -12,6 +12,28 @@ use crate::{
     store::{Store, memory::Disk},
 };
 
+#[tokio::test]
+async fn an_etag_from_before_a_restore_matches_nothing_after_it() {
+    let disk = Disk::default();
+    let open = |disk: &Disk| Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let db = open(&disk);
+    db.change(|tx| {
+        tx.put_host(fixtures::host("h1"));
+        tx.put_vm(fixtures::vm("web", "h1"));
+    })
+    .await;
+    let image = disk.open().load().unwrap();
+    let before = Past {
+        revision: 3 * JUMP,
+        ..Past::default()
+    };
+    let (restored, _) = renew(image, before, jiff::Timestamp::UNIX_EPOCH).unwrap();
+    let state = open(&Disk::of(restored)).snapshot();
+    let vm = state.vms.values().next().unwrap();
+    assert!(vm.revision > before.revision, "{}", vm.revision);
+    assert!(state.hosts[&host_name("h1")].revision > before.revision);
+}
+
 /// A restored site of hosts h1 to h3 with the VM web, which the store has on h1.
 async fn restored() -> (Db, VmRecord) {
     let open = |disk: &Disk| Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
