@@ -76,8 +76,8 @@ pub struct Books {
     pub open: BTreeMap<String, String>,
     /// Hosts that are without power, or were a moment ago.
     pub dark: BTreeMap<u8, Instant>,
-    /// When a daemon that carries migrations, a libvirtd or an agent, was last killed.
-    pub carrier_killed: Option<Instant>,
+    /// When a daemon that carries migrations, a libvirtd or an agent, was last killed, by host.
+    pub carriers_killed: BTreeMap<u8, Instant>,
     /// When a disk was last full.
     pub full: Option<Instant>,
     timeline: String,
@@ -95,7 +95,7 @@ impl Default for Books {
             violations: Vec::new(),
             open: BTreeMap::new(),
             dark: BTreeMap::new(),
-            carrier_killed: None,
+            carriers_killed: BTreeMap::new(),
             full: None,
             timeline: String::new(),
         }

@@ -86,7 +86,7 @@ async fn upgrade(lab: &Lab, books: &RefCell<Books>, host: u8, round: usize) -> a
     run("strip", ["-o", &*copy, &*place]).await?;
     // In the host's own view of the machine only.
     lab.exec(host, &["mount", "--bind", &new, &place]).await?;
-    books.borrow_mut().carrier_killed = Some(Instant::now());
+    books.borrow_mut().carriers_killed.insert(host, Instant::now());
     lab.signal(Daemon::Agent(host), Signal::SIGKILL).await?;
     lab.start(Daemon::Agent(host)).await?;
     let seen = lab.exec(host, &["stat", "-c", "%i", &place]).await?;

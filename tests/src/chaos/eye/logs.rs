@@ -23,6 +23,17 @@ const FORBIDDEN: [(&str, &str); 3] = [
     ("panicked at", "no daemon panics"),
 ];
 
+/// What must not be in a log.
+#[derive(Debug)]
+pub struct Forbidden {
+    /// The rule that it breaks.
+    pub rule: &'static str,
+    /// The line, with the file's name.
+    pub line: String,
+    /// The host whose log it is; the controller's is nobody's.
+    pub host: Option<u8>,
+}
+
 /// How far each file was read.
 #[derive(Debug, Default)]
 pub struct Logs {
@@ -30,15 +41,18 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Reads on; answers rules that were broken, with the line.
-    pub fn read_on(&mut self, lab: &Lab) -> Vec<(&'static str, String)> {
-        let mut files = files_in(&lab.layout().dir().join("log"));
+    /// Reads on; answers what must not be there.
+    pub fn read_on(&mut self, lab: &Lab) -> Vec<Forbidden> {
+        let daemons = files_in(&lab.layout().dir().join("log"));
+        let mut files: Vec<_> = daemons.into_iter().map(|path| (host_of(&path), path)).collect();
         for host in lab.hosts() {
-            files.extend(files_in(&host.outside("/var/log/libvirt/qemu")));
+            let guests = files_in(&host.outside("/var/log/libvirt/qemu"));
+            files.extend(guests.into_iter().map(|path| (Some(host.number), path)));
         }
         let mut found = Vec::new();
-        for path in files {
-            found.extend(self.read_file(&path));
+        for (host, path) in files {
+            let broken = self.read_file(&path).into_iter();
+            found.extend(broken.map(|(rule, line)| Forbidden { rule, line, host }));
         }
         found
     }
@@ -75,6 +89,12 @@ impl Logs {
     }
 }
 
+/// The host whose daemon writes this log: `h2-libvirtd.log` is the second's.
+fn host_of(path: &Path) -> Option<u8> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_prefix('h')?.split_once('-')?.0.parse().ok()
+}
+
 fn forbidden_in(text: &str) -> Vec<(&'static str, String)> {
     let broken = |line: &str| {
         // Logs in JSON or with debug output put a backslash before a quotation mark.
@@ -98,6 +118,13 @@ fn files_in(dir: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_bears_the_number_of_its_host() {
+        let of = |name: &str| host_of(&Path::new("log").join(name));
+        assert_eq!(of("h2-libvirtd.log"), Some(2));
+        assert_eq!(of("controller.log"), None);
+    }
 
     #[test]
     fn a_refused_lock_is_seen_also_where_it_is_quoted() {

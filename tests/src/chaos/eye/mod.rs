@@ -8,6 +8,7 @@
 mod logs;
 pub mod processes;
 mod tale;
+mod torn;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,9 +20,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use self::logs::Logs;
+use self::logs::{Forbidden, Logs};
 use self::processes::{Process, scan};
 use self::tale::{Found, Tale};
+use self::torn::Torn;
 use super::books::{Books, Want};
 use crate::e2e::{story, words};
 use crate::lab::Lab;
@@ -38,11 +40,8 @@ const SURVIVED: Duration = Duration::from_secs(20);
 /// When a migration is torn at its switch-over, by the death of a libvirtd or of an agent that carried it, the source's libvirt
 /// gives the VM there its disks back, and the destination's gives them to the copy that has arrived. One of them is refused,
 /// and has started nothing: what has arrived is frozen until the source says that it has let go, or until both have settled,
-/// so that without locks one copy runs too. It is told apart, and the copies are counted as ever.
+/// so that without locks one copy runs too. It is told apart (see [`Torn`]), and the copies are counted as ever.
 const REACTIVATION: &str = "blockdev-set-active";
-/// From a daemon's death until its successor has recovered.
-const RECOVERY: Duration = Duration::from_secs(20);
-
 /// One guest's files and tale.
 #[derive(Default)]
 struct Guest {
@@ -59,6 +58,7 @@ pub struct Eye {
     /// Since when a rule is broken for a VM; it counts when it stays so.
     doubtful: BTreeMap<(String, &'static str), Instant>,
     logs: Logs,
+    torn: Torn,
     /// Epoch and generation that the API told last.
     numbers: BTreeMap<String, (u64, u64)>,
 }
@@ -74,6 +74,7 @@ impl Eye {
             before: Vec::new(),
             doubtful: BTreeMap::new(),
             logs: Logs::default(),
+            torn: Torn::default(),
             numbers: BTreeMap::new(),
         }
     }
@@ -99,9 +100,10 @@ impl Eye {
         self.count_copies(&now).await;
         self.compare_with_wishes(&now);
         self.read_guests();
-        for (rule, line) in self.logs.read_on(&self.lab) {
+        self.torn.note(&now);
+        for Forbidden { rule, line, host } in self.logs.read_on(&self.lab) {
             let mut books = self.books.borrow_mut();
-            if line.contains(REACTIVATION) && books.carrier_killed.is_some_and(|at| at.elapsed() < RECOVERY) {
+            if line.contains(REACTIVATION) && self.torn.is_at(host, &books.carriers_killed) {
                 books.tell(&format!(
                     "eye: one side of a torn migration was refused the lock: {line}"
                 ));

@@ -31,14 +31,14 @@ pub async fn carry_out(
     match fault {
         Fault::Kill(daemon) => {
             match daemon {
-                Daemon::Libvirtd(_) => half_started(books),
-                Daemon::Agent(_) => books.borrow_mut().carrier_killed = Some(Instant::now()),
+                Daemon::Libvirtd(host) => half_started(books, *host),
+                Daemon::Agent(host) => carrier_killed(books, *host),
                 Daemon::Controller => {}
             }
             kill_and_start(lab, &[*daemon], lasts).await
         }
         Fault::KillHostDaemons(host) => {
-            half_started(books);
+            half_started(books, *host);
             kill_and_start(lab, &[Daemon::Agent(*host), Daemon::Libvirtd(*host)], lasts).await
         }
         Fault::Freeze(daemon) => {
@@ -78,10 +78,15 @@ async fn kill_and_start(lab: &Lab, daemons: &[Daemon], lasts: Duration) -> anyho
     Ok(())
 }
 
+/// A migration may be torn.
+fn carrier_killed(books: &Rc<RefCell<Books>>, host: u8) {
+    books.borrow_mut().carriers_killed.insert(host, Instant::now());
+}
+
 /// A libvirtd that dies while it starts a guest ends that guest when it comes back: it will boot once more.
-fn half_started(books: &Rc<RefCell<Books>>) {
+fn half_started(books: &Rc<RefCell<Books>>, host: u8) {
+    carrier_killed(books, host);
     let mut books = books.borrow_mut();
-    books.carrier_killed = Some(Instant::now());
     for subject in books
         .subjects
         .values_mut()
