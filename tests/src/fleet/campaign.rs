@@ -300,14 +300,17 @@ fn about(mutant: Mutant) -> Option<&'static str> {
 /// --matrix 0` finds it.
 pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
-        Mutant::SessionNotChecked | Mutant::StartRepeated => 14,
+        Mutant::EpochNotCompared | Mutant::LedgerNotSynced => 2,
         Mutant::GenerationNotCompared | Mutant::PromisesNotCounted => 4,
-        Mutant::GoneForgotten | Mutant::LedgerNotSynced => 2,
-        Mutant::MigrationJudgedByReturnCode | Mutant::RestoreKeepsNumbers => 12,
-        Mutant::SettledMayBegin => 89,
+        Mutant::MigrationJudgedByReturnCode => 5,
+        Mutant::RestoreKeepsNumbers => 12,
+        Mutant::StartRepeated => 14,
+        Mutant::RunNotCompared => 17,
+        Mutant::RefusedGoesOn => 32,
+        Mutant::SessionNotChecked => 63,
         Mutant::RestoreDoesNotObserve => 67,
-        Mutant::RefusedGoesOn => 17,
-        Mutant::RunNotCompared => 37,
+        Mutant::GoneForgotten => 100,
+        Mutant::SettledMayBegin => 201,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
         _ => 1,
     })

@@ -38,8 +38,26 @@ pub struct Violation {
 /// Names of the invariants that are checked, with how often each was.
 pub type Checks = BTreeMap<&'static str, u64>;
 
-/// The newest generation that was told of each VM, by its UUID. A copy costs nothing.
-pub type Known = OrdMap<String, u64>;
+/// How new something is that was told of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Told {
+    /// Number of the changes of what is wanted of it.
+    pub generation: u64,
+    /// Revision of its record, which changes with its labels too.
+    pub revision: u64,
+}
+
+/// What a VM's record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meaning {
+    /// Desired power state.
+    pub desired: i32,
+    /// The request that has changed its labels last.
+    pub touched: Option<Uuid>,
+}
+
+/// The newest that was told of each VM, by its UUID. A copy costs nothing.
+pub type Known = OrdMap<String, Told>;
 
 /// What a hypervisor has, seen without asking it.
 pub type Domains = Vec<(VmId, DomainState, PowerReason)>;
@@ -82,10 +100,11 @@ pub struct Checker {
     acknowledged: BTreeSet<VmId>,
     /// VMs that somebody asked to delete.
     deleted: BTreeSet<VmId>,
-    /// Reads and acknowledged writes of each VM by when their answer came, with the generation they told of.
+    /// Reads and acknowledged writes of each VM whose answer has come.
     known: Known,
-    /// What was read of each VM under each generation.
-    meanings: BTreeMap<(String, u64), i32>,
+    /// What was read of each VM under each generation, and under each revision.
+    desires: BTreeMap<(String, u64), i32>,
+    meanings: BTreeMap<(String, u64), Meaning>,
     /// Events that came to a watcher.
     watched: BTreeSet<u64>,
     /// Guests that shut themselves down, with the power request that they had run for.
@@ -515,24 +534,37 @@ impl Checker {
 
     /// I9: the answer to a read or to a write of a VM has come; `least` is what was known when it was asked for, and no
     /// answer may be older than that.
-    pub fn read(&mut self, uid: &str, generation: u64, least: u64) {
-        self.check("I9 reads are never stale", generation >= least, || {
-            format!("VM {uid}: generation {generation} was read after {least} had been answered")
+    pub fn read(&mut self, uid: &str, told: Told, least: Told) {
+        let fresh = told.generation >= least.generation && told.revision >= least.revision;
+        self.check("I9 reads are never stale", fresh, || {
+            format!("VM {uid}: {told:?} was read after {least:?} had been answered")
         });
         let known = self.known.entry(uid.to_owned()).or_default();
-        *known = generation.max(*known);
+        known.generation = known.generation.max(told.generation);
+        known.revision = known.revision.max(told.revision);
     }
 
-    /// I9: under one generation everybody reads the same desired state. As generations number the changes, this and
-    /// [`Checker::read`] are what `crate::linear` would search for: an order of all changes and reads of a VM that keeps the
-    /// order of those that did not overlap.
-    pub fn means(&mut self, uid: &str, generation: u64, desired: i32) {
-        let first = *self
-            .meanings
-            .entry((uid.to_owned(), generation))
-            .or_insert(desired);
-        self.check("I9 a generation means one thing", first == desired, || {
-            format!("VM {uid}: generation {generation} was read as power state {first} and as {desired}")
+    /// I9: under one generation everybody reads the same desired state, and under one revision the same labels too. As both
+    /// number the changes, this and [`Checker::read`] are what `crate::linear` would search for: an order of all changes and
+    /// reads of a VM that keeps the order of those that did not overlap.
+    pub fn means(&mut self, uid: &str, told: Told, meaning: Meaning) {
+        let Told { generation, revision } = told;
+        let desires = self.desires.entry((uid.to_owned(), generation));
+        let first = *desires.or_insert(meaning.desired);
+        self.check(
+            "I9 a generation means one thing",
+            first == meaning.desired,
+            || {
+                format!(
+                    "VM {uid}: generation {generation} was read as power state {first} and as {}",
+                    meaning.desired
+                )
+            },
+        );
+        let meanings = self.meanings.entry((uid.to_owned(), revision));
+        let first = *meanings.or_insert(meaning);
+        self.check("I9 a revision means one thing", first == meaning, || {
+            format!("VM {uid}: revision {revision} was read as {first:?} and as {meaning:?}")
         });
     }
 

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::{
     life::Life,
-    plan::{Node, Request},
+    plan::{Node, Request, Verb},
     request::{Answer, Message, is_final},
     site::Site,
 };
@@ -33,13 +33,31 @@ pub fn with_peer<T>(message: T) -> tonic::Request<T> {
     request
 }
 
-/// Makes a request, again and again where the plan says so.
-pub async fn ask(site: Arc<Site>, request: Request) {
+/// Empties a host by hand: closes it, moves away what the API says is there, and opens it again some time later.
+pub async fn drain(site: Arc<Site>, host: usize, time: Duration) {
+    let of = |verb, object| Request {
+        verb,
+        object,
+        destination: None,
+        retries: 3,
+        again: false,
+    };
+    ask(site.clone(), of(Verb::Cordon, host)).await;
+    let listed = ask(site.clone(), of(Verb::List, host)).await;
+    for vm in listed.iter().flat_map(|answer| answer.on(host)) {
+        ask(site.clone(), of(Verb::Migrate, vm)).await;
+    }
+    tokio::time::sleep(time).await;
+    ask(site, of(Verb::Uncordon, host)).await;
+}
+
+/// Makes a request, again and again where the plan says so; the answer that came last.
+pub async fn ask(site: Arc<Site>, request: Request) -> Option<Answer> {
     let id = site.ids().next().to_string();
     if let Some(kind) = request.verb.kind() {
         site.checker().send(&id, kind);
     }
-    let mut again = request.again;
+    let (mut again, mut last) = (request.again, None);
     let first = site.checker().known();
     for attempt in 0..=request.retries {
         let before = site.checker().known();
@@ -47,8 +65,9 @@ pub async fn ask(site: Arc<Site>, request: Request) {
             Ok(answer) => {
                 answer.tell(&mut site.checker(), &id, [&first, &before]);
                 note(&site, request, &answer);
+                last = Some(answer);
                 if !std::mem::take(&mut again) {
-                    return;
+                    break;
                 }
             }
             Err(status) if is_final(&status) => {
@@ -58,12 +77,13 @@ pub async fn ask(site: Arc<Site>, request: Request) {
                     request.object,
                     status.code()
                 ));
-                return;
+                break;
             }
             Err(_) => {}
         }
         tokio::time::sleep(Duration::from_millis(200 << attempt.min(4))).await;
     }
+    last
 }
 
 async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, Status> {

@@ -184,12 +184,16 @@ pub fn possible(kind: Kind) -> impl Iterator<Item = Fate> {
 }
 
 impl Rates {
-    /// Draws the rates of a seed.
-    pub fn draw(rng: &mut Rng) -> Self {
+    /// Draws the rates of a seed; of a dense one every fault comes often.
+    pub fn draw(rng: &mut Rng, dense: bool) -> Self {
         let mut rates = BTreeMap::new();
         for (kind, faults) in MENU {
             for (index, (_, most)) in faults.iter().enumerate() {
-                let rate = if rng.u32(..4) == 0 { 0 } else { rng.u32(0..=*most) };
+                let rate = match rng.u32(..4) {
+                    _ if dense => rng.u32(most / 2..=*most),
+                    0 => 0,
+                    _ => rng.u32(0..=*most),
+                };
                 rates.insert((*kind, index), rate);
             }
         }
@@ -252,9 +256,9 @@ pub struct Fates {
 }
 
 impl Fates {
-    /// The fates of a seed.
-    pub fn new(mut rng: Rng, source: Source) -> Self {
-        let rates = Rates::draw(&mut rng);
+    /// The fates of a seed, dense or not.
+    pub fn new(mut rng: Rng, dense: bool, source: Source) -> Self {
+        let rates = Rates::draw(&mut rng, dense);
         Self {
             rng,
             rates,
@@ -346,7 +350,7 @@ mod tests {
     };
 
     fn fates(source: Source) -> Vec<Fate> {
-        let mut fates = Fates::new(Rng::with_seed(7), source);
+        let mut fates = Fates::new(Rng::with_seed(7), false, source);
         (0..500).map(|_| fates.at(POINT)).collect()
     }
 

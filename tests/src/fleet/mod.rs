@@ -150,7 +150,8 @@ pub fn run(settings: &Settings) -> Outcome {
 
 async fn live(settings: &Settings) -> Outcome {
     let mut rng = Rng::with_seed(settings.seed);
-    let mut fates = Fates::new(Rng::with_seed(settings.seed ^ 0x5eed), settings.faults.clone());
+    let fate_rng = Rng::with_seed(settings.seed ^ 0x5eed);
+    let mut fates = Fates::new(fate_rng, plan::is_dense(settings.seed), settings.faults.clone());
     if settings.explain {
         fates.seen = Some(Vec::new());
     }
@@ -251,6 +252,9 @@ fn happen(site: &Arc<Site>, event: Event) {
     match event {
         Event::Request(request) => {
             tokio::spawn(clients::ask(site.clone(), request));
+        }
+        Event::Drain { host, time } => {
+            tokio::spawn(clients::drain(site.clone(), host, time));
         }
         Event::Partition { from, to, both, time } => {
             site.block(from, to, time);

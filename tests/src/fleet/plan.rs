@@ -73,6 +73,13 @@ pub struct Request {
 pub enum Event {
     /// A client asks for something.
     Request(Request),
+    /// A host is emptied by hand: closed, every VM there moved away, opened again.
+    Drain {
+        /// Which.
+        host: usize,
+        /// How long it stays closed after that.
+        time: Duration,
+    },
     /// Nothing passes from one to the other, and where `both`, nothing back.
     Partition {
         /// Whose messages are lost.
@@ -160,11 +167,12 @@ pub enum Event {
 }
 
 impl Event {
-    /// Name of the fault in reports; `None` for a request.
+    /// Name of the fault in reports; `None` for what clients and operators do.
     pub fn class(&self) -> Option<&'static str> {
         Some(match self {
             // Restores and second controllers are counted where they happen.
             Self::Request(_)
+            | Self::Drain { .. }
             | Self::Backup
             | Self::Restore { .. }
             | Self::Second { .. }
@@ -229,6 +237,12 @@ pub fn is_harsh(seed: u64) -> bool {
     Rng::with_seed(seed ^ 0x4a45).u8(..4) == 0
 }
 
+/// Whether everything that can fail at a point does so often: five of eight seeds. In the others operations come far before something
+/// goes wrong, and some faults never come.
+pub fn is_dense(seed: u64) -> bool {
+    Rng::with_seed(seed ^ 0x4465).u8(..8) < 5
+}
+
 /// Puts into a part what only harsh seeds have.
 pub fn add_harsh(plan: &mut Plan, rng: &mut Rng, size: Size, begin: Duration) {
     for _ in 0..2 {
@@ -251,6 +265,11 @@ pub fn plan(rng: &mut Rng, size: Size, begin: Duration) -> Plan {
     for _ in 0..size.faults {
         let time = at(rng);
         plan.push((time, fault(rng, size)));
+    }
+    if rng.bool() {
+        let (time, host) = (at(rng), rng.usize(..size.hosts));
+        let closed = Duration::from_secs_f64(rng.f64() * 30.0);
+        plan.push((time, Event::Drain { host, time: closed }));
     }
     plan.sort_by_key(|(time, _)| *time);
     plan

@@ -8,9 +8,12 @@ use tonic::{Code, Response, Status};
 use crate::cluster;
 
 use super::{
-    checker::{Checker, Known},
+    checker::{Checker, Known, Meaning, Told},
     plan::{Request, Verb},
 };
+
+/// The label that says which request has changed labels last.
+const TOUCHED: &str = "touched";
 
 /// What is sent.
 #[derive(Debug, Clone)]
@@ -32,6 +35,16 @@ pub enum Message {
     Uncordon(v1::UncordonHostRequest),
 }
 
+/// A VM as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    uid: String,
+    told: Told,
+    meaning: Meaning,
+    name: String,
+    host: String,
+}
+
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -44,8 +57,8 @@ pub enum Answer {
         /// The generation of its intent.
         generation: u64,
     },
-    /// VMs were read: by UUID, with generation and desired power state.
-    Vms(Vec<(String, u64, i32)>),
+    /// VMs were read.
+    Vms(Vec<Read>),
     /// Something else was done.
     Done,
 }
@@ -182,7 +195,7 @@ fn stop(name: String, request_id: String, force: bool) -> v1::StopVmRequest {
 }
 
 fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
-    let labels = [("touched".to_owned(), request_id.clone())].into();
+    let labels = [(TOUCHED.to_owned(), request_id.clone())].into();
     v1::UpdateVmRequest {
         vm: Some(v1::Vm {
             name,
@@ -193,6 +206,29 @@ fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
             paths: vec!["labels".to_owned()],
         }),
         request_id,
+    }
+}
+
+impl Read {
+    fn of(vm: v1::Vm) -> Self {
+        let revision = vm
+            .etag
+            .strip_prefix('r')
+            .and_then(|revision| revision.parse().ok());
+        let touched = vm.labels.get(TOUCHED).and_then(|id| id.parse().ok());
+        Self {
+            told: Told {
+                generation: vm.generation,
+                revision: revision.expect("the etag is the revision"),
+            },
+            meaning: Meaning {
+                desired: vm.desired_power_state,
+                touched,
+            },
+            uid: vm.uid,
+            name: vm.name,
+            host: vm.status.map(|status| status.host).unwrap_or_default(),
+        }
     }
 }
 
@@ -212,27 +248,42 @@ impl Answer {
 
     /// VMs were read.
     pub fn read(vms: Vec<v1::Vm>) -> Self {
-        let read = |vm: v1::Vm| (vm.uid, vm.generation, vm.desired_power_state);
-        Self::Vms(vms.into_iter().map(read).collect())
+        Self::Vms(vms.into_iter().map(Read::of).collect())
+    }
+
+    /// The numbers of the VMs that it shows on a host.
+    pub fn on(&self, host: usize) -> Vec<usize> {
+        let Self::Vms(vms) = self else {
+            return Vec::new();
+        };
+        let name = format!("h{}", host + 1);
+        let number = |vm: &Read| vm.name.split('-').nth(1)?.parse().ok();
+        let there = vms.iter().filter(|vm| vm.host == name);
+        there.filter_map(number).collect()
     }
 
     /// Tells the checker of the answer to the request with this id. `known` is what had been told when the request was made
     /// first, and when it was made last.
     pub fn tell(&self, checker: &mut Checker, request_id: &str, known: [&Known; 2]) {
-        let least = |known: &Known, uid| known.get(uid).copied().unwrap_or(0);
+        let least = |known: &Known, uid| known.get(uid).copied().unwrap_or_default();
         match self {
             Self::Operation { id, uid, generation } => {
                 checker.answered(request_id, *id);
-                // The same request again is answered with the operation of the first one.
-                checker.read(uid, *generation, least(known[0], uid));
+                // The same request again is answered with the operation of the first one, which says nothing of the revision.
+                let least = least(known[0], uid);
+                let told = Told {
+                    generation: *generation,
+                    ..least
+                };
+                checker.read(uid, told, least);
                 if let Ok(uid) = uid.parse() {
                     checker.acknowledge(uid);
                 }
             }
             Self::Vms(read) => {
-                for (uid, generation, desired) in read {
-                    checker.read(uid, *generation, least(known[1], uid));
-                    checker.means(uid, *generation, *desired);
+                for vm in read {
+                    checker.read(&vm.uid, vm.told, least(known[1], &vm.uid));
+                    checker.means(&vm.uid, vm.told, vm.meaning);
                 }
             }
             Self::Done => {}
