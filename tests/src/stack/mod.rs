@@ -30,7 +30,7 @@ use turmoil::Sim;
 
 use self::{
     plan::{Fault, Plan, SIZE},
-    site::{Death, MACHINES, Site},
+    site::{Blow, Death, MACHINES, Site},
 };
 use crate::fleet::{
     checker::{Checks, Violation},
@@ -82,6 +82,8 @@ enum Act {
     /// As `Mend`, and connections of that time are given up.
     Break(Node, Node),
     Start(Node),
+    /// A host's hypervisor is there again.
+    Return(usize),
 }
 
 struct Run<'a> {
@@ -232,6 +234,7 @@ impl Run<'_> {
                 self.site.say(format_args!("{node} starts"));
                 self.sim.bounce(node.to_string());
             }
+            Act::Return(host) => self.site.strike(Blow::Back(host)),
         }
     }
 
@@ -273,6 +276,13 @@ impl Run<'_> {
                 self.site.die_at_commit(death);
                 return;
             }
+            Fault::Guest { vm, crash } if !self.site.end_guest(vm, crash) => return,
+            Fault::Guest { .. } => {}
+            Fault::Daemon { host, time } => {
+                self.site.strike(Blow::Away(host));
+                self.plan_in(time, Act::Return(host));
+            }
+            Fault::Call { host, call, fault } => self.site.strike(Blow::Call(host, call, fault)),
         }
         self.count(fault);
     }
@@ -301,6 +311,7 @@ impl Run<'_> {
     fn heal(&mut self) {
         self.knife = None;
         self.site.spare();
+        (0..SIZE.hosts).for_each(|host| self.site.strike(Blow::Well(host)));
         let (now, planned) = (self.sim.elapsed(), std::mem::take(&mut self.due));
         for ((_, number), act) in planned {
             if !matches!(act, Act::Begin(_)) {

@@ -1,8 +1,9 @@
 //! What a seed has in store at this level: requests as the core fleet's clients make them, and faults of the network, of
-//! the programs and of the store. Made from the seed alone before the run.
+//! the programs, of the store, of the hypervisors and their guests. Made from the seed alone before the run.
 
 use std::time::Duration;
 
+use dalgu_agent::hypervisor::sim::Call;
 use fastrand::Rng;
 
 use crate::fleet::plan::{self as fleet, Node, Request, Size, Verb};
@@ -13,7 +14,7 @@ pub const SIZE: Size = Size {
     vms: 5,
     time: Duration::from_secs(60),
     requests: 40,
-    faults: 14,
+    faults: 20,
 };
 
 /// Every host has registered by then.
@@ -86,7 +87,58 @@ pub enum Fault {
         /// After it.
         after: bool,
     },
+    /// A guest ends by itself.
+    Guest {
+        /// Which VM, by number.
+        vm: usize,
+        /// It crashes; else it powers itself off.
+        crash: bool,
+    },
+    /// The hypervisor's daemon restarts.
+    Daemon {
+        /// Of which host.
+        host: usize,
+        /// How long it is away.
+        time: Duration,
+    },
+    /// The next call of this kind to a hypervisor does not do what it should.
+    Call {
+        /// Of which host.
+        host: usize,
+        /// Which.
+        call: Call,
+        /// What it does instead.
+        fault: CallFault,
+    },
 }
+
+/// What a call to a hypervisor does instead of what it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallFault {
+    /// It fails and has no effect.
+    Fails,
+    /// It has its effect and fails all the same.
+    Lies,
+    /// It never answers.
+    Hangs,
+    /// It has its effect so long after its caller has given up.
+    Late(Duration),
+}
+
+/// Calls that something is done with; a hung one is given up before the run must be at rest.
+const CALLS: [Call; 11] = [
+    Call::Get,
+    Call::DeleteVolumes,
+    Call::Define,
+    Call::Start,
+    Call::Shutdown,
+    Call::Destroy,
+    Call::Undefine,
+    Call::Migrate,
+    Call::Receive,
+    Call::Progress,
+    Call::AbortMigration,
+];
 
 impl Fault {
     /// Name in reports.
@@ -106,6 +158,15 @@ impl Fault {
             Self::Crash { .. } => "agent killed",
             Self::CrashAtCommit { after: false } => "controller crashed before a commit",
             Self::CrashAtCommit { after: true } => "controller crashed after a commit",
+            Self::Guest { crash: false, .. } => "guest powered itself off",
+            Self::Guest { crash: true, .. } => "guest crashed",
+            Self::Daemon { .. } => "hypervisor restarted",
+            Self::Call { fault, .. } => match fault {
+                CallFault::Fails => "hypervisor call failed",
+                CallFault::Lies => "hypervisor call took effect and failed",
+                CallFault::Hangs => "hypervisor call hung",
+                CallFault::Late(_) => "hypervisor call took effect too late",
+            },
         }
     }
 }
@@ -171,7 +232,8 @@ fn fault(rng: &mut Rng) -> Fault {
     let time = Duration::from_secs_f64(rng.f64() * most);
     // A site without its controller has little that could go wrong.
     let down = Duration::from_secs_f64(rng.f64() * 6.0);
-    match rng.u8(..20) {
+    let host = rng.usize(..SIZE.hosts);
+    match rng.u8(..28) {
         0..=2 => Fault::Partition {
             from: a,
             to: b,
@@ -192,14 +254,31 @@ fn fault(rng: &mut Rng) -> Fault {
             after: Duration::from_secs_f64(rng.f64()),
         },
         14..=16 => Fault::Crash {
-            node: Node::Host(rng.usize(..SIZE.hosts)),
+            node: Node::Host(host),
             time: down,
         },
         17 => Fault::Crash {
             node: Node::Controller(0),
             time: down,
         },
-        _ => Fault::CrashAtCommit { after: rng.bool() },
+        18..=19 => Fault::CrashAtCommit { after: rng.bool() },
+        20..=21 => Fault::Guest {
+            vm: rng.usize(..SIZE.vms),
+            crash: rng.bool(),
+        },
+        22..=23 => Fault::Daemon { host, time: down },
+        _ => {
+            let call = CALLS[rng.usize(..CALLS.len())];
+            let fault = match rng.u8(..4) {
+                0 => CallFault::Fails,
+                // A migration has no deadline: one that hangs would do so until it is cancelled.
+                _ if call == Call::Migrate => CallFault::Lies,
+                1 => CallFault::Lies,
+                2 => CallFault::Hangs,
+                _ => CallFault::Late(down),
+            };
+            Fault::Call { host, call, fault }
+        }
     }
 }
 

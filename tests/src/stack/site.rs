@@ -4,7 +4,7 @@
 //! it where it dies. Directories and hypervisors stay.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -16,7 +16,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use dalgu_agent::hypervisor::sim::{Sim, SimConfig};
+use dalgu_agent::hypervisor::{
+    self, DomainState,
+    sim::{self, Call, Sim, SimConfig},
+};
 use dalgu_controller::{
     Controller, Parts, backup,
     config::Config,
@@ -27,13 +30,16 @@ use dalgu_controller::{
     store::{Batch, Error, Image, Store, sqlite::Sqlite},
 };
 use dalgu_proto::{
-    ids::{ClusterId, HostName, NewIds, OperationId},
+    ids::{ClusterId, HostName, NewIds, OperationId, VmId},
     time::Clock,
     tls::Identity,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::network::{Port, Wires};
+use super::{
+    network::{Port, Wires},
+    plan::CallFault,
+};
 use crate::fleet::{
     checker::{Checker, Domains, Violation},
     counting, lock,
@@ -47,6 +53,8 @@ pub const CONTROLLER: &str = "https://controller:7443";
 const AGENT_PORT: u16 = 7444;
 /// A commit waits so long for its disk. The disk's real time counts nothing here: the writer is a task, and blocks all.
 const COMMIT: Duration = Duration::from_millis(5);
+/// How often hypervisors look at what befalls them.
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// What happens at the controller's next commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +63,21 @@ pub enum Death {
     Before,
     /// It dies when it is on disk, and before anybody is told.
     After,
+}
+
+/// What befalls a hypervisor; where it runs, at its own next moment.
+#[derive(Debug, Clone, Copy)]
+pub enum Blow {
+    /// A guest ends.
+    Guest(usize, VmId, bool),
+    /// The daemon of this host is gone.
+    Away(usize),
+    /// It is back.
+    Back(usize),
+    /// The next call of this kind does something else than it should.
+    Call(usize, Call, CallFault),
+    /// No fault is to come any more.
+    Well(usize),
 }
 
 /// See the module.
@@ -66,6 +89,9 @@ pub struct Site {
     /// Connections.
     pub wires: Arc<Wires>,
     sims: OnceLock<Vec<Sim>>,
+    blows: Mutex<Vec<Blow>>,
+    /// VMs whose guests have ended by themselves.
+    off: Mutex<BTreeSet<VmId>>,
     db: Mutex<Option<Db>>,
     seen_revision: AtomicU64,
     checker: Mutex<Checker>,
@@ -101,6 +127,8 @@ impl Site {
             names,
             wires: Arc::default(),
             sims: OnceLock::new(),
+            blows: Mutex::default(),
+            off: Mutex::default(),
             db: Mutex::default(),
             seen_revision: AtomicU64::new(0),
             checker: Mutex::default(),
@@ -206,6 +234,50 @@ impl Site {
         lock(&self.db).clone()
     }
 
+    /// Something befalls a hypervisor.
+    pub fn strike(&self, blow: Blow) {
+        lock(&self.blows).push(blow);
+    }
+
+    /// The guest of the VM of this number ends by itself; returns whether it runs.
+    pub fn end_guest(&self, vm: usize, crash: bool) -> bool {
+        let name = format!("vm-{vm}").parse().expect("a name");
+        let found = self.db().and_then(|db| Some(db.snapshot().vm_by_name(&name)?.id));
+        let sims = self.sims.get().map(Vec::as_slice).unwrap_or_default();
+        let runs = |sim: &Sim, id| {
+            let mut domains = sim.domains().into_iter();
+            domains.any(|(known, state, _)| known == id && state == DomainState::Running)
+        };
+        let place = found.and_then(|id| Some((sims.iter().position(|sim| runs(sim, id))?, id)));
+        let Some((host, id)) = place else { return false };
+        lock(&self.off).insert(id);
+        self.checker().guest_ended(id, crash, None);
+        self.strike(Blow::Guest(host, id, crash));
+        true
+    }
+
+    fn befall(&self, sims: &[Sim], blow: Blow) {
+        match blow {
+            Blow::Guest(host, id, true) => sims[host].crash_guest(id),
+            Blow::Guest(host, id, false) => sims[host].power_off_guest(id),
+            Blow::Away(host) => sims[host].disconnect("the simulated hypervisor restarts"),
+            Blow::Back(host) => sims[host].reconnect(),
+            Blow::Well(host) => sims[host].forget_faults(),
+            Blow::Call(host, call, fault) => {
+                let failed = || hypervisor::Error::Unavailable {
+                    detail: "a fault of the simulation".to_owned(),
+                };
+                let fault = match fault {
+                    CallFault::Fails => sim::Fault::Error(failed()),
+                    CallFault::Lies => sim::Fault::TakesEffect(failed()),
+                    CallFault::Hangs => sim::Fault::Hang,
+                    CallFault::Late(time) => sim::Fault::Late(time),
+                };
+                sims[host].fail_next(call, fault);
+            }
+        }
+    }
+
     /// Looks at what runs and at what is stored.
     pub fn look(&self) {
         let sims = self.sims.get().map(Vec::as_slice).unwrap_or_default();
@@ -244,7 +316,7 @@ impl Site {
         };
         // No VM is unknown here, as nothing is restored: there are no entries to compare.
         let unjudged: Vec<_> = hosts.iter().map(|_| Vec::new()).collect();
-        checker.at_rest(&view, &hosts, &unjudged, &[].into())?;
+        checker.at_rest(&view, &hosts, &unjudged, &lock(&self.off))?;
         checker.watched_all(&state)?;
         for name in &self.names {
             let left = entries(&self.dir.path().join(name.as_str()).join("migration"));
@@ -278,10 +350,13 @@ pub async fn machines(site: Arc<Site>) -> Result<()> {
         config.rate_bytes_per_second = 64 << 20;
         Sim::new(config)
     };
-    let sims = site.names.iter().map(sim).collect::<Result<_, _>>()?;
-    drop(site.sims.set(sims));
-    drop(site);
-    std::future::pending().await
+    let sims: Vec<_> = site.names.iter().map(sim).collect::<Result<_, _>>()?;
+    drop(site.sims.set(sims.clone()));
+    loop {
+        tokio::time::sleep(MOMENT).await;
+        let blows = std::mem::take(&mut *lock(&site.blows));
+        blows.into_iter().for_each(|blow| site.befall(&sims, blow));
+    }
 }
 
 /// The controller, on its SQLite file.
