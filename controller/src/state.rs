@@ -16,7 +16,7 @@ mod tests;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use dalgu_proto::ids::{ClusterId, HostName, MigrationId, OperationId, Term, VmId, VmName};
+use dalgu_proto::ids::{ClusterId, HostName, MigrationId, OperationId, Session, Term, VmId, VmName};
 use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,9 @@ pub struct Meta {
     /// Events up to this revision are no longer kept.
     #[serde(default)]
     pub forgotten: u64,
+    /// Highest session of a host that was forgotten: one that comes anew begins after it.
+    #[serde(default)]
+    pub forgotten_session: Session,
     /// Present from the restore of a backup until an operator has looked at what hosts have: nobody is commanded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observing: Option<Observing>,

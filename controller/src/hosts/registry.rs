@@ -330,11 +330,12 @@ fn blank(new: &Registration, tx: &Tx) -> HostRecord {
         cpu_overcommit_ratio: DEFAULT_OVERCOMMIT,
         reserved_memory_mib: default_reserved_memory_mib(new.inventory.memory_bytes >> 20),
         cordon: None,
-        // A restored store may have known the host before: ahead of all sessions that it gave then.
+        // The site may have known the host before, and forgotten it or been restored: ahead of all sessions that it gave then.
         session: Session(
             tx.meta
                 .restores()
                 .saturating_mul(incarnation::JUMP)
+                .max(tx.meta.forgotten_session.0)
                 .saturating_add(1),
         ),
         boot_id: new.boot_id.clone(),

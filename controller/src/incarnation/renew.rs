@@ -92,6 +92,7 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
         ),
         incarnation,
         revision,
+        forgotten_session: Session(old.forgotten_session.0.saturating_add(jump)),
         // Who watched may have seen what the backup has not: it must list again.
         forgotten: revision,
         observing: observes.then(|| Observing {

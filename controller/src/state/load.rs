@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dalgu_proto::ids::{ClusterId, NewIds, Term};
+use dalgu_proto::ids::{ClusterId, NewIds, Session, Term};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -78,6 +78,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
         incarnation: 1,
         revision: 0,
         forgotten: 0,
+        forgotten_session: Session(0),
         observing: None,
     };
     for (table, key, value) in &image.records {

@@ -215,7 +215,10 @@ impl Tx {
 
     /// Removes a host and all that is known of it.
     pub fn delete_host(&mut self, name: &HostName) {
-        self.state.hosts.remove(name);
+        if let Some(host) = self.state.hosts.remove(name) {
+            let meta = &mut self.state.meta;
+            meta.forgotten_session = meta.forgotten_session.max(host.session);
+        }
         self.state.live.remove(name);
         self.write(Table::Hosts, name, None);
     }

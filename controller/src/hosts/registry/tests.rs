@@ -55,6 +55,23 @@ fn reported(vm: &VmRecord, change: impl FnOnce(&mut Observation)) -> Reported {
     fixtures::reported(vm, observation)
 }
 
+#[tokio::test]
+async fn a_host_that_was_forgotten_comes_back_ahead_of_what_it_was_told_before() {
+    let db = db();
+    let comes = async || {
+        db.transact(|tx| register(tx, registration(vec![])))
+            .await
+            .unwrap()
+    };
+    assert_eq!(comes().await, Session(1));
+    let host = fixtures::host_name("h1");
+    db.change(|tx| raise_session(tx, &host)).await;
+    db.transact(|tx| crate::verbs::host::delete(tx, "h1"))
+        .await
+        .unwrap();
+    assert_eq!(comes().await, Session(3), "2 was given, and may be on its way");
+}
+
 async fn with_vm() -> (Db, VmRecord) {
     let db = db();
     let vm = fixtures::vm("web", "h1");
