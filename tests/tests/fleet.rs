@@ -21,7 +21,7 @@ use dalgu_proto::{
     mutant::{self, Mutant},
     vm::{PowerReason, PowerState, RestartPolicy, Spec},
 };
-use dalgu_tests::fleet::{Settings, campaign, matrix, run};
+use dalgu_tests::fleet::{Settings, campaign, matrix, nature::Nature, run};
 use uuid::Uuid;
 
 #[test]
@@ -38,10 +38,10 @@ fn nothing_is_violated_whatever_goes_wrong() {
     }
 }
 
-/// Seeds with two controllers, of which one ran on an old copy of the store.
+/// At full length; what such seeds have found has directed tests, named in docs/failure-modes.md.
 #[test]
 fn an_old_copy_of_the_store_makes_no_second_copy_of_a_vm_and_brings_none_back() {
-    for seed in [152, 1997, 2537, 2597] {
+    for seed in (1..).filter(|seed| Nature::of(*seed).second).take(4) {
         let outcome = run(&Settings::seed(seed, 1_000));
         assert_eq!(outcome.violations, [], "seed {seed}");
     }
@@ -63,7 +63,7 @@ fn a_fault_at_a_step_of_an_operation_is_survived() {
 fn each_rule_is_needed() {
     for mutant in Mutant::ALL {
         // The recorded seed; where a change of the programs has changed its history, one of the first.
-        let gate = campaign::hunt(mutant, 150);
+        let gate = campaign::hunt(mutant, 300);
         assert!(
             gate.caught_by.is_some() || gate.directed.is_some(),
             "{mutant:?} lives: `fleet campaign --seeds 0 --matrix 0` finds another seed to record"

@@ -27,7 +27,7 @@ pub struct Limits {
     pub calls_per_second: u32,
     /// The same that each operator may begin in a second whatever the others do: a person at work, not a storm.
     pub calls_per_second_of_one: u32,
-    /// Operators' calls at once on the whole port; more are shed. A call takes milliseconds: so many are a storm.
+    /// Operators' calls at once on the whole port, beyond what each has for itself; more are shed. A call takes milliseconds: so many are a storm.
     pub calls: usize,
     /// Those of one operator: half, so that one caller never has all.
     pub calls_of_one: usize,
@@ -35,8 +35,8 @@ pub struct Limits {
     pub streams: usize,
     /// Those of one operator.
     pub streams_of_one: usize,
-    /// Calls, and as many streams and probes, that each operator may have under way although all places are taken: a person at work,
-    /// not a storm.
+    /// Calls that each operator may have under way although all places are taken, and as many streams or waits, and probes: a person
+    /// at work, not a storm. Identities are few, so that they add little to what the port bears.
     pub kept_for_one: usize,
     /// Agents' calls at once: their own, so that no operator's load delays a heartbeat. A fleet of 10,000 that reports
     /// every 3 s has about 30 under way; what comes at once after a start of the controller waits its turn.

@@ -300,17 +300,18 @@ fn about(mutant: Mutant) -> Option<&'static str> {
 /// --matrix 0` finds it.
 pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
-        Mutant::EpochNotCompared | Mutant::LedgerNotSynced => 2,
+        Mutant::LedgerNotSynced => 2,
         Mutant::GenerationNotCompared | Mutant::PromisesNotCounted => 4,
-        Mutant::MigrationJudgedByReturnCode => 5,
         Mutant::RestoreKeepsNumbers => 12,
         Mutant::StartRepeated => 14,
         Mutant::RunNotCompared => 17,
+        Mutant::SessionNotChecked => 19,
+        Mutant::MigrationJudgedByReturnCode => 26,
         Mutant::RefusedGoesOn => 32,
-        Mutant::SessionNotChecked => 63,
-        Mutant::RestoreDoesNotObserve => 67,
-        Mutant::GoneForgotten => 100,
-        Mutant::SettledMayBegin => 201,
+        Mutant::EpochNotCompared => 98,
+        Mutant::RestoreDoesNotObserve => 132,
+        Mutant::SettledMayBegin => 253,
+        Mutant::GoneForgotten => 281,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
         _ => 1,
     })

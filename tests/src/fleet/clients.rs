@@ -168,5 +168,13 @@ async fn call(services: Services, message: Message) -> Result<Answer, Status> {
             .uncordon_host(with_peer(message))
             .await
             .map(|_| Answer::Done),
+        Message::RelabelHost(message) => services
+            .update_host(with_peer(message))
+            .await
+            .map(|_| Answer::Done),
+        Message::ForgetHost(message) => services
+            .delete_host(with_peer(message))
+            .await
+            .map(|_| Answer::Done),
     }
 }

@@ -63,16 +63,20 @@ impl Store for Records {
             return Err(Error::Injected("the controller is dead"));
         }
         let fate = std::mem::replace(&mut *lock(&self.next), Fate::Pass);
-        if fate == Fate::CrashBefore {
-            self.site.kill(self.node);
-            return Err(Error::Injected("before the commit"));
+        match fate {
+            Fate::CrashBefore => self.site.kill(self.node),
+            Fate::Fail => {}
+            _ => self.memory.commit(batches)?,
         }
-        self.memory.commit(batches)?;
-        if fate == Fate::CrashAfter {
-            self.site.kill(self.node);
-            return Err(Error::Injected("after the commit"));
+        match fate {
+            Fate::CrashBefore | Fate::Fail => Err(Error::Injected("before the commit")),
+            Fate::CrashAfter => {
+                self.site.kill(self.node);
+                Err(Error::Injected("after the commit"))
+            }
+            Fate::Lie => Err(Error::Injected("after the commit")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -80,6 +80,8 @@ impl Fate {
             (Kind::Message, Self::CrashBefore) => "receiver crashed before the message",
             (Kind::Message, Self::CrashAfter) => "receiver crashed after the message",
             (Kind::Commit, Self::Delay(_)) => "store slow",
+            (Kind::Commit, Self::Fail) => "store failed",
+            (Kind::Commit, Self::Lie) => "store written, sync failed",
             (Kind::Commit, Self::CrashBefore) => "controller crashed before a commit",
             (Kind::Commit, Self::CrashAfter) => "controller crashed after a commit",
             (Kind::Ledger, Self::Delay(_)) => "ledger slow",
@@ -124,8 +126,10 @@ const MENU: &[(Kind, &[(Fate, u32)])] = &[
         Kind::Commit,
         &[
             (Fate::Delay(Duration::from_millis(800)), 300),
-            (Fate::CrashBefore, 4),
-            (Fate::CrashAfter, 4),
+            (Fate::Fail, 3),
+            (Fate::Lie, 3),
+            (Fate::CrashBefore, 3),
+            (Fate::CrashAfter, 3),
         ],
     ),
     (

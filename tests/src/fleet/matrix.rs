@@ -16,74 +16,56 @@ pub struct Row {
     /// Its name.
     pub name: &'static str,
     verbs: &'static [Verb],
+    /// A backup is taken before the last request, and restored after it: waived and resumed too, that is.
+    restored: bool,
+}
+
+const fn of(name: &'static str, verbs: &'static [Verb]) -> Row {
+    Row {
+        name,
+        verbs,
+        restored: false,
+    }
+}
+
+const fn restored(name: &'static str, verbs: &'static [Verb]) -> Row {
+    Row {
+        name,
+        verbs,
+        restored: true,
+    }
 }
 
 /// Every operation.
 pub const ROWS: &[Row] = &[
-    Row {
-        name: "create",
-        verbs: &[Verb::Create],
-    },
-    Row {
-        name: "create stopped",
-        verbs: &[Verb::CreateStopped],
-    },
-    Row {
-        name: "start",
-        verbs: &[Verb::CreateStopped, Verb::Start],
-    },
-    Row {
-        name: "stop",
-        verbs: &[Verb::Create, Verb::Stop],
-    },
-    Row {
-        name: "stop by force",
-        verbs: &[Verb::Create, Verb::ForceStop],
-    },
-    Row {
-        name: "reboot",
-        verbs: &[Verb::Create, Verb::Reboot],
-    },
-    Row {
-        name: "reset",
-        verbs: &[Verb::Create, Verb::Reset],
-    },
-    Row {
-        name: "pause",
-        verbs: &[Verb::Create, Verb::Pause],
-    },
-    Row {
-        name: "resume",
-        verbs: &[Verb::Create, Verb::Pause, Verb::Resume],
-    },
-    Row {
-        name: "migrate",
-        verbs: &[Verb::Create, Verb::Migrate],
-    },
-    Row {
-        name: "relabel",
-        verbs: &[Verb::Create, Verb::Relabel],
-    },
-    Row {
-        name: "cordon",
-        verbs: &[Verb::Create, Verb::Cordon],
-    },
-    Row {
-        name: "uncordon",
-        verbs: &[Verb::Create, Verb::Cordon, Verb::Uncordon],
-    },
-    Row {
-        name: "cancel a migration",
-        verbs: &[Verb::Create, Verb::Migrate, Verb::Cancel],
-    },
-    Row {
-        name: "delete",
-        verbs: &[Verb::CreateStopped, Verb::Delete],
-    },
-    Row {
-        name: "delete by force",
-        verbs: &[Verb::Create, Verb::ForceDelete],
-    },
+    of("create", &[Verb::Create]),
+    of("create stopped", &[Verb::CreateStopped]),
+    of("start", &[Verb::CreateStopped, Verb::Start]),
+    of("stop", &[Verb::Create, Verb::Stop]),
+    of("stop by force", &[Verb::Create, Verb::ForceStop]),
+    of("reboot", &[Verb::Create, Verb::Reboot]),
+    of("reset", &[Verb::Create, Verb::Reset]),
+    of("pause", &[Verb::Create, Verb::Pause]),
+    of("resume", &[Verb::Create, Verb::Pause, Verb::Resume]),
+    of("migrate", &[Verb::Create, Verb::Migrate]),
+    of("relabel", &[Verb::Create, Verb::Relabel]),
+    of("cordon", &[Verb::Create, Verb::Cordon]),
+    of("uncordon", &[Verb::Create, Verb::Cordon, Verb::Uncordon]),
+    of("relabel a host", &[Verb::Create, Verb::RelabelHost]),
+    of("forget a host", &[Verb::ForgetHost]),
+    of("cancel a creation", &[Verb::Create, Verb::Cancel]),
+    of(
+        "cancel a start",
+        &[Verb::CreateStopped, Verb::Start, Verb::Cancel],
+    ),
+    of("cancel a stop", &[Verb::Create, Verb::Stop, Verb::Cancel]),
+    of("cancel a migration", &[Verb::Create, Verb::Migrate, Verb::Cancel]),
+    of("delete", &[Verb::CreateStopped, Verb::Delete]),
+    of("delete by force", &[Verb::Create, Verb::ForceDelete]),
+    restored("create, then restore", &[Verb::Create]),
+    restored("stop, then restore", &[Verb::Create, Verb::Stop]),
+    restored("migrate, then restore", &[Verb::Create, Verb::Migrate]),
+    restored("delete, then restore", &[Verb::Create, Verb::ForceDelete]),
 ];
 
 /// Time between the requests of a row: the one before has been carried out.
@@ -133,6 +115,17 @@ fn plan(row: &Row) -> (Plan, Duration) {
         };
         plan.push((time, Event::Request(request)));
     }
+    if row.restored {
+        plan.insert(plan.len() - 1, (time, Event::Backup));
+        time += APART;
+        let restore = Event::Restore {
+            time: Duration::from_secs(1),
+            patience: APART,
+            lost: false,
+        };
+        plan.push((time, restore));
+        time += APART;
+    }
     (plan, time)
 }
 
@@ -177,11 +170,9 @@ pub fn row(row: &Row, every: usize) -> Result {
     }
     // Points of the last request: those after the one before it was carried out, until each host has reported what came of it.
     // The heartbeats that follow tell nothing of it.
-    let begin = quiet
-        .seen
-        .iter()
-        .rposition(|point| point.by == super::plan::Node::Client)
-        .unwrap_or(0);
+    let asked = row.verbs.last().map_or("", |verb| verb.method());
+    let is_last = |point: &Point| point.by == super::plan::Node::Client && point.name == asked;
+    let begin = quiet.seen.iter().rposition(is_last).unwrap_or(0);
     let mine = |point: &Point| !matches!(point.name, "Report" | "Register" | "list" | "usage" | "about");
     let last = quiet.seen.iter().rposition(mine).unwrap_or(0);
     let after = quiet.seen.iter().enumerate().skip(last);

@@ -54,8 +54,8 @@ use self::{
     site::Site,
 };
 
-/// When faults are over, everything must have come to rest after this time.
-const REST: Duration = Duration::from_secs(180);
+/// When faults are over and the last message that was late has arrived, everything must have come to rest after this time.
+const REST: Duration = Duration::from_secs(60);
 /// Messages that were on their way when faults ended have arrived after this time.
 const LATE: Duration = Duration::from_secs(100);
 
@@ -195,10 +195,10 @@ async fn live(settings: &Settings) -> Outcome {
     }
     site.trace().say(format_args!("nothing goes wrong any more"));
     site.heal();
-    come_to_rest(&site).await;
+    come_to_rest(&site, LATE + REST).await;
     if site.checker().violations.is_empty() {
         tokio::time::sleep(LATE).await;
-        come_to_rest(&site).await;
+        come_to_rest(&site, REST).await;
     }
     let outcome = outcome(settings, &site, done);
     site.end();
@@ -219,7 +219,7 @@ async fn carry_out(site: &Arc<Site>, plan: &Plan, begun: Instant, enough: Option
 }
 
 /// Waits until everything is as it should be; that it is not after all is a violation.
-async fn come_to_rest(site: &Site) {
+async fn come_to_rest(site: &Site, limit: Duration) {
     let begun = Instant::now();
     loop {
         if !site.checker().violations.is_empty() {
@@ -227,7 +227,7 @@ async fn come_to_rest(site: &Site) {
         }
         match site.is_at_rest() {
             Ok(()) => return,
-            Err(violation) if begun.elapsed() > REST => {
+            Err(violation) if begun.elapsed() > limit => {
                 site.trace().say(format_args!(
                     "not at rest: {}: {}",
                     violation.invariant, violation.what

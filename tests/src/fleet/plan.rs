@@ -51,6 +51,18 @@ pub enum Verb {
     List,
     Cordon,
     Uncordon,
+    RelabelHost,
+    ForgetHost,
+}
+
+impl Verb {
+    /// Whether it is about a host, and not about a VM.
+    pub fn is_of_host(self) -> bool {
+        matches!(
+            self,
+            Self::Cordon | Self::Uncordon | Self::RelabelHost | Self::ForgetHost
+        )
+    }
 }
 
 /// A request, and how it is made.
@@ -58,7 +70,7 @@ pub enum Verb {
 pub struct Request {
     /// What is asked for.
     pub verb: Verb,
-    /// Which VM, by number; for cordon and uncordon, which host.
+    /// Which VM or host, by number.
     pub object: usize,
     /// Where to, for a migration that names its destination.
     pub destination: Option<usize>,
@@ -296,6 +308,8 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
         (Verb::List, 3),
         (Verb::Cordon, 1),
         (Verb::Uncordon, 2),
+        (Verb::RelabelHost, 1),
+        (Verb::ForgetHost, 1),
     ];
     let total: u32 = VERBS.iter().map(|(_, weight)| weight).sum();
     let mut drawn = rng.u32(..total);
@@ -307,11 +321,7 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
         }
         drawn -= weight;
     }
-    let objects = if matches!(verb, Verb::Cordon | Verb::Uncordon) {
-        size.hosts
-    } else {
-        size.vms
-    };
+    let objects = if verb.is_of_host() { size.hosts } else { size.vms };
     Request {
         verb,
         object: rng.usize(..objects),

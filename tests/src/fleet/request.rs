@@ -33,6 +33,8 @@ pub enum Message {
     List(v1::ListVmsRequest),
     Cordon(v1::CordonHostRequest),
     Uncordon(v1::UncordonHostRequest),
+    RelabelHost(v1::UpdateHostRequest),
+    ForgetHost(v1::DeleteHostRequest),
 }
 
 /// A VM as it was read.
@@ -75,7 +77,14 @@ impl Verb {
             Self::Resume => OperationKind::Resume,
             Self::Migrate => OperationKind::Migrate,
             Self::Delete | Self::ForceDelete => OperationKind::Delete,
-            Self::Relabel | Self::Cancel | Self::Get | Self::List | Self::Cordon | Self::Uncordon => {
+            Self::Relabel
+            | Self::Cancel
+            | Self::Get
+            | Self::List
+            | Self::Cordon
+            | Self::Uncordon
+            | Self::RelabelHost
+            | Self::ForgetHost => {
                 return None;
             }
         })
@@ -98,6 +107,8 @@ impl Verb {
             Self::List => "ListVms",
             Self::Cordon => "CordonHost",
             Self::Uncordon => "UncordonHost",
+            Self::RelabelHost => "UpdateHost",
+            Self::ForgetHost => "DeleteHost",
         }
     }
 }
@@ -180,6 +191,13 @@ impl Request {
                 name: format!("h{}", self.object + 1),
                 request_id,
             }),
+            Verb::RelabelHost => {
+                Message::RelabelHost(relabel_host(format!("h{}", self.object + 1), request_id))
+            }
+            Verb::ForgetHost => Message::ForgetHost(v1::DeleteHostRequest {
+                name: format!("h{}", self.object + 1),
+                request_id,
+            }),
         })
     }
 }
@@ -198,6 +216,21 @@ fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
     let labels = [(TOUCHED.to_owned(), request_id.clone())].into();
     v1::UpdateVmRequest {
         vm: Some(v1::Vm {
+            name,
+            labels,
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["labels".to_owned()],
+        }),
+        request_id,
+    }
+}
+
+fn relabel_host(name: String, request_id: String) -> v1::UpdateHostRequest {
+    let labels = [(TOUCHED.to_owned(), request_id.clone())].into();
+    v1::UpdateHostRequest {
+        host: Some(v1::Host {
             name,
             labels,
             ..Default::default()

@@ -27,7 +27,7 @@ use dalgu_controller::{
     hosts::{registry, silence},
     server::{Core, Parts, Writer},
     state::{BeforeCommit, Db, State},
-    store::{Image, memory::Disk},
+    store::{Error as StoreError, Image, memory::Disk},
 };
 use dalgu_proto::{
     host::{Inventory, Pool, Usage},
@@ -746,7 +746,7 @@ impl Site {
         let parts = Parts {
             store: Box::new(store),
             writer: Writer::Task(self.before_commit(node, life.clone(), next, seen.clone())),
-            failed: Box::new(|_| {}),
+            failed: self.end_of_store(node, life.clone()),
             clock: self.clock(node),
             new_ids: self.ids.clone(),
         };
@@ -789,6 +789,16 @@ impl Site {
             inner.controllers[number].services = Some(core.services().clone());
             inner.controllers[number].running = Some(Running { life, servers });
         });
+    }
+
+    /// What follows from a failed commit: the controller ends, and is started anew.
+    fn end_of_store(&self, node: Node, life: Life) -> Box<dyn Fn(&StoreError) + Send + Sync> {
+        let site = self.me.clone();
+        Box::new(move |_| {
+            if let Some(site) = site.upgrade().filter(|_| !life.is_over()) {
+                site.kill(node);
+            }
+        })
     }
 
     /// What is awaited before each commit: the look at what is stored so far, and the fate of the next.
@@ -986,7 +996,9 @@ impl Site {
         };
         let found = found.map(|host| (host.sim.clone(), known(host)));
         let Some((sim, entry)) = found else { return };
-        inner.off.insert(id);
+        if !crash {
+            inner.off.insert(id);
+        }
         drop(inner);
         self.checker().guest_ended(id, crash, entry.as_ref());
         if crash {
@@ -998,6 +1010,7 @@ impl Site {
 
     /// A guest has just been started: in harsh seeds some power themselves off at once.
     pub fn guest_started(&self, id: VmId) {
+        self.inner().off.remove(&id);
         if self.harsh && !self.fates().over && self.below(8) == 0 {
             self.fates().count("guest powered itself off");
             self.end_guest(id, false);

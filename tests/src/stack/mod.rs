@@ -41,7 +41,7 @@ use crate::fleet::{
 const TICK: Duration = Duration::from_millis(10);
 /// Longest way of a message when nothing is wrong.
 const LATENCY: Duration = Duration::from_millis(20);
-/// When faults are over, everything must have come to rest after this time.
+/// When faults are over, everything must have come to rest after this time: a call that hangs is given up after up to 120 s.
 const REST: Duration = Duration::from_secs(180);
 /// And it must still be so after this time: longer than every deadline on the way.
 const LATE: Duration = Duration::from_secs(30);
@@ -311,7 +311,12 @@ impl Run<'_> {
     fn heal(&mut self) {
         self.knife = None;
         self.site.spare();
-        (0..SIZE.hosts).for_each(|host| self.site.strike(Blow::Well(host)));
+        for fault in self.site.call_off() {
+            // Counted when it was ordered.
+            if let Some(count) = self.faults.get_mut(fault.class()) {
+                *count -= 1;
+            }
+        }
         let (now, planned) = (self.sim.elapsed(), std::mem::take(&mut self.due));
         for ((_, number), act) in planned {
             if !matches!(act, Act::Begin(_)) {

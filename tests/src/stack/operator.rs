@@ -105,6 +105,14 @@ async fn call(channel: Channel, message: Message) -> Result<Answer, Status> {
             let mut hosts = HostServiceClient::new(channel);
             hosts.uncordon_host(message).await.map(|_| Answer::Done)
         }
+        Message::RelabelHost(message) => {
+            let mut hosts = HostServiceClient::new(channel);
+            hosts.update_host(message).await.map(|_| Answer::Done)
+        }
+        Message::ForgetHost(message) => {
+            let mut hosts = HostServiceClient::new(channel);
+            hosts.delete_host(message).await.map(|_| Answer::Done)
+        }
     }
 }
 

@@ -76,8 +76,6 @@ pub enum Blow {
     Back(usize),
     /// The next call of this kind does something else than it should.
     Call(usize, Call, CallFault),
-    /// No fault is to come any more.
-    Well(usize),
 }
 
 /// See the module.
@@ -90,7 +88,7 @@ pub struct Site {
     pub wires: Arc<Wires>,
     sims: OnceLock<Vec<Sim>>,
     blows: Mutex<Vec<Blow>>,
-    /// VMs whose guests have ended by themselves.
+    /// VMs whose guests have powered themselves off and have not been started since.
     off: Mutex<BTreeSet<VmId>>,
     db: Mutex<Option<Db>>,
     seen_revision: AtomicU64,
@@ -250,19 +248,41 @@ impl Site {
         };
         let place = found.and_then(|id| Some((sims.iter().position(|sim| runs(sim, id))?, id)));
         let Some((host, id)) = place else { return false };
-        lock(&self.off).insert(id);
         self.checker().guest_ended(id, crash, None);
         self.strike(Blow::Guest(host, id, crash));
         true
     }
 
+    /// No fault is to come any more; answers what was ordered of calls and has not come.
+    pub fn call_off(&self) -> Vec<CallFault> {
+        let blows = std::mem::take(&mut *lock(&self.blows));
+        let (calls, others): (Vec<_>, Vec<_>) =
+            blows.into_iter().partition(|blow| matches!(blow, Blow::Call(..)));
+        *lock(&self.blows) = others;
+        let sims = self.sims.get().into_iter().flatten();
+        let ordered = sims.flat_map(Sim::forget_faults).map(|(_, fault)| fault);
+        let ordered = ordered.map(|fault| match fault {
+            sim::Fault::Error(_) => CallFault::Fails,
+            sim::Fault::TakesEffect(_) => CallFault::Lies,
+            sim::Fault::Hang => CallFault::Hangs,
+            sim::Fault::Late(time) => CallFault::Late(time),
+        });
+        let waiting = calls.into_iter().filter_map(|blow| match blow {
+            Blow::Call(_, _, fault) => Some(fault),
+            _ => None,
+        });
+        ordered.chain(waiting).collect()
+    }
+
     fn befall(&self, sims: &[Sim], blow: Blow) {
         match blow {
             Blow::Guest(host, id, true) => sims[host].crash_guest(id),
-            Blow::Guest(host, id, false) => sims[host].power_off_guest(id),
+            Blow::Guest(host, id, false) => {
+                lock(&self.off).insert(id);
+                sims[host].power_off_guest(id);
+            }
             Blow::Away(host) => sims[host].disconnect("the simulated hypervisor restarts"),
             Blow::Back(host) => sims[host].reconnect(),
-            Blow::Well(host) => sims[host].forget_faults(),
             Blow::Call(host, call, fault) => {
                 let failed = || hypervisor::Error::Unavailable {
                     detail: "a fault of the simulation".to_owned(),
@@ -282,6 +302,11 @@ impl Site {
     pub fn look(&self) {
         let sims = self.sims.get().map(Vec::as_slice).unwrap_or_default();
         let domains: Vec<Domains> = sims.iter().map(Sim::domains).collect();
+        let running = domains.iter().flatten();
+        let running = running.filter(|(_, state, _)| *state == DomainState::Running);
+        running.for_each(|(id, ..)| {
+            lock(&self.off).remove(id);
+        });
         let mut checker = self.checker();
         checker.census(domains);
         let Some(db) = self.db() else { return };

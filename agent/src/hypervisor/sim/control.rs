@@ -133,9 +133,9 @@ impl Sim {
         seen.collect()
     }
 
-    /// Takes back every fault that was ordered and has not come.
-    pub fn forget_faults(&self) {
-        *self.0.faults() = super::Faults::default();
+    /// Takes back every fault that was ordered and has not come; answers those of calls.
+    pub fn forget_faults(&self) -> Vec<(Call, Fault)> {
+        std::mem::take(&mut *self.0.faults()).into_calls()
     }
 
     /// Puts a running domain here that is not Dalgu's.

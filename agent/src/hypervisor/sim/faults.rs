@@ -139,6 +139,13 @@ impl Faults {
         self.panics.insert(call);
     }
 
+    pub(super) fn into_calls(self) -> Vec<(Call, Fault)> {
+        let calls = self.calls.into_iter();
+        calls
+            .flat_map(|(call, faults)| faults.into_iter().map(move |fault| (call, fault)))
+            .collect()
+    }
+
     pub(super) fn take(&mut self, call: Call) -> Option<Fault> {
         assert!(!self.panics.remove(&call), "a test ordered this panic");
         self.calls.get_mut(&call)?.pop_front()
