@@ -452,6 +452,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_damaged_entry_of_the_host_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.save_host(&Host::default()).await.unwrap();
+        std::fs::write(dir.path().join(HOST), "{\"session\": ").unwrap();
+        let error = ledger.load().await.unwrap_err().to_string();
+        assert!(error.contains(HOST), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_damaged_entry_is_told_and_does_not_hide_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();

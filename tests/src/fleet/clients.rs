@@ -45,7 +45,9 @@ pub async fn drain(site: Arc<Site>, host: usize, time: Duration) {
     ask(site.clone(), of(Verb::Cordon, host)).await;
     let listed = ask(site.clone(), of(Verb::List, host)).await;
     for vm in listed.iter().flat_map(|answer| answer.on(host)) {
-        ask(site.clone(), of(Verb::Migrate, vm)).await;
+        if ask(site.clone(), of(Verb::Migrate, vm)).await.is_some() {
+            site.note_emptying();
+        }
     }
     tokio::time::sleep(time).await;
     ask(site, of(Verb::Uncordon, host)).await;

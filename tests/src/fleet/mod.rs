@@ -283,6 +283,10 @@ fn outcome(settings: &Settings, site: &Site, plan: Plan) -> Outcome {
         .filter(|(_, event)| matches!(event, Event::Request(_)))
         .count() as u64;
     let mut operations: BTreeMap<String, u64> = BTreeMap::new();
+    operations.insert(
+        "migrate accepted, to empty a host by hand".to_owned(),
+        site.emptying(),
+    );
     let mut vms = BTreeMap::new();
     if let Some((_, services)) = site.services() {
         let state = services.db.snapshot();

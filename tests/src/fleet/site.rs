@@ -120,6 +120,8 @@ struct Inner {
     rates: BTreeMap<Node, i64>,
     starting: BTreeSet<Node>,
     off: BTreeSet<VmId>,
+    /// Moves that were accepted to empty a host by hand.
+    emptying: u64,
     operations: BTreeMap<usize, OperationId>,
     backup: Option<Image>,
     /// How often the controller was restored.
@@ -215,6 +217,7 @@ impl Site {
                     rates: BTreeMap::new(),
                     starting: BTreeSet::new(),
                     off: BTreeSet::new(),
+                    emptying: 0,
                     operations: BTreeMap::new(),
                     backup: None,
                     restores: 0,
@@ -1032,6 +1035,16 @@ impl Site {
     /// The operation that was last accepted for the VM of this number.
     pub fn note_operation(&self, vm: usize, operation: OperationId) {
         self.inner().operations.insert(vm, operation);
+    }
+
+    /// A move was accepted to empty a host by hand.
+    pub fn note_emptying(&self) {
+        self.inner().emptying += 1;
+    }
+
+    /// See [`Site::note_emptying`].
+    pub fn emptying(&self) -> u64 {
+        self.inner().emptying
     }
 
     /// See [`Site::note_operation`].

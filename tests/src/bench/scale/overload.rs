@@ -35,6 +35,7 @@ struct Beside {
 
 /// Loads the site.
 pub(super) async fn measure(site: &mut Site<'_>, report: &mut Report) -> anyhow::Result<()> {
+    calm(site).await?;
     let rated = site.settings.rated;
     println!("rated load: {rated} requests a second");
     let normal = under(site, rated, "rated load", report).await?;
@@ -76,6 +77,22 @@ pub(super) async fn measure(site: &mut Site<'_>, report: &mut Report) -> anyhow:
         );
     }
     rest(site).await
+}
+
+/// Waits until reports come in time again: what a restart leaves to be done is not the load's doing.
+async fn calm(site: &Site<'_>) -> anyhow::Result<()> {
+    let beats = &site.agents.beats;
+    super::until("every host reports in time", async || {
+        beats.begin();
+        sleep(site.settings.report_interval * 3).await;
+        let (missed, longest) = beats.missed();
+        ensure!(
+            missed == 0,
+            "{missed} heartbeats missed, one host silent for {longest:?}"
+        );
+        Ok(())
+    })
+    .await
 }
 
 async fn under(

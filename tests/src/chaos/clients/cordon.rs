@@ -93,8 +93,15 @@ async fn empty(
         host: host.to_owned(),
         ..v1::ListVmsRequest::default()
     };
-    let listed = answer(async || operator.vms().list_vms(list.clone()).await).await??;
-    for vm in listed.vms {
+    let listed = match answer(async || operator.vms().list_vms(list.clone()).await).await? {
+        Ok(listed) => listed.vms,
+        Err(status) => {
+            let refused = format!("drain: list refused: {}", reason(&status));
+            count(&mut books.borrow_mut().operations, &refused);
+            return Ok(());
+        }
+    };
+    for vm in listed {
         let request = Request::Migrate(v1::MigrateVmRequest {
             name: vm.name.clone(),
             request_id: random.uuid(),

@@ -42,6 +42,7 @@ const SURVIVED: Duration = Duration::from_secs(20);
 /// and has started nothing: what has arrived is frozen until the source says that it has let go, or until both have settled,
 /// so that without locks one copy runs too. It is told apart (see [`Torn`]), and the copies are counted as ever.
 const REACTIVATION: &str = "blockdev-set-active";
+
 /// One guest's files and tale.
 #[derive(Default)]
 struct Guest {
