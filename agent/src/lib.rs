@@ -48,6 +48,7 @@ mod console;
 pub mod gate;
 pub mod host;
 pub mod hypervisor;
+pub mod image;
 pub mod ledger;
 pub mod metrics;
 pub mod migration;

@@ -18,6 +18,12 @@ const WORKSPACE: &[(&str, &[&str])] = &[
 
 /// Decisions: the same input gives the same answer, so that tables and properties can test them. Files or folders.
 const PURE: &[&str] = &[
+    "agent/src/image/qcow2.rs",
+    "agent/src/image/refusal.rs",
+    "agent/src/image/source.rs",
+    "agent/src/image/vdi.rs",
+    "agent/src/image/vhdx.rs",
+    "agent/src/image/vmdk.rs",
     "agent/src/vm/plan.rs",
     "agent/src/vm/policy.rs",
     "controller/src/doctor",
