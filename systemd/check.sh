@@ -67,7 +67,9 @@ rate dalgu-controller.service "$limit_controller"
 rate dalgu-agent.service "$limit_agent"
 
 said=$(systemd-sysusers --root="$root" dalgu.conf 2>&1) || { printf '%s\n' "$said" >&2; failed=1; }
-grep -q '^dalgu:' "$root/etc/passwd" || { echo "dalgu.sysusers made no user" >&2; failed=1; }
+for user in dalgu dalgu-image; do
+    grep -q "^$user:" "$root/etc/passwd" || { echo "dalgu.sysusers made no user $user" >&2; failed=1; }
+done
 systemd-tmpfiles --root="$root" --create dalgu.conf || failed=1
 mode=$(stat -c %a "$root/var/lib/dalgu/controller")
 [ "$mode" = 700 ] || { echo "the controller's directory has mode $mode" >&2; failed=1; }

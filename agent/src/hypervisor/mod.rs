@@ -24,6 +24,8 @@ use dalgu_proto::{
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::image::Refusal;
+
 pub mod contract;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
@@ -84,6 +86,14 @@ pub enum Error {
         /// What is wrong.
         detail: String,
     },
+    /// An image is not what a disk may be made from; trying again does not help.
+    #[error("image {image} is refused: {refusal}")]
+    ImageRefused {
+        /// Its file name.
+        image: String,
+        /// Why.
+        refusal: Refusal,
+    },
     /// The hypervisor refuses the definition; trying again does not help.
     #[error("the hypervisor refuses this VM: {detail}")]
     Invalid {
@@ -115,7 +125,7 @@ impl Error {
     pub const fn is_retryable(&self) -> bool {
         !matches!(
             self,
-            Self::Invalid { .. } | Self::Foreign { .. } | Self::Cancelled
+            Self::Invalid { .. } | Self::ImageRefused { .. } | Self::Foreign { .. } | Self::Cancelled
         )
     }
 
@@ -129,6 +139,7 @@ impl Error {
             Self::WrongState { .. } => "DOMAIN_STATE",
             Self::Missing { .. } => "FILE_NOT_FOUND",
             Self::Storage { .. } => "STORAGE",
+            Self::ImageRefused { .. } => "IMAGE_REFUSED",
             Self::Invalid { .. } => "REFUSED_BY_HYPERVISOR",
             Self::Cancelled => "CANCELLED",
             Self::Failed { .. } => "HYPERVISOR_ERROR",

@@ -322,15 +322,32 @@ async fn a_step_that_fails_is_tried_again_and_one_that_can_never_succeed_is_told
     })
     .await;
     host.until_settled(vm(1), 1).await;
-    host.sim.fail_next(
-        Call::Define,
-        Fault::Error(HypervisorError::Invalid { detail: "no".into() }),
-    );
-    host.create(vm(2), intent(1, PowerState::Running)).await;
-    let status = host
-        .until(vm(2), "failed", |status| status.phase == Phase::Failed)
-        .await;
-    assert_eq!(status.failure.unwrap().reason, "REFUSED_BY_HYPERVISOR");
+    let hopeless = [
+        (
+            Call::Define,
+            HypervisorError::Invalid { detail: "no".into() },
+            "REFUSED_BY_HYPERVISOR",
+        ),
+        (
+            Call::CreateVolumes,
+            HypervisorError::ImageRefused {
+                image: "evil.qcow2".into(),
+                refusal: crate::image::Refusal::Encrypted,
+            },
+            "IMAGE_REFUSED",
+        ),
+    ];
+    for (number, (call, error, reason)) in (2..).zip(hopeless) {
+        let text = error.to_string();
+        host.sim.fail_next(call, Fault::Error(error));
+        host.create(vm(number), intent(1, PowerState::Running)).await;
+        let status = host
+            .until(vm(number), "failed", |status| status.phase == Phase::Failed)
+            .await;
+        let failure = status.failure.unwrap();
+        assert_eq!((failure.reason.as_str(), failure.message), (reason, text));
+        assert!(!failure.retrying);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -237,7 +237,7 @@ async fn incident_11_a_file_in_the_way_at_the_destination_leaves_the_sources_dis
     .await
 }
 
-/// Process ids of the `qemu-img` that work on a file of this VM.
+/// Process ids of the `qemu-img` that fill a disk of this VM, which is their standard output.
 fn copying(uid: &str) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -246,7 +246,8 @@ fn copying(uid: &str) -> Vec<Pid> {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
         let line = fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line);
-        (line.starts_with("qemu-img") && line.contains(uid)).then(|| Pid::from_raw(pid))
+        let disk = fs::read_link(entry.path().join("fd/1")).ok()?;
+        (line.starts_with("qemu-img") && disk.to_string_lossy().contains(uid)).then(|| Pid::from_raw(pid))
     };
     entries.flatten().filter_map(look).collect()
 }

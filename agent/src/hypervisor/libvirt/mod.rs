@@ -14,6 +14,7 @@ mod ffi;
 mod host;
 mod migrate;
 mod process;
+mod qemu_img;
 pub mod read;
 mod stats;
 mod storage;

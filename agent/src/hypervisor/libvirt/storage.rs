@@ -3,32 +3,34 @@
 //!
 //! A disk is made under a name that ends in `.partial`, made durable, and renamed: what has its final name is whole.
 //! Formats are always said, never guessed: a guest that writes another format's header into its raw disk must not
-//! have that believed. An image that refers to other files is refused for the same reason. `qemu-img` runs with a
-//! deadline and with limits on memory and file size, since images come from people.
+//! have that believed. Images come from people: [`crate::image`] judges one before any other program opens it, `qemu_img`
+//! reads the very descriptor that was judged, and what it wrote is checked to be the disk that the image promised. A name is
+//! looked up once only.
 
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
-    process::Stdio,
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
 use dalgu_proto::{
     ids::VmId,
     vm::{Disk, DiskFormat},
 };
-use nix::{fcntl::OFlag, unistd::User};
-use tokio::{process::Command, time::Instant};
+use nix::{
+    fcntl::OFlag,
+    unistd::{User, getegid, geteuid},
+};
+use tokio::time::Instant;
 
-use super::xml::Cache;
-use crate::hypervisor::{Definition, Error};
-
-/// Address space that `qemu-img` may take, in bytes; it needs some 100 MiB.
-const ADDRESS_SPACE: u64 = 4 << 30;
+use super::{qemu_img::QemuImg, xml::Cache};
+use crate::{
+    hypervisor::{Definition, Error},
+    image::{self, Format, Inspected, Refusal},
+};
 
 /// A directory that holds disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,12 +149,9 @@ impl Storage {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|error| failed(pool, error))?;
         let partial = path.with_extension(format!("{}.partial", disk.format.as_str()));
         remove(&partial).map_err(|error| failed(pool, error))?;
-        let made = match disk.image.as_ref().filter(|_| !incoming) {
-            Some(image) => self.copy_image(pool, disk, image, &partial, deadline).await,
-            None => make_blank(pool, disk, &partial, deadline).await,
-        };
-        let finished = made.and_then(|()| {
-            self.finish(dir, &partial, path)
+        let made = self.fill(pool, disk, &partial, incoming, deadline).await;
+        let finished = made.and_then(|file| {
+            self.finish(dir, &file, &partial, path)
                 .map_err(|error| failed(pool, error))
         });
         if finished.is_err() {
@@ -162,63 +161,111 @@ impl Storage {
         finished
     }
 
+    /// Makes the file of a disk under its passing name, and what is in it.
+    async fn fill(
+        &self,
+        pool: &Pool,
+        disk: &Disk,
+        partial: &Path,
+        incoming: bool,
+        deadline: Instant,
+    ) -> Result<File, Error> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(partial)
+            .map_err(|error| failed(pool, error))?;
+        let wanted = disk.size_mib << 20;
+        let qemu_img = QemuImg::new(&file, wanted, deadline).map_err(|error| failed(pool, error))?;
+        match disk.image.as_ref().filter(|_| !incoming) {
+            Some(image) => self.copy_image(pool, disk, image, &qemu_img, &file).await?,
+            None => qemu_img
+                .create(disk.format, wanted)
+                .await
+                .map_err(|error| error.of_disk(&pool.name))?,
+        }
+        let made = virtual_size(pool, &file, disk.format)?;
+        if made != wanted {
+            let detail = format!("disk {} was made with {made} bytes, not {wanted}", disk.name);
+            return Err(failed(pool, detail));
+        }
+        Ok(file)
+    }
+
     async fn copy_image(
         &self,
         pool: &Pool,
         disk: &Disk,
         image: &str,
-        partial: &Path,
-        deadline: Instant,
+        qemu_img: &QemuImg<'_>,
+        file: &File,
     ) -> Result<(), Error> {
-        let source = self.images.join(image);
-        if !source.is_file() {
-            return Err(Error::Missing {
-                what: "image",
-                path: source,
-            });
-        }
-        let format = image_format(&source)?;
-        let size = image_size(pool, &source, format, deadline).await?;
-        let wanted = disk.size_mib << 20;
-        if size > wanted {
-            let detail = format!(
-                "disk {} has {} MiB, and its image {image} needs {} MiB",
-                disk.name,
-                disk.size_mib,
-                size.div_ceil(1 << 20)
-            );
-            return Err(Error::Invalid { detail });
-        }
-        let to = disk.format.as_str();
-        qemu_img(
-            pool,
-            &["convert", "-f", format.as_str(), "-O", to],
-            &[&source, partial],
-            None,
-            deadline,
-        )
-        .await?;
-        if size < wanted {
-            qemu_img(
+        let refused = |refusal| self.refused(pool, image, refusal);
+        let format = Format::of_name(image).map_err(refused)?;
+        let source = image::open(&self.images, image).map_err(refused)?;
+        let before = state(&source).map_err(|error| failed(pool, error))?;
+        let inspected = image::inspect(&source, format).map_err(refused)?;
+        check_fits(disk, image, inspected)?;
+        qemu_img
+            .check_readable(&source, image)
+            .map_err(|error| failed(pool, error))?;
+        let converted = qemu_img.convert(&source, format, disk.format).await;
+        // Whoever may write to it can change it after it was judged, and a copy that is still under way changes it too.
+        if state(&source).map_err(|error| failed(pool, error))? != before {
+            return Err(failed(
                 pool,
-                &["resize", "-q", "-f", to],
-                &[partial],
-                Some(wanted),
-                deadline,
-            )
-            .await?;
+                format!("image {image} was written to while it was read"),
+            ));
+        }
+        converted.map_err(|error| error.of_image(&pool.name, image))?;
+        let said = inspected.virtual_size_bytes;
+        let made = virtual_size(pool, file, disk.format)?;
+        if made != said {
+            return Err(refused(Refusal::Ambiguous { said, made }));
+        }
+        let wanted = disk.size_mib << 20;
+        if said < wanted {
+            qemu_img
+                .resize(disk.format, wanted)
+                .await
+                .map_err(|error| error.of_disk(&pool.name))?;
         }
         Ok(())
     }
 
-    fn finish(&self, dir: &Path, partial: &Path, path: &Path) -> io::Result<()> {
-        if let Some(owner) = &self.owner {
-            let user = User::from_name(owner)?
-                .ok_or_else(|| io::Error::other(format!("there is no user {owner}")))?;
-            std::os::unix::fs::chown(partial, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    fn refused(&self, pool: &Pool, image: &str, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Unreadable {
+                kind: io::ErrorKind::NotFound,
+                ..
+            } => Error::Missing {
+                what: "image",
+                path: self.images.join(image),
+            },
+            // A disk that fails, or a network file system that is away: it may be there again later.
+            Refusal::Unreadable { .. } => failed(pool, format!("image {image}: {refusal}")),
+            refusal => Error::ImageRefused {
+                image: image.to_owned(),
+                refusal,
+            },
         }
-        fs::set_permissions(partial, fs::Permissions::from_mode(0o600))?;
-        File::open(partial)?.sync_all()?;
+    }
+
+    fn finish(&self, dir: &Path, file: &File, partial: &Path, path: &Path) -> io::Result<()> {
+        // Until now it was the user's who filled it.
+        let (uid, gid) = match &self.owner {
+            Some(owner) => {
+                let user = User::from_name(owner)?
+                    .ok_or_else(|| io::Error::other(format!("there is no user {owner}")))?;
+                (user.uid, user.gid)
+            }
+            None => (geteuid(), getegid()),
+        };
+        fchown(file, Some(uid.as_raw()), Some(gid.as_raw()))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.sync_all()?;
         fs::rename(partial, path)?;
         File::open(dir)?.sync_all()
     }
@@ -267,96 +314,35 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The format that a file's name says.
-fn image_format(image: &Path) -> Result<DiskFormat, Error> {
-    match image.extension().and_then(|extension| extension.to_str()) {
-        Some("qcow2") => Ok(DiskFormat::Qcow2),
-        Some("raw" | "img") => Ok(DiskFormat::Raw),
-        _ => Err(Error::Invalid {
-            detail: format!(
-                "{}: an image's name must end in .qcow2, .raw or .img",
-                image.display()
-            ),
-        }),
-    }
+/// What tells that a file was written to.
+fn state(file: &File) -> io::Result<(u64, i64, i64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-async fn make_blank(pool: &Pool, disk: &Disk, path: &Path, deadline: Instant) -> Result<(), Error> {
-    qemu_img(
-        pool,
-        &["create", "-q", "-f", disk.format.as_str()],
-        &[path],
-        Some(disk.size_mib << 20),
-        deadline,
-    )
-    .await
-    .map(drop)
+fn check_fits(disk: &Disk, image: &str, inspected: Inspected) -> Result<(), Error> {
+    if inspected.virtual_size_bytes <= disk.size_mib << 20 {
+        return Ok(());
+    }
+    let detail = format!(
+        "disk {} has {} MiB, and its image {image} needs {} MiB",
+        disk.name,
+        disk.size_mib,
+        inspected.virtual_size_bytes.div_ceil(1 << 20)
+    );
+    Err(Error::Invalid { detail })
 }
 
-/// Size that a guest sees, in bytes; refuses images that refer to other files.
-async fn image_size(pool: &Pool, image: &Path, format: DiskFormat, deadline: Instant) -> Result<u64, Error> {
-    let text = qemu_img(
-        pool,
-        &["info", "--output=json", "-f", format.as_str()],
-        &[image],
-        None,
-        deadline,
-    )
-    .await?;
-    let info: serde_json::Value = serde_json::from_str(&text).map_err(|error| failed(pool, error))?;
-    let refers =
-        info.get("backing-filename").is_some() || info.pointer("/format-specific/data/data-file").is_some();
-    if refers {
-        let detail = format!(
-            "image {} refers to another file; flatten it with qemu-img convert",
-            image.display()
-        );
-        return Err(Error::Invalid { detail });
+/// The size that a guest sees of a disk that was made here.
+fn virtual_size(pool: &Pool, file: &File, format: DiskFormat) -> Result<u64, Error> {
+    match format {
+        // Whatever it begins with: nobody guesses the format of a VM's disk.
+        DiskFormat::Raw => file
+            .metadata()
+            .map(|metadata| metadata.len())
+            .map_err(|error| failed(pool, error)),
+        DiskFormat::Qcow2 => image::inspect(file, Format::Qcow2)
+            .map(|inspected| inspected.virtual_size_bytes)
+            .map_err(|refusal| failed(pool, format!("the disk that qemu-img made: {refusal}"))),
     }
-    let size = info.get("virtual-size").and_then(serde_json::Value::as_u64);
-    size.ok_or_else(|| {
-        failed(
-            pool,
-            format!("qemu-img does not say the size of {}", image.display()),
-        )
-    })
-}
-
-async fn qemu_img(
-    pool: &Pool,
-    words: &[&str],
-    files: &[&Path],
-    size: Option<u64>,
-    deadline: Instant,
-) -> Result<String, Error> {
-    let mut command = Command::new("prlimit");
-    command
-        .arg(format!("--as={ADDRESS_SPACE}"))
-        .arg("--core=0")
-        .args(["--", "qemu-img"])
-        .args(words)
-        .args(files);
-    if let Some(size) = size {
-        command.arg(size.to_string());
-    }
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let after = deadline
-        .saturating_duration_since(Instant::now())
-        .max(Duration::from_millis(1));
-    let output = match tokio::time::timeout(after, command.output()).await {
-        Err(_) => {
-            return Err(Error::Timeout {
-                call: "qemu-img",
-                after,
-            });
-        }
-        Ok(Err(error)) => return Err(failed(pool, format!("cannot run prlimit and qemu-img: {error}"))),
-        Ok(Ok(output)) => output,
-    };
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    let what = words.first().copied().unwrap_or_default();
-    Err(failed(pool, format!("qemu-img {what}: {}", complaint.trim())))
 }

@@ -1,6 +1,7 @@
 //! The domain XML against libvirt's own schema, disks against the real qemu-img, and the contract on libvirt's test
 //! driver. Real hosts run the contract in the lab.
 
+mod qemu_img;
 mod storage;
 
 use std::{collections::BTreeMap, process::Command};

@@ -9,10 +9,13 @@ use super::{
     super::storage::{Pool, Storage},
     definition, disk,
 };
-use crate::hypervisor::Error;
+use crate::{
+    hypervisor::Error,
+    image::{Format, Refusal},
+};
 
 struct Place {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     storage: Storage,
 }
 
@@ -31,7 +34,7 @@ fn place() -> Place {
     for part in ["local", "shared", "images"] {
         std::fs::create_dir(dir.path().join(part)).unwrap();
     }
-    Place { _dir: dir, storage }
+    Place { dir, storage }
 }
 
 fn soon() -> Instant {
@@ -158,55 +161,204 @@ async fn incident_11_a_file_in_the_way_of_the_disks_is_refused_left_alone_and_no
 async fn images_that_cannot_be_used_are_refused_and_leave_nothing() {
     let place = place();
     let image = |name: &str| place.storage.images.join(name).to_str().unwrap().to_owned();
-    qemu_img(&["create", "-q", "-f", "qcow2", &image("big.qcow2"), "17M"]);
-    qemu_img(&["create", "-q", "-f", "qcow2", &image("base.qcow2"), "1M"]);
-    qemu_img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-F",
-        "qcow2",
-        "-b",
-        &image("base.qcow2"),
-        &image("overlay.qcow2"),
-    ]);
+    let create = |words: &[&str]| qemu_img(&[&["create", "-q"], words].concat());
+    create(&["-f", "qcow2", &image("big.qcow2"), "17M"]);
+    create(&["-f", "qcow2", &image("base.qcow2"), "1M"]);
+    let base = image("base.qcow2");
+    create(&["-f", "qcow2", "-F", "qcow2", "-b", &base, &image("overlay.qcow2")]);
+    create(&["-f", "vmdk", &image("base.vmdk"), "1M"]);
+    let base = image("base.vmdk");
+    create(&["-f", "vmdk", "-F", "vmdk", "-b", &base, &image("overlay.vmdk")]);
     let data_file = format!("data_file={},data_file_raw=on", image("secret"));
-    qemu_img(&[
-        "create",
-        "-q",
+    create(&["-f", "qcow2", "-o", &data_file, &image("data.qcow2"), "1M"]);
+    create(&[
         "-f",
-        "qcow2",
+        "vmdk",
         "-o",
-        &data_file,
-        &image("data.qcow2"),
+        "subformat=monolithicFlat",
+        &image("flat.vmdk"),
         "1M",
     ]);
-    std::fs::write(image("disk.vmdk"), "x").unwrap();
+    create(&["-f", "qcow2", &image("snapshots.qcow2"), "1M"]);
+    qemu_img(&["snapshot", "-c", "before", &image("snapshots.qcow2")]);
+    create(&["-f", "qcow2", &image("bitmaps.qcow2"), "1M"]);
+    qemu_img(&["bitmap", "--add", &image("bitmaps.qcow2"), "backup"]);
+    let key = [
+        "--object",
+        "secret,id=key,data=1234",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10",
+    ];
+    create(&[&key[..], &["-f", "qcow2", &image("encrypted.qcow2"), "1M"]].concat());
+    std::fs::copy(image("base.qcow2"), image("disguised.raw")).unwrap();
     std::fs::write(image("lies.qcow2"), "not a qcow2 file").unwrap();
-    for name in [
-        "big.qcow2",
-        "overlay.qcow2",
-        "data.qcow2",
-        "disk.vmdk",
-        "lies.qcow2",
-        "missing.qcow2",
-    ] {
-        let vm = definition(vec![disk("root", "local", Some(name), DiskFormat::Qcow2)]);
-        let error = place.storage.create(&vm, false, soon()).await.unwrap_err();
-        let expected = match name {
-            "missing.qcow2" => matches!(error, Error::Missing { what: "image", .. }),
-            "lies.qcow2" => matches!(error, Error::Storage { .. }),
-            _ => matches!(error, Error::Invalid { .. }),
-        };
-        assert!(expected, "{name}: {error:?}");
-        let dir = place.storage.pools[0].path.join(vm.id.to_string());
-        assert_eq!(
-            std::fs::read_dir(dir).unwrap().count(),
-            0,
-            "{name} left something"
-        );
+    std::fs::write(image("nothing.iso"), "x").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", image("link.raw")).unwrap();
+    let missing = fails(&place, "missing.qcow2").await;
+    assert!(
+        matches!(missing, Error::Missing { what: "image", .. }),
+        "{missing:?}"
+    );
+    let too_big = fails(&place, "big.qcow2").await;
+    assert!(matches!(too_big, Error::Invalid { .. }), "{too_big:?}");
+    let parent = |field| Refusal::Parent { field };
+    let disguised = |said, found| Refusal::Disguised { said, found };
+    let data_file = Refusal::DataFile { field: "feature bit" };
+    let said = Format::Qcow2;
+    let refused = [
+        ("overlay.qcow2", parent("backing file")),
+        ("overlay.vmdk", parent("parentFileNameHint")),
+        ("data.qcow2", data_file),
+        ("flat.vmdk", disguised(Format::Vmdk, "a vmdk descriptor")),
+        ("disguised.raw", disguised(Format::Raw, "qcow2")),
+        ("lies.qcow2", Refusal::NotSo { said }),
+        ("snapshots.qcow2", Refusal::Snapshots { count: 1 }),
+        ("bitmaps.qcow2", Refusal::Bitmaps { count: 1 }),
+        ("encrypted.qcow2", Refusal::Encrypted),
+        ("nothing.iso", Refusal::Name),
+        ("link.raw", Refusal::Outside),
+    ];
+    for (name, expected) in refused {
+        let error = fails(&place, name).await;
+        assert_eq!(refusal(&error), Some(&expected), "{name}: {error:?}");
     }
+}
+
+fn refusal(error: &Error) -> Option<&Refusal> {
+    match error {
+        Error::ImageRefused { refusal, .. } => Some(refusal),
+        _ => None,
+    }
+}
+
+/// Fails to make a disk from an image; nothing is left of it.
+async fn fails(place: &Place, image: &str) -> Error {
+    let vm = definition(vec![disk("root", "local", Some(image), DiskFormat::Qcow2)]);
+    let error = place.storage.create(&vm, false, soon()).await.unwrap_err();
+    let dir = place.storage.pools[0].path.join(vm.id.to_string());
+    assert_eq!(
+        std::fs::read_dir(dir).unwrap().count(),
+        0,
+        "{image} left something"
+    );
+    error
+}
+
+/// Bytes that no format takes for its own, and that do not repeat.
+fn content() -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..250_000_u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    bytes.resize(5 << 20, 0);
+    bytes
+}
+
+#[tokio::test]
+async fn images_of_every_format_give_disks_with_the_bytes_they_hold() {
+    let place = place();
+    let content = content();
+    let plain = place.dir.path().join("plain");
+    std::fs::write(&plain, &content).unwrap();
+    let kinds = [
+        ("raw", "plain.raw", ""),
+        ("raw", "plain.img", ""),
+        ("qcow2", "new.qcow2", "compat=1.1"),
+        ("qcow2", "old.qcow2", "compat=0.10"),
+        ("qcow2", "fine.qcow2", "cluster_size=512"),
+        ("qcow2", "subclusters.qcow2", "extended_l2=on"),
+        ("qcow2", "zstd.qcow2", "compression_type=zstd"),
+        ("vmdk", "sparse.vmdk", "subformat=monolithicSparse"),
+        ("vmdk", "stream.vmdk", "subformat=streamOptimized"),
+        ("vdi", "dynamic.vdi", ""),
+        ("vdi", "fixed.vdi", "static=on"),
+        ("vhdx", "dynamic.vhdx", "subformat=dynamic"),
+        ("vhdx", "fixed.vhdx", "subformat=fixed"),
+    ];
+    for (format, name, options) in kinds {
+        let image = place.storage.images.join(name);
+        let mut words = vec!["convert", "-f", "raw", "-O", format];
+        if !options.is_empty() {
+            words.extend(["-o", options]);
+        }
+        if format == "qcow2" && options.contains("compat") {
+            words.push("-c");
+        }
+        words.extend([plain.to_str().unwrap(), image.to_str().unwrap()]);
+        qemu_img(&words);
+        let mut vm = definition(vec![
+            disk("raw", "local", Some(name), DiskFormat::Raw),
+            disk("qcow2", "local", Some(name), DiskFormat::Qcow2),
+        ]);
+        vm.id = dalgu_proto::ids::VmId::from_uuid(uuid::Uuid::new_v4());
+        place.storage.create(&vm, false, soon()).await.unwrap();
+        let raw = place.storage.path(vm.id, &vm.spec.disks[0]).unwrap();
+        let qcow2 = place.storage.path(vm.id, &vm.spec.disks[1]).unwrap();
+        let bytes = std::fs::read(&raw).unwrap();
+        assert_eq!(bytes.len(), 16 << 20, "{name}");
+        assert!(bytes.starts_with(&content), "{name}");
+        assert!(
+            bytes[content.len()..] == vec![0; bytes.len() - content.len()],
+            "{name}"
+        );
+        let (raw, qcow2) = (raw.to_str().unwrap(), qcow2.to_str().unwrap());
+        qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", raw, qcow2]);
+        qemu_img(&["check", "-q", "-f", "qcow2", qcow2]);
+    }
+}
+
+#[tokio::test]
+async fn of_an_image_that_is_written_to_meanwhile_no_disk_is_made_and_it_is_tried_again() {
+    let place = place();
+    let path = place.storage.images.join("growing.img");
+    std::fs::write(&path, [7; 4096]).unwrap();
+    let mut image = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    let writing = async {
+        loop {
+            std::io::Write::write_all(&mut image, b"more").unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    // In this order: what is written first is written while qemu-img is waited for.
+    let error = tokio::select! {
+        biased;
+        error = fails(&place, "growing.img") => error,
+        () = writing => unreachable!(),
+    };
+    assert!(
+        matches!(&error, Error::Storage { detail, .. } if detail.contains("written to")),
+        "{error:?}"
+    );
+    assert!(error.is_retryable());
+}
+
+#[tokio::test]
+async fn an_image_that_only_seems_sound_is_refused_when_qemu_img_fails_with_it() {
+    let place = place();
+    let image = place.storage.images.join("torn.qcow2");
+    let plain = place.dir.path().join("plain");
+    std::fs::write(&plain, content()).unwrap();
+    qemu_img(&[
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        plain.to_str().unwrap(),
+        image.to_str().unwrap(),
+    ]);
+    let mut bytes = std::fs::read(&image).unwrap();
+    let number = |at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().unwrap());
+    let l1 = usize::try_from(number(40)).unwrap();
+    let l2 = usize::try_from(number(l1) << 8 >> 8).unwrap();
+    bytes[l2..l2 + 8].copy_from_slice(&(1_u64 << 63 | 0x1200).to_be_bytes());
+    std::fs::write(&image, bytes).unwrap();
+    let error = fails(&place, "torn.qcow2").await;
+    assert!(
+        matches!(refusal(&error), Some(Refusal::Unconvertible { .. })),
+        "{error:?}"
+    );
+    assert!(!error.is_retryable());
+    assert_eq!(error.reason(), "IMAGE_REFUSED");
 }
 
 #[tokio::test]
