@@ -11,7 +11,7 @@
 //! - ends with the agent's thread that waits for it, at the deadline, and when the agent dies.
 //!
 //! Opening anew asks for the file's own permissions, not for those of the directories above it: the image must be readable for
-//! that user (mode 0644, or by an access list), and the new disk is given to it until it is filled. An agent that is not root,
+//! that user by its mode, as with 0644, and the new disk is given to it until it is filled. An agent that is not root,
 //! as in tests, runs it as itself, with everything else as above.
 
 use std::{
