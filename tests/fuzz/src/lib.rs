@@ -9,6 +9,7 @@
 pub mod agents;
 pub mod config;
 pub mod corpus;
+pub mod images;
 pub mod input;
 pub mod records;
 pub mod rpc;
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "rpc",
         run: rpc::run,
@@ -47,6 +48,10 @@ pub const TARGETS: [Target; 6] = [
     Target {
         name: "telemetry",
         run: telemetry::run,
+    },
+    Target {
+        name: "images",
+        run: images::run,
     },
     Target {
         name: "config",

@@ -51,6 +51,11 @@ fn a_kernel_that_says_nonsense_does_no_harm() {
 }
 
 #[test]
+fn images_that_were_found_are_taken_or_refused() {
+    replay("images");
+}
+
+#[test]
 fn configurations_that_were_found_are_read_or_refused() {
     replay("config");
 }
