@@ -52,16 +52,26 @@ pub(super) fn virtual_size<R: Read + Seek>(source: &mut Source<R>) -> Result<u64
 /// CRC-32C (Castagnoli), as of RFC 3720, with the four bytes at `field`, where the sum itself is kept, taken for zeros.
 pub fn crc32c(bytes: &[u8], field: usize) -> u32 {
     let sum = bytes.iter().enumerate().fold(u32::MAX, |sum, (at, byte)| {
-        let byte = match at.wrapping_sub(field) {
-            0..4 => 0,
-            _ => *byte,
-        };
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| {
-            (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg())
-        })
+        let byte = if at >= field && at - field < 4 { 0 } else { *byte };
+        (sum >> 8) ^ CRC_OF_BYTE[usize::from(sum.to_le_bytes()[0] ^ byte)]
     });
     !sum
 }
+
+const CRC_OF_BYTE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256_u32 {
+        let (mut sum, mut bit) = (byte, 0);
+        while bit < 8 {
+            sum = (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg());
+            bit += 1;
+        }
+        table[byte as usize] = sum;
+        byte += 1;
+    }
+    table
+};
 
 fn is_sound(bytes: &[u8], signature: &[u8; 4]) -> bool {
     bytes.starts_with(signature) && le32(bytes, 4) == crc32c(bytes, 4)
