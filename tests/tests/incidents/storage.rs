@@ -295,6 +295,50 @@ async fn incident_48_a_crash_amid_the_copying_of_an_image_leaves_no_half_disk_th
     .await
 }
 
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn an_image_that_names_another_file_fails_its_vm_and_a_good_one_in_its_place_mends_it()
+-> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let image = "/var/lib/dalgu/images/shared.qcow2";
+        let overlay = [
+            "qemu-img",
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            "/etc/shadow",
+            image,
+            "8M",
+        ];
+        lab.exec(1, &overlay).await?;
+        let id = begin(lab, &create("victim", "root=8MiB,image=shared.qcow2", &[])).await?;
+        let ended = end_of(lab, &id, REST_LIMIT).await?;
+        let refused = state_of(&ended) == "FAILED" && ended.to_string().contains("IMAGE_REFUSED");
+        ensure!(refused, "{ended}");
+        let shown = words::json(lab, &["vm", "show", "victim"]).await?.to_string();
+        ensure!(
+            shown.contains("refers to another image (backing file)"),
+            "{shown}"
+        );
+        ensure!(!shown.contains("\"retrying\":true"), "it is tried again: {shown}");
+        let uid = words::vm(lab, "victim").await?.uid;
+        let folder = lab.layout().host(1).outside("/var/lib/dalgu/local").join(&uid);
+        ensure!(fs::read_dir(&folder)?.next().is_none(), "something was left");
+        lab.exec(1, &["qemu-img", "create", "-q", "-f", "qcow2", image, "8M"])
+            .await?;
+        dalgu(lab, &["vm", "start", "victim"]).await?;
+        let vm = words::vm(lab, "victim").await?;
+        Story::default().more(lab, &vm, 3).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
 /// Where the second pool of the host is.
 const SLOW_POOL: &str = "/var/lib/dalgu/slow";
 /// Lets the pool go on.
