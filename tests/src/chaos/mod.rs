@@ -93,13 +93,13 @@ async fn all(
         let name = format!("c{number:02}");
         Client::new(operator, books.clone(), random, name, hosts.clone(), PAUSE).run(until)
     });
-    let cordons = clients::cordon(
+    let cordons = Box::pin(clients::cordon(
         operator.clone(),
         books.clone(),
         Random::new(settings.seed, 1001),
         hosts.clone(),
         until,
-    );
+    ));
     let breaking = breaker.run(Random::new(settings.seed, 1000), until);
     let asking = try_join(try_join_all(clients), cordons);
     try_join(asking, breaking).await?;
