@@ -112,6 +112,7 @@ impl Agent {
             vms: vms.clone(),
             samples: parts.samples,
             report_bytes: Gauge::default(),
+            sequence: 0,
         };
         Ok(Self {
             vms,

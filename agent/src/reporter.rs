@@ -108,6 +108,8 @@ pub struct Reporter {
     pub samples: watch::Receiver<std::sync::Arc<Snapshot>>,
     /// Size of the last report on the wire, for the metrics page.
     pub report_bytes: Gauge,
+    /// Number of the last registration or report of this run.
+    pub sequence: u64,
 }
 
 impl Reporter {
@@ -233,6 +235,7 @@ impl Reporter {
             state_machine_id: text(host.machine),
             controller_term: host.term.0,
             controller_run_id: text(host.run),
+            sequence: Some(self.next_sequence()),
         };
         // Boxed: the compiler does not see through this future in a task.
         let call: BoxFuture<'_, _> = Box::pin(self.client.register(request));
@@ -291,7 +294,7 @@ impl Reporter {
         let mut changes = self.vms.changes();
         let mut last = Instant::now();
         let mut listed = last;
-        for sequence in 1.. {
+        loop {
             // Cancel safe: a receiver loses nothing when dropped, and the timer is made anew.
             tokio::select! {
                 biased;
@@ -301,6 +304,7 @@ impl Reporter {
             }
             last = Instant::now();
             changes.mark_unchanged();
+            let sequence = self.next_sequence();
             let request = self.report(session, sequence, &mut told, &mut listed).await;
             self.report_bytes
                 .set(i64::try_from(request.encoded_len()).unwrap_or(i64::MAX));
@@ -310,7 +314,11 @@ impl Reporter {
                 return Ok(());
             }
         }
-        Ok(())
+    }
+
+    fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
     }
 
     async fn report(

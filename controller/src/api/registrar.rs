@@ -90,6 +90,7 @@ impl RegistrarService for Services {
             machine_id: m.machine_id,
             state_machine_id: m.state_machine_id,
             controller: (Term(m.controller_term), m.controller_run_id.parse().ok()),
+            sequence: m.sequence,
             host: host.clone(),
         };
         // A change also where it is refused: the operator is told of who was.

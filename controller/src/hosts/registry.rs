@@ -57,6 +57,8 @@ pub struct Registration {
     pub state_machine_id: String,
     /// The controller that it obeys: term, and run where it knows it.
     pub controller: (Term, Option<Uuid>),
+    /// Number among the registrations and reports of its run; absent from older agents.
+    pub sequence: Option<u64>,
 }
 
 /// An agent reports.
@@ -70,7 +72,7 @@ pub struct Report {
     pub boot_id: String,
     /// This run of the agent.
     pub run_id: String,
-    /// Number of the report.
+    /// Number among the registrations and reports of its run; with older agents, since the last registration.
     pub sequence: u64,
     /// Sample.
     pub usage: Option<Usage>,
@@ -168,6 +170,13 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         note_rival(tx, &new, &error);
         return Err(error);
     }
+    if let (Some(old), Some(live)) = (&old, tx.live.get(&new.host))
+        && live.run_id == new.run_id
+        && new.sequence.is_some_and(|sequence| sequence <= live.sequence)
+    {
+        // It was held up on its way: the run has told more since, and does not wait for the answer.
+        return Ok(old.session);
+    }
     if let Some(said) = other_controller(tx, &new) {
         tx.set_replaced(said);
     }
@@ -208,7 +217,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     let live = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
-        sequence: 0,
+        sequence: new.sequence.unwrap_or(0),
         report_time: Some(tx.now()),
         heard: Instant::now(),
         usage: new.usage,

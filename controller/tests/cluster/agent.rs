@@ -400,6 +400,8 @@ impl Agent {
             state_machine_id: String::new(),
             controller_term: 0,
             controller_run_id: String::new(),
+            // As agents of before, which number their reports anew.
+            sequence: None,
         };
         let answer = tokio::time::timeout(Duration::from_secs(2), client.register(request)).await;
         let Ok(Ok(answer)) = answer else { return false };

@@ -301,17 +301,17 @@ fn about(mutant: Mutant) -> Option<&'static str> {
 pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
         Mutant::LedgerNotSynced => 2,
-        Mutant::GenerationNotCompared | Mutant::PromisesNotCounted => 4,
+        Mutant::GenerationNotCompared => 4,
         Mutant::RestoreKeepsNumbers => 12,
         Mutant::StartRepeated => 14,
-        Mutant::RunNotCompared => 17,
-        Mutant::SessionNotChecked => 19,
+        Mutant::PromisesNotCounted => 19,
+        Mutant::SessionNotChecked => 24,
         Mutant::MigrationJudgedByReturnCode => 26,
-        Mutant::RefusedGoesOn => 32,
+        Mutant::RefusedGoesOn | Mutant::RunNotCompared => 32,
+        Mutant::GoneForgotten => 42,
         Mutant::EpochNotCompared => 98,
         Mutant::RestoreDoesNotObserve => 132,
-        Mutant::SettledMayBegin => 253,
-        Mutant::GoneForgotten => 281,
+        Mutant::SettledMayBegin => 137,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
         _ => 1,
     })

@@ -30,6 +30,7 @@ fn registration(vms: Vec<Reported>) -> Registration {
         machine_id: String::new(),
         state_machine_id: String::new(),
         controller: (Term(0), None),
+        sequence: None,
     }
 }
 
@@ -53,6 +54,35 @@ fn reported(vm: &VmRecord, change: impl FnOnce(&mut Observation)) -> Reported {
     let mut observation = fixtures::observation(vm);
     change(&mut observation);
     fixtures::reported(vm, observation)
+}
+
+#[tokio::test]
+async fn what_was_held_up_since_before_a_registration_changes_nothing_after_it() {
+    let db = db();
+    let registers = async |sequence: u64, address: &str| {
+        let new = Registration {
+            sequence: Some(sequence),
+            address: address.into(),
+            ..registration(vec![])
+        };
+        db.transact(|tx| register(tx, new)).await.unwrap();
+    };
+    let reports = async |sequence: u64| {
+        let new = report(sequence, vec![], true);
+        let receipt = std::sync::Mutex::new(None);
+        db.change(|tx| *receipt.lock().unwrap() = Some(super::report(tx, new)))
+            .await;
+        receipt.into_inner().unwrap().unwrap()
+    };
+    registers(1, "old:1").await;
+    assert_eq!(reports(2).await, Receipt::Taken);
+    registers(4, "new:1").await;
+    assert_eq!(reports(3).await, Receipt::Old, "sent before the registration");
+    assert_eq!(reports(5).await, Receipt::Taken);
+    registers(1, "old:1").await;
+    let host = db.snapshot().hosts[&fixtures::host_name("h1")].clone();
+    assert_eq!(host.address, "new:1", "the first registration came once more");
+    assert_eq!(reports(6).await, Receipt::Taken, "its run goes on");
 }
 
 #[tokio::test]
