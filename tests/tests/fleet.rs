@@ -153,6 +153,7 @@ fn registration(name: &str) -> Registration {
         machine_id: String::new(),
         state_machine_id: String::new(),
         controller: (Term(0), None),
+        sequence: None,
     }
 }
 
