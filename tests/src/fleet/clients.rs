@@ -171,7 +171,7 @@ async fn call(services: Services, message: Message) -> Result<Answer, Status> {
             .await
             .map(|_| Answer::Done),
         Message::RelabelHost(message) => services
-            .update_host(with_peer(message))
+            .update_host(with_peer(*message))
             .await
             .map(|_| Answer::Done),
         Message::ForgetHost(message) => services

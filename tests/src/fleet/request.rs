@@ -33,7 +33,7 @@ pub enum Message {
     List(v1::ListVmsRequest),
     Cordon(v1::CordonHostRequest),
     Uncordon(v1::UncordonHostRequest),
-    RelabelHost(v1::UpdateHostRequest),
+    RelabelHost(Box<v1::UpdateHostRequest>),
     ForgetHost(v1::DeleteHostRequest),
 }
 
@@ -192,7 +192,8 @@ impl Request {
                 request_id,
             }),
             Verb::RelabelHost => {
-                Message::RelabelHost(relabel_host(format!("h{}", self.object + 1), request_id))
+                let request = relabel_host(format!("h{}", self.object + 1), request_id);
+                Message::RelabelHost(Box::new(request))
             }
             Verb::ForgetHost => Message::ForgetHost(v1::DeleteHostRequest {
                 name: format!("h{}", self.object + 1),

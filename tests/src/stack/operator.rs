@@ -107,7 +107,7 @@ async fn call(channel: Channel, message: Message) -> Result<Answer, Status> {
         }
         Message::RelabelHost(message) => {
             let mut hosts = HostServiceClient::new(channel);
-            hosts.update_host(message).await.map(|_| Answer::Done)
+            hosts.update_host(*message).await.map(|_| Answer::Done)
         }
         Message::ForgetHost(message) => {
             let mut hosts = HostServiceClient::new(channel);
