@@ -1,6 +1,8 @@
 //! What clients say and hear: the message of each request, and what its answer means to the checker. The same on every
 //! level; how messages are carried is the level's own.
 
+use std::collections::HashMap;
+
 use dalgu_controller::model::OperationKind;
 use dalgu_proto::{ids::OperationId, v1};
 use tonic::{Code, Response, Status};
@@ -213,32 +215,39 @@ fn stop(name: String, request_id: String, force: bool) -> v1::StopVmRequest {
     }
 }
 
+/// Labels that say which request has written them.
+fn touched(request_id: &str) -> HashMap<String, String> {
+    [(TOUCHED.to_owned(), request_id.to_owned())].into()
+}
+
+/// The mask of an update that changes labels and nothing else.
+fn only_labels() -> Option<prost_types::FieldMask> {
+    let paths = vec!["labels".to_owned()];
+    Some(prost_types::FieldMask { paths })
+}
+
 fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
-    let labels = [(TOUCHED.to_owned(), request_id.clone())].into();
+    let vm = v1::Vm {
+        name,
+        labels: touched(&request_id),
+        ..Default::default()
+    };
     v1::UpdateVmRequest {
-        vm: Some(v1::Vm {
-            name,
-            labels,
-            ..Default::default()
-        }),
-        update_mask: Some(prost_types::FieldMask {
-            paths: vec!["labels".to_owned()],
-        }),
+        vm: Some(vm),
+        update_mask: only_labels(),
         request_id,
     }
 }
 
 fn relabel_host(name: String, request_id: String) -> v1::UpdateHostRequest {
-    let labels = [(TOUCHED.to_owned(), request_id.clone())].into();
+    let host = v1::Host {
+        name,
+        labels: touched(&request_id),
+        ..Default::default()
+    };
     v1::UpdateHostRequest {
-        host: Some(v1::Host {
-            name,
-            labels,
-            ..Default::default()
-        }),
-        update_mask: Some(prost_types::FieldMask {
-            paths: vec!["labels".to_owned()],
-        }),
+        host: Some(host),
+        update_mask: only_labels(),
         request_id,
     }
 }

@@ -1,5 +1,7 @@
 //! Registration and reports against a state in memory.
 
+mod machines;
+
 use super::*;
 use crate::{
     fixtures,
@@ -54,52 +56,6 @@ fn reported(vm: &VmRecord, change: impl FnOnce(&mut Observation)) -> Reported {
     let mut observation = fixtures::observation(vm);
     change(&mut observation);
     fixtures::reported(vm, observation)
-}
-
-#[tokio::test]
-async fn what_was_held_up_since_before_a_registration_changes_nothing_after_it() {
-    let db = db();
-    let registers = async |sequence: u64, address: &str| {
-        let new = Registration {
-            sequence: Some(sequence),
-            address: address.into(),
-            ..registration(vec![])
-        };
-        db.transact(|tx| register(tx, new)).await.unwrap();
-    };
-    let reports = async |sequence: u64| {
-        let new = report(sequence, vec![], true);
-        let receipt = std::sync::Mutex::new(None);
-        db.change(|tx| *receipt.lock().unwrap() = Some(super::report(tx, new)))
-            .await;
-        receipt.into_inner().unwrap().unwrap()
-    };
-    registers(1, "old:1").await;
-    assert_eq!(reports(2).await, Receipt::Taken);
-    registers(4, "new:1").await;
-    assert_eq!(reports(3).await, Receipt::Old, "sent before the registration");
-    assert_eq!(reports(5).await, Receipt::Taken);
-    registers(1, "old:1").await;
-    let host = db.snapshot().hosts[&fixtures::host_name("h1")].clone();
-    assert_eq!(host.address, "new:1", "the first registration came once more");
-    assert_eq!(reports(6).await, Receipt::Taken, "its run goes on");
-}
-
-#[tokio::test]
-async fn a_host_that_was_forgotten_comes_back_ahead_of_what_it_was_told_before() {
-    let db = db();
-    let comes = async || {
-        db.transact(|tx| register(tx, registration(vec![])))
-            .await
-            .unwrap()
-    };
-    assert_eq!(comes().await, Session(1));
-    let host = fixtures::host_name("h1");
-    db.change(|tx| raise_session(tx, &host)).await;
-    db.transact(|tx| crate::verbs::host::delete(tx, "h1"))
-        .await
-        .unwrap();
-    assert_eq!(comes().await, Session(3), "2 was given, and may be on its way");
 }
 
 async fn with_vm() -> (Db, VmRecord) {
@@ -204,6 +160,52 @@ async fn reports_out_of_order_are_dropped_and_those_of_another_run_must_register
         Receipt::Unknown
     );
     assert_eq!(take(report(3, vec![], true)).await, Receipt::Taken);
+}
+
+#[tokio::test]
+async fn what_was_held_up_since_before_a_registration_changes_nothing_after_it() {
+    let db = db();
+    let registers = async |sequence: u64, address: &str| {
+        let new = Registration {
+            sequence: Some(sequence),
+            address: address.into(),
+            ..registration(vec![])
+        };
+        db.transact(|tx| register(tx, new)).await.unwrap();
+    };
+    let reports = async |sequence: u64| {
+        let new = report(sequence, vec![], true);
+        let receipt = std::sync::Mutex::new(None);
+        db.change(|tx| *receipt.lock().unwrap() = Some(super::report(tx, new)))
+            .await;
+        receipt.into_inner().unwrap().unwrap()
+    };
+    registers(1, "old:1").await;
+    assert_eq!(reports(2).await, Receipt::Taken);
+    registers(4, "new:1").await;
+    assert_eq!(reports(3).await, Receipt::Old, "sent before the registration");
+    assert_eq!(reports(5).await, Receipt::Taken);
+    registers(1, "old:1").await;
+    let host = db.snapshot().hosts[&fixtures::host_name("h1")].clone();
+    assert_eq!(host.address, "new:1", "the first registration came once more");
+    assert_eq!(reports(6).await, Receipt::Taken, "its run goes on");
+}
+
+#[tokio::test]
+async fn a_host_that_was_forgotten_comes_back_ahead_of_what_it_was_told_before() {
+    let db = db();
+    let comes = async || {
+        db.transact(|tx| register(tx, registration(vec![])))
+            .await
+            .unwrap()
+    };
+    assert_eq!(comes().await, Session(1));
+    let host = fixtures::host_name("h1");
+    db.change(|tx| raise_session(tx, &host)).await;
+    db.transact(|tx| crate::verbs::host::delete(tx, "h1"))
+        .await
+        .unwrap();
+    assert_eq!(comes().await, Session(3), "2 was given, and may be on its way");
 }
 
 #[tokio::test]
@@ -453,94 +455,6 @@ async fn a_controller_hears_from_a_host_that_registers_that_it_obeys_another() {
             .filter(|reason| reason == "ControllerReplaced");
         assert_eq!(told.count(), usize::from(is_another), "the operator is told once");
     }
-}
-
-fn machine(id: &str, boot: &str) -> Registration {
-    Registration {
-        machine_id: id.into(),
-        boot_id: boot.into(),
-        address: format!("{id}:7444"),
-        run_id: format!("run of {id}, {boot}"),
-        ..registration(vec![])
-    }
-}
-
-fn copies_told(db: &Db) -> usize {
-    let reasons = reasons(db);
-    reasons
-        .iter()
-        .filter(|reason| *reason == "HostIdentityCopied")
-        .count()
-}
-
-#[tokio::test]
-async fn incident_50_a_second_machine_with_a_hosts_identity_is_refused_and_its_vms_stay_where_they_are() {
-    let (db, vm) = with_vm().await;
-    let enter = |new: Registration| db.change(|tx| register(tx, new));
-    let mut first = machine("m1", "boot");
-    first.vms = vec![reported(&vm, |_| {})];
-    enter(first).await.unwrap();
-    let before = db.snapshot();
-    for _ in 0..3 {
-        let refused = enter(machine("m2", "other")).await;
-        assert!(matches!(refused, Err(Error::OtherMachine { .. })), "{refused:?}");
-    }
-    // A copied data directory is refused also where it says nothing against what is known.
-    let copied = Registration {
-        host: fixtures::host_name("h2"),
-        state_machine_id: "m1".into(),
-        ..machine("m2", "other")
-    };
-    assert!(matches!(enter(copied).await, Err(Error::OtherMachine { .. })));
-    let state = db.snapshot();
-    let host = fixtures::host_name("h1");
-    assert_eq!(state.hosts[&host], before.hosts[&host]);
-    assert_eq!(state.hosts.len(), 1);
-    assert!(
-        state.observation(&vm).is_some(),
-        "an empty list of a stranger says nothing"
-    );
-    assert_eq!(copies_told(&db), 2, "each is told of once");
-    let known = Report {
-        run_id: "run of m1, boot".into(),
-        ..report(1, vec![reported(&vm, |_| {})], true)
-    };
-    assert_eq!(
-        db.change(|tx| super::report(tx, known)).await,
-        Receipt::Taken,
-        "the first goes on"
-    );
-    assert_eq!(copies_told(&db), 2);
-}
-
-#[tokio::test]
-async fn incident_50_of_two_boots_of_one_machine_id_the_first_is_believed_while_it_is_heard() {
-    let (db, vm) = (db(), fixtures::vm("web", "h1"));
-    let enter = |new: Registration| db.change(|tx| register(tx, new));
-    let hosts = [fixtures::host_name("h1")];
-    enter(machine("m1", "first")).await.unwrap();
-    let stored = vm.clone();
-    db.change(|tx| tx.put_vm(stored)).await;
-    for _ in 0..2 {
-        let refused = enter(machine("m1", "second")).await;
-        assert!(matches!(refused, Err(Error::OtherBoot { .. })), "{refused:?}");
-    }
-    assert_eq!(copies_told(&db), 0, "it may have been rebooted");
-    for sequence in 1..3 {
-        let again = Report {
-            run_id: "run of m1, first".into(),
-            boot_id: "first".into(),
-            ..report(sequence, vec![reported(&vm, |_| {})], true)
-        };
-        assert_eq!(db.change(|tx| super::report(tx, again)).await, Receipt::Taken);
-        let refused = enter(machine("m1", "second")).await;
-        assert!(matches!(refused, Err(Error::OtherBoot { .. })), "{refused:?}");
-    }
-    assert_eq!(copies_told(&db), 1, "both speak");
-    db.change(|tx| mark_silent(tx, &hosts, std::time::Duration::ZERO))
-        .await;
-    enter(machine("m1", "second")).await.unwrap();
-    assert_eq!(db.snapshot().hosts[&hosts[0]].boot_id, "second");
 }
 
 #[tokio::test]
