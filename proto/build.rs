@@ -6,12 +6,14 @@ const FILES: &[&str] = &[
     "dalgu/v1/diagnosis.proto",
     "dalgu/v1/event.proto",
     "dalgu/v1/host.proto",
+    "dalgu/v1/image.proto",
     "dalgu/v1/operation.proto",
     "dalgu/v1/placement.proto",
     "dalgu/v1/site.proto",
     "dalgu/v1/telemetry.proto",
     "dalgu/v1/vm.proto",
     "dalgu/agent/v1/agent.proto",
+    "dalgu/agent/v1/image.proto",
     "dalgu/agent/v1/registrar.proto",
 ];
 
@@ -23,6 +25,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".dalgu.v1.ReadConsoleResponse")
         .bytes(".dalgu.agent.v1.ReadConsoleResponse")
+        .bytes(".dalgu.v1.UploadImageRequest")
+        .bytes(".dalgu.agent.v1.UploadImageRequest")
+        .bytes(".dalgu.agent.v1.ReadImageResponse")
         .compile_fds(descriptors)?;
     Ok(())
 }

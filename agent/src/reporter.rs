@@ -236,6 +236,7 @@ impl Reporter {
             controller_term: host.term.0,
             controller_run_id: text(host.run),
             sequence: Some(self.next_sequence()),
+            images: None,
         };
         // Boxed: the compiler does not see through this future in a task.
         let call: BoxFuture<'_, _> = Box::pin(self.client.register(request));
@@ -365,6 +366,7 @@ impl Reporter {
             unmanaged_domains: unmanaged(domains.as_deref(), &known),
             hypervisor_error: error,
             inventory: changed.then(|| (*snapshot.inventory).clone().into()),
+            images: None,
         }
     }
 }

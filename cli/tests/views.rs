@@ -27,6 +27,7 @@ fn running() -> v1::Vm {
         pool: "local".into(),
         image: "base.img".into(),
         format: 2,
+        ..Default::default()
     };
     let nic = v1::Nic {
         name: "eth0".into(),

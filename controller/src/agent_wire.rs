@@ -88,6 +88,7 @@ pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
         restart_mode: v1::RestartMode::from(intent.restart_mode).into(),
         grace_period_seconds: intent.grace_period_seconds,
         disks_made: vm.disks_made,
+        images: Vec::new(),
     }
 }
 

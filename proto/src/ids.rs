@@ -167,6 +167,14 @@ name!(
     /// Name of a host, unique on the site; the one in its certificate.
     HostName, "host name"
 );
+name!(
+    /// Name of an image, shared by its versions.
+    ImageName, "image name"
+);
+id!(
+    /// Identifies an image of the catalogue.
+    ImageId, "image uid"
+);
 id!(
     /// Identifies a VM; also the UUID of its libvirt domain.
     VmId, "VM uid"

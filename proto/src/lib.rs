@@ -28,6 +28,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dalgu.d
 pub mod daemon;
 pub mod host;
 pub mod ids;
+pub mod image;
 pub mod metrics;
 pub mod mutant;
 pub mod reason;

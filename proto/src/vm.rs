@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ids, ids::VmId};
+use crate::{ids, ids::VmId, image::Digest};
 
 mod wire;
 
@@ -117,21 +117,47 @@ impl DiskFormat {
     }
 }
 
+/// How a disk is made from an image of the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloneMode {
+    /// As an overlay where that is possible, else as a copy; never in a VM that has been created.
+    #[default]
+    Any,
+    /// Holds only what differs from the image.
+    Overlay,
+    /// The image is copied.
+    Full,
+}
+
+impl CloneMode {
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+}
+
 /// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Name within the VM.
     pub name: String,
-    /// Capacity in MiB.
+    /// Capacity in MiB. 0 only with an image of the catalogue before the VM is created: the image's own.
     pub size_mib: u64,
     /// Pool of the host that holds it.
     pub pool: String,
-    /// File in the image directory to start from.
+    /// What it starts from: a file in the image directory, or an image of the catalogue, see
+    /// [`crate::image::Reference::is_meant`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// File format.
     #[serde(default)]
     pub format: DiskFormat,
+    /// Digest of the catalogue's image; filled in when the VM is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// How it is made from that.
+    #[serde(default, skip_serializing_if = "CloneMode::is_any")]
+    pub clone_mode: CloneMode,
 }
 
 /// A network interface.

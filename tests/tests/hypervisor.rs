@@ -21,7 +21,7 @@ use dalgu_agent::hypervisor::{
 use dalgu_proto::{
     host::VmUsage,
     ids::{ClusterId, VmId},
-    vm::{Disk, DiskFormat, KernelBoot, Nic, PowerReason, RestartPolicy, Spec},
+    vm::{CloneMode, Disk, DiskFormat, KernelBoot, Nic, PowerReason, RestartPolicy, Spec},
 };
 use dalgu_tests::lab::{Daemon, Lab, Options, guest, layout::SHARED_DIR, with_lab};
 use nix::{
@@ -239,6 +239,8 @@ fn disk(name: &str, pool: &str, format: DiskFormat) -> Disk {
         pool: pool.into(),
         image: None,
         format,
+        digest: None,
+        clone_mode: CloneMode::Any,
     }
 }
 

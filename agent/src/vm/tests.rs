@@ -178,6 +178,8 @@ fn intent(generation: u64, power: PowerState) -> Intent {
         pool: "local".into(),
         image: None,
         format: Default::default(),
+        digest: None,
+        clone_mode: dalgu_proto::vm::CloneMode::Any,
     };
     Intent {
         generation: Generation(generation),

@@ -322,6 +322,7 @@ mod tests {
             pool: "shared".into(),
             image: "debian.img".into(),
             format: raw,
+            ..Default::default()
         };
         assert_eq!(read, wanted);
         assert_eq!(disk("data=2GiB").unwrap().pool, "");

@@ -344,6 +344,8 @@ async fn promises_beyond_what_a_host_has_are_found_with_who_takes_the_rest() {
             pool: "local".into(),
             image: None,
             format: dalgu_proto::vm::DiskFormat::Qcow2,
+            digest: None,
+            clone_mode: dalgu_proto::vm::CloneMode::Any,
         };
         changed(tx, vm, |vm| vm.spec.disks.push(disk));
     });

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use dalgu_proto::{
     host as facts,
-    vm::{Disk, DiskFormat, Nic, RestartPolicy, Spec},
+    vm::{CloneMode, Disk, DiskFormat, Nic, RestartPolicy, Spec},
 };
 
 use super::*;
@@ -33,6 +33,8 @@ pub(super) fn disk(name: &str, pool: &str, size_mib: u64) -> Disk {
         pool: pool.into(),
         image: None,
         format: DiskFormat::Qcow2,
+        digest: None,
+        clone_mode: CloneMode::Any,
     }
 }
 

@@ -402,6 +402,7 @@ impl Agent {
             controller_run_id: String::new(),
             // As agents of before, which number their reports anew.
             sequence: None,
+            images: None,
         };
         let answer = tokio::time::timeout(Duration::from_secs(2), client.register(request)).await;
         let Ok(Ok(answer)) = answer else { return false };

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::v1;
+use crate::{image::Reference, v1};
 
 fn invalid(field: impl Into<String>, message: impl ToString) -> Invalid {
     Invalid {
@@ -96,7 +96,9 @@ fn unique<'a>(field: &str, names: impl Iterator<Item = &'a str>) -> Result<(), I
 fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
     let at = |field: &str| format!("disks[{index}].{field}");
     ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
-    if !DISK_MIB.contains(&wire.size_mib) {
+    let image = Some(wire.image).filter(|image| !image.is_empty());
+    let listed = image.as_deref().is_some_and(Reference::is_meant);
+    if !DISK_MIB.contains(&wire.size_mib) && !(listed && wire.size_mib == 0) {
         let message = format!(
             "must be {} to {} MiB, got {}",
             DISK_MIB.start(),
@@ -111,10 +113,24 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
         wire.pool
     };
     ids::check_device_name(&pool).map_err(|error| invalid(at("pool"), error))?;
-    let image = Some(wire.image).filter(|image| !image.is_empty());
     if let Some(image) = &image {
-        ids::check_file_name(image).map_err(|error| invalid(at("image"), error))?;
+        let checked = if listed {
+            image.parse::<Reference>().map(drop)
+        } else {
+            ids::check_file_name(image)
+        };
+        checked.map_err(|error| invalid(at("image"), error))?;
     }
+    let digest = match wire.image_digest.as_str() {
+        "" => None,
+        digest if listed => Some(
+            digest
+                .parse()
+                .map_err(|error: ids::Error| invalid(at("image_digest"), error))?,
+        ),
+        _ => return Err(invalid(at("image_digest"), "is for images of the catalogue only")),
+    };
+    let clone_mode = check_clone(&at("clone_mode"), wire.clone_mode, listed)?;
     let format = match v1::DiskFormat::try_from(wire.format) {
         Ok(v1::DiskFormat::Raw) => DiskFormat::Raw,
         Ok(_) => DiskFormat::Qcow2,
@@ -126,7 +142,22 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
         pool,
         image,
         format,
+        digest,
+        clone_mode,
     })
+}
+
+fn check_clone(field: &str, wire: i32, listed: bool) -> Result<CloneMode, Invalid> {
+    let clone = match v1::CloneMode::try_from(wire) {
+        Ok(v1::CloneMode::Unspecified) => CloneMode::Any,
+        Ok(v1::CloneMode::Overlay) => CloneMode::Overlay,
+        Ok(v1::CloneMode::Full) => CloneMode::Full,
+        Err(_) => return Err(invalid(field, "is not a value of CloneMode")),
+    };
+    if clone != CloneMode::Any && !listed {
+        return Err(invalid(field, "is for images of the catalogue only"));
+    }
+    Ok(clone)
 }
 
 fn check_nic(index: usize, wire: v1::Nic) -> Result<Nic, Invalid> {
@@ -179,6 +210,13 @@ impl From<Spec> for v1::VmSpec {
             format: match disk.format {
                 DiskFormat::Qcow2 => v1::DiskFormat::Qcow2,
                 DiskFormat::Raw => v1::DiskFormat::Raw,
+            }
+            .into(),
+            image_digest: disk.digest.map(String::from).unwrap_or_default(),
+            clone_mode: match disk.clone_mode {
+                CloneMode::Any => v1::CloneMode::Unspecified,
+                CloneMode::Overlay => v1::CloneMode::Overlay,
+                CloneMode::Full => v1::CloneMode::Full,
             }
             .into(),
         };
@@ -336,6 +374,17 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_from_the_catalogue_may_leave_its_size_to_the_image() {
+        let mut spec = wire();
+        spec.disks[0].image = "debian:12".into();
+        spec.disks[0].size_mib = 0;
+        spec.disks[0].image_digest = "ab".repeat(32);
+        spec.disks[0].clone_mode = v1::CloneMode::Overlay.into();
+        let spec = Spec::try_from(spec).unwrap();
+        assert_eq!(Spec::try_from(v1::VmSpec::from(spec.clone())).unwrap(), spec);
+    }
+
+    #[test]
     fn each_bad_field_is_refused_by_its_name() {
         type Change = fn(&mut v1::VmSpec);
         let cases: &[(&str, Change)] = &[
@@ -353,6 +402,18 @@ mod tests {
             ("disks[0].pool", |s| s.disks[0].pool = "../x".into()),
             ("disks[0].image", |s| s.disks[0].image = "../../etc/shadow".into()),
             ("disks[0].format", |s| s.disks[0].format = 99),
+            ("disks[0].image", |s| s.disks[0].image = "debian:../x".into()),
+            ("disks[0].clone_mode", |s| s.disks[0].clone_mode = 99),
+            ("disks[0].clone_mode", |s| {
+                s.disks[0].clone_mode = v1::CloneMode::Full.into()
+            }),
+            ("disks[0].image_digest", |s| {
+                s.disks[0].image_digest = "ab".repeat(32)
+            }),
+            ("disks[0].image_digest", |s| {
+                s.disks[0].image = "debian".into();
+                s.disks[0].image_digest = "../x".into();
+            }),
             ("nics[0].bridge", |s| s.nics[0].bridge = "br0'/><x".into()),
             ("nics[0].mac", |s| s.nics[0].mac = "ff:ff:ff:ff:ff:ff".into()),
             ("nics[0].mac", |s| s.nics[0].mac = "00:00:00:00:00:00".into()),

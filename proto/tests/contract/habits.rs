@@ -5,8 +5,10 @@ use prost_types::{FileDescriptorProto, field_descriptor_proto::Type};
 use crate::descriptors::{Enum, enums, messages};
 
 /// First words of calls that change nothing, or that may be repeated without a request id (Cancel: the operation's own
-/// id serves).
-const WITHOUT_REQUEST_ID: &[&str] = &["Get", "List", "Watch", "Wait", "Read", "Explain", "Cancel"];
+/// id serves; Upload: each piece says where it belongs).
+const WITHOUT_REQUEST_ID: &[&str] = &[
+    "Get", "List", "Watch", "Wait", "Read", "Explain", "Cancel", "Upload",
+];
 
 /// What does not keep the habits; one line each.
 pub fn findings(files: &[FileDescriptorProto]) -> Vec<String> {

@@ -59,6 +59,7 @@ pub fn vm(name: &str) -> v1::Vm {
         pool: "local".into(),
         image: image.into(),
         format: format.into(),
+        ..Default::default()
     };
     let spec = v1::VmSpec {
         vcpus: 1,

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, process::Command};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation},
-    vm::{Disk, DiskFormat, KernelBoot, MAX_DISKS, MAX_NICS, Nic, RestartPolicy, Spec},
+    vm::{CloneMode, Disk, DiskFormat, KernelBoot, MAX_DISKS, MAX_NICS, Nic, RestartPolicy, Spec},
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -250,6 +250,8 @@ fn disk(name: &str, pool: &str, image: Option<&str>, format: DiskFormat) -> Disk
         pool: pool.into(),
         image: image.map(Into::into),
         format,
+        digest: None,
+        clone_mode: CloneMode::Any,
     }
 }
 

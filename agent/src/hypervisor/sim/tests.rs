@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use dalgu_proto::{
     ids::{ClusterId, VmId},
-    vm::{Disk, DiskFormat, Nic, PowerReason, RestartPolicy, Spec},
+    vm::{CloneMode, Disk, DiskFormat, Nic, PowerReason, RestartPolicy, Spec},
 };
 use uuid::Uuid;
 
@@ -18,6 +18,8 @@ fn spec() -> Spec {
         pool: pool.into(),
         image: None,
         format: DiskFormat::Qcow2,
+        digest: None,
+        clone_mode: CloneMode::Any,
     };
     Spec {
         vcpus: 2,
