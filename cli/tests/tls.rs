@@ -36,12 +36,17 @@ impl Authority {
     }
 
     fn issue_for(&self, site: &str, bearer: &str, trusted: &Self, dir: &Path) {
+        self.issue_until(4096, site, bearer, trusted, dir);
+    }
+
+    fn issue_until(&self, year: i32, site: &str, bearer: &str, trusted: &Self, dir: &Path) {
         fs::create_dir_all(dir).unwrap();
         let mut params = CertificateParams::new(vec![CONTROLLER_NAME.to_owned()]).unwrap();
         let uri = format!("spiffe://{site}/{bearer}");
         params
             .subject_alt_names
             .push(SanType::URI(uri.as_str().try_into().unwrap()));
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -119,6 +124,29 @@ async fn an_operator_of_another_site_with_the_same_authority_is_turned_away() {
     let outcome = list(&address, &at("other")).await;
     assert_ne!(outcome.code, 0, "it was let in");
     assert_eq!(fake.script().seen.len(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_told_as_such_on_either_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Authority::new();
+    let at = |name: &str| dir.path().join(name);
+    ours.issue("operator/kim", &ours, &at("right"));
+    ours.issue_until(2020, SITE, "operator/kim", &ours, &at("expired"));
+    ours.issue("controller/main", &ours, &at("controller"));
+    ours.issue_until(2020, SITE, "controller/main", &ours, &at("expired-controller"));
+    let fake = Fake::default();
+    for (controller, operator) in [("controller", "expired"), ("expired-controller", "right")] {
+        let address = serve(&fake, &at(controller)).await;
+        let outcome = list(&address, &at(operator)).await;
+        assert_eq!(outcome.code, 6, "{operator}: {}", outcome.err);
+        assert!(
+            outcome.err.to_lowercase().contains("expired"),
+            "{operator}: {}",
+            outcome.err
+        );
+    }
+    assert_eq!(fake.script().seen.len(), 0, "nobody was let in");
 }
 
 #[tokio::test]

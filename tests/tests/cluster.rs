@@ -331,6 +331,38 @@ async fn without_a_controller_guests_run_on_and_are_restarted_after_a_crash() ->
     cluster.check().await
 }
 
+#[tokio::test]
+async fn a_controller_that_lost_its_store_is_refused_and_goes_on_when_it_has_it_back() -> Result<()> {
+    let mut cluster = Cluster::start(1).await?;
+    done(&cluster, Ask::Create, "web").await?;
+    let before = cluster.hosts["h1"].sim.list().await?;
+    cluster.kill_controller().await;
+    let store = std::mem::take(&mut cluster.disk);
+    cluster.start_controller().await?;
+    let refused = async || {
+        let asked = ask(&cluster, Ask::Create, "second", "").await;
+        let error = asked.err().context("it was accepted")?;
+        let status = error.downcast_ref::<tonic::Status>().context("no status")?;
+        let why = reason::of(status);
+        ensure!(why.as_deref() == Some("OTHER_CONTROLLER"), "{error}");
+        Ok(())
+    };
+    until("it knows that it is not the one", refused).await?;
+    ensure!(cluster.list_vms().await?.is_empty(), "it has no store");
+    ensure!(
+        cluster.hosts["h1"].sim.list().await? == before,
+        "a VM was touched"
+    );
+
+    cluster.kill_controller().await;
+    cluster.disk = store;
+    cluster.start_controller().await?;
+    cluster.until_ready().await?;
+    done(&cluster, Ask::Create, "second").await?;
+    ensure!(cluster.list_vms().await?.len() == 2);
+    cluster.check().await
+}
+
 /// What the doctor finds, looking at the store too, and which hosts it has not seen.
 async fn examined(cluster: &Cluster) -> Result<(Vec<String>, Vec<String>)> {
     let request = v1::GetDiagnosisRequest { deep: true };

@@ -293,3 +293,46 @@ async fn incident_50_a_copied_ledger_is_not_acted_upon_on_another_machine() {
     let _again = site.start("h1", first.sim.clone(), first.files.clone()).await;
     site.until("running again", settled("h1")).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_ends_when_the_controller_is_another_sites_and_touches_nothing() {
+    let site = Site::new();
+    let before = site.with_a_vm().await;
+    let sim = before.sim.clone();
+    before.stop.cancel();
+    before.ended.await.unwrap().unwrap();
+    let state = lock(&before.files).clone();
+
+    *lock(&site.registrar.cluster) = Uuid::from_u128(2).to_string();
+    let again = site.start("h1", sim.clone(), before.files.clone()).await;
+    let ended = tokio::time::timeout(HYPERVISOR_WAIT * 2, again.ended)
+        .await
+        .expect("it ends")
+        .unwrap();
+    assert!(matches!(ended, Err(reporter::Error::Foreign(_))), "{ended:?}");
+    let domains = sim.domains();
+    assert!(
+        matches!(domains[..], [(_, DomainState::Running, _)]),
+        "{domains:?}"
+    );
+    assert_eq!(*lock(&before.files), state);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_whose_own_entry_is_damaged_does_not_start() {
+    let site = Site::new();
+    let before = site.with_a_vm().await;
+    before.stop.cancel();
+    before.ended.await.unwrap().unwrap();
+    lock(&before.files).insert("host.json".to_owned(), b"{\"session\": ".to_vec());
+    let state = lock(&before.files).clone();
+
+    let parts = site.parts(1, "h1", &before.sim, &before.files);
+    let refused = Agent::start(parts, CancellationToken::new())
+        .await
+        .map(drop)
+        .unwrap_err();
+    assert!(refused.to_string().contains("host.json"), "{refused}");
+    assert_eq!(before.sim.domains().len(), 1);
+    assert_eq!(*lock(&before.files), state);
+}

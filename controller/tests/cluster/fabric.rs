@@ -71,6 +71,8 @@ pub struct World {
     pub transfer_steps: u32,
     /// Transfers fail when they would have ended.
     pub transfers_fail: bool,
+    /// What arrives dies at once.
+    pub arrivals_die: bool,
 }
 
 #[derive(Clone, Default)]
@@ -258,6 +260,9 @@ impl World {
             let (power, observed) = (from.power, from.observed);
             let to = self.hosts.get_mut(&transfer.peer).unwrap();
             to.transfers.get_mut(&id).unwrap().state = TransferState::Completed;
+            if self.arrivals_die {
+                continue;
+            }
             let arrived = Vm {
                 power,
                 observed,

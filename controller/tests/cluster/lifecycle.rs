@@ -2,7 +2,7 @@
 
 use dalgu_proto::v1::{self, OperationState, PowerState, VmState};
 
-use super::site::{Site, create, delete, eventually, reason, start, stop};
+use super::site::{Clients, Site, create, delete, eventually, reason, start, stop};
 
 #[tokio::test]
 #[allow(clippy::too_many_lines, reason = "one life, told in its order")]
@@ -272,6 +272,54 @@ async fn a_silent_host_loses_no_vm_and_gets_no_new_one() {
         async move { clients.vm("web").await.status.unwrap().state() == VmState::Running }
     };
     eventually("the VM is back", back).await;
+}
+
+#[tokio::test]
+async fn what_is_asked_of_a_host_whose_port_cannot_be_reached_waits_until_it_can() {
+    let mut site = Site::new(1).await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let wrong = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let fabric = site.fabric.clone();
+    let tell = |address: String| {
+        let mut world = fabric.lock();
+        std::mem::replace(&mut world.hosts.get_mut("h1").unwrap().address, address)
+    };
+    let right = tell(wrong);
+    let mut clients = site.start().await;
+
+    let operation = clients.create("web").await;
+    let told = || {
+        let (mut clients, id) = (clients.clone(), operation.id.clone());
+        async move {
+            let asked = clients
+                .operations
+                .get_operation(v1::GetOperationRequest { id })
+                .await;
+            let operation = asked.unwrap().into_inner();
+            assert!(operation.end_time.is_none(), "{operation:?}");
+            operation.status_message == "host h1 has not answered yet"
+        }
+    };
+    eventually("the operation says what it waits for", told).await;
+    assert_eq!(host_state(&clients).await, v1::HostState::Ready, "it reports");
+    assert_eq!(clients.vm("web").await.status.unwrap().state(), VmState::Pending);
+
+    // As by a restart of its agent with the right address.
+    site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = true;
+    eventually("its agent is away", || async {
+        host_state(&clients).await == v1::HostState::Unreachable
+    })
+    .await;
+    tell(right);
+    site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = false;
+    clients.succeeded(operation).await;
+}
+
+async fn host_state(clients: &Clients) -> v1::HostState {
+    let request = v1::GetHostRequest { name: "h1".into() };
+    let host = clients.clone().hosts.get_host(request).await.unwrap();
+    host.get_ref().state()
 }
 
 #[tokio::test]

@@ -117,6 +117,33 @@ async fn a_transfer_that_fails_leaves_the_vm_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_vm_whose_memory_is_gone_on_both_hosts_is_started_anew_and_told_of() {
+    let mut site = Site::new(2).await;
+    let (mut clients, vm) = running(&mut site).await;
+    site.fabric.lock().arrivals_die = true;
+    let operation = clients.vms.migrate_vm(migrate("web")).await.unwrap().into_inner();
+    clients.ended(operation).await;
+    let alive = || async { site.fabric.alive_on(&vm.uid).len() == 1 };
+    eventually("it runs again", alive).await;
+    let shown = || {
+        let mut clients = clients.clone();
+        async move { clients.vm("web").await.status.unwrap().state() == VmState::Running }
+    };
+    eventually("it is shown to run", shown).await;
+    let request = v1::ListEventsRequest::default();
+    let events = clients
+        .events
+        .list_events(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .events;
+    let lost = events.iter().filter(|event| event.reason == "VmLost");
+    assert_eq!(lost.count(), 1, "{events:#?}");
+    assert_eq!(reserved(&mut clients).await.iter().sum::<u32>(), 1);
+}
+
+#[tokio::test]
 async fn a_destination_that_refuses_ends_the_attempt() {
     let mut site = Site::new(2).await;
     let (mut clients, vm) = running(&mut site).await;

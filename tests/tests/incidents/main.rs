@@ -224,21 +224,33 @@ async fn incident_09_a_stale_source_domain_does_not_block_the_way_back() -> anyh
     with_lab(&e2e::hosts(2), async |lab| {
         let (vm, mut story) = counting(lab, SHARED).await?;
         let stale = lab.virsh(1, &["dumpxml", "--inactive", &vm.uid]).await?;
-        dalgu(lab, &["vm", "migrate", "moving", "--host", "h2"]).await?;
-        story.read_on(lab, &words::vm(lab, "moving").await?)?;
-        // As a libvirtd that died in the last moment, or a restored /etc, would leave it.
         fs::write(lab.layout().host(1).outside("/etc/dalgu/stale.xml"), stale)?;
-        lab.signal(Daemon::Agent(1), Signal::SIGKILL).await?;
-        lab.virsh(1, &["define", "/etc/dalgu/stale.xml"]).await?;
-        lab.start(Daemon::Agent(1)).await?;
-        story.more(lab, &words::vm(lab, "moving").await?, 3).await?;
-        dalgu(lab, &["vm", "migrate", "moving", "--host", "h1"])
-            .await
-            .context("the stale domain is in the way")?;
-        let vm = words::vm(lab, "moving").await?;
-        ensure!(vm.host == "h1" && pids_of(lab, &vm.uid)?.len() == 1, "{}", vm.all);
-        at_rest(lab, &[], REST_LIMIT).await?;
-        story.more(lab, &vm, 3).await?;
+        for agent_runs in [true, false] {
+            dalgu(lab, &["vm", "migrate", "moving", "--host", "h2"]).await?;
+            story.read_on(lab, &words::vm(lab, "moving").await?)?;
+            if !agent_runs {
+                lab.signal(Daemon::Agent(1), Signal::SIGKILL).await?;
+            }
+            // As a libvirtd that died in the last moment, or a restored /etc, would leave it.
+            lab.virsh(1, &["define", "/etc/dalgu/stale.xml"]).await?;
+            if agent_runs {
+                wait_for("the stale domain to be told of", REST_LIMIT, async || {
+                    let host = words::json(lab, &["host", "show", "h1"]).await;
+                    host.is_ok_and(|host| host["unmanagedDomains"].to_string().contains(&vm.uid))
+                })
+                .await?;
+            } else {
+                lab.start(Daemon::Agent(1)).await?;
+            }
+            story.more(lab, &words::vm(lab, "moving").await?, 3).await?;
+            dalgu(lab, &["vm", "migrate", "moving", "--host", "h1"])
+                .await
+                .with_context(|| format!("the stale domain is in the way, agent_runs {agent_runs}"))?;
+            let vm = words::vm(lab, "moving").await?;
+            ensure!(vm.host == "h1" && pids_of(lab, &vm.uid)?.len() == 1, "{}", vm.all);
+            at_rest(lab, &[], REST_LIMIT).await?;
+            story.more(lab, &vm, 3).await?;
+        }
         story.is_whole()
     })
     .await

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, ensure};
 use dalgu_tests::chaos::cable::{self, Way};
 use dalgu_tests::e2e::census::{at_rest, pids_of, processes};
-use dalgu_tests::e2e::story::Story;
+use dalgu_tests::e2e::story::{self, Story};
 use dalgu_tests::e2e::words::{
     self, LOCAL, Vm, begin, create, dalgu, end_of, number_at, operation, state_of, try_dalgu,
 };
@@ -464,4 +464,49 @@ async fn incident_23_a_hung_pool_holds_up_only_the_vms_on_it() -> anyhow::Result
 fn pids(all: &[dalgu_tests::e2e::census::Process], uid: &str) -> Vec<u32> {
     let of = all.iter().filter(|process| process.uid == uid);
     of.map(|process| process.pid).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_vm_that_stands_because_its_pool_is_full_goes_on_when_there_is_room() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        add_pool(lab).await?;
+        dalgu(lab, &create("full", "root=8MiB,pool=slow", &["--stopped"])).await?;
+        let filler = format!("{SLOW_POOL}/.full");
+        let fill = format!("! dd if=/dev/zero of={filler} bs=4k 2>/dev/null && sync {filler}");
+        lab.exec(1, &["sh", "-c", &fill]).await?;
+
+        // Its guest comes up and writes its first count.
+        dalgu(lab, &["vm", "start", "full"]).await?;
+        wait_for("the VM to stand", BOOT_LIMIT, async || {
+            let now = words::vm(lab, "full").await;
+            now.is_ok_and(|now| now.state == "PAUSED")
+        })
+        .await?;
+        let vm = words::vm(lab, "full").await?;
+        ensure!(
+            vm.all["status"]["powerReason"] == "POWER_REASON_IO_ERROR",
+            "{}",
+            vm.all
+        );
+        let events = words::json(lab, &["events"]).await?.to_string();
+        ensure!(events.contains("because of an I/O error"), "{events}");
+        let before = pids_of(lab, &vm.uid)?;
+
+        lab.exec(1, &["rm", &filler]).await?;
+        dalgu(lab, &["vm", "resume", "full"]).await?;
+        let mut story = Story::default();
+        story.more(lab, &vm, 30).await?;
+        story.is_whole()?;
+        ensure!(pids_of(lab, &vm.uid)? == before, "it has another process");
+
+        // What it wrote after the pause is on its disk.
+        dalgu(lab, &["vm", "restart", "full", "--reset"]).await?;
+        wait_for("what the disk holds", BOOT_LIMIT, async || {
+            let said = fs::read_to_string(story::file(lab, 1, &vm.uid));
+            said.is_ok_and(|said| said.contains("disk holds "))
+        })
+        .await
+    })
+    .await
 }

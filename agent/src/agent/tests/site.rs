@@ -141,6 +141,8 @@ impl Transport for Roads {
 #[derive(Clone)]
 pub struct Registrar {
     pub history: History,
+    /// The site it says it is of.
+    pub cluster: Arc<Mutex<String>>,
     pub registered: Arc<Mutex<Vec<wire::RegisterRequest>>>,
     pub reports: Arc<Mutex<Vec<wire::ReportRequest>>>,
 }
@@ -158,7 +160,7 @@ impl RegistrarService for Registrar {
             controller_run_id: RUN.to_owned(),
             session: 1,
             term: 1,
-            cluster_id: SITE.to_owned(),
+            cluster_id: lock(&self.cluster).clone(),
             report_interval: None,
         }))
     }
@@ -233,6 +235,7 @@ impl Site {
         Self {
             registrar: Registrar {
                 history: history.clone(),
+                cluster: Arc::new(Mutex::new(SITE.to_owned())),
                 registered: Arc::default(),
                 reports: Arc::default(),
             },
@@ -275,9 +278,9 @@ impl Site {
         host
     }
 
-    pub async fn start_on(&self, machine: u128, name: &str, sim: Sim, files: Folder) -> Host {
-        let stop = CancellationToken::new();
-        let parts = AgentParts {
+    /// What an agent on a machine needs of the world.
+    pub fn parts(&self, machine: u128, name: &str, sim: &Sim, files: &Folder) -> AgentParts {
+        AgentParts {
             host: name.parse().unwrap(),
             site: SITE.parse().unwrap(),
             address: format!("{name}:7443"),
@@ -297,7 +300,12 @@ impl Site {
             clock: self.clock.clone(),
             ids: self.ids.clone(),
             samples: self.samples.subscribe(),
-        };
+        }
+    }
+
+    pub async fn start_on(&self, machine: u128, name: &str, sim: Sim, files: Folder) -> Host {
+        let stop = CancellationToken::new();
+        let parts = self.parts(machine, name, &sim, &files);
         let agent = Agent::start(parts, stop.clone()).await.unwrap();
         let client = AgentServiceClient::new(caller_in_process(FromController(agent.server())));
         let ended = tokio::spawn(agent.run(|| ()));

@@ -145,11 +145,19 @@ impl Controller {
     /// # Errors
     /// If it has no identity, or the controller does not take it.
     pub async fn operator_named(&self, name: &str) -> anyhow::Result<Operator> {
+        Operator::dial(self.address, &self.identity(name)?).await
+    }
+
+    /// An operator's certificate, made when it is asked for first.
+    ///
+    /// # Errors
+    /// If it cannot be made or read.
+    pub fn identity(&self, name: &str) -> anyhow::Result<Identity> {
         let dir = self.dir.join(name);
         if !dir.is_dir() {
             pki::issue_operator(&self.data(), name, &dir)?;
         }
-        Operator::dial(self.address, &Identity::load_dir(&dir, name)?).await
+        Ok(Identity::load_dir(&dir, name)?)
     }
 
     fn pid(&self) -> anyhow::Result<u32> {

@@ -1,11 +1,13 @@
 //! Operators' requests at a rate, whether they are answered or not: reads of single objects and of pages, and durable
 //! changes. Each is counted by how it ended.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dalgu_proto::{reason, v1};
+use dalgu_proto::{reason, tls::Identity, v1};
+use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -113,20 +115,41 @@ fn is_overload(status: &Status) -> bool {
     status.code() == Code::ResourceExhausted && reason::of(status).as_deref() == Some("OVERLOADED")
 }
 
-/// Sends `per_second` requests for a while, over all connections in turns, and waits for their ends.
+/// Sends `per_second` requests for a while, over a connection for each of the callers in turns, and waits for their ends. On
+/// threads of its own: what comes from other machines in truth must not stand in the way of the agents here.
 pub async fn drive(
-    operators: &[Operator],
-    targets: &Targets,
+    address: SocketAddr,
+    callers: Vec<Identity>,
+    targets: Targets,
     per_second: u32,
     time: Duration,
 ) -> anyhow::Result<Ended> {
+    let machine = Builder::new_multi_thread().enable_all().build()?;
+    let ended = machine
+        .spawn(send(address, callers, targets, per_second, time))
+        .await;
+    machine.shutdown_background();
+    ended?
+}
+
+async fn send(
+    address: SocketAddr,
+    callers: Vec<Identity>,
+    targets: Targets,
+    per_second: u32,
+    time: Duration,
+) -> anyhow::Result<Ended> {
+    let mut operators = Vec::new();
+    for caller in &callers {
+        operators.push(Operator::dial(address, caller).await?);
+    }
     let began = Instant::now();
     let mut lines = JoinSet::new();
     let count = u32::try_from(operators.len()).context("so many connections")?;
     for (number, operator) in (0..count).zip(operators) {
         // What does not divide is sent by the first ones.
         let share = per_second / count + u32::from(number < per_second % count);
-        lines.spawn(line(operator.clone(), targets.clone(), share, time, number));
+        lines.spawn(line(operator, targets.clone(), share, time, number));
     }
     let mut all = Ended::default();
     while let Some(ended) = lines.join_next().await {

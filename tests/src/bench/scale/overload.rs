@@ -101,14 +101,9 @@ async fn under(
     name: &str,
     report: &mut Report,
 ) -> anyhow::Result<(Ended, Beside)> {
-    let mut operators = Vec::new();
-    for number in 0..site.settings.connections {
-        operators.push(
-            site.controller
-                .operator_named(&format!("load-{}", number % 4))
-                .await?,
-        );
-    }
+    let callers = (0..site.settings.connections)
+        .map(|number| site.controller.identity(&format!("load-{}", number % 4)))
+        .collect::<anyhow::Result<_>>()?;
     let other = site.controller.operator_named("other").await?;
     let targets = site.targets();
     let beats = &site.agents.beats;
@@ -118,7 +113,8 @@ async fn under(
     let over = CancellationToken::new();
     let (ended, beside) = tokio::join!(
         async {
-            let ended = drive(&operators, &targets, per_second, site.settings.load).await;
+            let (address, time) = (site.controller.address, site.settings.load);
+            let ended = drive(address, callers, targets.clone(), per_second, time).await;
             over.cancel();
             ended
         },
