@@ -37,7 +37,8 @@ if [ "${#missing[@]}" -gt 0 ]; then
 fi
 
 kernel=linux-image-cloud-amd64
-apt-cache policy "$kernel" | grep -q '^  Candidate: [^(]' || kernel=linux-image-virtual
+offered=$(apt-cache policy "$kernel")
+case $offered in *'Candidate: (none)'* | '') kernel=linux-image-virtual ;; esac
 packages+=("$kernel")
 
 inputs=$( { cat "$here/build.sh"; apt-cache policy "${packages[@]}" | grep '^  Candidate:'; } | sha256sum)
