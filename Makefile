@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image demo test samples chaos fleet fuzz bench-lifecycle bench-scale fmt lint advisories
+.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image demo test samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -35,10 +35,11 @@ DAEMONS  := dalgu dalgu-agent dalgu-controller
 PROGRAMS  = lab lab-reaper demo
 chaos:           PROGRAMS = lab lab-reaper chaos
 bench-lifecycle: PROGRAMS = lab lab-reaper bench-lifecycle
+bench-provision: PROGRAMS = lab lab-reaper bench-provision
 bench-scale:     PROGRAMS = bench-scale
 fleet:           PROGRAMS = fleet
 # What measures, or runs for long, is optimised.
-chaos bench-lifecycle bench-scale fleet: PROFILE = lab
+chaos bench-lifecycle bench-provision bench-scale fleet: PROFILE = lab
 
 lab: programs ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
 	@$(as_root) $(bin)/lab up --hosts $(HOSTS)
@@ -74,6 +75,9 @@ fuzz: setup ## Give each fuzz target MINUTES=30 (TARGET=x for one; KEEP=1 keeps 
 
 bench-lifecycle: programs ## Measure Dalgu against virsh on the same hosts: target/bench/lifecycle.json
 	@$(as_root) $(bin)/bench-lifecycle
+
+bench-provision: programs ## Measure VMs made from images against qemu-img and virsh by hand: target/bench/provision.json
+	@$(as_root) $(bin)/bench-provision
 
 bench-scale: programs ## Measure a controller with 2,000 hosts and 20,000 VMs, killed and overloaded: target/bench/scale.json
 	@$(bin)/bench-scale

@@ -59,7 +59,7 @@ pub async fn measure(
 }
 
 /// Lets a host promise more processors than it has: the guests here are idle.
-async fn open_host(operator: &Operator) -> anyhow::Result<()> {
+pub(super) async fn open_host(operator: &Operator) -> anyhow::Result<()> {
     let host = operator
         .all_hosts()
         .await?

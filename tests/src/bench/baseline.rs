@@ -24,8 +24,10 @@ pub struct Template {
 /// A domain made by hand.
 #[derive(Debug, Clone)]
 pub struct Domain {
+    host: u8,
     name: String,
-    disk: String,
+    /// Its disk, in the host; nothing is there yet.
+    pub disk: String,
     xml_file: String,
     /// Its serial log, seen from outside.
     pub log: PathBuf,
@@ -46,24 +48,24 @@ impl Template {
         })
     }
 
-    /// Where the serial log of a VM with this UUID is, seen from outside.
+    /// Where the serial log of a VM with this UUID is on a host, seen from outside.
     ///
     /// # Errors
     /// If the template has none.
-    pub fn log_of(&self, lab: &Lab, uuid: &str) -> anyhow::Result<PathBuf> {
+    pub fn log_of(&self, lab: &Lab, host: u8, uuid: &str) -> anyhow::Result<PathBuf> {
         let path = path_in(&self.xml).context("the template has no serial log")?;
         ensure!(
             path.contains(&self.uuid),
             "the serial log {path} is not named by the VM's UUID"
         );
-        Ok(lab.layout().host(HOST).outside(&path.replace(&self.uuid, uuid)))
+        Ok(lab.layout().host(host).outside(&path.replace(&self.uuid, uuid)))
     }
 
-    /// Writes a domain's XML and makes room for its disk; defines nothing yet.
+    /// Writes a domain's XML on a host and makes room for its disk; defines nothing yet.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn domain(&self, lab: &Lab, name: &str) -> anyhow::Result<Domain> {
+    pub fn domain(&self, lab: &Lab, host: u8, name: &str) -> anyhow::Result<Domain> {
         let uuid = uuid::Uuid::new_v4().to_string();
         let xml = self
             .xml
@@ -76,19 +78,20 @@ impl Template {
         let serial = path_in(&xml)
             .context("the template has no serial log")?
             .to_owned();
-        let host = lab.layout().host(HOST);
+        let place = lab.layout().host(host);
         let xml_file = format!("{XML_DIR}/{name}.xml");
         for path in [&disk, &xml_file] {
-            let outside = host.outside(path);
+            let outside = place.outside(path);
             let parent = outside.parent().context("a file lies in a folder")?;
             fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
         }
-        fs::write(host.outside(&xml_file), xml).context("write a domain's XML")?;
+        fs::write(place.outside(&xml_file), xml).context("write a domain's XML")?;
         Ok(Domain {
+            host,
             name: name.to_owned(),
             disk,
             xml_file,
-            log: host.outside(&serial),
+            log: place.outside(&serial),
         })
     }
 }
@@ -103,16 +106,16 @@ fn without_metadata(xml: &str) -> String {
 }
 
 impl Domain {
-    /// Makes the disk, defines the domain and starts it.
+    /// Makes the disk by these words of a shell, defines the domain and starts it.
     ///
     /// # Errors
     /// If a command fails.
-    pub async fn create(&self, lab: &Lab) -> anyhow::Result<()> {
+    pub async fn create(&self, lab: &Lab, disk: &str) -> anyhow::Result<()> {
         let script = format!(
-            "qemu-img create -q -f qcow2 '{}' 8M && virsh -q -c qemu:///system 'define {}; start {}'",
-            self.disk, self.xml_file, self.name
+            "{disk} && virsh -q -c qemu:///system 'define {}; start {}'",
+            self.xml_file, self.name
         );
-        lab.exec(HOST, &["sh", "-c", &script]).await.map(drop)
+        lab.exec(self.host, &["sh", "-c", &script]).await.map(drop)
     }
 
     /// Powers it off.
@@ -120,7 +123,7 @@ impl Domain {
     /// # Errors
     /// If it does not run.
     pub async fn destroy(&self, lab: &Lab) -> anyhow::Result<()> {
-        lab.virsh(HOST, &["destroy", &self.name]).await.map(drop)
+        lab.virsh(self.host, &["destroy", &self.name]).await.map(drop)
     }
 
     /// Starts it again.
@@ -128,7 +131,7 @@ impl Domain {
     /// # Errors
     /// If it does not start.
     pub async fn start(&self, lab: &Lab) -> anyhow::Result<()> {
-        lab.virsh(HOST, &["start", &self.name]).await.map(drop)
+        lab.virsh(self.host, &["start", &self.name]).await.map(drop)
     }
 
     /// Removes the domain and its disk.
@@ -137,10 +140,10 @@ impl Domain {
     /// If a command fails.
     pub async fn remove(&self, lab: &Lab) -> anyhow::Result<()> {
         let script = format!(
-            "virsh -q -c qemu:///system 'destroy {0}; undefine {0}' && rm '{1}'",
+            "virsh -q -c qemu:///system 'destroy {0}; undefine {0}' && rm -f '{1}' '{1}.base'",
             self.name, self.disk
         );
-        lab.exec(HOST, &["sh", "-c", &script]).await.map(drop)
+        lab.exec(self.host, &["sh", "-c", &script]).await.map(drop)
     }
 }
 

@@ -111,7 +111,7 @@ async fn through_dalgu(
         .finish(operator.vms().create_vm(request).await?.into_inner())
         .await?;
     times.create.push(milliseconds(began));
-    let log = template.log_of(lab, &created.vm_uid)?;
+    let log = template.log_of(lab, HOST, &created.vm_uid)?;
     wait_until_ready(&log, 0).await?;
     times.first_line.push(milliseconds(began));
     // The guest's listener for the power button may need a moment more.
@@ -168,10 +168,11 @@ async fn through_virsh(
     round: usize,
     times: &mut Times,
 ) -> anyhow::Result<()> {
-    let domain = template.domain(lab, &format!("bench-virsh-{round}"))?;
+    let domain = template.domain(lab, HOST, &format!("bench-virsh-{round}"))?;
     let log = &domain.log;
     let began = Instant::now();
-    domain.create(lab).await?;
+    let disk = format!("qemu-img create -q -f qcow2 '{}' 8M", domain.disk);
+    domain.create(lab, &disk).await?;
     times.create.push(milliseconds(began));
     wait_until_ready(log, 0).await?;
     times.first_line.push(milliseconds(began));

@@ -1,21 +1,23 @@
 //! The benchmark of VMs' lives: Dalgu against `virsh` on the same host in the same run, and what the daemons themselves
 //! take. Called by the program `bench-lifecycle`; times are taken at the gRPC API, so that no program's start counts.
-//! [`scale`] is the benchmark of the controller with thousands of hosts.
+//! [`provision`] is the benchmark of VMs made from images, [`scale`] that of the controller with thousands of hosts.
 
 mod agents;
 mod baseline;
 mod lifecycle;
 pub mod process;
+pub mod provision;
 pub mod report;
 pub mod scale;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::time::Instant;
 
-use crate::lab::{Lab, Options, layout::Layout};
+use crate::lab::{self, Lab, Options, layout::Layout};
 use crate::operator::Operator;
+use crate::signals;
 use report::Report;
 
 /// The host that everything is measured on.
@@ -32,6 +34,44 @@ pub struct Settings {
     pub vms: usize,
     /// How long the daemons' processor time is watched.
     pub window: Duration,
+}
+
+/// Measures on a lab of its own: whatever comes of it, also after Ctrl-C, the lab is taken down, and what was measured is
+/// shown. A whole run is written to `target/bench/<name>.json`.
+///
+/// # Errors
+/// If the lab is up already, or what is measured fails.
+pub async fn on_own_lab(
+    id: u8,
+    name: &str,
+    work: impl AsyncFnOnce(Layout, &mut Report) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let layout = Layout::new(id)?;
+    if Lab::current(layout.clone()).is_ok() {
+        bail!("lab {id} is up already: `lab --id {id} down` removes it");
+    }
+    let mut report = Report::default();
+    // Cancel safe: whatever was begun, the lab is taken down below.
+    let outcome = tokio::select! {
+        outcome = work(layout.clone(), &mut report) => outcome,
+        error = signals::stop() => Err(error),
+    };
+    if outcome.is_err()
+        && let Some(logs) = lab::keep_logs(&layout)
+    {
+        eprintln!("the lab's logs are in {}", logs.display());
+    }
+    let file = layout
+        .tools_dir()
+        .with_file_name("bench")
+        .join(format!("{name}.json"));
+    lab::down(layout).await.context("take the lab down")?;
+    println!("\n{report}");
+    // A file says that the run was whole.
+    outcome?;
+    report.write(&file)?;
+    println!("written to {}", file.display());
+    Ok(())
 }
 
 /// Brings a lab of two hosts up and measures; what was measured before a failure is in the report too. The lab is left

@@ -1,16 +1,11 @@
-//! `bench-lifecycle`: measures Dalgu on a lab of its own and takes the lab down, also after a failure or Ctrl-C. Called by
-//! `make bench-lifecycle`; all work is in `dalgu_tests::bench`.
+//! `bench-lifecycle`: measures the lives of VMs on a lab of its own. Called by `make bench-lifecycle`; all work is in
+//! `dalgu_tests::bench`.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use clap::Parser;
-use dalgu_tests::bench::report::Report;
 use dalgu_tests::bench::{self, Settings};
-use dalgu_tests::lab::layout::Layout;
-use dalgu_tests::lab::{self, Lab};
-use dalgu_tests::signals;
 
 /// Measures the lives of VMs through Dalgu and through virsh.
 #[derive(Parser)]
@@ -41,35 +36,13 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let layout = Layout::new(arguments.id)?;
-    if Lab::current(layout.clone()).is_ok() {
-        bail!(
-            "lab {0} is up already: `lab --id {0} down` removes it",
-            layout.id()
-        );
-    }
     let settings = Settings {
         rounds: usize::from(arguments.rounds),
         vms: usize::from(arguments.vms),
         window: Duration::from_secs(u64::from(arguments.window)),
     };
-    let mut report = Report::default();
-    // Cancel safe: whatever was begun, the lab is taken down below.
-    let outcome = tokio::select! {
-        outcome = bench::run(layout.clone(), &settings, &mut report) => outcome,
-        error = signals::stop() => Err(error),
-    };
-    if outcome.is_err()
-        && let Some(logs) = lab::keep_logs(&layout)
-    {
-        eprintln!("the lab's logs are in {}", logs.display());
-    }
-    let file = layout.tools_dir().with_file_name("bench").join("lifecycle.json");
-    lab::down(layout).await.context("take the lab down")?;
-    println!("\n{report}");
-    // A file says that the run was whole.
-    outcome?;
-    report.write(&file)?;
-    println!("written to {}", file.display());
-    Ok(())
+    bench::on_own_lab(arguments.id, "lifecycle", async |layout, report| {
+        bench::run(layout, &settings, report).await
+    })
+    .await
 }
