@@ -1,5 +1,6 @@
 //! Whole agents in one process on one stopped clock, with everything outside handed in.
 
+mod images;
 mod site;
 
 use std::sync::Mutex;
