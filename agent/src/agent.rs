@@ -7,7 +7,10 @@
 use std::{sync::Arc, time::Duration};
 
 use dalgu_proto::{
-    agent::v1::{agent_service_server::AgentServiceServer, registrar_service_client::RegistrarServiceClient},
+    agent::v1::{
+        agent_image_service_server::AgentImageServiceServer, agent_service_server::AgentServiceServer,
+        peer_service_server::PeerServiceServer, registrar_service_client::RegistrarServiceClient,
+    },
     ids::{ClusterId, HostName, NewIds},
     size::MAX_REQUEST_BYTES,
     time::Clock,
@@ -22,6 +25,7 @@ use uuid::Uuid;
 use crate::{
     gate::Gate,
     hypervisor::Hypervisor,
+    images::{self, Images},
     ledger::{self, Contents, Ledger},
     metrics::Snapshot,
     migration::transport::Transport,
@@ -51,6 +55,8 @@ pub struct AgentParts {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The ledger.
     pub ledger: Ledger,
+    /// The store of images. It is to end by the token that the agent is given.
+    pub images: Images,
     /// Leads to other hosts during migrations.
     pub transport: Arc<dyn Transport>,
     /// Leads to the controller.
@@ -67,6 +73,7 @@ pub struct AgentParts {
 pub struct Agent {
     vms: Vms,
     service: Service,
+    images: images::server::Service,
     reporter: Reporter,
     contents: Contents,
     stop: CancellationToken,
@@ -89,6 +96,7 @@ impl Agent {
         let shared = Shared {
             hypervisor: parts.hypervisor,
             ledger: parts.ledger,
+            images: parts.images.clone(),
             transport: parts.transport,
             clock: parts.clock,
             boot_id: parts.boot_id.clone(),
@@ -96,6 +104,10 @@ impl Agent {
             changes: watch::Sender::default(),
         };
         let vms = Vms::new(shared, stop.clone());
+        let images = images::server::Service {
+            gate: gate.clone(),
+            images: parts.images,
+        };
         let service = Service {
             gate: gate.clone(),
             vms: vms.clone(),
@@ -110,6 +122,7 @@ impl Agent {
             run_id: parts.ids.next().to_string(),
             gate,
             vms: vms.clone(),
+            images: images.images.clone(),
             samples: parts.samples,
             report_bytes: Gauge::default(),
             sequence: 0,
@@ -117,19 +130,28 @@ impl Agent {
         Ok(Self {
             vms,
             service,
+            images,
             reporter,
             contents,
             stop,
         })
     }
 
-    /// The agent's gRPC service. Open to the controller only: each request must bear a [`dalgu_proto::tls::Peer`] in its
-    /// extensions. It refuses commands until recovery is over.
+    /// The agent's gRPC services: commands are for the controller only, and reading images for agents. Each request must bear a
+    /// [`dalgu_proto::tls::Peer`] in its extensions. They refuse commands until recovery is over.
     pub fn server(&self) -> Routes {
         let commands = AgentServiceServer::new(self.service.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_REQUEST_BYTES);
+        let images = AgentImageServiceServer::new(self.images.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
+        let peers = PeerServiceServer::new(self.images.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
         Routes::new(InterceptedService::new(commands, server::only_controller))
+            .add_service(InterceptedService::new(images, server::only_controller))
+            .add_service(InterceptedService::new(peers, images::server::only_agents))
     }
 
     /// The VMs, for whoever samples them.
@@ -151,6 +173,7 @@ impl Agent {
     pub async fn run(self, ready: impl FnOnce()) -> Result<(), reporter::Error> {
         let Self {
             vms,
+            images,
             reporter,
             contents,
             stop,
@@ -166,6 +189,7 @@ impl Agent {
         let outcome = futures::future::try_join(finding_out, telling).await;
         stop.cancel();
         vms.stopped().await;
+        images.images.stopped().await;
         outcome.map(drop)
     }
 }

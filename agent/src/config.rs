@@ -104,6 +104,9 @@ pub struct Config {
     /// Directory with images and kernels.
     #[serde(default = "default_images_dir")]
     pub images_dir: PathBuf,
+    /// Directory that copies of the catalogue's images are kept in; the same path on every host of the site.
+    #[serde(default = "default_image_store_dir")]
+    pub image_store_dir: PathBuf,
     /// Directory for console logs.
     #[serde(default = "default_console_dir")]
     pub console_dir: PathBuf,
@@ -141,6 +144,10 @@ fn default_tls_dir() -> PathBuf {
 
 fn default_images_dir() -> PathBuf {
     "/var/lib/dalgu/images".into()
+}
+
+fn default_image_store_dir() -> PathBuf {
+    "/var/lib/dalgu/image-store".into()
 }
 
 fn default_console_dir() -> PathBuf {
@@ -209,6 +216,10 @@ impl Config {
                 "run_dir",
                 "is too long for the paths of sockets; use at most 47 characters".to_owned(),
             ));
+        }
+        // Disks name the images behind them by this path.
+        if !self.image_store_dir.is_absolute() {
+            return Err(("image_store_dir", "must be absolute".to_owned()));
         }
         for (index, pool) in self.pools.iter().enumerate() {
             check_device_name(&pool.name).map_err(|error| ("pools", error.to_string()))?;
@@ -286,6 +297,7 @@ mod tests {
                 "run_dir = \"/a-directory-name-that-is-much-too-long-for-a-socket\"",
                 "run_dir",
             ),
+            ("image_store_dir = \"images\"", "image_store_dir"),
             ("[[pools]]\nname = \"a/b\"\npath = \"/x\"", "pools"),
             ("[[pools]]\nname = \"a\"\npath = \"x\"", "absolute"),
             ("colour = \"red\"", "colour"),

@@ -8,14 +8,18 @@ use std::{io, path::Path, sync::Arc};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, Session, Term, VmId, VmName},
+    image::Digest,
     vm::{PowerReason, PowerState, RestartMode, Spec},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+use crate::images::Need;
+
 mod files;
 
+pub(crate) use files::on_disk;
 pub use files::{Directory, FileSystem, Files, Local};
 
 /// Why the ledger cannot be read or written.
@@ -173,6 +177,19 @@ pub struct Vm {
     /// Boot of the host in which it was seen last.
     #[serde(default)]
     pub boot_id: String,
+    /// Images that its disks are made from, and who has them, as it was told last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<Need>,
+}
+
+impl Vm {
+    /// Images that disks of it here were made from, or will be.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        let gone = matches!(self.disposition, Disposition::Gone { .. });
+        let intent = self.intent.as_ref().filter(|_| !gone);
+        let disks = intent.into_iter().flat_map(|intent| &intent.spec.disks);
+        disks.filter_map(|disk| disk.digest.clone())
+    }
 }
 
 /// A host's part in a migration.
@@ -416,6 +433,7 @@ mod tests {
             done: Done::default(),
             last_seen: Some((PowerState::Running, PowerReason::Requested)),
             boot_id: "b".into(),
+            images: Vec::new(),
         }
     }
 

@@ -4,6 +4,7 @@
 //!   controller ──commands──> server ──> gate ──> vm (one task each) ──> ledger, then hypervisor
 //!   controller <──reports─── reporter <─────────── status, samples <──── telemetry
 //!   peer agent <══streams══> migration::streams <── libvirt, QEMU
+//!   peer agent ──images────> images <── what VMs' disks are made from
 //! ```
 //!
 //! [`run`] makes the real parts and starts an [`Agent`] on them; `main` only reads arguments. The tests run many agents in
@@ -13,7 +14,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use dalgu_proto::{
-    agent::v1::agent_service_server::AgentServiceServer,
+    agent::v1::{
+        agent_image_service_server::AgentImageServiceServer, agent_service_server::AgentServiceServer,
+        peer_service_server::PeerServiceServer,
+    },
     ids::NewIds,
     time::Clock,
     tls::{
@@ -49,9 +53,11 @@ pub mod gate;
 pub mod host;
 pub mod hypervisor;
 pub mod image;
+pub mod images;
 pub mod ledger;
 pub mod metrics;
 pub mod migration;
+mod qemu_img;
 mod recovery;
 pub mod reporter;
 pub mod server;
@@ -112,6 +118,7 @@ pub async fn run_on(
         machine: machine(),
         hypervisor: hypervisor.clone(),
         ledger: Ledger::open(&config.data_dir.join("ledger"))?,
+        images: images(&config, &identity, stop.clone()).await?,
         transport: Arc::new(streams.clone()),
         controller: tls::client::caller(channel),
         clock: Clock::system(),
@@ -150,6 +157,23 @@ pub async fn run_on(
     vms.stopped().await;
     tasks.shutdown().await;
     outcome
+}
+
+/// The store of images, in its directory.
+async fn images(
+    config: &Config,
+    identity: &Identity,
+    stop: CancellationToken,
+) -> anyhow::Result<images::Images> {
+    let converts = config.hypervisor == config::Hypervisor::Libvirt;
+    let pools = config.pools.iter().map(|pool| pool.path.clone()).collect();
+    let dir = &config.image_store_dir;
+    let unusable = || format!("the store of images in {}", dir.display());
+    let files = images::Directory::open(dir, &config.images_dir, pools, converts).with_context(unusable)?;
+    let peers = Arc::new(images::TlsPeers::new(identity.clone()));
+    images::Images::open(config.host.clone(), Arc::new(files), peers, Clock::system(), stop)
+        .await
+        .with_context(unusable)
 }
 
 /// The machine's own id, which a copy of the data directory does not bring along.
@@ -215,6 +239,12 @@ async fn serve(
     let (acceptor, connections) = Acceptor::new(identity.site()?, Some(streams));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AgentServiceServer<server::Service>>().await;
+    health
+        .set_serving::<AgentImageServiceServer<images::server::Service>>()
+        .await;
+    health
+        .set_serving::<PeerServiceServer<images::server::Service>>()
+        .await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(dalgu_proto::DESCRIPTORS)
@@ -324,6 +354,7 @@ async fn libvirt(config: &Config, site: dalgu_proto::ids::ClusterId) -> anyhow::
         uri: config.libvirt_uri.clone(),
         pools: config.pools.iter().map(pool).collect(),
         images_dir: config.images_dir.clone(),
+        image_store_dir: config.image_store_dir.clone(),
         console_dir: config.console_dir.clone(),
         accel: match config.accel {
             config::Accelerator::Auto => Accel::Auto,

@@ -16,7 +16,9 @@ use std::{
 };
 
 use dalgu_proto::{
-    agent::v1::{RegisterRequest, ReportRequest, registrar_service_client::RegistrarServiceClient},
+    agent::v1::{
+        ImageInventory, RegisterRequest, ReportRequest, registrar_service_client::RegistrarServiceClient,
+    },
     host::{Inventory, VmUsage},
     ids::{Session, Term, VmId},
     reason,
@@ -37,6 +39,7 @@ use uuid::Uuid;
 use crate::{
     gate::Gate,
     hypervisor::{self, Connection, Domain},
+    images::Images,
     metrics::Snapshot,
     vm::Vms,
     wire,
@@ -86,8 +89,13 @@ enum Failed {
 struct Registered {
     session: Session,
     interval: Duration,
-    /// The inventory that the controller was told.
+    told: Told,
+}
+
+/// What the controller was told, and is told again only when it has changed.
+struct Told {
     inventory: std::sync::Arc<Inventory>,
+    images: ImageInventory,
 }
 
 /// See the module's documentation.
@@ -104,6 +112,8 @@ pub struct Reporter {
     pub gate: std::sync::Arc<Gate>,
     /// The VMs.
     pub vms: Vms,
+    /// The store of images.
+    pub images: Images,
     /// The samples.
     pub samples: watch::Receiver<std::sync::Arc<Snapshot>>,
     /// Size of the last report on the wire, for the metrics page.
@@ -214,6 +224,7 @@ impl Reporter {
         }
         let host = self.gate.host().await;
         known.extend(self.vms.present());
+        let images = self.images().await;
         let request = RegisterRequest {
             host: self.gate.own().to_string(),
             address: self.address.clone(),
@@ -236,7 +247,7 @@ impl Reporter {
             controller_term: host.term.0,
             controller_run_id: text(host.run),
             sequence: Some(self.next_sequence()),
-            images: None,
+            images: Some(images.clone()),
         };
         // Boxed: the compiler does not see through this future in a task.
         let call: BoxFuture<'_, _> = Box::pin(self.client.register(request));
@@ -281,7 +292,10 @@ impl Reporter {
         Ok(Registered {
             session: Session(answer.session),
             interval: interval.clamp(Duration::from_millis(100), Duration::from_mins(1)),
-            inventory: snapshot.inventory.clone(),
+            told: Told {
+                inventory: snapshot.inventory.clone(),
+                images,
+            },
         })
     }
 
@@ -290,9 +304,10 @@ impl Reporter {
         let Registered {
             session,
             interval,
-            inventory: mut told,
+            mut told,
         } = registered;
         let mut changes = self.vms.changes();
+        let mut image_changes = self.images.changes();
         let mut last = Instant::now();
         let mut listed = last;
         loop {
@@ -302,9 +317,11 @@ impl Reporter {
                 () = sleep_until(last + interval) => {}
                 // A single change is told at once: whoever waits for it should not wait longer.
                 _ = changes.changed() => sleep_until(last + GATHER).await,
+                _ = image_changes.changed() => sleep_until(last + GATHER).await,
             }
             last = Instant::now();
             changes.mark_unchanged();
+            image_changes.mark_unchanged();
             let sequence = self.next_sequence();
             let request = self.report(session, sequence, &mut told, &mut listed).await;
             self.report_bytes
@@ -317,6 +334,13 @@ impl Reporter {
         }
     }
 
+    /// What is here of images. The heartbeat does not wait for a slow file system.
+    async fn images(&self) -> ImageInventory {
+        // Without an answer the last figure stands.
+        let _ = timeout(LIST_WAIT, self.images.look_at_room()).await;
+        self.images.inventory()
+    }
+
     fn next_sequence(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
@@ -326,13 +350,18 @@ impl Reporter {
         &self,
         session: Session,
         sequence: u64,
-        told: &mut std::sync::Arc<Inventory>,
+        told: &mut Told,
         listed: &mut Instant,
     ) -> ReportRequest {
         let snapshot = self.samples.borrow().clone();
-        let changed = !told.is_same_as(&snapshot.inventory);
+        let changed = !told.inventory.is_same_as(&snapshot.inventory);
         if changed {
-            *told = snapshot.inventory.clone();
+            told.inventory = snapshot.inventory.clone();
+        }
+        let images = self.images().await;
+        let other_images = worth_telling(&told.images, &images);
+        if other_images {
+            told.images.clone_from(&images);
         }
         // What is known here is complete only if it was so before it was looked at.
         let recovered = self.gate.is_open();
@@ -366,9 +395,16 @@ impl Reporter {
             unmanaged_domains: unmanaged(domains.as_deref(), &known),
             hypervisor_error: error,
             inventory: changed.then(|| (*snapshot.inventory).clone().into()),
-            images: None,
+            images: other_images.then_some(images),
         }
     }
+}
+
+/// Whether the controller is to be told of images. Free room changes all the time, and is told with the rest or when it has
+/// changed by much.
+fn worth_telling(told: &ImageInventory, now: &ImageInventory) -> bool {
+    let room = told.available_bytes.abs_diff(now.available_bytes);
+    room > told.available_bytes / 16 || (&told.images, told.used_bytes) != (&now.images, now.used_bytes)
 }
 
 /// The domains, if they could be listed, and what is wrong with the hypervisor, if anything is. `None` is no answer in

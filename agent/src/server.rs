@@ -83,6 +83,7 @@ fn from_vm(error: &vm::Error) -> Status {
         vm::Error::Hypervisor(error) if error.is_retryable() => (Code::Unavailable, error.reason()),
         vm::Error::Hypervisor(error) => (Code::FailedPrecondition, error.reason()),
         vm::Error::Unreadable { .. } => (Code::FailedPrecondition, vm::UNREADABLE),
+        vm::Error::Image(_) => (Code::Unavailable, vm::IMAGE_FETCHING),
         vm::Error::Sockets(_) => (Code::Unavailable, "SOCKETS_FAILED"),
         vm::Error::Full(_) => (Code::ResourceExhausted, "VM_QUEUE_FULL"),
         vm::Error::Stopping => (Code::Unavailable, "AGENT_STOPPING"),
@@ -111,21 +112,29 @@ fn run(id: &str) -> Result<Option<Uuid>, Status> {
     }
 }
 
+/// Judges the context of a command.
+///
+/// # Errors
+/// If it is not obeyed.
+pub async fn pass(gate: &Gate, context: Option<wire::CommandContext>) -> Result<(), Status> {
+    let context = context.ok_or_else(|| reason::invalid("context", "must be given"))?;
+    let cluster = context
+        .cluster_id
+        .parse()
+        .map_err(invalid("context.cluster_id"))?;
+    let given = Context {
+        cluster,
+        term: Term(context.term),
+        session: Session(context.session),
+        host: &context.host,
+        run: run(&context.controller_run_id)?,
+    };
+    gate.pass(given).await.map_err(|error| from_gate(&error))
+}
+
 impl Service {
     async fn pass(&self, context: Option<wire::CommandContext>) -> Result<(), Status> {
-        let context = context.ok_or_else(|| reason::invalid("context", "must be given"))?;
-        let cluster = context
-            .cluster_id
-            .parse()
-            .map_err(invalid("context.cluster_id"))?;
-        let given = Context {
-            cluster,
-            term: Term(context.term),
-            session: Session(context.session),
-            host: &context.host,
-            run: run(&context.controller_run_id)?,
-        };
-        self.gate.pass(given).await.map_err(|error| from_gate(&error))
+        pass(&self.gate, context).await
     }
 
     fn known(&self, uid: &str) -> Result<Handle, Status> {
@@ -200,6 +209,7 @@ impl AgentService for Service {
             name: told.name,
             intent: told.intent,
             source,
+            images: told.images,
         };
         self.vms
             .get_or_start(id)

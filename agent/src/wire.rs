@@ -15,6 +15,7 @@ use tonic::Status as Refusal;
 
 use crate::{
     hypervisor::{Domain, DomainState},
+    images,
     ledger::{Intent, Role, Transfer},
     vm::Told,
     vm::status::{Asked, Failure, Migration, Phase, Presence, Status},
@@ -50,6 +51,8 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
             format!("{} has no MAC address", nic.name),
         ));
     }
+    let images = wire.images.into_iter().map(images::server::need);
+    let images = images.collect::<Result<_, Refusal>>()?;
     let intent = Intent {
         generation: Generation(wire.generation),
         epoch: Epoch(wire.epoch),
@@ -64,6 +67,7 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         name,
         intent,
         disks_made: wire.disks_made,
+        images,
     };
     Ok((id, told))
 }
@@ -114,7 +118,8 @@ fn told(asked: Asked) -> wire::VmTold {
     }
 }
 
-fn failure(failure: Failure) -> v1::VmError {
+/// What is wrong.
+pub fn failure(failure: Failure) -> v1::VmError {
     let Failure {
         reason,
         message,

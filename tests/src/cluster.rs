@@ -384,7 +384,7 @@ impl Host {
         // A guest's 64 MiB take a quarter of a second: long enough to be killed in.
         sim.rate_bytes_per_second = 256 << 20;
         let config = toml::from_str(&format!(
-            "host = {name:?}\nlisten = \"{}\"\ncontroller = \"https://{controller}\"\ndata_dir = {home:?}\nrun_dir = {home:?}\n\
+            "host = {name:?}\nlisten = \"{}\"\ncontroller = \"https://{controller}\"\ndata_dir = {home:?}\nrun_dir = {home:?}\nimage_store_dir = {home:?}\n\
              tls_dir = {home:?}\nhypervisor = \"sim\"\nusage_interval_ms = 500\n[[pools]]\nname = \"local\"\npath = {home:?}\n",
             address_of(site, number)
         ))?;

@@ -5,22 +5,28 @@ use std::{
     fs::{self, File},
     future::Future,
     os::fd::AsFd as _,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     pin::Pin,
+    process::Command,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
-use dalgu_agent::hypervisor::{
-    About, Connection, Definition, Domain, DomainState, Error, Hint, Hypervisor, Migrate, Progress,
-    contract::{self, Broken, Fixture, Pair},
-    libvirt::{Accel, Libvirt, LibvirtConfig, Pool},
+use dalgu_agent::{
+    hypervisor::{
+        About, Connection, Definition, Domain, DomainState, Error, Hint, Hypervisor, Migrate, Progress,
+        contract::{self, Broken, Fixture, Pair},
+        libvirt::{Accel, Libvirt, LibvirtConfig, Pool},
+    },
+    image, images,
 };
 use dalgu_proto::{
     host::VmUsage,
     ids::{ClusterId, VmId},
+    image::Digest,
     vm::{CloneMode, Disk, DiskFormat, KernelBoot, Nic, PowerReason, RestartPolicy, Spec},
 };
 use dalgu_tests::lab::{Daemon, Lab, Options, guest, layout::SHARED_DIR, with_lab};
@@ -221,6 +227,7 @@ fn config(cluster: ClusterId) -> LibvirtConfig {
             pool("shared", SHARED_DIR, true),
         ],
         images_dir: guest::IMAGES_DIR.into(),
+        image_store_dir: "/var/lib/dalgu/image-store".into(),
         console_dir: "/var/lib/dalgu/contract-console".into(),
         accel: Accel::Tcg,
         run_dir: "/run/dalgu".into(),
@@ -268,6 +275,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         spec,
         guests_obey: true,
         has_volumes: true,
+        image: None,
         has_usage: true,
         booted_line: Some("tick 3".into()),
         patience: Duration::from_secs(60),
@@ -313,7 +321,11 @@ async fn a_real_host_keeps_the_contract() -> anyhow::Result<()> {
             disk("root", "local", DiskFormat::Qcow2),
             disk("data", "shared", DiskFormat::Raw),
         ];
-        none_broken(&fixture(cluster, disks).check(&host).await)?;
+        let fixture = Fixture {
+            image: Some(give_image(&host, &filled_image()?)?),
+            ..fixture(cluster, disks)
+        };
+        none_broken(&fixture.check(&host).await)?;
         ensure!(host.list().await?.is_empty(), "domains are left");
         ensure!(
             fs::read_dir(host.outside(Path::new("/var/lib/dalgu/local")))?.count() == 0,
@@ -431,6 +443,146 @@ async fn real_hosts_keep_the_contract_of_migration_with_disks_shared_and_copied(
             );
         }
         Ok(())
+    })
+    .await
+}
+
+/// Where hosts keep copies of images.
+const STORE: &str = "/var/lib/dalgu/image-store";
+/// Size of the disk in the image, in MiB; the guests' disks are larger.
+const IMAGE_MIB: usize = 32;
+
+/// A disk's bytes of which none is 0, with what a guest says of its disk at its beginning.
+fn filled() -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..IMAGE_MIB << 18)
+        .flat_map(|n| (u32::try_from(n).unwrap_or(0).wrapping_mul(2_654_435_761) | 0x0101_0101).to_le_bytes())
+        .collect();
+    let first = format!("{:<511}\n", "dalgu-tick 4711");
+    bytes[..512].copy_from_slice(first.as_bytes());
+    bytes
+}
+
+/// The same as an image.
+fn filled_image() -> anyhow::Result<Vec<u8>> {
+    let dir = tempfile::tempdir()?;
+    let (raw, image) = (dir.path().join("raw"), dir.path().join("image"));
+    fs::write(&raw, filled())?;
+    let converted = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .args([&raw, &image])
+        .status()?;
+    ensure!(converted.success(), "qemu-img: {converted}");
+    Ok(fs::read(image)?)
+}
+
+/// Puts a copy of an image into a host's store, as its agent does.
+fn give_image(host: &InHost, image: &[u8]) -> anyhow::Result<Digest> {
+    let mut sum = [0; 32];
+    sum.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, image).as_ref());
+    let digest = Digest::from_bytes(&sum);
+    let store = host.outside(Path::new(STORE));
+    fs::create_dir_all(&store)?;
+    fs::write(store.join(images::copy_name(&digest)), image)?;
+    Ok(digest)
+}
+
+/// What a guest sees of a disk, and how many bytes of it are in its own file.
+fn content(host: &InHost, vm: &Definition, disk: &str) -> anyhow::Result<(Vec<u8>, u64)> {
+    let path = Path::new("/var/lib/dalgu/local")
+        .join(vm.id.to_string())
+        .join(disk);
+    let file = host.outside(&path);
+    let allocated = fs::metadata(&file)?.blocks() * 512;
+    // The image behind it is named as the host sees it.
+    let dir = tempfile::tempdir()?;
+    let (copy, raw) = (dir.path().join("copy"), dir.path().join("raw"));
+    fs::copy(&file, &copy)?;
+    let behind = image::behind(File::open(&copy)?)?.and_then(|disk| disk.backing);
+    if let Some(behind) = behind {
+        let told = Command::new("qemu-img")
+            .args(["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b"])
+            .args([&host.outside(&behind), &copy])
+            .status()?;
+        ensure!(told.success(), "qemu-img rebase: {told}");
+    }
+    let converted = Command::new("qemu-img")
+        .args(["convert", "-f", "qcow2", "-O", "raw"])
+        .args([&copy, &raw])
+        .status()?;
+    ensure!(converted.success(), "qemu-img convert: {converted}");
+    Ok((fs::read(raw)?, allocated))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn an_overlay_on_an_image_boots_and_migrates_with_its_difference_alone() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(2), async |lab| {
+        let image = filled_image()?;
+        let local = |name: &str| disk(name, "local", DiskFormat::Qcow2);
+        let mut two = Two::open(lab, vec![local("root"), local("data")]).await?;
+        let digest = give_image(&two.source, &image)?;
+        give_image(&two.destination, &image)?;
+        let root = &mut two.fixture.spec.disks[0];
+        root.image = Some("filled:1".into());
+        root.digest = Some(digest.clone());
+        root.clone_mode = CloneMode::Overlay;
+        let pair = two.pair();
+        let vm = pair.make().await?;
+        let says = |host: &InHost| -> anyhow::Result<String> {
+            let log = host.console_log(vm.id).context("a console")?;
+            Ok(String::from_utf8_lossy(&fs::read(log)?).into_owned())
+        };
+        ensure!(
+            says(&two.source)?.contains("disk holds 4711"),
+            "{}",
+            says(&two.source)?
+        );
+        // It writes its count every 20 ticks.
+        let line = |line: &str| Fixture {
+            booted_line: Some(line.into()),
+            ..two.fixture.clone()
+        };
+        contract::booted(&two.source, &line("tick 21\r"), vm.id).await?;
+        two.source.migrate(&pair.order(&vm)).await?;
+        let last = guest::ticks(says(&two.destination)?.as_bytes());
+        let later = format!("tick {}\r", last.last().copied().unwrap_or(21) + 45);
+        contract::booted(&two.destination, &line(&later), vm.id).await?;
+        two.destination.destroy(vm.id).await?;
+        let (bytes, allocated) = content(&two.destination, &vm, "root.qcow2")?;
+        ensure!(bytes.len() == 64 << 20, "its size is {}", bytes.len());
+        let written = String::from_utf8_lossy(&bytes[..32]).into_owned();
+        let count: u64 = written
+            .trim_start_matches("dalgu-tick ")
+            .trim()
+            .parse()
+            .with_context(|| format!("the guest's count: {written:?}"))?;
+        ensure!(count > 21 && count != 4711, "the guest's last count is {count}");
+        ensure!(
+            bytes[512..IMAGE_MIB << 20] == filled()[512..],
+            "the image is not behind it"
+        );
+        ensure!(
+            bytes[IMAGE_MIB << 20..].iter().all(|byte| *byte == 0),
+            "what it has more is not empty"
+        );
+        ensure!(
+            allocated < 4 << 20,
+            "{allocated} bytes were copied of an overlay that has some clusters"
+        );
+        for host in [&two.source, &two.destination] {
+            let copy = host.outside(Path::new(STORE)).join(images::copy_name(&digest));
+            ensure!(fs::read(&copy)? == image, "the image was written to");
+            ensure!(
+                fs::metadata(&copy)?.mode() & 0o777 == 0o644,
+                "the image was given away"
+            );
+        }
+        // It starts again where it is, from what came.
+        two.destination.start(vm.id).await?;
+        let holds = format!("disk holds {count}");
+        contract::booted(&two.destination, &line(&holds), vm.id).await?;
+        pair.remove(vm.id).await?;
+        none_broken(&pair.check().await)
     })
     .await
 }

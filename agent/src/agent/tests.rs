@@ -1,5 +1,6 @@
 //! Whole agents in one process on one stopped clock, with everything outside handed in.
 
+mod images;
 mod site;
 
 use std::sync::Mutex;
@@ -327,8 +328,9 @@ async fn an_agent_whose_own_entry_is_damaged_does_not_start() {
     lock(&before.files).insert("host.json".to_owned(), b"{\"session\": ".to_vec());
     let state = lock(&before.files).clone();
 
-    let parts = site.parts(1, "h1", &before.sim, &before.files);
-    let refused = Agent::start(parts, CancellationToken::new())
+    let stop = CancellationToken::new();
+    let parts = site.parts(1, "h1", (&before.sim, &before.files, &before.images), &stop);
+    let refused = Agent::start(parts, stop)
         .await
         .map(drop)
         .unwrap_err();

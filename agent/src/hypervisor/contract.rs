@@ -10,7 +10,8 @@ use std::{fmt, future::Future, time::Duration};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId},
-    vm::{PowerReason, Spec},
+    image::Digest,
+    vm::{CloneMode, Disk, DiskFormat, PowerReason, Spec},
 };
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
@@ -54,6 +55,8 @@ pub struct Fixture {
     pub guests_obey: bool,
     /// Whether disks are real, so that a VM without them cannot start.
     pub has_volumes: bool,
+    /// An image that is here, no larger than the first disk, and that disks can be made from.
+    pub image: Option<Digest>,
     /// Whether usage is reported.
     pub has_usage: bool,
     /// Whether a guest runs before it can be asked to shut down; its console log must then contain this.
@@ -131,6 +134,12 @@ impl Fixture {
             note(
                 "disks_are_made_once_and_deleted",
                 disks_are_made_once_and_deleted(hypervisor, self).await,
+            );
+        }
+        if let Some(image) = &self.image {
+            note(
+                "disks_are_made_from_an_image",
+                disks_are_made_from_an_image(hypervisor, self, image).await,
             );
         }
         if self.has_usage {
@@ -513,6 +522,44 @@ pub async fn disks_are_made_once_and_deleted(hypervisor: &dyn Hypervisor, fixtur
         "start after they are deleted",
         hypervisor.start(vm.id).await,
         missing,
+    )?;
+    fixture.remove(hypervisor, vm.id).await
+}
+
+/// Disks that are overlays on an image, and copies of it, are made once, and start; those of a VM that comes are made too.
+pub async fn disks_are_made_from_an_image(
+    hypervisor: &dyn Hypervisor,
+    fixture: &Fixture,
+    image: &Digest,
+) -> Kept {
+    let (mut vm, mut coming) = (fixture.new_vm(), fixture.new_vm());
+    let Some(first) = vm.spec.disks.first().cloned() else {
+        return Ok(());
+    };
+    let from = |name: &str, format, clone_mode| Disk {
+        name: name.to_owned(),
+        format,
+        image: Some("contract:1".to_owned()),
+        digest: Some(image.clone()),
+        clone_mode,
+        ..first.clone()
+    };
+    let disks = vec![
+        from("overlay", DiskFormat::Qcow2, CloneMode::Overlay),
+        from("copy", DiskFormat::Raw, CloneMode::Full),
+    ];
+    vm.spec.disks.clone_from(&disks);
+    coming.spec.disks = disks;
+    for _ in 0..2 {
+        done("create_volumes", hypervisor.create_volumes(&vm, false).await)?;
+        done("create_volumes", hypervisor.create_volumes(&coming, true).await)?;
+    }
+    done("define", hypervisor.define(&vm).await)?;
+    done("start", hypervisor.start(vm.id).await)?;
+    is(hypervisor, vm.id, DomainState::Running).await?;
+    done(
+        "delete_volumes",
+        hypervisor.delete_volumes(coming.id, false).await,
     )?;
     fixture.remove(hypervisor, vm.id).await
 }

@@ -4,12 +4,13 @@
 //! (CVE-2024-32498) and takes the memory that its tables ask for (CVE-2015-5162). So [`open`] takes hold of a regular file of
 //! the images directory, and [`inspect`] reads its header and top tables with bounds of its own. What passes refers to no
 //! other file, and has tables within the file that cover the disk it claims to be. Whoever converts it must read the very
-//! descriptor that was inspected. Called by the hypervisor's storage. Pure but for reading the one file it is given; makes
+//! descriptor that was inspected. Called by the hypervisor's storage and by the host's store of images. Pure but for reading the one file it is given; makes
 //! nothing, starts nothing.
 //!
 //! The tables below the top ones (L2 tables, grain tables) are not read: wherever they lead, a reader stays in the file, and
 //! what it can make of them is bounded by the disk's size.
 
+mod backing;
 mod qcow2;
 mod refusal;
 mod source;
@@ -25,12 +26,14 @@ use std::{
     path::Path,
 };
 
+pub use dalgu_proto::image::Format;
 use dalgu_proto::vm::DISK_MIB;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
 };
 
+pub use backing::{Behind, behind};
 pub use refusal::Refusal;
 use source::Source;
 pub use vhdx::crc32c;
@@ -42,58 +45,6 @@ pub const MAX_TABLE_BYTES: u64 = 64 << 20;
 pub const MAX_SIZE_BYTES: u64 = *DISK_MIB.end() << 20;
 /// Unit of every format's sizes.
 const SECTOR: u64 = 512;
-
-/// Format of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// QEMU's own, versions 2 and 3.
-    Qcow2,
-    /// The disk's bytes as they are.
-    Raw,
-    /// VMware's, in one sparse file: monolithicSparse or streamOptimized.
-    Vmdk,
-    /// VirtualBox's, dynamic or fixed.
-    Vdi,
-    /// Hyper-V's, dynamic or fixed.
-    Vhdx,
-}
-
-impl Format {
-    /// Every format.
-    pub const ALL: [Self; 5] = [Self::Qcow2, Self::Raw, Self::Vmdk, Self::Vdi, Self::Vhdx];
-
-    /// QEMU's name of it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Qcow2 => "qcow2",
-            Self::Raw => "raw",
-            Self::Vmdk => "vmdk",
-            Self::Vdi => "vdi",
-            Self::Vhdx => "vhdx",
-        }
-    }
-
-    /// The format that a file's name says.
-    ///
-    /// # Errors
-    /// [`Refusal::Name`] where it says none.
-    pub fn of_name(name: &str) -> Result<Self, Refusal> {
-        match name.rsplit_once('.').map(|(_, ending)| ending) {
-            Some("qcow2") => Ok(Self::Qcow2),
-            Some("raw" | "img") => Ok(Self::Raw),
-            Some("vmdk") => Ok(Self::Vmdk),
-            Some("vdi") => Ok(Self::Vdi),
-            Some("vhdx") => Ok(Self::Vhdx),
-            _ => Err(Refusal::Name),
-        }
-    }
-}
-
-impl std::fmt::Display for Format {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
 
 /// What an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,17 +27,17 @@ pub enum Refusal {
         kind: io::ErrorKind,
     },
     /// It begins as another format does.
-    #[error("its name says {said}, and it begins as {found} does; name it after its format, or convert it")]
+    #[error("it is said to be {said}, and begins as {found} does; name it after its format, or convert it")]
     Disguised {
-        /// What the name says.
+        /// What its name, or whoever brought it, says.
         said: Format,
         /// What it begins as.
         found: &'static str,
     },
     /// It does not begin as its format does.
-    #[error("its name says {said}, and it does not begin as one; name a raw image .raw")]
+    #[error("it is said to be {said}, and does not begin as one; a raw image must be said to be raw")]
     NotSo {
-        /// What the name says.
+        /// What its name, or whoever brought it, says.
         said: Format,
     },
     /// A version that is not known.

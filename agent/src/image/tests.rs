@@ -182,7 +182,7 @@ fn the_name_says_the_format() {
         .collect();
     assert_eq!(formats, ["qcow2", "raw", "raw", "vmdk", "vdi", "vhdx"]);
     for name in ["", "qcow2", "a", "a.QCOW2", "a.vhd", "a.qcow2.gz", "a."] {
-        assert_eq!(Format::of_name(name), Err(Refusal::Name), "{name}");
+        assert_eq!(Format::of_name(name), None, "{name}");
     }
 }
 
@@ -226,4 +226,26 @@ fn only_a_regular_file_of_the_directory_is_opened() {
         kind: io::ErrorKind::NotFound,
     };
     assert_eq!(refused("missing.raw"), missing);
+}
+
+#[test]
+fn what_is_behind_a_disk_is_read_from_its_header() {
+    let behind = |image: Image| behind(Cursor::new(image.0));
+    let disk = |backing: Option<&str>| {
+        Some(Behind {
+            virtual_size_bytes: 32 << 10,
+            backing: backing.map(Into::into),
+        })
+    };
+    let named = |offset: u64, length: u32| {
+        let image = qcow2().with(2048, b"/store/a.qcow2");
+        image.be64(8, offset).be32(16, length)
+    };
+    assert_eq!(behind(qcow2()).unwrap(), disk(None));
+    assert_eq!(behind(named(2048, 14)).unwrap(), disk(Some("/store/a.qcow2")));
+    assert_eq!(behind(Image(vec![0; 4096])).unwrap(), None, "a raw disk");
+    assert_eq!(behind(Image(b"QFI\xfb".to_vec())).unwrap(), None, "a short one");
+    for (offset, length) in [(2048, 1024), (2048, 15), (u64::MAX, 1), (2, 2)] {
+        behind(named(offset, length)).unwrap_err();
+    }
 }

@@ -252,7 +252,7 @@ impl<F: FileSystem> Directory<F> {
 }
 
 /// Runs a disk operation away from the runtime's threads.
-async fn on_disk<T: Send + 'static>(
+pub(crate) async fn on_disk<T: Send + 'static>(
     operation: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     match tokio::task::spawn_blocking(operation).await {

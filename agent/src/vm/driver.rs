@@ -30,7 +30,7 @@ use super::{
     plan::{self, Memory, Step},
     reason,
     status::Status,
-    steps::{Asked, FIRST_RETRY, Leaving, Outcome, Stuck, Work, poll_work, until_given_up},
+    steps::{self, Asked, FIRST_RETRY, Leaving, Outcome, Stuck, Work, poll_work, until_given_up},
     transfers::Transfers,
 };
 use crate::{
@@ -80,6 +80,9 @@ impl Driver {
         let adopted = known.adopted.is_some();
         if let (None, Some(domain)) = (&vm, &known.adopted) {
             vm = adopt(domain);
+        }
+        if let Some(vm) = &vm {
+            shared.images.hold(id, vm.digests(), false);
         }
         let mut driver = Self {
             transfers: Transfers::new(known.migrations),
@@ -225,7 +228,10 @@ impl Driver {
                 self.stuck = None;
                 self.step_done(step, &outcome.asked).await;
             }
-            Some((step, Err(error))) => self.step_failed(step, &error, &outcome.asked).await,
+            Some((step, Err(steps::Error::Hypervisor(error)))) => {
+                self.step_failed(step, &error, &outcome.asked).await;
+            }
+            Some((step, Err(steps::Error::Image(awaited)))) => self.await_image(step, &awaited),
             None => {}
         }
         match outcome.seen {
@@ -426,10 +432,12 @@ impl Driver {
     }
 
     pub(super) async fn try_save_vm(&mut self) -> Result<(), ledger::Error> {
-        match &self.vm {
-            Some(vm) => self.shared.ledger.save_vm(vm).await,
-            None => Ok(()),
-        }
+        let Some(vm) = &self.vm else { return Ok(()) };
+        // Before it is written: from then on it counts. After a failure either entry may be on disk.
+        self.shared.images.hold(self.id, vm.digests(), false);
+        self.shared.ledger.save_vm(vm).await?;
+        self.shared.images.hold(self.id, vm.digests(), true);
+        Ok(())
     }
 
     /// Whether the VM has been gone long enough to be forgotten.
@@ -467,5 +475,6 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         },
         last_seen: None,
         boot_id: String::new(),
+        images: Vec::new(),
     })
 }

@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     hypervisor::{self, Domain, Hypervisor},
+    images::{Awaited, Images, Need},
     ledger::{self, Intent, Ledger},
     migration::transport::Transport,
 };
@@ -41,6 +42,9 @@ const QUEUE_DEPTH: usize = 8;
 /// Stable reason of what is wrong with a VM whose ledger entry cannot be read.
 pub const UNREADABLE: &str = "LEDGER_UNREADABLE";
 
+/// Stable reason of a VM that waits for an image which is brought from other hosts.
+pub const IMAGE_FETCHING: &str = "IMAGE_FETCHING";
+
 /// Why a request to a VM's task failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,6 +57,9 @@ pub enum Error {
     /// The hypervisor failed.
     #[error(transparent)]
     Hypervisor(#[from] hypervisor::Error),
+    /// An image is not here yet.
+    #[error(transparent)]
+    Image(#[from] Awaited),
     /// A socket or its directory could not be made.
     #[error("the migration's sockets could not be made")]
     Sockets(#[source] std::io::Error),
@@ -81,6 +88,8 @@ pub struct Prepare {
     pub intent: Intent,
     /// Where it comes from.
     pub source: HostName,
+    /// Images that its disks here have behind them, and who has them.
+    pub images: Vec<Need>,
 }
 
 /// A VM that is to leave.
@@ -109,6 +118,8 @@ pub struct Told {
     pub intent: Intent,
     /// Its disks have been made once, here or elsewhere: one that is missing is never made anew.
     pub disks_made: bool,
+    /// Images that its disks are made from, and who has them.
+    pub images: Vec<Need>,
 }
 
 /// What a VM's task can be asked.
@@ -200,6 +211,8 @@ pub struct Shared {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The ledger.
     pub ledger: Ledger,
+    /// The store of images.
+    pub images: Images,
     /// Leads to other hosts during migrations.
     pub transport: Arc<dyn Transport>,
     /// The wall clock.
@@ -344,4 +357,4 @@ impl Vms {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,10 @@ use super::{
     driver::Driver,
     policy::{self, Accepted},
 };
-use crate::ledger::{self, Disposition, Done};
+use crate::{
+    images::Need,
+    ledger::{self, Disposition, Done},
+};
 
 impl Driver {
     /// Carries out one request; what it brought is in the status.
@@ -38,9 +41,10 @@ impl Driver {
             name,
             intent,
             disks_made,
+            images,
         } = told;
         match policy::ensure(self.vm.as_ref(), &intent)? {
-            Accepted::Known => return Ok(()),
+            Accepted::Known => return self.told_sources(images).await,
             Accepted::New => {}
         }
         tracing::info!(generation = %intent.generation, epoch = %intent.epoch, power = ?intent.power, "intent accepted");
@@ -78,10 +82,21 @@ impl Driver {
             last_seen: known.as_ref().and_then(|vm| vm.last_seen),
             boot_id: self.shared.boot_id.clone(),
             intent: Some(intent),
+            images,
         };
         self.replace(vm).await?;
         self.start_afresh();
         Ok(())
+    }
+
+    /// The same intent again, perhaps with other hosts that have its images.
+    pub(super) async fn told_sources(&mut self, images: Vec<Need>) -> Result<(), Error> {
+        match self.vm.clone() {
+            Some(vm) if !images.is_empty() && vm.images != images => {
+                self.replace(ledger::Vm { images, ..vm }).await
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn delete(&mut self, generation: Generation, epoch: Epoch) -> Result<(), Error> {
@@ -134,6 +149,7 @@ impl Driver {
             done: Done::default(),
             last_seen: None,
             boot_id: self.shared.boot_id.clone(),
+            images: Vec::new(),
         })
         .await
     }
@@ -166,6 +182,7 @@ impl Driver {
             intent: None,
             last_seen: None,
             done: Done::default(),
+            images: Vec::new(),
             ..vm
         })
         .await?;

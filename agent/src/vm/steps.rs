@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dalgu_proto::{
     ids::{Epoch, VmId},
+    image::Digest,
     vm::{PowerReason, PowerState, RestartMode},
 };
 use futures::future::BoxFuture;
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    IMAGE_FETCHING, Shared,
     driver::Driver,
     plan::{self, Step},
     status::Failure,
@@ -21,6 +23,7 @@ use super::{
 use crate::{
     console,
     hypervisor::{self, Definition, Domain, DomainState},
+    images::{Awaited, Need},
     ledger,
 };
 
@@ -31,6 +34,20 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 
 /// An ordinary call may hold up a power-off for so long; one that answers at all does so within it.
 pub(super) const POWER_OFF_PATIENCE: Duration = Duration::from_secs(2);
+
+/// An image that a disk is to be made from is waited for so long at a time; then the VM's status tells how far it is.
+const IMAGE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a step was not done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    /// A disk is to be made from an image that is not here yet.
+    #[error(transparent)]
+    Image(#[from] Awaited),
+}
 
 /// A piece of work under way.
 pub(super) struct Work {
@@ -44,7 +61,7 @@ pub(super) struct Work {
 /// What a piece of work brought.
 pub(super) struct Outcome {
     /// The step, if there was one, and whether it succeeded.
-    pub(super) step: Option<(Step, Result<(), hypervisor::Error>)>,
+    pub(super) step: Option<(Step, Result<(), Error>)>,
     /// What was seen after it.
     pub(super) seen: Result<Option<Domain>, hypervisor::Error>,
     /// Whether a call about the domain was still under way before it was looked at.
@@ -139,8 +156,9 @@ impl Driver {
 
     /// Begins a look, after a step if one is given.
     pub(super) fn begin(&mut self, step: Option<Step>) {
-        let hypervisor = self.shared.hypervisor.clone();
+        let shared = self.shared.clone();
         let (id, definition) = (self.id, self.definition());
+        let needs = self.needs();
         let intent = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
         let asked = For {
             epoch: intent.map(|intent| intent.epoch).unwrap_or_default(),
@@ -148,9 +166,13 @@ impl Driver {
         };
         let outcome = Box::pin(async move {
             let step = match step {
-                Some(step) => Some((step, perform(&*hypervisor, id, definition.as_ref(), step).await)),
+                Some(step) => Some((
+                    step,
+                    perform(&shared, id, definition.as_ref(), &needs, step).await,
+                )),
                 None => None,
             };
+            let hypervisor = &shared.hypervisor;
             // Before the look: what has ended by now shows in it.
             let unfinished = hypervisor.changing(id);
             Outcome {
@@ -262,6 +284,42 @@ impl Driver {
         });
     }
 
+    /// The images that its disks are to be made from, with who has them as far as that was told.
+    pub(super) fn needs(&self) -> Vec<Need> {
+        let Some(vm) = &self.vm else { return Vec::new() };
+        let need = |digest: Digest| {
+            let told = vm.images.iter().find(|need| need.digest == digest);
+            told.cloned().unwrap_or(Need {
+                digest,
+                size_bytes: 0,
+                sources: Vec::new(),
+            })
+        };
+        vm.digests().map(need).collect()
+    }
+
+    /// Takes note that an image is waited for.
+    pub(super) fn await_image(&mut self, step: Step, awaited: &Awaited) {
+        let since = self.stuck.as_ref().filter(|stuck| stuck.step == step);
+        let since = since.map_or_else(|| self.shared.clock.now(), |stuck| stuck.failure.since);
+        tracing::debug!(%awaited, "an image is waited for");
+        self.stuck = Some(Stuck {
+            step,
+            failure: Failure {
+                reason: IMAGE_FETCHING.to_owned(),
+                message: awaited.to_string(),
+                retrying: true,
+                since,
+            },
+            tries: 0,
+            // Where nobody is at work on it, asking is not waiting.
+            retry_at: Some(match awaited.on_its_way {
+                true => Instant::now(),
+                false => Instant::now() + FIRST_RETRY * 4,
+            }),
+        });
+    }
+
     /// Takes note that a call which did not answer in time is waited for. `since` is when that was first seen.
     pub(super) fn await_call(&mut self, since: Option<Timestamp>, look_at: Instant) {
         let failure = Failure {
@@ -328,15 +386,29 @@ pub(super) fn until_given_up(
     }
 }
 
+/// Makes a VM's disks, once the images that they are made from are here.
+async fn create_volumes(shared: &Shared, definition: &Definition, needs: &[Need]) -> Result<(), Error> {
+    for need in needs {
+        shared.images.wait(need, IMAGE_PATIENCE).await?;
+    }
+    shared.hypervisor.create_volumes(definition, false).await?;
+    for need in needs {
+        shared.images.used(&need.digest).await;
+    }
+    Ok(())
+}
+
 async fn perform(
-    hypervisor: &dyn hypervisor::Hypervisor,
+    shared: &Shared,
     id: VmId,
     definition: Option<&Definition>,
+    needs: &[Need],
     step: Step,
-) -> Result<(), hypervisor::Error> {
+) -> Result<(), Error> {
+    let hypervisor = &shared.hypervisor;
     let defined = || definition.ok_or(hypervisor::Error::NotFound { id });
     match step {
-        Step::CreateVolumes => hypervisor.create_volumes(defined()?, false).await,
+        Step::CreateVolumes => return create_volumes(shared, defined()?, needs).await,
         Step::Define => hypervisor.define(defined()?).await,
         Step::Start | Step::Restart => hypervisor.start(id).await,
         Step::Shutdown => hypervisor.shutdown(id).await,
@@ -354,5 +426,6 @@ async fn perform(
         Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Await | Step::Settled | Step::CrashLoop => {
             Ok(())
         }
-    }
+    }?;
+    Ok(())
 }

@@ -22,6 +22,7 @@ use crate::{
         DomainState, Error as HypervisorError,
         sim::{Behaviour, Call, Fault, Phase as Break, Sim, SimConfig},
     },
+    images,
     migration::streams::Streams,
     recovery,
 };
@@ -36,13 +37,13 @@ mod unreadable;
 const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";
 
 /// A site's authority, for identities.
-struct Authority {
+pub(crate) struct Authority {
     dir: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -51,7 +52,7 @@ impl Authority {
         Self { dir, issuer }
     }
 
-    fn agent(&self, host: &str) -> Identity {
+    pub(crate) fn agent(&self, host: &str) -> Identity {
         let mut params = CertificateParams::new(vec![tls::agent_name(&host.parse().unwrap())]).unwrap();
         let uri = format!("spiffe://{SITE}/agent/{host}");
         params
@@ -148,6 +149,7 @@ fn told(id: VmId, intent: Intent) -> Told {
         name: name(id),
         intent,
         disks_made: false,
+        images: Vec::new(),
     }
 }
 
@@ -155,6 +157,13 @@ fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) 
     Shared {
         hypervisor: Arc::new(sim.clone()),
         ledger: Ledger::open(&dir.path().join("ledger")).unwrap(),
+        images: images::Images::in_memory(
+            "h1".parse().unwrap(),
+            images::Memory::new(1 << 40),
+            |_: &images::Source| Err(tonic::Status::unavailable("nobody is there")),
+            Clock::system(),
+            CancellationToken::new(),
+        ),
         transport: Arc::new(streams.clone()),
         clock: Clock::system(),
         boot_id: boot_id.to_owned(),
@@ -495,6 +504,7 @@ impl Pair {
                 name: name(vm(1)),
                 intent,
                 source,
+                images: Vec::new(),
             })
             .await
     }

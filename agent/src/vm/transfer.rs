@@ -13,7 +13,7 @@ use std::time::Duration;
 use dalgu_proto::{
     ids::{Epoch, MigrationId, VmId},
     mutant::{self, Mutant},
-    vm::{PowerReason, PowerState},
+    vm::{CloneMode, PowerReason, PowerState},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,8 @@ use super::{
 };
 use crate::{
     console,
-    hypervisor::{self, DomainState, Migrate, Progress},
+    hypervisor::{self, Definition, DomainState, Migrate, Progress},
+    images::Awaited,
     ledger::{self, Disposition, Role, Transfer},
     migration::transport,
 };
@@ -71,7 +72,9 @@ impl Driver {
     pub(super) async fn prepare(&mut self, prepare: Prepare) -> Result<(), Error> {
         self.may_begin(prepare.migration)?;
         let again = policy::prepare(self.vm.as_ref(), prepare.migration, &prepare.intent)?;
-        if !again {
+        if again {
+            self.told_sources(prepare.images).await?;
+        } else {
             tracing::info!(migration = %prepare.migration, source = %prepare.source, "preparing for an incoming migration");
             let entry = ledger::Migration {
                 id: prepare.migration,
@@ -95,17 +98,29 @@ impl Driver {
                 last_seen: None,
                 boot_id: self.shared.boot_id.clone(),
                 intent: Some(prepare.intent),
+                images: prepare.images,
             };
             self.replace(vm).await?;
             self.start_afresh();
         }
         let definition = self.definition().ok_or(Denied::NotHere(self.id))?;
+        self.check_images(&definition)?;
         self.shared.hypervisor.create_volumes(&definition, true).await?;
         let transport = &self.shared.transport;
         let word = transport.allow(prepare.migration, prepare.source).await;
         let word = word.map_err(Error::Sockets)?;
         self.transfers.handed_over = Some(word);
         Ok(())
+    }
+
+    /// Destination: that the images are here which the disks have behind them; else they are fetched, and it is asked again.
+    fn check_images(&self, definition: &Definition) -> Result<(), Awaited> {
+        let overlays = definition.spec.disks.iter();
+        let overlays = overlays.filter(|disk| disk.clone_mode == CloneMode::Overlay);
+        let behind: Vec<_> = overlays.filter_map(|disk| disk.digest.as_ref()).collect();
+        let needs = self.needs();
+        let mut needs = needs.iter().filter(|need| behind.contains(&&need.digest));
+        needs.try_for_each(|need| self.shared.images.need(need))
     }
 
     /// Destination: the source has let go of the VM for good; here it goes on at once. Where that fails it goes on when

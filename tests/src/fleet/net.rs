@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use dalgu_agent::images::{Peers, Source};
 use dalgu_controller::agent_client::Dial;
 use dalgu_proto::{
     ids::{HostName, MigrationId},
@@ -169,6 +170,16 @@ impl Dial for Dialler {
 /// How one life of an agent dials the controller.
 pub fn to_controller(site: &Arc<Site>, life: &Life, host: usize) -> Caller {
     caller(site.clone(), life.clone(), Node::Host(host), Node::Controller(0))
+}
+
+/// How one life of an agent reads images of other hosts.
+pub fn to_peers(site: &Arc<Site>, life: &Life, host: usize) -> impl Peers + use<> {
+    let (site, life) = (site.clone(), life.clone());
+    move |source: &Source| {
+        let number = site.host_number(&source.host).unwrap_or(usize::MAX);
+        let to = Node::Host(number);
+        Ok(caller(site.clone(), life.clone(), Node::Host(host), to))
+    }
 }
 
 impl Site {

@@ -17,6 +17,7 @@ use dalgu_agent::{
         DomainState, Hypervisor,
         sim::{MemoryLines, Sim, SimConfig},
     },
+    images::{self, Images},
     ledger::{self, Disposition, Ledger as AgentLedger},
     metrics::Snapshot,
 };
@@ -82,6 +83,8 @@ struct HostState {
     boot: u64,
     running: Option<Running>,
     files: Platter,
+    /// What its store of images holds. Everything in it counts as synced.
+    images: images::Memory,
     /// Entries of VMs as they were last read.
     read: RefCell<BTreeMap<String, Parsed>>,
     /// Entries of VMs as their writer last knew them to be on disk.
@@ -190,6 +193,7 @@ impl Site {
                     boot: 1,
                     running: None,
                     files: Platter::default(),
+                    images: images::Memory::new(1 << 40),
                     read: RefCell::default(),
                     confirmed: BTreeMap::new(),
                     confirmed_host: None,
@@ -833,9 +837,10 @@ impl Site {
 
     fn start_agent(&self, host: usize) {
         let (node, life) = (Node::Host(host), Life::default());
-        let (sim, boot) = {
+        let (sim, boot, images) = {
             let inner = self.inner();
-            (inner.hosts[host].sim.clone(), inner.hosts[host].boot)
+            let host = &inner.hosts[host];
+            (host.sim.clone(), host.boot, host.images.clone())
         };
         let machine = Machine {
             site: self.me(),
@@ -861,6 +866,13 @@ impl Site {
             machine: Some(Uuid::from_u128(host as u128 + 1)),
             hypervisor: Arc::new(machine) as Arc<dyn Hypervisor>,
             ledger: AgentLedger::on(Arc::new(ledger)),
+            images: Images::in_memory(
+                self.host_name(host),
+                images,
+                net::to_peers(&self.me(), &life, host),
+                self.clock(node),
+                life.end.clone(),
+            ),
             transport: Arc::new(transport),
             controller: net::to_controller(&self.me(), &life, host),
             clock: self.clock(node),
@@ -877,7 +889,9 @@ impl Site {
                     return;
                 }
             };
-            let servers = (0..2).map(|number| (Node::Controller(number), caller_in_process(agent.server())));
+            let hosts = site.inner().hosts.len();
+            let callers = (0..2).map(Node::Controller).chain((0..hosts).map(Node::Host));
+            let servers = callers.map(|node| (node, caller_in_process(agent.server())));
             let servers = servers.collect();
             {
                 let mut inner = site.inner();

@@ -421,7 +421,7 @@ pub async fn agent(site: Arc<Site>, host: usize) -> Result<()> {
     let home = site.home(node);
     let config = toml::from_str(&format!(
         "host = \"{node}\"\nlisten = \"{}\"\nadvertise = \"{node}:{AGENT_PORT}\"\ncontroller = \"{CONTROLLER}\"\n\
-         data_dir = {home:?}\nrun_dir = {home:?}\ntls_dir = {home:?}\nhypervisor = \"sim\"\nusage_interval_ms = 5000\n\
+         data_dir = {home:?}\nrun_dir = {home:?}\nimage_store_dir = {home:?}\ntls_dir = {home:?}\nhypervisor = \"sim\"\nusage_interval_ms = 5000\n\
          [[pools]]\nname = \"local\"\npath = {home:?}\n",
         any(AGENT_PORT)
     ))?;

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use dalgu_agent::{
     Agent, AgentParts,
     hypervisor::sim::{MemoryLines, Sim, SimConfig},
+    images::{self, Images},
     ledger::{Files, Ledger},
     metrics::Snapshot,
     migration::transport::{Peer as Host, Relay, Transport},
@@ -161,6 +162,8 @@ pub struct Server {
     pub sim: Sim,
     /// Its agent's ledger.
     pub ledger: Shelf,
+    /// Its store of images.
+    pub images: images::Memory,
     /// Its samples.
     pub samples: watch::Sender<Arc<Snapshot>>,
     agent: Slot,
@@ -242,6 +245,7 @@ impl Site {
             let server = Server {
                 sim: Sim::new(config)?,
                 ledger: Shelf::default(),
+                images: images::Memory::new(1 << 40),
                 samples: watch::Sender::new(Arc::new(snapshot)),
                 agent: Slot::default(),
                 controller: Slot::default(),
@@ -335,6 +339,13 @@ impl Site {
             machine: None,
             hypervisor: Arc::new(server.sim.clone()),
             ledger: Ledger::on(Arc::new(server.ledger.clone())),
+            images: Images::in_memory(
+                host.clone(),
+                server.images.clone(),
+                |_: &images::Source| Err(tonic::Status::unavailable("no images are read here")),
+                self.clock.clone(),
+                server.stop.clone(),
+            ),
             transport: Arc::new(Roads {
                 own: host.clone(),
                 grants: self.grants.clone(),

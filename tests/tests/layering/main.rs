@@ -18,6 +18,7 @@ const WORKSPACE: &[(&str, &[&str])] = &[
 
 /// Decisions: the same input gives the same answer, so that tables and properties can test them. Files or folders.
 const PURE: &[&str] = &[
+    "agent/src/image/backing.rs",
     "agent/src/image/qcow2.rs",
     "agent/src/image/refusal.rs",
     "agent/src/image/source.rs",
@@ -92,6 +93,9 @@ const LIBVIRT: &str = "agent/src/hypervisor/libvirt";
 const EDGES: &[&str] = &[
     "agent/src/agent.rs",
     "agent/src/console.rs",
+    "agent/src/images/peers.rs",
+    "agent/src/images/report.rs",
+    "agent/src/images/server.rs",
     "agent/src/lib.rs",
     "agent/src/reporter.rs",
     "agent/src/server.rs",

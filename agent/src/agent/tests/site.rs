@@ -11,12 +11,16 @@ use async_trait::async_trait;
 use dalgu_proto::{
     agent::v1::{
         self as wire,
+        agent_image_service_client::AgentImageServiceClient,
         agent_service_client::AgentServiceClient,
         registrar_service_server::{RegistrarService, RegistrarServiceServer},
     },
     host::Usage,
     ids::MigrationId,
-    tls::{Peer as Identity, Role, client::caller_in_process},
+    tls::{
+        Peer as Identity, Role,
+        client::{caller_in_process, caller_in_process_as},
+    },
     v1,
 };
 use tokio::time::{Instant, sleep};
@@ -29,6 +33,7 @@ use crate::{
         DomainState,
         sim::{Delays, MemoryLines, Sim, SimConfig},
     },
+    images::{Memory, Peers, Source},
     ledger::Files,
     migration::transport::{Peer, Relay},
 };
@@ -207,14 +212,20 @@ pub struct Site {
     pub clock: Clock,
     pub ids: NewIds,
     pub samples: watch::Sender<Arc<Snapshot>>,
+    /// Agents that run, as other agents call them.
+    pub hosts: Arc<Mutex<BTreeMap<String, Caller>>>,
+    /// What is in every host's images directory.
+    pub images_dir: BTreeMap<String, Vec<u8>>,
 }
 
 /// A host with its agent.
 pub struct Host {
     pub sim: Sim,
     pub files: Folder,
+    pub images: Memory,
     pub stop: CancellationToken,
     pub client: AgentServiceClient<Caller>,
+    pub image_client: AgentImageServiceClient<Caller>,
     pub name: String,
     pub ended: tokio::task::JoinHandle<Result<(), reporter::Error>>,
 }
@@ -251,6 +262,8 @@ impl Site {
                 Uuid::from_u128(*lock(&count))
             }),
             samples: watch::Sender::new(Arc::new(snapshot)),
+            hosts: Arc::default(),
+            images_dir: BTreeMap::new(),
         }
     }
 
@@ -278,8 +291,23 @@ impl Site {
         host
     }
 
+    /// How hosts read images of each other.
+    fn reach(&self) -> impl Peers + use<> {
+        let hosts = self.hosts.clone();
+        move |source: &Source| {
+            let there = lock(&hosts).get(source.host.as_str()).cloned();
+            there.ok_or_else(|| Status::unavailable("nobody is there"))
+        }
+    }
+
     /// What an agent on a machine needs of the world.
-    pub fn parts(&self, machine: u128, name: &str, sim: &Sim, files: &Folder) -> AgentParts {
+    pub fn parts(
+        &self,
+        machine: u128,
+        name: &str,
+        (sim, files, images): (&Sim, &Folder, &Memory),
+        stop: &CancellationToken,
+    ) -> AgentParts {
         AgentParts {
             host: name.parse().unwrap(),
             site: SITE.parse().unwrap(),
@@ -292,6 +320,13 @@ impl Site {
                 history: self.history.clone(),
                 files: files.clone(),
             })),
+            images: Images::in_memory(
+                name.parse().unwrap(),
+                images.clone(),
+                self.reach(),
+                self.clock.clone(),
+                stop.clone(),
+            ),
             transport: Arc::new(Roads {
                 own: name.parse().unwrap(),
                 grants: self.grants.clone(),
@@ -304,16 +339,37 @@ impl Site {
     }
 
     pub async fn start_on(&self, machine: u128, name: &str, sim: Sim, files: Folder) -> Host {
+        let images = Memory::new(1 << 40).with_images(self.images_dir.clone());
+        self.start_with(machine, name, sim, files, images).await
+    }
+
+    pub async fn start_with(
+        &self,
+        machine: u128,
+        name: &str,
+        sim: Sim,
+        files: Folder,
+        images: Memory,
+    ) -> Host {
         let stop = CancellationToken::new();
-        let parts = self.parts(machine, name, &sim, &files);
+        let parts = self.parts(machine, name, (&sim, &files, &images), &stop);
         let agent = Agent::start(parts, stop.clone()).await.unwrap();
         let client = AgentServiceClient::new(caller_in_process(FromController(agent.server())));
+        let image_client = AgentImageServiceClient::new(caller_in_process(FromController(agent.server())));
+        let other = Identity {
+            role: Role::Agent("another".parse().unwrap()),
+            name: "another".to_owned(),
+        };
+        let as_peers_see_it = caller_in_process_as(other, agent.server());
+        lock(&self.hosts).insert(name.to_owned(), as_peers_see_it);
         let ended = tokio::spawn(agent.run(|| ()));
         Host {
             sim,
             files,
+            images,
             stop,
             client,
+            image_client,
             name: name.to_owned(),
             ended,
         }

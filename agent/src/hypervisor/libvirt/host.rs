@@ -27,6 +27,8 @@ pub struct LibvirtConfig {
     pub pools: Vec<Pool>,
     /// Directory of images, kernels and initial RAM disks.
     pub images_dir: PathBuf,
+    /// Directory of the copies of the catalogue's images; the same path on every host.
+    pub image_store_dir: PathBuf,
     /// Directory of console logs.
     pub console_dir: PathBuf,
     /// What runs guests.
@@ -59,7 +61,8 @@ impl Host {
                 name: disk.name.clone(),
                 path: self.storage.path(definition.id, disk)?,
                 format: disk.format,
-                cache: self.storage.cache(&disk.pool)?,
+                cache: self.storage.cache(disk)?,
+                backing: self.storage.behind(disk),
             })
         };
         let nic = |nic: &Nic| NicModel {
@@ -93,6 +96,9 @@ impl Host {
             .iter()
             .map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
         let shared = shared.collect::<Result<Vec<bool>, Error>>()?;
+        let copied = (0..shared.len()).filter(|index| !shared[*index]);
+        let copied: Vec<usize> = copied.collect();
+        let overlay = |index: &usize| self.storage.behind(&definition.spec.disks[*index]).is_some();
         Ok(migrate::Order {
             uri: self.config.uri.clone(),
             cluster: self.config.cluster,
@@ -102,7 +108,8 @@ impl Host {
             destination: migrate::destination_uri(&migrate.control)?,
             memory: migrate::stream_uri(&migrate.memory)?,
             disks: migrate::stream_uri(&migrate.disks)?,
-            copied: (0..shared.len()).filter(|index| !shared[*index]).collect(),
+            copies_differences: copied.iter().any(overlay),
+            copied,
             shares_disks: shared.contains(&true),
             max_downtime_ms: migrate.max_downtime_ms,
             bandwidth_mib_per_second: migrate.bandwidth_mib_per_second,

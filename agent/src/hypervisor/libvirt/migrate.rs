@@ -33,6 +33,8 @@ pub(super) struct Order {
     pub(super) disks: String,
     /// Numbers, in the definition's order, of the disks to copy.
     pub(super) copied: Vec<usize>,
+    /// Whether one of them is an overlay on an image, which the destination has.
+    pub(super) copies_differences: bool,
     /// Whether some disk stays where it is.
     pub(super) shares_disks: bool,
     pub(super) max_downtime_ms: u32,
@@ -105,8 +107,11 @@ impl Order {
         if self.arrives_paused {
             flags |= sys::VIR_MIGRATE_PAUSED;
         }
-        if !self.copied.is_empty() {
-            flags |= sys::VIR_MIGRATE_NON_SHARED_DISK;
+        // Of a disk without an image behind it the difference is all of it.
+        match (self.copied.is_empty(), self.copies_differences) {
+            (true, _) => {}
+            (false, true) => flags |= sys::VIR_MIGRATE_NON_SHARED_INC,
+            (false, false) => flags |= sys::VIR_MIGRATE_NON_SHARED_DISK,
         }
         // libvirt believes a directory shared only where it is of a file system it knows to be; the operator has said
         // that this one is. Disks that are copied need no such word.

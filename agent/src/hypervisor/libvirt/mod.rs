@@ -14,7 +14,6 @@ mod ffi;
 mod host;
 mod migrate;
 mod process;
-mod qemu_img;
 pub mod read;
 mod stats;
 mod storage;
@@ -87,6 +86,7 @@ impl Libvirt {
         let storage = Storage::new(
             config.pools.clone(),
             config.images_dir.clone(),
+            config.image_store_dir.clone(),
             config.qemu_user.clone(),
         );
         let supervisor = Arc::new(Supervisor::new(&config.uri));

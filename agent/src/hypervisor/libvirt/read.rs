@@ -125,12 +125,12 @@ pub fn files(xml: &str) -> Result<Vec<(&'static str, PathBuf)>, XmlError> {
                 .map(|file| (what, PathBuf::from(file.own_text()))),
         );
     }
-    let disks = domain
-        .at(&["devices"])
-        .into_iter()
-        .flat_map(|devices| devices.each("disk"));
-    let sources = disks.filter_map(|disk| disk.at(&["source"])?.attribute("file"));
-    files.extend(sources.map(|file| ("disk", PathBuf::from(file))));
+    let devices = domain.at(&["devices"]);
+    for disk in devices.into_iter().flat_map(|devices| devices.each("disk")) {
+        let source = disk.at(&["source"]).and_then(|source| source.attribute("file"));
+        files.extend(source.map(|file| ("disk", PathBuf::from(file))));
+        files.extend(image(disk).map(|image| ("image", image)));
+    }
     Ok(files)
 }
 
@@ -202,6 +202,12 @@ fn device_name(device: &Element, prefix: &str) -> Option<String> {
     )
 }
 
+/// The image behind a disk.
+fn image(disk: &Element) -> Option<PathBuf> {
+    let source = disk.at(&["backingStore", "source"])?;
+    source.attribute("file").map(PathBuf::from)
+}
+
 fn disk(disk: &Element) -> Option<DiskModel> {
     let driver = disk.at(&["driver"])?;
     Some(DiskModel {
@@ -217,6 +223,7 @@ fn disk(disk: &Element) -> Option<DiskModel> {
             "writeback" => Cache::Writeback,
             _ => return None,
         },
+        backing: image(disk),
     })
 }
 

@@ -3,7 +3,8 @@
 //!
 //! A disk is made under a name that ends in `.partial`, made durable, and renamed: what has its final name is whole.
 //! Formats are always said, never guessed: a guest that writes another format's header into its raw disk must not
-//! have that believed. Images come from people: [`crate::image`] judges one before any other program opens it, `qemu_img`
+//! have that believed. A disk is made blank, from a file of the images directory, or from a copy that [`crate::images`] keeps: as
+//! a copy of that, or as an overlay which refers to it by its path. Files of the images directory come from people: [`crate::image`] judges one before any other program opens it, `qemu_img`
 //! reads the very descriptor that was judged, and what it wrote is checked to be the disk that the image promised. A name is
 //! looked up once only.
 
@@ -11,14 +12,15 @@ use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use dalgu_proto::{
     ids::VmId,
-    vm::{Disk, DiskFormat},
+    image::Digest,
+    vm::{CloneMode, Disk, DiskFormat},
 };
 use nix::{
     fcntl::OFlag,
@@ -26,10 +28,12 @@ use nix::{
 };
 use tokio::time::Instant;
 
-use super::{qemu_img::QemuImg, xml::Cache};
+use super::xml::Cache;
 use crate::{
     hypervisor::{Definition, Error},
-    image::{self, Format, Inspected, Refusal},
+    image::{self, Behind, Format, Inspected, Refusal},
+    images,
+    qemu_img::{Failure, QemuImg},
 };
 
 /// A directory that holds disks.
@@ -49,10 +53,34 @@ pub struct Pool {
 pub(super) struct Storage {
     pub(super) pools: Vec<Pool>,
     pub(super) images: PathBuf,
+    /// Where the copies of the catalogue's images are.
+    pub(super) store: PathBuf,
     /// User that QEMU runs as, to whom disks are given.
     pub(super) owner: Option<String>,
-    /// How each pool's disks are cached, as far as it was found out.
-    caches: Mutex<HashMap<String, Cache>>,
+    /// How files in a directory are cached, as far as it was found out.
+    caches: Mutex<HashMap<PathBuf, Cache>>,
+}
+
+/// As the error of a disk in a pool.
+fn of_disk(failure: Failure, pool: &Pool) -> Error {
+    match failure {
+        Failure::Here(detail) | Failure::Image(detail) => failed(pool, detail),
+        Failure::Late(after) => Error::Timeout {
+            call: "qemu-img",
+            after,
+        },
+    }
+}
+
+/// As the error of an image that a disk was to be made from.
+fn of_image(failure: Failure, pool: &Pool, image: &str) -> Error {
+    match failure {
+        Failure::Image(detail) => Error::ImageRefused {
+            image: image.to_owned(),
+            refusal: Refusal::Unconvertible { detail },
+        },
+        other => of_disk(other, pool),
+    }
 }
 
 fn failed(pool: &Pool, detail: impl ToString) -> Error {
@@ -63,10 +91,11 @@ fn failed(pool: &Pool, detail: impl ToString) -> Error {
 }
 
 impl Storage {
-    pub(super) fn new(pools: Vec<Pool>, images: PathBuf, owner: Option<String>) -> Self {
+    pub(super) fn new(pools: Vec<Pool>, images: PathBuf, store: PathBuf, owner: Option<String>) -> Self {
         Self {
             pools,
             images,
+            store,
             owner,
             caches: Mutex::default(),
         }
@@ -89,23 +118,34 @@ impl Storage {
         Ok(self.pool(&disk.pool)?.path.join(id.to_string()).join(file))
     }
 
-    /// How the writes of a pool's disks are cached: past the page cache where its file system allows that.
-    pub(super) fn cache(&self, pool: &str) -> Result<Cache, Error> {
-        let known = self
-            .caches
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(pool)
-            .copied();
+    /// How a disk's writes are cached: past the page cache where the file systems of the disk and of what is behind it allow that.
+    pub(super) fn cache(&self, disk: &Disk) -> Result<Cache, Error> {
+        let pool = self.pool(&disk.pool)?;
+        match (self.cache_in(pool, &pool.path)?, self.behind(disk)) {
+            (Cache::None, Some(_)) => self.cache_in(pool, &self.store),
+            (cache, _) => Ok(cache),
+        }
+    }
+
+    fn cache_in(&self, pool: &Pool, dir: &Path) -> Result<Cache, Error> {
+        let caches = || self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = caches().get(dir).copied();
         if let Some(cache) = known {
             return Ok(cache);
         }
-        let cache = probe_cache(self.pool(pool)?)?;
-        self.caches
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(pool.to_owned(), cache);
+        let cache = probe_cache(pool, dir)?;
+        caches().insert(dir.to_owned(), cache);
         Ok(cache)
+    }
+
+    fn copy_of(&self, digest: &Digest) -> PathBuf {
+        self.store.join(images::copy_name(digest))
+    }
+
+    /// The image that a disk is an overlay on.
+    pub(super) fn behind(&self, disk: &Disk) -> Option<PathBuf> {
+        let digest = disk.digest.as_ref()?;
+        (disk.clone_mode == CloneMode::Overlay).then(|| self.copy_of(digest))
     }
 
     /// Makes the disks that are not there; see [`crate::hypervisor::Hypervisor::create_volumes`].
@@ -179,12 +219,32 @@ impl Storage {
             .map_err(|error| failed(pool, error))?;
         let wanted = disk.size_mib << 20;
         let qemu_img = QemuImg::new(&file, wanted, deadline).map_err(|error| failed(pool, error))?;
-        match disk.image.as_ref().filter(|_| !incoming) {
-            Some(image) => self.copy_image(pool, disk, image, &qemu_img, &file).await?,
-            None => qemu_img
-                .create(disk.format, wanted)
-                .await
-                .map_err(|error| error.of_disk(&pool.name))?,
+        match (&disk.digest, &disk.image) {
+            // What a migration brings is the difference.
+            (Some(digest), _) if disk.clone_mode == CloneMode::Overlay => {
+                self.overlay(pool, disk, digest, &qemu_img, &file).await?;
+                return Ok(file);
+            }
+            (_, _) if incoming => blank(pool, disk, &qemu_img).await?,
+            (Some(digest), _) => {
+                let copy = self.open_copy(pool, digest)?;
+                self.copy_image(
+                    pool,
+                    disk,
+                    (digest.as_str(), &copy, Format::Qcow2),
+                    &qemu_img,
+                    &file,
+                )
+                .await?;
+            }
+            (None, Some(image)) => {
+                let refused = |refusal| self.refused(pool, image, refusal);
+                let format = Format::of_name(image).ok_or_else(|| refused(Refusal::Name))?;
+                let source = image::open(&self.images, image).map_err(refused)?;
+                self.copy_image(pool, disk, (image, &source, format), &qemu_img, &file)
+                    .await?;
+            }
+            (None, None) => blank(pool, disk, &qemu_img).await?,
         }
         let made = virtual_size(pool, &file, disk.format)?;
         if made != wanted {
@@ -194,32 +254,70 @@ impl Storage {
         Ok(file)
     }
 
+    fn open_copy(&self, pool: &Pool, digest: &Digest) -> Result<File, Error> {
+        let path = self.copy_of(digest);
+        File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::Missing { what: "image", path },
+            _ => failed(pool, format!("{}: {error}", path.display())),
+        })
+    }
+
+    /// Makes a disk that holds only what differs from an image.
+    async fn overlay(
+        &self,
+        pool: &Pool,
+        disk: &Disk,
+        digest: &Digest,
+        qemu_img: &QemuImg<'_>,
+        file: &File,
+    ) -> Result<(), Error> {
+        let path = self.copy_of(digest);
+        let inspected = image::inspect(self.open_copy(pool, digest)?, Format::Qcow2)
+            .map_err(|refusal| self.refused(pool, digest.as_str(), refusal))?;
+        check_fits(disk, digest.as_str(), inspected)?;
+        let wanted = disk.size_mib << 20;
+        qemu_img
+            .create_overlay(&path, wanted)
+            .await
+            .map_err(|error| of_disk(error, pool))?;
+        let made = image::behind(file).map_err(|error| failed(pool, error))?;
+        let right = Behind {
+            virtual_size_bytes: wanted,
+            backing: Some(path),
+        };
+        match made {
+            Some(made) if made == right => Ok(()),
+            made => Err(failed(
+                pool,
+                format!("disk {} was made as {made:?}, not as {right:?}", disk.name),
+            )),
+        }
+    }
+
     async fn copy_image(
         &self,
         pool: &Pool,
         disk: &Disk,
-        image: &str,
+        (image, source, format): (&str, &File, Format),
         qemu_img: &QemuImg<'_>,
         file: &File,
     ) -> Result<(), Error> {
         let refused = |refusal| self.refused(pool, image, refusal);
-        let format = Format::of_name(image).map_err(refused)?;
-        let source = image::open(&self.images, image).map_err(refused)?;
-        let before = state(&source).map_err(|error| failed(pool, error))?;
-        let inspected = image::inspect(&source, format).map_err(refused)?;
+        let before = images::state(source).map_err(|error| failed(pool, error))?;
+        let inspected = image::inspect(source, format).map_err(refused)?;
         check_fits(disk, image, inspected)?;
         qemu_img
-            .check_readable(&source, image)
+            .check_readable(source, image)
             .map_err(|error| failed(pool, error))?;
-        let converted = qemu_img.convert(&source, format, disk.format).await;
+        let converted = qemu_img.convert(source, format, disk.format).await;
         // Whoever may write to it can change it after it was judged, and a copy that is still under way changes it too.
-        if state(&source).map_err(|error| failed(pool, error))? != before {
+        if images::state(source).map_err(|error| failed(pool, error))? != before {
             return Err(failed(
                 pool,
                 format!("image {image} was written to while it was read"),
             ));
         }
-        converted.map_err(|error| error.of_image(&pool.name, image))?;
+        converted.map_err(|error| of_image(error, pool, image))?;
         let said = inspected.virtual_size_bytes;
         let made = virtual_size(pool, file, disk.format)?;
         if made != said {
@@ -230,7 +328,7 @@ impl Storage {
             qemu_img
                 .resize(disk.format, wanted)
                 .await
-                .map_err(|error| error.of_disk(&pool.name))?;
+                .map_err(|error| of_disk(error, pool))?;
         }
         Ok(())
     }
@@ -290,8 +388,13 @@ impl Storage {
     }
 }
 
-fn probe_cache(pool: &Pool) -> Result<Cache, Error> {
-    let probe = pool.path.join(format!(".dalgu-o-direct-{}", std::process::id()));
+async fn blank(pool: &Pool, disk: &Disk, qemu_img: &QemuImg<'_>) -> Result<(), Error> {
+    let made = qemu_img.create(disk.format, disk.size_mib << 20).await;
+    made.map_err(|error| of_disk(error, pool))
+}
+
+fn probe_cache(pool: &Pool, dir: &Path) -> Result<Cache, Error> {
+    let probe = dir.join(format!(".dalgu-o-direct-{}", std::process::id()));
     let opened = OpenOptions::new()
         .write(true)
         .create(true)
@@ -303,7 +406,7 @@ fn probe_cache(pool: &Pool) -> Result<Cache, Error> {
     match opened {
         Ok(_) => Ok(Cache::None),
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(Cache::Writeback),
-        Err(error) => Err(failed(pool, format!("{}: {error}", pool.path.display()))),
+        Err(error) => Err(failed(pool, format!("{}: {error}", dir.display()))),
     }
 }
 
@@ -312,12 +415,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-/// What tells that a file was written to.
-fn state(file: &File) -> io::Result<(u64, i64, i64)> {
-    let metadata = file.metadata()?;
-    Ok((metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
 fn check_fits(disk: &Disk, image: &str, inspected: Inspected) -> Result<(), Error> {

@@ -1,7 +1,6 @@
 //! The domain XML against libvirt's own schema, disks against the real qemu-img, and the contract on libvirt's test
 //! driver. Real hosts run the contract in the lab.
 
-mod qemu_img;
 mod storage;
 
 use std::{collections::BTreeMap, process::Command};
@@ -38,7 +37,10 @@ fn text() -> impl Strategy<Value = String> {
 prop_compose! {
     fn model()(
         (id, name, vcpus, memory_mib) in (any::<u128>(), text(), 1..255_u32, 32..1_000_000_u64),
-        disks in prop::collection::vec((text(), text(), any::<bool>(), any::<bool>()), 0..4),
+        disks in prop::collection::vec(
+            (text(), text(), any::<bool>(), any::<bool>(), prop::option::of(text())),
+            0..4,
+        ),
         nics in prop::collection::vec((text(), text(), text()), 0..4),
         kernel in prop::option::of((text(), prop::option::of(text()), text())),
         (console, kvm) in (text(), any::<bool>()),
@@ -50,11 +52,12 @@ prop_compose! {
             mark: mark(),
             vcpus,
             memory_mib,
-            disks: disks.into_iter().map(|(name, path, raw, direct)| DiskModel {
+            disks: disks.into_iter().map(|(name, path, raw, direct, backing)| DiskModel {
                 name,
                 path: path.into(),
                 format: if raw { DiskFormat::Raw } else { DiskFormat::Qcow2 },
                 cache: if direct { Cache::None } else { Cache::Writeback },
+                backing: backing.map(Into::into),
             }).collect(),
             nics: nics.into_iter().map(|(name, bridge, mac)| NicModel { name, bridge, mac }).collect(),
             kernel: kernel.map(|(kernel, initrd, cmdline)| KernelModel {
@@ -100,6 +103,7 @@ fn large(accelerator: Accelerator) -> Model {
                 } else {
                     Cache::Writeback
                 },
+                backing: (index % 4 == 2).then(|| format!("/store/<{index}>&.qcow2").into()),
             })
             .collect(),
         nics: (0..MAX_NICS)
@@ -287,6 +291,7 @@ fn test_driver(dir: &Path, cluster: ClusterId) -> LibvirtConfig {
             shared: false,
         }],
         images_dir: dir.join("images"),
+        image_store_dir: dir.join("store"),
         console_dir: dir.join("console"),
         accel: Accel::Auto,
         run_dir: dir.join("run"),
@@ -317,6 +322,7 @@ async fn libvirts_test_driver_keeps_the_contract() {
         guests_obey: true,
         // The driver opens no disks, so a start without them succeeds.
         has_volumes: false,
+        image: None,
         // Its statistics are of the state only.
         has_usage: false,
         booted_line: None,

@@ -213,7 +213,9 @@ impl State {
             if self.has_volume(definition.id, disk, config) || (incoming && shared) {
                 continue;
             }
-            if let Some(image) = disk.image.as_ref().filter(|_| !incoming) {
+            // An image of the catalogue is the agent's business.
+            let file = disk.image.as_ref().filter(|_| disk.digest.is_none() && !incoming);
+            if let Some(image) = file {
                 file_exists("image", image, config)?;
             }
             let volume = (definition.id, disk.pool.clone(), disk.name.clone());

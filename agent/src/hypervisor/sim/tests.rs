@@ -42,6 +42,7 @@ fn fixture(cluster: ClusterId) -> contract::Fixture {
         spec: spec(),
         guests_obey: true,
         has_volumes: true,
+        image: Some("ab".repeat(32).parse().unwrap()),
         has_usage: true,
         booted_line: None,
         patience: Duration::from_secs(60),

@@ -46,6 +46,7 @@ fn vm(power: PowerState) -> Vm {
         },
         last_seen: None,
         boot_id: String::new(),
+        images: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dalgu_agent::hypervisor::Hypervisor;
 use dalgu_agent::hypervisor::sim::{Delays, Sim, SimConfig};
+use dalgu_agent::images::{self, Images};
 use dalgu_agent::ledger::Ledger;
 use dalgu_agent::metrics::{self, Snapshot};
 use dalgu_agent::migration::streams::Streams;
@@ -176,6 +177,13 @@ async fn one(
         machine: Some(uuid::Uuid::new_v4()),
         hypervisor: Arc::new(sim.clone()) as Arc<dyn Hypervisor>,
         ledger: tokio::task::spawn_blocking(move || Ledger::open(&ledger)).await??,
+        images: Images::in_memory(
+            name.parse()?,
+            images::Memory::new(1 << 40),
+            images::TlsPeers::new(identity.clone()),
+            Clock::system(),
+            CancellationToken::new(),
+        ),
         transport: Arc::new(Streams::new(PathBuf::from(home), None, identity.clone())),
         controller: host.counted(tls::client::caller(channel)),
         clock: Clock::system(),

@@ -2,7 +2,10 @@
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command, time::Duration};
 
-use dalgu_proto::vm::{Disk, DiskFormat};
+use dalgu_proto::{
+    image::Digest,
+    vm::{CloneMode, Disk, DiskFormat},
+};
 use tokio::time::Instant;
 
 use super::{
@@ -12,6 +15,7 @@ use super::{
 use crate::{
     hypervisor::Error,
     image::{Format, Refusal},
+    images,
 };
 
 struct Place {
@@ -29,9 +33,10 @@ fn place() -> Place {
     let storage = Storage::new(
         vec![pool("local", false), pool("shared", true)],
         dir.path().join("images"),
+        dir.path().join("store"),
         None,
     );
-    for part in ["local", "shared", "images"] {
+    for part in ["local", "shared", "images", "store"] {
         std::fs::create_dir(dir.path().join(part)).unwrap();
     }
     Place { dir, storage }
@@ -125,6 +130,101 @@ async fn an_image_is_copied_and_grown() {
         (&copy["format"], &copy["virtual-size"]),
         (&"qcow2".into(), &(16 << 20).into())
     );
+}
+
+/// Puts a copy of an image of 8 MiB into the store.
+fn stored(place: &Place) -> (Digest, Vec<u8>) {
+    let plain = place.dir.path().join("plain");
+    let made = place.dir.path().join("made.qcow2");
+    let mut bytes = content();
+    bytes.resize(8 << 20, 9);
+    std::fs::write(&plain, &bytes).unwrap();
+    let (from, to) = (plain.to_str().unwrap(), made.to_str().unwrap());
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", from, to]);
+    let digest = Digest::from_bytes(&[7; 32]);
+    std::fs::rename(made, place.storage.store.join(images::copy_name(&digest))).unwrap();
+    (digest, bytes)
+}
+
+fn of_image(name: &str, digest: &Digest, clone_mode: CloneMode, format: DiskFormat) -> Disk {
+    Disk {
+        digest: Some(digest.clone()),
+        clone_mode,
+        ..disk(name, "local", Some("base:1"), format)
+    }
+}
+
+#[tokio::test]
+async fn disks_of_the_catalogues_images_are_overlays_on_them_or_copies_of_them() {
+    let place = place();
+    let (digest, bytes) = stored(&place);
+    let vm = definition(vec![
+        of_image("over", &digest, CloneMode::Overlay, DiskFormat::Qcow2),
+        of_image("raw", &digest, CloneMode::Full, DiskFormat::Raw),
+        of_image("copy", &digest, CloneMode::Full, DiskFormat::Qcow2),
+    ]);
+    for _ in 0..2 {
+        place.storage.create(&vm, false, soon()).await.unwrap();
+    }
+    let path = |index: usize| place.storage.path(vm.id, &vm.spec.disks[index]).unwrap();
+    let copy = place.storage.store.join(images::copy_name(&digest));
+    let over = info(&path(0));
+    assert_eq!(over["backing-filename"], copy.to_str().unwrap());
+    assert_eq!(over["backing-filename-format"], "qcow2");
+    assert_eq!(place.storage.behind(&vm.spec.disks[0]), Some(copy));
+    for index in 0..3 {
+        let (path, out) = (path(index), place.dir.path().join("out"));
+        let format = vm.spec.disks[index].format.as_str();
+        qemu_img(&[
+            "convert",
+            "-f",
+            format,
+            "-O",
+            "raw",
+            path.to_str().unwrap(),
+            out.to_str().unwrap(),
+        ]);
+        let made = std::fs::read(out).unwrap();
+        assert_eq!(made.len(), 16 << 20);
+        assert!(
+            made.starts_with(&bytes) && made[bytes.len()..].iter().all(|byte| *byte == 0),
+            "{index}"
+        );
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+    }
+    assert!(
+        path(0).metadata().unwrap().len() < 1 << 20,
+        "an overlay holds nothing of the image"
+    );
+    assert!(info(&path(2)).get("backing-filename").is_none());
+    // A VM that comes brings its difference, and whatever else it has.
+    let mut coming = vm.clone();
+    coming.id = dalgu_proto::ids::VmId::from_uuid(uuid::Uuid::new_v4());
+    place.storage.create(&coming, true, soon()).await.unwrap();
+    let path = |index: usize| place.storage.path(coming.id, &coming.spec.disks[index]).unwrap();
+    assert!(info(&path(0)).get("backing-filename").is_some());
+    assert!(std::fs::read(path(1)).unwrap().iter().all(|byte| *byte == 0));
+}
+
+#[tokio::test]
+async fn a_disk_whose_image_is_not_here_or_larger_is_not_made() {
+    let place = place();
+    let (digest, _) = stored(&place);
+    for mode in [CloneMode::Overlay, CloneMode::Full] {
+        let missing = of_image("root", &Digest::from_bytes(&[8; 32]), mode, DiskFormat::Qcow2);
+        let error = place
+            .storage
+            .create(&definition(vec![missing]), false, soon())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::Missing { what: "image", .. }), "{error:?}");
+        let mut small = of_image("root", &digest, mode, DiskFormat::Qcow2);
+        small.size_mib = 7;
+        let vm = definition(vec![small]);
+        let error = place.storage.create(&vm, false, soon()).await.unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+        assert!(!place.storage.path(vm.id, &vm.spec.disks[0]).unwrap().exists());
+    }
 }
 
 #[tokio::test]

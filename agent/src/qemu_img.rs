@@ -1,4 +1,5 @@
-//! `qemu-img`, confined. Called by `storage`, which has judged the image; decides nothing about disks.
+//! `qemu-img`, confined. Called by the hypervisor's storage and by the host's store of images, which have judged what it reads;
+//! decides nothing about disks.
 //!
 //! Were the image to take it over all the same, it would be a process that
 //! - has no name to open: the image is its standard input, the new disk its standard output, and both are opened anew through
@@ -25,6 +26,7 @@ use std::{
             process::ExitStatusExt as _,
         },
     },
+    path::Path,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -36,10 +38,7 @@ use nix::{
 };
 use tokio::{process::Command, time::Instant};
 
-use crate::{
-    hypervisor::Error,
-    image::{Format, Refusal},
-};
+use crate::image::Format;
 
 /// Whom it runs as: the first of these that the host has. The first is made by systemd/dalgu.sysusers; the second is shared with
 /// whatever else wants to be nobody.
@@ -58,7 +57,7 @@ const DISK: &str = "/proc/self/fd/1";
 
 /// Why it did not do what was asked.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// It could not be run, or not do its work here.
     Here(String),
     /// It cannot make anything of what it reads, or reached one of its limits.
@@ -67,35 +66,8 @@ pub(super) enum Failure {
     Late(Duration),
 }
 
-impl Failure {
-    /// As the error of a disk in a pool.
-    pub(super) fn of_disk(self, pool: &str) -> Error {
-        match self {
-            Self::Here(detail) | Self::Image(detail) => Error::Storage {
-                pool: pool.to_owned(),
-                detail,
-            },
-            Self::Late(after) => Error::Timeout {
-                call: "qemu-img",
-                after,
-            },
-        }
-    }
-
-    /// As the error of an image that a disk was to be made from.
-    pub(super) fn of_image(self, pool: &str, image: &str) -> Error {
-        match self {
-            Self::Image(detail) => Error::ImageRefused {
-                image: image.to_owned(),
-                refusal: Refusal::Unconvertible { detail },
-            },
-            other => other.of_disk(pool),
-        }
-    }
-}
-
 /// Fills one disk.
-pub(super) struct QemuImg<'a> {
+pub(crate) struct QemuImg<'a> {
     disk: &'a File,
     user: Option<User>,
     most_bytes: u64,
@@ -104,7 +76,7 @@ pub(super) struct QemuImg<'a> {
 
 impl<'a> QemuImg<'a> {
     /// For the empty file of a disk of so many bytes; gives the file to the user who is to fill it.
-    pub(super) fn new(disk: &'a File, size_bytes: u64, deadline: Instant) -> io::Result<Self> {
+    pub(crate) fn new(disk: &'a File, size_bytes: u64, deadline: Instant) -> io::Result<Self> {
         let user = user()?;
         if let Some(user) = &user {
             fchown(disk, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
@@ -118,7 +90,7 @@ impl<'a> QemuImg<'a> {
     }
 
     /// Says what to do where the user cannot read an image.
-    pub(super) fn check_readable(&self, image: &File, name: &str) -> io::Result<()> {
+    pub(crate) fn check_readable(&self, image: &File, name: &str) -> io::Result<()> {
         let Some(user) = &self.user else { return Ok(()) };
         let metadata = image.metadata()?;
         let may = match (metadata.uid(), metadata.gid()) {
@@ -136,14 +108,24 @@ impl<'a> QemuImg<'a> {
     }
 
     /// Makes a blank disk.
-    pub(super) async fn create(&self, format: DiskFormat, bytes: u64) -> Result<(), Failure> {
+    pub(crate) async fn create(&self, format: DiskFormat, bytes: u64) -> Result<(), Failure> {
         let size = bytes.to_string();
         self.run(&["create", "-q", "-f", format.as_str(), DISK, &size], None)
             .await
     }
 
+    /// Makes a disk that holds only what differs from an image. The image is not opened.
+    pub(crate) async fn create_overlay(&self, image: &Path, bytes: u64) -> Result<(), Failure> {
+        let here = || Failure::Here(format!("{}: not a path of UTF-8", image.display()));
+        let (image, size) = (image.to_str().ok_or_else(here)?, bytes.to_string());
+        let words = [
+            "create", "-q", "-u", "-f", "qcow2", "-b", image, "-F", "qcow2", DISK, &size,
+        ];
+        self.run(&words, None).await
+    }
+
     /// Copies an image that was judged.
-    pub(super) async fn convert(&self, image: &File, from: Format, to: DiskFormat) -> Result<(), Failure> {
+    pub(crate) async fn convert(&self, image: &File, from: Format, to: DiskFormat) -> Result<(), Failure> {
         let source = serde_json::json!({
             "driver": from.as_str(),
             "backing": null,
@@ -155,7 +137,7 @@ impl<'a> QemuImg<'a> {
     }
 
     /// Enlarges the disk.
-    pub(super) async fn resize(&self, format: DiskFormat, bytes: u64) -> Result<(), Failure> {
+    pub(crate) async fn resize(&self, format: DiskFormat, bytes: u64) -> Result<(), Failure> {
         let size = bytes.to_string();
         self.run(&["resize", "-q", "-f", format.as_str(), DISK, &size], None)
             .await
@@ -181,7 +163,7 @@ impl<'a> QemuImg<'a> {
     }
 
     /// Runs a program as `qemu-img` is run.
-    pub(super) async fn output(
+    pub(crate) async fn output(
         &self,
         program: &str,
         words: &[&str],
@@ -256,3 +238,6 @@ fn is_about_image(complaint: &str) -> bool {
     let about = ["Could not open 'json:", "error while reading", "File too large"];
     about.iter().any(|words| complaint.contains(words)) && !complaint.contains("Permission denied")
 }
+
+#[cfg(test)]
+mod tests;

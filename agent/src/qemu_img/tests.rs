@@ -12,7 +12,7 @@ use dalgu_proto::vm::DiskFormat;
 use nix::unistd::{User, geteuid, getuid};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::qemu_img::{Failure, QemuImg};
+use super::{Failure, QemuImg};
 use crate::image::{self, Format};
 
 const DISK_BYTES: u64 = 1 << 20;
