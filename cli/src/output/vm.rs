@@ -1,5 +1,7 @@
 //! What a VM looks like in tables and on its own page. Pure.
 
+use std::borrow::Cow;
+
 use dalgu_proto::v1;
 use jiff::Timestamp;
 
@@ -36,8 +38,8 @@ impl Resource for v1::Vm {
     const MESSAGE: &'static str = "dalgu.v1.Vm";
     const PLURAL: &'static str = "VMs";
 
-    fn key(&self) -> &str {
-        &self.name
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.name)
     }
 
     fn columns(wide: bool) -> &'static [&'static str] {
