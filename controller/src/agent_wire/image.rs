@@ -8,9 +8,9 @@ use crate::{
     state::State,
 };
 
-/// The images that a VM's disks are made from, and where a host can fetch them.
+/// The images that a host needs for a VM, and where it can fetch them.
 pub fn needs(state: &State, vm: &VmRecord, host: &HostName) -> Vec<agent::ImageNeed> {
-    let digests = images::digests(vm).into_iter();
+    let digests = images::needed(vm).into_iter();
     digests.map(|digest| need(state, digest, host)).collect()
 }
 

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Services, page::Page, peer, request, wire};
 use crate::{
+    images::resolve,
     model::{ImageRecord, Outcome, Replicas, Visibility},
     verbs::{
         self, Caller, Error,
@@ -189,8 +190,8 @@ impl ImageService for Services {
             },
         };
         let state = self.db.snapshot();
-        let image = verbs::image::newest(&state, &principal, &reference)?;
-        Ok(Response::new(wire::image(&state, &image)))
+        let image = resolve::newest(&state, &reference, &principal).map_err(Error::from)?;
+        Ok(Response::new(wire::image(&state, image)))
     }
 
     async fn list_images(

@@ -61,7 +61,14 @@ impl PlacementService for Services {
                 let mut spec = Spec::try_from(spec).map_err(|invalid| {
                     reason::invalid(&format!("spec.{}", invalid.field), invalid.message)
                 })?;
-                images::resolve::images(&state, &mut spec, &principal).map_err(Error::from)?;
+                images::resolve::images(&state, &mut spec, &principal).map_err(|error| match error {
+                    images::resolve::Error::Disk {
+                        index,
+                        field,
+                        message,
+                    } => reason::invalid(&format!("spec.disks[{index}].{field}"), message),
+                    other => Error::from(other).into(),
+                })?;
                 Question::new(spec).on(host)
             }
             Some(Subject::Vm(name)) => {

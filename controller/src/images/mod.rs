@@ -18,7 +18,11 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-use dalgu_proto::{ids::HostName, image::Digest};
+use dalgu_proto::{
+    ids::HostName,
+    image::Digest,
+    vm::{CloneMode, Disk},
+};
 
 use crate::{
     hosts,
@@ -72,24 +76,22 @@ pub fn stored_bytes(state: &State, digest: &Digest) -> u64 {
     told.map(|held| held.bytes_total).max().unwrap_or(0)
 }
 
-/// Digests of the images that a VM's disks are made from, each once.
-pub fn digests(vm: &VmRecord) -> Vec<&Digest> {
-    let mut digests: Vec<_> = vm
-        .spec
-        .disks
-        .iter()
-        .filter_map(|disk| disk.digest.as_ref())
-        .collect();
+/// Digests of the images that a host needs for a VM's disks, each once: to make them, or, where it has been made, for an
+/// overlay, which is nothing without its image.
+pub fn needed(vm: &VmRecord) -> Vec<&Digest> {
+    let needs = |disk: &&Disk| !vm.disks_made || disk.clone_mode == CloneMode::Overlay;
+    let disks = vm.spec.disks.iter().filter(needs);
+    let mut digests: Vec<_> = disks.filter_map(|disk| disk.digest.as_ref()).collect();
     digests.sort_unstable();
     digests.dedup();
     digests
 }
 
-/// Bytes that a host has of the images that a VM's disks are made from.
+/// Bytes that a host has of the images that it needs for a VM.
 pub fn bytes_there(state: &State, vm: &VmRecord, host: &HostName) -> u64 {
     let stock = state.live.get(host).and_then(|live| live.images.clone());
     let stock = stock.unwrap_or_default();
-    let held = digests(vm)
+    let held = needed(vm)
         .into_iter()
         .filter_map(|digest| stock.copies.get(digest));
     held.map(|held| match held.phase {

@@ -43,20 +43,9 @@ pub enum Error {
     },
 }
 
-/// The image that a reference means to somebody.
+/// The image that a reference means to somebody, if VMs can be made from it.
 pub fn find<'a>(state: &'a State, reference: &Reference, principal: &str) -> Result<&'a ImageRecord, Error> {
-    let all = versions(state, reference, principal);
-    let text = match &reference.version {
-        Some(version) => format!("{}:{version}", reference.name),
-        None => reference.name.to_string(),
-    };
-    let available = all
-        .iter()
-        .rev()
-        .find(|image| image.state == ImageState::Available);
-    let Some(image) = available.or(all.last()) else {
-        return Err(Error::NotFound(text));
-    };
+    let image = newest(state, reference, principal)?;
     let (is, next) = match image.state {
         ImageState::Available => return Ok(image),
         ImageState::AwaitingUpload => (
@@ -74,8 +63,25 @@ pub fn find<'a>(state: &'a State, reference: &Reference, principal: &str) -> Res
     })
 }
 
+/// The image of the version that is named; else the newest that is available, or the newest of all.
+pub fn newest<'a>(
+    state: &'a State,
+    reference: &Reference,
+    principal: &str,
+) -> Result<&'a ImageRecord, Error> {
+    let all = versions(state, reference, principal);
+    let mut available = all.iter().filter(|image| image.state == ImageState::Available);
+    let image = available.next_back().or_else(|| all.last());
+    image.copied().ok_or_else(|| {
+        Error::NotFound(match &reference.version {
+            Some(version) => format!("{}:{version}", reference.name),
+            None => reference.name.to_string(),
+        })
+    })
+}
+
 /// The versions that somebody sees, oldest first; one where one is named.
-pub fn versions<'a>(state: &'a State, reference: &Reference, principal: &str) -> Vec<&'a ImageRecord> {
+fn versions<'a>(state: &'a State, reference: &Reference, principal: &str) -> Vec<&'a ImageRecord> {
     let from = (reference.name.clone(), String::new());
     let of_name = state.image_names.range(from..);
     let of_name = of_name.take_while(|((name, _), _)| *name == reference.name);

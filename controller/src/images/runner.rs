@@ -30,6 +30,8 @@ const TICK: Duration = Duration::from_millis(250);
 const RESYNC: Duration = Duration::from_secs(1);
 /// The same command is given again after this at the earliest; the pause doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Commands under way at once; the deletion of an image is told to every host.
+const AT_ONCE: usize = 64;
 /// Longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -89,10 +91,11 @@ impl Runner {
             (seen, looked) = (Some(state.image_changes), Instant::now());
             let steps = plan::steps(&state);
             let now = Instant::now();
-            pauses.retain(|step, pause| pause.until + pause.length > now || steps.contains(step));
+            let planned: BTreeSet<_> = steps.iter().collect();
+            pauses.retain(|step, pause| pause.until + pause.length > now || planned.contains(step));
             for step in steps {
                 let paused = pauses.get(&step).is_some_and(|pause| pause.until > now);
-                if paused || busy.contains(step.host()) {
+                if paused || busy.contains(step.host()) || busy.len() >= AT_ONCE {
                     // Looked at again when that host has answered, which changes the number, or after the pause.
                     continue;
                 }

@@ -483,3 +483,6 @@ async fn finish(
     .await;
     Ok(Next::Now)
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     ids::{HostName, ImageId, ImageName},
-    image::{Digest, Format, Reference},
+    image::{Digest, Format},
 };
 
 use super::{Caller, Error, check_etag, room};
 use crate::{
-    hosts, images,
+    hosts,
     model::{HostState, ImageRecord, ImageState, Outcome, Replicas, Visibility},
     state::{State, Tx},
 };
@@ -66,23 +66,6 @@ pub fn find(state: &State, principal: &str, name: &ImageName, version: &str) -> 
     image
         .map(|image| (**image).clone())
         .ok_or_else(|| Error::ImageNotFound(format!("{name}:{version}")))
-}
-
-/// The image to show: of the version, or the newest that is available, or the newest of all.
-pub fn newest(state: &State, principal: &str, reference: &Reference) -> Result<ImageRecord, Error> {
-    let all = images::resolve::versions(state, reference, principal);
-    let available = all
-        .iter()
-        .rev()
-        .find(|image| image.state == ImageState::Available);
-    let text = match &reference.version {
-        Some(version) => format!("{}:{version}", reference.name),
-        None => reference.name.to_string(),
-    };
-    let image = available.or(all.last());
-    image
-        .map(|image| (*image).clone())
-        .ok_or(Error::ImageNotFound(text))
 }
 
 /// Enters an image.

@@ -129,7 +129,7 @@ impl Images {
                 }
                 import.phase = ImagePhase::Ready;
                 let bytes = import.data.len() as u64;
-                images.copies.entry(digest).or_insert(Copy {
+                images.copies.entry(digest).or_insert_with(|| Copy {
                     bytes,
                     done: bytes,
                     phase: ImagePhase::Ready,
@@ -322,12 +322,15 @@ impl AgentImageService for Agent {
         self.command("ImportImage", request.context, |host| {
             let images = &mut host.images;
             if let Some(data) = images.files.get(&request.file).cloned() {
-                images.imports.entry(request.image_uid.clone()).or_insert(Import {
-                    size: data.len() as u64,
-                    data,
-                    phase: ImagePhase::Received,
-                    ..Import::default()
-                });
+                images
+                    .imports
+                    .entry(request.image_uid.clone())
+                    .or_insert_with(|| Import {
+                        size: data.len() as u64,
+                        data,
+                        phase: ImagePhase::Received,
+                        ..Import::default()
+                    });
             } else if !request.file.is_empty() {
                 let message = "there is no such file";
                 return Err(reason::status(Code::NotFound, "IMAGE_NOT_FOUND", message));

@@ -98,7 +98,8 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
     ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
     let image = Some(wire.image).filter(|image| !image.is_empty());
     let listed = image.as_deref().is_some_and(Reference::is_meant);
-    if !DISK_MIB.contains(&wire.size_mib) && !(listed && wire.size_mib == 0) {
+    let from_image = listed && wire.size_mib == 0;
+    if !DISK_MIB.contains(&wire.size_mib) && !from_image {
         let message = format!(
             "must be {} to {} MiB, got {}",
             DISK_MIB.start(),

@@ -221,7 +221,7 @@ async fn enter(args: &ImportArgs, image: v1::Image, session: &mut Session<'_>) -
 
 /// Brings the bytes, in one call after the other until all are there.
 async fn upload(
-    path: &PathBuf,
+    path: &Path,
     image: &v1::Image,
     args: &ImportArgs,
     progress: &mut Progress,
@@ -284,7 +284,7 @@ fn may_go_on(status: &Status) -> bool {
 
 /// One call: `None` when the host has all, else why it ended.
 async fn one_call(
-    path: &PathBuf,
+    path: &Path,
     image: &v1::Image,
     limit: Duration,
     way: &mut Way,
@@ -318,7 +318,7 @@ async fn one_call(
             Err(status) => return Ok(Some(status)),
         };
         if sending.is_none() {
-            let send = send(path.clone(), received, sender.clone());
+            let send = send(path.to_owned(), received, sender.clone());
             sending = Some(tokio::spawn(send));
         }
         if received > way.done {

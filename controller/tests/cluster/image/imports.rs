@@ -1,9 +1,14 @@
 //! Imports that go well, are refused, are interrupted, or lose their host.
 
-use dalgu_proto::v1::{self, ImageState};
+use dalgu_controller::{
+    incarnation::{self, Past},
+    store::{Store as _, memory::Disk},
+};
+use dalgu_proto::v1::{self, ImageState, site_service_client::SiteServiceClient};
+use jiff::Timestamp;
 
 use super::*;
-use crate::site::LIMIT;
+use crate::site::{LIMIT, request_id};
 
 const DATA: &[u8] = b"what is in the file";
 
@@ -149,5 +154,76 @@ async fn a_controller_that_is_killed_in_any_state_of_an_image_goes_on_with_it() 
         leftovers(&site).is_empty(),
         "{:?} within {LIMIT:?}",
         leftovers(&site)
+    );
+}
+
+/// Commands about images that hosts were given, but for what was cleared away.
+fn told(site: &Site) -> Vec<&'static str> {
+    let world = site.fabric.lock();
+    let commands = world
+        .hosts
+        .values()
+        .flat_map(|host| host.commands.keys().copied());
+    commands.filter(|command| command.ends_with("Image")).collect()
+}
+
+/// Waits until a host has told again what it has, several times.
+async fn heard_again(clients: &Clients) {
+    let mut times = std::collections::BTreeSet::new();
+    while times.len() < 5 {
+        let request = v1::GetHostRequest { name: "h1".into() };
+        let host = clients
+            .hosts
+            .clone()
+            .get_host(request)
+            .await
+            .unwrap()
+            .into_inner();
+        times.insert(host.report_time.map(|time| (time.seconds, time.nanos)));
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn after_a_restore_nobody_is_told_anything_until_the_site_is_resumed_and_unknown_copies_stay() {
+    let mut site = Site::new(2).await;
+    let clients = site.start().await;
+    available(&clients, "12", DATA).await;
+    site.fabric.lock().hosts.get_mut("h2").unwrap().cut_off = true;
+    clients.images.clone().delete_image(remove("12")).await.unwrap();
+    let backup = site.disk.open().load().unwrap();
+    let forgotten = b"not in the backup";
+    available(&clients, "13", forgotten).await;
+
+    site.kill();
+    site.fabric.lock().hosts.get_mut("h2").unwrap().cut_off = false;
+    let (restored, _) = incarnation::renew(backup, Past::default(), Timestamp::UNIX_EPOCH).unwrap();
+    site.disk = Disk::of(restored);
+    for host in site.fabric.lock().hosts.values_mut() {
+        host.commands.clear();
+    }
+    let mut clients = site.start().await;
+    let refused = clients.images.create_image(image("14", DATA)).await;
+    assert_eq!(reason(refused), "SITE_OBSERVING");
+    assert_eq!(reason(upload(&clients, "12", DATA).await), "SITE_OBSERVING");
+    heard_again(&clients).await;
+    assert!(told(&site).is_empty(), "{:?}", told(&site));
+    until(&clients, "12", ImageState::Deleting).await;
+
+    let operator = SiteServiceClient::new(site.channel(&site.endpoint(), "admin").await.unwrap());
+    let resumed = || async {
+        let resume = v1::ResumeSiteRequest {
+            request_id: request_id(),
+            ..Default::default()
+        };
+        operator.clone().resume_site(resume).await.is_ok()
+    };
+    eventually("the site is resumed", resumed).await;
+    eventually("it is gone", || async { get(&clients, "12").await.is_err() }).await;
+    let world = site.fabric.lock();
+    let mut hosts = world.hosts.values();
+    assert!(
+        hosts.any(|host| host.images.has(&sha256(forgotten))),
+        "the backup does not know it"
     );
 }

@@ -165,3 +165,40 @@ async fn a_repeated_request_makes_one_image() {
     let list = clients.images.list_images(v1::ListImagesRequest::default()).await;
     assert_eq!(list.unwrap().get_ref().images.len(), 1);
 }
+
+#[tokio::test]
+async fn an_upload_on_a_connection_of_age_is_ended_to_be_taken_up_on_another() {
+    let mut site = Site::new(1).await;
+    site.limits.connection_age = std::time::Duration::from_millis(200);
+    let clients = site.start().await;
+    clients
+        .images
+        .clone()
+        .create_image(image("12", DATA))
+        .await
+        .unwrap();
+    let (sender, requests) = mpsc::channel(1);
+    let first = v1::UploadImageRequest {
+        name: "debian".into(),
+        version: "12".into(),
+        ..Default::default()
+    };
+    sender.send(first).await.unwrap();
+    let open = clients
+        .images
+        .clone()
+        .upload_image(ReceiverStream::new(requests))
+        .await;
+    let mut answers = open.unwrap().into_inner();
+    let ended = loop {
+        match answers.message().await {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(reason(ended), "STREAM_ENDED");
+    drop(sender);
+    let taken = || async { upload(&clients, "12", DATA).await.is_ok() };
+    eventually("another call brings the rest", taken).await;
+    until(&clients, "12", ImageState::Available).await;
+}
