@@ -132,6 +132,7 @@ impl Upload {
         };
         // Cancel safe: see `begin`.
         tokio::select! {
+            biased;
             ended = self.back(answers, out) => ended,
             ended = forth => ended,
         }
@@ -164,9 +165,7 @@ impl Upload {
                     return Err(stalled("the host has taken nothing"));
                 }
                 // The host has ended the call; its answer says why.
-                Err(mpsc::error::SendTimeoutError::Closed(_)) => {
-                    return std::future::pending().await;
-                }
+                Err(mpsc::error::SendTimeoutError::Closed(_)) => return Ok(()),
             }
         }
     }
