@@ -193,7 +193,14 @@ async fn after_a_restore_nobody_is_told_anything_until_the_site_is_resumed_and_u
     clients.images.clone().delete_image(remove("12")).await.unwrap();
     let backup = site.disk.open().load().unwrap();
     let forgotten = b"not in the backup";
-    available(&clients, "13", forgotten).await;
+    {
+        let mut world = site.fabric.lock();
+        let files = &mut world.hosts.get_mut("h1").unwrap().images.files;
+        files.insert("debian.qcow2".into(), forgotten.to_vec());
+    }
+    let request = from_file("13", "h1", "debian.qcow2");
+    clients.images.clone().create_image(request).await.unwrap();
+    until(&clients, "13", ImageState::Available).await;
 
     site.kill();
     site.fabric.lock().hosts.get_mut("h2").unwrap().cut_off = false;
