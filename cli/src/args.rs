@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{complete, output::Format};
 
 pub mod host;
+pub mod image;
 pub mod site;
 pub mod values;
 pub mod vm;
@@ -106,6 +107,9 @@ pub enum Command {
     /// Virtual machines.
     #[command(subcommand, visible_alias = "vms")]
     Vm(vm::VmCommand),
+    /// Images: what new disks are made from.
+    #[command(subcommand, visible_alias = "images")]
+    Image(image::ImageCommand),
     /// Operations: long work that goes on after its command has returned.
     #[command(subcommand, visible_alias = "operation")]
     Op(OpCommand),
@@ -225,6 +229,8 @@ pub enum EventKind {
     Host,
     /// Of operations.
     Operation,
+    /// Of images.
+    Image,
 }
 
 const CONTEXT_HELP: &str = "\

@@ -20,6 +20,7 @@ pub mod doctor;
 pub mod events;
 pub mod explain;
 pub mod host;
+pub mod image;
 pub mod op;
 pub mod show;
 pub mod site;
@@ -51,6 +52,7 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
     match cli.command {
         Command::Host(command) => host::run(command, &mut session).await,
         Command::Vm(command) => Box::pin(vm::run(command, &mut session)).await,
+        Command::Image(command) => Box::pin(image::run(command, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,
         Command::Site(command) => site::run(command, &mut session).await,
         Command::Doctor(args) => doctor::run(&args, &mut session).await,

@@ -40,6 +40,21 @@ pub fn hosts() -> ArgValueCandidates {
     })
 }
 
+/// Names and versions of images.
+pub fn images() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        ask(async |client| {
+            let request = v1::ListImagesRequest {
+                page_size: 1000,
+                ..Default::default()
+            };
+            let page = client.images().list_images(request).await?.into_inner();
+            let name = |image: v1::Image| format!("{}:{}", image.name, image.version);
+            Ok(page.images.into_iter().map(name).collect())
+        })
+    })
+}
+
 /// Ids of operations that have not ended.
 pub fn operations() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {

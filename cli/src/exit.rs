@@ -67,6 +67,25 @@ pub enum Error {
     /// An operation that was to be cancelled had ended otherwise before.
     #[error("operation {} had {} before it could be cancelled", .0.id, end_of(.0))]
     TooLate(Box<v1::Operation>),
+    /// An image has not become available in time.
+    #[error("nothing has happened with image {image} for {limit}")]
+    ImageTimedOut {
+        /// The image.
+        image: String,
+        /// How long was waited, for people.
+        limit: String,
+    },
+    /// An image was refused.
+    #[error("image {image} was refused: {why}")]
+    ImageRefused {
+        /// The image.
+        image: String,
+        /// What its host said.
+        why: String,
+    },
+    /// Ctrl-C while an image was brought or imported.
+    #[error("interrupted; what has come of image {0} is kept")]
+    ImportInterrupted(String),
     /// Ctrl-C while waiting.
     #[error("interrupted; operation {0} goes on")]
     Interrupted(String),
@@ -153,11 +172,11 @@ impl Error {
             Self::Config(_) => Exit::Usage,
             Self::Connect(_) => Exit::Unreachable,
             Self::Rpc(status) => code_of(status),
-            Self::WaitTimedOut { .. } => Exit::TimedOut,
-            Self::OperationEnded(_) => Exit::OperationFailed,
+            Self::WaitTimedOut { .. } | Self::ImageTimedOut { .. } => Exit::TimedOut,
+            Self::OperationEnded(_) | Self::ImageRefused { .. } => Exit::OperationFailed,
             Self::TooLate(_) => Exit::Refused,
             Self::Unwell(_) => Exit::Unwell,
-            Self::Interrupted(_) => Exit::Interrupted,
+            Self::Interrupted(_) | Self::ImportInterrupted(_) => Exit::Interrupted,
             Self::Output(_) | Self::Format(..) => Exit::Other,
         }
     }
@@ -170,6 +189,13 @@ impl Error {
             Self::Rpc(status) => rpc_hint(status),
             Self::WaitTimedOut { operation, .. } | Self::Interrupted(operation) => Some(format!(
                 "wait for it with `dalgu op wait {operation}`, or give it up with `dalgu op cancel {operation}`"
+            )),
+            Self::ImageTimedOut { image, .. } => Some(format!(
+                "`dalgu image get {image}` shows how far it is; the same command again goes on where it stands"
+            )),
+            Self::ImportInterrupted(_) => Some("the same command again goes on where it stands".to_owned()),
+            Self::ImageRefused { image, .. } => Some(format!(
+                "delete it with `dalgu image delete {image}`, then import a file that is sound"
             )),
             Self::OperationEnded(operation) if operation.state() == v1::OperationState::Failed => {
                 Some(format!(
@@ -221,6 +247,12 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
     let known = match reason::of(status).as_deref() {
         Some("VM_NOT_FOUND") => "`dalgu vm list` shows the VMs there are",
         Some("HOST_NOT_FOUND") => "`dalgu host list` shows the hosts there are",
+        Some("IMAGE_NOT_FOUND") => "`dalgu image list` shows the images there are",
+        Some("IMAGE_ALREADY_EXISTS") => {
+            "choose another version, or delete that one with `dalgu image delete`"
+        }
+        Some("IMAGE_IN_USE") => "`dalgu image get` shows how many VMs use it; delete those first",
+        Some("IMAGE_NOT_AVAILABLE") => "`dalgu image get` shows how far it is",
         Some("OPERATION_NOT_FOUND") => "`dalgu op list` shows the operations that are kept",
         Some("VM_ALREADY_EXISTS") => "choose another name; `dalgu vm list` shows the VMs there are",
         Some("MAC_IN_USE") => {
@@ -229,7 +261,9 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
         Some("REQUEST_ID_REUSED") => {
             "that --request-id belongs to another request; leave it out for a new one"
         }
-        Some("ETAG_MISMATCH") => "it was changed meanwhile: look at it with `dalgu vm show`, then try again",
+        Some("ETAG_MISMATCH") => {
+            "it was changed meanwhile: look at it with `dalgu vm show` or `dalgu image get`, then try again"
+        }
         Some("VM_RUNNING") => "stop it with `dalgu vm stop` first, or add --force",
         Some("VM_NOT_RUNNING") => {
             "start it with `dalgu vm start` first, or `dalgu vm resume` if it is paused"

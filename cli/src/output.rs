@@ -2,6 +2,7 @@
 //! command. Data goes to [`Term::out`], everything else to [`Term::err`].
 
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal as _, Write},
     pin::Pin,
 };
@@ -17,6 +18,7 @@ pub mod event;
 pub mod explain;
 pub mod host;
 pub mod human;
+pub mod image;
 pub mod json;
 pub mod operation;
 pub mod site;
@@ -156,7 +158,7 @@ pub trait Resource: prost::Message + Clone + PartialEq + Default {
     /// What people call several of them.
     const PLURAL: &'static str;
     /// Its name or id.
-    fn key(&self) -> &str;
+    fn key(&self) -> Cow<'_, str>;
     /// Columns of the table.
     fn columns(wide: bool) -> &'static [&'static str];
     /// Its row.
@@ -170,7 +172,7 @@ pub fn list<R: Resource>(term: &mut Term, format: Format, items: &[R]) -> Result
     let text = match format {
         Format::Json => json::array(items)?,
         Format::Yaml => json::yaml_array(items)?,
-        Format::Name => items.iter().map(|item| item.key().to_owned() + "\n").collect(),
+        Format::Name => items.iter().map(|item| item.key().into_owned() + "\n").collect(),
         Format::Table | Format::Wide if items.is_empty() => {
             term.say(&format!("no {}", R::PLURAL))?;
             String::new()
@@ -185,7 +187,7 @@ pub fn one<R: Resource>(term: &mut Term, format: Format, item: &R) -> Result<(),
     let text = match format {
         Format::Json => json::object(item)?,
         Format::Yaml => json::yaml(item)?,
-        Format::Name => item.key().to_owned() + "\n",
+        Format::Name => item.key().into_owned() + "\n",
         Format::Table | Format::Wide => item.describe((term.now)()).render(term.color),
     };
     Ok(term.print(&text)?)

@@ -72,6 +72,28 @@ impl Progress {
         Ok(())
     }
 
+    /// Shows how much of something has been done; `what` changes only with the part of the way.
+    pub fn bytes(&mut self, what: &str, done: u64, total: u64, term: &mut Term) -> Result<(), Error> {
+        match self {
+            Self::Bar(bar) => {
+                if bar.length().is_none() {
+                    bar.set_style(style(BAR));
+                }
+                bar.set_length(total.max(1));
+                bar.set_prefix(what.to_owned());
+                bar.set_position(done.min(total));
+                bar.set_message(human::share(done, total));
+            }
+            Self::Plain(last) => {
+                if *last != what {
+                    term.say(what)?;
+                    what.clone_into(last);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Says something beside the progress.
     pub fn note(&mut self, text: &str, term: &mut Term) -> Result<(), Error> {
         match self {

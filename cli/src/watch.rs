@@ -88,6 +88,22 @@ impl Watched for v1::Operation {
     }
 }
 
+impl Watched for v1::Image {
+    const KIND: v1::EventKind = v1::EventKind::Image;
+
+    fn of(object: v1::event::Object) -> Option<Self> {
+        if let v1::event::Object::Image(image) = object {
+            Some(image)
+        } else {
+            None
+        }
+    }
+
+    fn key_of(event: &v1::Event) -> &str {
+        &event.subject
+    }
+}
+
 /// What is watched.
 pub struct Watch<'a, R> {
     /// The connection.
@@ -235,12 +251,12 @@ impl<R: Watched> Watch<'_, R> {
         let before = std::mem::take(&mut view.items);
         let changed: Vec<R> = items
             .iter()
-            .filter(|item| before.get(item.key()) != Some(*item))
+            .filter(|item| before.get(&*item.key()) != Some(*item))
             .cloned()
             .collect();
         view.items = items
             .into_iter()
-            .map(|item| (item.key().to_owned(), item))
+            .map(|item| (item.key().into_owned(), item))
             .collect();
         if self.redraws(term) {
             return self.redraw(view, term);

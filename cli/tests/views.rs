@@ -519,3 +519,71 @@ fn every_screen_is_painted_without_moving_anything() {
         assert_ne!(painted, plain);
     }
 }
+
+fn image(state: v1::ImageState) -> v1::Image {
+    let copy = |host: &str, ready| v1::ImageCopy {
+        host: host.into(),
+        ready,
+        bytes_done: 300 << 20,
+        last_use_time: ago(7200),
+    };
+    let status = v1::ImageStatus {
+        state: state.into(),
+        bytes_done: 120 << 20,
+        bytes_total: 600 << 20,
+        import_host: "h1".into(),
+        digest: "ab".repeat(32),
+        stored_bytes: 600 << 20,
+        virtual_size_bytes: 2 << 30,
+        copies: vec![copy("h1", true), copy("h2", false)],
+        vms: 3,
+        error: None,
+    };
+    v1::Image {
+        name: "debian".into(),
+        version: "12".into(),
+        uid: "6f2c3c5e-0000-4000-8000-000000000001".into(),
+        format: v1::ImageFormat::Vmdk.into(),
+        size_bytes: 600 << 20,
+        sha256: "cd".repeat(32),
+        os: "debian-12".into(),
+        labels: map(&[("tier", "base")]),
+        description: "for all".into(),
+        owner: "operator/admin".into(),
+        visibility: v1::ImageVisibility::Public.into(),
+        replicas: 2,
+        status: Some(status),
+        etag: "r7".into(),
+        create_time: ago(3600),
+        delete_time: None,
+    }
+}
+
+fn refused_image() -> v1::Image {
+    let mut image = image(v1::ImageState::Failed);
+    image.version = "13".into();
+    image.replicas = -1;
+    image.status = Some(v1::ImageStatus {
+        state: v1::ImageState::Failed.into(),
+        error: Some(v1::VmError {
+            reason: "IMAGE_REFUSED".into(),
+            message: "it refers to a backing file\u{1b}".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    image
+}
+
+#[test]
+fn images() {
+    let all = [
+        image(v1::ImageState::Available),
+        image(v1::ImageState::Importing),
+        refused_image(),
+    ];
+    insta::assert_snapshot!("image_list", table::of(&all, false, now(), false));
+    insta::assert_snapshot!("image_list_wide", table::of(&all, true, now(), false));
+    insta::assert_snapshot!("image_get", all[0].describe(now()).render(false));
+    insta::assert_snapshot!("image_get_refused", all[2].describe(now()).render(false));
+}

@@ -1,8 +1,10 @@
 //! Calls to agents: the only place that dials them.
 //!
-//! Called by `reconcile::step` and by the API's console stream. One channel a host, opened at the first call and again
+//! Called by `reconcile::step`, `images::runner`, and the API's streams of consoles and uploads. One channel a host, opened at the first call and again
 //! when the host's address changes, closed when the host is deleted; every command bears the site, the term and the host's session, and has a
 //! deadline. Decides nothing: an answer or an [`Error`] goes back to the caller.
+
+mod image;
 
 use std::{
     collections::BTreeMap,
@@ -125,6 +127,11 @@ impl Error {
         matches!(self, Self::Refused { status, .. } if reason::of(status).as_deref() == Some(wanted))
     }
 
+    /// Whether the agent is of a version that does not know the command.
+    pub fn is_unknown_command(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.code() == Code::Unimplemented)
+    }
+
     /// What the agent said, if it obeys another controller that has this site's credentials.
     pub fn replaced(&self) -> Option<String> {
         let Self::Refused { status, .. } = self else {
@@ -207,11 +214,12 @@ impl Agents {
         Ok(channel)
     }
 
-    fn client(
+    /// The way to a host, and what each command to it bears.
+    fn reach(
         &self,
         state: &State,
         host: &HostName,
-    ) -> Result<(Client, Option<agent::CommandContext>), Error> {
+    ) -> Result<(Caller, Option<agent::CommandContext>), Error> {
         let record = state
             .hosts
             .get(host)
@@ -223,19 +231,33 @@ impl Agents {
             host: host.to_string(),
             controller_run_id: state.run_id.to_string(),
         };
-        Ok((
-            AgentServiceClient::new(self.channel(host, &record.address)?),
-            Some(context),
-        ))
+        Ok((self.channel(host, &record.address)?, Some(context)))
+    }
+
+    fn client(
+        &self,
+        state: &State,
+        host: &HostName,
+    ) -> Result<(Client, Option<agent::CommandContext>), Error> {
+        let (caller, context) = self.reach(state, host)?;
+        Ok((AgentServiceClient::new(caller), context))
     }
 
     /// Says what a VM of its owner should be.
     pub async fn ensure(&self, state: &State, vm: &VmRecord) -> Result<Reported, Error> {
         const COMMAND: &str = "EnsureVm";
         let (mut client, context) = self.client(state, &vm.owner)?;
+        let images = if vm.disks_made {
+            Vec::new()
+        } else {
+            agent_wire::image::needs(state, vm, &vm.owner)
+        };
         let request = agent::EnsureVmRequest {
             context,
-            vm: Some(agent_wire::intent(vm, &vm.intent, vm.epoch)),
+            vm: Some(agent::VmIntent {
+                images,
+                ..agent_wire::intent(vm, &vm.intent, vm.epoch)
+            }),
         };
         let answer = call(&vm.owner, COMMAND, client.ensure_vm(request)).await?;
         answer
@@ -283,11 +305,10 @@ impl Agents {
         let request = agent::PrepareMigrationRequest {
             context,
             migration_id: migration.id.to_string(),
-            vm: Some(agent_wire::intent(
-                vm,
-                &migration.intent,
-                migration.destination_epoch,
-            )),
+            vm: Some(agent::VmIntent {
+                images: agent_wire::image::needs(state, vm, host),
+                ..agent_wire::intent(vm, &migration.intent, migration.destination_epoch)
+            }),
             source_host: migration.source.to_string(),
         };
         call(host, "PrepareMigration", client.prepare_migration(request)).await?;

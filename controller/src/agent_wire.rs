@@ -1,5 +1,7 @@
 //! Between the records and what agents send and get. Used by `agent_client` and `api::registrar` only.
 
+pub mod image;
+
 use dalgu_proto::{
     agent::v1 as agent,
     ids::{Epoch, Generation, HostName, MigrationId, VmId},
@@ -74,7 +76,7 @@ pub struct Part {
     pub progress: Option<Progress>,
 }
 
-/// What an agent is told a VM should be.
+/// What an agent is told a VM should be; of the images that its disks are made from, nothing.
 pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
     agent::VmIntent {
         uid: vm.id.to_string(),

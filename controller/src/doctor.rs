@@ -6,6 +6,7 @@
 //! and nothing is changed.
 
 mod copies;
+mod images;
 mod numbers;
 mod requests;
 mod rest;

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::{Inventory, Pool},
-    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, OperationId, Session, VmId},
-    vm::{KernelBoot, PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
+    ids::{ClusterId, Epoch, Generation, HostName, ImageId, MigrationId, OperationId, Session, VmId},
+    image::{Digest, Format},
+    vm::{
+        CloneMode, Disk, DiskFormat, KernelBoot, PowerReason, PowerState, RestartMode, RestartPolicy, Spec,
+    },
 };
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -195,6 +198,69 @@ pub(crate) fn inventory() -> Inventory {
         accelerator: "tcg".into(),
         ..Inventory::default()
     }
+}
+
+pub(crate) fn digest(number: u8) -> Digest {
+    Digest::from_bytes(&[number; 32])
+}
+
+/// An image that is available, with a digest of that number and 1 GiB.
+pub(crate) fn image(version: &str, number: u8) -> ImageRecord {
+    ImageRecord {
+        id: ImageId::from_uuid(Uuid::now_v7()),
+        name: "debian".parse().unwrap(),
+        version: version.to_owned(),
+        format: Format::Qcow2,
+        size_bytes: 1 << 30,
+        sha256: Some(digest(number)),
+        os: String::new(),
+        labels: BTreeMap::new(),
+        description: String::new(),
+        owner: "operator/test".to_owned(),
+        visibility: Visibility::Public,
+        replicas: Replicas::Count(2),
+        state: ImageState::Available,
+        import_host: None,
+        file: None,
+        content: Some(Content {
+            digest: digest(number),
+            stored_bytes: 1 << 30,
+            virtual_size_bytes: 2 << 30,
+        }),
+        error: None,
+        create_time: Timestamp::UNIX_EPOCH,
+        delete_time: None,
+        revision: 0,
+    }
+}
+
+pub(crate) fn held(phase: ImagePhase) -> Held {
+    Held {
+        phase,
+        bytes_done: 0,
+        bytes_total: 1 << 30,
+        content: None,
+        source_sha256: None,
+        source_bytes: 0,
+        last_use: None,
+        in_use: false,
+        fault: None,
+    }
+}
+
+/// A VM whose disk is made from an image.
+pub(crate) fn vm_of(image: &ImageRecord, name: &str, owner: &str) -> VmRecord {
+    let mut vm = vm(name, owner);
+    vm.spec.disks.push(Disk {
+        name: "root".to_owned(),
+        size_mib: 2048,
+        pool: "local".to_owned(),
+        image: Some(image.reference()),
+        format: DiskFormat::Qcow2,
+        digest: image.digest().cloned(),
+        clone_mode: CloneMode::Overlay,
+    });
+    vm
 }
 
 pub(crate) fn cluster_id() -> ClusterId {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod doctor;
 pub mod hosts;
 pub mod housekeeping;
+pub mod images;
 pub mod incarnation;
 pub mod metrics;
 pub mod migration;

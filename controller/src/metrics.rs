@@ -20,7 +20,7 @@ use prometheus_client::{
 
 use crate::{
     hosts,
-    model::{HostState, OperationKind, OperationState},
+    model::{HostState, ImageState, OperationKind, OperationState},
     placement::HostView,
     reconcile::queue::Queue,
     state::{Db, State},
@@ -34,6 +34,7 @@ pub struct Metrics {
     failures: Counter,
     pass_seconds: Histogram,
     commit_seconds: Histogram,
+    upload_bytes: Counter,
 }
 
 impl Default for Metrics {
@@ -43,6 +44,7 @@ impl Default for Metrics {
             failures: Counter::default(),
             pass_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             commit_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 12)),
+            upload_bytes: Counter::default(),
         }
     }
 }
@@ -62,6 +64,11 @@ impl Metrics {
         self.commit_seconds.observe(time.as_secs_f64());
     }
 
+    /// Bytes of an image have come.
+    pub fn uploaded(&self, bytes: usize) {
+        self.upload_bytes.inc_by(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
     /// The page of a controller.
     pub fn page(self: &Arc<Self>, db: Db, queue: Arc<Queue<VmId>>) -> Page {
         let mut registry = Registry::with_prefix("dalgu_controller");
@@ -70,6 +77,12 @@ impl Metrics {
             "reconcile_failures",
             "Reconcile passes that come again later",
             self.failures.clone(),
+        );
+        registry.register_with_unit(
+            "image_upload",
+            "Bytes of images that operators have sent",
+            Unit::Bytes,
+            self.upload_bytes.clone(),
         );
         let seconds = |registry: &mut Registry, name, help, histogram: &Histogram| {
             registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
@@ -133,6 +146,7 @@ impl Collector for Snapshot {
         vms(&state, &mut encoder)?;
         hosts_by_state(&state, &mut encoder)?;
         operations(&state, &mut encoder)?;
+        images(&state, &mut encoder)?;
         room(&state, &mut encoder)?;
         let one = |encoder: &mut DescriptorEncoder<'_>, name, help, value: u64| {
             let gauge = number(value);
@@ -221,6 +235,20 @@ fn operations(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), 
     for ((kind, state), count) in counts {
         let labels = [("kind", kind.as_str()), ("state", state.as_str())];
         number(count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn images(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let gauge = number(0);
+    let mut family = encoder.encode_descriptor("images", "Images by state", None, gauge.metric_type())?;
+    for wanted in ImageState::ALL {
+        let count = state
+            .images
+            .values()
+            .filter(|image| image.state == wanted)
+            .count();
+        number(count as u64).encode(family.encode_family(&[("state", wanted.as_str())])?)?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! The records the controller keeps: what is stored, as JSON, and what is only remembered while it runs.
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
-//! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`RequestRecord`], [`EventRecord`]) may
-//! get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`RequestRecord`], [`EventRecord`])
+//! may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
+mod image;
 mod live;
 mod migration;
 
@@ -12,13 +13,16 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::Inventory,
-    ids::{Epoch, Generation, HostName, MigrationId, OperationId, Session, VmId, VmName},
+    ids::{Epoch, Generation, HostName, ImageId, MigrationId, OperationId, Session, VmId, VmName},
     vm::{PowerState, RestartMode, Spec},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    image::{
+        Content, Held, HeldImage, ImagePhase, ImageRecord, ImageState, ImageStock, Replicas, Visibility,
+    },
     live::{HostLive, HostState, MigrationLive, Observation, Refusal, Rival, Unmanaged, VmFault, VmPhase},
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
 };
@@ -252,7 +256,7 @@ pub struct OperationRecord {
     /// Power state it waits for; `None` where it waits for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<PowerState>,
-    /// For a stop: the guest's time to shut down, which is added to the deadline.
+    /// What is added to the deadline: for a stop the guest's time to shut down, for a creation the time to fetch its images.
     #[serde(default)]
     pub grace_period_seconds: u32,
     /// For a migration: its record.
@@ -300,6 +304,10 @@ pub enum Outcome {
     HostDeleted,
     /// A changed site.
     Site,
+    /// A new or changed image.
+    Image(ImageId),
+    /// An image's deletion was asked for.
+    ImageDeleted,
 }
 
 /// A request that bore an id.
@@ -325,6 +333,8 @@ pub enum EventKind {
     Host,
     /// An operation.
     Operation,
+    /// An image.
+    Image,
 }
 
 /// One change.
@@ -340,9 +350,12 @@ pub struct EventRecord {
     pub reason: String,
     /// For people.
     pub message: String,
-    /// Name of the VM or host.
+    /// Name of the VM or host, or an image's name and version.
     pub subject: String,
     /// Operation it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationId>,
+    /// Nobody else is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_for: Option<String>,
 }

@@ -251,13 +251,14 @@ fn jittered(time: Duration, part: u32) -> Duration {
 }
 
 /// What reflection lists: the descriptions name the agents' service too, which is not served here.
-const SERVED: [&str; 10] = [
+const SERVED: [&str; 11] = [
     v1::vm_service_server::SERVICE_NAME,
     v1::host_service_server::SERVICE_NAME,
     v1::operation_service_server::SERVICE_NAME,
     v1::placement_service_server::SERVICE_NAME,
     v1::event_service_server::SERVICE_NAME,
     v1::site_service_server::SERVICE_NAME,
+    v1::image_service_server::SERVICE_NAME,
     registrar_service_server::SERVICE_NAME,
     tonic_health::pb::health_server::SERVICE_NAME,
     "grpc.reflection.v1.ServerReflection",

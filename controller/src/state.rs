@@ -16,7 +16,10 @@ mod tests;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use dalgu_proto::ids::{ClusterId, HostName, MigrationId, OperationId, Session, Term, VmId, VmName};
+use dalgu_proto::{
+    ids::{ClusterId, HostName, ImageId, ImageName, MigrationId, OperationId, Session, Term, VmId, VmName},
+    image::Digest,
+};
 use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -29,8 +32,8 @@ pub use self::{
     tx::Tx,
 };
 use crate::model::{
-    EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation, OperationRecord, Refusal,
-    RequestRecord, VmRecord,
+    EventRecord, HostLive, HostRecord, ImageRecord, MigrationLive, MigrationRecord, Observation,
+    OperationRecord, Refusal, RequestRecord, VmRecord,
 };
 use crate::{agent_wire::Reported, space::Space};
 
@@ -122,6 +125,20 @@ pub struct State {
     pub reserved: OrdMap<HostName, Reserved>,
     /// Disk space by pool over all VMs, each counted once.
     pub pools_mib: OrdMap<String, u64>,
+    /// Images by id, and so by age.
+    pub images: OrdMap<ImageId, Arc<ImageRecord>>,
+    /// Ids of images by name and version.
+    pub image_names: OrdMap<(ImageName, String), ImageId>,
+    /// Images by the digest of what hosts keep; several may have the same.
+    pub image_digests: OrdMap<Digest, OrdSet<ImageId>>,
+    /// VMs with a disk that was made from an image, by its digest.
+    pub image_vms: OrdMap<Digest, OrdSet<VmId>>,
+    /// Hosts that say that they have a copy, or are about to, by digest. Not stored.
+    pub image_hosts: OrdMap<Digest, OrdSet<HostName>>,
+    /// Hosts that have answered that nothing is left there of an image that is being deleted. Not stored.
+    pub image_gone: OrdMap<ImageId, OrdSet<HostName>>,
+    /// Rises with each change that may call for a step with an image. Not stored.
+    pub image_changes: u64,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -164,6 +181,13 @@ impl State {
             active_migrations: OrdMap::new(),
             reserved: OrdMap::new(),
             pools_mib: OrdMap::new(),
+            images: OrdMap::new(),
+            image_names: OrdMap::new(),
+            image_digests: OrdMap::new(),
+            image_vms: OrdMap::new(),
+            image_hosts: OrdMap::new(),
+            image_gone: OrdMap::new(),
+            image_changes: 0,
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),
@@ -182,6 +206,23 @@ impl State {
     /// The VM of that name.
     pub fn vm_by_name(&self, name: &VmName) -> Option<&Arc<VmRecord>> {
         self.vms.get(self.vm_names.get(name)?)
+    }
+
+    /// The image of that name and version.
+    pub fn image_by_name(&self, name: &ImageName, version: &str) -> Option<&Arc<ImageRecord>> {
+        let id = self.image_names.get(&(name.clone(), version.to_owned()))?;
+        self.images.get(id)
+    }
+
+    /// VMs with a disk that was made from an image.
+    pub fn vms_of_image<'a>(&'a self, image: &ImageRecord) -> impl Iterator<Item = &'a Arc<VmRecord>> {
+        let reference = image.reference();
+        let vms = image.digest().and_then(|digest| self.image_vms.get(digest));
+        let vms = vms.into_iter().flatten().filter_map(|id| self.vms.get(id));
+        vms.filter(move |vm| {
+            let mut disks = vm.spec.disks.iter();
+            disks.any(|disk| disk.image.as_deref() == Some(&*reference))
+        })
     }
 
     /// What the owner last said of a VM, if it counts: from that host, under that ownership number.

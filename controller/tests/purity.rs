@@ -2,9 +2,11 @@
 
 use std::{fs, path::Path};
 
-const PURE: [&str; 6] = [
+const PURE: [&str; 8] = [
     "doctor",
     "doctor.rs",
+    "images/plan.rs",
+    "images/resolve.rs",
     "placement",
     "migration",
     "reconcile/plan.rs",

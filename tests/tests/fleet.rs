@@ -154,6 +154,7 @@ fn registration(name: &str) -> Registration {
         state_machine_id: String::new(),
         controller: (Term(0), None),
         sequence: None,
+        images: None,
     }
 }
 
@@ -170,6 +171,7 @@ fn told(name: &str, sequence: u64, vms: Vec<Reported>) -> Report {
         unmanaged: Vec::new(),
         hypervisor_error: None,
         inventory: None,
+        images: None,
     }
 }
 

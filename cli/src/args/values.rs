@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dalgu_proto::v1;
+use dalgu_proto::{image::Reference, v1};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -29,7 +29,9 @@ pub enum Error {
     #[error("{0:?} is neither KEY=VALUE (to set) nor KEY- (to remove)")]
     LabelChange(String),
     /// Not a disk.
-    #[error("{0:?} is not a disk: write NAME=SIZE[,pool=POOL][,image=FILE][,format=qcow2|raw]")]
+    #[error(
+        "{0:?} is not a disk: write NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full]"
+    )]
     Disk(String),
     /// Not a network interface.
     #[error("{0:?} is not a network interface: write NAME=BRIDGE[,mac=ADDRESS]")]
@@ -45,6 +47,18 @@ pub enum Error {
     /// Not a UUID.
     #[error("{0:?} is not a UUID")]
     Uuid(String),
+    /// Not an image.
+    #[error("{0:?} is not an image: write NAME or NAME:VERSION")]
+    Image(String),
+    /// An image without a version.
+    #[error("{0:?} names no version: write {0}:VERSION")]
+    NoVersion(String),
+    /// Not a file on a host.
+    #[error("{0:?} is not a file on a host: write HOST:FILE")]
+    HostFile(String),
+    /// Not a number of hosts.
+    #[error("{0:?} is not a number of hosts: write 1 to 10000, or all")]
+    Replicas(String),
 }
 
 /// Reads a size in bytes. K, M, G and T mean KiB, MiB, GiB and TiB.
@@ -159,17 +173,55 @@ pub fn uuid(text: &str) -> Result<String, Error> {
         .map_err(|_| Error::Uuid(text.to_owned()))
 }
 
+/// Reads NAME or NAME:VERSION.
+pub fn image(text: &str) -> Result<Reference, Error> {
+    text.parse().map_err(|_| Error::Image(text.to_owned()))
+}
+
+/// Reads NAME:VERSION.
+pub fn image_version(text: &str) -> Result<Reference, Error> {
+    let reference = image(text)?;
+    match reference.version {
+        Some(_) => Ok(reference),
+        None => Err(Error::NoVersion(text.to_owned())),
+    }
+}
+
+/// Reads HOST:FILE.
+pub fn host_file(text: &str) -> Result<v1::ImageFile, Error> {
+    match text.split_once(':') {
+        Some((host, file)) if !host.is_empty() && !file.is_empty() => Ok(v1::ImageFile {
+            host: host.to_owned(),
+            file: file.to_owned(),
+        }),
+        _ => Err(Error::HostFile(text.to_owned())),
+    }
+}
+
+/// Reads a number of hosts, or `all`.
+pub fn replicas(text: &str) -> Result<i32, Error> {
+    match text {
+        "all" => Ok(-1),
+        _ => match text.parse() {
+            Ok(copies @ 1..=10_000) => Ok(copies),
+            _ => Err(Error::Replicas(text.to_owned())),
+        },
+    }
+}
+
 /// Options and their values.
 type Pairs<'a> = Vec<(&'a str, &'a str)>;
 
-/// Splits `A=B,k=v,k=v` into A, B and its options, of which each may be given once.
-fn parts(text: &str, bad: Error) -> Result<(&str, &str, Pairs<'_>), Error> {
+/// Splits `A=B,k=v,k=v` into A, B and its options, of which each may be given once. B may be left out, where the caller
+/// knows what is meant then.
+fn parts(text: &str, bad: Error) -> Result<(&str, Option<&str>, Pairs<'_>), Error> {
     let mut pieces = text.split(',');
-    let (name, value) = pieces
-        .next()
-        .and_then(|first| first.split_once('='))
-        .ok_or_else(|| bad.clone())?;
-    if name.is_empty() || value.is_empty() {
+    let first = pieces.next().unwrap_or_default();
+    let (name, value) = match first.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (first, None),
+    };
+    if name.is_empty() || value.is_some_and(str::is_empty) {
         return Err(bad);
     }
     let options = pieces
@@ -189,16 +241,19 @@ fn set_once(field: &mut String, option: &str, value: &str, allowed: &'static str
     Ok(())
 }
 
-/// Reads NAME=SIZE[,pool=POOL][,image=FILE][,format=qcow2|raw].
+/// Reads NAME[=SIZE][,pool=POOL][,image=IMAGE][,format=qcow2|raw][,clone=overlay|full]; only an image of the catalogue has a
+/// size of its own.
 pub fn disk(text: &str) -> Result<v1::Disk, Error> {
-    const ALLOWED: &str = "a disk takes pool=POOL, image=FILE and format=qcow2|raw, each once";
-    let (name, size, options) = parts(text, Error::Disk(text.to_owned()))?;
+    const ALLOWED: &str =
+        "a disk takes pool=POOL, image=IMAGE, format=qcow2|raw and clone=overlay|full, each once";
+    let bad = || Error::Disk(text.to_owned());
+    let (name, size, options) = parts(text, bad())?;
     let mut disk = v1::Disk {
         name: name.to_owned(),
-        size_mib: size_mib(size)?,
+        size_mib: size.map_or(Ok(0), size_mib)?,
         ..Default::default()
     };
-    let mut format = String::new();
+    let (mut format, mut clone) = (String::new(), String::new());
     for (option, value) in options {
         let unknown = || Error::Option {
             option: format!("{option}={value}"),
@@ -215,8 +270,20 @@ pub fn disk(text: &str) -> Result<v1::Disk, Error> {
                     _ => return Err(unknown()),
                 };
             }
+            "clone" => {
+                set_once(&mut clone, option, value, ALLOWED)?;
+                disk.clone_mode = match value {
+                    "overlay" => v1::CloneMode::Overlay.into(),
+                    "full" => v1::CloneMode::Full.into(),
+                    _ => return Err(unknown()),
+                };
+            }
             _ => return Err(unknown()),
         }
+    }
+    let listed = !disk.image.is_empty() && Reference::is_meant(&disk.image);
+    if size.is_none() && !listed {
+        return Err(bad());
     }
     Ok(disk)
 }
@@ -224,7 +291,9 @@ pub fn disk(text: &str) -> Result<v1::Disk, Error> {
 /// Reads NAME=BRIDGE[,mac=ADDRESS].
 pub fn nic(text: &str) -> Result<v1::Nic, Error> {
     const ALLOWED: &str = "a network interface takes mac=ADDRESS, once";
-    let (name, bridge, options) = parts(text, Error::Nic(text.to_owned()))?;
+    let bad = || Error::Nic(text.to_owned());
+    let (name, bridge, options) = parts(text, bad())?;
+    let bridge = bridge.ok_or_else(bad)?;
     let mut nic = v1::Nic {
         name: name.to_owned(),
         bridge: bridge.to_owned(),
@@ -340,6 +409,46 @@ mod tests {
             "root=1GiB,pool=a,pool=b",
         ] {
             assert!(disk(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_disk_of_an_image_of_the_catalogue_needs_no_size() {
+        let read = disk("root,image=debian:12,clone=full").unwrap();
+        let wanted = v1::Disk {
+            name: "root".into(),
+            image: "debian:12".into(),
+            clone_mode: v1::CloneMode::Full.into(),
+            ..Default::default()
+        };
+        assert_eq!(read, wanted);
+        assert_eq!(disk("root=1GiB,image=debian").unwrap().size_mib, 1024);
+        for bad in [
+            "root,image=debian.qcow2",
+            "root,pool=a",
+            "root,image=debian,clone=any",
+            "root,image=debian,clone=full,clone=full",
+        ] {
+            assert!(disk(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn images_files_and_numbers_of_hosts_are_read() {
+        assert_eq!(image("debian").unwrap().version, None);
+        assert_eq!(image_version("debian:12").unwrap().version.as_deref(), Some("12"));
+        assert_eq!(image_version("debian"), Err(Error::NoVersion("debian".into())));
+        let file = host_file("h1:debian.qcow2").unwrap();
+        assert_eq!((file.host.as_str(), file.file.as_str()), ("h1", "debian.qcow2"));
+        assert_eq!([replicas("all"), replicas("3")], [Ok(-1), Ok(3)]);
+        for bad in ["", "0", "-1", "10001", "every"] {
+            assert!(replicas(bad).is_err(), "{bad} was accepted");
+        }
+        for bad in ["", "Debian", "debian:", "debian:1:2", "../x"] {
+            assert!(image(bad).is_err(), "{bad} was accepted");
+        }
+        for bad in ["", "h1", "h1:", ":x"] {
+            assert!(host_file(bad).is_err(), "{bad} was accepted");
         }
     }
 

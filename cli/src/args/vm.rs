@@ -136,7 +136,7 @@ pub struct SpecArgs {
     /// Memory, for example 512MiB or 4GiB [default: 256MiB].
     #[arg(long, value_parser = values::size_mib, value_name = "SIZE", conflicts_with = "file", allow_hyphen_values = true)]
     pub memory: Option<u64>,
-    /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=FILE][,format=qcow2|raw]; may be given again.
+    /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full]; without =SIZE as large as its image; may be given again.
     #[arg(long = "disk", value_parser = values::disk, value_name = "DISK", conflicts_with = "file")]
     pub disks: Vec<v1::Disk>,
     /// Network interface: NAME=BRIDGE[,mac=ADDRESS]; may be given again.

@@ -17,6 +17,7 @@ pub async fn run(subject: &str, args: &EventsArgs, session: &mut Session<'_>) ->
         EventKind::Vm => v1::EventKind::Vm,
         EventKind::Host => v1::EventKind::Host,
         EventKind::Operation => v1::EventKind::Operation,
+        EventKind::Image => v1::EventKind::Image,
     });
     let wanted = |event: &v1::Event| kind.is_none_or(|kind| event.kind() == kind);
     let (events, version) = past(subject, args.limit, &wanted, session).await?;

@@ -43,6 +43,26 @@ single!(Vm: vms, get_vm(name: GetVmRequest), list_vms(ListVmsRequest));
 single!(Host: hosts, get_host(name: GetHostRequest), list_hosts(ListHostsRequest));
 single!(Operation: operations, get_operation(id: GetOperationRequest), list_operations(ListOperationsRequest));
 
+impl Single for v1::Image {
+    async fn ask(client: &Client, key: &str) -> Result<Response<Self>, Status> {
+        let (name, version) = key.split_once(':').unwrap_or((key, ""));
+        let request = v1::GetImageRequest {
+            name: name.to_owned(),
+            version: version.to_owned(),
+        };
+        client.images().get_image(request).await
+    }
+
+    async fn version(client: &Client) -> Result<Response<u64>, Status> {
+        let request = v1::ListImagesRequest {
+            page_size: 1,
+            ..Default::default()
+        };
+        let page = client.images().list_images(request).await?;
+        Ok(page.map(|page| page.resource_version))
+    }
+}
+
 /// Reads one.
 pub async fn get<R: Single>(client: &Client, key: &str) -> Result<R, Status> {
     client.call(async |client| R::ask(client, key).await).await

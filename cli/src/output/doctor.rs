@@ -1,5 +1,7 @@
 //! What an examination of the site looks like. Pure.
 
+use std::borrow::Cow;
+
 use dalgu_proto::v1;
 use jiff::Timestamp;
 use v1::FindingSeverity as Severity;
@@ -10,8 +12,8 @@ impl Resource for v1::Diagnosis {
     const MESSAGE: &'static str = "dalgu.v1.Diagnosis";
     const PLURAL: &'static str = "examinations";
 
-    fn key(&self) -> &str {
-        ""
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed("")
     }
 
     fn columns(_wide: bool) -> &'static [&'static str] {

@@ -1,5 +1,7 @@
 //! What an event looks like, in a list and as it comes. Pure.
 
+use std::borrow::Cow;
+
 use dalgu_proto::v1;
 use jiff::Timestamp;
 
@@ -9,8 +11,8 @@ impl Resource for v1::Event {
     const MESSAGE: &'static str = "dalgu.v1.Event";
     const PLURAL: &'static str = "events";
 
-    fn key(&self) -> &str {
-        &self.reason
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.reason)
     }
 
     fn columns(wide: bool) -> &'static [&'static str] {

@@ -1,6 +1,8 @@
 //! What a placement decision looks like: a sentence, the hosts that fit with their scores, the others with what they
 //! lack, and the smallest change that would help. Pure.
 
+use std::borrow::Cow;
+
 use dalgu_proto::v1;
 use jiff::Timestamp;
 
@@ -10,8 +12,8 @@ impl Resource for v1::Placement {
     const MESSAGE: &'static str = "dalgu.v1.Placement";
     const PLURAL: &'static str = "placements";
 
-    fn key(&self) -> &str {
-        &self.host
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.host)
     }
 
     fn columns(_wide: bool) -> &'static [&'static str] {

@@ -1,5 +1,7 @@
 //! What a host looks like in tables and on its own page. Pure.
 
+use std::borrow::Cow;
+
 use dalgu_proto::v1;
 use jiff::Timestamp;
 
@@ -81,8 +83,8 @@ impl Resource for v1::Host {
     const MESSAGE: &'static str = "dalgu.v1.Host";
     const PLURAL: &'static str = "hosts";
 
-    fn key(&self) -> &str {
-        &self.name
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.name)
     }
 
     fn columns(wide: bool) -> &'static [&'static str] {

@@ -94,6 +94,7 @@ mod tests {
         for found in [
             descriptor::<v1::Vm>(),
             descriptor::<v1::Host>(),
+            descriptor::<v1::Image>(),
             descriptor::<v1::Operation>(),
             descriptor::<v1::Event>(),
             descriptor::<v1::Placement>(),

@@ -1,6 +1,6 @@
 //! What an operation looks like in tables and on its own page, and where a migration stands in words. Pure.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use dalgu_proto::v1;
 use jiff::Timestamp;
@@ -155,8 +155,8 @@ impl Resource for v1::Operation {
     const MESSAGE: &'static str = "dalgu.v1.Operation";
     const PLURAL: &'static str = "operations";
 
-    fn key(&self) -> &str {
-        &self.id
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.id)
     }
 
     fn columns(wide: bool) -> &'static [&'static str] {

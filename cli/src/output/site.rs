@@ -1,5 +1,7 @@
 //! What the site looks like. Pure.
 
+use std::borrow::Cow;
+
 use dalgu_proto::v1;
 use jiff::Timestamp;
 
@@ -9,8 +11,8 @@ impl Resource for v1::Site {
     const MESSAGE: &'static str = "dalgu.v1.Site";
     const PLURAL: &'static str = "sites";
 
-    fn key(&self) -> &str {
-        &self.cluster_id
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.cluster_id)
     }
 
     fn columns(_wide: bool) -> &'static [&'static str] {

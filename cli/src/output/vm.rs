@@ -1,5 +1,7 @@
 //! What a VM looks like in tables and on its own page. Pure.
 
+use std::borrow::Cow;
+
 use dalgu_proto::v1;
 use jiff::Timestamp;
 
@@ -36,8 +38,8 @@ impl Resource for v1::Vm {
     const MESSAGE: &'static str = "dalgu.v1.Vm";
     const PLURAL: &'static str = "VMs";
 
-    fn key(&self) -> &str {
-        &self.name
+    fn key(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.name)
     }
 
     fn columns(wide: bool) -> &'static [&'static str] {
@@ -179,6 +181,16 @@ fn observed(page: &mut human::Page, vm: &v1::Vm, status: &v1::VmStatus, now: Tim
     }
 }
 
+/// What a disk was made from, and how.
+fn image(disk: &v1::Disk) -> String {
+    match v1::CloneMode::try_from(disk.clone_mode) {
+        Ok(v1::CloneMode::Unspecified) => human::or_dash(&disk.image),
+        Ok(v1::CloneMode::Overlay) => format!("{} (overlay)", disk.image),
+        Ok(v1::CloneMode::Full) => format!("{} (copy)", disk.image),
+        Err(_) => format!("{} (unknown ({}))", disk.image, disk.clone_mode),
+    }
+}
+
 fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
     let blocks = status
         .usage
@@ -199,7 +211,7 @@ fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
         human::mib(disk.size_mib),
         of(|block| block.allocation_bytes),
         human::or_dash(&disk.pool),
-        human::or_dash(&disk.image),
+        image(disk),
         format,
         of(|block| block.read_bytes_total),
         of(|block| block.write_bytes_total),

@@ -10,6 +10,9 @@ async fn every_kind_of_refusal_has_its_exit_code_and_a_next_step() {
     let cases = [
         (Code::NotFound, "VM_NOT_FOUND", 3, "dalgu vm list"),
         (Code::AlreadyExists, "VM_ALREADY_EXISTS", 4, "another name"),
+        (Code::NotFound, "IMAGE_NOT_FOUND", 3, "dalgu image list"),
+        (Code::FailedPrecondition, "IMAGE_IN_USE", 5, "dalgu image get"),
+        (Code::AlreadyExists, "IMAGE_ALREADY_EXISTS", 4, "another version"),
         (Code::AlreadyExists, "REQUEST_ID_REUSED", 4, "--request-id"),
         (Code::AlreadyExists, "MAC_IN_USE", 4, "leave `mac` out"),
         (Code::FailedPrecondition, "MAC_IN_USE", 5, "leave `mac` out"),

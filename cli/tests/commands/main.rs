@@ -11,6 +11,7 @@ mod errors;
 mod events;
 mod explain;
 mod host;
+mod image;
 mod op;
 mod vm;
 mod wait;

@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, transport::Server};
 use v1::{
     event_service_server::{EventService, EventServiceServer},
     host_service_server::{HostService, HostServiceServer},
+    image_service_server::{ImageService, ImageServiceServer},
     operation_service_server::{OperationService, OperationServiceServer},
     placement_service_server::{PlacementService, PlacementServiceServer},
     site_service_server::{SiteService, SiteServiceServer},
@@ -61,6 +62,14 @@ pub struct Script {
     pub placements: Answers<v1::Placement>,
     /// To GetDiagnosis.
     pub diagnoses: Answers<v1::Diagnosis>,
+    /// To calls of the image service that answer with an image; the last one to GetImage is repeated.
+    pub images: Answers<v1::Image>,
+    /// To ListImages.
+    pub image_lists: Answers<v1::ListImagesResponse>,
+    /// For each call of UploadImage, how much the host has at its begin, and after how much more it breaks off.
+    pub uploads: VecDeque<(u64, Option<u64>)>,
+    /// Bytes that were uploaded, in the order of their coming.
+    pub uploaded: Vec<u8>,
     /// To ReadConsole.
     pub console: Vec<&'static [u8]>,
     /// Whether WaitOperation holds the question back for ever.
@@ -335,6 +344,139 @@ impl SiteService for Fake {
     }
 }
 
+impl Fake {
+    fn image(&self, seen: String) -> Result<Response<v1::Image>, Status> {
+        let mut script = self.script();
+        script.seen.push(seen);
+        next(&mut script.images, "an image")
+    }
+}
+
+type Received = std::pin::Pin<Box<dyn Stream<Item = Result<v1::UploadImageResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ImageService for Fake {
+    async fn get_image(&self, request: Request<v1::GetImageRequest>) -> Result<Response<v1::Image>, Status> {
+        let request = request.into_inner();
+        let mut script = self.script();
+        script
+            .seen
+            .push(format!("get_image {}:{}", request.name, request.version));
+        if script.images.len() == 1 {
+            return script.images[0].clone().map(Response::new);
+        }
+        next(&mut script.images, "get_image")
+    }
+
+    async fn list_images(
+        &self,
+        request: Request<v1::ListImagesRequest>,
+    ) -> Result<Response<v1::ListImagesResponse>, Status> {
+        let mut script = self.script();
+        script
+            .seen
+            .push(format!("list_images {:?}", request.into_inner().name));
+        next(&mut script.image_lists, "list_images")
+    }
+
+    async fn create_image(
+        &self,
+        request: Request<v1::CreateImageRequest>,
+    ) -> Result<Response<v1::Image>, Status> {
+        let request = request.into_inner();
+        let (image, source) = (
+            request.image.unwrap_or_default(),
+            request.source.unwrap_or_default(),
+        );
+        self.image(format!(
+            "create_image {}:{} {} {} {} {}:{}",
+            image.name,
+            image.version,
+            image.format().as_str_name(),
+            image.size_bytes,
+            image.sha256,
+            source.host,
+            source.file
+        ))
+    }
+
+    type UploadImageStream = Received;
+
+    async fn upload_image(
+        &self,
+        request: Request<tonic::Streaming<v1::UploadImageRequest>>,
+    ) -> Result<Response<Received>, Status> {
+        let mut pieces = request.into_inner();
+        let first = pieces.message().await?.unwrap_or_default();
+        let (begin, breaks) = {
+            let mut script = self.script();
+            script
+                .seen
+                .push(format!("upload_image {}:{}", first.name, first.version));
+            script
+                .uploads
+                .pop_front()
+                .ok_or_else(|| Status::internal("the script has no answer to upload_image"))?
+        };
+        let (told, answers) = tokio::sync::mpsc::channel(1);
+        let fake = self.clone();
+        tokio::spawn(async move {
+            let mut received_bytes = begin;
+            loop {
+                let answer = if breaks.is_some_and(|after| received_bytes - begin >= after) {
+                    Err(Status::unavailable("the connection broke"))
+                } else {
+                    Ok(v1::UploadImageResponse { received_bytes })
+                };
+                if answer.is_err() || told.send(answer.clone()).await.is_err() {
+                    let _ = told.send(answer).await;
+                    return;
+                }
+                let Ok(Some(piece)) = pieces.message().await else {
+                    return;
+                };
+                assert_eq!(piece.offset, received_bytes);
+                received_bytes += piece.data.len() as u64;
+                fake.script().uploaded.extend(&piece.data);
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn update_image(
+        &self,
+        request: Request<v1::UpdateImageRequest>,
+    ) -> Result<Response<v1::Image>, Status> {
+        let request = request.into_inner();
+        let (mask, image) = (
+            request.update_mask.unwrap_or_default(),
+            request.image.unwrap_or_default(),
+        );
+        self.image(format!(
+            "update_image {}:{} {} {:?} {} {}",
+            image.name,
+            image.version,
+            image.etag,
+            mask.paths,
+            image.replicas,
+            image.visibility().as_str_name()
+        ))
+    }
+
+    async fn delete_image(
+        &self,
+        request: Request<v1::DeleteImageRequest>,
+    ) -> Result<Response<v1::DeleteImageResponse>, Status> {
+        let request = request.into_inner();
+        let mut script = self.script();
+        script.seen.push(format!(
+            "delete_image {}:{} {}",
+            request.name, request.version, request.request_id
+        ));
+        Ok(Response::new(v1::DeleteImageResponse {}))
+    }
+}
+
 /// The fake controller on a socket in a directory of its own, in a runtime of its own that can be torn down.
 pub struct Controller {
     /// Its script.
@@ -374,6 +516,7 @@ impl Controller {
             .add_service(HostServiceServer::new(self.fake.clone()))
             .add_service(PlacementServiceServer::new(self.fake.clone()))
             .add_service(SiteServiceServer::new(self.fake.clone()))
+            .add_service(ImageServiceServer::new(self.fake.clone()))
             .add_service(EventServiceServer::new(self.fake.clone()));
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

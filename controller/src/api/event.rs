@@ -21,7 +21,7 @@ use tokio::sync::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Services, page::Page, wire};
+use super::{Services, page::Page, peer, wire};
 use crate::{
     model::EventRecord,
     state::{Db, State},
@@ -35,12 +35,15 @@ const BUFFER: usize = 64;
 struct Filter {
     kinds: Vec<i32>,
     subject: String,
+    /// Who is told.
+    principal: String,
 }
 
 impl Filter {
     fn takes(&self, event: &EventRecord) -> bool {
         (self.kinds.is_empty() || self.kinds.contains(&wire::event_kind(event.kind).into()))
             && (self.subject.is_empty() || self.subject == event.subject)
+            && event.only_for.as_ref().is_none_or(|only| *only == self.principal)
     }
 }
 
@@ -69,6 +72,7 @@ impl EventService for Services {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let principal = peer(&request)?.to_string();
         let request = request.into_inner();
         if let Some(bad) = request
             .kinds
@@ -93,6 +97,7 @@ impl EventService for Services {
         let filter = Filter {
             kinds: request.kinds,
             subject: request.subject,
+            principal,
         };
         let (db, stop) = (self.db.clone(), self.stop.clone());
         let patience = self.config.limits.slow_reader;
@@ -117,6 +122,7 @@ impl EventService for Services {
         &self,
         request: Request<v1::ListEventsRequest>,
     ) -> Result<Response<v1::ListEventsResponse>, Status> {
+        let principal = peer(&request)?.to_string();
         let request = request.into_inner();
         let page = Page::of(
             request.page_size,
@@ -132,6 +138,7 @@ impl EventService for Services {
         let filter = Filter {
             kinds: vec![],
             subject: request.subject,
+            principal,
         };
         let newest_first = state
             .events
@@ -234,6 +241,7 @@ mod tests {
         let all = Filter {
             kinds: vec![],
             subject: String::new(),
+            principal: String::new(),
         };
         let patience = Duration::from_secs(30);
         let (sender, mut events) = mpsc::channel(BUFFER);

@@ -5,6 +5,7 @@
 
 pub mod event;
 pub mod host;
+pub mod image;
 pub mod operation;
 pub mod page;
 pub mod placement;
@@ -26,6 +27,7 @@ use tonic::{Code, Request, Status};
 use crate::{
     agent_client::Agents,
     config::Config,
+    metrics::Metrics,
     state::Db,
     verbs::{self, MacHolder},
 };
@@ -39,6 +41,8 @@ pub struct Services {
     pub agents: Arc<Agents>,
     /// How the controller runs.
     pub config: Arc<Config>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// The controller is going down: streams and waits end.
     pub stop: CancellationToken,
 }
@@ -99,6 +103,13 @@ impl From<verbs::Error> for Status {
         let (code, why) = match &error {
             E::VmNotFound(_) => (Code::NotFound, "VM_NOT_FOUND"),
             E::HostNotFound(_) => (Code::NotFound, "HOST_NOT_FOUND"),
+            E::ImageNotFound(_) => (Code::NotFound, "IMAGE_NOT_FOUND"),
+            E::ImageExists(_) => (Code::AlreadyExists, "IMAGE_ALREADY_EXISTS"),
+            E::ImageNotAvailable { .. } => (Code::FailedPrecondition, "IMAGE_NOT_AVAILABLE"),
+            E::ImageInUse { .. } => (Code::FailedPrecondition, "IMAGE_IN_USE"),
+            E::ImageDeleting(_) => (Code::FailedPrecondition, "IMAGE_DELETING"),
+            E::NotAwaitingUpload { .. } => (Code::FailedPrecondition, "IMAGE_NOT_AWAITING_UPLOAD"),
+            E::NoImageRoom { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
             E::OperationNotFound(_) => (Code::NotFound, "OPERATION_NOT_FOUND"),
             E::VmExists(_) => (Code::AlreadyExists, "VM_ALREADY_EXISTS"),
             E::MacInUse { .. } => (Code::AlreadyExists, "MAC_IN_USE"),

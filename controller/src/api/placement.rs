@@ -8,9 +8,9 @@ use dalgu_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::{Services, peer};
 use crate::{
-    hosts,
+    hosts, images,
     placement::{self, Request as Question},
     verbs::{Error, migrate},
 };
@@ -42,6 +42,7 @@ impl PlacementService for Services {
         &self,
         request: Request<v1::ExplainPlacementRequest>,
     ) -> Result<Response<v1::Placement>, Status> {
+        let principal = peer(&request)?.to_string();
         let request = request.into_inner();
         let host: Option<HostName> = match request.host.as_str() {
             "" => None,
@@ -57,8 +58,16 @@ impl PlacementService for Services {
         let question = match request.subject {
             None => return Err(reason::invalid("subject", "give a spec, or the name of a VM")),
             Some(Subject::Spec(spec)) => {
-                let spec = Spec::try_from(spec).map_err(|invalid| {
+                let mut spec = Spec::try_from(spec).map_err(|invalid| {
                     reason::invalid(&format!("spec.{}", invalid.field), invalid.message)
+                })?;
+                images::resolve::images(&state, &mut spec, &principal).map_err(|error| match error {
+                    images::resolve::Error::Disk {
+                        index,
+                        field,
+                        message,
+                    } => reason::invalid(&format!("spec.disks[{index}].{field}"), message),
+                    other => Error::from(other).into(),
                 })?;
                 Question::new(spec).on(host)
             }

@@ -91,6 +91,7 @@ impl RegistrarService for Services {
             state_machine_id: m.state_machine_id,
             controller: (Term(m.controller_term), m.controller_run_id.parse().ok()),
             sequence: m.sequence,
+            images: m.images.map(agent_wire::image::stock),
             host: host.clone(),
         };
         // A change also where it is refused: the operator is told of who was.
@@ -136,6 +137,7 @@ impl RegistrarService for Services {
                 .collect(),
             hypervisor_error: Some(m.hypervisor_error).filter(|error| !error.is_empty()),
             inventory: m.inventory.map(Into::into),
+            images: m.images.map(agent_wire::image::stock),
             host,
         };
         let receipt = self.db.change(|tx| registry::report(tx, report)).await;

@@ -204,7 +204,7 @@ impl VmService for Services {
         );
         let caller = request::caller(&request, &message.request_id, &format!("CreateVm {content:?}"))?;
         if message.validate_only {
-            let (_, decision) = create::check(&self.db.snapshot(), &new)?;
+            let decision = create::check(&self.db.snapshot(), &caller.principal, &new)?.decision;
             let now = self.db.now();
             let answer = wire::checked(OperationKind::Create, new.name.as_str(), decision.summary, now);
             return Ok(Response::new(answer));
@@ -363,7 +363,7 @@ impl VmService for Services {
 }
 
 /// What an agent said, or that it said nothing.
-fn from_agent(error: agent_client::Error) -> Status {
+pub(super) fn from_agent(error: agent_client::Error) -> Status {
     match error {
         agent_client::Error::Refused { ref status, .. } if !error.is_silence() => (**status).clone(),
         error => {

@@ -1,16 +1,20 @@
 //! From records to the messages of the operator API.
 
+mod image;
+
 use dalgu_proto::{
     ids::{HostName, OperationId, VmName},
+    image::Reference,
     time, v1,
 };
 use jiff::Timestamp;
 
+pub use self::image::image;
 use crate::{
     hosts,
     model::{
         EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord,
-        OperationState, Phase, VmFault, VmPhase, VmRecord,
+        OperationState, Phase, Visibility, VmFault, VmPhase, VmRecord,
     },
     reconcile::{plan, step},
     state::State,
@@ -294,6 +298,13 @@ pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
             .operation
             .and_then(|id| operation_by_id(state, id, now))
             .map(v1::event::Object::Operation),
+        EventKind::Image => event.subject.parse().ok().and_then(|reference: Reference| {
+            let version = reference.version?;
+            let record = state.image_by_name(&reference.name, &version)?;
+            // One of the same name may have come since that is there for its owner only.
+            let told = event.only_for.is_some() || record.visibility == Visibility::Public;
+            told.then(|| v1::event::Object::Image(image(state, record)))
+        }),
     };
     v1::Event {
         resource_version: event.revision,
@@ -313,5 +324,6 @@ pub fn event_kind(kind: EventKind) -> v1::EventKind {
         EventKind::Vm => v1::EventKind::Vm,
         EventKind::Host => v1::EventKind::Host,
         EventKind::Operation => v1::EventKind::Operation,
+        EventKind::Image => v1::EventKind::Image,
     }
 }

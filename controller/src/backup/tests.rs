@@ -203,3 +203,21 @@ async fn a_migration_under_way_in_a_backup_has_ended_when_it_is_restored() {
     let db = Db::open(store, fixtures::cluster_id(), Hooks::default()).unwrap();
     assert!(db.snapshot().active_migrations.is_empty());
 }
+
+#[tokio::test]
+async fn a_backup_that_an_earlier_version_made_is_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let earlier = include_str!("../state/samples/schema-1.sql");
+    Connection::open(dir.path().join(DATABASE))
+        .unwrap()
+        .execute_batch(earlier)
+        .unwrap();
+    let to = dir.path().join("earlier.backup");
+    let made = backup(dir.path(), &to, NOW).unwrap();
+    let (image, read) = verify(&to).unwrap();
+    assert_eq!((read, image.records.is_empty()), (made, false));
+    restore(dir.path(), &to, fixtures::cluster_id(), None, NOW).unwrap();
+    let records = load(dir.path()).records;
+    let vms = records.iter().filter(|(table, ..)| *table == store::Table::Vms);
+    assert_eq!(vms.count(), 1);
+}

@@ -10,7 +10,8 @@ pub(super) fn sound(view: &View<'_>) -> Look {
         + state.hosts.len()
         + state.operations.len()
         + state.migrations.len()
-        + state.requests.len();
+        + state.requests.len()
+        + state.images.len();
     let mut look = Look::at("records", records);
     if view.damage.is_none() {
         look.unchecked = records;

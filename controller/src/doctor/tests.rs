@@ -523,3 +523,60 @@ fn whoever_is_in_two_places_is_found_among_many() {
         Some((3, 'a', 'b'))
     );
 }
+
+#[tokio::test]
+async fn an_image_that_nobody_who_is_heard_has_is_told_by_its_name_unless_that_is_private() {
+    use crate::model::{HeldImage, HostState, ImagePhase, Visibility};
+    let with_copy = |tx: &mut Tx, host: &str| {
+        let copy = HeldImage::Copy(fixtures::digest(1), fixtures::held(ImagePhase::Ready));
+        tx.note_held(&host_name(host), copy);
+    };
+    let none = found(|tx, _| {
+        tx.put_image(fixtures::image("12", 1));
+        with_copy(tx, "h1");
+    });
+    assert_eq!(none.await, []);
+    let nobody = found(|tx, _| tx.put_image(fixtures::image("12", 1)));
+    assert_eq!(nobody.await, [(I2, Warning, "IMAGE_WITHOUT_COPY")]);
+    let silent = diagnosis(|tx, _| {
+        let mut image = fixtures::image("12", 1);
+        image.visibility = Visibility::Private;
+        tx.put_image(image);
+        with_copy(tx, "h2");
+        let mut live = (*tx.live[&host_name("h2")]).clone();
+        live.state = HostState::Unreachable;
+        tx.set_live(host_name("h2"), live);
+    })
+    .await;
+    let told = silent
+        .findings
+        .iter()
+        .find(|finding| finding.kind == "IMAGE_WITHOUT_COPY")
+        .unwrap();
+    assert!(told.next_step.contains("h2"), "{told:?}");
+    assert!(!told.subject.contains("debian"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_deletion_of_an_image_that_does_not_end_names_who_is_waited_for() {
+    use crate::model::{HostState, ImageState};
+    let deleting = |ago: u64| {
+        move |tx: &mut Tx, _: &VmRecord| {
+            let mut image = fixtures::image("12", 1);
+            image.state = ImageState::Deleting;
+            let asked = tx.now().checked_sub(Duration::from_secs(ago)).unwrap();
+            image.delete_time = Some(asked);
+            tx.put_image(image);
+            let mut live = (*tx.live[&host_name("h2")]).clone();
+            live.state = HostState::Unreachable;
+            tx.set_live(host_name("h2"), live);
+        }
+    };
+    let pending = |diagnosis: Diagnosis| {
+        let mut findings = diagnosis.findings.into_iter();
+        findings.find(|finding| finding.kind == "IMAGE_DELETION_PENDING")
+    };
+    assert_eq!(pending(diagnosis(deleting(60)).await), None);
+    let told = pending(diagnosis(deleting(3600)).await).unwrap();
+    assert_eq!(told.next_step, "bring back h2, or delete those hosts");
+}

@@ -1,6 +1,6 @@
 //! Registration and reports of hosts, as changes of the state. Called by `api::registrar` inside transactions.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use dalgu_proto::{
     host::{Inventory, Usage},
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     agent_wire::Reported,
     incarnation,
-    model::{EventKind, HostLive, HostRecord, HostState, Rival, Unmanaged},
+    model::{EventKind, HostLive, HostRecord, HostState, ImageStock, Rival, Unmanaged},
     placement::default_reserved_memory_mib,
     reconcile::apply::{self, Extent},
     state::Tx,
@@ -59,6 +59,8 @@ pub struct Registration {
     pub controller: (Term, Option<Uuid>),
     /// Number among the registrations and reports of its run; absent from older agents.
     pub sequence: Option<u64>,
+    /// What is there of images, if it is known.
+    pub images: Option<ImageStock>,
 }
 
 /// An agent reports.
@@ -86,6 +88,8 @@ pub struct Report {
     pub hypervisor_error: Option<String>,
     /// What the host is made of, when that has changed.
     pub inventory: Option<Inventory>,
+    /// What is there of images, when that has changed.
+    pub images: Option<ImageStock>,
 }
 
 /// Why an agent is turned away.
@@ -214,6 +218,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     if before != Some(HostState::Ready) {
         tx.event(EventKind::Host, "HostReady", &new.host, "reports in time", None);
     }
+    let known_images = old_live.as_ref().and_then(|live| live.images.clone());
     let live = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
@@ -228,6 +233,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         complete: new.complete,
         hypervisor_error: new.hypervisor_error,
         rival: None,
+        images: new.images.map(Arc::new).or(known_images),
     };
     tx.set_live(new.host.clone(), live);
     let refused: Vec<_> = tx
@@ -427,6 +433,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         complete: new.complete,
         hypervisor_error: new.hypervisor_error,
         rival,
+        images: new.images.map(Arc::new).or_else(|| live.images.clone()),
     };
     tx.set_live(new.host.clone(), next);
     apply::apply(

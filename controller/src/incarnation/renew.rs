@@ -11,7 +11,10 @@ use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    model::{Code, Fault, HostRecord, MigrationRecord, OperationRecord, OperationState, Phase, VmRecord},
+    model::{
+        Code, Fault, HostRecord, ImageRecord, MigrationRecord, OperationRecord, OperationState, Phase,
+        VmRecord,
+    },
     state::{Meta, Observing},
     store::{Image, Table},
 };
@@ -124,6 +127,11 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
                 // An etag from before may name a record that the backup has not.
                 vm.revision = revision;
                 write(&vm)
+            }
+            Table::Images => {
+                let mut image: ImageRecord = read(table, &key, &value)?;
+                image.revision = revision;
+                write(&image)
             }
             Table::Operations => {
                 let mut operation: OperationRecord = read(table, &key, &value)?;

@@ -23,7 +23,7 @@ use crate::model::{Answer, Code, Fault, MigrationLive, MigrationRecord, Phase, P
 pub const POLL: Duration = Duration::from_millis(500);
 /// Time after which a migration that has no turn looks again.
 pub const TURN: Duration = Duration::from_secs(1);
-/// Longest wait for a destination to take its part, and for a source to begin.
+/// Longest wait for a destination to take its part, or to get on with fetching images, and for a source to begin.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// Transfers a host sends at once, and receives at once.
 pub const TRANSFERS_PER_HOST: usize = 2;

@@ -1,5 +1,7 @@
 //! What is only remembered while the controller runs, and relearnt from the agents after each start.
 
+use std::sync::Arc;
+
 use dalgu_proto::{
     host::{Usage, VmUsage},
     ids::{Epoch, Generation, HostName},
@@ -8,7 +10,7 @@ use dalgu_proto::{
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Fault, Progress};
+use super::{Fault, ImageStock, Progress};
 
 /// Whether an agent has done what it was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +183,8 @@ pub struct HostLive {
     pub hypervisor_error: Option<String>,
     /// The last that was refused because this host is another machine, or runs.
     pub rival: Option<Rival>,
+    /// What is there of images; `None` until it is told, and from agents that keep none.
+    pub images: Option<Arc<ImageStock>>,
 }
 
 impl HostLive {
@@ -197,6 +201,7 @@ impl HostLive {
             complete: false,
             hypervisor_error: None,
             rival: None,
+            images: None,
         }
     }
 }
@@ -210,4 +215,6 @@ pub struct MigrationLive {
     pub progress: Option<Progress>,
     /// Why it cannot be said yet where the VM is.
     pub doubt: Option<String>,
+    /// Bytes of its images that the destination had when it last said that it fetches them.
+    pub fetched_bytes: Option<u64>,
 }

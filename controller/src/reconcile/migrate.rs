@@ -18,6 +18,7 @@ use super::{
 use crate::{
     agent_client::{self, Agents},
     agent_wire::Part,
+    images,
     migration::{self, Side, decide},
     model::{
         Answer, Code, EventKind, Fault, MigrationLive, MigrationRecord, OperationState, Phase, Transfer,
@@ -28,6 +29,8 @@ use crate::{
 
 /// Time between two looks at what needs an operator.
 const SLOW_POLL: Duration = Duration::from_secs(5);
+/// Time between two looks at a destination that fetches images.
+const FETCH_POLL: Duration = Duration::from_secs(1);
 /// Time between two looks at a host that tidies up.
 pub const FINISH_POLL: Duration = Duration::from_millis(200);
 
@@ -48,6 +51,9 @@ pub async fn migrate(
         }
         migration::Step::Prepare => {
             let outcome = agents.prepare(state, vm, record).await;
+            if outcome.as_ref().is_err_and(|error| error.is("IMAGE_FETCHING")) {
+                return Ok(fetching(db, vm, record).await);
+            }
             carry_on(db, record, outcome, Some(Phase::Transferring)).await
         }
         migration::Step::Start => {
@@ -166,6 +172,33 @@ async fn carry_on(
             Ok(Next::Now)
         }
     }
+}
+
+/// The destination fetches the images that the VM's disks are made from, as its reports show. The wait for it begins anew
+/// while it gets on, and is stored then, so that no start of the controller makes it longer or shorter by much.
+async fn fetching(db: &Db, vm: &VmRecord, record: &MigrationRecord) -> Next {
+    db.change(|tx| {
+        let there = images::bytes_there(tx, vm, &record.destination);
+        let mut live = tx.migration_live(record.id);
+        let gets_on = live.fetched_bytes.is_none_or(|before| there > before);
+        let Some(now) = tx.migrations.get(&record.id).cloned() else {
+            return;
+        };
+        if !gets_on || now.phase != Phase::PreparingDestination {
+            return;
+        }
+        live.fetched_bytes = Some(there);
+        tx.set_migration_live(record.id, live);
+        let age = tx.now().duration_since(now.phase_time);
+        if Duration::try_from(age).is_ok_and(|age| age >= migration::ANSWER_LIMIT / 4) {
+            tx.put_migration(MigrationRecord {
+                phase_time: tx.now(),
+                ..(*now).clone()
+            });
+        }
+    })
+    .await;
+    Next::After(FETCH_POLL)
 }
 
 async fn note(db: &Db, id: MigrationId, change: impl FnOnce(&mut MigrationLive)) {
@@ -450,3 +483,6 @@ async fn finish(
     .await;
     Ok(Next::Now)
 }
+
+#[cfg(test)]
+mod tests;

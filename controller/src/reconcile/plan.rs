@@ -129,7 +129,7 @@ fn next_deadline(input: &Input<'_>) -> Option<Duration> {
 pub fn deadline(operation: &OperationRecord) -> Option<Timestamp> {
     const MINUTE: u64 = 60;
     let seconds = match operation.kind {
-        OperationKind::Create => 15 * MINUTE,
+        OperationKind::Create => u64::from(operation.grace_period_seconds) + 15 * MINUTE,
         OperationKind::Start | OperationKind::Pause | OperationKind::Resume | OperationKind::Restart => {
             5 * MINUTE
         }

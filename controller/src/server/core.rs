@@ -27,7 +27,7 @@ use crate::{
     agent_client::{Agents, Dial},
     api::{self, Services},
     config::Config,
-    hosts, housekeeping,
+    hosts, housekeeping, images,
     metrics::{Metrics, Page},
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
@@ -119,6 +119,7 @@ impl Core {
             db: db.clone(),
             agents: agents.clone(),
             config: config.clone(),
+            metrics: metrics.clone(),
             stop: stop.clone(),
         };
         let tasks = TaskTracker::new();
@@ -126,6 +127,11 @@ impl Core {
         tasks.spawn(vital("heartbeat", fail.clone(), heartbeat));
         let housekeeping = housekeeping::run(db.clone(), config.operation_retention(), stop.clone());
         tasks.spawn(vital("housekeeping", fail.clone(), housekeeping));
+        let images = images::runner::Runner {
+            db: db.clone(),
+            agents: agents.clone(),
+        };
+        tasks.spawn(vital("images", fail.clone(), images.run(stop.clone())));
         let runner = Runner {
             db,
             agents,
@@ -240,6 +246,10 @@ fn routes(services: &Services) -> Routes {
         ))
         .add_service(guarded!(
             v1::site_service_server::SiteServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::image_service_server::ImageServiceServer::new(s.clone()),
             api::only_operators
         ))
         .add_service(guarded!(RegistrarServiceServer::new(s.clone()), api::only_agents))

@@ -111,6 +111,7 @@ impl Class {
             "/metrics" | "/grpc.health.v1.Health/Check" => Self::Probe,
             "/dalgu.v1.EventService/WatchEvents"
             | "/dalgu.v1.VmService/ReadConsole"
+            | "/dalgu.v1.ImageService/UploadImage"
             | "/grpc.health.v1.Health/Watch"
             | "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
             | "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => Self::Stream,
@@ -152,6 +153,7 @@ mod tests {
             (&operator, "/dalgu.v1.OperationService/WaitOperation", Class::Wait),
             (&agent, "/dalgu.v1.EventService/WatchEvents", Class::Stream),
             (&operator, "/dalgu.v1.VmService/ReadConsole", Class::Stream),
+            (&operator, "/dalgu.v1.ImageService/UploadImage", Class::Stream),
             (&operator, "/metrics", Class::Probe),
             (&agent, "/grpc.health.v1.Health/Check", Class::Probe),
         ] {

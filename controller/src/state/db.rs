@@ -367,6 +367,7 @@ fn differences(image: &Image, state: &State) -> Vec<String> {
         ("operations", disk.operations != state.operations),
         ("migrations", disk.migrations != state.migrations),
         ("requests", disk.requests != state.requests),
+        ("images", disk.images != state.images),
         ("events", disk.events != state.events),
     ];
     let differ = differ.into_iter().filter(|(_, differs)| *differs);

@@ -10,7 +10,10 @@ use tokio::time::Instant;
 
 use super::{Meta, State, Tx};
 use crate::{
-    model::{EventRecord, HostLive, HostRecord, MigrationRecord, OperationRecord, RequestRecord, VmRecord},
+    model::{
+        EventRecord, HostLive, HostRecord, ImageRecord, MigrationRecord, OperationRecord, RequestRecord,
+        VmRecord,
+    },
     store::{self, Image, Table},
 };
 
@@ -111,6 +114,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
             Table::Operations => tx.index_operation(Arc::new(parse::<OperationRecord>(name, key, value)?)),
             Table::Migrations => tx.index_migration(Arc::new(parse::<MigrationRecord>(name, key, value)?)),
             Table::Requests => tx.index_request(Arc::new(parse::<RequestRecord>(name, key, value)?)),
+            Table::Images => tx.index_image(Arc::new(parse::<ImageRecord>(name, key, value)?)),
         }
     }
     let (mut state, ..) = tx.finish();

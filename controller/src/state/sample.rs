@@ -12,7 +12,11 @@ use crate::{
     store::{Image, Store, Table, memory::Disk, sqlite::Sqlite},
 };
 
-const SAMPLES: [&str; 1] = [include_str!("samples/schema-1.sql")];
+/// Each with the images in it.
+const SAMPLES: [(&str, usize); 2] = [
+    (include_str!("samples/schema-1.sql"), 0),
+    (include_str!("samples/schema-2.sql"), 1),
+];
 
 /// The site that the sample is of: one record of each kind.
 async fn site() -> Image {
@@ -26,6 +30,7 @@ async fn site() -> Image {
         tx.put_operation(fixtures::operation(&vm, OperationKind::Migrate, None));
         tx.put_vm(vm);
         tx.put_migration(migration);
+        tx.put_image(fixtures::image("12", 1));
         tx.put_request(RequestRecord {
             key: "operator/x/1".into(),
             body: "b".into(),
@@ -63,17 +68,17 @@ fn sql(image: &Image) -> String {
     for (revision, value) in &image.events {
         writeln!(text, "INSERT INTO events VALUES ({revision}, {});", quoted(value)).unwrap();
     }
-    text + "PRAGMA user_version = 1;\n"
+    text + "PRAGMA user_version = 2;\n"
 }
 
 #[tokio::test]
 async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
     if std::env::var_os("UPDATE_STORE_SAMPLE").is_some() {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-1.sql");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-2.sql");
         std::fs::write(path, sql(&site().await)).unwrap();
         return;
     }
-    for sample in SAMPLES {
+    for (sample, images) in SAMPLES {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dalgu.db");
         rusqlite::Connection::open(&path)
@@ -90,8 +95,9 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
             state.active_migrations.len(),
             state.requests.len(),
             state.events.len(),
+            state.images.len(),
         ];
-        assert_eq!(count, [1, 2, 1, 1, 1, 1]);
+        assert_eq!(count, [1, 2, 1, 1, 1, 1, images]);
         let vm = state.vms.values().next().unwrap();
         assert_eq!((vm.name.as_str(), vm.owner.as_str()), ("web", "h1"));
         assert_eq!(state.reserved[&vm.owner].vms, 1);

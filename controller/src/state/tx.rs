@@ -3,6 +3,8 @@
 //! Made by [`super::Db`] for the length of one closure. Every method keeps indices and reservations right, so that
 //! callers cannot forget them. A `Tx` writes nothing itself; what it recorded goes to the store as one batch.
 
+mod image;
+
 use std::{collections::BTreeSet, ops::Deref, sync::Arc};
 
 use dalgu_proto::{
@@ -172,9 +174,11 @@ impl Tx {
         if let Some(old) = self.state.vms.get(&vm.id).cloned() {
             self.hold(&old, holders(&old, migration.as_deref()), false);
             self.hold_pools(&old, false);
+            self.forget_image_vm(&old);
         }
         self.hold(&vm, holders(&vm, migration.as_deref()), true);
         self.hold_pools(&vm, true);
+        self.note_image_vm(&vm);
         self.state.vm_names.insert(vm.name.clone(), vm.id);
         self.state.vms.insert(vm.id, vm);
     }
@@ -195,6 +199,7 @@ impl Tx {
         let migration = self.state.active_migration(id).cloned();
         self.hold(&old, holders(&old, migration.as_deref()), false);
         self.hold_pools(&old, false);
+        self.forget_image_vm(&old);
         self.state.vms.remove(&id);
         self.state.vm_names.remove(&old.name);
         self.state.observations.remove(&id);
@@ -219,6 +224,7 @@ impl Tx {
             let meta = &mut self.state.meta;
             meta.forgotten_session = meta.forgotten_session.max(host.session);
         }
+        self.forget_stock(name);
         self.state.live.remove(name);
         self.write(Table::Hosts, name, None);
     }
@@ -313,6 +319,18 @@ impl Tx {
         message: impl Into<String>,
         operation: Option<OperationId>,
     ) {
+        self.tell(kind, reason, subject.to_string(), message.into(), operation, None);
+    }
+
+    fn tell(
+        &mut self,
+        kind: EventKind,
+        reason: &str,
+        subject: String,
+        message: String,
+        operation: Option<OperationId>,
+        only_for: Option<String>,
+    ) {
         // The first event takes the revision of the records, each further one the next.
         let revision = self.base_revision + 1 + self.events.len() as u64;
         let event = EventRecord {
@@ -320,9 +338,10 @@ impl Tx {
             time: self.now,
             kind,
             reason: reason.to_owned(),
-            message: message.into(),
-            subject: subject.to_string(),
+            message,
+            subject,
             operation,
+            only_for,
         };
         self.events.push((revision, json(&event)));
         self.state.events.insert(revision, Arc::new(event));
@@ -355,6 +374,7 @@ impl Tx {
 
     /// Notes what is known of a host. Not stored.
     pub fn set_live(&mut self, host: HostName, live: HostLive) {
+        self.note_stock(&host, &live);
         self.state.live.insert(host, Arc::new(live));
     }
 

@@ -28,17 +28,20 @@ pub enum Table {
     Migrations,
     /// Remembered requests by principal and id.
     Requests,
+    /// Images of the catalogue by id.
+    Images,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
         Self::Operations,
         Self::Migrations,
         Self::Requests,
+        Self::Images,
     ];
 
     /// Its name in the database.
@@ -50,6 +53,15 @@ impl Table {
             Self::Operations => "operations",
             Self::Migrations => "migrations",
             Self::Requests => "requests",
+            Self::Images => "images",
+        }
+    }
+
+    /// The first schema that has it.
+    pub(crate) const fn since(self) -> i64 {
+        match self {
+            Self::Meta | Self::Vms | Self::Hosts | Self::Operations | Self::Migrations | Self::Requests => 1,
+            Self::Images => 2,
         }
     }
 }

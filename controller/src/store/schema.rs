@@ -18,7 +18,8 @@ use rusqlite::{Connection, backup::Backup};
 use super::{Error, Table};
 
 /// Steps from each version to the next: the first leads from 1 to 2. A step that has been released is never changed.
-const STEPS: &[&str] = &[];
+const STEPS: &[&str] =
+    &["CREATE TABLE images (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;"];
 
 /// Makes the tables, or brings them up to this version.
 pub(crate) fn bring_up(connection: &mut Connection, path: &Path) -> Result<(), Error> {
@@ -42,7 +43,8 @@ fn bring_up_by(
     }
     if found == 0 {
         create(connection)?;
-        return bring_up_by(connection, path, steps, now);
+        // There is nothing in it that a copy could keep.
+        return climb(connection, steps, 1);
     }
     if found == known {
         return Ok(());
@@ -50,22 +52,26 @@ fn bring_up_by(
     let kept = beside(path, &format!("schema-{found}"), now);
     copy(connection, &kept)?;
     tracing::info!(from = found, to = known, kept = %kept.display(), "the database is upgraded; the old one is kept");
+    climb(connection, steps, found)
+}
+
+/// Takes all steps that lead on from a version.
+fn climb(connection: &mut Connection, steps: &[&str], from: i64) -> Result<(), Error> {
     let transaction = connection.transaction()?;
-    for step in steps
-        .iter()
-        .skip(usize::try_from(found - 1).unwrap_or(usize::MAX))
-    {
+    let mut version = from;
+    for step in steps.iter().skip(usize::try_from(from - 1).unwrap_or(usize::MAX)) {
         transaction.execute_batch(step)?;
+        version += 1;
     }
-    transaction.pragma_update(None, "user_version", known)?;
+    transaction.pragma_update(None, "user_version", version)?;
     Ok(transaction.commit()?)
 }
 
-/// Refuses a file that is not of this very version.
+/// Refuses a file that this version cannot read: one of a later version, or one that is no database of ours.
 pub(crate) fn check(connection: &Connection, path: &Path) -> Result<(), Error> {
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX).saturating_add(1);
-    if found == known {
+    if (1..=known).contains(&found) {
         return Ok(());
     }
     Err(Error::Schema {
@@ -79,7 +85,7 @@ pub(crate) fn check(connection: &Connection, path: &Path) -> Result<(), Error> {
 fn create(connection: &Connection) -> Result<(), Error> {
     let mut script =
         "BEGIN; CREATE TABLE events (revision INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;".to_owned();
-    for table in Table::ALL {
+    for table in Table::ALL.into_iter().filter(|table| table.since() == 1) {
         script += &format!(
             " CREATE TABLE {} (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
             table.as_str()
@@ -179,6 +185,25 @@ mod tests {
         // A second start has nothing to do and copies nothing.
         bring_up_by(&mut connection, &path, NEXT, Timestamp::MAX).unwrap();
         assert!(!beside(&path, "schema-3", Timestamp::MAX).exists());
+    }
+
+    #[test]
+    fn a_new_database_has_every_table_and_leaves_no_copy_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dalgu.db");
+        let mut connection = Connection::open(&path).unwrap();
+        bring_up(&mut connection, &path).unwrap();
+        for table in Table::ALL {
+            connection
+                .prepare(&format!("SELECT key FROM {}", table.as_str()))
+                .unwrap();
+        }
+        assert!(
+            Table::ALL
+                .iter()
+                .all(|table| table.since() <= version(&connection))
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -94,10 +94,11 @@ pub(crate) fn restoring(database: &Path) -> PathBuf {
     database.with_extension("restoring")
 }
 
-/// Reads everything, from whichever connection.
+/// Reads everything, from whichever connection; of a file of an earlier version the tables that it has.
 pub(crate) fn read(connection: &Connection) -> Result<Image, Error> {
     let mut image = Image::default();
-    for table in Table::ALL {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for table in Table::ALL.into_iter().filter(|table| table.since() <= version) {
         let query = format!("SELECT key, value FROM {} ORDER BY key", table.as_str());
         let mut statement = connection.prepare(&query)?;
         let rows = statement.query_map([], |row| Ok((table, row.get(0)?, row.get(1)?)))?;

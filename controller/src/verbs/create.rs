@@ -9,7 +9,7 @@ use dalgu_proto::{
 
 use super::{Caller, Error, MacHolder, accept, check_etag, confirmed, find, new_operation, room};
 use crate::{
-    hosts,
+    hosts, images,
     model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
     placement::{self, Decision, Policy, Request},
     state::{State, Tx},
@@ -21,6 +21,8 @@ const VERDICTS_KEPT: usize = 8;
 /// Ids that are tried for a VM whose MAC addresses are left to Dalgu: even with a million addresses taken, one in sixteen
 /// of all, so many in a row are unheard of.
 const IDS_TRIED: u32 = 32;
+/// A host fetches at least so many bytes of an image in a second, 8 MiB, where all is well: a creation has that much more time.
+const FETCHED_PER_SECOND: u64 = 8 << 20;
 /// Time a guest has to shut down where nobody says.
 pub const DEFAULT_GRACE_SECONDS: u32 = 60;
 
@@ -69,17 +71,38 @@ pub fn place(state: &State, request: &Request, policy: Policy) -> Result<(HostNa
     }
 }
 
-/// Checks the name and the MAC addresses, and finds a host: what a creation would do now.
-pub fn check(state: &State, new: &Create) -> Result<(HostName, Decision), Error> {
+/// What a creation would do now.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The host.
+    pub owner: HostName,
+    /// Why that one.
+    pub decision: Decision,
+    /// What the VM is made of, with the images that its disks are made from.
+    pub spec: Spec,
+    /// Size of these images.
+    pub image_bytes: u64,
+}
+
+/// Checks the name and the MAC addresses, finds the images, and then a host.
+pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error> {
     if state.vm_names.contains_key(&new.name) {
         return Err(Error::VmExists(new.name.clone()));
     }
     free_macs(state, &new.spec)?;
-    place(
-        state,
-        &Request::new(new.spec.clone()).on(new.host.clone()),
-        new.policy,
-    )
+    let mut spec = new.spec.clone();
+    let image_bytes = images::resolve::images(state, &mut spec, principal)?;
+    let request = Request::new(spec.clone()).on(new.host.clone());
+    let (owner, decision) = place(state, &request, new.policy)?;
+    if let Some(host) = state.hosts.get(&owner) {
+        images::resolve::clone_modes(&mut spec, host)?;
+    }
+    Ok(Plan {
+        owner,
+        decision,
+        spec,
+        image_bytes,
+    })
 }
 
 /// Refuses a MAC address that another interface of the site has: two guests with one address on a bridge lose each
@@ -127,11 +150,16 @@ fn identify(tx: &Tx, spec: &Spec) -> Result<(VmId, Spec), Error> {
     }
 }
 
+/// Time in which a host is to have fetched so many bytes of images.
+fn fetch_seconds(bytes: u64) -> u32 {
+    u32::try_from(bytes / FETCHED_PER_SECOND).unwrap_or(u32::MAX)
+}
+
 /// Creates a VM.
 pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Error> {
     room(tx)?;
-    let (owner, decision) = check(tx, &new)?;
-    let (id, spec) = identify(tx, &new.spec)?;
+    let plan = check(tx, &caller.principal, &new)?;
+    let (id, spec) = identify(tx, &plan.spec)?;
     let power = if new.stopped {
         PowerState::Stopped
     } else {
@@ -151,9 +179,9 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
             restart_mode: RestartMode::Reboot,
             grace_period_seconds: DEFAULT_GRACE_SECONDS,
         },
-        owner,
+        owner: plan.owner,
         epoch: Epoch(1),
-        decision,
+        decision: plan.decision,
         decide_time: tx.now(),
         create_time: tx.now(),
         delete_time: None,
@@ -166,6 +194,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
     tx.event(EventKind::Vm, "VmCreated", &vm.name, message, None);
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Create);
     operation.power = Some(power);
+    operation.grace_period_seconds = fetch_seconds(plan.image_bytes);
     tx.put_vm(vm);
     Ok(accept(tx, operation))
 }

@@ -6,6 +6,7 @@
 pub mod cancel;
 pub mod create;
 pub mod host;
+pub mod image;
 pub mod migrate;
 pub mod power;
 
@@ -15,6 +16,7 @@ use dalgu_proto::{
 };
 
 use crate::{
+    images,
     model::{
         Code, EventKind, Fault, OperationKind, OperationRecord, OperationState, Outcome, Phase,
         RequestRecord, VmRecord,
@@ -22,7 +24,7 @@ use crate::{
     placement::Decision,
     reconcile::{plan::Ending, step},
     space::Space,
-    state::Tx,
+    state::{State, Tx},
 };
 
 /// Why a verb is refused; nothing has changed then.
@@ -34,6 +36,53 @@ pub enum Error {
     /// No such host.
     #[error("there is no host named {0}; see `dalgu host list`")]
     HostNotFound(String),
+    /// No such image, or not for this caller.
+    #[error("there is no image {0}; see `dalgu image list`")]
+    ImageNotFound(String),
+    /// Name and version are taken.
+    #[error("an image {0} exists already: choose another version, or delete it first")]
+    ImageExists(String),
+    /// It is not ready.
+    #[error("image {image} is {is}: {next}")]
+    ImageNotAvailable {
+        /// The image.
+        image: String,
+        /// How far it is.
+        is: &'static str,
+        /// What to do.
+        next: &'static str,
+    },
+    /// VMs have disks that were made from it.
+    #[error(
+        "image {image} is in use by {vms} VMs, {first} among them: delete them first, `dalgu vm list` shows them"
+    )]
+    ImageInUse {
+        /// The image.
+        image: String,
+        /// How many.
+        vms: usize,
+        /// One of them.
+        first: VmName,
+    },
+    /// It is going away.
+    #[error("image {0} is being deleted: nothing else can be asked of it")]
+    ImageDeleting(String),
+    /// It takes no bytes.
+    #[error("image {image} is {is} and takes no bytes: see `dalgu image get {image}`")]
+    NotAwaitingUpload {
+        /// The image.
+        image: String,
+        /// How far it is.
+        is: &'static str,
+    },
+    /// No host can take it.
+    #[error("{}", no_image_room(*wanted, best.as_ref()))]
+    NoImageRoom {
+        /// Bytes that are wanted.
+        wanted: u64,
+        /// The host with the most room, and that.
+        best: Option<(HostName, u64)>,
+    },
     /// No such operation.
     #[error("there is no operation {0}; ended ones are kept for a limited time")]
     OperationNotFound(String),
@@ -187,6 +236,33 @@ fn no_capacity(decision: &Decision) -> String {
     }
 }
 
+fn no_image_room(wanted: u64, best: Option<&(HostName, u64)>) -> String {
+    let wanted = wanted.div_ceil(1 << 20);
+    match best {
+        Some((host, room)) => format!(
+            "no host has room to import it: {wanted} MiB are wanted, {host} has the most with {} MiB. Delete images that \
+             nobody needs, or enlarge the file system of its images",
+            room >> 20
+        ),
+        None => "no host is there that keeps images and takes new ones: see `dalgu host list`".to_owned(),
+    }
+}
+
+impl From<images::resolve::Error> for Error {
+    fn from(error: images::resolve::Error) -> Self {
+        use images::resolve::Error as E;
+        match error {
+            E::NotFound(image) => Self::ImageNotFound(image),
+            E::NotAvailable { image, is, next } => Self::ImageNotAvailable { image, is, next },
+            E::Disk {
+                index,
+                field,
+                message,
+            } => Self::invalid(format!("vm.spec.disks[{index}].{field}"), message),
+        }
+    }
+}
+
 impl Error {
     /// A field that does not hold an allowed value.
     pub fn invalid(field: impl Into<String>, message: impl ToString) -> Self {
@@ -214,7 +290,7 @@ pub fn once(
     caller: &Caller,
     change: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
 ) -> Result<Outcome, Error> {
-    once_also_observing(tx, caller, |tx| observed(tx).and_then(|()| change(tx)))
+    once_also_observing(tx, caller, |tx| in_charge(tx).and_then(|()| change(tx)))
 }
 
 /// As [`once`], for what may also be asked of a controller that only observes.
@@ -251,8 +327,8 @@ fn join(hosts: &[HostName]) -> String {
 }
 
 /// Refuses every change while the controller only observes, or when nobody obeys it.
-fn observed(tx: &Tx) -> Result<(), Error> {
-    match (&tx.meta.observing, &tx.replaced_by) {
+fn in_charge(state: &State) -> Result<(), Error> {
+    match (&state.meta.observing, &state.replaced_by) {
         (Some(_), _) => Err(Error::Observing),
         (None, Some(by)) => Err(Error::Replaced(by.clone())),
         (None, None) => Ok(()),

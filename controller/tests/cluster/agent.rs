@@ -23,13 +23,13 @@ pub struct Agent {
     pub fabric: Fabric,
 }
 
-fn refuse(reason: &str) -> Status {
+pub fn refuse(reason: &str) -> Status {
     reason::status(Code::FailedPrecondition, reason, reason.to_lowercase())
 }
 
 impl Agent {
     /// Runs a change on this host after the checks that every command passes.
-    fn command<T>(
+    pub fn command<T>(
         &self,
         name: &'static str,
         context: Option<agent::CommandContext>,
@@ -122,8 +122,11 @@ impl AgentService for Agent {
                 if new.generation < old.intent.generation {
                     return Err(refuse("STALE_GENERATION"));
                 }
+                // What no generation counts.
                 let same = agent::VmIntent {
                     epoch: new.epoch,
+                    disks_made: new.disks_made,
+                    images: new.images.clone(),
                     ..old.intent.clone()
                 };
                 if new.generation == old.intent.generation && new != same {
@@ -135,6 +138,7 @@ impl AgentService for Agent {
                 }
             }
             let broken = host.broken;
+            host.images.fetch_all(&new.images);
             let vm = host.vms.entry(new.uid.clone()).or_insert_with(|| Vm::new(new));
             Ok(agent::EnsureVmResponse {
                 vm: Some(vm.report(broken)),
@@ -173,6 +177,10 @@ impl AgentService for Agent {
                 .is_some_and(|t| t.settled)
             {
                 return Err(refuse("MIGRATION_OVER"));
+            }
+            if !host.images.fetch_all(&vm.images) {
+                let message = "the images of its disks are fetched";
+                return Err(reason::status(Code::Unavailable, "IMAGE_FETCHING", message));
             }
             host.transfers
                 .entry(request.migration_id)
@@ -402,7 +410,7 @@ impl Agent {
             controller_run_id: String::new(),
             // As agents of before, which number their reports anew.
             sequence: None,
-            images: None,
+            images: Some(self.inventory_of_images()),
         };
         let answer = tokio::time::timeout(Duration::from_secs(2), client.register(request)).await;
         let Ok(Ok(answer)) = answer else { return false };
@@ -432,6 +440,7 @@ impl Agent {
             sequence,
             vms: self.reports(),
             inventory_complete: true,
+            images: Some(self.inventory_of_images()),
             ..Default::default()
         };
         let answer = tokio::time::timeout(Duration::from_secs(2), client.report(request)).await;

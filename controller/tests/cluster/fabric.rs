@@ -15,6 +15,8 @@ use dalgu_proto::{
 };
 use tokio::sync::Notify;
 
+use super::images::Images;
+
 /// One step of the pretended world.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -62,6 +64,8 @@ pub struct Host {
     pub progress_lost: bool,
     /// Commands taken, by name.
     pub commands: BTreeMap<&'static str, u32>,
+    /// What is here of images.
+    pub images: Images,
 }
 
 #[derive(Debug, Default)]
@@ -198,7 +202,8 @@ impl World {
                 .collect();
             for (uid, vm) in &mut host.vms {
                 let busy = vm.handed_over || outgoing.contains(uid);
-                if vm.observed < vm.intent.generation && !busy && !host.broken {
+                let made = host.images.has_all(&vm.intent.images);
+                if vm.observed < vm.intent.generation && !busy && !host.broken && made {
                     vm.observed = vm.intent.generation;
                     vm.power = vm.intent.power_state();
                     if vm.short_lived && vm.power == PowerState::Running {
@@ -210,7 +215,7 @@ impl World {
             }
         }
         self.transfer();
-        changed
+        changed | Images::step(self)
     }
 
     fn transfer(&mut self) {

@@ -9,6 +9,8 @@ mod api;
 mod cancel;
 mod crash;
 mod fabric;
+mod image;
+mod images;
 mod init;
 mod lifecycle;
 mod migration;

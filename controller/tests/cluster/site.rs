@@ -4,13 +4,15 @@ use std::{path::Path, time::Duration};
 
 use dalgu_controller::{Controller, Parts, config::Config, pki, server::limits::Limits, store::memory::Disk};
 use dalgu_proto::{
-    agent::v1::agent_service_server::AgentServiceServer,
+    agent::v1::{
+        agent_image_service_server::AgentImageServiceServer, agent_service_server::AgentServiceServer,
+    },
     ids::HostName,
     tls::{self, Identity, server::Acceptor},
     v1::{
         self, event_service_client::EventServiceClient, host_service_client::HostServiceClient,
-        operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
-        vm_service_client::VmServiceClient,
+        image_service_client::ImageServiceClient, operation_service_client::OperationServiceClient,
+        placement_service_client::PlacementServiceClient, vm_service_client::VmServiceClient,
     },
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -49,6 +51,7 @@ pub struct Clients {
     pub operations: OperationServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
     pub placement: PlacementServiceClient<Channel>,
+    pub images: ImageServiceClient<Channel>,
 }
 
 impl Clients {
@@ -59,6 +62,7 @@ impl Clients {
             operations: OperationServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
             placement: PlacementServiceClient::new(channel.clone()),
+            images: ImageServiceClient::new(channel.clone()),
         }
     }
 
@@ -290,7 +294,9 @@ async fn agent(dir: &Path, fabric: &Fabric, name: &str, controller: watch::Recei
     let (acceptor, incoming) = Acceptor::new(identity.site().unwrap(), None);
     let tls = identity.server_config(&[tls::ALPN_H2]).unwrap();
     tokio::spawn(async move { acceptor.run(listener, tls, |_| {}).await });
-    let server = tonic::transport::Server::builder().add_service(AgentServiceServer::new(agent.clone()));
+    let server = tonic::transport::Server::builder()
+        .add_service(AgentServiceServer::new(agent.clone()))
+        .add_service(AgentImageServiceServer::new(agent.clone()));
     tokio::spawn(server.serve_with_incoming(ReceiverStream::new(incoming)));
     tokio::spawn(agent.report_for_ever(identity, controller));
 }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use dalgu_agent::hypervisor::DomainState;
 use dalgu_controller::{
     agent_wire,
-    model::{Transfer, VmPhase},
+    model::{HeldImage, ImagePhase, Transfer, VmPhase},
 };
 use dalgu_proto::{agent::v1 as agent, v1, vm::PowerReason};
 use dalgu_tests::versions::{
@@ -59,6 +59,17 @@ fn check_vm(path: &[prost_reflect::FieldDescriptor]) {
     }
 }
 
+/// What the controller makes of what a host says of an image with one enum unknown.
+fn check_image(path: &[prost_reflect::FieldDescriptor]) {
+    let mut wire: agent::ImageReport = changed("dalgu.agent.v1.ImageReport", path);
+    wire.image_uid = String::new();
+    wire.digest = "ab".repeat(32);
+    match (full::name(path).as_str(), agent_wire::image::held(wire)) {
+        ("phase", Some(HeldImage::Copy(_, held))) => assert_eq!(held.phase, ImagePhase::Unknown),
+        (other, held) => panic!("ImageReport.{other}: say here what comes of it: {held:?}"),
+    }
+}
+
 /// What the controller makes of a host's part in a migration with one enum unknown.
 fn check_part(path: &[prost_reflect::FieldDescriptor]) {
     let own = agent_wire::part(changed("dalgu.agent.v1.MigrationReport", path));
@@ -89,11 +100,14 @@ fn nothing_follows_from_a_value_that_only_a_newer_agent_knows() {
                 // The message of agents in which it is.
                 let inner = path.iter().position(|field| {
                     let name = field.parent_message().full_name().to_owned();
-                    name == "dalgu.agent.v1.VmReport" || name == "dalgu.agent.v1.MigrationReport"
+                    ["VmReport", "MigrationReport", "ImageReport"]
+                        .iter()
+                        .any(|told| name == format!("dalgu.agent.v1.{told}"))
                 });
                 let inner = inner.unwrap_or_else(|| panic!("{}: {}", told.name(), full::name(&path)));
                 match path[inner].parent_message().name() {
                     "VmReport" => check_vm(&path[inner..]),
+                    "ImageReport" => check_image(&path[inner..]),
                     _ => check_part(&path[inner..]),
                 }
                 checked += 1;

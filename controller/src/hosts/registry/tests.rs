@@ -33,6 +33,7 @@ fn registration(vms: Vec<Reported>) -> Registration {
         state_machine_id: String::new(),
         controller: (Term(0), None),
         sequence: None,
+        images: None,
     }
 }
 
@@ -49,6 +50,7 @@ fn report(sequence: u64, vms: Vec<Reported>, complete: bool) -> Report {
         unmanaged: vec![],
         hypervisor_error: None,
         inventory: None,
+        images: None,
     }
 }
 

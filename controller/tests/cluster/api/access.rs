@@ -74,6 +74,7 @@ async fn each_service_is_for_those_it_is_meant_for() {
             "dalgu.agent.v1.RegistrarService",
             "dalgu.v1.EventService",
             "dalgu.v1.HostService",
+            "dalgu.v1.ImageService",
             "dalgu.v1.OperationService",
             "dalgu.v1.PlacementService",
             "dalgu.v1.SiteService",

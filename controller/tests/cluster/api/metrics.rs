@@ -30,6 +30,8 @@ async fn the_metrics_page_shows_what_is_there() {
         "dalgu_controller_vms{state=\"running\"} 1",
         "dalgu_controller_hosts{state=\"ready\"} 1",
         "dalgu_controller_operations{kind=\"create\",state=\"succeeded\"} 1",
+        "dalgu_controller_images{state=\"available\"} 0",
+        "dalgu_controller_image_upload_bytes_total 0",
         "dalgu_controller_host_vms_reserved{host=\"h1\"} 1",
         "dalgu_controller_host_memory_reserved_bytes{host=\"h1\"}",
         "dalgu_controller_store_commit_duration_seconds_count",

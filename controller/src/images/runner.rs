@@ -1,0 +1,238 @@
+//! Looks at the images again and again: stores what hosts have done, and tells hosts what is to be done.
+//!
+//! A task of the controller. One command at a time to each host, each with a deadline, and a pause after one that was not
+//! carried out; a command that is lost is given again, since [`plan`] reads from the state what is missing. Only hosts that
+//! are heard from are told anything, and nobody while the controller only observes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use dalgu_proto::ids::{HostName, ImageId};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{self, Change, Step};
+use crate::{
+    agent_client::{self, Agents},
+    model::{HeldImage, ImageRecord, ImageState},
+    state::{Db, State, Tx},
+};
+
+/// Time between two looks; each is a comparison of two numbers while nothing happens.
+const TICK: Duration = Duration::from_millis(250);
+/// After so long all is looked at although nothing has happened, for commands that want to be tried again.
+const RESYNC: Duration = Duration::from_secs(1);
+/// The same command is given again after this at the earliest; the pause doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Commands under way at once; the deletion of an image is told to every host.
+const AT_ONCE: usize = 64;
+/// Longest pause.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// What the runner works with.
+#[derive(Clone)]
+pub struct Runner {
+    /// The state.
+    pub db: Db,
+    /// The agents.
+    pub agents: Arc<Agents>,
+}
+
+/// When a command may be given again.
+struct Pause {
+    until: Instant,
+    length: Duration,
+}
+
+type Answer = Result<Option<HeldImage>, agent_client::Error>;
+
+impl Runner {
+    /// Runs until `stop`. Commands under way are given up then: they are given again at the next start.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut calls: JoinSet<(Step, Answer)> = JoinSet::new();
+        let mut busy = BTreeSet::<HostName>::new();
+        let mut pauses = BTreeMap::<Step, Pause>::new();
+        let (mut seen, mut looked) = (None, Instant::now());
+        loop {
+            // Cancel safe: an answer is taken whole or stays in the set; a tick that is lost comes again.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = calls.join_next(), if !calls.is_empty() => {
+                    let (step, answer) = match ended {
+                        Ok(ended) => ended,
+                        Err(error) => std::panic::resume_unwind(error.into_panic()),
+                    };
+                    busy.remove(step.host());
+                    self.ended(step, answer, &mut pauses).await;
+                    continue;
+                }
+                _ = tick.tick() => {}
+            }
+            let state = self.db.snapshot();
+            // After a restore nobody is commanded before an operator has looked at what hosts have; nor when agents obey
+            // another controller.
+            if state.meta.observing.is_some() || state.replaced_by.is_some() {
+                continue;
+            }
+            let again = !pauses.is_empty() && looked.elapsed() >= RESYNC;
+            if seen == Some(state.image_changes) && !again {
+                continue;
+            }
+            let state = self.store(state).await;
+            (seen, looked) = (Some(state.image_changes), Instant::now());
+            let steps = plan::steps(&state);
+            let now = Instant::now();
+            let planned: BTreeSet<_> = steps.iter().collect();
+            pauses.retain(|step, pause| pause.until + pause.length > now || planned.contains(step));
+            for step in steps {
+                let paused = pauses.get(&step).is_some_and(|pause| pause.until > now);
+                if paused || busy.contains(step.host()) || busy.len() >= AT_ONCE {
+                    // Looked at again when that host has answered, which changes the number, or after the pause.
+                    continue;
+                }
+                busy.insert(step.host().clone());
+                let (agents, state) = (self.agents.clone(), state.clone());
+                calls.spawn(async move {
+                    let answer = carry_out(&agents, &state, &step).await;
+                    (step, answer)
+                });
+            }
+        }
+        calls.shutdown().await;
+    }
+
+    /// Stores what hosts have done.
+    async fn store(&self, state: Arc<State>) -> Arc<State> {
+        if plan::changes(&state).is_empty() {
+            return state;
+        }
+        self.db
+            .change(|tx| {
+                for change in plan::changes(tx) {
+                    apply(tx, change);
+                }
+            })
+            .await;
+        self.db.snapshot()
+    }
+
+    async fn ended(&self, step: Step, answer: Answer, pauses: &mut BTreeMap<Step, Pause>) {
+        let length = pauses.get(&step).map_or(FIRST_PAUSE, |pause| pause.length * 2);
+        let length = length.min(MAX_PAUSE);
+        match answer {
+            Ok(held) => self.db.change(|tx| note(tx, &step, held)).await,
+            Err(error) => {
+                tracing::warn!(%error, again_in_ms = length.as_millis(), "a command about an image was not carried out");
+                self.db.change(|tx| not_done(tx, &step, &error)).await;
+            }
+        }
+        let until = Instant::now() + length;
+        pauses.insert(step, Pause { until, length });
+    }
+}
+
+fn not_done(tx: &mut Tx, step: &Step, error: &agent_client::Error) {
+    if let Some(by) = error.replaced() {
+        tx.set_replaced(by);
+    }
+    if let (Step::Import { image, .. }, Some(fault)) = (step, error.refusal()) {
+        apply(tx, Change::Failed(*image, fault));
+    }
+    // Another step for that host may have waited.
+    tx.touch_images();
+}
+
+async fn carry_out(agents: &Agents, state: &State, step: &Step) -> Answer {
+    match step {
+        Step::Import { image, host } => match state.images.get(image) {
+            Some(image) => agents.import_image(state, host, image).await.map(Some),
+            None => Ok(None),
+        },
+        Step::Fetch { digest, host } => agents.fetch_image(state, host, digest).await.map(Some),
+        Step::Remove { host, digest, image } => {
+            match agents.remove_image(state, host, digest.as_ref(), *image).await {
+                // Of before there were images.
+                Err(error) if error.is_unknown_command() => Ok(None),
+                outcome => outcome.map(|()| None),
+            }
+        }
+    }
+}
+
+fn note(tx: &mut Tx, step: &Step, held: Option<HeldImage>) {
+    if let Some(held) = held {
+        tx.note_held(step.host(), held);
+    }
+    if let Step::Remove { host, digest, image } = step {
+        tx.note_removed(host, digest.as_ref(), *image);
+    }
+}
+
+/// An image that is in one of these states.
+fn find(tx: &Tx, id: ImageId, states: &[ImageState]) -> Option<ImageRecord> {
+    let image = tx.images.get(&id)?;
+    states.contains(&image.state).then(|| (**image).clone())
+}
+
+/// Stores one change and tells of it, unless it has been overtaken.
+fn apply(tx: &mut Tx, change: Change) {
+    match change {
+        Change::Received(id) => received(tx, id),
+        Change::Imported {
+            image,
+            content,
+            sha256,
+            bytes,
+        } => {
+            let Some(mut image) = find(tx, image, &[ImageState::Importing]) else {
+                return;
+            };
+            image.state = ImageState::Available;
+            image.sha256 = image.sha256.or(sha256);
+            if image.size_bytes == 0 {
+                image.size_bytes = bytes;
+            }
+            image.content = Some(content);
+            tx.image_event(
+                &image,
+                "ImageAvailable",
+                "verified and converted; VMs can be made from it",
+            );
+            tx.put_image(image);
+        }
+        Change::Failed(id, fault) => {
+            let Some(mut image) = find(tx, id, &[ImageState::AwaitingUpload, ImageState::Importing]) else {
+                return;
+            };
+            let message = format!("{}: {}", fault.reason, fault.message);
+            tx.image_event(&image, "ImageFailed", message);
+            image.state = ImageState::Failed;
+            image.error = Some(fault);
+            tx.put_image(image);
+        }
+        Change::Gone(id) => {
+            if let Some(image) = find(tx, id, &[ImageState::Deleting]) {
+                tx.image_event(&image, "ImageDeleted", "no host has anything of it");
+                tx.delete_image(id);
+            }
+        }
+    }
+}
+
+/// All bytes of an upload have come.
+pub fn received(tx: &mut Tx, id: ImageId) {
+    if let Some(mut image) = find(tx, id, &[ImageState::AwaitingUpload]) {
+        image.state = ImageState::Importing;
+        tx.image_event(&image, "ImageUploaded", "all its bytes have come");
+        tx.put_image(image);
+    }
+}
