@@ -330,10 +330,7 @@ async fn an_agent_whose_own_entry_is_damaged_does_not_start() {
 
     let stop = CancellationToken::new();
     let parts = site.parts(1, "h1", (&before.sim, &before.files, &before.images), &stop);
-    let refused = Agent::start(parts, stop)
-        .await
-        .map(drop)
-        .unwrap_err();
+    let refused = Agent::start(parts, stop).await.map(drop).unwrap_err();
     assert!(refused.to_string().contains("host.json"), "{refused}");
     assert_eq!(before.sim.domains().len(), 1);
     assert_eq!(*lock(&before.files), state);

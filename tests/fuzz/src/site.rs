@@ -66,6 +66,7 @@ impl Site {
             db: Db::open(disk.open(), SITE, hooks)?,
             agents: Arc::new(Agents::new(Arc::new(IDENTITY.clone()))),
             config: Arc::new(Config::default()),
+            metrics: Arc::default(),
             stop: CancellationToken::new(),
         };
         Ok(Self { services, disk })

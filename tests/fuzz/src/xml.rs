@@ -56,6 +56,7 @@ fn model(input: &mut Input<'_>) -> Model {
                 path: input.word().into(),
                 format: input.pick(&[DiskFormat::Qcow2, DiskFormat::Raw]),
                 cache: input.pick(&[Cache::None, Cache::Writeback]),
+                backing: input.pick(&[false, true]).then(|| input.word().into()),
             })
             .collect(),
         nics: (0..shape >> 2 & 3)

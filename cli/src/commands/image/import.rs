@@ -304,7 +304,7 @@ async fn one_call(
         Err(status) => return Ok(Some(status)),
     };
     let what = format!("uploading {}", human::clean(&image.key()));
-    let mut sending = None;
+    let (mut begun, mut sending) = (false, None);
     loop {
         let deadline = way.since + limit;
         // Cancel safe: an answer that is lost is told again by the next call.
@@ -317,7 +317,7 @@ async fn one_call(
             Ok(None) => return Ok(Some(Status::unavailable("the upload ended before its end"))),
             Err(status) => return Ok(Some(status)),
         };
-        if sending.is_none() {
+        if !std::mem::replace(&mut begun, true) {
             let send = send(path.to_owned(), received, sender.clone());
             sending = Some(tokio::spawn(send));
         }
@@ -339,13 +339,10 @@ async fn one_call(
 
 type Sending = tokio::task::JoinHandle<io::Result<()>>;
 
-/// How the sending ended, if it has.
+/// How the sending ended, if it just has.
 async fn finished(sending: &mut Option<Sending>) -> Option<Result<io::Result<()>, tokio::task::JoinError>> {
-    let ended = sending.as_ref().is_some_and(Sending::is_finished);
-    match sending {
-        Some(sending) if ended => Some(sending.await),
-        _ => None,
-    }
+    let ended = sending.take_if(|sending| sending.is_finished())?;
+    Some(ended.await)
 }
 
 /// Sends a file from an offset on, as fast as pieces are taken.

@@ -1,0 +1,236 @@
+//! Images on real hosts: imported once, fetched by those who need them, behind the disks of VMs that move.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use dalgu_tests::e2e::census::{at_rest, pids_of};
+use dalgu_tests::e2e::story::{self, Story};
+use dalgu_tests::e2e::words::{self, Vm, create, dalgu, json, try_dalgu};
+use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
+use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Where hosts keep copies.
+const STORE: &str = "/var/lib/dalgu/image-store";
+/// What the guest reads from the first sector of its disk: a count that it never made itself.
+const MARK: u64 = 4_711;
+/// Of the image's disk, in MiB; a part of it is noise, so that fetching it takes a while.
+const SIZE_MIB: usize = 32;
+
+/// A raw image whose first sector says what the guest looks for.
+fn image(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
+    let path = lab.layout().dir().join(name);
+    let mut bytes = vec![0; SIZE_MIB << 20];
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    for word in bytes[1 << 20..9 << 20].chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    let mark = format!("{:<511}\n", format!("dalgu-tick {MARK}"));
+    bytes[..512].copy_from_slice(mark.as_bytes());
+    fs::write(&path, bytes)?;
+    Ok(path)
+}
+
+async fn shown(lab: &Lab, image: &str) -> anyhow::Result<Value> {
+    json(lab, &["image", "get", image]).await
+}
+
+/// Hosts that say they have it, whole.
+fn copies(image: &Value) -> Vec<String> {
+    let copies = image["status"]["copies"].as_array().cloned().unwrap_or_default();
+    let ready = copies.iter().filter(|copy| copy["ready"] == true);
+    ready
+        .filter_map(|copy| Some(copy["host"].as_str()?.to_owned()))
+        .collect()
+}
+
+/// What is in a host's store.
+fn stored(lab: &Lab, host: u8) -> anyhow::Result<Vec<String>> {
+    let entries = fs::read_dir(lab.layout().host(host).outside(STORE))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
+}
+
+/// The guest has found on its disk what the image holds.
+async fn began_with_the_image(lab: &Lab, vm: &Vm) -> anyhow::Result<()> {
+    let file = story::file(lab, vm.host_number()?, &vm.uid);
+    let found = format!("disk holds {MARK}");
+    wait_for("what the disk holds", BOOT_LIMIT, async || {
+        fs::read_to_string(&file).is_ok_and(|said| said.contains(&found))
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn an_image_is_imported_once_and_vms_on_every_host_are_made_from_it_and_move() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(3), async |lab| {
+        let file = image(lab, "tiny.raw")?;
+        let file = file.to_string_lossy();
+        dalgu(
+            lab,
+            &["image", "import", &file, "--version", "1.0", "--replicas", "1"],
+        )
+        .await?;
+        let imported = shown(lab, "tiny:1.0").await?;
+        ensure!(
+            imported["status"]["state"] == "IMAGE_STATE_AVAILABLE",
+            "{imported}"
+        );
+        let digest = imported["status"]["digest"]
+            .as_str()
+            .context("no digest")?
+            .to_owned();
+        let first = copies(&imported);
+        ensure!(first.len() == 1, "{imported}");
+        let home = first[0].clone();
+        let other = if home == "h1" { "h2" } else { "h1" };
+
+        // Beside the image, and where it must be fetched first.
+        dalgu(lab, &create("near", "root=0,image=tiny", &["--host", &home])).await?;
+        dalgu(
+            lab,
+            &create("far", "root=64MiB,image=tiny:1.0", &["--host", other]),
+        )
+        .await?;
+        dalgu(
+            lab,
+            &create("whole", "root=0,image=tiny,clone=full", &["--host", other]),
+        )
+        .await?;
+        for name in ["near", "far", "whole"] {
+            began_with_the_image(lab, &words::vm(lab, name).await?).await?;
+        }
+        let mut now = copies(&shown(lab, "tiny").await?);
+        now.sort();
+        let mut both = vec![home.clone(), other.to_owned()];
+        both.sort();
+        ensure!(now == both, "copies on {now:?}");
+        for host in &both {
+            let number = host[1..].parse()?;
+            let path = lab
+                .layout()
+                .host(number)
+                .outside(STORE)
+                .join(format!("{digest}.qcow2"));
+            let sum = run("sha256sum", [&path]).await?;
+            ensure!(sum.starts_with(&digest), "{host} keeps something else: {sum}");
+        }
+
+        // With its overlay to a host that has never seen the image.
+        let third = ["h1", "h2", "h3"]
+            .into_iter()
+            .find(|host| !both.iter().any(|b| b == host));
+        let third = third.context("a third host")?;
+        let near = words::vm(lab, "near").await?;
+        let mut story = Story::default();
+        story.more(lab, &near, 25).await?;
+        dalgu(lab, &["vm", "migrate", "near", "--host", third]).await?;
+        let near = words::vm(lab, "near").await?;
+        ensure!(
+            near.host == third && pids_of(lab, &near.uid)?.len() == 1,
+            "{}",
+            near.all
+        );
+        story.more(lab, &near, 25).await?;
+        story.is_whole()?;
+        let size = |host: &str| {
+            let number = host[1..].parse()?;
+            let file = lab
+                .layout()
+                .host(number)
+                .outside("/var/lib/dalgu/local")
+                .join(&near.uid)
+                .join("root.qcow2");
+            anyhow::Ok(fs::metadata(file)?.len())
+        };
+        ensure!(
+            size(third)? < 4 << 20,
+            "the image was copied along: {} bytes",
+            size(third)?
+        );
+
+        // In use it stays; with its VMs gone it goes, everywhere.
+        let refused = try_dalgu(lab, &["image", "delete", "tiny:1.0"]).await?;
+        ensure!(
+            refused.code == 5 && refused.stderr.contains("near"),
+            "{refused:?}"
+        );
+        for name in ["near", "far", "whole"] {
+            dalgu(lab, &["vm", "delete", name, "--force"]).await?;
+        }
+        dalgu(lab, &["image", "delete", "tiny:1.0"]).await?;
+        wait_for("the image to be gone", REST_LIMIT, async || {
+            try_dalgu(lab, &["image", "get", "tiny:1.0"])
+                .await
+                .is_ok_and(|ended| ended.code != 0)
+        })
+        .await?;
+        for host in 1..=3 {
+            ensure!(
+                stored(lab, host)?.is_empty(),
+                "h{host} still has {:?}",
+                stored(lab, host)?
+            );
+        }
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn an_import_and_a_fetch_survive_the_death_of_everybody_who_takes_part() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(2), async |lab| {
+        let file = image(lab, "tiny.raw")?;
+        let file = file.to_string_lossy();
+        let import = ["image", "import", &file, "--replicas", "all", "--no-wait"];
+        // Each dies in the middle of one attempt, at another moment.
+        let deaths = [
+            (Daemon::Agent(1), 150),
+            (Daemon::Controller, 150),
+            (Daemon::Agent(2), 300),
+            (Daemon::Controller, 400),
+        ];
+        for (daemon, after_ms) in deaths {
+            let (attempt, killed) = tokio::join!(try_dalgu(lab, &import), async {
+                // The moment is what is varied here; nothing is waited for.
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                lab.signal(daemon, Signal::SIGKILL).await?;
+                lab.start(daemon).await
+            });
+            attempt?;
+            killed?;
+        }
+        wait_for("the import to be taken up and ended", BOOT_LIMIT, async || {
+            let _ = try_dalgu(lab, &import).await;
+            shown(lab, "tiny")
+                .await
+                .is_ok_and(|image| copies(&image).len() == 2)
+        })
+        .await?;
+        let image = shown(lab, "tiny").await?;
+        let digest = image["status"]["digest"].as_str().context("no digest")?;
+        let copy = format!("{digest}.qcow2");
+        for host in [1, 2] {
+            let left = stored(lab, host)?;
+            let records = left.iter().filter(|name| name.ends_with(".json")).count();
+            ensure!(
+                left.contains(&copy) && left.len() == 1 + records,
+                "h{host} has {left:?}"
+            );
+        }
+        dalgu(lab, &create("made", "root=0,image=tiny", &[])).await?;
+        began_with_the_image(lab, &words::vm(lab, "made").await?).await?;
+        dalgu(lab, &["vm", "delete", "made", "--force"]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
