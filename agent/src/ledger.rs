@@ -8,7 +8,7 @@ use std::{io, path::Path, sync::Arc};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, Session, Term, VmId, VmName},
-    vm::{PowerReason, PowerState, RestartMode, Spec},
+    vm::{PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -173,6 +173,10 @@ pub struct Vm {
     /// Boot of the host in which it was seen last.
     #[serde(default)]
     pub boot_id: String,
+    /// Documents of its first boot, until its disks are made. No part of the intent: what a generation means stays the same
+    /// when they are forgotten.
+    #[serde(default, skip_serializing_if = "Documents::is_empty")]
+    pub documents: Documents,
 }
 
 /// A host's part in a migration.
@@ -416,6 +420,7 @@ mod tests {
             done: Done::default(),
             last_seen: Some((PowerState::Running, PowerReason::Requested)),
             boot_id: "b".into(),
+            documents: Default::default(),
         }
     }
 

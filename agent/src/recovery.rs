@@ -144,6 +144,7 @@ mod tests {
             done: Done::default(),
             last_seen: None,
             boot_id: String::new(),
+            documents: Default::default(),
         }
     }
 

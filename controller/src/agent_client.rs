@@ -235,7 +235,10 @@ impl Agents {
         let (mut client, context) = self.client(state, &vm.owner)?;
         let request = agent::EnsureVmRequest {
             context,
-            vm: Some(agent_wire::intent(vm, &vm.intent, vm.epoch)),
+            vm: Some(agent::VmIntent {
+                first_boot: agent_wire::documents(vm),
+                ..agent_wire::intent(vm, &vm.intent, vm.epoch)
+            }),
         };
         let answer = call(&vm.owner, COMMAND, client.ensure_vm(request)).await?;
         answer

@@ -15,7 +15,7 @@ virt_packages=(
 )
 other_packages=(
     busybox-static cpio kmod iproute2 nftables dnsmasq-base util-linux procps pkg-config gcc g++
-    libc6-dev make systemd strace libxml2-utils prometheus curl jq xz-utils zstd lz4 gzip ca-certificates
+    libc6-dev make systemd strace libxml2-utils mtools prometheus curl jq xz-utils zstd lz4 gzip ca-certificates
 )
 # In newer releases libvirt is split finer; these are taken where they exist.
 split_packages=(

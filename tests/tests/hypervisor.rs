@@ -262,6 +262,9 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         kernel_boot: Some(kernel),
         restart_policy: RestartPolicy::Never,
         host_selector: Default::default(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     };
     Fixture {
         cluster,

@@ -10,7 +10,7 @@ use std::{fmt, future::Future, time::Duration};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId},
-    vm::{PowerReason, Spec},
+    vm::{PowerReason, Spec, first_boot::Documents},
 };
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
@@ -77,7 +77,13 @@ impl Fixture {
             epoch: Epoch(1),
             generation: Generation(1),
         };
-        Definition { id, name, mark, spec }
+        Definition {
+            id,
+            name,
+            mark,
+            spec,
+            documents: Documents::default(),
+        }
     }
 
     /// The suite for one hypervisor, each rule with its name; runs all and returns the broken ones.
@@ -538,8 +544,7 @@ pub async fn usage_covers_what_runs(hypervisor: &dyn Hypervisor, fixture: &Fixtu
         disks
             == vm
                 .spec
-                .disks
-                .iter()
+                .volumes()
                 .map(|disk| disk.name.as_str())
                 .collect::<Vec<_>>(),
         || format!("disks {disks:?}"),

@@ -215,6 +215,7 @@ impl Driver {
             name: vm.name.clone(),
             mark,
             spec: intent.spec.clone(),
+            documents: vm.documents.clone(),
         })
     }
 
@@ -467,5 +468,6 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         },
         last_seen: None,
         boot_id: String::new(),
+        documents: Default::default(),
     })
 }

@@ -12,6 +12,7 @@ use std::{
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, VmId, VmName},
     time::Clock,
+    vm::first_boot::Documents,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -109,6 +110,8 @@ pub struct Told {
     pub intent: Intent,
     /// Its disks have been made once, here or elsewhere: one that is missing is never made anew.
     pub disks_made: bool,
+    /// Documents of its first boot; empty once its disks are made.
+    pub documents: Documents,
 }
 
 /// What a VM's task can be asked.

@@ -221,6 +221,9 @@ mod tests {
                 kernel_boot: None,
                 restart_policy: Default::default(),
                 host_selector: Default::default(),
+                first_boot: None,
+                firmware: Default::default(),
+                tpm: false,
             },
             power: PowerState::Running,
             power_sequence: generation,
@@ -241,6 +244,7 @@ mod tests {
             done: Done::default(),
             last_seen: None,
             boot_id: String::new(),
+            documents: Default::default(),
         }
     }
 

@@ -50,6 +50,7 @@ mod tests {
             done: Done::default(),
             last_seen,
             boot_id: "boot-1".into(),
+            documents: Default::default(),
         }
     }
 

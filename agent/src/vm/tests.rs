@@ -28,6 +28,7 @@ use crate::{
 
 mod asking;
 mod defects;
+mod documents;
 mod late;
 mod moving;
 mod tombstones;
@@ -148,6 +149,7 @@ fn told(id: VmId, intent: Intent) -> Told {
         name: name(id),
         intent,
         disks_made: false,
+        documents: Default::default(),
     }
 }
 
@@ -192,6 +194,9 @@ fn intent(generation: u64, power: PowerState) -> Intent {
             kernel_boot: None,
             restart_policy: Default::default(),
             host_selector: Default::default(),
+            first_boot: None,
+            firmware: Default::default(),
+            tpm: false,
         },
         power,
         power_sequence: generation,

@@ -32,6 +32,7 @@ fn vm(slot: u64, number: u64) -> Vm {
         id: VmId::from_uuid(Uuid::from_u64_pair(1, slot)),
         // More than a sector, so that a write can be torn.
         boot_id: "b".repeat(700),
+        documents: Default::default(),
         name: "web".parse().expect("a name"),
         intent: None,
         epoch: Epoch(number),

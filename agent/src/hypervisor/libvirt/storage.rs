@@ -10,7 +10,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -18,7 +18,7 @@ use std::{
 
 use dalgu_proto::{
     ids::VmId,
-    vm::{Disk, DiskFormat},
+    vm::{Disk, DiskFormat, FirstBoot},
 };
 use nix::{
     fcntl::OFlag,
@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use super::{qemu_img::QemuImg, xml::Cache};
 use crate::{
+    first_boot,
     hypervisor::{Definition, Error},
     image::{self, Format, Inspected, Refusal},
 };
@@ -125,7 +126,43 @@ impl Storage {
                 self.create_one(pool, disk, &path, incoming, deadline).await?;
             }
         }
-        Ok(())
+        match &definition.spec.first_boot {
+            Some(first_boot) => self.create_medium(definition, first_boot, incoming),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the volume of the first boot, unless it is there; blank for a migration to fill.
+    fn create_medium(
+        &self,
+        definition: &Definition,
+        first_boot: &FirstBoot,
+        incoming: bool,
+    ) -> Result<(), Error> {
+        let medium = &first_boot.medium;
+        let pool = self.pool(&medium.pool)?;
+        let path = self.path(definition.id, medium)?;
+        if path.exists() || (incoming && pool.shared) {
+            return Ok(());
+        }
+        let bytes = match incoming {
+            true => Vec::new(),
+            false => first_boot::medium(definition, first_boot)?,
+        };
+        let dir = folder(pool, &path)?;
+        let partial = partial(&path, medium);
+        let made = || {
+            remove(&partial)?;
+            let mut file = new_file(&partial)?;
+            file.write_all(&bytes)?;
+            file.set_len(medium.size_mib << 20)?;
+            self.finish(dir, &file, &partial, &path)
+        };
+        made().map_err(|error| {
+            // It may hold passwords, and is made again.
+            let _ = remove(&partial);
+            failed(pool, error)
+        })
     }
 
     async fn create_one(
@@ -136,18 +173,8 @@ impl Storage {
         incoming: bool,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let dir = path
-            .parent()
-            .ok_or_else(|| failed(pool, "a disk without a directory"))?;
-        if !pool.path.is_dir() {
-            return Err(failed(
-                pool,
-                format!("{} is not a directory", pool.path.display()),
-            ));
-        }
-        fs::create_dir_all(dir).map_err(|error| failed(pool, error))?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|error| failed(pool, error))?;
-        let partial = path.with_extension(format!("{}.partial", disk.format.as_str()));
+        let dir = folder(pool, path)?;
+        let partial = partial(path, disk);
         remove(&partial).map_err(|error| failed(pool, error))?;
         let made = self.fill(pool, disk, &partial, incoming, deadline).await;
         let finished = made.and_then(|file| {
@@ -170,13 +197,7 @@ impl Storage {
         incoming: bool,
         deadline: Instant,
     ) -> Result<File, Error> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(partial)
-            .map_err(|error| failed(pool, error))?;
+        let file = new_file(partial).map_err(|error| failed(pool, error))?;
         let wanted = disk.size_mib << 20;
         let qemu_img = QemuImg::new(&file, wanted, deadline).map_err(|error| failed(pool, error))?;
         match disk.image.as_ref().filter(|_| !incoming) {
@@ -288,6 +309,36 @@ impl Storage {
         }
         Ok(())
     }
+}
+
+/// Makes the folder of a VM's disks in a pool that is there.
+fn folder<'a>(pool: &Pool, path: &'a Path) -> Result<&'a Path, Error> {
+    let dir = path
+        .parent()
+        .ok_or_else(|| failed(pool, "a disk without a directory"))?;
+    if !pool.path.is_dir() {
+        return Err(failed(
+            pool,
+            format!("{} is not a directory", pool.path.display()),
+        ));
+    }
+    fs::create_dir_all(dir).map_err(|error| failed(pool, error))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|error| failed(pool, error))?;
+    Ok(dir)
+}
+
+/// The name of a disk until it is whole.
+fn partial(path: &Path, disk: &Disk) -> PathBuf {
+    path.with_extension(format!("{}.partial", disk.format.as_str()))
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn probe_cache(pool: &Pool) -> Result<Cache, Error> {

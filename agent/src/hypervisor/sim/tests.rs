@@ -33,6 +33,9 @@ fn spec() -> Spec {
         kernel_boot: None,
         restart_policy: RestartPolicy::OnFailure,
         host_selector: Default::default(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     }
 }
 
