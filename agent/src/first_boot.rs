@@ -85,7 +85,7 @@ fn volume(definition: &Definition, first_boot: &FirstBoot) -> io::Result<Vec<u8>
     let options = FormatVolumeOptions::new()
         .volume_label(LABEL)
         .volume_id(u32::from_be_bytes([a, b, c, d]));
-    fatfs::format_volume(&mut Cursor::new(bytes.as_mut_slice()), options)?;
+    fatfs::format_volume(Cursor::new(bytes.as_mut_slice()), options)?;
     let volume = FileSystem::new(Cursor::new(bytes.as_mut_slice()), FsOptions::new())?;
     for (name, content) in [
         ("meta-data", meta_data.as_str()),

@@ -50,6 +50,8 @@ pub struct Fixture {
     pub cluster: ClusterId,
     /// What VMs are made of.
     pub spec: Spec,
+    /// Documents of its first boot.
+    pub documents: Documents,
     /// Whether guests obey a request to shut down.
     pub guests_obey: bool,
     /// Whether disks are real, so that a VM without them cannot start.
@@ -82,7 +84,7 @@ impl Fixture {
             name,
             mark,
             spec,
-            documents: Documents::default(),
+            documents: self.documents.clone(),
         }
     }
 

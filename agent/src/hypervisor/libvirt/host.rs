@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use dalgu_proto::{
     host::GuestFeature,
     ids::{ClusterId, VmId},
-    vm::{Disk, Nic},
+    vm::{Disk, Firmware, Nic},
 };
 use virt::connect::Connect;
 
@@ -101,6 +101,7 @@ impl Host {
             }),
             console: self.console_log(definition.id),
             firmware: spec.firmware,
+            nvram: (spec.firmware != Firmware::Bios).then(|| self.storage.nvram(definition.id)),
             tpm: spec.tpm,
         })
     }

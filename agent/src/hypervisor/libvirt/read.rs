@@ -191,6 +191,7 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         }),
         console: console.ok_or(unexpected("serial/source"))?.into(),
         firmware: firmware(&domain).ok_or(unexpected("os/firmware"))?,
+        nvram: domain.at(&["os", "nvram"]).map(|nvram| nvram.own_text().into()),
         tpm: devices.each("tpm").next().is_some(),
     })
 }

@@ -33,6 +33,9 @@ use crate::{
     image::{self, Format, Inspected, Refusal},
 };
 
+/// libvirt's directory for the variables of firmware, made by itself with the rights that QEMU needs.
+const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
+
 /// A directory that holds disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
@@ -50,6 +53,8 @@ pub struct Pool {
 pub(super) struct Storage {
     pub(super) pools: Vec<Pool>,
     pub(super) images: PathBuf,
+    /// Where libvirt keeps the variables of firmware.
+    pub(super) nvram: PathBuf,
     /// User that QEMU runs as, to whom disks are given.
     pub(super) owner: Option<String>,
     /// How each pool's disks are cached, as far as it was found out.
@@ -68,6 +73,7 @@ impl Storage {
         Self {
             pools,
             images,
+            nvram: NVRAM.into(),
             owner,
             caches: Mutex::default(),
         }
@@ -88,6 +94,11 @@ impl Storage {
     pub(super) fn path(&self, id: VmId, disk: &Disk) -> Result<PathBuf, Error> {
         let file = format!("{}.{}", disk.name, disk.format.as_str());
         Ok(self.pool(&disk.pool)?.path.join(id.to_string()).join(file))
+    }
+
+    /// The variables of a VM's firmware.
+    pub(super) fn nvram(&self, id: VmId) -> PathBuf {
+        self.nvram.join(format!("{id}_VARS.fd"))
     }
 
     /// How the writes of a pool's disks are cached: past the page cache where its file system allows that.
@@ -307,7 +318,13 @@ impl Storage {
                 _ => {}
             }
         }
-        Ok(())
+        // libvirt forgets it when it undefines the domain, and leaves it when the VM has moved away.
+        let nvram = self.nvram(id);
+        remove(&nvram).map_err(|error| Error::Failed {
+            call: "delete_volumes",
+            code: 0,
+            detail: format!("{}: {error}", nvram.display()),
+        })
     }
 }
 

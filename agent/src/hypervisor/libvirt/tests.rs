@@ -48,6 +48,7 @@ prop_compose! {
         nics in prop::collection::vec((text(), text(), text()), 0..4),
         kernel in prop::option::of((text(), prop::option::of(text()), text())),
         (console, kvm, tpm) in (text(), any::<bool>(), any::<bool>()),
+        nvram in text(),
         firmware in prop::sample::select(FIRMWARE.to_vec()),
     ) -> Model {
         Model {
@@ -70,6 +71,7 @@ prop_compose! {
                 cmdline,
             }),
             console: console.into(),
+            nvram: (firmware != Firmware::Bios).then(|| nvram.into()),
             firmware,
             tpm,
         }
@@ -125,6 +127,7 @@ fn large(accelerator: Accelerator) -> Model {
         }),
         console: "/var/log/dalgu/console/1.log".into(),
         firmware: Firmware::Bios,
+        nvram: None,
         tpm: false,
     }
 }
@@ -138,6 +141,7 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
         small.nics.clear();
         let firmware = |firmware| Model {
             firmware,
+            nvram: (firmware != Firmware::Bios).then(|| "/nvram/<1>_VARS.fd".into()),
             tpm: true,
             ..large(accelerator)
         };
@@ -184,6 +188,7 @@ fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() 
     model.nics.clear();
     model.disks[1].name = MEDIUM.to_owned();
     model.firmware = Firmware::UefiSecureBoot;
+    model.nvram = Some("/var/lib/libvirt/qemu/nvram/1_VARS.fd".into());
     model.tpm = true;
     let xml = model.to_xml().unwrap().replace("><", ">\n<");
     let expected = include_str!("tests/secure.xml");
@@ -386,6 +391,7 @@ async fn libvirts_test_driver_keeps_the_contract() {
     let fixture = contract::Fixture {
         cluster,
         spec,
+        documents: Documents::default(),
         guests_obey: true,
         // The driver opens no disks, so a start without them succeeds.
         has_volumes: false,

@@ -8,8 +8,9 @@
 //!   between hosts that share the pool sees no stale pages. `writeback` elsewhere, which also keeps every flush.
 //! - The serial line goes to a file, appended: the log goes on after a migration or a restart.
 //! - Firmware is chosen by libvirt, by what it must do and not by a path: hosts differ in where they keep it. Secure boot needs the
-//!   machine's SMM, so that the guest cannot change what is trusted. NVRAM and the state of the TPM lie where libvirt keeps them;
-//!   it takes them along in a migration, and away with the domain.
+//!   machine's SMM, so that the guest cannot change what is trusted. NVRAM lies in libvirt's own directory, by the VM's id: by its
+//!   name, as libvirt would call it, another VM of that name would be given it. What is left of it after a migration, `storage`
+//!   removes; the TPM's state libvirt removes itself.
 //! - A crashed guest ends (`on_crash`) and says so (`panic` device): restarting it is the agent's business.
 
 use std::path::{Path, PathBuf};
@@ -136,6 +137,8 @@ pub struct Model {
     pub console: PathBuf,
     /// What starts the guest.
     pub firmware: Firmware,
+    /// The variables of its firmware; for UEFI.
+    pub nvram: Option<PathBuf>,
     /// It has a TPM.
     pub tpm: bool,
 }
@@ -242,6 +245,9 @@ impl Model {
                     .child(feature("secure-boot"))
                     .child(feature("enrolled-keys")),
             );
+            if let Some(nvram) = &self.nvram {
+                os = os.child(leaf("nvram", path_text(nvram)?));
+            }
         } else {
             os = os.child(kind);
         }

@@ -43,6 +43,7 @@ fn fixture(cluster: ClusterId) -> contract::Fixture {
     contract::Fixture {
         cluster,
         spec: spec(),
+        documents: Default::default(),
         guests_obey: true,
         has_volumes: true,
         has_usage: true,

@@ -29,12 +29,13 @@ fn place() -> Place {
         path: dir.path().join(name),
         shared,
     };
-    let storage = Storage::new(
+    let mut storage = Storage::new(
         vec![pool("local", false), pool("shared", true)],
         dir.path().join("images"),
         None,
     );
-    for part in ["local", "shared", "images"] {
+    storage.nvram = dir.path().join("nvram");
+    for part in ["local", "shared", "images", "nvram"] {
         std::fs::create_dir(dir.path().join(part)).unwrap();
     }
     Place { dir, storage }
@@ -410,4 +411,17 @@ async fn the_volume_of_a_first_boot_is_made_once_for_its_owner_only_and_goes_wit
     place.storage.create(&vm, true, soon()).await.unwrap();
     let blank = std::fs::read(&path).unwrap();
     assert!(blank.len() == 1 << 20 && blank.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn variables_of_firmware_that_a_migration_left_go_with_the_disks() {
+    let place = place();
+    let vm = definition(vec![]);
+    std::fs::write(place.storage.nvram(vm.id), "of the VM").unwrap();
+    let other = place.dir.path().join("nvram/other_VARS.fd");
+    std::fs::write(&other, "of another").unwrap();
+    for _ in 0..2 {
+        place.storage.delete(vm.id, true).unwrap();
+    }
+    assert!(!place.storage.nvram(vm.id).exists() && other.exists());
 }
