@@ -217,6 +217,71 @@ mod tests {
     }
 
     #[test]
+    fn files_and_flags_make_a_first_boot_and_only_where_one_is_asked_for() {
+        const KEY: &str =
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ2FmRUUD/Zl3Xv5ASCkMSMZDpKpUVyNYmHnHcmyMJmM kim@city";
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let user_data = write("user", "#cloud-config\n{}\n");
+        let network = write("network", "version: 2\n");
+        let keys = write("keys", &format!("# two of us\n\n{KEY}\n{KEY}2\n"));
+        let vm = create(&[
+            "web",
+            "--disk",
+            "root=1GiB",
+            "--user-data",
+            &user_data,
+            "--network-config",
+            &network,
+            "--ssh-key",
+            KEY,
+            "--ssh-key",
+            &keys,
+            "--hostname",
+            "shop",
+            "--firmware",
+            "uefi-secure",
+            "--tpm",
+        ]);
+        let spec = vm.unwrap().spec.unwrap();
+        let told = spec.first_boot.clone().unwrap();
+        assert_eq!(told.user_data, "#cloud-config\n{}\n");
+        assert_eq!(
+            (told.network_config.as_str(), told.hostname.as_str()),
+            ("version: 2\n", "shop")
+        );
+        assert_eq!(
+            told.ssh_authorized_keys,
+            [KEY.to_owned(), KEY.to_owned(), format!("{KEY}2")]
+        );
+        assert_eq!((spec.firmware(), spec.tpm), (v1::Firmware::UefiSecureBoot, true));
+        assert!(dalgu_proto::vm::Spec::try_from(spec).is_ok());
+        assert_eq!(create(&["web"]).unwrap().spec.unwrap().first_boot, None);
+    }
+
+    #[test]
+    fn a_private_key_is_not_sent_and_a_file_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("id_ed25519");
+        std::fs::write(&path, "-----BEGIN OPENSSH PRIVATE KEY-----\nmarker\n").unwrap();
+        let private = create(&["web", "--ssh-key", path.to_str().unwrap()])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            private.contains("id_ed25519") && !private.contains("marker"),
+            "{private}"
+        );
+        for flag in ["--user-data", "--network-config", "--ssh-key"] {
+            let missing = create(&["web", flag, "/nonexistent"]).unwrap_err();
+            assert!(missing.to_string().contains("/nonexistent"), "{missing}");
+        }
+    }
+
+    #[test]
     fn a_vm_that_was_shown_can_be_created_again_under_another_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vm.yaml");

@@ -176,7 +176,7 @@ macro_rules! named {
 }
 
 named! {
-    EventKind Firmware HostState MigrationPhase OperationKind OperationState PowerReason PowerState RestartPolicy
+    EventKind Firmware GuestFeature HostState MigrationPhase OperationKind OperationState PowerReason PowerState RestartPolicy
     FindingSeverity SiteDifferenceKind VmState
 }
 

@@ -272,7 +272,8 @@ impl From<v1::Firmware> for Firmware {
 impl From<Firmware> for v1::Firmware {
     fn from(firmware: Firmware) -> Self {
         match firmware {
-            Firmware::Bios => Self::Bios,
+            // As programs say it that know of no other.
+            Firmware::Bios => Self::Unspecified,
             Firmware::Uefi => Self::Uefi,
             Firmware::UefiSecureBoot => Self::UefiSecureBoot,
         }
