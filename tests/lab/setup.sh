@@ -14,6 +14,7 @@ virt_packages=(
     libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils
 )
 other_packages=(
+    ovmf swtpm swtpm-tools
     busybox-static cpio kmod iproute2 nftables dnsmasq-base util-linux procps pkg-config gcc g++
     libc6-dev make systemd strace libxml2-utils mtools prometheus curl jq xz-utils zstd lz4 gzip ca-certificates
 )
