@@ -28,6 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".dalgu.v1.UploadImageRequest")
         .bytes(".dalgu.agent.v1.UploadImageRequest")
         .bytes(".dalgu.agent.v1.ReadImageResponse")
+        // They may hold passwords, and a message is printed in many ways: see `vm::first_boot`.
+        .skip_debug([".dalgu.v1.FirstBoot", ".dalgu.agent.v1.FirstBootDocuments"])
         .compile_fds(descriptors)?;
     Ok(())
 }

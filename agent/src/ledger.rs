@@ -9,7 +9,7 @@ use std::{io, path::Path, sync::Arc};
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, Session, Term, VmId, VmName},
     image::Digest,
-    vm::{PowerReason, PowerState, RestartMode, Spec},
+    vm::{PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -180,6 +180,10 @@ pub struct Vm {
     /// Images that its disks are made from, and who has them, as it was told last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<Need>,
+    /// Documents of its first boot, until its disks are made. No part of the intent: what a generation means stays the same
+    /// when they are forgotten.
+    #[serde(default, skip_serializing_if = "Documents::is_empty")]
+    pub documents: Documents,
 }
 
 impl Vm {
@@ -434,6 +438,7 @@ mod tests {
             last_seen: Some((PowerState::Running, PowerReason::Requested)),
             boot_id: "b".into(),
             images: Vec::new(),
+            documents: Default::default(),
         }
     }
 

@@ -49,6 +49,7 @@ pub use agent::{Agent, AgentParts};
 mod agent;
 pub mod config;
 mod console;
+pub mod first_boot;
 pub mod gate;
 pub mod host;
 pub mod hypervisor;

@@ -145,6 +145,7 @@ mod tests {
             last_seen: None,
             boot_id: String::new(),
             images: Vec::new(),
+            documents: Default::default(),
         }
     }
 

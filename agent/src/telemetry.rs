@@ -133,6 +133,7 @@ impl Telemetry {
                 inventory.hypervisor = about.version;
                 inventory.accelerator = about.accelerator;
                 inventory.accelerator_reason = about.accelerator_reason;
+                inventory.guest_features = about.guest_features;
             }
             silent => {
                 let error = match silent {
@@ -146,6 +147,7 @@ impl Telemetry {
                 inventory
                     .accelerator_reason
                     .clone_from(&before.accelerator_reason);
+                inventory.guest_features.clone_from(&before.guest_features);
             }
         }
         Some(inventory)

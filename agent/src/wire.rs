@@ -9,7 +9,7 @@ use dalgu_proto::{
     reason,
     time::{duration_to_wire, to_wire},
     v1,
-    vm::{PowerState, Spec},
+    vm::{PowerState, Spec, first_boot::Documents},
 };
 use tonic::Status as Refusal;
 
@@ -68,6 +68,7 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         intent,
         disks_made: wire.disks_made,
         images,
+        documents: wire.first_boot.as_ref().map(Documents::from).unwrap_or_default(),
     };
     Ok((id, told))
 }

@@ -114,6 +114,17 @@ fn failed() -> v1::Vm {
         spec: Some(v1::VmSpec {
             vcpus: 4,
             memory_mib: 8192,
+            first_boot: Some(v1::FirstBoot {
+                hostname: "db-1.city".into(),
+                ssh_authorized_keys: vec!["ssh-ed25519 AAAA kim@city".into()],
+                user_data_digest: Some(v1::DocumentDigest {
+                    sha256: "ab".repeat(32),
+                    size_bytes: 321,
+                }),
+                ..Default::default()
+            }),
+            firmware: v1::Firmware::UefiSecureBoot.into(),
+            tpm: true,
             ..Default::default()
         }),
         status: Some(status),

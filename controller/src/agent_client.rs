@@ -256,6 +256,7 @@ impl Agents {
             context,
             vm: Some(agent::VmIntent {
                 images,
+                first_boot: agent_wire::documents(vm),
                 ..agent_wire::intent(vm, &vm.intent, vm.epoch)
             }),
         };

@@ -91,7 +91,13 @@ pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
         grace_period_seconds: intent.grace_period_seconds,
         disks_made: vm.disks_made,
         images: Vec::new(),
+        first_boot: None,
     }
+}
+
+/// The documents that an agent needs to make a VM's disks.
+pub fn documents(vm: &VmRecord) -> Option<agent::FirstBootDocuments> {
+    (!vm.documents.is_empty()).then(|| (&vm.documents).into())
 }
 
 /// A VM as `host` reports it; `None` when its id is no UUID.

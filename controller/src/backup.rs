@@ -314,6 +314,7 @@ fn make(path: &Path, image: Image) -> Result<(), Error> {
         writes: image.records.into_iter().map(put).collect(),
         events: image.events,
         forget_events_to: 0,
+        erases: false,
     };
     sqlite::write(&mut connection, &[batch])?;
     connection.close().map_err(|(_, error)| error)?;

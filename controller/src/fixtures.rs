@@ -32,6 +32,9 @@ pub(crate) fn spec() -> Spec {
         }),
         restart_policy: RestartPolicy::OnFailure,
         host_selector: BTreeMap::new(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     }
 }
 
@@ -73,6 +76,7 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         unconfirmed: false,
         backup_generation: None,
         disks_made: false,
+        documents: Default::default(),
         revision: 1,
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use dalgu_proto::{
     host::Inventory,
     ids::{Epoch, Generation, HostName, ImageId, MigrationId, OperationId, Session, VmId, VmName},
-    vm::{PowerState, RestartMode, Spec},
+    vm::{PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -126,6 +126,9 @@ pub struct VmRecord {
     /// An operation on it has succeeded: its disks are there, or they are lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disks_made: bool,
+    /// Documents of its first boot, until its disks are made.
+    #[serde(default, skip_serializing_if = "Documents::is_empty")]
+    pub documents: Documents,
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,

@@ -55,6 +55,41 @@ pub struct Pool {
     pub error: Option<String>,
 }
 
+/// What a VM may need of its host's agent and hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestFeature {
+    /// The volume of a first boot.
+    FirstBoot,
+    /// UEFI.
+    Uefi,
+    /// UEFI with secure boot.
+    UefiSecureBoot,
+    /// A TPM in software.
+    Tpm,
+}
+
+impl GuestFeature {
+    /// What it is, for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FirstBoot => "first-boot data",
+            Self::Uefi => "UEFI firmware",
+            Self::UefiSecureBoot => "UEFI firmware with secure boot",
+            Self::Tpm => "a TPM for guests",
+        }
+    }
+
+    /// How a host comes to have it.
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::FirstBoot => "update its agent",
+            Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
+            Self::Tpm => "install the packages swtpm and swtpm-tools",
+        }
+    }
+}
+
 /// What a host is made of; changes seldom.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Inventory {
@@ -89,6 +124,9 @@ pub struct Inventory {
     pub accelerator_reason: String,
     /// Processor architecture.
     pub architecture: String,
+    /// What guests can have here, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guest_features: Vec<GuestFeature>,
 }
 
 impl Inventory {

@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ids, ids::VmId, image::Digest};
+use crate::{host::GuestFeature, ids, ids::VmId, image::Digest};
 
+pub mod first_boot;
 mod wire;
+
+pub use first_boot::FirstBoot;
 
 /// Most virtual processors of a VM.
 pub const MAX_VCPUS: u32 = 254;
@@ -184,6 +187,25 @@ pub struct KernelBoot {
     pub cmdline: String,
 }
 
+/// What starts a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Firmware {
+    /// SeaBIOS.
+    #[default]
+    Bios,
+    /// UEFI that starts what it is given.
+    Uefi,
+    /// UEFI that starts what is signed.
+    UefiSecureBoot,
+}
+
+impl Firmware {
+    fn is_bios(&self) -> bool {
+        *self == Self::Bios
+    }
+}
+
 /// What a VM is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -206,9 +228,36 @@ pub struct Spec {
     /// Labels a host must bear.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub host_selector: BTreeMap<String, String>,
+    /// What its guest is told at the first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_boot: Option<FirstBoot>,
+    /// What starts it.
+    #[serde(default, skip_serializing_if = "Firmware::is_bios")]
+    pub firmware: Firmware,
+    /// It has a TPM in software.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tpm: bool,
 }
 
 impl Spec {
+    /// Everything that a host keeps for it: its disks, and after them the volume of its first boot.
+    pub fn volumes(&self) -> impl Iterator<Item = &Disk> + Clone {
+        let medium = self.first_boot.as_ref().map(|first_boot| &first_boot.medium);
+        self.disks.iter().chain(medium)
+    }
+
+    /// What its host must have besides room.
+    pub fn features(&self) -> impl Iterator<Item = GuestFeature> {
+        let firmware = match self.firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi => Some(GuestFeature::Uefi),
+            Firmware::UefiSecureBoot => Some(GuestFeature::UefiSecureBoot),
+        };
+        let first_boot = self.first_boot.as_ref().map(|_| GuestFeature::FirstBoot);
+        let tpm = self.tpm.then_some(GuestFeature::Tpm);
+        [first_boot, firmware, tpm].into_iter().flatten()
+    }
+
     /// Fills in what follows from the VM's identity: MAC addresses that were left to Dalgu.
     pub fn fill_in(&mut self, id: VmId) {
         for nic in &mut self.nics {

@@ -14,8 +14,9 @@ virt_packages=(
     libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils
 )
 other_packages=(
+    ovmf swtpm swtpm-tools
     busybox-static cpio kmod iproute2 nftables dnsmasq-base util-linux procps pkg-config gcc g++
-    libc6-dev make systemd strace libxml2-utils prometheus curl jq xz-utils zstd lz4 gzip ca-certificates
+    libc6-dev make systemd strace libxml2-utils mtools prometheus curl jq xz-utils zstd lz4 gzip ca-certificates
 )
 # In newer releases libvirt is split finer; these are taken where they exist.
 split_packages=(

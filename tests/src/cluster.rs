@@ -133,6 +133,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Where everything on disk is.
+    pub fn path(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     /// Starts the controller; it dies by itself where its store was told to crash.
     pub async fn start_controller(&mut self) -> Result<()> {
         self.disk.crash_at(None);

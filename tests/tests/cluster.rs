@@ -4,11 +4,14 @@
 //! and after, each write to its store that the request leads to; after its restart everything must come to rest in a
 //! state that one of the two outcomes explains, with nothing lost, doubled or left over.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use dalgu_agent::hypervisor::{DomainState, Hypervisor};
-use dalgu_controller::store::memory::Crash;
+use dalgu_controller::store::{Store as _, memory::Crash};
 use dalgu_proto::{ids::VmId, reason, v1};
 use dalgu_tests::cluster::{Cluster, until, vm};
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
@@ -479,4 +482,113 @@ async fn the_doctor_finds_nothing_after_work_and_what_somebody_does_behind_dalgu
         &[owner.as_str()],
     )
     .await
+}
+
+/// What is said by everybody in this process.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Said {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Files below a directory that hold a text.
+fn holding(dir: &std::path::Path, marker: &str) -> Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type()))?;
+        if kind?.is_dir() {
+            found.extend(holding(&path, marker)?);
+        } else if let Ok(bytes) = std::fs::read(&path)
+            && bytes.windows(marker.len()).any(|part| part == marker.as_bytes())
+        {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn a_password_for_a_guest_is_in_no_log_answer_record_or_ledger_once_its_disks_are_made() -> Result<()> {
+    const MARKER: &str = "correct-horse-battery-staple";
+    let said = Said::default();
+    let writer = said.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(move || writer.clone())
+        .init();
+    let cluster = Cluster::start(2).await?;
+    let mut told = vm("web");
+    if let Some(spec) = &mut told.spec {
+        spec.first_boot = Some(v1::FirstBoot {
+            user_data: format!("#cloud-config\npassword: {MARKER}\n"),
+            network_config: format!("version: 2 # {MARKER}\n"),
+            ..Default::default()
+        });
+    }
+    let request = v1::CreateVmRequest {
+        vm: Some(told),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..Default::default()
+    };
+    ensure!(
+        !format!("{request:?}").contains(MARKER),
+        "a request is printed with it"
+    );
+    let mut vms = cluster.vms().await?;
+    vms.create_vm(request.clone()).await?;
+    let mut broken = request;
+    broken.request_id = uuid::Uuid::new_v4().to_string();
+    if let Some(first_boot) = broken
+        .vm
+        .iter_mut()
+        .filter_map(|vm| vm.spec.as_mut()?.first_boot.as_mut())
+        .next()
+    {
+        first_boot.user_data = format!("#cloud-config\n\"{MARKER}\": [{MARKER}\n");
+    }
+    let refused = vms.create_vm(broken).await.expect_err("it is no YAML");
+    cluster.until_at_rest().await?;
+    for what in [Ask::Stop, Ask::Start, Ask::Migrate] {
+        done(&cluster, what, "web").await?;
+    }
+    let found: usize = cluster.hosts.values().map(|host| host.sim.local_volumes()).sum();
+    ensure!(found == 2, "a disk and the volume of the first boot, not {found}");
+    let answers = format!(
+        "{:?} {:?} {:?} {refused:?}",
+        cluster.list_vms().await?,
+        cluster.list_operations().await?,
+        cluster.list_hosts().await?
+    );
+    ensure!(answers.contains("user_data_digest: Some"), "its digest is shown");
+    let store = format!("{:?}", cluster.disk.open().load()?);
+    ensure!(store.contains("VmCreated"), "events are in the store");
+    let log = said.text();
+    ensure!(
+        log.contains("intent accepted") && log.len() > 100_000,
+        "the log is not whole"
+    );
+    for (place, text) in [("an answer", answers), ("the store", store), ("a log", log)] {
+        ensure!(!text.contains(MARKER), "{place} holds it");
+    }
+    let files = holding(cluster.path(), MARKER)?;
+    ensure!(files.is_empty(), "{files:?} hold it");
+    done(&cluster, Ask::Delete, "web").await?;
+    cluster.check().await
 }

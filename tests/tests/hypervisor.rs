@@ -24,10 +24,14 @@ use dalgu_agent::{
     image, images,
 };
 use dalgu_proto::{
-    host::VmUsage,
+    host::{GuestFeature, VmUsage},
     ids::{ClusterId, VmId},
     image::Digest,
-    vm::{CloneMode, Disk, DiskFormat, KernelBoot, Nic, PowerReason, RestartPolicy, Spec},
+    v1,
+    vm::{
+        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, PowerReason, RestartPolicy, Spec,
+        first_boot::Documents,
+    },
 };
 use dalgu_tests::lab::{Daemon, Lab, Options, guest, layout::SHARED_DIR, with_lab};
 use nix::{
@@ -269,10 +273,14 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         kernel_boot: Some(kernel),
         restart_policy: RestartPolicy::Never,
         host_selector: Default::default(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     };
     Fixture {
         cluster,
         spec,
+        documents: Documents::default(),
         guests_obey: true,
         has_volumes: true,
         image: None,
@@ -771,4 +779,121 @@ async fn a_hung_guest_delays_no_other() -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Waits for a line that a guest says.
+async fn says(host: &InHost, id: VmId, line: &str) -> anyhow::Result<()> {
+    let log = host.console_log(id).context("no console")?;
+    contract::eventually(line, Duration::from_secs(90), async || {
+        let said = fs::read(&log).unwrap_or_default();
+        Ok(String::from_utf8_lossy(&said).contains(line))
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_guest_reads_what_it_is_told_at_its_first_boot_also_after_a_live_migration() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(2), async |lab| {
+        for pool in ["local", "shared"] {
+            let mut two = Two::open(lab, vec![disk("root", "local", DiskFormat::Qcow2)]).await?;
+            let told = v1::FirstBoot {
+                user_data: "#!/bin/sh\n#say well met\n".into(),
+                hostname: "shop".into(),
+                pool: pool.into(),
+                ..Default::default()
+            };
+            let mut spec = v1::VmSpec::from(two.fixture.spec.clone());
+            spec.first_boot = Some(told.clone());
+            two.fixture.spec = Spec::try_from(spec)?;
+            two.fixture.documents = Documents::from(&told);
+            let pair = two.pair();
+            let vm = pair.make().await?;
+            says(&two.source, vm.id, "first boot says well met").await?;
+            let name = format!("\"instance-id\":\"{}\",\"local-hostname\":\"shop\"", vm.id);
+            says(&two.source, vm.id, &name).await?;
+
+            two.source.migrate(&pair.order(&vm)).await?;
+            let file = format!("{}/first_boot.raw", vm.id);
+            let there = match pool {
+                "local" => two
+                    .destination
+                    .outside(Path::new("/var/lib/dalgu/local"))
+                    .join(file),
+                _ => lab.layout().shared().join(file),
+            };
+            let sum = std::process::Command::new("sha256sum")
+                .arg(&there)
+                .output()?
+                .stdout;
+            let sum = String::from_utf8(sum)?;
+            let sum = sum.split(' ').next().unwrap_or_default();
+            ensure!(sum.len() == 64, "no volume at the destination");
+            let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&there)?);
+            ensure!(mode & 0o777 == 0o600, "its mode is {mode:o}");
+            // The console of the destination begins with the migration.
+            says(&two.destination, vm.id, &format!("first boot is {sum}")).await?;
+            pair.remove(vm.id).await?;
+            ensure!(!there.exists(), "the volume is left");
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn firmware_and_tpm_are_found_start_and_move_with_their_vm() -> anyhow::Result<()> {
+    with_lab(&libvirt_only(2), async |lab| {
+        let mut two = Two::open(lab, vec![disk("root", "local", DiskFormat::Raw)]).await?;
+        let offered = two.source.about().await?.guest_features;
+        use GuestFeature::{FirstBoot, Tpm, Uefi, UefiSecureBoot};
+        ensure!(
+            offered == [FirstBoot, Uefi, UefiSecureBoot, Tpm],
+            "the set-up step installs ovmf and swtpm, and libvirt offers {offered:?}"
+        );
+        // Nothing is on the disk: what runs is the firmware.
+        two.fixture.spec.kernel_boot = None;
+        two.fixture.booted_line = None;
+        for firmware in [Firmware::Uefi, Firmware::UefiSecureBoot] {
+            two.fixture.spec.firmware = firmware;
+            two.fixture.spec.tpm = true;
+            let pair = two.pair();
+            let vm = pair.make().await?;
+            says(&two.source, vm.id, "BdsDxe").await?;
+            let nvram = format!("/var/lib/libvirt/qemu/nvram/{}_VARS.fd", vm.id);
+            let state = format!("/var/lib/libvirt/swtpm/{}", vm.id);
+            let own = |host: &InHost| [&nvram, &state].map(|path| host.outside(Path::new(path)).exists());
+            ensure!(
+                own(&two.source) == [true, true],
+                "at the source: {:?}",
+                own(&two.source)
+            );
+            two.source.migrate(&pair.order(&vm)).await?;
+            ensure!(
+                state_is(&two, vm.id).await? == (None, Some(DomainState::Running)),
+                "it has not moved"
+            );
+            ensure!(
+                own(&two.destination) == [true, true],
+                "NVRAM and TPM did not come along"
+            );
+            // As the agent tidies up, when it knows that the VM has moved.
+            two.source.delete_volumes(vm.id, true).await?;
+            ensure!(
+                own(&two.source) == [false, false],
+                "left at the source: {:?}",
+                own(&two.source)
+            );
+            pair.remove(vm.id).await?;
+            ensure!(own(&two.destination) == [false, false], "left at the destination");
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn state_is(two: &Two, id: VmId) -> anyhow::Result<(Option<DomainState>, Option<DomainState>)> {
+    Ok((state(&two.source, id).await?, state(&two.destination, id).await?))
 }

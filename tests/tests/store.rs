@@ -225,6 +225,7 @@ fn restored(image: Image) -> Result<memory::Disk> {
         writes: image.records.into_iter().map(put).collect(),
         events: image.events,
         forget_events_to: 0,
+        erases: false,
     }])?;
     Ok(disk)
 }

@@ -11,7 +11,7 @@ use std::{fmt, future::Future, time::Duration};
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId},
     image::Digest,
-    vm::{CloneMode, Disk, DiskFormat, PowerReason, Spec},
+    vm::{CloneMode, Disk, DiskFormat, PowerReason, Spec, first_boot::Documents},
 };
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
@@ -51,6 +51,8 @@ pub struct Fixture {
     pub cluster: ClusterId,
     /// What VMs are made of.
     pub spec: Spec,
+    /// Documents of its first boot.
+    pub documents: Documents,
     /// Whether guests obey a request to shut down.
     pub guests_obey: bool,
     /// Whether disks are real, so that a VM without them cannot start.
@@ -80,7 +82,13 @@ impl Fixture {
             epoch: Epoch(1),
             generation: Generation(1),
         };
-        Definition { id, name, mark, spec }
+        Definition {
+            id,
+            name,
+            mark,
+            spec,
+            documents: self.documents.clone(),
+        }
     }
 
     /// The suite for one hypervisor, each rule with its name; runs all and returns the broken ones.
@@ -585,8 +593,7 @@ pub async fn usage_covers_what_runs(hypervisor: &dyn Hypervisor, fixture: &Fixtu
         disks
             == vm
                 .spec
-                .disks
-                .iter()
+                .volumes()
                 .map(|disk| disk.name.as_str())
                 .collect::<Vec<_>>(),
         || format!("disks {disks:?}"),

@@ -17,9 +17,9 @@ use std::{
 
 use async_trait::async_trait;
 use dalgu_proto::{
-    host::VmUsage,
+    host::{GuestFeature, VmUsage},
     ids::{ClusterId, Epoch, Generation, MigrationId, VmId, VmName},
-    vm::{PowerReason, PowerState, Spec},
+    vm::{PowerReason, PowerState, Spec, first_boot::Documents},
 };
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -219,6 +219,8 @@ pub struct Definition {
     pub mark: Mark,
     /// What it is made of, MAC addresses filled in.
     pub spec: Spec,
+    /// Documents of its first boot; empty once its disks are made.
+    pub documents: Documents,
 }
 
 /// How to send a VM to another host.
@@ -302,6 +304,8 @@ pub struct About {
     pub accelerator: String,
     /// Why that accelerator.
     pub accelerator_reason: String,
+    /// What guests can have here, ascending.
+    pub guest_features: Vec<GuestFeature>,
 }
 
 /// See the module's documentation.
@@ -326,7 +330,7 @@ pub trait Hypervisor: Send + Sync {
     /// given [`Error::Timeout`]: what is seen meanwhile may change without any further call. Never waits.
     fn changing(&self, id: VmId) -> bool;
 
-    /// Makes the disks that are not there yet; never touches one that is, except to finish one that an earlier call
+    /// Makes the disks that are not there yet, the volume of the first boot with them; never touches one that is, except to finish one that an earlier call
     /// left half-made. `incoming` makes them blank for a migration to fill, those on shared pools left alone. 10 min.
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error>;
 

@@ -33,7 +33,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use dalgu_proto::{host::VmUsage, ids::VmId};
+use dalgu_proto::{
+    host::{GuestFeature, VmUsage},
+    ids::VmId,
+};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, broadcast, watch},
@@ -235,6 +238,12 @@ impl Hypervisor for Sim {
             version: concat!("simulated hypervisor ", env!("CARGO_PKG_VERSION")).into(),
             accelerator: "sim".into(),
             accelerator_reason: "guests are simulated".into(),
+            guest_features: vec![
+                GuestFeature::FirstBoot,
+                GuestFeature::Uefi,
+                GuestFeature::UefiSecureBoot,
+                GuestFeature::Tpm,
+            ],
         };
         self.0
             .call(Call::About, self.0.config.delays.look, |_, _| Ok(about))

@@ -218,6 +218,7 @@ impl Driver {
             name: vm.name.clone(),
             mark,
             spec: intent.spec.clone(),
+            documents: vm.documents.clone(),
         })
     }
 
@@ -476,5 +477,6 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         last_seen: None,
         boot_id: String::new(),
         images: Vec::new(),
+        documents: Default::default(),
     })
 }

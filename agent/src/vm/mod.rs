@@ -12,6 +12,7 @@ use std::{
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, VmId, VmName},
     time::Clock,
+    vm::first_boot::Documents,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -120,6 +121,8 @@ pub struct Told {
     pub disks_made: bool,
     /// Images that its disks are made from, and who has them.
     pub images: Vec<Need>,
+    /// Documents of its first boot; empty once its disks are made.
+    pub documents: Documents,
 }
 
 /// What a VM's task can be asked.

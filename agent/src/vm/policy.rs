@@ -221,6 +221,9 @@ mod tests {
                 kernel_boot: None,
                 restart_policy: Default::default(),
                 host_selector: Default::default(),
+                first_boot: None,
+                firmware: Default::default(),
+                tpm: false,
             },
             power: PowerState::Running,
             power_sequence: generation,
@@ -242,6 +245,7 @@ mod tests {
             last_seen: None,
             boot_id: String::new(),
             images: Vec::new(),
+            documents: Default::default(),
         }
     }
 

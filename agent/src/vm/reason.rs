@@ -51,6 +51,7 @@ mod tests {
             last_seen,
             boot_id: "boot-1".into(),
             images: Vec::new(),
+            documents: Default::default(),
         }
     }
 

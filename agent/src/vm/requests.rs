@@ -7,6 +7,7 @@
 use dalgu_proto::{
     ids::{Epoch, Generation},
     mutant::{self, Mutant},
+    vm::first_boot::Documents,
 };
 
 use super::{
@@ -42,6 +43,7 @@ impl Driver {
             intent,
             disks_made,
             images,
+            documents,
         } = told;
         match policy::ensure(self.vm.as_ref(), &intent)? {
             Accepted::Known => return self.told_sources(images).await,
@@ -56,7 +58,13 @@ impl Driver {
         let same_disks = known
             .as_ref()
             .and_then(|vm| vm.intent.as_ref())
-            .is_none_or(|before| before.spec.disks == intent.spec.disks);
+            .is_none_or(|before| before.spec.volumes().eq(intent.spec.volumes()));
+        let volumes = (done.volumes && same_disks) || disks_made;
+        let documents = match known.as_ref() {
+            _ if volumes => Documents::default(),
+            Some(vm) if documents.is_empty() => vm.documents.clone(),
+            _ => documents,
+        };
         let redefine = known
             .as_ref()
             .and_then(|vm| vm.intent.as_ref())
@@ -74,13 +82,14 @@ impl Driver {
             disposition: Disposition::Owned,
             done: Done {
                 defined: done.defined.filter(|_| !redefine),
-                volumes: (done.volumes && same_disks) || disks_made,
+                volumes,
                 power: counted(done.power),
                 power_begun: counted(done.power_begun),
                 ..done
             },
             last_seen: known.as_ref().and_then(|vm| vm.last_seen),
             boot_id: self.shared.boot_id.clone(),
+            documents,
             intent: Some(intent),
             images,
         };
@@ -109,6 +118,7 @@ impl Driver {
             tracing::info!(%generation, %epoch, "deletion accepted");
             self.replace(ledger::Vm {
                 disposition: Disposition::Deleting,
+                documents: Documents::default(),
                 generation,
                 epoch,
                 ..vm
@@ -150,6 +160,7 @@ impl Driver {
             last_seen: None,
             boot_id: self.shared.boot_id.clone(),
             images: Vec::new(),
+            documents: Default::default(),
         })
         .await
     }
@@ -183,6 +194,7 @@ impl Driver {
             last_seen: None,
             done: Done::default(),
             images: Vec::new(),
+            documents: Documents::default(),
             ..vm
         })
         .await?;

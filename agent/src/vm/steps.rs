@@ -212,6 +212,10 @@ impl Driver {
                 // Written down with what follows; until then they are looked for again.
                 if let Some(vm) = &mut self.vm {
                     vm.done.volumes = true;
+                    // Except what was to be kept no longer than this.
+                    if !std::mem::take(&mut vm.documents).is_empty() {
+                        self.save_vm().await;
+                    }
                 }
             }
             Step::DeleteVolumes => self.volumes_gone = true,

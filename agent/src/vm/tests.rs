@@ -29,6 +29,7 @@ use crate::{
 
 mod asking;
 mod defects;
+mod documents;
 mod late;
 mod moving;
 mod tombstones;
@@ -150,6 +151,7 @@ fn told(id: VmId, intent: Intent) -> Told {
         intent,
         disks_made: false,
         images: Vec::new(),
+        documents: Default::default(),
     }
 }
 
@@ -201,6 +203,9 @@ fn intent(generation: u64, power: PowerState) -> Intent {
             kernel_boot: None,
             restart_policy: Default::default(),
             host_selector: Default::default(),
+            first_boot: None,
+            firmware: Default::default(),
+            tpm: false,
         },
         power,
         power_sequence: generation,

@@ -97,6 +97,7 @@ impl Driver {
                 done: ledger::Done::default(),
                 last_seen: None,
                 boot_id: self.shared.boot_id.clone(),
+                documents: Default::default(),
                 intent: Some(prepare.intent),
                 images: prepare.images,
             };

@@ -157,9 +157,35 @@ pub struct SpecArgs {
     /// When its host starts it again by itself [default: on-failure].
     #[arg(long, value_enum, value_name = "POLICY", conflicts_with = "file")]
     pub restart_policy: Option<RestartPolicy>,
+    /// What its guest is told at the first boot.
+    #[command(flatten)]
+    pub first_boot: FirstBootArgs,
+    /// What starts it [default: bios].
+    #[arg(long, value_enum, value_name = "FIRMWARE", conflicts_with = "file")]
+    pub firmware: Option<Firmware>,
+    /// Give it a TPM 2.0 in software.
+    #[arg(long, conflicts_with = "file")]
+    pub tpm: bool,
     /// File that holds the VM as JSON or YAML, as `dalgu vm show -o yaml` prints it; - reads standard input.
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+}
+
+/// What a guest is told at its first boot. Any of these gives the VM the volume that cloud-init looks for.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FirstBootArgs {
+    /// File for cloud-init, such as a #cloud-config or a script; - reads standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "file")]
+    pub user_data: Option<PathBuf>,
+    /// File with the network configuration, version 2 in YAML; - reads standard input [default: DHCP on each interface].
+    #[arg(long, value_name = "FILE", conflicts_with = "file")]
+    pub network_config: Option<PathBuf>,
+    /// Public key for the image's usual user, or a file with some, such as ~/.ssh/id_ed25519.pub; may be given again.
+    #[arg(long = "ssh-key", value_name = "FILE|KEY", conflicts_with = "file")]
+    pub ssh_keys: Vec<String>,
+    /// Host name [default: the VM's name].
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    pub hostname: Option<String>,
 }
 
 /// A VM to be created.
@@ -226,7 +252,7 @@ const EXPLAIN_HELP: &str = "\
 #[command(after_help = EXPLAIN_HELP)]
 pub struct ExplainArgs {
     /// Name of the VM; leave it out to describe a VM that does not exist.
-    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "file"])]
+    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "user_data", "network_config", "ssh_keys", "hostname", "firmware", "tpm", "file"])]
     pub vm: Option<String>,
     /// Describe a VM that does not exist by the flags that follow; implied when no VM is named.
     #[arg(long = "spec", conflicts_with = "vm")]
@@ -240,6 +266,27 @@ pub struct ExplainArgs {
     /// What it would be made of.
     #[command(flatten)]
     pub spec: SpecArgs,
+}
+
+/// What starts a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Firmware {
+    /// SeaBIOS.
+    Bios,
+    /// UEFI.
+    Uefi,
+    /// UEFI that starts only what is signed.
+    UefiSecure,
+}
+
+impl From<Firmware> for v1::Firmware {
+    fn from(firmware: Firmware) -> Self {
+        match firmware {
+            Firmware::Bios => Self::Bios,
+            Firmware::Uefi => Self::Uefi,
+            Firmware::UefiSecure => Self::UefiSecureBoot,
+        }
+    }
 }
 
 /// When a host starts a VM again by itself.

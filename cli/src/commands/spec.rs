@@ -1,11 +1,14 @@
 //! Makes a VM of flags or of a file.
 
-use std::{io::Read as _, path::Path};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use dalgu_proto::v1;
 
 use crate::{
-    args::vm::{CreateArgs, SpecArgs},
+    args::vm::{CreateArgs, FirstBootArgs, SpecArgs},
     exit::Error,
     output::{human, json},
 };
@@ -21,7 +24,7 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
     let Some(path) = &args.spec.file else {
         let vm = v1::Vm {
             name: args.name.clone().unwrap_or_default(),
-            spec: Some(flags(&args.spec)),
+            spec: Some(flags(&args.spec)?),
             labels: args.labels.iter().cloned().collect(),
             description: args.description.clone().unwrap_or_default(),
             ..Default::default()
@@ -75,17 +78,17 @@ fn drop_generated_macs(spec: &mut v1::VmSpec) -> Vec<String> {
 pub fn of(args: &SpecArgs) -> Result<v1::VmSpec, Error> {
     match &args.file {
         Some(path) => Ok(file(path)?.spec.unwrap_or_default()),
-        None => Ok(flags(args)),
+        None => flags(args),
     }
 }
 
-fn flags(args: &SpecArgs) -> v1::VmSpec {
+fn flags(args: &SpecArgs) -> Result<v1::VmSpec, Error> {
     let kernel_boot = args.kernel.as_ref().map(|kernel| v1::KernelBoot {
         kernel: kernel.clone(),
         initrd: args.initrd.clone().unwrap_or_default(),
         cmdline: args.cmdline.clone().unwrap_or_default(),
     });
-    v1::VmSpec {
+    Ok(v1::VmSpec {
         vcpus: args.vcpus.unwrap_or(1),
         memory_mib: args.memory.unwrap_or(DEFAULT_MEMORY_MIB),
         disks: args.disks.clone(),
@@ -97,18 +100,61 @@ fn flags(args: &SpecArgs) -> v1::VmSpec {
             .into(),
         ha_tier: v1::HaTier::Unspecified.into(),
         host_selector: args.host_selector.iter().cloned().collect(),
+        first_boot: first_boot(&args.first_boot)?,
+        firmware: args.firmware.map_or(v1::Firmware::Unspecified, Into::into).into(),
+        tpm: args.tpm,
+    })
+}
+
+fn first_boot(args: &FirstBootArgs) -> Result<Option<v1::FirstBoot>, Error> {
+    let document = |path: &Option<PathBuf>| path.as_deref().map(text).transpose();
+    let mut keys = Vec::new();
+    for key in &args.ssh_keys {
+        keys.extend(public_keys(key)?);
     }
+    let first_boot = v1::FirstBoot {
+        user_data: document(&args.user_data)?.unwrap_or_default(),
+        network_config: document(&args.network_config)?.unwrap_or_default(),
+        ssh_authorized_keys: keys,
+        hostname: args.hostname.clone().unwrap_or_default(),
+        ..Default::default()
+    };
+    Ok((first_boot != v1::FirstBoot::default()).then_some(first_boot))
+}
+
+/// A key, or those in a file: one a line, but for comments. The file with the private one beside it has a like name, so
+/// nothing is sent that is no public key's line.
+fn public_keys(key: &str) -> Result<Vec<String>, Error> {
+    if key.contains(' ') {
+        return Ok(vec![key.to_owned()]);
+    }
+    let text = text(Path::new(key))?;
+    let lines = text.lines().map(str::trim);
+    let keys: Vec<_> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    let public = |key: &String| ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| key.starts_with(kind));
+    if keys.is_empty() || !keys.iter().all(public) {
+        let message = format!("{key} does not hold public keys: give a file that ends in .pub");
+        return Err(Error::Usage(message));
+    }
+    Ok(keys)
 }
 
 fn file(path: &Path) -> Result<v1::Vm, Error> {
+    let text = text(path)?;
+    json::read(&text).map_err(|why| Error::Usage(format!("{} does not hold a VM: {why}", path.display())))
+}
+
+fn text(path: &Path) -> Result<String, Error> {
     let text = if path == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)
     } else {
         std::fs::read_to_string(path)
     };
-    let text = text.map_err(|error| Error::Usage(format!("cannot read {}: {error}", path.display())))?;
-    json::read(&text).map_err(|why| Error::Usage(format!("{} does not hold a VM: {why}", path.display())))
+    text.map_err(|error| Error::Usage(format!("cannot read {}: {error}", path.display())))
 }
 
 #[cfg(test)]
@@ -168,6 +214,71 @@ mod tests {
             ("b", "1")
         );
         assert!(dalgu_proto::vm::Spec::try_from(spec).is_ok());
+    }
+
+    #[test]
+    fn files_and_flags_make_a_first_boot_and_only_where_one_is_asked_for() {
+        const KEY: &str =
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ2FmRUUD/Zl3Xv5ASCkMSMZDpKpUVyNYmHnHcmyMJmM kim@city";
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let user_data = write("user", "#cloud-config\n{}\n");
+        let network = write("network", "version: 2\n");
+        let keys = write("keys", &format!("# two of us\n\n{KEY}\n{KEY}2\n"));
+        let vm = create(&[
+            "web",
+            "--disk",
+            "root=1GiB",
+            "--user-data",
+            &user_data,
+            "--network-config",
+            &network,
+            "--ssh-key",
+            KEY,
+            "--ssh-key",
+            &keys,
+            "--hostname",
+            "shop",
+            "--firmware",
+            "uefi-secure",
+            "--tpm",
+        ]);
+        let spec = vm.unwrap().spec.unwrap();
+        let told = spec.first_boot.clone().unwrap();
+        assert_eq!(told.user_data, "#cloud-config\n{}\n");
+        assert_eq!(
+            (told.network_config.as_str(), told.hostname.as_str()),
+            ("version: 2\n", "shop")
+        );
+        assert_eq!(
+            told.ssh_authorized_keys,
+            [KEY.to_owned(), KEY.to_owned(), format!("{KEY}2")]
+        );
+        assert_eq!((spec.firmware(), spec.tpm), (v1::Firmware::UefiSecureBoot, true));
+        assert!(dalgu_proto::vm::Spec::try_from(spec).is_ok());
+        assert_eq!(create(&["web"]).unwrap().spec.unwrap().first_boot, None);
+    }
+
+    #[test]
+    fn a_private_key_is_not_sent_and_a_file_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("id_ed25519");
+        std::fs::write(&path, "-----BEGIN OPENSSH PRIVATE KEY-----\nmarker\n").unwrap();
+        let private = create(&["web", "--ssh-key", path.to_str().unwrap()])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            private.contains("id_ed25519") && !private.contains("marker"),
+            "{private}"
+        );
+        for flag in ["--user-data", "--network-config", "--ssh-key"] {
+            let missing = create(&["web", flag, "/nonexistent"]).unwrap_err();
+            assert!(missing.to_string().contains("/nonexistent"), "{missing}");
+        }
     }
 
     #[test]

@@ -216,6 +216,11 @@ fn hardware(page: &mut human::Page, made: &v1::HostInventory) {
     };
     page.line("Accelerator", human::or_dash(&made.accelerator) + &why);
     page.line("Bridges", human::or_dash(&made.bridges.join(", ")));
+    let features = made.guest_features.iter();
+    let features: Vec<_> = features
+        .map(|feature| human::value::<v1::GuestFeature>(*feature))
+        .collect();
+    page.line_if("For guests", &features.join(", "));
 }
 
 fn load(page: &mut human::Page, usage: &v1::HostUsage, cpus: u32, now: Timestamp) {

@@ -176,7 +176,8 @@ macro_rules! named {
 }
 
 named! {
-    EventKind HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind OperationState PowerReason PowerState RestartPolicy
+    EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
+    OperationState PowerReason PowerState RestartPolicy
     FindingSeverity SiteDifferenceKind VmState
 }
 

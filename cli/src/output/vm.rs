@@ -34,6 +34,35 @@ fn cpu(vm: &v1::Vm) -> String {
     }
 }
 
+/// What it boots with, where that is not the usual.
+fn boot(page: &mut human::Page, spec: &v1::VmSpec) {
+    match v1::Firmware::try_from(spec.firmware) {
+        Ok(v1::Firmware::Unspecified | v1::Firmware::Bios) => {}
+        _ => _ = page.line("Firmware", human::value::<v1::Firmware>(spec.firmware)),
+    }
+    if spec.tpm {
+        page.line("TPM", "2.0");
+    }
+    let Some(first_boot) = &spec.first_boot else {
+        return;
+    };
+    let digest = |digest: &Option<v1::DocumentDigest>| {
+        let known = digest.as_ref();
+        known
+            .map(|known| format!("{} bytes, SHA-256 {}", known.size_bytes, known.sha256))
+            .unwrap_or_default()
+    };
+    page.line_if("Host name", &first_boot.hostname)
+        .line_if("User data", &digest(&first_boot.user_data_digest))
+        .line_if(
+            "Network configuration",
+            &digest(&first_boot.network_config_digest),
+        );
+    for key in &first_boot.ssh_authorized_keys {
+        page.line("SSH key", key);
+    }
+}
+
 impl Resource for v1::Vm {
     const MESSAGE: &'static str = "dalgu.v1.Vm";
     const PLURAL: &'static str = "VMs";
@@ -110,6 +139,7 @@ impl Resource for v1::Vm {
                 .line_if("Initrd", &boot.initrd)
                 .line_if("Command line", &boot.cmdline);
         }
+        boot(&mut page, &spec);
         page.line("Restart policy", restart_policy(&spec));
         if !spec.host_selector.is_empty() {
             page.line("Host selector", human::labels(&spec.host_selector));

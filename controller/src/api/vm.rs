@@ -6,7 +6,7 @@ use dalgu_proto::{
     ids::{HostName, VmName},
     reason,
     v1::{self, vm_service_server::VmService},
-    vm::{RestartMode, Spec},
+    vm::{Invalid, RestartMode, Spec, first_boot::Documents},
 };
 use futures::{StreamExt, stream::BoxStream};
 use prost::Message;
@@ -109,11 +109,16 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
     let spec = vm
         .spec
         .ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;
-    let spec = Spec::try_from(spec)
-        .map_err(|invalid| reason::invalid(&format!("vm.spec.{}", invalid.field), invalid.message))?;
+    let documents = spec.first_boot.as_ref().map(Documents::from).unwrap_or_default();
+    let invalid = |invalid: Invalid| reason::invalid(&format!("vm.spec.{}", invalid.field), invalid.message);
+    let spec = Spec::try_from(spec).map_err(invalid)?;
+    if let Some(first_boot) = &spec.first_boot {
+        first_boot.check(&documents).map_err(invalid)?;
+    }
     Ok(Create {
         name,
         spec,
+        documents,
         labels: request::labels("vm.labels", &vm.labels)?,
         description: request::text("vm.description", vm.description, MAX_DESCRIPTION)?,
         stopped: request.stopped,

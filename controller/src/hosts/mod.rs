@@ -87,6 +87,7 @@ fn look<'a>(
         pools: pools.collect(),
         bridges: Cow::Borrowed(&host.inventory.bridges),
         accelerator: Cow::Borrowed(&host.inventory.accelerator),
+        guest_features: Cow::Borrowed(&host.inventory.guest_features),
         usage: usage.map(UsageView::of),
         unmanaged_vcpus,
         unmanaged_memory_mib,

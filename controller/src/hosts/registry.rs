@@ -369,6 +369,7 @@ fn keep(old: &Inventory, mut new: Inventory) -> Inventory {
         new.hypervisor.clone_from(&old.hypervisor);
         new.accelerator.clone_from(&old.accelerator);
         new.accelerator_reason.clone_from(&old.accelerator_reason);
+        new.guest_features.clone_from(&old.guest_features);
     }
     let mut bare = old.clone();
     for pool in bare.pools.iter_mut().chain(&mut new.pools) {

@@ -4,6 +4,7 @@
 //! failed tests are found, not only the first, so that an operator need not ask twice. What fails is kept as a
 //! [`Lack`], which borrows; words are made from it only for the answer.
 
+use dalgu_proto::host::GuestFeature;
 use serde::{Deserialize, Serialize};
 
 use super::view::{HostView, Request};
@@ -34,6 +35,8 @@ pub enum Constraint {
     Bridge,
     /// Guests run on another accelerator.
     Accelerator,
+    /// The guest needs a part that is missing.
+    Feature,
 }
 
 impl Constraint {
@@ -51,6 +54,7 @@ impl Constraint {
             Self::Storage => "STORAGE",
             Self::Bridge => "BRIDGE",
             Self::Accelerator => "ACCELERATOR",
+            Self::Feature => "FEATURE",
         }
     }
 }
@@ -126,6 +130,9 @@ pub(super) enum Lack<'a> {
         needed: &'a str,
         found: &'a str,
     },
+    Feature {
+        feature: GuestFeature,
+    },
 }
 
 /// Finds all tests that the host fails, in the order of [`Constraint`].
@@ -178,6 +185,9 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
             found: &host.accelerator,
         });
     }
+    let missing = request.spec.features();
+    let missing = missing.filter(|feature| !host.guest_features.contains(feature));
+    found.extend(missing.map(|feature| Lack::Feature { feature }));
     found
 }
 
@@ -260,6 +270,7 @@ impl Lack<'_> {
             Self::Storage { .. } => Constraint::Storage,
             Self::Bridge { .. } => Constraint::Bridge,
             Self::Accelerator { .. } => Constraint::Accelerator,
+            Self::Feature { .. } => Constraint::Feature,
         }
     }
 
@@ -340,6 +351,9 @@ impl Lack<'_> {
             Self::Bridge { bridge } => format!("has no bridge {bridge}"),
             Self::Accelerator { needed, found } => {
                 format!("runs guests with {found}, the VM runs with {needed}")
+            }
+            Self::Feature { feature } => {
+                format!("does not offer {}: {}", feature.as_str(), feature.remedy())
             }
         }
     }

@@ -134,6 +134,7 @@ fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
                         .collect(),
                 ),
                 accelerator: if flags.3 { "kvm" } else { "tcg" }.into(),
+                guest_features: Cow::default(),
                 bridges: BRIDGES
                     .iter()
                     .take(flags.4)

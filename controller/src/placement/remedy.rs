@@ -6,7 +6,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use dalgu_proto::{ids::HostName, vm::Spec};
+use dalgu_proto::{host::GuestFeature, ids::HostName, vm::Spec};
 use serde::{Deserialize, Serialize};
 
 use super::view::{HostView, PoolView, Request};
@@ -82,6 +82,13 @@ pub enum Change {
         /// The bridge.
         bridge: String,
     },
+    /// Give guests on a host what it does not offer.
+    AddFeature {
+        /// The host.
+        host: HostName,
+        /// What is missing.
+        feature: GuestFeature,
+    },
     /// Leave the choice of the host open.
     AnyHost,
     /// Do without a label in the selector.
@@ -143,7 +150,8 @@ impl Change {
             | Self::FreeStorage { host, .. }
             | Self::AddPool { host, .. }
             | Self::RepairPool { host, .. }
-            | Self::AddBridge { host, .. } => {
+            | Self::AddBridge { host, .. }
+            | Self::AddFeature { host, .. } => {
                 if let Some(host) = hosts.iter_mut().find(|candidate| candidate.name == *host) {
                     self.apply_to(host);
                 }
@@ -175,6 +183,7 @@ impl Change {
                 }
             }
             Self::AddBridge { bridge, .. } => host.bridges.to_mut().push(bridge.clone()),
+            Self::AddFeature { feature, .. } => host.guest_features.to_mut().push(*feature),
             // The rest changes no host.
             _ => {}
         }
@@ -203,7 +212,7 @@ impl Change {
             }
             Self::SetLabel { .. } | Self::DropSelector { .. } => (2, 1000),
             Self::MakeReady { .. } => (4, 0),
-            Self::AddBridge { .. } | Self::RepairPool { .. } => (5, 0),
+            Self::AddBridge { .. } | Self::RepairPool { .. } | Self::AddFeature { .. } => (5, 0),
             Self::AddPool { .. } => (8, 0),
             Self::AddHost { .. } => (100, 0),
         }
@@ -234,8 +243,7 @@ fn empty_pool(name: &str, mib: u64) -> PoolView<'static> {
 /// Makes the disks of a pool smaller, the last ones first, until their sum is at most `at_most_mib`; each keeps 1 MiB.
 fn shrink(spec: &mut Spec, pool: &str, at_most_mib: u64) {
     let sum: u64 = spec
-        .disks
-        .iter()
+        .volumes()
         .filter(|disk| disk.pool == pool)
         .map(|disk| disk.size_mib)
         .sum();
@@ -267,6 +275,7 @@ fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         pools: request.pools().map(|(pool, mib)| empty_pool(pool, mib)).collect(),
         bridges: spec.nics.iter().map(|nic| nic.bridge.clone()).collect(),
         accelerator: request.accelerator.clone().unwrap_or_default().into(),
+        guest_features: spec.features().collect(),
         usage: None,
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
@@ -301,6 +310,9 @@ impl fmt::Display for Change {
             Self::AddPool { host, pool, mib } => write!(f, "give {host} a pool {pool} with {mib} MiB free"),
             Self::RepairPool { host, pool } => write!(f, "repair pool {pool} of {host}"),
             Self::AddBridge { host, bridge } => write!(f, "give {host} a bridge {bridge}"),
+            Self::AddFeature { host, feature } => {
+                write!(f, "give {host} {} ({})", feature.as_str(), feature.remedy())
+            }
             Self::AnyHost => f.write_str("name no host"),
             Self::DropSelector { key } => write!(f, "leave label {key} out of the host selector"),
             Self::AskVcpus { at_most: 1 } => f.write_str("ask for 1 vCPU"),

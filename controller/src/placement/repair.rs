@@ -73,6 +73,7 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
             host: name,
             bridge: bridge.to_owned(),
         },
+        Lack::Feature { feature } => Change::AddFeature { host: name, feature },
     })
 }
 
@@ -100,8 +101,7 @@ pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
 fn disks_in(request: &Request, pool: &str) -> u64 {
     request
         .spec
-        .disks
-        .iter()
+        .volumes()
         .filter(|disk| disk.pool == pool)
         .map(|_| 1)
         .sum()
@@ -142,5 +142,8 @@ fn empty_spec() -> Spec {
         kernel_boot: None,
         restart_policy: RestartPolicy::default(),
         host_selector: std::collections::BTreeMap::new(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     }
 }

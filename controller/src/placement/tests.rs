@@ -23,6 +23,9 @@ pub(super) fn spec() -> Spec {
         kernel_boot: None,
         restart_policy: RestartPolicy::OnFailure,
         host_selector: BTreeMap::new(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     }
 }
 
@@ -57,6 +60,7 @@ pub(super) fn host(name: &str) -> HostView<'static> {
         pools: vec![pool("local", false)],
         bridges: vec!["br0".to_owned()].into(),
         accelerator: "kvm".into(),
+        guest_features: Cow::default(),
         usage: Some(idle()),
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
@@ -447,4 +451,58 @@ fn the_network_is_judged_by_its_busiest_physical_link() {
         0.0
     );
     assert_eq!(use_of(vec![nic(wire, gigabit, 1e12)]), 1.0);
+}
+
+#[test]
+fn a_host_that_lacks_what_a_guest_needs_says_what_to_install() {
+    use dalgu_proto::host::GuestFeature::{Tpm, UefiSecureBoot};
+    let mut spec = spec();
+    spec.firmware = dalgu_proto::vm::Firmware::UefiSecureBoot;
+    spec.tpm = true;
+    let request = Request::new(spec);
+    let bare = host("h1");
+    let decision = decide(&request, std::slice::from_ref(&bare), &Policy::Spread);
+    let told: Vec<_> = decision.verdicts[0]
+        .shortfalls
+        .iter()
+        .map(|lack| (lack.constraint, lack.message.as_str()))
+        .collect();
+    let expected = [
+        "does not offer UEFI firmware with secure boot: install the package ovmf",
+        "does not offer a TPM for guests: install the packages swtpm and swtpm-tools",
+    ];
+    assert_eq!(told, expected.map(|message| (Constraint::Feature, message)));
+    let hint = decision.hint.unwrap().text;
+    assert_eq!(
+        hint,
+        "give h1 UEFI firmware with secure boot (install the package ovmf) and give h1 a TPM for guests (install the packages \
+         swtpm and swtpm-tools)"
+    );
+    let fitted = HostView {
+        guest_features: vec![UefiSecureBoot, Tpm].into(),
+        ..host("h2")
+    };
+    let decision = decide(&request, &[bare, fitted], &Policy::Spread);
+    assert_eq!(decision.host.unwrap().as_str(), "h2");
+}
+
+#[test]
+fn the_volume_of_a_first_boot_takes_room_in_its_pool_and_an_agent_that_knows_it() {
+    let mut wire = dalgu_proto::v1::VmSpec::from(spec());
+    wire.first_boot = Some(dalgu_proto::v1::FirstBoot {
+        pool: "shared".into(),
+        ..Default::default()
+    });
+    let request = Request::new(Spec::try_from(wire).unwrap());
+    assert_eq!(
+        request.pools().collect::<Vec<_>>(),
+        [("local", 10_240), ("shared", 1)]
+    );
+    let decision = decide(&request, &[host("h1")], &Policy::Spread);
+    let told: Vec<_> = decision.verdicts[0]
+        .shortfalls
+        .iter()
+        .map(|lack| lack.constraint)
+        .collect();
+    assert_eq!(told, [Constraint::Pool, Constraint::Feature]);
 }

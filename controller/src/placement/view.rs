@@ -6,7 +6,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use dalgu_proto::{
-    host,
+    host::{self, GuestFeature},
     ids::HostName,
     vm::{Disk, Spec},
 };
@@ -64,22 +64,20 @@ impl Request {
 
     /// The pools that disks are on, in the order of the disks, each with the sum of their sizes in MiB.
     pub fn pools(&self) -> impl Iterator<Item = (&str, u64)> {
-        let disks = &self.spec.disks;
-        let first =
-            |(index, disk): &(usize, &Disk)| !disks[..*index].iter().any(|other| other.pool == disk.pool);
-        disks
-            .iter()
+        let volumes = self.spec.volumes();
+        let before = volumes.clone();
+        let first = move |(index, disk): &(usize, &Disk)| {
+            !before.clone().take(*index).any(|other| other.pool == disk.pool)
+        };
+        let sum = |disk: &Disk| {
+            let there = self.spec.volumes().filter(|other| other.pool == disk.pool);
+            there.fold(0_u64, |sum, other| sum.saturating_add(other.size_mib))
+        };
+        volumes
             .enumerate()
             .filter(first)
-            .map(|(_, disk)| (disk.pool.as_str(), pool_sum(disks, &disk.pool)))
+            .map(move |(_, disk)| (disk.pool.as_str(), sum(disk)))
     }
-}
-
-fn pool_sum(disks: &[Disk], pool: &str) -> u64 {
-    disks
-        .iter()
-        .filter(|disk| disk.pool == pool)
-        .fold(0, |sum, disk| sum.saturating_add(disk.size_mib))
 }
 
 /// A storage pool of a host.
@@ -235,6 +233,8 @@ pub struct HostView<'a> {
     pub bridges: Cow<'a, [String]>,
     /// How guests run here: "kvm" or "tcg".
     pub accelerator: Cow<'a, str>,
+    /// What guests can have here.
+    pub guest_features: Cow<'a, [GuestFeature]>,
     /// Last sample, unless it is too old to be believed.
     pub usage: Option<UsageView>,
     /// Virtual processors of running domains that are not Dalgu's.

@@ -12,7 +12,7 @@ use dalgu_proto::{
     vm::{PowerReason, PowerState},
 };
 
-use super::let_go;
+use super::{let_go, step};
 use crate::{
     agent_wire::Reported,
     incarnation,
@@ -127,6 +127,10 @@ fn observe(tx: &mut Tx, vm: &VmRecord, new: Observation, new_run: bool) {
         tx.refuse(vm.id, None);
     }
     tell(tx, vm, old.as_deref(), &new);
+    // Whatever becomes of the operation that waits for it: what was made from them is there.
+    if !vm.documents.is_empty() && new.observed == vm.intent.generation {
+        step::disks_are_made(tx, vm.id);
+    }
     tx.observe(vm.id, Some(new));
     tx.touch(vm.id);
 }

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use dalgu_proto::{
     ids::VmId,
     mutant::{self, Mutant},
+    vm::first_boot::Documents,
 };
 use jiff::Timestamp;
 
@@ -153,11 +154,12 @@ pub fn end(tx: &mut Tx, ending: Ending) {
     tx.put_operation(operation);
 }
 
-/// From now on no host makes the VM's disks anew.
-fn disks_are_made(tx: &mut Tx, id: VmId) {
+/// From now on no host makes the VM's disks anew, and nobody needs what they were made from.
+pub(super) fn disks_are_made(tx: &mut Tx, id: VmId) {
     if let Some(vm) = tx.vms.get(&id).filter(|vm| !vm.disks_made).cloned() {
         tx.put_vm(VmRecord {
             disks_made: true,
+            documents: Documents::default(),
             ..(*vm).clone()
         });
     }

@@ -35,6 +35,7 @@ pub struct Tx {
     writes: Vec<Write>,
     events: Vec<(u64, String)>,
     forget_events_to: u64,
+    erases: bool,
     touched: BTreeSet<VmId>,
     base_revision: u64,
     now: Timestamp,
@@ -75,6 +76,7 @@ impl Tx {
             writes: Vec::new(),
             events: Vec::new(),
             forget_events_to: 0,
+            erases: false,
             touched: BTreeSet::new(),
             base_revision,
             now,
@@ -143,7 +145,7 @@ impl Tx {
             } else {
                 reserved.vms.saturating_sub(1)
             };
-            for disk in &vm.spec.disks {
+            for disk in vm.spec.volumes() {
                 change(
                     reserved.disks_mib.entry(disk.pool.clone()).or_insert(0),
                     disk.size_mib,
@@ -159,7 +161,7 @@ impl Tx {
     }
 
     fn hold_pools(&mut self, vm: &VmRecord, add: bool) {
-        for disk in &vm.spec.disks {
+        for disk in vm.spec.volumes() {
             let sum = self.state.pools_mib.entry(disk.pool.clone()).or_insert(0);
             *sum = if add {
                 sum.saturating_add(disk.size_mib)
@@ -186,6 +188,8 @@ impl Tx {
     /// Puts a VM.
     pub fn put_vm(&mut self, mut vm: VmRecord) {
         vm.revision = self.revision();
+        let before = self.state.vms.get(&vm.id);
+        self.erases |= before.is_some_and(|before| before.documents != vm.documents);
         self.write(Table::Vms, vm.id, Some(json(&vm)));
         self.touch(vm.id);
         self.index_vm(Arc::new(vm));
@@ -498,6 +502,7 @@ impl Tx {
             writes: self.writes,
             events: self.events,
             forget_events_to: self.forget_events_to,
+            erases: self.erases,
         };
         if !batch.is_empty() {
             let value = Some(json(&self.state.meta));

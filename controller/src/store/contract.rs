@@ -24,6 +24,7 @@ fn batch(writes: Vec<Write>, events: &[u64]) -> Batch {
         writes,
         events,
         forget_events_to: 0,
+        erases: false,
     }
 }
 

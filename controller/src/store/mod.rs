@@ -86,6 +86,8 @@ pub struct Batch {
     pub events: Vec<(u64, String)>,
     /// Events up to this revision are no longer kept.
     pub forget_events_to: u64,
+    /// A record loses what is to be kept no longer: after the commit it is in no file of the store.
+    pub erases: bool,
 }
 
 impl Batch {

@@ -54,11 +54,10 @@ impl Sqlite {
     }
 
     /// Carries the log into the database. A failure is one of the disk: nothing can be relied upon then.
-    fn checkpoint(&mut self) -> Result<(), Error> {
+    fn checkpoint(&mut self, mode: &str) -> Result<(), Error> {
         self.in_log = 0;
-        Ok(self
-            .connection
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
+        let pragma = format!("PRAGMA wal_checkpoint({mode})");
+        Ok(self.connection.query_row(&pragma, [], |_| Ok(()))?)
     }
 }
 
@@ -67,6 +66,8 @@ pub(crate) fn prepare(connection: &Connection) -> Result<(), Error> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // What a record no longer holds is overwritten, not only given free.
+    connection.query_row("PRAGMA secure_delete = ON", [], |_| Ok(()))?;
     Ok(())
 }
 
@@ -127,8 +128,11 @@ impl Store for Sqlite {
     fn commit(&mut self, batches: &[Batch]) -> Result<(), Error> {
         write(&mut self.connection, batches)?;
         self.in_log += batches.iter().map(size).sum::<usize>();
-        if self.in_log >= self.checkpoint_bytes {
-            self.checkpoint()?;
+        if batches.iter().any(|batch| batch.erases) {
+            // What was erased is overwritten in the database, and the log that still has it is emptied.
+            self.checkpoint("TRUNCATE")?;
+        } else if self.in_log >= self.checkpoint_bytes {
+            self.checkpoint("PASSIVE")?;
         }
         Ok(())
     }
@@ -274,5 +278,44 @@ mod tests {
             .pragma_query_value(None, "journal_mode", |row| row.get(0))
             .unwrap();
         assert_eq!(mode, "wal");
+    }
+
+    #[test]
+    fn what_a_record_no_longer_holds_is_in_no_file_of_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Sqlite::open(&dir.path().join("dalgu.db")).unwrap();
+        let put = |key: &str, value: String, erases| Batch {
+            writes: vec![super::super::Write {
+                table: Table::Vms,
+                key: key.to_owned(),
+                value: Some(value),
+            }],
+            erases,
+            ..Batch::default()
+        };
+        let holds = |marker: &str| {
+            let mut files = std::fs::read_dir(dir.path()).unwrap().flatten();
+            files.any(|file| {
+                let bytes = std::fs::read(file.path()).unwrap();
+                bytes.windows(marker.len()).any(|part| part == marker.as_bytes())
+            })
+        };
+        // One within a page, one over many.
+        for (key, length) in [("a", 10), ("b", 100_000)] {
+            store
+                .commit(&[put(key, format!("{}{key}-marker", "x".repeat(length)), false)])
+                .unwrap();
+        }
+        // From the log they come into the database, as with time they do.
+        store.checkpoint("PASSIVE").unwrap();
+        for key in ["a", "b"] {
+            assert!(holds(&format!("{key}-marker")), "{key} is stored");
+        }
+        store
+            .commit(&[put("a", "{}".into(), false), put("b", "{}".into(), true)])
+            .unwrap();
+        for key in ["a", "b"] {
+            assert!(!holds(&format!("{key}-marker")), "{key} is left");
+        }
     }
 }

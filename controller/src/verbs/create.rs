@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     ids::{Epoch, Generation, HostName, VmId, VmName},
-    vm::{PowerState, RestartMode, RestartPolicy, Spec},
+    vm::{PowerState, RestartMode, RestartPolicy, Spec, first_boot::Documents},
 };
 
 use super::{Caller, Error, MacHolder, accept, check_etag, confirmed, find, new_operation, room};
@@ -33,6 +33,8 @@ pub struct Create {
     pub name: VmName,
     /// What it is made of.
     pub spec: Spec,
+    /// Documents of its first boot.
+    pub documents: Documents,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Description.
@@ -188,6 +190,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         unconfirmed: false,
         backup_generation: None,
         disks_made: false,
+        documents: new.documents,
         revision: 0,
     };
     let message = format!("created on {}: {}", vm.owner, vm.decision.summary);

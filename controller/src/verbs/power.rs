@@ -4,7 +4,7 @@
 //! that. Only force, in a stop or a deletion, also asks the migration to end. Also what was seen to be so is asked for: it
 //! was so when its host last looked, and only the host can say that it still is.
 
-use dalgu_proto::vm::{PowerState, RestartMode};
+use dalgu_proto::vm::{PowerState, RestartMode, first_boot::Documents};
 
 use super::{Caller, Error, abort_migration, accept, check_etag, confirmed, find, new_operation, supersede};
 use crate::{
@@ -162,6 +162,7 @@ pub(super) fn condemn(tx: &mut Tx, mut vm: VmRecord, caller: &Caller) -> VmRecor
     // Who says so of a VM that no host has shown since a restore knows that it is gone.
     vm.backup_generation = None;
     vm.intent.generation = vm.intent.generation.next();
+    vm.documents = Documents::default();
     tx.event(
         EventKind::Vm,
         "VmDeleting",

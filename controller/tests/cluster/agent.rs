@@ -322,6 +322,7 @@ fn inventory() -> v1::HostInventory {
         memory_bytes: 8 * GIB,
         accelerator: "tcg".into(),
         bridges: vec!["br0".into()],
+        guest_features: vec![v1::GuestFeature::FirstBoot.into()],
         pools: vec![v1::StoragePool {
             name: "local".into(),
             path: "/pool".into(),

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     fabric::Transfer,
-    site::{Clients, Site, delete, eventually, request_id},
+    site::{Clients, Site, create, delete, eventually, request_id},
 };
 
 /// A host is ready for a VM that it is never sent.
@@ -110,4 +110,44 @@ async fn a_vm_of_which_its_owner_has_only_what_a_migration_left_can_be_deleted_a
     let operation = clients.vms.delete_vm(delete("web")).await.unwrap().into_inner();
     clients.succeeded(operation).await;
     assert!(!site.fabric.lock().hosts[&owner].transfers.contains_key(&id));
+}
+
+#[tokio::test]
+async fn documents_in_a_restored_backup_are_forgotten_when_the_host_shows_what_was_made_of_them() {
+    let mut site = Site::new(1).await;
+    let mut clients = site.start().await;
+    site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = true;
+    let mut request = create("web");
+    let spec = request.vm.as_mut().unwrap().spec.as_mut().unwrap();
+    spec.first_boot = Some(v1::FirstBoot {
+        user_data: "#!marker".into(),
+        ..Default::default()
+    });
+    let operation = clients.vms.create_vm(request).await.unwrap().into_inner();
+    let backup = site.disk.open().load().unwrap();
+    site.fabric.lock().hosts.get_mut("h1").unwrap().cut_off = false;
+    clients.succeeded(operation).await;
+    site.kill();
+
+    let (restored, _) = incarnation::renew(backup, Past::default(), Timestamp::UNIX_EPOCH).unwrap();
+    site.disk = Disk::of(restored);
+    site.start().await;
+    let stored = || format!("{:?}", site.disk.open().load().unwrap()).contains("marker");
+    assert!(stored(), "the backup has them");
+    let channel = site.channel(&site.endpoint(), "admin").await.unwrap();
+    let mut operator = SiteServiceClient::new(channel);
+    eventually("the host is heard", || async {
+        let mut operator = operator.clone();
+        let seen = operator.get_site(v1::GetSiteRequest::default()).await;
+        seen.unwrap().into_inner().waiting_hosts.is_empty()
+    })
+    .await;
+    let seen = operator.get_site(v1::GetSiteRequest::default()).await;
+    let resume = v1::ResumeSiteRequest {
+        accept_differences: true,
+        etag: seen.unwrap().into_inner().etag,
+        request_id: request_id(),
+    };
+    operator.resume_site(resume).await.unwrap();
+    eventually("they are forgotten", || async { !stored() }).await;
 }

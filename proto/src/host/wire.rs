@@ -107,6 +107,7 @@ impl From<v1::HostInventory> for Inventory {
             accelerator: wire.accelerator,
             accelerator_reason: wire.accelerator_reason,
             architecture: wire.architecture,
+            guest_features: wire.guest_features.into_iter().filter_map(feature).collect(),
         }
     }
 }
@@ -128,6 +129,33 @@ impl From<Inventory> for v1::HostInventory {
             accelerator: own.accelerator,
             accelerator_reason: own.accelerator_reason,
             architecture: own.architecture,
+            guest_features: own
+                .guest_features
+                .into_iter()
+                .map(|feature| v1::GuestFeature::from(feature).into())
+                .collect(),
+        }
+    }
+}
+
+/// A feature; `None` for one that only a newer agent knows.
+fn feature(wire: i32) -> Option<GuestFeature> {
+    Some(match v1::GuestFeature::try_from(wire).ok()? {
+        v1::GuestFeature::Unspecified => return None,
+        v1::GuestFeature::FirstBoot => GuestFeature::FirstBoot,
+        v1::GuestFeature::Uefi => GuestFeature::Uefi,
+        v1::GuestFeature::UefiSecureBoot => GuestFeature::UefiSecureBoot,
+        v1::GuestFeature::Tpm => GuestFeature::Tpm,
+    })
+}
+
+impl From<GuestFeature> for v1::GuestFeature {
+    fn from(own: GuestFeature) -> Self {
+        match own {
+            GuestFeature::FirstBoot => Self::FirstBoot,
+            GuestFeature::Uefi => Self::Uefi,
+            GuestFeature::UefiSecureBoot => Self::UefiSecureBoot,
+            GuestFeature::Tpm => Self::Tpm,
         }
     }
 }

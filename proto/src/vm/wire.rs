@@ -71,6 +71,14 @@ impl TryFrom<v1::VmSpec> for Spec {
         }
         let host_selector =
             check_labels(&wire.host_selector).map_err(|message| invalid("host_selector", message))?;
+        let first_boot = wire.first_boot.as_ref();
+        let first_boot = first_boot
+            .map(|first_boot| first_boot::check::first_boot(first_boot, &disks))
+            .transpose()?;
+        let firmware = match v1::Firmware::try_from(wire.firmware) {
+            Ok(firmware) => firmware.into(),
+            Err(_) => return Err(invalid("firmware", "is not a value of Firmware")),
+        };
         Ok(Self {
             vcpus: wire.vcpus,
             memory_mib: wire.memory_mib,
@@ -79,6 +87,9 @@ impl TryFrom<v1::VmSpec> for Spec {
             kernel_boot,
             restart_policy,
             host_selector,
+            first_boot,
+            firmware,
+            tpm: wire.tpm,
         })
     }
 }
@@ -242,6 +253,30 @@ impl From<Spec> for v1::VmSpec {
             restart_policy: v1::RestartPolicy::from(spec.restart_policy).into(),
             ha_tier: v1::HaTier::Local.into(),
             host_selector: spec.host_selector.into_iter().collect(),
+            first_boot: spec.first_boot.map(Into::into),
+            firmware: v1::Firmware::from(spec.firmware).into(),
+            tpm: spec.tpm,
+        }
+    }
+}
+
+impl From<v1::Firmware> for Firmware {
+    fn from(wire: v1::Firmware) -> Self {
+        match wire {
+            v1::Firmware::Unspecified | v1::Firmware::Bios => Self::Bios,
+            v1::Firmware::Uefi => Self::Uefi,
+            v1::Firmware::UefiSecureBoot => Self::UefiSecureBoot,
+        }
+    }
+}
+
+impl From<Firmware> for v1::Firmware {
+    fn from(firmware: Firmware) -> Self {
+        match firmware {
+            // As programs say it that know of no other.
+            Firmware::Bios => Self::Unspecified,
+            Firmware::Uefi => Self::Uefi,
+            Firmware::UefiSecureBoot => Self::UefiSecureBoot,
         }
     }
 }
@@ -434,6 +469,7 @@ mod tests {
             }),
             ("restart_policy", |s| s.restart_policy = 77),
             ("ha_tier", |s| s.ha_tier = 77),
+            ("firmware", |s| s.firmware = 77),
             ("host_selector", |s| {
                 s.host_selector.insert("a b".into(), String::new());
             }),

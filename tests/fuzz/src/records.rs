@@ -242,6 +242,7 @@ fn start(mut image: Image) {
         writes: image.records.into_iter().map(put).collect(),
         events: image.events,
         forget_events_to: 0,
+        erases: false,
     };
     disk.open()
         .commit(&[batch])

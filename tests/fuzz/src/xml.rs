@@ -15,7 +15,7 @@ use dalgu_agent::hypervisor::{
 };
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation},
-    vm::DiskFormat,
+    vm::{DiskFormat, Firmware},
 };
 use uuid::Uuid;
 
@@ -43,6 +43,7 @@ fn mark(input: &mut Input<'_>) -> Mark {
 fn model(input: &mut Input<'_>) -> Model {
     let mark = mark(input);
     let shape = usize::from(input.byte());
+    let firmware = input.pick(&[Firmware::Bios, Firmware::Uefi, Firmware::UefiSecureBoot]);
     Model {
         id: Uuid::from_u128(u128::from(input.byte())),
         name: input.word(),
@@ -72,6 +73,9 @@ fn model(input: &mut Input<'_>) -> Model {
             cmdline: input.word(),
         }),
         console: input.word().into(),
+        nvram: (firmware != Firmware::Bios).then(|| input.word().into()),
+        firmware,
+        tpm: input.pick(&[false, true]),
     }
 }
 
@@ -81,8 +85,10 @@ fn plain(model: &Model) -> Model {
     let mut plain = model.clone();
     plain.name = "x".into();
     plain.console = path();
+    plain.nvram = plain.nvram.as_ref().map(|_| path());
     for disk in &mut plain.disks {
         (disk.name, disk.path) = ("x".into(), path());
+        disk.backing = disk.backing.as_ref().map(|_| path());
     }
     for nic in &mut plain.nics {
         (nic.name, nic.bridge, nic.mac) = ("x".into(), "x".into(), "x".into());
@@ -123,6 +129,7 @@ fn written(input: &mut Input<'_>) {
     assert_eq!(
         files.len(),
         model.disks.len()
+            + model.disks.iter().filter(|disk| disk.backing.is_some()).count()
             + model
                 .kernel
                 .iter()

@@ -33,6 +33,7 @@ fn vm(slot: u64, number: u64) -> Vm {
         // More than a sector, so that a write can be torn.
         boot_id: "b".repeat(700),
         images: Vec::new(),
+        documents: Default::default(),
         name: "web".parse().expect("a name"),
         intent: None,
         epoch: Epoch(number),

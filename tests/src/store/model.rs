@@ -42,6 +42,7 @@ pub fn batch(number: u64) -> Batch {
         writes,
         events: vec![(number, padded(number, 200))],
         forget_events_to: number.saturating_sub(10),
+        erases: false,
     }
 }
 

@@ -149,6 +149,7 @@ fn sql(image: Image) -> Result<String> {
         writes: image.records.into_iter().map(put).collect(),
         events: image.events,
         forget_events_to: 0,
+        erases: false,
     }])?;
     drop(store);
     dump(&Connection::open(&path)?)

@@ -81,6 +81,7 @@ pub fn vm(name: &str) -> v1::Vm {
         restart_policy: v1::RestartPolicy::Always.into(),
         ha_tier: v1::HaTier::Local.into(),
         host_selector: [("rack".to_owned(), "1".to_owned())].into(),
+        ..Default::default()
     };
     v1::Vm {
         name: name.into(),

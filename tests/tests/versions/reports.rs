@@ -8,7 +8,7 @@ use dalgu_controller::{
     agent_wire,
     model::{HeldImage, ImagePhase, Transfer, VmPhase},
 };
-use dalgu_proto::{agent::v1 as agent, v1, vm::PowerReason};
+use dalgu_proto::{agent::v1 as agent, host::Inventory, v1, vm::PowerReason};
 use dalgu_tests::versions::{
     full::{self, POOL},
     future::{MoreFields, MoreValues, UNKNOWN},
@@ -97,6 +97,13 @@ fn nothing_follows_from_a_value_that_only_a_newer_agent_knows() {
                 method.input()
             };
             for path in full::enums(&told) {
+                if full::name(&path).ends_with("inventory.guest_features") {
+                    let wire: v1::HostInventory = changed("dalgu.v1.HostInventory", &path[path.len() - 1..]);
+                    let own = Inventory::from(wire);
+                    assert!(own.guest_features.is_empty(), "something is concluded");
+                    checked += 1;
+                    continue;
+                }
                 // The message of agents in which it is.
                 let inner = path.iter().position(|field| {
                     let name = field.parent_message().full_name().to_owned();

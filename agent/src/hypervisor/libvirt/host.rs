@@ -4,13 +4,15 @@
 use std::path::PathBuf;
 
 use dalgu_proto::{
+    host::GuestFeature,
     ids::{ClusterId, VmId},
-    vm::{Disk, Nic},
+    vm::{Disk, Firmware, Nic},
 };
+use virt::connect::Connect;
 
 use super::{
     accel::Accel,
-    migrate,
+    error, migrate, read,
     storage::{Pool, Storage},
     xml::{Accelerator, DiskModel, KernelModel, Model, NicModel},
 };
@@ -38,6 +40,22 @@ pub struct LibvirtConfig {
     /// User that QEMU runs as; disks are given to it. `None` leaves them to root (libvirt gives them away itself
     /// unless its `dynamic_ownership` is off).
     pub qemu_user: Option<String>,
+}
+
+/// What guests can have here.
+pub(super) fn guest_features(
+    connect: &Connect,
+    accelerator: Accelerator,
+) -> Result<Vec<GuestFeature>, Error> {
+    // It is asked about the machine that domains are defined with.
+    let (arch, machine) = match accelerator {
+        Accelerator::Test => (None, None),
+        Accelerator::Kvm | Accelerator::Tcg => (Some("x86_64"), Some("q35")),
+    };
+    let capabilities = connect
+        .domain_capabilities(None, arch, machine, Some(accelerator.domain_type()), 0)
+        .map_err(|error| error::general("about", &error))?;
+    Ok(read::guest_features(&capabilities)?)
 }
 
 /// How a host's settings turn definitions into domains. May block on files: used on workers only.
@@ -77,7 +95,7 @@ impl Host {
             mark: definition.mark,
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
-            disks: spec.disks.iter().map(disk).collect::<Result<_, Error>>()?,
+            disks: spec.volumes().map(disk).collect::<Result<_, Error>>()?,
             nics: spec.nics.iter().map(nic).collect(),
             kernel: spec.kernel_boot.as_ref().map(|boot| KernelModel {
                 kernel: image(&boot.kernel),
@@ -85,6 +103,9 @@ impl Host {
                 cmdline: boot.cmdline.clone(),
             }),
             console: self.console_log(definition.id),
+            firmware: spec.firmware,
+            nvram: (spec.firmware != Firmware::Bios).then(|| self.storage.nvram(definition.id)),
+            tpm: spec.tpm,
         })
     }
 
@@ -92,8 +113,7 @@ impl Host {
         let definition = &migrate.definition;
         let shared = definition
             .spec
-            .disks
-            .iter()
+            .volumes()
             .map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
         let shared = shared.collect::<Result<Vec<bool>, Error>>()?;
         let copied = (0..shared.len()).filter(|index| !shared[*index]);

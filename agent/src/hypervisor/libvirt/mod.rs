@@ -190,14 +190,16 @@ fn version_text(name: &str, version: u64) -> String {
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn about(&self) -> Result<About, Error> {
-        let versions = |connect: &Connect, _| {
+        let accelerator = self.host.accelerator;
+        let ask = move |connect: &Connect, _| {
             let failed = |error: virt::error::Error| error::general("about", &error);
             Ok((
                 connect.hyp_version().map_err(failed)?,
                 connect.lib_version().map_err(failed)?,
+                host::guest_features(connect, accelerator)?,
             ))
         };
-        let (qemu, libvirt) = self.on("about", Kind::Look, None, 10, versions).await?;
+        let (qemu, libvirt, guest_features) = self.on("about", Kind::Look, None, 10, ask).await?;
         Ok(About {
             version: format!(
                 "{}, {}",
@@ -206,6 +208,7 @@ impl Hypervisor for Libvirt {
             ),
             accelerator: self.host.accelerator.as_str().into(),
             accelerator_reason: self.accelerator_reason.clone(),
+            guest_features,
         })
     }
 

@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 
 use dalgu_proto::{
+    host::GuestFeature,
     ids::{Epoch, Generation},
-    vm::DiskFormat,
+    vm::{DiskFormat, Firmware},
 };
 use uuid::Uuid;
 
@@ -189,7 +190,56 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
                 .unwrap_or_default(),
         }),
         console: console.ok_or(unexpected("serial/source"))?.into(),
+        firmware: firmware(&domain).ok_or(unexpected("os/firmware"))?,
+        nvram: domain.at(&["os", "nvram"]).map(|nvram| nvram.own_text().into()),
+        tpm: devices.each("tpm").next().is_some(),
     })
+}
+
+fn firmware(domain: &Element) -> Option<Firmware> {
+    match domain.at(&["os"])?.attribute("firmware") {
+        None => return Some(Firmware::Bios),
+        Some("efi") => {}
+        Some(_) => return None,
+    }
+    let features = domain.at(&["os", "firmware"])?;
+    let secure = features
+        .each("feature")
+        .find(|feature| feature.attribute("name") == Some("secure-boot"))?;
+    match secure.attribute("enabled")? {
+        "yes" => Some(Firmware::UefiSecureBoot),
+        "no" => Some(Firmware::Uefi),
+        _ => None,
+    }
+}
+
+/// What guests can have besides the usual, by libvirt's account of the domains that it can run.
+///
+/// # Errors
+/// If it is not well-formed.
+pub fn guest_features(capabilities: &str) -> Result<Vec<GuestFeature>, XmlError> {
+    let capabilities = Element::parse(capabilities)?;
+    let offers = |path: &[&str], name: &str, wanted: &str| {
+        let enums = capabilities.at(path).into_iter().flat_map(|at| at.each("enum"));
+        enums
+            .filter(|list| list.attribute("name") == Some(name))
+            .flat_map(|list| list.each("value"))
+            .any(|value| value.own_text() == wanted)
+    };
+    let uefi = offers(&["os"], "firmware", "efi");
+    let secure = uefi && offers(&["os", "loader"], "secure", "yes");
+    let emulated = offers(&["devices", "tpm"], "backendModel", "emulator");
+    let tpm = emulated && offers(&["devices", "tpm"], "model", "tpm-crb");
+    let found = [
+        (true, GuestFeature::FirstBoot),
+        (uefi, GuestFeature::Uefi),
+        (secure, GuestFeature::UefiSecureBoot),
+        (tpm, GuestFeature::Tpm),
+    ];
+    Ok(found
+        .into_iter()
+        .filter_map(|(there, feature)| there.then_some(feature))
+        .collect())
 }
 
 fn device_name(device: &Element, prefix: &str) -> Option<String> {

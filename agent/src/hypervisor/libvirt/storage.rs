@@ -11,7 +11,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -20,7 +20,7 @@ use std::{
 use dalgu_proto::{
     ids::VmId,
     image::Digest,
-    vm::{CloneMode, Disk, DiskFormat},
+    vm::{CloneMode, Disk, DiskFormat, FirstBoot},
 };
 use nix::{
     fcntl::OFlag,
@@ -30,11 +30,15 @@ use tokio::time::Instant;
 
 use super::xml::Cache;
 use crate::{
+    first_boot,
     hypervisor::{Definition, Error},
     image::{self, Behind, Format, Inspected, Refusal},
     images,
     qemu_img::{Failure, QemuImg},
 };
+
+/// libvirt's directory for the variables of firmware, made by itself with the rights that QEMU needs.
+const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
 
 /// A directory that holds disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub(super) struct Storage {
     pub(super) images: PathBuf,
     /// Where the copies of the catalogue's images are.
     pub(super) store: PathBuf,
+    /// Where libvirt keeps the variables of firmware.
+    pub(super) nvram: PathBuf,
     /// User that QEMU runs as, to whom disks are given.
     pub(super) owner: Option<String>,
     /// How files in a directory are cached, as far as it was found out.
@@ -96,6 +102,7 @@ impl Storage {
             pools,
             images,
             store,
+            nvram: NVRAM.into(),
             owner,
             caches: Mutex::default(),
         }
@@ -116,6 +123,11 @@ impl Storage {
     pub(super) fn path(&self, id: VmId, disk: &Disk) -> Result<PathBuf, Error> {
         let file = format!("{}.{}", disk.name, disk.format.as_str());
         Ok(self.pool(&disk.pool)?.path.join(id.to_string()).join(file))
+    }
+
+    /// The variables of a VM's firmware.
+    pub(super) fn nvram(&self, id: VmId) -> PathBuf {
+        self.nvram.join(format!("{id}_VARS.fd"))
     }
 
     /// How a disk's writes are cached: past the page cache where the file systems of the disk and of what is behind it allow that.
@@ -165,7 +177,43 @@ impl Storage {
                 self.create_one(pool, disk, &path, incoming, deadline).await?;
             }
         }
-        Ok(())
+        match &definition.spec.first_boot {
+            Some(first_boot) => self.create_medium(definition, first_boot, incoming),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the volume of the first boot, unless it is there; blank for a migration to fill.
+    fn create_medium(
+        &self,
+        definition: &Definition,
+        first_boot: &FirstBoot,
+        incoming: bool,
+    ) -> Result<(), Error> {
+        let medium = &first_boot.medium;
+        let pool = self.pool(&medium.pool)?;
+        let path = self.path(definition.id, medium)?;
+        if path.exists() || (incoming && pool.shared) {
+            return Ok(());
+        }
+        let bytes = match incoming {
+            true => Vec::new(),
+            false => first_boot::medium(definition, first_boot)?,
+        };
+        let dir = folder(pool, &path)?;
+        let partial = partial(&path, medium);
+        let made = || {
+            remove(&partial)?;
+            let mut file = new_file(&partial)?;
+            file.write_all(&bytes)?;
+            file.set_len(medium.size_mib << 20)?;
+            self.finish(dir, &file, &partial, &path)
+        };
+        made().map_err(|error| {
+            // It may hold passwords, and is made again.
+            let _ = remove(&partial);
+            failed(pool, error)
+        })
     }
 
     async fn create_one(
@@ -176,18 +224,8 @@ impl Storage {
         incoming: bool,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let dir = path
-            .parent()
-            .ok_or_else(|| failed(pool, "a disk without a directory"))?;
-        if !pool.path.is_dir() {
-            return Err(failed(
-                pool,
-                format!("{} is not a directory", pool.path.display()),
-            ));
-        }
-        fs::create_dir_all(dir).map_err(|error| failed(pool, error))?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|error| failed(pool, error))?;
-        let partial = path.with_extension(format!("{}.partial", disk.format.as_str()));
+        let dir = folder(pool, path)?;
+        let partial = partial(path, disk);
         remove(&partial).map_err(|error| failed(pool, error))?;
         let made = self.fill(pool, disk, &partial, incoming, deadline).await;
         let finished = made.and_then(|file| {
@@ -210,13 +248,7 @@ impl Storage {
         incoming: bool,
         deadline: Instant,
     ) -> Result<File, Error> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(partial)
-            .map_err(|error| failed(pool, error))?;
+        let file = new_file(partial).map_err(|error| failed(pool, error))?;
         let wanted = disk.size_mib << 20;
         let qemu_img = QemuImg::new(&file, wanted, deadline).map_err(|error| failed(pool, error))?;
         match (&disk.digest, &disk.image) {
@@ -384,13 +416,49 @@ impl Storage {
                 _ => {}
             }
         }
-        Ok(())
+        // libvirt forgets it when it undefines the domain, and leaves it when the VM has moved away.
+        let nvram = self.nvram(id);
+        remove(&nvram).map_err(|error| Error::Failed {
+            call: "delete_volumes",
+            code: 0,
+            detail: format!("{}: {error}", nvram.display()),
+        })
     }
 }
 
 async fn blank(pool: &Pool, disk: &Disk, qemu_img: &QemuImg<'_>) -> Result<(), Error> {
     let made = qemu_img.create(disk.format, disk.size_mib << 20).await;
     made.map_err(|error| of_disk(error, pool))
+}
+
+/// Makes the folder of a VM's disks in a pool that is there.
+fn folder<'a>(pool: &Pool, path: &'a Path) -> Result<&'a Path, Error> {
+    let dir = path
+        .parent()
+        .ok_or_else(|| failed(pool, "a disk without a directory"))?;
+    if !pool.path.is_dir() {
+        return Err(failed(
+            pool,
+            format!("{} is not a directory", pool.path.display()),
+        ));
+    }
+    fs::create_dir_all(dir).map_err(|error| failed(pool, error))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|error| failed(pool, error))?;
+    Ok(dir)
+}
+
+/// The name of a disk until it is whole.
+fn partial(path: &Path, disk: &Disk) -> PathBuf {
+    path.with_extension(format!("{}.partial", disk.format.as_str()))
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn probe_cache(pool: &Pool, dir: &Path) -> Result<Cache, Error> {

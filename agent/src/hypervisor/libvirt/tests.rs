@@ -6,8 +6,12 @@ mod storage;
 use std::{collections::BTreeMap, process::Command};
 
 use dalgu_proto::{
+    host::GuestFeature,
     ids::{ClusterId, Epoch, Generation},
-    vm::{CloneMode, Disk, DiskFormat, KernelBoot, MAX_DISKS, MAX_NICS, Nic, RestartPolicy, Spec},
+    vm::{
+        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, MAX_DISKS, MAX_NICS, Nic, RestartPolicy, Spec,
+        first_boot::{Documents, MEDIUM},
+    },
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -19,6 +23,8 @@ use super::{
     *,
 };
 use crate::hypervisor::{Mark, contract};
+
+const FIRMWARE: [Firmware; 3] = [Firmware::Bios, Firmware::Uefi, Firmware::UefiSecureBoot];
 
 fn mark() -> Mark {
     Mark {
@@ -43,7 +49,9 @@ prop_compose! {
         ),
         nics in prop::collection::vec((text(), text(), text()), 0..4),
         kernel in prop::option::of((text(), prop::option::of(text()), text())),
-        (console, kvm) in (text(), any::<bool>()),
+        (console, kvm, tpm) in (text(), any::<bool>(), any::<bool>()),
+        nvram in text(),
+        firmware in prop::sample::select(FIRMWARE.to_vec()),
     ) -> Model {
         Model {
             id: Uuid::from_u128(id),
@@ -66,6 +74,9 @@ prop_compose! {
                 cmdline,
             }),
             console: console.into(),
+            nvram: (firmware != Firmware::Bios).then(|| nvram.into()),
+            firmware,
+            tpm,
         }
     }
 }
@@ -119,6 +130,9 @@ fn large(accelerator: Accelerator) -> Model {
             cmdline: "console=ttyS0 \"'<>&'\" quiet".into(),
         }),
         console: "/var/log/dalgu/console/1.log".into(),
+        firmware: Firmware::Bios,
+        nvram: None,
+        tpm: false,
     }
 }
 
@@ -129,7 +143,17 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
         let mut small = large(accelerator);
         small.disks.clear();
         small.nics.clear();
-        for model in [large(accelerator), small] {
+        let firmware = |firmware| Model {
+            firmware,
+            nvram: (firmware != Firmware::Bios).then(|| "/nvram/<1>_VARS.fd".into()),
+            tpm: true,
+            ..large(accelerator)
+        };
+        let all = FIRMWARE
+            .map(firmware)
+            .into_iter()
+            .chain([large(accelerator), small]);
+        for model in all {
             let file = dir.path().join("domain.xml");
             std::fs::write(&file, model.to_xml().unwrap()).unwrap();
             let output = Command::new("virt-xml-validate")
@@ -159,6 +183,55 @@ fn the_domain_of_a_small_vm_looks_like_this() {
         expected.trim_end(),
         "if the change is meant, put the left side into tests/small.xml"
     );
+}
+
+#[test]
+fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() {
+    let mut model = large(Accelerator::Kvm);
+    model.disks.truncate(2);
+    model.nics.clear();
+    model.disks[1].name = MEDIUM.to_owned();
+    model.firmware = Firmware::UefiSecureBoot;
+    model.nvram = Some("/var/lib/libvirt/qemu/nvram/1_VARS.fd".into());
+    model.tpm = true;
+    let xml = model.to_xml().unwrap().replace("><", ">\n<");
+    let expected = include_str!("tests/secure.xml");
+    assert_eq!(
+        xml,
+        expected.trim_end(),
+        "if the change is meant, put the left side into tests/secure.xml"
+    );
+}
+
+#[test]
+fn what_guests_can_have_is_read_from_libvirts_own_account() {
+    use GuestFeature::{FirstBoot, Tpm, Uefi, UefiSecureBoot};
+    let account = |firmware: &str, secure: &str, backend: &str| {
+        format!(
+            "<domainCapabilities><os supported='yes'><enum name='firmware'>{firmware}</enum><loader supported='yes'>\
+             <enum name='secure'>{secure}</enum></loader></os><devices><tpm supported='yes'><enum name='model'>\
+             <value>tpm-tis</value><value>tpm-crb</value></enum><enum name='backendModel'>{backend}</enum></tpm></devices>\
+             </domainCapabilities>"
+        )
+    };
+    let (efi, no, yes) = (
+        "<value>efi</value>",
+        "<value>no</value>",
+        "<value>yes</value><value>no</value>",
+    );
+    let emulator = "<value>passthrough</value><value>emulator</value>";
+    for (xml, expected) in [
+        (account("", no, ""), vec![FirstBoot]),
+        (account("", yes, "<value>passthrough</value>"), vec![FirstBoot]),
+        (account(efi, no, ""), vec![FirstBoot, Uefi]),
+        (
+            account(efi, yes, emulator),
+            vec![FirstBoot, Uefi, UefiSecureBoot, Tpm],
+        ),
+        ("<domainCapabilities/>".into(), vec![FirstBoot]),
+    ] {
+        assert_eq!(read::guest_features(&xml).unwrap(), expected, "{xml}");
+    }
 }
 
 #[test]
@@ -272,12 +345,16 @@ fn definition(disks: Vec<Disk>) -> Definition {
         }),
         restart_policy: RestartPolicy::Never,
         host_selector: BTreeMap::new(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     };
     Definition {
         id: VmId::from_uuid(Uuid::new_v4()),
         name: "vm".parse().unwrap(),
         mark: mark(),
         spec,
+        documents: Documents::default(),
     }
 }
 
@@ -319,6 +396,7 @@ async fn libvirts_test_driver_keeps_the_contract() {
     let fixture = contract::Fixture {
         cluster,
         spec,
+        documents: Documents::default(),
         guests_obey: true,
         // The driver opens no disks, so a start without them succeeds.
         has_volumes: false,

@@ -7,11 +7,15 @@
 //! - Disk cache `none` where the pool's file system takes O_DIRECT: what the guest flushed is on disk, and a migration
 //!   between hosts that share the pool sees no stale pages. `writeback` elsewhere, which also keeps every flush.
 //! - The serial line goes to a file, appended: the log goes on after a migration or a restart.
+//! - Firmware is chosen by libvirt, by what it must do and not by a path: hosts differ in where they keep it. Secure boot needs the
+//!   machine's SMM, so that the guest cannot change what is trusted. NVRAM lies in libvirt's own directory, by the VM's id: by its
+//!   name, as libvirt would call it, another VM of that name would be given it. What is left of it after a migration, `storage`
+//!   removes; the TPM's state libvirt removes itself.
 //! - A crashed guest ends (`on_crash`) and says so (`panic` device): restarting it is the agent's business.
 
 use std::path::{Path, PathBuf};
 
-use dalgu_proto::vm::DiskFormat;
+use dalgu_proto::vm::{DiskFormat, Firmware, first_boot::MEDIUM};
 use uuid::Uuid;
 
 use super::tree::{Element, XmlError};
@@ -45,7 +49,7 @@ impl Accelerator {
         }
     }
 
-    const fn domain_type(self) -> &'static str {
+    pub(super) const fn domain_type(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "qemu",
@@ -125,7 +129,7 @@ pub struct Model {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// Disks in boot order.
+    /// Disks in boot order; that of the first boot comes after them, and nothing boots from it.
     pub disks: Vec<DiskModel>,
     /// Network interfaces.
     pub nics: Vec<NicModel>,
@@ -133,6 +137,12 @@ pub struct Model {
     pub kernel: Option<KernelModel>,
     /// Console log.
     pub console: PathBuf,
+    /// What starts the guest.
+    pub firmware: Firmware,
+    /// The variables of its firmware; for UEFI.
+    pub nvram: Option<PathBuf>,
+    /// It has a TPM.
+    pub tpm: bool,
 }
 
 /// The attributes of Dalgu's element that are the mark.
@@ -208,11 +218,7 @@ impl Model {
             .child(memory("currentMemory"))
             .child(leaf("vcpu", self.vcpus).with("placement", "static"))
             .child(self.os()?)
-            .child(
-                Element::new("features")
-                    .child(Element::new("acpi"))
-                    .child(Element::new("apic")),
-            )
+            .child(self.features())
             .all(self.cpu())
             .child(Element::new("clock").with("offset", "utc"))
             .child(leaf("on_poweroff", "destroy"))
@@ -245,7 +251,24 @@ impl Model {
         if self.accelerator != Accelerator::Test {
             kind = kind.with("machine", "q35");
         }
-        let mut os = Element::new("os").child(kind);
+        let mut os = Element::new("os");
+        if self.firmware != Firmware::Bios {
+            let secure = match self.firmware {
+                Firmware::UefiSecureBoot => "yes",
+                Firmware::Bios | Firmware::Uefi => "no",
+            };
+            let feature = |name: &str| Element::new("feature").with("enabled", secure).with("name", name);
+            os = os.with("firmware", "efi").child(kind).child(
+                Element::new("firmware")
+                    .child(feature("secure-boot"))
+                    .child(feature("enrolled-keys")),
+            );
+            if let Some(nvram) = &self.nvram {
+                os = os.child(leaf("nvram", path_text(nvram)?));
+            }
+        } else {
+            os = os.child(kind);
+        }
         if let Some(boot) = &self.kernel {
             os = os.child(leaf("kernel", path_text(&boot.kernel)?));
             if let Some(initrd) = &boot.initrd {
@@ -256,6 +279,14 @@ impl Model {
             }
         }
         Ok(os)
+    }
+
+    fn features(&self) -> Element {
+        let smm = Element::new("smm").with("state", "on");
+        Element::new("features")
+            .child(Element::new("acpi"))
+            .child(Element::new("apic"))
+            .all((self.firmware == Firmware::UefiSecureBoot).then_some(smm))
     }
 
     fn cpu(&self) -> Option<Element> {
@@ -304,6 +335,11 @@ impl Model {
         let balloon = Element::new("memballoon")
             .with("model", "virtio")
             .child(Element::new("stats").with("period", 10));
+        let tpm = Element::new("tpm").with("model", "tpm-crb").child(
+            Element::new("backend")
+                .with("type", "emulator")
+                .with("version", "2.0"),
+        );
         let random = Element::new("rng")
             .with("model", "virtio")
             .child(leaf("backend", "/dev/urandom").with("model", "random"));
@@ -323,6 +359,7 @@ impl Model {
                     .map(|(index, nic)| self.nic(index, nic)),
             )
             .child(serial)
+            .all(self.tpm.then_some(tpm))
             .child(balloon)
             .child(random)
             .child(Element::new("panic").with("model", "pvpanic")))
@@ -346,7 +383,7 @@ impl Model {
                     .with("bus", "virtio"),
             )
             .child(leaf("serial", &disk.name));
-        if self.kernel.is_none() {
+        if self.kernel.is_none() && disk.name != MEDIUM {
             element = element.child(Element::new("boot").with("order", index + 1));
         }
         Ok(element.child(Element::new("alias").with("name", alias("disk", &disk.name))))

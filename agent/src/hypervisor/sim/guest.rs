@@ -211,8 +211,7 @@ pub(super) fn usage(guest: &Guest, now: Timestamp) -> VmUsage {
         memory_unused_bytes: memory_bytes - resident,
         blocks: spec
             .map(|spec| {
-                spec.disks
-                    .iter()
+                spec.volumes()
                     .map(|disk| block(&disk.name, disk.size_mib))
                     .collect()
             })

@@ -273,7 +273,7 @@ impl<'a> Source<'a> {
 
     fn local_disk_bytes(&self) -> u64 {
         let shared = &self.inner.config.shared_pools;
-        let disks = self.migrate.definition.spec.disks.iter();
+        let disks = self.migrate.definition.spec.volumes();
         disks
             .filter(|disk| !shared.contains(&disk.pool))
             .map(|disk| disk.size_mib << 20)

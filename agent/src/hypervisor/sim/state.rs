@@ -15,7 +15,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Behaviour, SimConfig, guest};
-use crate::hypervisor::{Definition, Domain, DomainState, Error, Mark, Progress};
+use crate::{
+    first_boot,
+    hypervisor::{Definition, Domain, DomainState, Error, Mark, Progress},
+};
 
 /// A disk: its VM, pool and name.
 pub(super) type Volume = (VmId, String, String);
@@ -208,10 +211,16 @@ impl State {
         incoming: bool,
         config: &SimConfig,
     ) -> Result<(), Error> {
-        for disk in &definition.spec.disks {
+        for disk in definition.spec.volumes() {
             let shared = config.shared_pools.contains(&disk.pool);
             if self.has_volume(definition.id, disk, config) || (incoming && shared) {
                 continue;
+            }
+            if let Some(first_boot) = definition.spec.first_boot.as_ref().filter(|_| !incoming)
+                && first_boot.medium == *disk
+            {
+                // Nobody reads it; that it can be made is shown.
+                first_boot::medium(definition, first_boot)?;
             }
             // An image of the catalogue is the agent's business.
             let file = disk.image.as_ref().filter(|_| disk.digest.is_none() && !incoming);
@@ -292,7 +301,7 @@ impl State {
             .as_ref()
             .map(|definition| definition.spec.clone())
             .ok_or(Error::NotFound { id })?;
-        if let Some(disk) = spec.disks.iter().find(|disk| !self.has_volume(id, disk, config)) {
+        if let Some(disk) = spec.volumes().find(|disk| !self.has_volume(id, disk, config)) {
             return Err(Error::Missing {
                 what: "disk",
                 path: format!("{}/{id}/{}", disk.pool, disk.name).into(),

@@ -33,6 +33,9 @@ fn spec() -> Spec {
         kernel_boot: None,
         restart_policy: RestartPolicy::OnFailure,
         host_selector: Default::default(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     }
 }
 
@@ -40,6 +43,7 @@ fn fixture(cluster: ClusterId) -> contract::Fixture {
     contract::Fixture {
         cluster,
         spec: spec(),
+        documents: Default::default(),
         guests_obey: true,
         has_volumes: true,
         image: Some("ab".repeat(32).parse().unwrap()),

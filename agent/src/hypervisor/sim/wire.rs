@@ -2,7 +2,7 @@
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId, VmName},
-    vm::Spec,
+    vm::{Spec, first_boot::Documents},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -86,6 +86,8 @@ impl Say {
                 name,
                 mark,
                 spec: *spec,
+                // The volume is copied like the rest.
+                documents: Documents::default(),
             },
             vcpus,
             memory_mib,

@@ -17,6 +17,9 @@ fn vm(power: PowerState) -> Vm {
         kernel_boot: None,
         restart_policy: RestartPolicy::OnFailure,
         host_selector: Default::default(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
     };
     let intent = Intent {
         generation: Generation(3),
@@ -47,6 +50,7 @@ fn vm(power: PowerState) -> Vm {
         last_seen: None,
         boot_id: String::new(),
         images: Vec::new(),
+        documents: Default::default(),
     }
 }
 

@@ -278,6 +278,7 @@ async fn a_vm_that_was_to_come_and_did_not_is_forgotten_although_its_entry_was_w
         last_seen: None,
         boot_id: "boot-1".to_owned(),
         images: Vec::new(),
+        documents: Default::default(),
     };
     ledger.save_vm(&written).await.unwrap();
     pair.settle().await;

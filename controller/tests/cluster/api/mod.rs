@@ -2,6 +2,7 @@
 
 mod access;
 mod event;
+mod first_boot;
 mod limits;
 mod list;
 mod metrics;

@@ -57,6 +57,7 @@ fn inventory() -> Inventory {
         accelerator: "sim".to_owned(),
         accelerator_reason: String::new(),
         architecture: "x86_64".to_owned(),
+        guest_features: Vec::new(),
     }
 }
 

@@ -4,7 +4,8 @@ use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command, time::Du
 
 use dalgu_proto::{
     image::Digest,
-    vm::{CloneMode, Disk, DiskFormat},
+    v1,
+    vm::{CloneMode, Disk, DiskFormat, Spec, first_boot::Documents},
 };
 use tokio::time::Instant;
 
@@ -30,13 +31,14 @@ fn place() -> Place {
         path: dir.path().join(name),
         shared,
     };
-    let storage = Storage::new(
+    let mut storage = Storage::new(
         vec![pool("local", false), pool("shared", true)],
         dir.path().join("images"),
         dir.path().join("store"),
         None,
     );
-    for part in ["local", "shared", "images", "store"] {
+    storage.nvram = dir.path().join("nvram");
+    for part in ["local", "shared", "images", "store", "nvram"] {
         std::fs::create_dir(dir.path().join(part)).unwrap();
     }
     Place { dir, storage }
@@ -470,4 +472,54 @@ async fn a_pool_that_is_not_there_is_named() {
         matches!(&error, Error::Storage { pool, .. } if pool == "elsewhere"),
         "{error:?}"
     );
+}
+
+#[tokio::test]
+async fn the_volume_of_a_first_boot_is_made_once_for_its_owner_only_and_goes_with_the_disks() {
+    let place = place();
+    let mut vm = definition(vec![disk("root", "local", None, DiskFormat::Raw)]);
+    let wire = v1::FirstBoot {
+        user_data: "#!marker".into(),
+        ..Default::default()
+    };
+    let mut spec = v1::VmSpec::from(vm.spec.clone());
+    spec.first_boot = Some(wire.clone());
+    vm.spec = Spec::try_from(spec).unwrap();
+    let path = place
+        .storage
+        .path(vm.id, &vm.spec.first_boot.as_ref().unwrap().medium)
+        .unwrap();
+    let refused = place.storage.create(&vm, false, soon()).await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid { .. }), "{refused}");
+    assert!(!path.exists());
+
+    vm.documents = Documents::from(&wire);
+    place.storage.create(&vm, false, soon()).await.unwrap();
+    assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+    let made = std::fs::read(&path).unwrap();
+    assert!(made.windows(8).any(|part| part == b"#!marker") && made.len() == 1 << 20);
+
+    std::fs::write(&path, "the guest's").unwrap();
+    vm.documents = Documents::default();
+    place.storage.create(&vm, false, soon()).await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"the guest's");
+    place.storage.delete(vm.id, false).unwrap();
+    assert!(!path.exists());
+
+    place.storage.create(&vm, true, soon()).await.unwrap();
+    let blank = std::fs::read(&path).unwrap();
+    assert!(blank.len() == 1 << 20 && blank.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn variables_of_firmware_that_a_migration_left_go_with_the_disks() {
+    let place = place();
+    let vm = definition(vec![]);
+    std::fs::write(place.storage.nvram(vm.id), "of the VM").unwrap();
+    let other = place.dir.path().join("nvram/other_VARS.fd");
+    std::fs::write(&other, "of another").unwrap();
+    for _ in 0..2 {
+        place.storage.delete(vm.id, true).unwrap();
+    }
+    assert!(!place.storage.nvram(vm.id).exists() && other.exists());
 }

@@ -1,0 +1,128 @@
+//! The volume that tells a guest what to be at its first boot, in the NoCloud form of cloud-init: a FAT file system with the
+//! label CIDATA and the files `meta-data`, `user-data` and `network-config`. Pure: the same definition gives the same bytes.
+//!
+//! Called by the hypervisors when they make a VM's disks. `meta-data` and the usual `network-config` are JSON, which is YAML:
+//! no name and no key can end its own string. Documents are files as they came.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Cursor, Write as _},
+};
+
+use dalgu_proto::{
+    secret::Secret,
+    vm::{
+        FirstBoot, Nic,
+        first_boot::{Documents, MEDIUM_MIB},
+    },
+};
+use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
+use serde::Serialize;
+
+use crate::hypervisor::{Definition, Error};
+
+/// By this label cloud-init finds it, whatever the device is called.
+const LABEL: [u8; 11] = *b"CIDATA     ";
+
+/// See "NoCloud" in cloud-init's manual. cloud-init boots for the first time where the id is another than it knows.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MetaData<'a> {
+    instance_id: String,
+    local_hostname: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    public_keys: &'a [String],
+}
+
+/// See "Networking config version 2" there.
+#[derive(Serialize)]
+struct Network<'a> {
+    version: u32,
+    ethernets: BTreeMap<&'a str, Ethernet<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Ethernet<'a> {
+    r#match: BTreeMap<&'static str, &'a str>,
+    set_name: &'a str,
+    #[serde(rename = "dhcp4")]
+    dhcp: bool,
+}
+
+/// The bytes of the volume of a VM that has one.
+///
+/// # Errors
+/// If a document is not here: it was made once, and its documents have been forgotten since.
+pub fn medium(definition: &Definition, first_boot: &FirstBoot) -> Result<Vec<u8>, Error> {
+    let invalid = |error: dalgu_proto::vm::Invalid| Error::Invalid {
+        detail: error.to_string(),
+    };
+    first_boot.check(&definition.documents).map_err(invalid)?;
+    volume(definition, first_boot).map_err(|error| Error::Invalid {
+        detail: format!("the volume of the first boot cannot be made: {error}"),
+    })
+}
+
+fn volume(definition: &Definition, first_boot: &FirstBoot) -> io::Result<Vec<u8>> {
+    let Documents {
+        user_data,
+        network_config,
+    } = &definition.documents;
+    let meta_data = json(&MetaData {
+        instance_id: definition.id.to_string(),
+        local_hostname: first_boot.hostname.as_deref().unwrap_or(definition.name.as_str()),
+        public_keys: &first_boot.ssh_keys,
+    })?;
+    let network_config = match network_config {
+        Some(given) => given.expose().to_owned(),
+        None => json(&dhcp(&definition.spec.nics))?,
+    };
+    let user_data = user_data.as_ref().map(Secret::expose).unwrap_or_default();
+    let size = usize::try_from(MEDIUM_MIB << 20).map_err(io::Error::other)?;
+    let mut bytes = vec![0; size];
+    let [a, b, c, d, ..] = *definition.id.uuid().as_bytes();
+    let options = FormatVolumeOptions::new()
+        .volume_label(LABEL)
+        .volume_id(u32::from_be_bytes([a, b, c, d]));
+    fatfs::format_volume(Cursor::new(bytes.as_mut_slice()), options)?;
+    let volume = FileSystem::new(Cursor::new(bytes.as_mut_slice()), FsOptions::new())?;
+    for (name, content) in [
+        ("meta-data", meta_data.as_str()),
+        ("user-data", user_data),
+        ("network-config", &network_config),
+    ] {
+        volume
+            .root_dir()
+            .create_file(name)?
+            .write_all(content.as_bytes())?;
+    }
+    volume.unmount()?;
+    Ok(bytes)
+}
+
+fn json(value: &impl Serialize) -> io::Result<String> {
+    Ok(serde_json::to_string(value)? + "\n")
+}
+
+/// DHCP on each interface, which is found by its address and called as in the specification.
+fn dhcp(nics: &[Nic]) -> Network<'_> {
+    Network {
+        version: 2,
+        ethernets: nics
+            .iter()
+            .map(|nic| (nic.name.as_str(), ethernet(nic)))
+            .collect(),
+    }
+}
+
+fn ethernet(nic: &Nic) -> Ethernet<'_> {
+    Ethernet {
+        r#match: BTreeMap::from([("macaddress", nic.mac.as_str())]),
+        set_name: &nic.name,
+        dhcp: true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

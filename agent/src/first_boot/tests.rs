@@ -1,0 +1,174 @@
+//! The volume as others read it: byte by byte as cloud-init's finder does, and with mtools.
+
+use std::{collections::BTreeMap, process::Command};
+
+use dalgu_proto::{
+    ids::{ClusterId, Epoch, Generation, VmId},
+    v1,
+    vm::{
+        Spec,
+        first_boot::{MAX_DOCUMENT_BYTES, MAX_KEY_BYTES, MAX_KEYS},
+    },
+};
+use uuid::Uuid;
+
+use super::*;
+use crate::hypervisor::Mark;
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ2FmRUUD/Zl3Xv5ASCkMSMZDpKpUVyNYmHnHcmyMJmM";
+
+fn definition(first_boot: v1::FirstBoot, nics: &[&str]) -> Definition {
+    let id = VmId::from_uuid(Uuid::from_u128(0x0123_4567_89ab_4cde_8f01_2345_6789_abcd));
+    let documents = Documents::from(&first_boot);
+    let nic = |name: &&str| v1::Nic {
+        name: (*name).into(),
+        bridge: "br0".into(),
+        ..Default::default()
+    };
+    let wire = v1::VmSpec {
+        vcpus: 1,
+        memory_mib: 64,
+        kernel_boot: Some(v1::KernelBoot {
+            kernel: "k".into(),
+            ..Default::default()
+        }),
+        nics: nics.iter().map(nic).collect(),
+        first_boot: Some(first_boot),
+        ..Default::default()
+    };
+    let mut spec = Spec::try_from(wire).unwrap();
+    spec.fill_in(id);
+    Definition {
+        id,
+        name: "web".parse().unwrap(),
+        mark: Mark {
+            cluster: ClusterId::from_uuid(Uuid::nil()),
+            epoch: Epoch(1),
+            generation: Generation(1),
+        },
+        spec,
+        documents,
+    }
+}
+
+fn made(definition: &Definition) -> Vec<u8> {
+    medium(definition, definition.spec.first_boot.as_ref().unwrap()).unwrap()
+}
+
+/// What another program finds on the volume: its label, and its files.
+fn read(bytes: &[u8]) -> (String, BTreeMap<String, String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("medium");
+    std::fs::write(&file, bytes).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).arg("-i").arg(&file).args(args).output();
+        let output = output.unwrap_or_else(|error| panic!("{program}, of the package mtools: {error}"));
+        assert!(
+            output.status.success(),
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let names = run("mdir", &["-b", "::/"]);
+    let content = |line: &str| {
+        let name = line.trim_start_matches("::/").to_owned();
+        let text = run("mtype", &[line]);
+        (name, text)
+    };
+    (run("mlabel", &["-s", "::"]), names.lines().map(content).collect())
+}
+
+#[test]
+fn mtools_find_the_label_and_the_documents_as_they_were_given() {
+    let user_data = "#cloud-config\r\npassword: \"'}], 비밀\"\n";
+    let definition = definition(
+        v1::FirstBoot {
+            user_data: user_data.into(),
+            network_config: "version: 2\n".into(),
+            ssh_authorized_keys: vec![format!("{KEY} it's \"me\", {{김}}: \\n")],
+            hostname: "shop.example".into(),
+            ..Default::default()
+        },
+        &["eth0"],
+    );
+    let (label, files) = read(&made(&definition));
+    assert_eq!(label.trim(), "Volume label is CIDATA");
+    assert_eq!(
+        files.keys().collect::<Vec<_>>(),
+        ["meta-data", "network-config", "user-data"]
+    );
+    assert_eq!(files["user-data"], user_data);
+    assert_eq!(files["network-config"], "version: 2\n");
+    let meta: serde_json::Value = serde_json::from_str(&files["meta-data"]).unwrap();
+    let expected = serde_json::json!({
+        "instance-id": "01234567-89ab-4cde-8f01-23456789abcd",
+        "local-hostname": "shop.example",
+        "public-keys": [format!("{KEY} it's \"me\", {{김}}: \\n")],
+    });
+    assert_eq!(meta, expected);
+    assert_eq!(files["meta-data"].lines().count(), 1, "{}", files["meta-data"]);
+}
+
+#[test]
+fn without_documents_a_guest_has_its_vms_name_and_dhcp_on_each_interface() {
+    let (_, files) = read(&made(&definition(v1::FirstBoot::default(), &["eth1", "eth0"])));
+    assert_eq!(files["user-data"], "");
+    let meta = r#"{"instance-id":"01234567-89ab-4cde-8f01-23456789abcd","local-hostname":"web"}"#;
+    assert_eq!(files["meta-data"].trim(), meta);
+    let network = r#"{"version":2,"ethernets":{"eth0":{"match":{"macaddress":"52:54:00:97:07:bc"},"set-name":"eth0","dhcp4":true},"eth1":{"match":{"macaddress":"52:54:00:97:02:43"},"set-name":"eth1","dhcp4":true}}}"#;
+    assert_eq!(files["network-config"].trim(), network);
+}
+
+#[test]
+fn the_volume_is_what_cloud_init_looks_for_and_the_same_each_time() {
+    let definition = definition(v1::FirstBoot::default(), &["eth0"]);
+    let bytes = made(&definition);
+    assert_eq!(bytes, made(&definition));
+    assert_eq!(bytes.len(), 1 << 20);
+    // Microsoft's "FAT: General Overview of On-Disk Format": boot sector of FAT12, then the label's entry in the root directory.
+    assert_eq!(bytes[510..512], [0x55, 0xaa]);
+    assert_eq!(&bytes[43..62], b"CIDATA     FAT12   ");
+    assert_eq!(
+        bytes[39..43],
+        0x0123_4567_u32.to_le_bytes(),
+        "the volume's number is the VM's"
+    );
+    let word = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let (sector, reserved, fats, fat_sectors) = (word(11), word(14), usize::from(bytes[16]), word(22));
+    let root = (reserved + fats * fat_sectors) * sector;
+    assert_eq!(&bytes[root..root + 12], b"CIDATA     \x08");
+}
+
+#[test]
+fn the_largest_documents_and_keys_fit() {
+    let key = format!("{KEY} {}", "\"".repeat(MAX_KEY_BYTES - KEY.len() - 1));
+    let definition = definition(
+        v1::FirstBoot {
+            user_data: format!("#!{}", "x".repeat(MAX_DOCUMENT_BYTES - 2)),
+            network_config: format!("version: 2 #{}", "x".repeat(MAX_DOCUMENT_BYTES - 12)),
+            ssh_authorized_keys: vec![key; MAX_KEYS],
+            ..Default::default()
+        },
+        &[],
+    );
+    let (_, files) = read(&made(&definition));
+    assert_eq!(files["user-data"].len(), MAX_DOCUMENT_BYTES);
+    assert!(files["meta-data"].len() > MAX_KEYS * MAX_KEY_BYTES);
+}
+
+#[test]
+fn a_volume_whose_documents_were_forgotten_is_not_made_without_them() {
+    let first_boot = v1::FirstBoot {
+        user_data: "#!marker".into(),
+        ..Default::default()
+    };
+    let mut definition = definition(first_boot, &[]);
+    definition.documents = Documents::default();
+    let refused = medium(&definition, definition.spec.first_boot.as_ref().unwrap()).unwrap_err();
+    assert!(
+        matches!(&refused, Error::Invalid { detail } if detail.contains("user_data")),
+        "{refused}"
+    );
+    assert!(!refused.is_retryable());
+}
