@@ -113,7 +113,7 @@ async fn an_image_is_imported_once_and_vms_on_every_host_are_made_from_it_and_mo
         let other = if home == "h1" { "h2" } else { "h1" };
 
         // Beside the image, and where it must be fetched first.
-        dalgu(lab, &create("near", "root=0,image=tiny", &["--host", &home])).await?;
+        dalgu(lab, &create("near", "root,image=tiny", &["--host", &home])).await?;
         dalgu(
             lab,
             &create("far", "root=64MiB,image=tiny:1.0", &["--host", other]),
@@ -121,7 +121,7 @@ async fn an_image_is_imported_once_and_vms_on_every_host_are_made_from_it_and_mo
         .await?;
         dalgu(
             lab,
-            &create("whole", "root=0,image=tiny,clone=full", &["--host", other]),
+            &create("whole", "root,image=tiny,clone=full", &["--host", other]),
         )
         .await?;
         for name in ["near", "far", "whole"] {
@@ -218,7 +218,7 @@ async fn an_import_and_a_fetch_survive_the_death_of_everybody_who_takes_part() -
                 "h{host} has {left:?}"
             );
         }
-        dalgu(lab, &create("made", "root=0,image=tiny", &[])).await?;
+        dalgu(lab, &create("made", "root,image=tiny", &[])).await?;
         began_with_the_image(lab, &words::vm(lab, "made").await?).await?;
         dalgu(lab, &["vm", "delete", "made", "--force"]).await?;
         at_rest(lab, &[], REST_LIMIT).await

@@ -371,11 +371,12 @@ fn keep(old: &Inventory, mut new: Inventory) -> Inventory {
         new.accelerator_reason.clone_from(&old.accelerator_reason);
         new.guest_features.clone_from(&old.guest_features);
     }
-    let mut bare = old.clone();
-    for pool in bare.pools.iter_mut().chain(&mut new.pools) {
-        pool.available_bytes = 0;
-    }
-    if bare == new {
+    let bare = |inventory: &Inventory| {
+        let mut bare = inventory.clone();
+        bare.pools.iter_mut().for_each(|pool| pool.available_bytes = 0);
+        bare
+    };
+    if bare(old) == bare(&new) {
         return old.clone();
     }
     new

@@ -82,6 +82,14 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "AgentImageService/ImportImage" => agent::ImportImageRequest {
+            context: context(),
+            image_uid: uuid::Uuid::new_v4().to_string(),
+            format: v1::ImageFormat::Raw.into(),
+            file: "debian.img".into(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "AgentService/EnsureVm" => agent::EnsureVmRequest {
             context: context(),
             vm: Some(web.clone()),
