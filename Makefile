@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image demo test samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale fmt lint advisories
+.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image tour-image demo test samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -62,6 +62,9 @@ lab-down: ## Remove every trace of the lab, also of one that crashed
 
 lab-image: setup ## Make a disk image of this machine's release with cloud-init and SSH, from its packages: target/lab-image/image.qcow2
 	@$(as_root) bash tests/lab/image/build.sh $(target)/lab-image/image.qcow2
+
+tour-image: lab-image ## Make VMs from that image on real hosts: imported once, addresses by DHCP, SSH keys and user data by cloud-init (ten minutes)
+	@$(if $(as_root),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(as_root)") cargo test --workspace --test debian -- --ignored --nocapture
 
 demo: programs ## Show it all on real guests, every claim checked (half a minute; KEEP=1 leaves the lab up)
 	@$(as_root) $(bin)/demo $(if $(filter-out 0 no,$(KEEP)),--keep)

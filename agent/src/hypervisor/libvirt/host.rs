@@ -111,14 +111,14 @@ impl Host {
 
     pub(super) fn order(&self, migrate: &Migrate) -> Result<migrate::Order, Error> {
         let definition = &migrate.definition;
-        let shared = definition
-            .spec
-            .volumes()
+        let volumes: Vec<_> = definition.spec.volumes().collect();
+        let shared = volumes
+            .iter()
             .map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
         let shared = shared.collect::<Result<Vec<bool>, Error>>()?;
         let copied = (0..shared.len()).filter(|index| !shared[*index]);
         let copied: Vec<usize> = copied.collect();
-        let overlay = |index: &usize| self.storage.behind(&definition.spec.disks[*index]).is_some();
+        let overlay = |index: &usize| self.storage.behind(volumes[*index]).is_some();
         Ok(migrate::Order {
             uri: self.config.uri.clone(),
             cluster: self.config.cluster,
