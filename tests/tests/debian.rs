@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
 use dalgu_tests::e2e::words::{self, Vm, dalgu, json};
 use dalgu_tests::e2e::{self, REST_LIMIT, story};
 use dalgu_tests::lab::{Lab, run, wait_for, with_lab};
+use tokio::time::Instant;
 
 /// A whole system boots for minutes under emulation, two at once for longer.
 const BOOT_LIMIT: Duration = Duration::from_mins(8);
