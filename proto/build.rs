@@ -7,6 +7,7 @@ const FILES: &[&str] = &[
     "dalgu/v1/event.proto",
     "dalgu/v1/host.proto",
     "dalgu/v1/image.proto",
+    "dalgu/v1/network.proto",
     "dalgu/v1/operation.proto",
     "dalgu/v1/placement.proto",
     "dalgu/v1/site.proto",
@@ -14,6 +15,7 @@ const FILES: &[&str] = &[
     "dalgu/v1/vm.proto",
     "dalgu/agent/v1/agent.proto",
     "dalgu/agent/v1/image.proto",
+    "dalgu/agent/v1/network.proto",
     "dalgu/agent/v1/registrar.proto",
 ];
 

@@ -107,6 +107,7 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
         vcpus: status.size.0,
         memory_mib: status.size.1,
         told: status.asked.map(told),
+        pending_changes: Vec::new(),
     }
 }
 
@@ -191,6 +192,7 @@ pub fn migration(migration: Migration) -> wire::MigrationReport {
         presence: presence.into(),
         error,
         progress,
+        network_delay: None,
     }
 }
 

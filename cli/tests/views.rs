@@ -33,6 +33,7 @@ fn running() -> v1::Vm {
         name: "eth0".into(),
         bridge: "br0".into(),
         mac: "52:54:00:12:34:56".into(),
+        ..Default::default()
     };
     let boot = v1::KernelBoot {
         kernel: "vmlinuz".into(),

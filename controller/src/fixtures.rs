@@ -35,6 +35,8 @@ pub(crate) fn spec() -> Spec {
         first_boot: None,
         firmware: Default::default(),
         tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
     }
 }
 

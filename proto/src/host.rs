@@ -7,7 +7,7 @@
 
 mod wire;
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,14 @@ pub enum GuestFeature {
     UefiSecureBoot,
     /// A TPM in software.
     Tpm,
+    /// Interfaces in networks of the site.
+    Network,
+    /// Overlays.
+    Overlay,
+    /// VLANs.
+    Vlan,
+    /// Changes while a VM runs.
+    HotChange,
 }
 
 impl GuestFeature {
@@ -77,15 +85,24 @@ impl GuestFeature {
             Self::Uefi => "UEFI firmware",
             Self::UefiSecureBoot => "UEFI firmware with secure boot",
             Self::Tpm => "a TPM for guests",
+            Self::Network => "networks of the site",
+            Self::Overlay => "overlay networks",
+            Self::Vlan => "VLANs",
+            Self::HotChange => "changes of running VMs",
         }
     }
 
     /// How a host comes to have it.
     pub const fn remedy(self) -> &'static str {
         match self {
-            Self::FirstBoot => "update its agent",
+            Self::FirstBoot | Self::HotChange => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
+            Self::Network => {
+                "install the packages nftables and dnsmasq-base, and load the module br_netfilter"
+            }
+            Self::Overlay => "load the kernel's module vxlan",
+            Self::Vlan => "load the kernel's module 8021q",
         }
     }
 }
@@ -127,6 +144,9 @@ pub struct Inventory {
     /// What guests can have here, ascending.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guest_features: Vec<GuestFeature>,
+    /// Where other hosts' overlays reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_address: Option<IpAddr>,
 }
 
 impl Inventory {

@@ -171,6 +171,22 @@ name!(
     /// Name of an image, shared by its versions.
     ImageName, "image name"
 );
+name!(
+    /// Name of a network, unique on the site.
+    NetworkName, "network name"
+);
+name!(
+    /// Name of a security group, unique on the site.
+    GroupName, "security group name"
+);
+id!(
+    /// Identifies a network.
+    NetworkId, "network uid"
+);
+id!(
+    /// Identifies a security group.
+    GroupId, "security group uid"
+);
 id!(
     /// Identifies an image of the catalogue.
     ImageId, "image uid"

@@ -31,6 +31,7 @@ pub mod ids;
 pub mod image;
 pub mod metrics;
 pub mod mutant;
+pub mod network;
 pub mod reason;
 pub mod secret;
 pub mod size;

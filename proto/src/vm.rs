@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{host::GuestFeature, ids, ids::VmId, image::Digest};
+use crate::{host::GuestFeature, ids, ids::VmId, image::Digest, network::Port};
 
 pub mod first_boot;
 mod wire;
@@ -168,10 +168,42 @@ pub struct Disk {
 pub struct Nic {
     /// Name within the VM.
     pub name: String,
-    /// Linux bridge on the host.
-    pub bridge: String,
+    /// What it plugs into.
+    #[serde(flatten)]
+    pub plug: Plug,
     /// MAC address, `52:54:00:…` unless the caller chose one. Empty only before [`Spec::fill_in`].
     pub mac: String,
+}
+
+/// What a network interface plugs into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Plug {
+    /// A bridge of the host, as it is.
+    Bridge {
+        /// Its name.
+        bridge: String,
+    },
+    /// A network of the site.
+    Network(Port),
+}
+
+impl Nic {
+    /// How it plugs into a network of the site, if it does.
+    pub const fn port(&self) -> Option<&Port> {
+        match &self.plug {
+            Plug::Network(port) => Some(port),
+            Plug::Bridge { .. } => None,
+        }
+    }
+
+    /// The host's bridge that it plugs into, if it does.
+    pub fn bridge(&self) -> Option<&str> {
+        match &self.plug {
+            Plug::Bridge { bridge } => Some(bridge),
+            Plug::Network(_) => None,
+        }
+    }
 }
 
 /// Direct boot of a kernel.
@@ -237,9 +269,25 @@ pub struct Spec {
     /// It has a TPM in software.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tpm: bool,
+    /// Most virtual processors without a restart; `None`: what it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_vcpus: Option<u32>,
+    /// Most memory without a restart, in MiB; `None`: what it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_mib: Option<u64>,
 }
 
 impl Spec {
+    /// Most virtual processors without a restart.
+    pub fn most_vcpus(&self) -> u32 {
+        self.max_vcpus.unwrap_or(self.vcpus)
+    }
+
+    /// Most memory without a restart, in MiB.
+    pub fn most_memory_mib(&self) -> u64 {
+        self.max_memory_mib.unwrap_or(self.memory_mib)
+    }
+
     /// Everything that a host keeps for it: its disks, and after them the volume of its first boot.
     pub fn volumes(&self) -> impl Iterator<Item = &Disk> + Clone {
         let medium = self.first_boot.as_ref().map(|first_boot| &first_boot.medium);
@@ -255,7 +303,9 @@ impl Spec {
         };
         let first_boot = self.first_boot.as_ref().map(|_| GuestFeature::FirstBoot);
         let tpm = self.tpm.then_some(GuestFeature::Tpm);
-        [first_boot, firmware, tpm].into_iter().flatten()
+        let network = self.nics.iter().any(|nic| nic.port().is_some());
+        let network = network.then_some(GuestFeature::Network);
+        [first_boot, firmware, tpm, network].into_iter().flatten()
     }
 
     /// Fills in what follows from the VM's identity: MAC addresses that were left to Dalgu.
@@ -292,7 +342,7 @@ fn default_mac(id: VmId, nic: &str) -> String {
     format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
 }
 
-fn check_mac(value: &str) -> Result<String, &'static str> {
+pub(crate) fn check_mac(value: &str) -> Result<String, &'static str> {
     const RULE: &str = "must be six pairs of hexadecimal digits separated by ':', a unicast address";
     let octets: Vec<u8> = value
         .split(':')

@@ -248,6 +248,8 @@ async fn only_its_owner_speaks_for_a_vm() {
                 first_boot: None,
                 firmware: Default::default(),
                 tpm: false,
+                max_vcpus: None,
+                max_memory_mib: None,
             },
             documents: Default::default(),
             labels: BTreeMap::new(),

@@ -29,7 +29,7 @@ use dalgu_proto::{
     image::Digest,
     v1,
     vm::{
-        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, PowerReason, RestartPolicy, Spec,
+        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, Plug, PowerReason, RestartPolicy, Spec,
         first_boot::Documents,
     },
 };
@@ -267,7 +267,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         disks,
         nics: vec![Nic {
             name: "net0".into(),
-            bridge: "br0".into(),
+            plug: Plug::Bridge { bridge: "br0".into() },
             mac: String::new(),
         }],
         kernel_boot: Some(kernel),
@@ -276,6 +276,8 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         first_boot: None,
         firmware: Default::default(),
         tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
     };
     Fixture {
         cluster,

@@ -224,6 +224,8 @@ mod tests {
                 first_boot: None,
                 firmware: Default::default(),
                 tpm: false,
+                max_vcpus: None,
+                max_memory_mib: None,
             },
             power: PowerState::Running,
             power_sequence: generation,

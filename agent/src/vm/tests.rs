@@ -206,6 +206,8 @@ fn intent(generation: u64, power: PowerState) -> Intent {
             first_boot: None,
             firmware: Default::default(),
             tpm: false,
+            max_vcpus: None,
+            max_memory_mib: None,
         },
         power,
         power_sequence: generation,

@@ -297,7 +297,7 @@ pub fn nic(text: &str) -> Result<v1::Nic, Error> {
     let mut nic = v1::Nic {
         name: name.to_owned(),
         bridge: bridge.to_owned(),
-        mac: String::new(),
+        ..Default::default()
     };
     for (option, value) in options {
         match option {
@@ -460,7 +460,8 @@ mod tests {
             v1::Nic {
                 name: "eth0".into(),
                 bridge: "br0".into(),
-                mac: "52:54:00:00:00:01".into()
+                mac: "52:54:00:00:00:01".into(),
+                ..Default::default()
             }
         );
         for bad in ["", "eth0", "eth0=", "eth0=br0,mac=", "eth0=br0,vlan=3"] {

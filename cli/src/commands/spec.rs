@@ -103,6 +103,7 @@ fn flags(args: &SpecArgs) -> Result<v1::VmSpec, Error> {
         first_boot: first_boot(&args.first_boot)?,
         firmware: args.firmware.map_or(v1::Firmware::Unspecified, Into::into).into(),
         tpm: args.tpm,
+        ..v1::VmSpec::default()
     })
 }
 
@@ -300,6 +301,7 @@ mod tests {
             name: name.into(),
             bridge: "br0".into(),
             mac: mac.into(),
+            ..Default::default()
         };
         let wire = v1::VmSpec {
             vcpus: 1,

@@ -90,6 +90,7 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
             .get(&vm.id)
             .map(ToString::to_string)
             .unwrap_or_default(),
+        pending_changes: Vec::new(),
     }
 }
 
@@ -277,6 +278,7 @@ fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress
         elapsed: Some(time::duration_to_wire(std::time::Duration::from_millis(
             figures.elapsed_ms,
         ))),
+        network_blackout: None,
     }
 }
 

@@ -11,10 +11,7 @@ use std::{
 };
 
 use dalgu_proto::ids::{HostName, ImageId};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{self, Change, Step};
@@ -24,9 +21,9 @@ use crate::{
     state::{Db, State, Tx},
 };
 
-/// Time between two looks; each is a comparison of two numbers while nothing happens.
-const TICK: Duration = Duration::from_millis(250);
-/// After so long all is looked at although nothing has happened, for commands that want to be tried again.
+/// Least time between two looks: what changes together, as when all hosts come back, is looked at together.
+const PAUSE: Duration = Duration::from_millis(100);
+/// After so long all is looked at although nothing has changed, for commands that want to be tried again.
 const RESYNC: Duration = Duration::from_secs(1);
 /// The same command is given again after this at the earliest; the pause doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -55,14 +52,14 @@ type Answer = Result<Option<HeldImage>, agent_client::Error>;
 impl Runner {
     /// Runs until `stop`. Commands under way are given up then: they are given again at the next start.
     pub async fn run(self, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut changes = self.db.image_changes();
+        changes.mark_changed();
         let mut calls: JoinSet<(Step, Answer)> = JoinSet::new();
         let mut busy = BTreeSet::<HostName>::new();
         let mut pauses = BTreeMap::<Step, Pause>::new();
-        let (mut seen, mut looked) = (None, Instant::now());
+        let mut next = Instant::now();
         loop {
-            // Cancel safe: an answer is taken whole or stays in the set; a tick that is lost comes again.
+            // Cancel safe: an answer is taken whole or stays in the set; a change that was not looked at is still one.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -75,20 +72,18 @@ impl Runner {
                     self.ended(step, answer, &mut pauses).await;
                     continue;
                 }
-                _ = tick.tick() => {}
+                going_on = due(&mut changes, next, !pauses.is_empty()) => if !going_on {
+                    break;
+                },
             }
+            next = Instant::now() + PAUSE;
             let state = self.db.snapshot();
             // After a restore nobody is commanded before an operator has looked at what hosts have; nor when agents obey
             // another controller.
             if state.meta.observing.is_some() || state.replaced_by.is_some() {
                 continue;
             }
-            let again = !pauses.is_empty() && looked.elapsed() >= RESYNC;
-            if seen == Some(state.image_changes) && !again {
-                continue;
-            }
             let state = self.store(state).await;
-            (seen, looked) = (Some(state.image_changes), Instant::now());
             let steps = plan::steps(&state);
             let now = Instant::now();
             let planned: BTreeSet<_> = steps.iter().collect();
@@ -138,6 +133,17 @@ impl Runner {
         let until = Instant::now() + length;
         pauses.insert(step, Pause { until, length });
     }
+}
+
+/// Waits for a change, or, where commands want to be tried again, no longer than [`RESYNC`]; not before `from`. Whether the state
+/// still changes: it does not when its store has failed.
+async fn due(changes: &mut watch::Receiver<u64>, from: Instant, again: bool) -> bool {
+    tokio::time::sleep_until(from).await;
+    if again {
+        let changed = tokio::time::timeout(RESYNC, changes.changed()).await;
+        return !matches!(changed, Ok(Err(_)));
+    }
+    changes.changed().await.is_ok()
 }
 
 fn not_done(tx: &mut Tx, step: &Step, error: &agent_client::Error) {

@@ -4,7 +4,9 @@
 //! failed tests are found, not only the first, so that an operator need not ask twice. What fails is kept as a
 //! [`Lack`], which borrows; words are made from it only for the answer.
 
-use dalgu_proto::host::GuestFeature;
+use std::collections::BTreeSet;
+
+use dalgu_proto::{host::GuestFeature, vm::Nic};
 use serde::{Deserialize, Serialize};
 
 use super::view::{HostView, Request};
@@ -167,14 +169,11 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
     }
     processors_and_memory(request, host, &mut found);
     storage(request, host, &mut found);
-    for (index, nic) in request.spec.nics.iter().enumerate() {
-        let told = request.spec.nics[..index]
-            .iter()
-            .any(|other| other.bridge == nic.bridge);
-        if !told && !host.bridges.contains(&nic.bridge) {
-            found.push(Lack::Bridge { bridge: &nic.bridge });
-        }
-    }
+    let bridges: BTreeSet<_> = request.spec.nics.iter().filter_map(Nic::bridge).collect();
+    let lacking = bridges
+        .into_iter()
+        .filter(|bridge| !host.bridges.iter().any(|there| there == bridge));
+    found.extend(lacking.map(|bridge| Lack::Bridge { bridge }));
     if let Some(needed) = request
         .accelerator
         .as_deref()

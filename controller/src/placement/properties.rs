@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use dalgu_proto::vm::{Nic, Spec};
+use dalgu_proto::vm::{Nic, Plug, Spec};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{tests::disk, *};
@@ -30,7 +30,9 @@ fn request() -> impl Strategy<Value = Request> {
                 .collect();
             let nic = |bridge: &usize| Nic {
                 name: "n".into(),
-                bridge: BRIDGES[*bridge].into(),
+                plug: Plug::Bridge {
+                    bridge: BRIDGES[*bridge].into(),
+                },
                 mac: String::new(),
             };
             spec.nics = nics.iter().map(nic).collect();

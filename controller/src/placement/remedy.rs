@@ -6,7 +6,11 @@
 
 use std::{borrow::Cow, fmt};
 
-use dalgu_proto::{host::GuestFeature, ids::HostName, vm::Spec};
+use dalgu_proto::{
+    host::GuestFeature,
+    ids::HostName,
+    vm::{Nic, Spec},
+};
 use serde::{Deserialize, Serialize};
 
 use super::view::{HostView, PoolView, Request};
@@ -273,7 +277,12 @@ fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         memory_mib_reserved: 0,
         vms: 0,
         pools: request.pools().map(|(pool, mib)| empty_pool(pool, mib)).collect(),
-        bridges: spec.nics.iter().map(|nic| nic.bridge.clone()).collect(),
+        bridges: spec
+            .nics
+            .iter()
+            .filter_map(Nic::bridge)
+            .map(str::to_owned)
+            .collect(),
         accelerator: request.accelerator.clone().unwrap_or_default().into(),
         guest_features: spec.features().collect(),
         usage: None,

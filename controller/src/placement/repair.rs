@@ -145,5 +145,7 @@ fn empty_spec() -> Spec {
         first_boot: None,
         firmware: Default::default(),
         tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
     }
 }

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use dalgu_proto::{
     host as facts,
-    vm::{CloneMode, Disk, DiskFormat, Nic, RestartPolicy, Spec},
+    vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec},
 };
 
 use super::*;
@@ -17,7 +17,7 @@ pub(super) fn spec() -> Spec {
         disks: vec![disk("root", "local", 10_240)],
         nics: vec![Nic {
             name: "eth0".into(),
-            bridge: "br0".into(),
+            plug: Plug::Bridge { bridge: "br0".into() },
             mac: String::new(),
         }],
         kernel_boot: None,
@@ -26,6 +26,8 @@ pub(super) fn spec() -> Spec {
         first_boot: None,
         firmware: Default::default(),
         tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
     }
 }
 

@@ -90,6 +90,7 @@ struct Inner {
     pending: Mutex<State>,
     queue: mpsc::Sender<Commit>,
     published: watch::Receiver<Arc<State>>,
+    image_changes: watch::Receiver<u64>,
     events_kept: usize,
     clock: Clock,
     new_ids: NewIds,
@@ -135,11 +136,13 @@ impl Db {
 
     fn new<S: Store>(store: S, state: State, hooks: Hooks) -> (Self, Writer<S>) {
         let (publish, published) = watch::channel(Arc::new(state.clone()));
+        let (publish_images, image_changes) = watch::channel(state.image_changes);
         let (queue, commits) = mpsc::channel(QUEUE);
         let db = Self(Arc::new(Inner {
             pending: Mutex::new(state),
             queue,
             published,
+            image_changes,
             events_kept: hooks.events_kept,
             clock: hooks.clock.clone(),
             new_ids: hooks.new_ids.clone(),
@@ -148,6 +151,7 @@ impl Db {
             store,
             commits,
             publish,
+            publish_images,
             hooks,
         };
         (db, writer)
@@ -166,6 +170,11 @@ impl Db {
     /// Follows the durable state. Tells of what was stored; what only memory holds is there, but no reason to wake.
     pub fn watch(&self) -> watch::Receiver<Arc<State>> {
         self.0.published.clone()
+    }
+
+    /// Follows [`State::image_changes`] of the durable state.
+    pub fn image_changes(&self) -> watch::Receiver<u64> {
+        self.0.image_changes.clone()
     }
 
     /// Changes the state: all that the closure did, or, when it returns an error, nothing. Returns when the change is
@@ -268,6 +277,7 @@ struct Writer<S> {
     store: S,
     commits: mpsc::Receiver<Commit>,
     publish: watch::Sender<Arc<State>>,
+    publish_images: watch::Sender<u64>,
     hooks: Hooks,
 }
 
@@ -319,11 +329,16 @@ impl<S: Store> Writer<S> {
             last = Some(commit.state);
         }
         if let Some(state) = last {
+            let images = state.image_changes;
             // Hundreds of heartbeats a second are nothing to wake all for who wait for a change.
             self.publish.send_if_modified(|published| {
                 let stored = state.meta.revision != published.meta.revision;
                 *published = Arc::new(state);
                 stored
+            });
+            self.publish_images.send_if_modified(|published| {
+                let before = std::mem::replace(published, images);
+                before != images
             });
         }
         (self.hooks.touched)(&touched);

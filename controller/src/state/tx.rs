@@ -421,6 +421,7 @@ impl Tx {
     /// Begins, changes or ends the observing after a restore. Stored with the next record or event of this change.
     pub fn set_observing(&mut self, observing: Option<Observing>) {
         self.state.meta.observing = observing;
+        self.touch_images();
     }
 
     /// Notes what a host says of a VM whose place is not sure. Not stored.

@@ -85,6 +85,7 @@ fn migration(host: &Host, id: &str) -> agent::MigrationReport {
         owner: false,
         presence: presence.into(),
         error: None,
+        network_delay: None,
         progress: transfer.source.then(|| {
             match host.progress_lost && transfer.state != TransferState::Active {
                 true => v1::MigrationProgress::default(),

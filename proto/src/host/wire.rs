@@ -108,6 +108,7 @@ impl From<v1::HostInventory> for Inventory {
             accelerator_reason: wire.accelerator_reason,
             architecture: wire.architecture,
             guest_features: wire.guest_features.into_iter().filter_map(feature).collect(),
+            overlay_address: wire.overlay_address.parse().ok(),
         }
     }
 }
@@ -134,6 +135,10 @@ impl From<Inventory> for v1::HostInventory {
                 .into_iter()
                 .map(|feature| v1::GuestFeature::from(feature).into())
                 .collect(),
+            overlay_address: own
+                .overlay_address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         }
     }
 }
@@ -146,6 +151,10 @@ fn feature(wire: i32) -> Option<GuestFeature> {
         v1::GuestFeature::Uefi => GuestFeature::Uefi,
         v1::GuestFeature::UefiSecureBoot => GuestFeature::UefiSecureBoot,
         v1::GuestFeature::Tpm => GuestFeature::Tpm,
+        v1::GuestFeature::Network => GuestFeature::Network,
+        v1::GuestFeature::Overlay => GuestFeature::Overlay,
+        v1::GuestFeature::Vlan => GuestFeature::Vlan,
+        v1::GuestFeature::HotChange => GuestFeature::HotChange,
     })
 }
 
@@ -156,6 +165,10 @@ impl From<GuestFeature> for v1::GuestFeature {
             GuestFeature::Uefi => Self::Uefi,
             GuestFeature::UefiSecureBoot => Self::UefiSecureBoot,
             GuestFeature::Tpm => Self::Tpm,
+            GuestFeature::Network => Self::Network,
+            GuestFeature::Overlay => Self::Overlay,
+            GuestFeature::Vlan => Self::Vlan,
+            GuestFeature::HotChange => Self::HotChange,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::{image::Reference, v1};
+use crate::{image::Reference, network::wire as network, v1};
 
 fn invalid(field: impl Into<String>, message: impl ToString) -> Invalid {
     Invalid {
@@ -31,6 +31,17 @@ impl TryFrom<v1::VmSpec> for Spec {
                 wire.memory_mib
             );
             return Err(invalid("memory_mib", message));
+        }
+        let max_vcpus = Some(wire.max_vcpus).filter(|most| *most != 0);
+        if max_vcpus.is_some_and(|most| !(wire.vcpus..=MAX_VCPUS).contains(&most)) {
+            let message = format!("must be `vcpus` to {MAX_VCPUS}, got {}", wire.max_vcpus);
+            return Err(invalid("max_vcpus", message));
+        }
+        let max_memory_mib = Some(wire.max_memory_mib).filter(|most| *most != 0);
+        if max_memory_mib.is_some_and(|most| !(wire.memory_mib..=*MEMORY_MIB.end()).contains(&most)) {
+            let most = MEMORY_MIB.end();
+            let message = format!("must be `memory_mib` to {most} MiB, got {}", wire.max_memory_mib);
+            return Err(invalid("max_memory_mib", message));
         }
         if wire.disks.len() > MAX_DISKS {
             return Err(invalid(
@@ -90,6 +101,8 @@ impl TryFrom<v1::VmSpec> for Spec {
             first_boot,
             firmware,
             tpm: wire.tpm,
+            max_vcpus,
+            max_memory_mib,
         })
     }
 }
@@ -175,11 +188,16 @@ fn check_clone(field: &str, wire: i32, listed: bool) -> Result<CloneMode, Invali
 fn check_nic(index: usize, wire: v1::Nic) -> Result<Nic, Invalid> {
     let at = |field: &str| format!("nics[{index}].{field}");
     ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
-    // A Linux interface name: 1 to 15 bytes; the stricter file-name rule keeps out what the kernel would allow.
-    if wire.bridge.len() > 15 {
-        return Err(invalid(at("bridge"), "must be at most 15 characters"));
-    }
-    ids::check_file_name(&wire.bridge).map_err(|error| invalid(at("bridge"), error))?;
+    let plug = match network::check_port(&at, &wire)? {
+        Some(_) if !wire.bridge.is_empty() => {
+            return Err(invalid(at("bridge"), "must be empty with `network`"));
+        }
+        Some(port) => Plug::Network(port),
+        None => {
+            network::check_bridge(&wire.bridge).map_err(|error| invalid(at("bridge"), error))?;
+            Plug::Bridge { bridge: wire.bridge }
+        }
+    };
     let mac = if wire.mac.is_empty() {
         String::new()
     } else {
@@ -187,7 +205,7 @@ fn check_nic(index: usize, wire: v1::Nic) -> Result<Nic, Invalid> {
     };
     Ok(Nic {
         name: wire.name,
-        bridge: wire.bridge,
+        plug,
         mac,
     })
 }
@@ -236,15 +254,7 @@ impl From<Spec> for v1::VmSpec {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             disks: spec.disks.into_iter().map(disk).collect(),
-            nics: spec
-                .nics
-                .into_iter()
-                .map(|nic| v1::Nic {
-                    name: nic.name,
-                    bridge: nic.bridge,
-                    mac: nic.mac,
-                })
-                .collect(),
+            nics: spec.nics.into_iter().map(Into::into).collect(),
             kernel_boot: spec.kernel_boot.map(|boot| v1::KernelBoot {
                 kernel: boot.kernel,
                 initrd: boot.initrd.unwrap_or_default(),
@@ -256,7 +266,24 @@ impl From<Spec> for v1::VmSpec {
             first_boot: spec.first_boot.map(Into::into),
             firmware: v1::Firmware::from(spec.firmware).into(),
             tpm: spec.tpm,
+            max_vcpus: spec.max_vcpus.unwrap_or_default(),
+            max_memory_mib: spec.max_memory_mib.unwrap_or_default(),
         }
+    }
+}
+
+impl From<Nic> for v1::Nic {
+    fn from(nic: Nic) -> Self {
+        let mut wire = Self {
+            name: nic.name,
+            mac: nic.mac,
+            ..Self::default()
+        };
+        match nic.plug {
+            Plug::Bridge { bridge } => wire.bridge = bridge,
+            Plug::Network(port) => network::port_to_wire(port, &mut wire),
+        }
+        wire
     }
 }
 
@@ -388,7 +415,7 @@ mod tests {
             nics: vec![v1::Nic {
                 name: "eth0".into(),
                 bridge: "br0".into(),
-                mac: String::new(),
+                ..Default::default()
             }],
             ..Default::default()
         }
@@ -407,6 +434,26 @@ mod tests {
         let mut spec = Spec::try_from(wire()).unwrap();
         spec.fill_in(VmId::from_uuid(uuid::Uuid::from_u128(7)));
         assert_eq!(Spec::try_from(v1::VmSpec::from(spec.clone())).unwrap(), spec);
+    }
+
+    #[test]
+    fn an_interface_in_a_network_survives_the_wire_and_the_store_unchanged() {
+        let mut spec = wire();
+        spec.nics.push(v1::Nic {
+            name: "eth1".into(),
+            network: "field".into(),
+            ipv4_address: "10.20.0.7".into(),
+            security_groups: vec!["ssh".into()],
+            send_limit_mbit_per_second: 100,
+            mac: "52:54:00:00:00:01".into(),
+            ..Default::default()
+        });
+        spec.max_vcpus = 8;
+        let spec = Spec::try_from(spec).unwrap();
+        assert!(spec.features().any(|feature| feature == GuestFeature::Network));
+        assert_eq!(Spec::try_from(v1::VmSpec::from(spec.clone())).unwrap(), spec);
+        let stored = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&stored).unwrap(), spec, "{stored}");
     }
 
     #[test]
@@ -451,6 +498,26 @@ mod tests {
                 s.disks[0].image_digest = "../x".into();
             }),
             ("nics[0].bridge", |s| s.nics[0].bridge = "br0'/><x".into()),
+            ("nics[0].bridge", |s| s.nics[0].network = "field".into()),
+            ("nics[0].ipv4_address", |s| {
+                s.nics[0].ipv4_address = "10.0.0.1".into()
+            }),
+            ("nics[0].network", |s| s.nics[0].network = "../field".into()),
+            ("nics[0].ipv6_address", |s| {
+                s.nics[0].network = "field".into();
+                s.nics[0].ipv6_address = "10.0.0.1".into();
+            }),
+            ("nics[0].security_groups", |s| {
+                s.nics[0].network = "field".into();
+                s.nics[0].security_groups = vec!["a;b".into()];
+            }),
+            ("nics[0].send_limit_mbit_per_second", |s| {
+                s.nics[0].network = "field".into();
+                s.nics[0].send_limit_mbit_per_second = 1_000_001;
+            }),
+            ("max_vcpus", |s| s.max_vcpus = 1),
+            ("max_vcpus", |s| s.max_vcpus = 255),
+            ("max_memory_mib", |s| s.max_memory_mib = 511),
             ("nics[0].mac", |s| s.nics[0].mac = "ff:ff:ff:ff:ff:ff".into()),
             ("nics[0].mac", |s| s.nics[0].mac = "00:00:00:00:00:00".into()),
             ("nics[0].mac", |s| s.nics[0].mac = "52:54:00:1:2:3".into()),

@@ -23,6 +23,9 @@ const UNITLESS: &[&str] = &[
     "code",
     "iteration",
     "page_size",
+    "vni",
+    "vlan",
+    "port",
 ];
 
 /// Words of a comment that name a unit, or say that there is none.

@@ -71,7 +71,7 @@ pub fn vm(name: &str) -> v1::Vm {
         nics: vec![v1::Nic {
             name: "eth0".into(),
             bridge: "br0".into(),
-            mac: String::new(),
+            ..Default::default()
         }],
         kernel_boot: Some(v1::KernelBoot {
             kernel: "vmlinuz".into(),

@@ -85,7 +85,7 @@ impl Host {
         };
         let nic = |nic: &Nic| NicModel {
             name: nic.name.clone(),
-            bridge: nic.bridge.clone(),
+            bridge: nic.bridge().unwrap_or_default().to_owned(),
             mac: nic.mac.clone(),
         };
         Ok(Model {

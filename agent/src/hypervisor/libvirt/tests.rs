@@ -9,7 +9,8 @@ use dalgu_proto::{
     host::GuestFeature,
     ids::{ClusterId, Epoch, Generation},
     vm::{
-        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, MAX_DISKS, MAX_NICS, Nic, RestartPolicy, Spec,
+        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, MAX_DISKS, MAX_NICS, Nic, Plug, RestartPolicy,
+        Spec,
         first_boot::{Documents, MEDIUM},
     },
 };
@@ -348,6 +349,8 @@ fn definition(disks: Vec<Disk>) -> Definition {
         first_boot: None,
         firmware: Default::default(),
         tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
     };
     Definition {
         id: VmId::from_uuid(Uuid::new_v4()),
@@ -390,7 +393,7 @@ async fn libvirts_test_driver_keeps_the_contract() {
     let mut spec = definition(vec![disk("root", "local", None, DiskFormat::Qcow2)]).spec;
     spec.nics.push(Nic {
         name: "net0".into(),
-        bridge: "br0".into(),
+        plug: Plug::Bridge { bridge: "br0".into() },
         mac: String::new(),
     });
     let fixture = contract::Fixture {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use dalgu_proto::{
     ids::{ClusterId, VmId},
-    vm::{CloneMode, Disk, DiskFormat, Nic, PowerReason, RestartPolicy, Spec},
+    vm::{CloneMode, Disk, DiskFormat, Nic, Plug, PowerReason, RestartPolicy, Spec},
 };
 use uuid::Uuid;
 
@@ -27,7 +27,7 @@ fn spec() -> Spec {
         disks: vec![disk("root", "local"), disk("data", "shared")],
         nics: vec![Nic {
             name: "net0".into(),
-            bridge: "br0".into(),
+            plug: Plug::Bridge { bridge: "br0".into() },
             mac: String::new(),
         }],
         kernel_boot: None,
@@ -36,6 +36,8 @@ fn spec() -> Spec {
         first_boot: None,
         firmware: Default::default(),
         tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
     }
 }
 

@@ -20,6 +20,8 @@ fn vm(power: PowerState) -> Vm {
         first_boot: None,
         firmware: Default::default(),
         tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
     };
     let intent = Intent {
         generation: Generation(3),

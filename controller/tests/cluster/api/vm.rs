@@ -323,6 +323,7 @@ fn with_macs(name: &str, macs: &[&str]) -> v1::CreateVmRequest {
         name: format!("eth{number}"),
         bridge: "br0".into(),
         mac: (*mac).into(),
+        ..Default::default()
     });
     request.vm.as_mut().unwrap().spec.as_mut().unwrap().nics = nics.collect();
     request

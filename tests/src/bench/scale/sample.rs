@@ -58,6 +58,7 @@ fn inventory() -> Inventory {
         accelerator_reason: String::new(),
         architecture: "x86_64".to_owned(),
         guest_features: Vec::new(),
+        overlay_address: None,
     }
 }
 
