@@ -3,6 +3,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 const FILES: &[&str] = &[
+    "dalgu/v1/declaration.proto",
     "dalgu/v1/diagnosis.proto",
     "dalgu/v1/event.proto",
     "dalgu/v1/host.proto",

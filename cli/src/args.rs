@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{complete, output::Format};
 
+pub mod apply;
 pub mod host;
 pub mod image;
 pub mod site;
@@ -110,6 +111,8 @@ pub enum Command {
     /// Images: what new disks are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Makes networks, security groups and VMs as files declare them, after showing what changes.
+    Apply(apply::ApplyArgs),
     /// Operations: long work that goes on after its command has returned.
     #[command(subcommand, visible_alias = "operation")]
     Op(OpCommand),

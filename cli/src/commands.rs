@@ -15,6 +15,7 @@ use crate::{
     progress,
 };
 
+pub mod apply;
 pub mod context;
 pub mod doctor;
 pub mod events;
@@ -53,6 +54,7 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
         Command::Host(command) => host::run(command, &mut session).await,
         Command::Vm(command) => Box::pin(vm::run(command, &mut session)).await,
         Command::Image(command) => Box::pin(image::run(command, &mut session)).await,
+        Command::Apply(args) => Box::pin(apply::run(args, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,
         Command::Site(command) => site::run(command, &mut session).await,
         Command::Doctor(args) => doctor::run(&args, &mut session).await,

@@ -121,6 +121,35 @@ pub struct Watch<'a, R> {
 /// All objects, and the version they were read at.
 pub type Snapshot<R> = (Vec<R>, u64);
 
+/// A page of a list.
+pub struct Page<R> {
+    /// What is on it.
+    pub items: Vec<R>,
+    /// Where the next one begins; empty on the last.
+    pub next: String,
+    /// The version it was read at.
+    pub version: u64,
+}
+
+/// Reads page after page, each by the token it is given, until there are `limit` objects.
+pub async fn pages<R>(
+    limit: usize,
+    read: impl AsyncFn(String) -> Result<Page<R>, Status>,
+) -> Result<Snapshot<R>, Status> {
+    let (mut items, mut version, mut token) = (Vec::new(), None, String::new());
+    loop {
+        let page = read(token).await?;
+        items.extend(page.items);
+        // Changes since the first page are told again; later pages may know some of them already.
+        let version = *version.get_or_insert(page.version);
+        if page.next.is_empty() || items.len() >= limit {
+            items.truncate(limit);
+            return Ok((items, version));
+        }
+        token = page.next;
+    }
+}
+
 enum Next {
     Event(Box<v1::Event>),
     Broken(Status),

@@ -102,6 +102,15 @@ impl Reference {
     }
 }
 
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.version {
+            Some(version) => write!(f, "{}:{version}", self.name),
+            None => self.name.fmt(f),
+        }
+    }
+}
+
 impl FromStr for Reference {
     type Err = Error;
 

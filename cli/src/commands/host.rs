@@ -18,7 +18,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, human},
-    watch::{Snapshot, Watch},
+    watch::{Page, Snapshot, Watch, pages},
 };
 
 /// How often a change is tried again that somebody else's came before.
@@ -103,24 +103,22 @@ fn done(session: &mut Session<'_>, host: &v1::Host, what: &str) -> Result<(), Er
 }
 
 async fn list(client: &Client, selector: &HashMap<String, String>) -> Result<Snapshot<v1::Host>, Status> {
-    let mut request = v1::ListHostsRequest {
-        page_size: PAGE,
-        page_token: String::new(),
-        label_selector: selector.clone(),
-    };
-    let (mut hosts, mut version) = (Vec::new(), None);
-    loop {
+    let read = async |page_token| {
+        let request = v1::ListHostsRequest {
+            page_size: PAGE,
+            page_token,
+            label_selector: selector.clone(),
+        };
         let page = client
             .call(async |client| client.hosts().list_hosts(request.clone()).await)
             .await?;
-        hosts.extend(page.hosts);
-        // Changes since the first page are told again; later pages may know some of them already.
-        let version = *version.get_or_insert(page.resource_version);
-        if page.next_page_token.is_empty() {
-            return Ok((hosts, version));
-        }
-        request.page_token = page.next_page_token;
-    }
+        Ok(Page {
+            items: page.hosts,
+            next: page.next_page_token,
+            version: page.resource_version,
+        })
+    };
+    pages(usize::MAX, read).await
 }
 
 async fn show_all(

@@ -4,7 +4,7 @@ mod import;
 
 use std::{collections::HashMap, time::Duration};
 
-use dalgu_proto::{image::Reference, v1};
+use dalgu_proto::v1;
 use prost_types::FieldMask;
 use tonic::Status;
 
@@ -17,7 +17,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, human},
-    watch::{Snapshot, Watch},
+    watch::{Page, Snapshot, Watch, pages},
 };
 
 /// How often a change is tried again that somebody else's came before.
@@ -31,7 +31,7 @@ pub async fn run(command: ImageCommand, session: &mut Session<'_>) -> Result<(),
             selector,
             watch,
         } => show_all(name.unwrap_or_default(), map(selector), watch, session).await,
-        ImageCommand::Get { image, watch } => show::<v1::Image>(&key(&image), watch, session).await,
+        ImageCommand::Get { image, watch } => show::<v1::Image>(&image.to_string(), watch, session).await,
         ImageCommand::Import(args) => import::import(*args, session).await,
         ImageCommand::Update(args) => update(args, session).await,
         ImageCommand::Delete { image, etag, request } => {
@@ -48,17 +48,9 @@ pub async fn run(command: ImageCommand, session: &mut Session<'_>) -> Result<(),
                 .await?;
             Ok(session.term.say(&format!(
                 "{} is deleted; its copies go as hosts can be reached",
-                key(&image)
+                image
             ))?)
         }
-    }
-}
-
-/// As people write it.
-fn key(image: &Reference) -> String {
-    match &image.version {
-        Some(version) => format!("{}:{version}", image.name),
-        None => image.name.to_string(),
     }
 }
 
@@ -67,25 +59,23 @@ async fn list(
     name: &str,
     selector: &HashMap<String, String>,
 ) -> Result<Snapshot<v1::Image>, Status> {
-    let mut request = v1::ListImagesRequest {
-        page_size: PAGE,
-        page_token: String::new(),
-        name: name.to_owned(),
-        label_selector: selector.clone(),
-    };
-    let (mut images, mut version) = (Vec::new(), None);
-    loop {
+    let read = async |page_token| {
+        let request = v1::ListImagesRequest {
+            page_size: PAGE,
+            page_token,
+            name: name.to_owned(),
+            label_selector: selector.clone(),
+        };
         let page = client
             .call(async |client| client.images().list_images(request.clone()).await)
             .await?;
-        images.extend(page.images);
-        // Changes since the first page are told again; later pages may know some of them already.
-        let version = *version.get_or_insert(page.resource_version);
-        if page.next_page_token.is_empty() {
-            return Ok((images, version));
-        }
-        request.page_token = page.next_page_token;
-    }
+        Ok(Page {
+            items: page.images,
+            next: page.next_page_token,
+            version: page.resource_version,
+        })
+    };
+    pages(usize::MAX, read).await
 }
 
 async fn show_all(
@@ -114,7 +104,7 @@ async fn show_all(
 }
 
 async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let name = key(&args.image);
+    let name = args.image.to_string();
     let mut attempt = 1;
     let image = loop {
         let old: v1::Image = get(&session.client, &name).await?;

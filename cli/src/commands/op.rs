@@ -15,7 +15,7 @@ use crate::{
     exit::Error,
     output::{self, Format, operation::has_ended},
     progress,
-    watch::{Snapshot, Watch},
+    watch::{Page, Snapshot, Watch, pages},
 };
 
 /// Does a command.
@@ -50,22 +50,24 @@ pub async fn run(command: OpCommand, session: &mut Session<'_>) -> Result<(), Er
 
 async fn list(
     client: &Client,
-    mut request: v1::ListOperationsRequest,
+    request: v1::ListOperationsRequest,
     limit: usize,
 ) -> Result<Snapshot<v1::Operation>, Status> {
-    let (mut operations, mut version) = (Vec::new(), None);
-    loop {
+    let read = async |page_token| {
+        let request = v1::ListOperationsRequest {
+            page_token,
+            ..request.clone()
+        };
         let page = client
             .call(async |client| client.operations().list_operations(request.clone()).await)
             .await?;
-        operations.extend(page.operations);
-        let version = *version.get_or_insert(page.resource_version);
-        if page.next_page_token.is_empty() || operations.len() >= limit {
-            operations.truncate(limit);
-            return Ok((operations, version));
-        }
-        request.page_token = page.next_page_token;
-    }
+        Ok(Page {
+            items: page.operations,
+            next: page.next_page_token,
+            version: page.resource_version,
+        })
+    };
+    pages(limit, read).await
 }
 
 async fn show_all(

@@ -148,7 +148,8 @@ fn file(path: &Path) -> Result<v1::Vm, Error> {
     json::read(&text).map_err(|why| Error::Usage(format!("{} does not hold a VM: {why}", path.display())))
 }
 
-fn text(path: &Path) -> Result<String, Error> {
+/// Reads a text; `-` for standard input.
+pub fn text(path: &Path) -> Result<String, Error> {
     let text = if path == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)

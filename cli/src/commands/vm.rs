@@ -16,7 +16,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, human},
-    watch::{Snapshot, Watch},
+    watch::{Page, Snapshot, Watch, pages},
 };
 
 /// A migration of a large VM takes its time.
@@ -182,25 +182,23 @@ async fn list(
     host: &str,
     selector: &HashMap<String, String>,
 ) -> Result<Snapshot<v1::Vm>, Status> {
-    let mut request = v1::ListVmsRequest {
-        page_size: PAGE,
-        page_token: String::new(),
-        host: host.to_owned(),
-        label_selector: selector.clone(),
-    };
-    let (mut vms, mut version) = (Vec::new(), None);
-    loop {
+    let read = async |page_token| {
+        let request = v1::ListVmsRequest {
+            page_size: PAGE,
+            page_token,
+            host: host.to_owned(),
+            label_selector: selector.clone(),
+        };
         let page = client
             .call(async |client| client.vms().list_vms(request.clone()).await)
             .await?;
-        vms.extend(page.vms);
-        // Changes since the first page are told again; later pages may know some of them already.
-        let version = *version.get_or_insert(page.resource_version);
-        if page.next_page_token.is_empty() {
-            return Ok((vms, version));
-        }
-        request.page_token = page.next_page_token;
-    }
+        Ok(Page {
+            items: page.vms,
+            next: page.next_page_token,
+            version: page.resource_version,
+        })
+    };
+    pages(usize::MAX, read).await
 }
 
 async fn show_all(

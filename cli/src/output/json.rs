@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde_json::Value;
 
 use super::Resource;
 use crate::exit::Error;
@@ -14,8 +15,12 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 });
 
 fn descriptor<R: Resource>() -> MessageDescriptor {
-    POOL.get_message_by_name(R::MESSAGE)
-        .expect("each Resource names a message of the descriptors; a test checks it")
+    named(R::MESSAGE)
+}
+
+fn named(name: &str) -> MessageDescriptor {
+    POOL.get_message_by_name(name)
+        .expect("callers name messages of the descriptors; tests check it")
 }
 
 fn failed(format: &'static str) -> impl Fn(String) -> Error {
@@ -62,11 +67,27 @@ pub fn yaml_array<R: Resource>(items: &[R]) -> Result<String, Error> {
     serde_norway::to_string(&dynamics(items)?).map_err(|error| failed("YAML")(error.to_string()))
 }
 
+/// A message as a value of JSON. `name` is its full name.
+pub fn value(name: &str, message: &impl prost::Message) -> Result<Value, String> {
+    let dynamic = DynamicMessage::decode(named(name), message.encode_to_vec().as_slice());
+    let dynamic = dynamic.map_err(|error| error.to_string())?;
+    serde_json::to_value(&dynamic).map_err(|error| error.to_string())
+}
+
+/// The message of a value of JSON or YAML. `name` is its full name.
+pub fn message<'de, M, D>(name: &str, value: D) -> Result<M, String>
+where
+    M: prost::Message + Default,
+    D: serde::Deserializer<'de>,
+    D::Error: std::fmt::Display,
+{
+    let dynamic = DynamicMessage::deserialize(named(name), value).map_err(|error| error.to_string())?;
+    M::decode(prost::Message::encode_to_vec(&dynamic).as_slice()).map_err(|error| error.to_string())
+}
+
 /// Reads one object from YAML, of which JSON is a part.
 pub fn read<R: Resource>(text: &str) -> Result<R, String> {
-    let message = DynamicMessage::deserialize(descriptor::<R>(), serde_norway::Deserializer::from_str(text))
-        .map_err(|error| error.to_string())?;
-    R::decode(prost::Message::encode_to_vec(&message).as_slice()).map_err(|error| error.to_string())
+    message(R::MESSAGE, serde_norway::Deserializer::from_str(text))
 }
 
 #[cfg(test)]

@@ -72,12 +72,9 @@ pub fn newest<'a>(
     let all = versions(state, reference, principal);
     let mut available = all.iter().filter(|image| image.state == ImageState::Available);
     let image = available.next_back().or_else(|| all.last());
-    image.copied().ok_or_else(|| {
-        Error::NotFound(match &reference.version {
-            Some(version) => format!("{}:{version}", reference.name),
-            None => reference.name.to_string(),
-        })
-    })
+    image
+        .copied()
+        .ok_or_else(|| Error::NotFound(reference.to_string()))
 }
 
 /// The versions that somebody sees, oldest first; one where one is named.

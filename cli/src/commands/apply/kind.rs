@@ -1,0 +1,347 @@
+//! The kinds of objects that can be declared: how each is read, made and changed.
+
+use std::time::Duration;
+
+use dalgu_proto::v1;
+use prost_types::FieldMask;
+use serde_json::Value;
+use tonic::Status;
+
+use super::{
+    diff::{self, Difference},
+    normal_group, normal_network, normal_vm,
+};
+use crate::{
+    client::{CALL_TIMEOUT, Client},
+    commands::{Session, request_id},
+    exit::Error,
+    output::json,
+};
+
+/// A kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A security group.
+    SecurityGroup,
+    /// A network.
+    Network,
+    /// A VM.
+    Vm,
+}
+
+impl Kind {
+    /// For people.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::SecurityGroup => "security group",
+            Self::Network => "network",
+            Self::Vm => "VM",
+        }
+    }
+
+    const fn message(self) -> &'static str {
+        match self {
+            Self::SecurityGroup => "dalgu.v1.SecurityGroup",
+            Self::Network => "dalgu.v1.Network",
+            Self::Vm => "dalgu.v1.Vm",
+        }
+    }
+
+    /// Fields that can be changed: in the JSON form, and as the call's mask names them.
+    const fn mutable(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::SecurityGroup => &[
+                ("rules", "rules"),
+                ("labels", "labels"),
+                ("description", "description"),
+            ],
+            Self::Network => &[
+                ("labels", "labels"),
+                ("description", "description"),
+                ("domain", "domain"),
+                ("dnsServers", "dns_servers"),
+            ],
+            Self::Vm => &[
+                ("labels", "labels"),
+                ("description", "description"),
+                ("spec.restartPolicy", "spec.restart_policy"),
+                ("spec.vcpus", "spec.vcpus"),
+                ("spec.memoryMib", "spec.memory_mib"),
+                ("spec.maxVcpus", "spec.max_vcpus"),
+                ("spec.maxMemoryMib", "spec.max_memory_mib"),
+                ("spec.disks", "spec.disks"),
+                ("spec.nics", "spec.nics"),
+            ],
+        }
+    }
+
+    /// The call's mask for these changes, and the paths that cannot be changed. What may change within a disk or an
+    /// interface is the controller's to say.
+    pub fn mask(self, differences: &[Difference]) -> (Vec<String>, Vec<String>) {
+        let (mut mask, mut fixed) = (Vec::new(), Vec::new());
+        for difference in differences {
+            let inside = |(json, _): &&(&str, &str)| {
+                let rest = difference.path.strip_prefix(json);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            };
+            match self.mutable().iter().find(inside) {
+                Some((_, name)) if mask.iter().any(|there| there == name) => {}
+                Some((_, name)) => mask.push((*name).to_owned()),
+                None => fixed.push(difference.path.clone()),
+            }
+        }
+        (mask, fixed)
+    }
+}
+
+/// An object as a file says it, or as it is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Declared {
+    /// A security group.
+    SecurityGroup(v1::SecurityGroup),
+    /// A network.
+    Network(Box<v1::Network>),
+    /// A VM.
+    Vm(Box<v1::Vm>),
+}
+
+/// A group without the rules that name one of these groups; its own is there once it is made.
+pub fn without_rules_for(group: &v1::SecurityGroup, missing: &[String]) -> v1::SecurityGroup {
+    use v1::security_rule::Remote;
+    let mut group = group.clone();
+    let own = group.name.clone();
+    group.rules.retain(|rule| match &rule.remote {
+        Some(Remote::Group(named)) => *named == own || !missing.contains(named),
+        Some(Remote::Cidr(_)) | None => true,
+    });
+    group
+}
+
+impl Declared {
+    /// Which kind it is of.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::SecurityGroup(_) => Kind::SecurityGroup,
+            Self::Network(_) => Kind::Network,
+            Self::Vm(_) => Kind::Vm,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::SecurityGroup(group) => &group.name,
+            Self::Network(network) => &network.name,
+            Self::Vm(vm) => &vm.name,
+        }
+    }
+
+    /// Kind and name, for people.
+    pub fn title(&self) -> String {
+        format!(
+            "{} {}",
+            self.kind().title(),
+            crate::output::human::clean(self.name())
+        )
+    }
+
+    /// In the JSON form.
+    pub fn value(&self) -> Result<Value, Error> {
+        let name = self.kind().message();
+        let value = match self {
+            Self::SecurityGroup(group) => json::value(name, group),
+            Self::Network(network) => json::value(name, &**network),
+            Self::Vm(vm) => json::value(name, &**vm),
+        };
+        value.map_err(|why| Error::Format("JSON", why))
+    }
+
+    /// From the JSON form.
+    pub fn from_value(kind: Kind, value: Value) -> Result<Self, Error> {
+        let name = kind.message();
+        let object = match kind {
+            Kind::SecurityGroup => json::message(name, value).map(Self::SecurityGroup),
+            Kind::Network => json::message(name, value).map(|network| Self::Network(Box::new(network))),
+            Kind::Vm => json::message(name, value).map(|vm| Self::Vm(Box::new(vm))),
+        };
+        object.map_err(|why| Error::Format("JSON", why))
+    }
+
+    /// Takes out what only the controller says: what `-o yaml` shows may be given back.
+    fn chosen(&self) -> Self {
+        let mut own = self.clone();
+        match &mut own {
+            Self::SecurityGroup(group) => {
+                *group = v1::SecurityGroup {
+                    name: std::mem::take(&mut group.name),
+                    rules: std::mem::take(&mut group.rules),
+                    labels: std::mem::take(&mut group.labels),
+                    description: std::mem::take(&mut group.description),
+                    ..v1::SecurityGroup::default()
+                }
+            }
+            Self::Network(network) => {
+                (network.uid, network.etag) = (String::new(), String::new());
+                (network.interfaces, network.create_time) = (0, None);
+            }
+            Self::Vm(vm) => {
+                **vm = v1::Vm {
+                    name: std::mem::take(&mut vm.name),
+                    spec: vm.spec.take(),
+                    labels: std::mem::take(&mut vm.labels),
+                    description: std::mem::take(&mut vm.description),
+                    ..v1::Vm::default()
+                }
+            }
+        }
+        own
+    }
+
+    /// What is declared, in the form in which the controller would say it.
+    pub fn declared(&self) -> Result<Value, Error> {
+        let chosen = self.chosen();
+        let normal = match &chosen {
+            Self::SecurityGroup(group) => normal_group(group).map(Self::SecurityGroup),
+            Self::Network(network) => normal_network(network).map(|network| Self::Network(Box::new(network))),
+            Self::Vm(vm) => normal_vm(vm).map(|vm| Self::Vm(Box::new(vm))),
+        };
+        let normal = normal
+            .map_err(|error| Error::Usage(format!("{}: {error}", self.title())))?
+            .value()?;
+        let mut value = diff::normalized(&chosen.value()?, &normal);
+        // Documents are shown by nobody: what can be compared is what is said in their place.
+        if let (Some(spec), Some(told)) = (value.get_mut("spec"), normal.pointer("/spec/firstBoot")) {
+            spec["firstBoot"] = told.clone();
+        }
+        Ok(value)
+    }
+
+    /// The object that is there.
+    pub async fn current(&self, client: &Client) -> Result<Self, Status> {
+        let name = self.name().to_owned();
+        match self.kind() {
+            Kind::SecurityGroup => {
+                let request = v1::GetSecurityGroupRequest { name };
+                let group = client
+                    .call(async |client| client.networks().get_security_group(request.clone()).await)
+                    .await?;
+                Ok(Self::SecurityGroup(group))
+            }
+            Kind::Network => {
+                let request = v1::GetNetworkRequest { name };
+                let network = client
+                    .call(async |client| client.networks().get_network(request.clone()).await)
+                    .await?;
+                Ok(Self::Network(Box::new(network)))
+            }
+            Kind::Vm => {
+                let request = v1::GetVmRequest { name };
+                let vm = client
+                    .call(async |client| client.vms().get_vm(request.clone()).await)
+                    .await?;
+                Ok(Self::Vm(Box::new(vm)))
+            }
+        }
+    }
+
+    /// Makes it: its name, and for a VM the operation that goes on.
+    pub async fn create(
+        &self,
+        limit: Duration,
+        session: &mut Session<'_>,
+    ) -> Result<(String, Option<v1::Operation>), Error> {
+        let name = self.name().to_owned();
+        let request_id = request_id(None);
+        match self.chosen() {
+            Self::SecurityGroup(group) => {
+                let request = v1::CreateSecurityGroupRequest {
+                    security_group: Some(group),
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.networks().create_security_group(request.clone()).await
+                    })
+                    .await?;
+            }
+            Self::Network(network) => {
+                let request = v1::CreateNetworkRequest {
+                    network: Some(*network),
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.networks().create_network(request.clone()).await
+                    })
+                    .await?;
+            }
+            Self::Vm(vm) => {
+                let request = v1::CreateVmRequest {
+                    vm: Some(*vm),
+                    request_id,
+                    ..v1::CreateVmRequest::default()
+                };
+                let operation = session
+                    .change(limit, async |client| {
+                        client.vms().create_vm(request.clone()).await
+                    })
+                    .await?;
+                return Ok((name, Some(operation)));
+            }
+        }
+        Ok((name, None))
+    }
+
+    /// Changes the fields of the mask to what this says.
+    pub async fn update(self, paths: Vec<String>, session: &mut Session<'_>) -> Result<(), Error> {
+        let (update_mask, request_id) = (Some(FieldMask { paths }), request_id(None));
+        // What was compared is what is changed.
+        let etag = match &self {
+            Self::SecurityGroup(group) => group.etag.clone(),
+            Self::Network(network) => network.etag.clone(),
+            Self::Vm(vm) => vm.etag.clone(),
+        };
+        match self.chosen() {
+            Self::SecurityGroup(mut group) => {
+                group.etag = etag;
+                let request = v1::UpdateSecurityGroupRequest {
+                    security_group: Some(group),
+                    update_mask,
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.networks().update_security_group(request.clone()).await
+                    })
+                    .await?;
+            }
+            Self::Network(mut network) => {
+                network.etag = etag;
+                let request = v1::UpdateNetworkRequest {
+                    network: Some(*network),
+                    update_mask,
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.networks().update_network(request.clone()).await
+                    })
+                    .await?;
+            }
+            Self::Vm(mut vm) => {
+                vm.etag = etag;
+                let request = v1::UpdateVmRequest {
+                    vm: Some(*vm),
+                    update_mask,
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.vms().update_vm(request.clone()).await
+                    })
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+}
