@@ -79,8 +79,7 @@ impl Runner {
         let begin = Instant::now();
         let work = self.queue.work(id);
         let span = tracing::info_span!("reconcile", vm = %id);
-        // On the heap: it is large, and would be moved at each of its steps into the runtime.
-        let pass = Box::pin(step::pass(&self.db, &self.agents, id));
+        let pass = step::pass(&self.db, &self.agents, id);
         let outcome = pass.instrument(span.clone()).await;
         self.metrics.pass(begin.elapsed(), outcome.is_ok());
         match outcome {

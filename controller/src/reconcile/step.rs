@@ -53,7 +53,7 @@ pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_clie
         return Ok(Next::Idle);
     }
     let Some(vm) = state.vms.get(&id) else {
-        return let_go::let_go(agents, &state, id).await;
+        return Box::pin(let_go::let_go(agents, &state, id)).await;
     };
     let migration = state.active_migration(id);
     let operations = state.active_operations(id);
@@ -69,6 +69,7 @@ pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_clie
         Some(place) => Some(place),
         None => return Ok(Next::After(CROWDED)),
     };
+    // On the heap: what most passes do needs little, and is not to carry what a migration needs.
     match step {
         Step::Wait(None) => Ok(Next::Idle),
         Step::Wait(Some(time)) => Ok(Next::After(time)),
@@ -77,10 +78,10 @@ pub async fn pass(db: &Db, agents: &Agents, id: VmId) -> Result<Next, agent_clie
                 .await;
             Ok(Next::Now)
         }
-        Step::Ensure => ensure(db, agents, &state, vm).await,
-        Step::Delete => delete(db, agents, &state, vm).await,
+        Step::Ensure => Box::pin(ensure(db, agents, &state, vm)).await,
+        Step::Delete => Box::pin(delete(db, agents, &state, vm)).await,
         Step::Migrate(step) => match migration {
-            Some(record) => migrate::migrate(db, agents, &state, vm, record, step).await,
+            Some(record) => Box::pin(migrate::migrate(db, agents, &state, vm, record, step)).await,
             None => Ok(Next::Idle),
         },
     }

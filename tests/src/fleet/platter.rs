@@ -71,14 +71,9 @@ impl Platter {
     ///
     /// # Errors
     /// If a call failed.
-    pub fn work(
-        &self,
-        until: Until,
-        work: impl FnOnce(&Directory<Self>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let directory = self.open()?;
+    pub fn work(&self, until: Until, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         lock(&self.0).until = until;
-        let outcome = work(&directory);
+        let outcome = work();
         lock(&self.0).until = Until::End;
         outcome
     }

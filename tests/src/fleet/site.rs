@@ -18,7 +18,7 @@ use dalgu_agent::{
         sim::{MemoryLines, Sim, SimConfig},
     },
     images::{self, Images},
-    ledger::{self, Disposition, Ledger as AgentLedger},
+    ledger::{self, Directory, Disposition, Ledger as AgentLedger},
     metrics::Snapshot,
 };
 use dalgu_controller::{
@@ -83,6 +83,8 @@ struct HostState {
     boot: u64,
     running: Option<Running>,
     files: Platter,
+    /// As its agent opened it at its start.
+    ledger: Option<Directory<Platter>>,
     /// What its store of images holds. Everything in it counts as synced.
     images: images::Memory,
     /// Entries of VMs as they were last read.
@@ -193,6 +195,7 @@ impl Site {
                     boot: 1,
                     running: None,
                     files: Platter::default(),
+                    ledger: None,
                     images: images::Memory::new(1 << 40),
                     read: RefCell::default(),
                     confirmed: BTreeMap::new(),
@@ -562,9 +565,14 @@ impl Site {
     ) -> io::Result<()> {
         let mut inner = self.inner();
         let machine = &mut inner.hosts[host];
-        machine.files.work(until, |files| match bytes {
-            Some(bytes) => files.write(name, bytes),
-            None => files.erase(name),
+        let ledger = match machine.ledger.take() {
+            Some(ledger) => ledger,
+            None => machine.files.open()?,
+        };
+        let ledger = machine.ledger.insert(ledger);
+        machine.files.work(until, || match bytes {
+            Some(bytes) => ledger.write(name, bytes),
+            None => ledger.erase(name),
         })?;
         if matches!(until, Until::Calls(_)) {
             // The power goes before the writer is told.
@@ -590,7 +598,8 @@ impl Site {
     pub fn read_ledger(&self, host: usize) -> io::Result<Vec<(String, Vec<u8>)>> {
         let mut inner = self.inner();
         let machine = &mut inner.hosts[host];
-        let found = machine.files.open()?.read()?;
+        let ledger = machine.ledger.insert(machine.files.open()?);
+        let found = ledger.read()?;
         let entries = found.iter().filter(|(name, _)| name.starts_with("vms/"));
         let entries = entries.filter_map(|(name, _)| Some((name.clone(), machine.vm_entry(name)?)));
         machine.confirmed = entries.collect();
@@ -765,7 +774,8 @@ impl Site {
         let config = Arc::new(Config {
             report_interval_ms: 5_000,
             unreachable_after_intervals: 2,
-            event_retention: 1_000,
+            // Few, since a controller that starts reads them all, and so that they are forgotten here too.
+            event_retention: 100,
             ..Config::default()
         });
         let site = self.me();
