@@ -58,11 +58,17 @@ pub struct Wanted {
     pub impossible: BTreeMap<NetworkName, String>,
 }
 
-/// See [`Wanted`]. `ports` are the interfaces that are here, with their numbers.
-pub fn compile(kept: &Kept, ports: &[(Plugged, u16)], overlay_address: Option<IpAddr>) -> Wanted {
+/// See [`Wanted`]. `ports` are the interfaces that are here, with their numbers; `arrived` are taps, see [`Facts::arrived`].
+pub fn compile(
+    kept: &Kept,
+    ports: &[(Plugged, u16)],
+    arrived: &BTreeSet<String>,
+    overlay_address: Option<IpAddr>,
+) -> Wanted {
     let rules = rules::ruleset(&Facts {
         kept,
         ports,
+        arrived,
         overlay_address,
     });
     let mut wanted = Wanted {

@@ -55,6 +55,8 @@ const TOLD_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait before what failed is tried again.
 const MAX_RETRY: Duration = Duration::from_secs(30);
+/// So long after a VM has come it is guessed who began the connections that it brought.
+const GUESSING: Duration = Duration::from_mins(5);
 /// What has been made is compared with what is there so often.
 const RESYNC: Duration = Duration::from_secs(30);
 
@@ -172,6 +174,8 @@ struct State {
     kept: Kept,
     held: BTreeMap<VmId, Vec<Plugged>>,
     numbers: BTreeMap<String, u16>,
+    /// Taps of VMs that come, or have come: until when it is guessed what they bring.
+    arrived: BTreeMap<String, Instant>,
 }
 
 impl State {
@@ -185,7 +189,12 @@ impl State {
             .iter()
             .map(|(plugged, number)| (plugged.tap.clone(), *number));
         self.numbers = numbers.collect();
-        compile::compile(&self.kept, &ports, overlay_address)
+        let now = Instant::now();
+        let numbers = &self.numbers;
+        self.arrived
+            .retain(|tap, until| *until > now && numbers.contains_key(tap));
+        let arrived = self.arrived.keys().cloned().collect();
+        compile::compile(&self.kept, &ports, &arrived, overlay_address)
     }
 }
 
@@ -318,8 +327,21 @@ impl Networks {
         problem.map_or(Ok(()), |problem| Err(NotReady::Failed(problem.clone())))
     }
 
+    /// A VM with these interfaces may come here by a migration; before [`Networks::ready`] is asked.
+    pub fn expect(&self, ports: &[Plugged]) {
+        let until = Instant::now() + GUESSING;
+        let mut changed = false;
+        for plugged in ports {
+            changed |= self.state().arrived.insert(plugged.tap.clone(), until).is_none();
+        }
+        if changed {
+            self.0.wanted.send_modify(|count| *count += 1);
+        }
+    }
+
     /// What is to be known at once when a VM goes on here after a migration.
     pub async fn arrived(&self, ports: &[Plugged]) {
+        self.expect(ports);
         for plugged in ports {
             self.0.system.arrived(plugged).await;
         }

@@ -5,9 +5,10 @@
 //! begins: a moment without DNS, and leases that are as they were.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Write as _},
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -137,6 +138,10 @@ impl Running {
 
 fn write_files(dir: &Path, service: &Service) -> io::Result<()> {
     fs::create_dir_all(dir)?;
+    // It is read as a user of its own, whatever the agent's mask.
+    for dir in dir.ancestors().take(2) {
+        fs::set_permissions(dir, Permissions::from_mode(0o711))?;
+    }
     for (name, text) in [("hosts", &service.hosts), ("leases", &service.leases)] {
         replace(&dir.join(name), text)?;
     }
@@ -147,6 +152,7 @@ fn write_files(dir: &Path, service: &Service) -> io::Result<()> {
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let passing = path.with_extension("new");
     File::create(&passing)?.write_all(text.as_bytes())?;
+    fs::set_permissions(&passing, Permissions::from_mode(0o644))?;
     fs::rename(&passing, path)
 }
 

@@ -11,6 +11,10 @@
 //! Each packet is judged by what began its connection (`ct original`), so rules that have changed hold for connections that
 //! exist, both ways, from the transaction on: nothing is remembered as allowed.
 //!
+//! Of a VM that has arrived, conntrack knows no connection here. The first packet of a TCP connection that was begun elsewhere may
+//! come from either end, so for a while it is guessed which end began: the one that rules allow. A guess cannot begin a
+//! connection, because what begins one is judged as it says itself.
+//!
 //! Names and addresses are of the validated types, which hold nothing that means anything to `nft`; free text is left out.
 
 use std::{
@@ -34,6 +38,8 @@ use super::{
 pub const VXLAN_PORT: u16 = 4789;
 /// Mark of a packet from or to a network's DHCP and DNS; no tap has this number.
 const SERVICE: u16 = u16::MAX;
+/// Mark of a connection that was begun by the side which conntrack takes for the one that answers.
+const TURNED: u32 = 1;
 /// What a guest may ask a network's DHCP and DNS, besides ARP and neighbour discovery.
 const ASKED: [&str; 7] = [
     "udp dport 67",
@@ -51,6 +57,8 @@ pub struct Facts<'a> {
     pub kept: &'a Kept,
     /// Interfaces that are here, each with a number that no other has had while packets of it were under way.
     pub ports: &'a [(Plugged, u16)],
+    /// Taps of those that have arrived by a migration a while ago, or are about to.
+    pub arrived: &'a BTreeSet<String>,
     /// Where other hosts' overlays reach this one.
     pub overlay_address: Option<IpAddr>,
 }
@@ -419,8 +427,22 @@ fn connections(table: &mut Table, facts: &Facts<'_>, known: &[Known<'_>]) {
     let mut named = BTreeSet::new();
     let mut chains = Vec::new();
     for port in known {
-        chains.push(judged(port, &groups, Direction::Egress, &mut named));
-        chains.push(judged(port, &groups, Direction::Ingress, &mut named));
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let (name, rules) = judged(port, &groups, direction, &mut named);
+            let end = |end: &str| {
+                rules
+                    .iter()
+                    .cloned()
+                    .map(|rule| if rule == "drop" { end.to_owned() } else { rule })
+                    .collect()
+            };
+            if facts.arrived.contains(&port.plugged.tap) {
+                chains.push((format!("guess-{name}"), end(&format!("ct mark set {TURNED}"))));
+            }
+            let turned = rules.iter().map(|rule| rule.replace("ct original", "ct reply"));
+            chains.push((format!("turned-{name}"), turned.collect()));
+            chains.push((name, rules));
+        }
     }
     for (network, group) in named {
         sets(table, facts.kept, network, group);
@@ -428,17 +450,21 @@ fn connections(table: &mut Table, facts: &Facts<'_>, known: &[Known<'_>]) {
     for (name, rules) in chains {
         table.chain(&name, None, &rules);
     }
-    for (name, sender, receiver) in [("begun", "out", "in"), ("answered", "in", "out")] {
-        let from = known.iter().map(|port| {
-            let number = u32::from(port.number) << 16;
-            format!("{number:#x} : jump {sender}-{}", port.plugged.tap)
-        });
-        let to = known
-            .iter()
-            .map(|port| format!("{:#x} : jump {receiver}-{}", port.number, port.plugged.tap));
-        let mut rules = Vec::from_iter(verdicts("meta mark & 0xffff0000", from));
-        rules.extend(verdicts("meta mark & 0x0000ffff", to));
-        table.chain(name, None, &rules);
+    let arrived: Vec<_> = known
+        .iter()
+        .filter(|port| facts.arrived.contains(&port.plugged.tap))
+        .collect();
+    table.chain("guess", None, &ends(arrived, "guess-out", "guess-in"));
+    for (turned, prefix) in [("", ""), ("turned-", "turned-")] {
+        let ends = |sender: &str, receiver: &str| {
+            ends(
+                known,
+                &format!("{prefix}{sender}"),
+                &format!("{prefix}{receiver}"),
+            )
+        };
+        table.chain(&format!("{turned}begun"), None, &ends("out", "in"));
+        table.chain(&format!("{turned}answered"), None, &ends("in", "out"));
     }
     table.chain(
         "forward",
@@ -454,9 +480,31 @@ fn connections(table: &mut Table, facts: &Facts<'_>, known: &[Known<'_>]) {
             "udp sport { 68, 546 } udp dport { 67, 547 } accept".into(),
             "ct state related meta l4proto { icmp, ipv6-icmp } accept".into(),
             "ct state { invalid, untracked } drop".into(),
+            "ct state new tcp flags & (syn | rst) == 0 jump guess".into(),
+            // Who begins says so; a guess is for what was begun before.
+            format!("ct mark {TURNED} tcp flags & (syn | ack) == syn drop"),
+            format!("ct mark {TURNED} ct direction vmap {{ original : goto turned-answered, reply : goto turned-begun }}"),
             "ct direction vmap { original : jump begun, reply : jump answered }".into(),
         ],
     );
+}
+
+/// Asks the chains of both ends of a packet.
+fn ends<'a>(
+    known: impl IntoIterator<Item = &'a Known<'a>> + Clone,
+    sender: &str,
+    receiver: &str,
+) -> Vec<String> {
+    let from = known.clone().into_iter().map(|port| {
+        let number = u32::from(port.number) << 16;
+        format!("{number:#x} : jump {sender}-{}", port.plugged.tap)
+    });
+    let to = known
+        .into_iter()
+        .map(|port| format!("{:#x} : jump {receiver}-{}", port.number, port.plugged.tap));
+    let mut rules = Vec::from_iter(verdicts("meta mark & 0xffff0000", from));
+    rules.extend(verdicts("meta mark & 0x0000ffff", to));
+    rules
 }
 
 /// The addresses of a group's interfaces in a network.

@@ -231,7 +231,7 @@ async fn shown() -> Result<String, Failed> {
 #[async_trait]
 impl System for Linux {
     async fn features(&self) -> Vec<GuestFeature> {
-        let rules = compile::compile(&Kept::default(), &[], None).rules;
+        let rules = compile::compile(&Kept::default(), &[], &Default::default(), None).rules;
         let tried = async |what: &str, script: &str, input: Option<&str>| {
             let tried = run("unshare", &[&TRY[..], &[script]].concat(), input).await;
             if let Err(error) = &tried {

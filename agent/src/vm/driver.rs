@@ -88,6 +88,9 @@ impl Driver {
         if let Some(vm) = &vm {
             shared.images.hold(id, vm.digests(), false);
             shared.networks.hold(id, vm.plugged(), false);
+            if matches!(vm.disposition, Disposition::Incoming { .. }) {
+                shared.networks.expect(&vm.plugged());
+            }
         }
         let mut driver = Self {
             transfers: Transfers::new(known.migrations),

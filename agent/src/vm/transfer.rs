@@ -112,7 +112,9 @@ impl Driver {
         }
         let definition = self.definition().ok_or(Denied::NotHere(self.id))?;
         self.check_images(&definition)?;
-        self.shared.networks.ready(&self.plugged()).await?;
+        let ports = self.plugged();
+        self.shared.networks.expect(&ports);
+        self.shared.networks.ready(&ports).await?;
         self.shared.hypervisor.create_volumes(&definition, true).await?;
         let transport = &self.shared.transport;
         let word = transport.allow(prepare.migration, prepare.source).await;

@@ -7,7 +7,7 @@ use crate::network::{Kept, compile, compile::tests::told};
 
 fn segments() -> Vec<Segment> {
     let kept = Kept::default().told(told(), &[]);
-    compile::compile(&kept, &[], Some([10, 0, 0, 1].into())).segments
+    compile::compile(&kept, &[], &BTreeSet::new(), Some([10, 0, 0, 1].into())).segments
 }
 
 fn link(name: &str, kind: &str, mtu: u32, master: Option<&str>, data: Data) -> Link {
