@@ -168,7 +168,7 @@ fn spawn(dir: &Path) -> io::Result<Child> {
             "sh",
             "dnsmasq",
         ])
-        .args(["--keep-in-foreground", "--user=root", "--group=root"])
+        .arg("--keep-in-foreground")
         .arg(format!("--conf-file={}", dir.join("dnsmasq.conf").display()))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

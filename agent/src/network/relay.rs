@@ -142,3 +142,71 @@ async fn carry_connections(connections: TcpListener, server: SocketAddr, places:
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn questions_reach_the_server_and_answers_their_asker() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let near = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let at = near.local_addr().unwrap();
+        let places = Arc::new(Semaphore::new(MAX_QUESTIONS));
+        let _carrying = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(carry_datagrams(
+            near,
+            server.local_addr().unwrap(),
+            places,
+        )));
+        let askers = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0"));
+        let askers = futures::future::try_join_all(askers).await.unwrap();
+        for (number, asker) in askers.iter().enumerate() {
+            asker
+                .send_to(format!("question {number}").as_bytes(), at)
+                .await
+                .unwrap();
+        }
+        let mut from = Vec::new();
+        for _ in &askers {
+            let mut bytes = [0; 64];
+            let (length, asker) = server.recv_from(&mut bytes).await.unwrap();
+            from.push(asker);
+            let answer = String::from_utf8_lossy(&bytes[..length]).replace("question", "answer");
+            server.send_to(answer.as_bytes(), asker).await.unwrap();
+        }
+        for (number, asker) in askers.iter().enumerate() {
+            let mut bytes = [0; 64];
+            let length = asker.recv(&mut bytes).await.unwrap();
+            assert_eq!(&bytes[..length], format!("answer {number}").as_bytes());
+        }
+        from.sort();
+        from.dedup();
+        assert_eq!(
+            from.len(),
+            askers.len(),
+            "each question comes from a port of its own"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_carried_both_ways() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = near.local_addr().unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let carrying = carry_connections(near, server.local_addr().unwrap(), places);
+        let _carrying = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(carrying));
+        let mut asker = TcpStream::connect(at).await.unwrap();
+        asker.write_all(b"question").await.unwrap();
+        let (mut there, _) = server.accept().await.unwrap();
+        let mut bytes = [0; 8];
+        there.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"question");
+        there.write_all(b"answer").await.unwrap();
+        let mut bytes = [0; 6];
+        asker.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"answer");
+    }
+}

@@ -241,16 +241,16 @@ impl System for Linux {
         };
         // `br_netfilter` is a module: dalgu.modules-load names it.
         let network = "test -e /proc/sys/net/bridge/bridge-nf-call-iptables && dnsmasq --version >/dev/null && \
-                       ip link add b type bridge nf_call_iptables 1 && nft -f -";
+                       ip link add dev b type bridge nf_call_iptables 1 && nft -f -";
         if !tried("network", network, Some(&rules)).await {
             return Vec::new();
         }
         let mut features = vec![GuestFeature::Network];
-        let overlay = "ip link add x type vxlan id 1 dstport 4789";
+        let overlay = "ip link add dev x type vxlan id 1 dstport 4789";
         if self.overlay_address.is_some() && tried("overlay", overlay, None).await {
             features.push(GuestFeature::Overlay);
         }
-        let vlan = "ip link add b type bridge && ip link add link b name v type vlan id 2";
+        let vlan = "ip link add dev b type bridge && ip link add link b name v type vlan id 2";
         if tried("vlan", vlan, None).await {
             features.push(GuestFeature::Vlan);
         }

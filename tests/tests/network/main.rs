@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::words::{dalgu, json};
+use dalgu_tests::e2e::words::{self, dalgu, json};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, wait_for, with_lab};
 use nix::sys::signal::Signal;
@@ -37,14 +37,14 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
         site.says("desk", "heard web.app.internal").await?;
 
         let mut probe = site.probe().await?;
-        probe.hears("10.20.0.11:7").await?;
+        probe.hears("10.20.0.11:0").await?;
         let mut conversation = probe.converse("10.20.0.11:7").await?;
         conversation.says("before").await?;
-        let watch = probe.watch("10.20.0.11:7", "10.20.0.11:9").await?;
+        let watch = probe.watch("10.20.0.11:0", "10.20.0.11:9").await?;
         dalgu(lab, &["vm", "migrate", "web", "--host", "h1"]).await?;
         let seen = watch.end(Duration::from_secs(1)).await?;
         eprintln!(
-            "blackout of UDP every 5 ms: {:?}; refused packets that got through: {}",
+            "blackout of questions every 5 ms: {:?}; refused packets that got through: {}",
             seen.blackout, seen.got_through
         );
         ensure!(
@@ -120,14 +120,14 @@ async fn changed_rules_end_what_they_refuse_and_a_dead_agent_ends_nothing() -> a
         // Without its network the VM does not start, and says why.
         site.begin("web", 11, "h1", &["web"], "").await?;
         wait_for("the reason", REST_LIMIT, async || {
-            let vm = json(lab, &["vm", "get", "web"]).await;
-            vm.is_ok_and(|vm| vm.to_string().contains("NETWORK_NOT_READY"))
+            let vm = words::vm(lab, "web").await;
+            vm.is_ok_and(|vm| vm.all.to_string().contains("NETWORK_NOT_READY"))
         })
         .await?;
         site.tell(1, &site.document(1)).await?;
         site.says("web", "address is 10.20.0.11").await?;
         let mut probe = site.probe().await?;
-        probe.hears("10.20.0.11:7").await?;
+        probe.hears("10.20.0.11:0").await?;
         let mut conversation = probe.converse("10.20.0.11:7").await?;
         conversation.says("allowed").await?;
 

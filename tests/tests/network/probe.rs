@@ -1,4 +1,5 @@
-//! A machine beside the hosts with a part in the overlay: it asks guests by UDP and TCP, and listens to everything.
+//! A machine beside the hosts with a part in the overlay: it asks guests by ICMP and TCP, and listens to everything. ICMP because a
+//! guest's kernel answers it, every time and at once.
 
 use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
@@ -16,6 +17,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+/// The question: type 8; the kernel fills in the rest.
+const ECHO: [u8; 12] = [8, 0, 0, 0, 0, 0, 0, 1, b'w', b'h', b'e', b'n'];
 /// A question every so often.
 const PERIOD: Duration = Duration::from_millis(5);
 /// An answer takes longer only where there is none; an emulated guest that arrives takes its time.
@@ -68,10 +71,11 @@ impl Probe {
         })
     }
 
-    async fn socket(&self, to: &str) -> anyhow::Result<Arc<tokio::net::UdpSocket>> {
+    async fn socket(&self, to: &str, protocol: SockProtocol) -> anyhow::Result<Arc<tokio::net::UdpSocket>> {
         let to: SocketAddr = to.parse()?;
         let socket = inside(&self.namespace, move || {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let kind = (AddressFamily::Inet, SockType::Datagram);
+            let socket = UdpSocket::from(socket(kind.0, kind.1, SockFlag::empty(), protocol)?);
             socket.connect(to)?;
             socket.set_nonblocking(true)?;
             Ok(socket)
@@ -82,21 +86,22 @@ impl Probe {
 
     /// Waits until a guest answers.
     pub async fn hears(&mut self, from: &str) -> anyhow::Result<()> {
-        let socket = self.socket(from).await?;
-        wait_for("an answer by UDP", BOOT_LIMIT, async || {
-            let _ = socket.send(b"hello").await;
+        let socket = self.socket(from, SockProtocol::Icmp).await?;
+        wait_for("an answer by ICMP", BOOT_LIMIT, async || {
+            let _ = socket.send(&ECHO).await;
             let mut bytes = [0; 16];
             matches!(
                 timeout(Duration::from_millis(200), socket.recv(&mut bytes)).await,
-                Ok(Ok(5))
+                Ok(Ok(_))
             )
         })
         .await
     }
 
-    /// Asks one port all the time, and another that is refused.
+    /// Asks a guest all the time, and a port of its that is refused.
     pub async fn watch(&self, open: &str, closed: &str) -> anyhow::Result<Watch> {
-        let (open, closed) = (self.socket(open).await?, self.socket(closed).await?);
+        let open = self.socket(open, SockProtocol::Icmp).await?;
+        let closed = self.socket(closed, SockProtocol::Udp).await?;
         let answers: Arc<Mutex<Vec<Instant>>> = Arc::default();
         let refused: Arc<Mutex<usize>> = Arc::default();
         let (to, told) = (open.clone(), refused.clone());
@@ -104,7 +109,7 @@ impl Probe {
             let mut tick = interval(PERIOD);
             loop {
                 tick.tick().await;
-                let _ = to.send(b"probe").await;
+                let _ = to.send(&ECHO).await;
                 // Both the question and the answer to an earlier one can say that it was turned away.
                 let mut bytes = [0; 16];
                 let sent = closed.send(b"refused").await.is_err();
