@@ -131,7 +131,7 @@ impl Linux {
             }
         }
         self.end_services(acted, &wanted.segments).await?;
-        carry_out(&links::remove(&wanted.segments, &Self::look().await?)).await?;
+        remove(&wanted.segments).await?;
         Ok(problems)
     }
 
@@ -204,6 +204,20 @@ async fn carry_out(script: &Script) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// Removes what no network needs. Some of it goes by itself meanwhile, with the namespace of a service.
+async fn remove(segments: &[Segment]) -> Result<(), Failed> {
+    let left = async || Ok::<_, Failed>(links::remove(segments, &Linux::look().await?).ip);
+    let lines = left().await?;
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let removed = run("ip", &["-force", "-batch", "-"], Some(&(lines.join("\n") + "\n"))).await;
+    match left().await?.is_empty() {
+        true => Ok(()),
+        false => removed.map(drop),
+    }
 }
 
 /// Loads the filters, if they are not what the kernel has.

@@ -147,7 +147,7 @@ async fn changed_rules_end_what_they_refuse_and_a_dead_agent_ends_nothing() -> a
         conversation.hears("refused").await.context("allowed again")?;
         let stale = site.tell(1, &site.document(2)).await;
         ensure!(
-            format!("{:#}", stale.unwrap_err()).contains("STALE_GENERATION"),
+            format!("{:#}", stale.unwrap_err()).contains("older than 3"),
             "an old document is taken"
         );
         Ok(())
