@@ -121,7 +121,7 @@ impl Kept {
         for name in names {
             let taken: BTreeSet<_> = zones.values().copied().collect();
             let free = (FIRST_ZONE..u16::MAX).find(|zone| !taken.contains(zone));
-            zones.entry(name).or_insert(free.unwrap_or(FIRST_ZONE));
+            zones.entry(name).or_insert_with(|| free.unwrap_or(FIRST_ZONE));
         }
         zones
     }

@@ -87,7 +87,9 @@ impl Running {
         let config = service.config.replace("{dir}", &dir.to_string_lossy());
         replace(&dir.join("dnsmasq.conf"), &config)?;
         let mut child = spawn(&dir)?;
-        let number = child.id().ok_or(Failed("dnsmasq ended at once".to_owned()))?;
+        let number = child
+            .id()
+            .ok_or_else(|| Failed("dnsmasq ended at once".to_owned()))?;
         let pid = Pid::from_raw(i32::try_from(number).map_err(io::Error::other)?);
         replace(&dir.join(PROCESS), &format!("{pid}\n"))?;
         let plugged = plug_in(&mut child, pid, segment, service).await;
