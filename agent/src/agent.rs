@@ -8,7 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use dalgu_proto::{
     agent::v1::{
-        agent_image_service_server::AgentImageServiceServer, agent_service_server::AgentServiceServer,
+        agent_image_service_server::AgentImageServiceServer,
+        agent_network_service_server::AgentNetworkServiceServer, agent_service_server::AgentServiceServer,
         peer_service_server::PeerServiceServer, registrar_service_client::RegistrarServiceClient,
     },
     ids::{ClusterId, HostName, NewIds},
@@ -29,6 +30,7 @@ use crate::{
     ledger::{self, Contents, Ledger},
     metrics::Snapshot,
     migration::transport::Transport,
+    network::{self, Networks},
     recovery, reporter,
     reporter::Reporter,
     server::{self, Service},
@@ -57,6 +59,8 @@ pub struct AgentParts {
     pub ledger: Ledger,
     /// The store of images. It is to end by the token that the agent is given.
     pub images: Images,
+    /// What makes networks here.
+    pub network: Arc<dyn network::System>,
     /// Leads to other hosts during migrations.
     pub transport: Arc<dyn Transport>,
     /// Leads to the controller.
@@ -74,6 +78,7 @@ pub struct Agent {
     vms: Vms,
     service: Service,
     images: images::server::Service,
+    networks: network::server::Service,
     reporter: Reporter,
     contents: Contents,
     stop: CancellationToken,
@@ -85,7 +90,8 @@ impl Agent {
     /// # Errors
     /// If the ledger cannot be read.
     pub async fn start(parts: AgentParts, stop: CancellationToken) -> Result<Self, ledger::Error> {
-        let contents = parts.ledger.load().await?;
+        let mut contents = parts.ledger.load().await?;
+        let networks = Networks::new(parts.network, parts.ledger.clone(), contents.networks.take());
         let gate = Arc::new(Gate::new(
             parts.site,
             parts.host,
@@ -97,6 +103,7 @@ impl Agent {
             hypervisor: parts.hypervisor,
             ledger: parts.ledger,
             images: parts.images.clone(),
+            networks: networks.clone(),
             transport: parts.transport,
             clock: parts.clock,
             boot_id: parts.boot_id.clone(),
@@ -107,6 +114,10 @@ impl Agent {
         let images = images::server::Service {
             gate: gate.clone(),
             images: parts.images,
+        };
+        let networks = network::server::Service {
+            gate: gate.clone(),
+            networks,
         };
         let service = Service {
             gate: gate.clone(),
@@ -131,6 +142,7 @@ impl Agent {
             vms,
             service,
             images,
+            networks,
             reporter,
             contents,
             stop,
@@ -146,11 +158,15 @@ impl Agent {
         let images = AgentImageServiceServer::new(self.images.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_REQUEST_BYTES);
+        let networks = AgentNetworkServiceServer::new(self.networks.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
         let peers = PeerServiceServer::new(self.images.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_REQUEST_BYTES);
         Routes::new(InterceptedService::new(commands, server::only_controller))
             .add_service(InterceptedService::new(images, server::only_controller))
+            .add_service(InterceptedService::new(networks, server::only_controller))
             .add_service(InterceptedService::new(peers, images::server::only_agents))
     }
 
@@ -174,6 +190,7 @@ impl Agent {
         let Self {
             vms,
             images,
+            networks,
             reporter,
             contents,
             stop,
@@ -183,7 +200,13 @@ impl Agent {
         if gate.copied_from().await.is_some() {
             return reporter.disown(stop).await;
         }
-        let finding_out = find_out(vms.clone(), contents, gate.clone(), stop.clone());
+        let finding_out = find_out(
+            vms.clone(),
+            networks.networks,
+            contents,
+            gate.clone(),
+            stop.clone(),
+        );
         let telling = tell(reporter, gate, ready, stop.clone());
         // A controller that is not this host's ends it at once, also while the hypervisor is still asked.
         let outcome = futures::future::try_join(finding_out, telling).await;
@@ -194,9 +217,10 @@ impl Agent {
     }
 }
 
-/// Finds out what is true on the host, then lets commands in.
+/// Finds out what is true on the host, then lets commands in, and keeps the networks of the VMs that it knows by then.
 async fn find_out(
     vms: Vms,
+    networks: Networks,
     contents: Contents,
     gate: Arc<Gate>,
     stop: CancellationToken,
@@ -204,9 +228,10 @@ async fn find_out(
     // Cancel safe: recovery only reads and starts tasks, which end by the same token.
     tokio::select! {
         biased;
-        () = stop.cancelled() => {}
+        () = stop.cancelled() => return Ok(()),
         () = recovery::recover(&vms, contents) => gate.open(),
     }
+    networks.run(stop).await;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The agent's configuration file. Read once at start by `main`; every key is explained in `systemd/agent.toml`.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -90,6 +90,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where controller and peers reach this agent, if not at `listen`.
     pub advertise: Option<String>,
+    /// IP address at which other hosts' overlays reach this one; by default that of `advertise` or `listen`.
+    pub overlay_address: Option<IpAddr>,
     /// The controller's endpoint, `https://HOST:PORT`.
     pub controller: String,
     /// Directory of the ledger.
@@ -238,6 +240,14 @@ impl Config {
         self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
     }
 
+    /// IP address at which other hosts' overlays reach this one; `None` where only a name is known of it.
+    pub fn overlay_address(&self) -> Option<IpAddr> {
+        self.overlay_address.or_else(|| {
+            let reached: SocketAddr = self.address().parse().ok()?;
+            Some(reached.ip())
+        })
+    }
+
     /// Time between two samples of usage.
     pub const fn usage_interval(&self) -> Duration {
         Duration::from_millis(self.usage_interval_ms)
@@ -287,6 +297,18 @@ mod tests {
         assert!(read(&everywhere).is_err());
         let config = read(&format!("{everywhere}advertise = \"h1.example:7444\"")).unwrap();
         assert_eq!(config.address(), "h1.example:7444");
+    }
+
+    #[test]
+    fn overlays_reach_a_host_where_its_agent_is_reached_unless_it_is_said() {
+        assert_eq!(
+            read(MINIMAL).unwrap().overlay_address(),
+            Some([10, 0, 0, 1].into())
+        );
+        let apart = read(&format!("{MINIMAL}overlay_address = \"10.1.0.1\"")).unwrap();
+        assert_eq!(apart.overlay_address(), Some([10, 1, 0, 1].into()));
+        let named = read(&format!("{MINIMAL}advertise = \"h1.example:7444\"")).unwrap();
+        assert_eq!(named.overlay_address(), None);
     }
 
     #[test]

@@ -48,6 +48,9 @@ struct Ethernet<'a> {
     set_name: &'a str,
     #[serde(rename = "dhcp4")]
     dhcp: bool,
+    /// Where it has an IPv6 address in a network of the site.
+    #[serde(rename = "dhcp6", skip_serializing_if = "std::ops::Not::not")]
+    dhcp_ipv6: bool,
 }
 
 /// The bytes of the volume of a VM that has one.
@@ -121,6 +124,7 @@ fn ethernet(nic: &Nic) -> Ethernet<'_> {
         r#match: BTreeMap::from([("macaddress", nic.mac.as_str())]),
         set_name: &nic.name,
         dhcp: true,
+        dhcp_ipv6: nic.port().is_some_and(|port| port.ipv6.is_some()),
     }
 }
 

@@ -15,7 +15,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::images::Need;
+use crate::{
+    images::Need,
+    network::{Kept, Plugged, plugged},
+};
 
 mod files;
 
@@ -194,6 +197,14 @@ impl Vm {
         let disks = intent.into_iter().flat_map(|intent| &intent.spec.disks);
         disks.filter_map(|disk| disk.digest.clone())
     }
+
+    /// Its interfaces in networks of the site, as long as anything of it is here.
+    pub fn plugged(&self) -> Vec<Plugged> {
+        let gone = matches!(self.disposition, Disposition::Gone { .. });
+        let intent = self.intent.as_ref().filter(|_| !gone);
+        let ports = intent.map(|intent| plugged(self.id, &intent.spec));
+        ports.into_iter().flatten().collect()
+    }
 }
 
 /// A host's part in a migration.
@@ -249,6 +260,8 @@ pub struct Migration {
 pub struct Contents {
     /// The host.
     pub host: Host,
+    /// The site's networks, as far as this host was told of them.
+    pub networks: Option<Kept>,
     /// VMs.
     pub vms: Vec<Vm>,
     /// Migrations.
@@ -272,6 +285,8 @@ pub struct Ledger(Arc<dyn Files>);
 
 /// Name of the host's file.
 const HOST: &str = "host.json";
+/// Name of the file of networks.
+const NETWORKS: &str = "networks.json";
 
 fn vm_file(id: VmId) -> String {
     format!("vms/{id}.json")
@@ -315,6 +330,11 @@ impl Ledger {
             let folder = file.split_once('/').map(|(folder, _)| folder);
             match folder {
                 None if file == HOST => contents.host = parse(file, &bytes)?,
+                None if file == NETWORKS => match parse(file, &bytes) {
+                    Ok(networks) => contents.networks = Some(networks),
+                    // The controller tells them again; until then what is in the kernel stays.
+                    Err(error) => contents.damaged.push(Damaged { vm: None, error }),
+                },
                 Some("vms") => {
                     let vm = named_by(&file);
                     keep(parse(file, &bytes), vm, &mut contents.vms, &mut contents.damaged);
@@ -340,6 +360,14 @@ impl Ledger {
     /// If it is not certain to be kept.
     pub async fn save_host(&self, host: &Host) -> Result<(), Error> {
         self.write(HOST.to_owned(), host).await
+    }
+
+    /// Writes what is known of networks.
+    ///
+    /// # Errors
+    /// If it is not certain to be kept.
+    pub async fn save_networks(&self, networks: &Kept) -> Result<(), Error> {
+        self.write(NETWORKS.to_owned(), networks).await
     }
 
     /// Writes a VM's entry.

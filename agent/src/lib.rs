@@ -4,6 +4,7 @@
 //!   controller ──commands──> server ──> gate ──> vm (one task each) ──> ledger, then hypervisor
 //!   controller <──reports─── reporter <─────────── status, samples <──── telemetry
 //!   peer agent <══streams══> migration::streams <── libvirt, QEMU
+//!   ApplyNetworks ─────────> network <── which interfaces are here
 //!   peer agent ──images────> images <── what VMs' disks are made from
 //! ```
 //!
@@ -15,7 +16,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use dalgu_proto::{
     agent::v1::{
-        agent_image_service_server::AgentImageServiceServer, agent_service_server::AgentServiceServer,
+        agent_image_service_server::AgentImageServiceServer,
+        agent_network_service_server::AgentNetworkServiceServer, agent_service_server::AgentServiceServer,
         peer_service_server::PeerServiceServer,
     },
     ids::NewIds,
@@ -58,6 +60,7 @@ pub mod images;
 pub mod ledger;
 pub mod metrics;
 pub mod migration;
+pub mod network;
 mod qemu_img;
 mod recovery;
 pub mod reporter;
@@ -120,6 +123,7 @@ pub async fn run_on(
         hypervisor: hypervisor.clone(),
         ledger: Ledger::open(&config.data_dir.join("ledger"))?,
         images: images(&config, &identity, stop.clone()).await?,
+        network: network_system(&config),
         transport: Arc::new(streams.clone()),
         controller: tls::client::caller(channel),
         clock: Clock::system(),
@@ -158,6 +162,15 @@ pub async fn run_on(
     vms.stopped().await;
     tasks.shutdown().await;
     outcome
+}
+
+/// What makes networks on this host.
+fn network_system(config: &Config) -> Arc<dyn network::System> {
+    let overlay_address = config.overlay_address();
+    match config.hypervisor {
+        config::Hypervisor::Libvirt => Arc::new(network::Linux::new(&config.run_dir, overlay_address)),
+        config::Hypervisor::Sim => Arc::new(network::Simulated { overlay_address }),
+    }
 }
 
 /// The store of images, in its directory.
@@ -242,6 +255,9 @@ async fn serve(
     health.set_serving::<AgentServiceServer<server::Service>>().await;
     health
         .set_serving::<AgentImageServiceServer<images::server::Service>>()
+        .await;
+    health
+        .set_serving::<AgentNetworkServiceServer<network::server::Service>>()
         .await;
     health
         .set_serving::<PeerServiceServer<images::server::Service>>()

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dalgu_agent::{STOP_TIMEOUT, config::Config};
 use dalgu_proto::{daemon, tls::Identity};
+use nix::sys::signal::SigSet;
 use tokio_util::sync::CancellationToken;
 
 /// Runs virtual machines on this host as the site's controller says.
@@ -32,6 +33,10 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     daemon::init_logs(arguments.log_json);
+    // What whoever started it has blocked would be blocked in every program that it starts, and dnsmasq is told by signals.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        tracing::warn!(%error, "signals may be blocked in what is started from here");
+    }
     let outcome = match arguments.command {
         Some(Command::ClearCutStarts) => clear_cut_starts(),
         None => serve(&arguments),

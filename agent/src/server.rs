@@ -83,6 +83,7 @@ fn from_vm(error: &vm::Error) -> Status {
         vm::Error::Hypervisor(error) if error.is_retryable() => (Code::Unavailable, error.reason()),
         vm::Error::Hypervisor(error) => (Code::FailedPrecondition, error.reason()),
         vm::Error::Unreadable { .. } => (Code::FailedPrecondition, vm::UNREADABLE),
+        vm::Error::Network(waiting) => (Code::Unavailable, waiting.reason()),
         vm::Error::Image(_) => (Code::Unavailable, vm::IMAGE_FETCHING),
         vm::Error::Sockets(_) => (Code::Unavailable, "SOCKETS_FAILED"),
         vm::Error::Full(_) => (Code::ResourceExhausted, "VM_QUEUE_FULL"),

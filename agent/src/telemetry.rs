@@ -134,6 +134,10 @@ impl Telemetry {
                 inventory.accelerator = about.accelerator;
                 inventory.accelerator_reason = about.accelerator_reason;
                 inventory.guest_features = about.guest_features;
+                let networks = self.vms.networks();
+                inventory.guest_features.extend(networks.features().await);
+                inventory.guest_features.sort_unstable();
+                inventory.overlay_address = networks.overlay_address();
             }
             silent => {
                 let error = match silent {
@@ -148,6 +152,7 @@ impl Telemetry {
                     .accelerator_reason
                     .clone_from(&before.accelerator_reason);
                 inventory.guest_features.clone_from(&before.guest_features);
+                inventory.overlay_address = before.overlay_address;
             }
         }
         Some(inventory)

@@ -192,7 +192,7 @@ pub fn migration(migration: Migration) -> wire::MigrationReport {
         presence: presence.into(),
         error,
         progress,
-        network_delay: None,
+        network_delay: migration.network_delay.map(duration_to_wire),
     }
 }
 

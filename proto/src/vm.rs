@@ -347,7 +347,8 @@ pub(crate) fn check_mac(value: &str) -> Result<String, &'static str> {
     let octets: Vec<u8> = value
         .split(':')
         .map(|part| {
-            if part.len() == 2 {
+            // A sign is not a digit.
+            if part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                 u8::from_str_radix(part, 16).ok()
             } else {
                 None
@@ -396,5 +397,17 @@ mod tests {
         assert_ne!(default_mac(a, "eth0"), default_mac(a, "eth1"));
         assert_ne!(default_mac(a, "eth0"), default_mac(b, "eth0"));
         assert_eq!(check_mac(&default_mac(a, "eth0")), Ok(default_mac(a, "eth0")));
+    }
+
+    #[test]
+    fn a_mac_address_is_made_of_digits_alone() {
+        for wrong in [
+            "+2:54:00:00:00:01",
+            "52:54:00:00:00:+1",
+            "5:54:00:00:00:01",
+            "03:00:00:00:00:01",
+        ] {
+            assert!(check_mac(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use dalgu_proto::mutant::{self, Mutant};
 /// Folders of the ledger.
 const FOLDERS: [&str; 2] = ["vms", "migrations"];
 
-/// Small files that outlive the program and the host's power. A name is `host.json`, or `vms/` or `migrations/` and a
+/// Small files that outlive the program and the host's power. A name is `host.json`, `networks.json`, or `vms/` or `migrations/` and a
 /// name ending in `.json`.
 #[async_trait]
 pub trait Files: Send + Sync {

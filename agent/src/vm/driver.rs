@@ -18,6 +18,7 @@ use dalgu_proto::{
     mutant::{self, Mutant},
     vm::PowerState,
 };
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -31,6 +32,7 @@ use super::{
     reason,
     status::Status,
     steps::{self, Asked, FIRST_RETRY, Leaving, Outcome, Stuck, Work, poll_work, until_given_up},
+    transfer::measured,
     transfers::Transfers,
 };
 use crate::{
@@ -69,6 +71,8 @@ pub(super) struct Driver {
     pub(super) stuck: Option<Stuck>,
     pub(super) adopted: bool,
     pub(super) work: Option<Work>,
+    /// Watches for the first packet of the VM that has arrived.
+    pub(super) measuring: Option<BoxFuture<'static, Option<Duration>>>,
     look_again: bool,
     wake: Instant,
     pub(super) status: watch::Sender<Status>,
@@ -83,6 +87,10 @@ impl Driver {
         }
         if let Some(vm) = &vm {
             shared.images.hold(id, vm.digests(), false);
+            shared.networks.hold(id, vm.plugged(), false);
+            if matches!(vm.disposition, Disposition::Incoming { .. }) {
+                shared.networks.expect(&vm.plugged());
+            }
         }
         let mut driver = Self {
             transfers: Transfers::new(known.migrations),
@@ -104,6 +112,7 @@ impl Driver {
             stuck: None,
             adopted,
             work: None,
+            measuring: None,
             look_again: false,
             wake: Instant::now(),
             status,
@@ -152,6 +161,7 @@ impl Driver {
                     self.look();
                 }
                 () = given_up => self.give_up().await,
+                delay = measured(&mut self.measuring) => self.note_delay(delay),
                 () = handed_over => {
                     self.go_on().await;
                     self.look();
@@ -233,6 +243,7 @@ impl Driver {
                 self.step_failed(step, &error, &outcome.asked).await;
             }
             Some((step, Err(steps::Error::Image(awaited)))) => self.await_image(step, &awaited),
+            Some((step, Err(steps::Error::Network(waiting)))) => self.await_network(step, &waiting),
             None => {}
         }
         match outcome.seen {
@@ -436,8 +447,10 @@ impl Driver {
         let Some(vm) = &self.vm else { return Ok(()) };
         // Before it is written: from then on it counts. After a failure either entry may be on disk.
         self.shared.images.hold(self.id, vm.digests(), false);
+        self.shared.networks.hold(self.id, vm.plugged(), false);
         self.shared.ledger.save_vm(vm).await?;
         self.shared.images.hold(self.id, vm.digests(), true);
+        self.shared.networks.hold(self.id, vm.plugged(), true);
         Ok(())
     }
 

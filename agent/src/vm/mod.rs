@@ -22,6 +22,7 @@ use crate::{
     images::{Awaited, Images, Need},
     ledger::{self, Intent, Ledger},
     migration::transport::Transport,
+    network::{Networks, NotReady},
 };
 
 mod describe;
@@ -61,6 +62,9 @@ pub enum Error {
     /// An image is not here yet.
     #[error(transparent)]
     Image(#[from] Awaited),
+    /// A network is not here yet.
+    #[error(transparent)]
+    Network(#[from] NotReady),
     /// A socket or its directory could not be made.
     #[error("the migration's sockets could not be made")]
     Sockets(#[source] std::io::Error),
@@ -216,6 +220,8 @@ pub struct Shared {
     pub ledger: Ledger,
     /// The store of images.
     pub images: Images,
+    /// The networks.
+    pub networks: Networks,
     /// Leads to other hosts during migrations.
     pub transport: Arc<dyn Transport>,
     /// The wall clock.
@@ -267,6 +273,11 @@ impl Vms {
     /// The hypervisor.
     pub fn hypervisor(&self) -> &Arc<dyn Hypervisor> {
         &self.shared.hypervisor
+    }
+
+    /// The networks.
+    pub fn networks(&self) -> &Networks {
+        &self.shared.networks
     }
 
     /// A VM that is known here.

@@ -1,5 +1,7 @@
 //! What a VM's task publishes about it, in the agent's own words; [`crate::wire`] turns it into reports.
 
+use std::time::Duration;
+
 use dalgu_proto::{
     ids::{Epoch, Generation, MigrationId, VmId},
     vm::{PowerReason, PowerState, RestartMode, RestartPolicy},
@@ -73,6 +75,9 @@ pub struct Migration {
     pub presence: Presence,
     /// Progress; source only.
     pub progress: Progress,
+    /// Destination only: from the source's word that the VM may go on here to the first packet that one of its interfaces in a
+    /// network sent; absent where that was not measured.
+    pub network_delay: Option<Duration>,
 }
 
 /// What this host was told last that an owner can change, besides the generation.

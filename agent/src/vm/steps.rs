@@ -25,6 +25,7 @@ use crate::{
     hypervisor::{self, Definition, Domain, DomainState},
     images::{Awaited, Need},
     ledger,
+    network::{NotReady, plugged},
 };
 
 /// First wait before a failed step is tried again; doubles up to [`MAX_RETRY`].
@@ -47,6 +48,9 @@ pub(super) enum Error {
     /// A disk is to be made from an image that is not here yet.
     #[error(transparent)]
     Image(#[from] Awaited),
+    /// It has an interface in a network that is not here yet.
+    #[error(transparent)]
+    Network(#[from] NotReady),
 }
 
 /// A piece of work under way.
@@ -324,6 +328,29 @@ impl Driver {
         });
     }
 
+    /// Takes note that a network is waited for.
+    pub(super) fn await_network(&mut self, step: Step, waiting: &NotReady) {
+        let stuck = self.stuck.as_ref().filter(|stuck| stuck.step == step);
+        let since = stuck.map_or_else(|| self.shared.clock.now(), |stuck| stuck.failure.since);
+        let tries = stuck.map_or(0, |stuck| stuck.tries) + 1;
+        match waiting {
+            NotReady::Unknown(_) | NotReady::Making => tracing::debug!(%waiting, "a network is waited for"),
+            NotReady::Failed(_) => tracing::warn!(%waiting, tries, "a network is waited for"),
+        }
+        self.stuck = Some(Stuck {
+            step,
+            failure: Failure {
+                reason: waiting.reason().to_owned(),
+                message: waiting.to_string(),
+                retrying: true,
+                since,
+            },
+            tries,
+            // The controller tells of a network and of the VM at about the same time.
+            retry_at: Some(Instant::now() + FIRST_RETRY),
+        });
+    }
+
     /// Takes note that a call which did not answer in time is waited for. `since` is when that was first seen.
     pub(super) fn await_call(&mut self, since: Option<Timestamp>, look_at: Instant) {
         let failure = Failure {
@@ -410,6 +437,13 @@ async fn perform(
     step: Step,
 ) -> Result<(), Error> {
     let hypervisor = &shared.hypervisor;
+    // The rules of an interface are there before it is, and its bridge before the domain names it.
+    if matches!(step, Step::Define | Step::Start | Step::Restart)
+        && let Some(definition) = definition
+    {
+        let ports: Vec<_> = plugged(id, &definition.spec).collect();
+        shared.networks.ready(&ports).await?;
+    }
     let defined = || definition.ok_or(hypervisor::Error::NotFound { id });
     match step {
         Step::CreateVolumes => return create_volumes(shared, defined()?, needs).await,

@@ -166,6 +166,11 @@ fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) 
             Clock::system(),
             CancellationToken::new(),
         ),
+        networks: crate::network::Networks::new(
+            Arc::new(crate::network::Simulated::default()),
+            Ledger::open(&dir.path().join("ledger")).unwrap(),
+            None,
+        ),
         transport: Arc::new(streams.clone()),
         clock: Clock::system(),
         boot_id: boot_id.to_owned(),

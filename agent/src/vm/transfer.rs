@@ -15,6 +15,7 @@ use dalgu_proto::{
     mutant::{self, Mutant},
     vm::{CloneMode, PowerReason, PowerState},
 };
+use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -30,10 +31,15 @@ use crate::{
     images::Awaited,
     ledger::{self, Disposition, Role, Transfer},
     migration::transport,
+    network::{Networks, Plugged},
 };
 
 /// Progress of a transfer is read so often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// The first packet of a VM that has arrived is looked for so often, and so long.
+const PACKET_LOOK: Duration = Duration::from_millis(2);
+/// See [`PACKET_LOOK`].
+const PACKET_LIMIT: Duration = Duration::from_secs(10);
 /// A request to settle waits so long for a transfer to end; after that its caller asks again.
 const SETTLE_WAIT: Duration = Duration::from_secs(6);
 /// A QEMU that still waits for data so long after its streams were cut is powered off: it holds no VM.
@@ -106,6 +112,9 @@ impl Driver {
         }
         let definition = self.definition().ok_or(Denied::NotHere(self.id))?;
         self.check_images(&definition)?;
+        let ports = self.plugged();
+        self.shared.networks.expect(&ports);
+        self.shared.networks.ready(&ports).await?;
         self.shared.hypervisor.create_volumes(&definition, true).await?;
         let transport = &self.shared.transport;
         let word = transport.allow(prepare.migration, prepare.source).await;
@@ -129,11 +138,34 @@ impl Driver {
     pub(super) async fn go_on(&mut self) {
         self.transfers.handed_over = None;
         let wanted = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
-        if wanted.is_some_and(|intent| intent.power == PowerState::Running)
-            && let Err(error) = self.shared.hypervisor.resume(self.id).await
-        {
-            tracing::warn!(%error, "the VM has arrived and does not go on yet");
+        if wanted.is_none_or(|intent| intent.power != PowerState::Running) {
+            return;
         }
+        let (told, ports) = (Instant::now(), self.plugged());
+        let networks = self.shared.networks.clone();
+        let before = networks.sent(&ports);
+        let going_on = self.shared.hypervisor.resume(self.id);
+        let (going_on, ()) = futures::future::join(going_on, networks.arrived(&ports)).await;
+        match going_on {
+            Err(error) => tracing::warn!(%error, "the VM has arrived and does not go on yet"),
+            Ok(()) => {
+                self.measuring = before
+                    .map(|before| Box::pin(first_packet(networks, ports, before, told)) as BoxFuture<_>);
+            }
+        }
+    }
+
+    /// Takes note of how long it took until the VM that has arrived was heard of in its networks.
+    pub(super) fn note_delay(&mut self, delay: Option<Duration>) {
+        let migration = self.vm.as_ref().and_then(|vm| vm.disposition.migration());
+        let migration = migration.or(self.transfers.latest);
+        self.transfers.network_delay = migration.zip(delay);
+        tracing::info!(?delay, "the VM's first packet here");
+    }
+
+    /// Its interfaces in networks of the site.
+    fn plugged(&self) -> Vec<Plugged> {
+        self.vm.as_ref().map(ledger::Vm::plugged).unwrap_or_default()
     }
 
     /// Source: begins to send.
@@ -407,6 +439,38 @@ impl Driver {
         self.domain = None;
         self.let_go(epoch).await
     }
+}
+
+/// Returns when the first packet of a VM that has arrived was seen, or was waited for in vain; never when none is awaited.
+/// Cancel safe: what watches stays.
+pub(super) async fn measured(
+    measuring: &mut Option<BoxFuture<'static, Option<Duration>>>,
+) -> Option<Duration> {
+    match measuring {
+        Some(watching) => {
+            let delay = watching.await;
+            *measuring = None;
+            delay
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Watches for the first packet that one of these interfaces sends after so many; answers how long after `told` it came.
+async fn first_packet(
+    networks: Networks,
+    ports: Vec<Plugged>,
+    before: u64,
+    told: Instant,
+) -> Option<Duration> {
+    let mut look = tokio::time::interval(PACKET_LOOK);
+    while told.elapsed() < PACKET_LIMIT {
+        look.tick().await;
+        if networks.sent(&ports)? > before {
+            return Some(told.elapsed());
+        }
+    }
+    None
 }
 
 /// The whole of a transfer, on the source.

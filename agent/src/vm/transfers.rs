@@ -1,6 +1,6 @@
 //! The migrations of one VM that its task remembers, and the transfer under way, if there is one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
     ids::MigrationId,
@@ -34,6 +34,7 @@ pub(super) struct Transfers {
     pub(super) progress: watch::Sender<Progress>,
     pub(super) handed_over: Option<CancellationToken>,
     pub(super) settled_at: Option<Instant>,
+    pub(super) network_delay: Option<(MigrationId, Duration)>,
 }
 
 impl Transfers {
@@ -50,6 +51,7 @@ impl Transfers {
             progress: watch::Sender::new(Progress::default()),
             handed_over: None,
             settled_at: None,
+            network_delay: None,
         }
     }
 
@@ -110,6 +112,9 @@ impl Transfers {
             owner,
             presence,
             progress: *self.progress.borrow(),
+            network_delay: self
+                .network_delay
+                .and_then(|(id, delay)| (id == entry.id).then_some(delay)),
         })
     }
 

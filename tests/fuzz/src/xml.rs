@@ -65,6 +65,8 @@ fn model(input: &mut Input<'_>) -> Model {
                 name: input.word(),
                 bridge: input.word(),
                 mac: input.word(),
+                target: None,
+                mtu: None,
             })
             .collect(),
         kernel: (shape >> 4 & 1 == 1).then(|| KernelModel {

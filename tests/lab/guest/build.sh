@@ -9,7 +9,7 @@ kernel_root=$1
 out=$2
 # Those that the kernel has built in are skipped.
 modules=(virtio_pci virtio_blk virtio_net virtio_balloon virtio_console virtio-rng button evdev
-    vfat nls_cp437 nls_ascii nls_iso8859-1 nls_utf8)
+    af_packet ipv6 vfat nls_cp437 nls_ascii nls_iso8859-1 nls_utf8)
 
 kernel=$(compgen -G "$kernel_root/boot/vmlinuz-*" | head -n 1) || { echo "no kernel below $kernel_root: run make setup" >&2; exit 1; }
 release=${kernel##*/vmlinuz-}

@@ -883,6 +883,7 @@ impl Site {
                 self.clock(node),
                 life.end.clone(),
             ),
+            network: Arc::new(dalgu_agent::network::Simulated::default()),
             transport: Arc::new(transport),
             controller: net::to_controller(&self.me(), &life, host),
             clock: self.clock(node),

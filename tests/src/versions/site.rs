@@ -346,6 +346,7 @@ impl Site {
                 self.clock.clone(),
                 server.stop.clone(),
             ),
+            network: Arc::new(dalgu_agent::network::Simulated::default()),
             transport: Arc::new(Roads {
                 own: host.clone(),
                 grants: self.grants.clone(),

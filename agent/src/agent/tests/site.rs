@@ -327,6 +327,7 @@ impl Site {
                 self.clock.clone(),
                 stop.clone(),
             ),
+            network: Arc::new(crate::network::Simulated::default()),
             transport: Arc::new(Roads {
                 own: name.parse().unwrap(),
                 grants: self.grants.clone(),

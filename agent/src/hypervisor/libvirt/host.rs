@@ -16,7 +16,10 @@ use super::{
     storage::{Pool, Storage},
     xml::{Accelerator, DiskModel, KernelModel, Model, NicModel},
 };
-use crate::hypervisor::{Definition, Error, Migrate};
+use crate::{
+    hypervisor::{Definition, Error, Migrate},
+    network::names,
+};
 
 /// Settings of the hypervisor.
 #[derive(Debug, Clone)]
@@ -58,6 +61,22 @@ pub(super) fn guest_features(
     Ok(read::guest_features(&capabilities)?)
 }
 
+/// An interface: on a bridge of the host, or of a network. A guest is told the largest packet of a network, which is its bridge's.
+fn nic_model(id: VmId, nic: &Nic) -> NicModel {
+    let network = nic.port().map(|port| names::bridge(&port.network));
+    let mtu = network.as_ref().and_then(|bridge| {
+        let text = std::fs::read_to_string(format!("/sys/class/net/{bridge}/mtu")).ok()?;
+        text.trim().parse().ok()
+    });
+    NicModel {
+        name: nic.name.clone(),
+        target: network.as_ref().map(|_| names::tap(id, &nic.name)),
+        bridge: network.unwrap_or_else(|| nic.bridge().unwrap_or_default().to_owned()),
+        mac: nic.mac.clone(),
+        mtu,
+    }
+}
+
 /// How a host's settings turn definitions into domains. May block on files: used on workers only.
 pub(super) struct Host {
     pub(super) config: LibvirtConfig,
@@ -83,11 +102,7 @@ impl Host {
                 backing: self.storage.behind(disk),
             })
         };
-        let nic = |nic: &Nic| NicModel {
-            name: nic.name.clone(),
-            bridge: nic.bridge().unwrap_or_default().to_owned(),
-            mac: nic.mac.clone(),
-        };
+        let nic = |nic: &Nic| nic_model(definition.id, nic);
         Ok(Model {
             id: definition.id.uuid(),
             name: definition.name.to_string(),

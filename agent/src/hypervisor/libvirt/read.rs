@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use dalgu_proto::{
     host::GuestFeature,
-    ids::{Epoch, Generation},
+    ids::{Epoch, Generation, VmId},
     vm::{DiskFormat, Firmware},
 };
 use uuid::Uuid;
@@ -17,14 +17,17 @@ use super::{
         nic_target,
     },
 };
-use crate::hypervisor::Mark;
+use crate::{
+    hypervisor::Mark,
+    network::names::{TAP, tap},
+};
 
 /// Names of a domain's devices by what libvirt calls them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Names {
     /// Disks: target ("vda") and name in the specification, in its order.
     pub disks: Vec<(String, String)>,
-    /// Interfaces: tap device and name in the specification, in its order.
+    /// Interfaces: tap device and name in the specification, in its order; each with both names that its tap may have.
     pub nics: Vec<(String, String)>,
 }
 
@@ -105,9 +108,13 @@ pub fn names(xml: &str, id: Uuid) -> Option<Names> {
             .into_iter()
             .map(|(index, name)| (disk_target(index), name))
             .collect(),
+        // One in a network has its tap's name from its own.
         nics: words("nics")
             .into_iter()
-            .map(|(index, name)| (nic_target(id, index), name))
+            .flat_map(|(index, name)| {
+                let tap = tap(VmId::from_uuid(id), &name);
+                [(nic_target(id, index), name.clone()), (tap, name)]
+            })
             .collect(),
     })
 }
@@ -278,9 +285,13 @@ fn disk(disk: &Element) -> Option<DiskModel> {
 }
 
 fn nic(nic: &Element) -> Option<NicModel> {
+    let target = nic.at(&["target"])?.attribute("dev")?;
+    let mtu = nic.at(&["mtu"]).and_then(|mtu| mtu.attribute("size"));
     Some(NicModel {
         name: device_name(nic, "ua-nic-")?,
         bridge: nic.at(&["source"])?.attribute("bridge")?.to_owned(),
         mac: nic.at(&["mac"])?.attribute("address")?.to_owned(),
+        target: target.starts_with(TAP).then(|| target.to_owned()),
+        mtu: mtu.and_then(|size| size.parse().ok()),
     })
 }

@@ -50,7 +50,7 @@ prop_compose! {
         ),
         nics in prop::collection::vec((text(), text(), text()), 0..4),
         kernel in prop::option::of((text(), prop::option::of(text()), text())),
-        (console, kvm, tpm) in (text(), any::<bool>(), any::<bool>()),
+        (console, kvm, tpm, plugged) in (text(), any::<bool>(), any::<bool>(), any::<bool>()),
         nvram in text(),
         firmware in prop::sample::select(FIRMWARE.to_vec()),
     ) -> Model {
@@ -68,7 +68,13 @@ prop_compose! {
                 cache: if direct { Cache::None } else { Cache::Writeback },
                 backing: backing.map(Into::into),
             }).collect(),
-            nics: nics.into_iter().map(|(name, bridge, mac)| NicModel { name, bridge, mac }).collect(),
+            nics: nics.into_iter().map(|(name, bridge, mac)| NicModel {
+                target: plugged.then(|| crate::network::names::tap(VmId::from_uuid(Uuid::from_u128(id)), &name)),
+                mtu: plugged.then_some(1450),
+                name,
+                bridge,
+                mac,
+            }).collect(),
             kernel: kernel.map(|(kernel, initrd, cmdline)| KernelModel {
                 kernel: kernel.into(),
                 initrd: initrd.map(Into::into),
@@ -123,6 +129,8 @@ fn large(accelerator: Accelerator) -> Model {
                 name: longest("n", index),
                 bridge: longest("br", index),
                 mac: format!("52:54:00:00:00:{index:02x}"),
+                target: None,
+                mtu: Some(1450),
             })
             .collect(),
         kernel: (accelerator == Accelerator::Tcg).then(|| KernelModel {

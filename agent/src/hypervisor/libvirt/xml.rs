@@ -101,6 +101,10 @@ pub struct NicModel {
     pub bridge: String,
     /// MAC address.
     pub mac: String,
+    /// Its tap, where that has a name that others know; else it is made from its place.
+    pub target: Option<String>,
+    /// Largest packet, where the guest is told.
+    pub mtu: Option<u32>,
 }
 
 /// A kernel to boot.
@@ -389,13 +393,19 @@ impl Model {
         Ok(element.child(Element::new("alias").with("name", alias("disk", &disk.name))))
     }
 
+    fn target(&self, index: usize, nic: &NicModel) -> String {
+        let own = nic.target.clone();
+        own.unwrap_or_else(|| nic_target(self.id, index))
+    }
+
     fn nic(&self, index: usize, nic: &NicModel) -> Element {
         Element::new("interface")
             .with("type", "bridge")
             .child(Element::new("mac").with("address", &nic.mac))
             .child(Element::new("source").with("bridge", &nic.bridge))
-            .child(Element::new("target").with("dev", nic_target(self.id, index)))
+            .child(Element::new("target").with("dev", self.target(index, nic)))
             .child(Element::new("model").with("type", "virtio"))
+            .all(nic.mtu.map(|mtu| Element::new("mtu").with("size", mtu)))
             .child(Element::new("alias").with("name", alias("nic", &nic.name)))
     }
 }

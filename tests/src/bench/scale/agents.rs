@@ -184,6 +184,7 @@ async fn one(
             Clock::system(),
             CancellationToken::new(),
         ),
+        network: Arc::new(dalgu_agent::network::Simulated::default()),
         transport: Arc::new(Streams::new(PathBuf::from(home), None, identity.clone())),
         controller: host.counted(tls::client::caller(channel)),
         clock: Clock::system(),
