@@ -8,6 +8,7 @@ use crate::{complete, output::Format};
 
 pub mod host;
 pub mod image;
+pub mod network;
 pub mod site;
 pub mod values;
 pub mod vm;
@@ -110,6 +111,12 @@ pub enum Command {
     /// Images: what new disks are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Networks: what VMs are connected to.
+    #[command(subcommand, visible_alias = "networks")]
+    Network(network::NetworkCommand),
+    /// Security groups: who may talk to whom.
+    #[command(subcommand, visible_alias = "security-groups")]
+    SecurityGroup(network::GroupCommand),
     /// Operations: long work that goes on after its command has returned.
     #[command(subcommand, visible_alias = "operation")]
     Op(OpCommand),
@@ -231,6 +238,10 @@ pub enum EventKind {
     Operation,
     /// Of images.
     Image,
+    /// Of networks.
+    Network,
+    /// Of security groups.
+    SecurityGroup,
 }
 
 const CONTEXT_HELP: &str = "\

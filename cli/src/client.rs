@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Response, Status, transport::Channel};
 use v1::{
     event_service_client::EventServiceClient, host_service_client::HostServiceClient,
-    image_service_client::ImageServiceClient, operation_service_client::OperationServiceClient,
-    placement_service_client::PlacementServiceClient, site_service_client::SiteServiceClient,
-    vm_service_client::VmServiceClient,
+    image_service_client::ImageServiceClient, network_service_client::NetworkServiceClient,
+    operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
+    site_service_client::SiteServiceClient, vm_service_client::VmServiceClient,
 };
 
 use crate::config::Target;
@@ -188,6 +188,11 @@ impl Client {
     /// Images.
     pub fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Networks and security groups.
+    pub fn networks(&self) -> NetworkServiceClient<Channel> {
+        NetworkServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// The site.

@@ -12,6 +12,7 @@ mod events;
 mod explain;
 mod host;
 mod image;
+mod network;
 mod op;
 mod vm;
 mod wait;
