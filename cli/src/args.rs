@@ -9,6 +9,7 @@ use crate::{complete, output::Format};
 pub mod apply;
 pub mod host;
 pub mod image;
+pub mod network;
 pub mod site;
 pub mod values;
 pub mod vm;
@@ -111,6 +112,12 @@ pub enum Command {
     /// Images: what new disks are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Networks: what VMs are connected to.
+    #[command(subcommand, visible_alias = "networks")]
+    Network(network::NetworkCommand),
+    /// Security groups: who may talk to whom.
+    #[command(subcommand, visible_alias = "security-groups")]
+    SecurityGroup(network::GroupCommand),
     /// Makes networks, security groups and VMs as files declare them, after showing what changes.
     Apply(apply::ApplyArgs),
     /// Operations: long work that goes on after its command has returned.
@@ -234,6 +241,10 @@ pub enum EventKind {
     Operation,
     /// Of images.
     Image,
+    /// Of networks.
+    Network,
+    /// Of security groups.
+    SecurityGroup,
 }
 
 const CONTEXT_HELP: &str = "\

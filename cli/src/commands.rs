@@ -22,6 +22,7 @@ pub mod events;
 pub mod explain;
 pub mod host;
 pub mod image;
+pub mod network;
 pub mod op;
 pub mod show;
 pub mod site;
@@ -54,6 +55,8 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
         Command::Host(command) => host::run(command, &mut session).await,
         Command::Vm(command) => Box::pin(vm::run(command, &mut session)).await,
         Command::Image(command) => Box::pin(image::run(command, &mut session)).await,
+        Command::Network(command) => Box::pin(network::run(command, &mut session)).await,
+        Command::SecurityGroup(command) => Box::pin(network::group::run(command, &mut session)).await,
         Command::Apply(args) => Box::pin(apply::run(args, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,
         Command::Site(command) => site::run(command, &mut session).await,

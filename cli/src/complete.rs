@@ -55,6 +55,38 @@ pub fn images() -> ArgValueCandidates {
     })
 }
 
+/// Names of networks.
+pub fn networks() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        ask(async |client| {
+            let request = v1::ListNetworksRequest {
+                page_size: 1000,
+                ..Default::default()
+            };
+            let page = client.networks().list_networks(request).await?.into_inner();
+            Ok(page.networks.into_iter().map(|network| network.name).collect())
+        })
+    })
+}
+
+/// Names of security groups.
+pub fn security_groups() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        ask(async |client| {
+            let request = v1::ListSecurityGroupsRequest {
+                page_size: 1000,
+                ..Default::default()
+            };
+            let page = client
+                .networks()
+                .list_security_groups(request)
+                .await?
+                .into_inner();
+            Ok(page.security_groups.into_iter().map(|group| group.name).collect())
+        })
+    })
+}
+
 /// Ids of operations that have not ended.
 pub fn operations() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {

@@ -253,6 +253,18 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
         }
         Some("IMAGE_IN_USE") => "`dalgu image get` shows how many VMs use it; delete those first",
         Some("IMAGE_NOT_AVAILABLE") => "`dalgu image get` shows how far it is",
+        Some("NETWORK_NOT_FOUND") => "`dalgu network list` shows the networks there are",
+        Some("SECURITY_GROUP_NOT_FOUND") => "`dalgu security-group list` shows the groups there are",
+        Some("NETWORK_IN_USE") => {
+            "`dalgu network interfaces NAME` shows which VMs are in it; delete those first"
+        }
+        Some("SECURITY_GROUP_IN_USE") => "take it out of those VMs and rules first",
+        Some("NETWORK_ALREADY_EXISTS" | "SECURITY_GROUP_ALREADY_EXISTS") => "choose another name",
+        Some("VNI_IN_USE") => "leave --vni out to get one that is free",
+        Some("ADDRESS_IN_USE") => {
+            "`dalgu network interfaces NETWORK` shows who has which address; leave `ip` out to get one that is free"
+        }
+        Some("NO_ADDRESS") => "`dalgu network interfaces NETWORK` shows who has the addresses",
         Some("OPERATION_NOT_FOUND") => "`dalgu op list` shows the operations that are kept",
         Some("VM_ALREADY_EXISTS") => "choose another name; `dalgu vm list` shows the VMs there are",
         Some("MAC_IN_USE") => {
@@ -262,7 +274,7 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
             "that --request-id belongs to another request; leave it out for a new one"
         }
         Some("ETAG_MISMATCH") => {
-            "it was changed meanwhile: look at it with `dalgu vm show` or `dalgu image get`, then try again"
+            "it was changed meanwhile: look at it again, as with `dalgu vm show` or `dalgu network get`, then repeat"
         }
         Some("VM_RUNNING") => "stop it with `dalgu vm stop` first, or add --force",
         Some("VM_NOT_RUNNING") => {

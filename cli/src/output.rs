@@ -20,6 +20,7 @@ pub mod host;
 pub mod human;
 pub mod image;
 pub mod json;
+pub mod network;
 pub mod operation;
 pub mod site;
 pub mod table;

@@ -28,37 +28,27 @@ pub trait Watched: Resource {
     fn sort(_items: &mut [Self]) {}
 }
 
-impl Watched for v1::Vm {
-    const KIND: v1::EventKind = v1::EventKind::Vm;
+/// Objects that events name by their subject.
+macro_rules! watched {
+    ($($object:ident)*) => {
+        $(impl Watched for v1::$object {
+            const KIND: v1::EventKind = v1::EventKind::$object;
 
-    fn of(object: v1::event::Object) -> Option<Self> {
-        if let v1::event::Object::Vm(vm) = object {
-            Some(vm)
-        } else {
-            None
-        }
-    }
+            fn of(object: v1::event::Object) -> Option<Self> {
+                match object {
+                    v1::event::Object::$object(object) => Some(object),
+                    _ => None,
+                }
+            }
 
-    fn key_of(event: &v1::Event) -> &str {
-        &event.subject
-    }
+            fn key_of(event: &v1::Event) -> &str {
+                &event.subject
+            }
+        })*
+    };
 }
 
-impl Watched for v1::Host {
-    const KIND: v1::EventKind = v1::EventKind::Host;
-
-    fn of(object: v1::event::Object) -> Option<Self> {
-        if let v1::event::Object::Host(host) = object {
-            Some(host)
-        } else {
-            None
-        }
-    }
-
-    fn key_of(event: &v1::Event) -> &str {
-        &event.subject
-    }
-}
+watched! { Vm Host Image Network SecurityGroup }
 
 impl Watched for v1::Operation {
     const KIND: v1::EventKind = v1::EventKind::Operation;
@@ -85,22 +75,6 @@ impl Watched for v1::Operation {
             )
         };
         items.sort_by_key(newest);
-    }
-}
-
-impl Watched for v1::Image {
-    const KIND: v1::EventKind = v1::EventKind::Image;
-
-    fn of(object: v1::event::Object) -> Option<Self> {
-        if let v1::event::Object::Image(image) = object {
-            Some(image)
-        } else {
-            None
-        }
-    }
-
-    fn key_of(event: &v1::Event) -> &str {
-        &event.subject
     }
 }
 

@@ -599,3 +599,103 @@ fn images() {
     insta::assert_snapshot!("image_get", all[0].describe(now()).render(false));
     insta::assert_snapshot!("image_get_refused", all[2].describe(now()).render(false));
 }
+
+fn network() -> v1::Network {
+    v1::Network {
+        name: "field".into(),
+        uid: "6f2c3c5e-0000-4000-8000-000000000002".into(),
+        kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork { vni: 7 })),
+        mtu: 1450,
+        ipv4: Some(v1::Subnet {
+            cidr: "10.20.0.0/16".into(),
+            gateway: "10.20.0.1".into(),
+            first: "10.20.0.1".into(),
+            last: "10.20.255.254".into(),
+            service_address: "10.20.255.254".into(),
+            no_dhcp: false,
+        }),
+        domain: "field.internal".into(),
+        dns_servers: vec!["192.0.2.53".into()],
+        labels: map(&[("tier", "base")]),
+        description: "for all".into(),
+        interfaces: 3,
+        etag: "r7".into(),
+        create_time: ago(3600),
+        ..Default::default()
+    }
+}
+
+fn office() -> v1::Network {
+    let kind = v1::BridgeNetwork {
+        bridge: "br0".into(),
+        vlan: 12,
+    };
+    let ipv6 = v1::Subnet {
+        cidr: "2001:db8::/64".into(),
+        first: "2001:db8::1".into(),
+        last: "2001:db8::ff".into(),
+        no_dhcp: true,
+        ..Default::default()
+    };
+    v1::Network {
+        name: "office\u{1b}".into(),
+        kind: Some(v1::network::Kind::Bridge(kind)),
+        mtu: 1500,
+        ipv6: Some(ipv6),
+        ..Default::default()
+    }
+}
+
+fn security_group() -> v1::SecurityGroup {
+    let rules = [
+        "ingress,tcp,22,from=10.0.0.0/8",
+        "ingress,any,from-group=web",
+        "egress,udp,5000-5010",
+        "egress,tcp",
+        "ingress,icmp",
+    ];
+    let read = dalgu::args::values::network::rule;
+    let mut rules: Vec<_> = rules.iter().map(|rule| read(rule).unwrap()).collect();
+    rules[0].description = "from the office".into();
+    v1::SecurityGroup {
+        name: "ssh".into(),
+        uid: "6f2c3c5e-0000-4000-8000-000000000003".into(),
+        rules,
+        interfaces: 2,
+        etag: "r8".into(),
+        create_time: ago(60),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn networks_and_security_groups() {
+    let all = [network(), office()];
+    insta::assert_snapshot!("network_list", table::of(&all, false, now(), false));
+    insta::assert_snapshot!("network_list_wide", table::of(&all, true, now(), false));
+    insta::assert_snapshot!("network_get", all[0].describe(now()).render(false));
+    insta::assert_snapshot!("network_get_bridge", all[1].describe(now()).render(false));
+    let groups = [security_group()];
+    insta::assert_snapshot!("security_group_list", table::of(&groups, true, now(), false));
+    insta::assert_snapshot!("security_group_get", groups[0].describe(now()).render(false));
+    let interface = v1::NetworkInterface {
+        vm: "web".into(),
+        nic: "eth0".into(),
+        mac: "52:54:00:12:34:56".into(),
+        ipv4_address: "10.20.0.7".into(),
+        security_groups: vec!["ssh".into(), "web".into()],
+        host: "h1".into(),
+        ..Default::default()
+    };
+    insta::assert_snapshot!("network_interfaces", table::of(&[interface], false, now(), false));
+}
+
+#[test]
+fn a_vm_in_a_network() {
+    let mut vm = running();
+    let nic = "eth0,network=field,ip=10.20.0.7,ip=fd00::7,group=ssh,group=web,receive=100Mbit,mac=52:54:00:12:34:56";
+    vm.spec.as_mut().unwrap().nics = vec![dalgu::args::values::network::nic(nic).unwrap()];
+    let page = vm.describe(now()).render(false);
+    let (_, interfaces) = page.split_once("Network interfaces").unwrap();
+    insta::assert_snapshot!("vm_in_a_network", interfaces);
+}

@@ -1,10 +1,11 @@
 //! Calls to agents: the only place that dials them.
 //!
-//! Called by `reconcile::step`, `images::runner`, and the API's streams of consoles and uploads. One channel a host, opened at the first call and again
+//! Called by `reconcile::step`, `images::runner`, `networks::runner`, and the API's streams of consoles and uploads. One channel a host, opened at the first call and again
 //! when the host's address changes, closed when the host is deleted; every command bears the site, the term and the host's session, and has a
 //! deadline. Decides nothing: an answer or an [`Error`] goes back to the caller.
 
 mod image;
+mod network;
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,7 @@
 //! Between the records and what agents send and get. Used by `agent_client` and `api::registrar` only.
 
 pub mod image;
+pub mod network;
 
 use dalgu_proto::{
     agent::v1 as agent,
@@ -74,6 +75,8 @@ pub struct Part {
     pub fault: Option<VmFault>,
     /// How much has been copied.
     pub progress: Option<Progress>,
+    /// Of a destination: time from the VM's going on to its first packet, in ms.
+    pub network_delay_ms: Option<u64>,
 }
 
 /// What an agent is told a VM should be; of the images that its disks are made from, nothing.
@@ -194,6 +197,7 @@ pub fn part(wire: agent::MigrationReport) -> Part {
             Transfer::Unknown
         }
     };
+    let delay = wire.network_delay.as_ref().and_then(time::duration_from_wire);
     Part {
         // A part that only a newer version knows is a part.
         known: wire.role != i32::from(agent::MigrationRole::Unspecified),
@@ -202,6 +206,7 @@ pub fn part(wire: agent::MigrationReport) -> Part {
         transfer,
         presence,
         fault: wire.error.map(fault),
+        network_delay_ms: delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         // An agent that was restarted knows nothing of it any more; that is no progress of 0.
         progress: wire
             .progress

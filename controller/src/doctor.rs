@@ -7,6 +7,7 @@
 
 mod copies;
 mod images;
+mod networks;
 mod numbers;
 mod requests;
 mod rest;

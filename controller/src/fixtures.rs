@@ -4,10 +4,16 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::{Inventory, Pool},
-    ids::{ClusterId, Epoch, Generation, HostName, ImageId, MigrationId, OperationId, Session, VmId},
+    ids::{
+        ClusterId, Epoch, Generation, GroupId, HostName, ImageId, MigrationId, NetworkId, OperationId,
+        Session, VmId,
+    },
     image::{Digest, Format},
+    network::Port,
+    v1,
     vm::{
-        CloneMode, Disk, DiskFormat, KernelBoot, PowerReason, PowerState, RestartMode, RestartPolicy, Spec,
+        CloneMode, Disk, DiskFormat, KernelBoot, Nic, Plug, PowerReason, PowerState, RestartMode,
+        RestartPolicy, Spec,
     },
 };
 use jiff::Timestamp;
@@ -183,6 +189,7 @@ pub(crate) fn migration(vm: &VmRecord, destination: &str) -> MigrationRecord {
         source_finished: false,
         destination_finished: false,
         progress: None,
+        network_delay_ms: None,
         decision: decision(destination),
     }
 }
@@ -267,6 +274,104 @@ pub(crate) fn vm_of(image: &ImageRecord, name: &str, owner: &str) -> VmRecord {
         clone_mode: CloneMode::Overlay,
     });
     vm
+}
+
+/// A network of that kind with the addresses 10.20.0.0/28, whose gateway is 10.20.0.1 and whose service 10.20.0.14, and
+/// fd00:20::/64.
+pub(crate) fn network(name: &str, kind: v1::network::Kind) -> NetworkRecord {
+    let subnet = |cidr: &str, gateway: &str| v1::Subnet {
+        cidr: cidr.into(),
+        gateway: gateway.into(),
+        ..Default::default()
+    };
+    let network = v1::Network {
+        name: name.into(),
+        kind: Some(kind),
+        ipv4: Some(subnet("10.20.0.0/28", "10.20.0.1")),
+        ipv6: Some(subnet("fd00:20::/64", "")),
+        ..Default::default()
+    };
+    NetworkRecord {
+        id: NetworkId::from_uuid(Uuid::now_v7()),
+        network: network.try_into().unwrap(),
+        labels: BTreeMap::new(),
+        description: String::new(),
+        create_time: Timestamp::UNIX_EPOCH,
+        revision: 0,
+    }
+}
+
+pub(crate) fn overlay(name: &str, vni: u32) -> NetworkRecord {
+    network(name, v1::network::Kind::Overlay(v1::OverlayNetwork { vni }))
+}
+
+pub(crate) fn bridged(name: &str, bridge: &str, vlan: u32) -> NetworkRecord {
+    let bridge = bridge.into();
+    network(
+        name,
+        v1::network::Kind::Bridge(v1::BridgeNetwork { bridge, vlan }),
+    )
+}
+
+/// A group whose rules let in what comes from these groups.
+pub(crate) fn group(name: &str, named: &[&str]) -> GroupRecord {
+    let rules = named.iter().map(|group| v1::SecurityRule {
+        direction: v1::Direction::Ingress.into(),
+        remote: Some(v1::security_rule::Remote::Group((*group).into())),
+        ..Default::default()
+    });
+    let group = v1::SecurityGroup {
+        name: name.into(),
+        rules: rules.collect(),
+        ..Default::default()
+    };
+    GroupRecord {
+        id: GroupId::from_uuid(Uuid::now_v7()),
+        group: group.try_into().unwrap(),
+        labels: BTreeMap::new(),
+        description: String::new(),
+        create_time: Timestamp::UNIX_EPOCH,
+        revision: 0,
+    }
+}
+
+/// What a VM has in a network, without addresses.
+pub(crate) fn nic(name: &str, network: &str, groups: &[&str]) -> Nic {
+    Nic {
+        name: name.into(),
+        plug: Plug::Network(Port {
+            network: network.parse().unwrap(),
+            ipv4: None,
+            ipv6: None,
+            groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
+            receive_limit_mbit: None,
+            send_limit_mbit: None,
+        }),
+        mac: String::new(),
+    }
+}
+
+/// A VM with an interface eth0 in a network.
+pub(crate) fn vm_in(network: &str, groups: &[&str], name: &str, owner: &str) -> VmRecord {
+    let mut vm = vm(name, owner);
+    vm.spec.nics.push(nic("eth0", network, groups));
+    vm.spec.fill_in(vm.id);
+    vm
+}
+
+/// A host that offers networks of every kind, heard from by that run of its agent.
+pub(crate) fn networked(tx: &mut crate::state::Tx, name: &str, address: &str, run: &str) {
+    use dalgu_proto::host::GuestFeature as F;
+    let mut record = host(name);
+    record.inventory.guest_features = vec![F::Network, F::Overlay, F::Vlan];
+    record.inventory.overlay_address = Some(address.parse().unwrap());
+    tx.put_host(record);
+    let live = HostLive {
+        state: HostState::Ready,
+        run_id: run.to_owned(),
+        ..HostLive::silent(tokio::time::Instant::now())
+    };
+    tx.set_live(host_name(name), live);
 }
 
 pub(crate) fn cluster_id() -> ClusterId {

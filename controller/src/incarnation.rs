@@ -397,6 +397,7 @@ fn ask_both(tx: &mut Tx, vm: VmRecord, source: &HostName, destination: &HostName
         source_finished: false,
         destination_finished: false,
         progress: None,
+        network_delay_ms: None,
         decision: vm.decision.clone(),
     };
     let message = format!("was migrating from {source} to {destination}: both are asked");

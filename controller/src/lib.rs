@@ -18,6 +18,7 @@ pub mod incarnation;
 pub mod metrics;
 pub mod migration;
 pub mod model;
+pub mod networks;
 pub mod pki;
 pub mod placement;
 pub mod reconcile;

@@ -20,7 +20,7 @@ use prometheus_client::{
 
 use crate::{
     hosts,
-    model::{HostState, ImageState, OperationKind, OperationState},
+    model::{HostState, ImageState, MigrationRecord, OperationKind, OperationState},
     placement::HostView,
     reconcile::queue::Queue,
     state::{Db, State},
@@ -35,6 +35,8 @@ pub struct Metrics {
     pass_seconds: Histogram,
     commit_seconds: Histogram,
     upload_bytes: Counter,
+    downtime_seconds: Histogram,
+    blackout_seconds: Histogram,
 }
 
 impl Default for Metrics {
@@ -45,6 +47,8 @@ impl Default for Metrics {
             pass_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             commit_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 12)),
             upload_bytes: Counter::default(),
+            downtime_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 12)),
+            blackout_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 12)),
         }
     }
 }
@@ -67,6 +71,17 @@ impl Metrics {
     /// Bytes of an image have come.
     pub fn uploaded(&self, bytes: usize) {
         self.upload_bytes.inc_by(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// A VM has moved.
+    pub fn moved(&self, migration: &MigrationRecord) {
+        let seconds = |ms| Duration::from_millis(ms).as_secs_f64();
+        if let Some(progress) = migration.progress {
+            self.downtime_seconds.observe(seconds(progress.downtime_ms));
+        }
+        if let Some(ms) = migration.network_blackout_ms() {
+            self.blackout_seconds.observe(seconds(ms));
+        }
     }
 
     /// The page of a controller.
@@ -98,6 +113,18 @@ impl Metrics {
             "store_commit_duration",
             "Time to put changes on the disk",
             &self.commit_seconds,
+        );
+        seconds(
+            &mut registry,
+            "migration_downtime",
+            "Time that a VM stood still at the end of its migration",
+            &self.downtime_seconds,
+        );
+        seconds(
+            &mut registry,
+            "migration_network_blackout",
+            "Time that a VM could not be reached over its networks at the end of its migration",
+            &self.blackout_seconds,
         );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "About this program", build);

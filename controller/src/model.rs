@@ -1,19 +1,23 @@
 //! The records the controller keeps: what is stored, as JSON, and what is only remembered while it runs.
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
-//! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`RequestRecord`], [`EventRecord`])
-//! may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`NetworkRecord`], [`GroupRecord`],
+//! [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod image;
 mod live;
 mod migration;
+mod network;
 
 use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::Inventory,
-    ids::{Epoch, Generation, HostName, ImageId, MigrationId, OperationId, Session, VmId, VmName},
+    ids::{
+        Epoch, Generation, GroupName, HostName, ImageId, MigrationId, NetworkName, OperationId, Session,
+        VmId, VmName,
+    },
     vm::{PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
@@ -25,6 +29,7 @@ pub use self::{
     },
     live::{HostLive, HostState, MigrationLive, Observation, Refusal, Rival, Unmanaged, VmFault, VmPhase},
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
+    network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
 };
 use crate::placement::Decision;
 
@@ -311,6 +316,14 @@ pub enum Outcome {
     Image(ImageId),
     /// An image's deletion was asked for.
     ImageDeleted,
+    /// A new or changed network.
+    Network(NetworkName),
+    /// A network was deleted.
+    NetworkDeleted,
+    /// A new or changed security group.
+    Group(GroupName),
+    /// A security group was deleted.
+    GroupDeleted,
 }
 
 /// A request that bore an id.
@@ -338,6 +351,10 @@ pub enum EventKind {
     Operation,
     /// An image.
     Image,
+    /// A network.
+    Network,
+    /// A security group.
+    SecurityGroup,
 }
 
 /// One change.
@@ -353,7 +370,7 @@ pub struct EventRecord {
     pub reason: String,
     /// For people.
     pub message: String,
-    /// Name of the VM or host, or an image's name and version.
+    /// Name of the VM, host, network or group, or an image's name and version.
     pub subject: String,
     /// Operation it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,7 +17,10 @@ mod tests;
 use std::{collections::BTreeSet, sync::Arc};
 
 use dalgu_proto::{
-    ids::{ClusterId, HostName, ImageId, ImageName, MigrationId, OperationId, Session, Term, VmId, VmName},
+    ids::{
+        ClusterId, GroupName, HostName, ImageId, ImageName, MigrationId, NetworkName, OperationId, Session,
+        Term, VmId, VmName,
+    },
     image::Digest,
 };
 use imbl::{OrdMap, OrdSet};
@@ -32,8 +35,8 @@ pub use self::{
     tx::Tx,
 };
 use crate::model::{
-    EventRecord, HostLive, HostRecord, ImageRecord, MigrationLive, MigrationRecord, Observation,
-    OperationRecord, Refusal, RequestRecord, VmRecord,
+    EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord, Members, MigrationLive,
+    MigrationRecord, NetworkRecord, Observation, OperationRecord, Refusal, RequestRecord, VmRecord,
 };
 use crate::{agent_wire::Reported, space::Space};
 
@@ -139,6 +142,20 @@ pub struct State {
     pub image_gone: OrdMap<ImageId, OrdSet<HostName>>,
     /// Rises with each change that may call for a step with an image. Not stored.
     pub image_changes: u64,
+    /// Networks by name.
+    pub networks: OrdMap<NetworkName, Arc<NetworkRecord>>,
+    /// Security groups by name.
+    pub groups: OrdMap<GroupName, Arc<GroupRecord>>,
+    /// Interfaces in each network, and the hosts that they are on.
+    pub members: OrdMap<NetworkName, Members>,
+    /// Who has or names each security group.
+    pub group_uses: OrdMap<GroupName, GroupUse>,
+    /// Networks that each host has, or had since the controller's start.
+    pub places: OrdMap<HostName, HostPlace>,
+    /// Revision that the controller began with: what hosts knew of networks before is older.
+    pub networks_since: u64,
+    /// Rises with each change that may call for a host to be told of its networks. Not stored.
+    pub network_changes: u64,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -188,6 +205,13 @@ impl State {
             image_hosts: OrdMap::new(),
             image_gone: OrdMap::new(),
             image_changes: 0,
+            networks: OrdMap::new(),
+            groups: OrdMap::new(),
+            members: OrdMap::new(),
+            group_uses: OrdMap::new(),
+            places: OrdMap::new(),
+            networks_since: 0,
+            network_changes: 0,
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),

@@ -2,11 +2,13 @@
 
 use std::{fs, path::Path};
 
-const PURE: [&str; 8] = [
+const PURE: [&str; 10] = [
     "doctor",
     "doctor.rs",
     "images/plan.rs",
     "images/resolve.rs",
+    "networks/plan.rs",
+    "networks/resolve.rs",
     "placement",
     "migration",
     "reconcile/plan.rs",

@@ -1,4 +1,6 @@
-//! Values as people write them: sizes, times, labels, disks, network interfaces. Pure.
+//! Values as people write them: sizes, times, labels, disks, and in [`network`] what belongs to networks. Pure.
+
+pub mod network;
 
 use std::time::Duration;
 
@@ -34,8 +36,28 @@ pub enum Error {
     )]
     Disk(String),
     /// Not a network interface.
-    #[error("{0:?} is not a network interface: write NAME=BRIDGE[,mac=ADDRESS]")]
+    #[error(
+        "{0:?} is not a network interface: write NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP][,receive=RATE][,send=RATE], or \
+         NAME=BRIDGE[,mac=ADDRESS]"
+    )]
     Nic(String),
+    /// Not an IP address.
+    #[error("{0:?} is not an IP address")]
+    Address(String),
+    /// Not a rate.
+    #[error("{0:?} is not a rate: write for example 100Mbit or 1Gbit")]
+    Rate(String),
+    /// Not a subnet.
+    #[error(
+        "{0:?} is not a subnet: write CIDR[,gateway=ADDRESS][,first=ADDRESS][,last=ADDRESS][,service=ADDRESS][,no-dhcp], for \
+         example 10.20.0.0/16"
+    )]
+    Subnet(String),
+    /// Not a rule.
+    #[error(
+        "{0:?} is not a rule: {1}; write DIRECTION,PROTOCOL[,PORTS][,WITH], for example ingress,tcp,22,from=10.0.0.0/8"
+    )]
+    Rule(String, &'static str),
     /// An option that a disk or a network interface does not have, or has already.
     #[error("{option:?} is not expected here: {allowed}")]
     Option {
@@ -288,31 +310,6 @@ pub fn disk(text: &str) -> Result<v1::Disk, Error> {
     Ok(disk)
 }
 
-/// Reads NAME=BRIDGE[,mac=ADDRESS].
-pub fn nic(text: &str) -> Result<v1::Nic, Error> {
-    const ALLOWED: &str = "a network interface takes mac=ADDRESS, once";
-    let bad = || Error::Nic(text.to_owned());
-    let (name, bridge, options) = parts(text, bad())?;
-    let bridge = bridge.ok_or_else(bad)?;
-    let mut nic = v1::Nic {
-        name: name.to_owned(),
-        bridge: bridge.to_owned(),
-        ..Default::default()
-    };
-    for (option, value) in options {
-        match option {
-            "mac" => set_once(&mut nic.mac, option, value, ALLOWED)?,
-            _ => {
-                return Err(Error::Option {
-                    option: format!("{option}={value}"),
-                    allowed: ALLOWED,
-                });
-            }
-        }
-    }
-    Ok(nic)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,23 +446,6 @@ mod tests {
         }
         for bad in ["", "h1", "h1:", ":x"] {
             assert!(host_file(bad).is_err(), "{bad} was accepted");
-        }
-    }
-
-    #[test]
-    fn a_network_interface_is_read_with_its_address() {
-        let read = nic("eth0=br0,mac=52:54:00:00:00:01").unwrap();
-        assert_eq!(
-            read,
-            v1::Nic {
-                name: "eth0".into(),
-                bridge: "br0".into(),
-                mac: "52:54:00:00:00:01".into(),
-                ..Default::default()
-            }
-        );
-        for bad in ["", "eth0", "eth0=", "eth0=br0,mac=", "eth0=br0,vlan=3"] {
-            assert!(nic(bad).is_err(), "{bad} was accepted");
         }
     }
 

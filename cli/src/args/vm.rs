@@ -139,8 +139,8 @@ pub struct SpecArgs {
     /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full]; without =SIZE as large as its image; may be given again.
     #[arg(long = "disk", value_parser = values::disk, value_name = "DISK", conflicts_with = "file")]
     pub disks: Vec<v1::Disk>,
-    /// Network interface: NAME=BRIDGE[,mac=ADDRESS]; may be given again.
-    #[arg(long = "nic", value_parser = values::nic, value_name = "NIC", conflicts_with = "file")]
+    /// Network interface: NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP][,receive=RATE][,send=RATE] or NAME=BRIDGE, each with [,mac=ADDRESS]; may be given again.
+    #[arg(long = "nic", value_parser = values::network::nic, value_name = "NIC", conflicts_with = "file")]
     pub nics: Vec<v1::Nic>,
     /// Boot this kernel of the hosts' image directory instead of the first disk.
     #[arg(long, value_name = "FILE", conflicts_with = "file")]

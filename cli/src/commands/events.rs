@@ -18,6 +18,8 @@ pub async fn run(subject: &str, args: &EventsArgs, session: &mut Session<'_>) ->
         EventKind::Host => v1::EventKind::Host,
         EventKind::Operation => v1::EventKind::Operation,
         EventKind::Image => v1::EventKind::Image,
+        EventKind::Network => v1::EventKind::Network,
+        EventKind::SecurityGroup => v1::EventKind::SecurityGroup,
     });
     let wanted = |event: &v1::Event| kind.is_none_or(|kind| event.kind() == kind);
     let (events, version) = past(subject, args.limit, &wanted, session).await?;

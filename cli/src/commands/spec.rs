@@ -37,13 +37,13 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
         .as_ref()
         .is_some_and(|name| !read.name.is_empty() && *name != read.name);
     let dropped = match &mut read.spec {
-        Some(spec) if copied => drop_generated_macs(spec),
+        Some(spec) if copied => drop_given_addresses(spec),
         _ => Vec::new(),
     };
     let note = (!dropped.is_empty()).then(|| {
         let of = human::clean(&read.name);
         format!(
-            "new MAC addresses are made in place of those of {of}: {}",
+            "new addresses are given in place of those of {of}: {}",
             dropped.join(", ")
         )
     });
@@ -64,14 +64,27 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
     Ok((vm, note))
 }
 
-/// Takes out the addresses that Dalgu made: they are another VM's. Gives them with their interfaces.
-fn drop_generated_macs(spec: &mut v1::VmSpec) -> Vec<String> {
-    let made = spec
-        .nics
-        .iter_mut()
-        .filter(|nic| nic.mac.starts_with(GENERATED_MAC));
-    made.map(|nic| human::clean(&format!("{} {}", nic.name, std::mem::take(&mut nic.mac))))
-        .collect()
+/// Takes out the MAC addresses that Dalgu made, and all in networks of the site: they are another VM's. Gives them with their
+/// interfaces.
+fn drop_given_addresses(spec: &mut v1::VmSpec) -> Vec<String> {
+    let mut dropped = Vec::new();
+    for nic in &mut spec.nics {
+        let mut taken = vec![&mut nic.ipv4_address, &mut nic.ipv6_address];
+        if nic.mac.starts_with(GENERATED_MAC) {
+            taken.insert(0, &mut nic.mac);
+        }
+        let taken = taken
+            .into_iter()
+            .map(std::mem::take)
+            .filter(|address| !address.is_empty());
+        let taken: Vec<_> = taken.collect();
+        dropped.extend(
+            taken
+                .iter()
+                .map(|address| human::clean(&format!("{} {address}", nic.name))),
+        );
+    }
+    dropped
 }
 
 /// The specification alone.

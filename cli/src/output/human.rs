@@ -176,8 +176,8 @@ macro_rules! named {
 }
 
 named! {
-    EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
-    OperationState PowerReason PowerState RestartPolicy
+    Direction EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
+    OperationState PowerReason PowerState Protocol RestartPolicy
     FindingSeverity SiteDifferenceKind VmState
 }
 

@@ -65,10 +65,18 @@ fn moved(migration: &v1::MigrationProgress) -> String {
         0 => String::new(),
         ms => format!(", guest stopped for {ms} ms"),
     };
+    let blackout = blackout(migration);
+    let unreachable = blackout.map_or_else(String::new, |ms| format!(", unreachable for {ms} ms"));
     format!(
-        "{} -> {}{stood}",
+        "{} -> {}{stood}{unreachable}",
         migration.source_host, migration.destination_host
     )
+}
+
+/// How long the VM could not be reached over its networks, in ms.
+fn blackout(migration: &v1::MigrationProgress) -> Option<u128> {
+    let blackout = human::duration(migration.network_blackout.as_ref())?;
+    Some(blackout.as_millis())
 }
 
 /// The share that has been copied, of memory and disks together, 0 to 100. Pages that the guest wrote again are to be
@@ -268,6 +276,9 @@ fn describe_migration(page: &mut human::Page, migration: &v1::MigrationProgress)
     }
     if migration.downtime_ms > 0 {
         page.line("Guest stopped for", format!("{} ms", migration.downtime_ms));
+    }
+    if let Some(ms) = blackout(migration) {
+        page.line("Unreachable for", format!("{ms} ms"));
     }
     if let Some(elapsed) = human::duration(migration.elapsed.as_ref()) {
         page.line("Transfer took", human::fine_span(elapsed));

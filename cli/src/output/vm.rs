@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use dalgu_proto::v1;
 use jiff::Timestamp;
 
-use super::{BAD, Cell, GOOD, Resource, WARN, human};
+use super::{BAD, Cell, GOOD, Resource, WARN, human, network::addresses};
 
 fn state_word(vm: &v1::Vm) -> String {
     let status = vm.status.clone().unwrap_or_default();
@@ -167,7 +167,16 @@ impl Resource for v1::Vm {
         let nics = spec.nics.iter().map(|nic| nic_row(nic, &status)).collect();
         page.table(
             "Network interfaces",
-            &["NAME", "BRIDGE", "MAC", "RECEIVED", "SENT"],
+            &[
+                "NAME",
+                "NETWORK",
+                "ADDRESSES",
+                "GROUPS",
+                "LIMITS",
+                "MAC",
+                "RECEIVED",
+                "SENT",
+            ],
             nics,
         );
         page
@@ -250,6 +259,23 @@ fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
     .to_vec()
 }
 
+/// What an interface plugs into.
+fn network(nic: &v1::Nic) -> String {
+    if nic.network.is_empty() {
+        return format!("bridge {}", nic.bridge);
+    }
+    nic.network.clone()
+}
+
+/// What it may receive and send.
+fn limits(nic: &v1::Nic) -> String {
+    let limit = |word: &str, mbit: u32| (mbit > 0).then(|| format!("{word} {mbit} Mbit/s"));
+    let receive = limit("receive", nic.receive_limit_mbit_per_second);
+    let send = limit("send", nic.send_limit_mbit_per_second);
+    let limits: Vec<_> = receive.into_iter().chain(send).collect();
+    human::or_dash(&limits.join(", "))
+}
+
 fn nic_row(nic: &v1::Nic, status: &v1::VmStatus) -> Vec<Cell> {
     let nics = status
         .usage
@@ -261,7 +287,10 @@ fn nic_row(nic: &v1::Nic, status: &v1::VmStatus) -> Vec<Cell> {
         |pick: fn(&v1::VmNicUsage) -> u64| used.map_or_else(|| "-".to_owned(), |nic| human::bytes(pick(nic)));
     [
         nic.name.clone(),
-        nic.bridge.clone(),
+        network(nic),
+        human::or_dash(&addresses(&nic.ipv4_address, &nic.ipv6_address)),
+        human::or_dash(&nic.security_groups.join(",")),
+        limits(nic),
         human::or_dash(&nic.mac),
         of(|used| used.receive_bytes_total),
         of(|used| used.transmit_bytes_total),

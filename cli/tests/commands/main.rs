@@ -13,6 +13,7 @@ mod events;
 mod explain;
 mod host;
 mod image;
+mod network;
 mod op;
 mod vm;
 mod wait;

@@ -46,7 +46,7 @@ async fn creating_a_copy_says_which_mac_addresses_are_not_copied() {
         .run(&["vm", "create", "web", "-f", file, "--no-wait"])
         .await;
     assert_eq!((copy.code, copy.out), (0, format!("{ID}\n")));
-    let note = "new MAC addresses are made in place of those of old: eth0 52:54:00:00:00:01\n";
+    let note = "new addresses are given in place of those of old: eth0 52:54:00:00:00:01\n";
     assert!(copy.err.starts_with(note), "{}", copy.err);
     let same = controller.run(&["vm", "create", "-f", file, "--no-wait"]).await;
     assert!(same.code == 0 && !same.err.contains("MAC"), "{}", same.err);

@@ -25,6 +25,7 @@ use v1::{
     event_service_server::{EventService, EventServiceServer},
     host_service_server::{HostService, HostServiceServer},
     image_service_server::{ImageService, ImageServiceServer},
+    network_service_server::{NetworkService, NetworkServiceServer},
     operation_service_server::{OperationService, OperationServiceServer},
     placement_service_server::{PlacementService, PlacementServiceServer},
     site_service_server::{SiteService, SiteServiceServer},
@@ -70,6 +71,18 @@ pub struct Script {
     pub uploads: VecDeque<(u64, Option<u64>)>,
     /// Bytes that were uploaded, in the order of their coming.
     pub uploaded: Vec<u8>,
+    /// To calls of the network service that answer with a network.
+    pub networks: Answers<v1::Network>,
+    /// To ListNetworks.
+    pub network_lists: Answers<v1::ListNetworksResponse>,
+    /// To ListNetworkInterfaces.
+    pub interfaces: Answers<v1::ListNetworkInterfacesResponse>,
+    /// To calls of the network service that answer with a security group.
+    pub groups: Answers<v1::SecurityGroup>,
+    /// To ListSecurityGroups.
+    pub group_lists: Answers<v1::ListSecurityGroupsResponse>,
+    /// To DeleteNetwork and DeleteSecurityGroup.
+    pub network_deletions: Answers<()>,
     /// To ReadConsole.
     pub console: Vec<&'static [u8]>,
     /// Whether WaitOperation holds the question back for ever.
@@ -477,6 +490,66 @@ impl ImageService for Fake {
     }
 }
 
+/// A call of the network service: what is noted of it, and the answers that it takes from.
+macro_rules! network_calls {
+    ($($call:ident($request:ident) -> $answer:ident from $answers:ident: $seen:expr;)*) => {
+        #[tonic::async_trait]
+        impl NetworkService for Fake {
+            $(async fn $call(&self, request: Request<v1::$request>) -> Result<Response<v1::$answer>, Status> {
+                let seen: fn(v1::$request) -> String = $seen;
+                let mut script = self.script();
+                let seen = format!("{} {}", stringify!($call), seen(request.into_inner()));
+                script.seen.push(seen.trim_end().to_owned());
+                next(&mut script.$answers, stringify!($call))
+            })*
+
+            async fn delete_network(
+                &self,
+                request: Request<v1::DeleteNetworkRequest>,
+            ) -> Result<Response<v1::DeleteNetworkResponse>, Status> {
+                let request = request.into_inner();
+                let mut script = self.script();
+                script.seen.push(format!("delete_network {} {}", request.name, request.request_id));
+                next(&mut script.network_deletions, "delete_network").map(|answer| answer.map(|()| v1::DeleteNetworkResponse {}))
+            }
+
+            async fn delete_security_group(
+                &self,
+                request: Request<v1::DeleteSecurityGroupRequest>,
+            ) -> Result<Response<v1::DeleteSecurityGroupResponse>, Status> {
+                let request = request.into_inner();
+                let mut script = self.script();
+                script.seen.push(format!("delete_security_group {} {}", request.name, request.etag));
+                next(&mut script.network_deletions, "delete_security_group").map(|answer| answer.map(|()| v1::DeleteSecurityGroupResponse {}))
+            }
+        }
+    };
+}
+
+network_calls! {
+    get_network(GetNetworkRequest) -> Network from networks: |m| m.name;
+    list_networks(ListNetworksRequest) -> ListNetworksResponse from network_lists: |m| m.page_token;
+    create_network(CreateNetworkRequest) -> Network from networks: |m| format!("{:?}", m.network.unwrap_or_default());
+    update_network(UpdateNetworkRequest) -> Network from networks: |m| {
+        let network = m.network.unwrap_or_default();
+        format!("{} {:?} {:?}", network.etag, m.update_mask.unwrap_or_default().paths, network.dns_servers)
+    };
+    list_network_interfaces(ListNetworkInterfacesRequest) -> ListNetworkInterfacesResponse from interfaces: |m| {
+        format!("{} {}", m.network, m.page_token)
+    };
+    get_security_group(GetSecurityGroupRequest) -> SecurityGroup from groups: |m| m.name;
+    list_security_groups(ListSecurityGroupsRequest) -> ListSecurityGroupsResponse from group_lists: |m| m.page_token;
+    create_security_group(CreateSecurityGroupRequest) -> SecurityGroup from groups: |m| {
+        let group = m.security_group.unwrap_or_default();
+        format!("{} {}", group.name, group.rules.len())
+    };
+    update_security_group(UpdateSecurityGroupRequest) -> SecurityGroup from groups: |m| {
+        let group = m.security_group.unwrap_or_default();
+        let ports: Vec<_> = group.rules.iter().map(|rule| rule.first_port).collect();
+        format!("{} {:?} {ports:?}", group.etag, m.update_mask.unwrap_or_default().paths)
+    };
+}
+
 /// The fake controller on a socket in a directory of its own, in a runtime of its own that can be torn down.
 pub struct Controller {
     /// Its script.
@@ -517,6 +590,7 @@ impl Controller {
             .add_service(PlacementServiceServer::new(self.fake.clone()))
             .add_service(SiteServiceServer::new(self.fake.clone()))
             .add_service(ImageServiceServer::new(self.fake.clone()))
+            .add_service(NetworkServiceServer::new(self.fake.clone()))
             .add_service(EventServiceServer::new(self.fake.clone()));
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

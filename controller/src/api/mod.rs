@@ -6,6 +6,7 @@
 pub mod event;
 pub mod host;
 pub mod image;
+pub mod network;
 pub mod operation;
 pub mod page;
 pub mod placement;
@@ -28,6 +29,7 @@ use crate::{
     agent_client::Agents,
     config::Config,
     metrics::Metrics,
+    networks::resolve,
     state::Db,
     verbs::{self, MacHolder},
 };
@@ -113,6 +115,13 @@ impl From<verbs::Error> for Status {
             E::OperationNotFound(_) => (Code::NotFound, "OPERATION_NOT_FOUND"),
             E::VmExists(_) => (Code::AlreadyExists, "VM_ALREADY_EXISTS"),
             E::MacInUse { .. } => (Code::AlreadyExists, "MAC_IN_USE"),
+            E::NetworkExists(_) => (Code::AlreadyExists, "NETWORK_ALREADY_EXISTS"),
+            E::VniInUse { .. } => (Code::AlreadyExists, "VNI_IN_USE"),
+            E::NetworkInUse { .. } => (Code::FailedPrecondition, "NETWORK_IN_USE"),
+            E::GroupExists(_) => (Code::AlreadyExists, "SECURITY_GROUP_ALREADY_EXISTS"),
+            E::GroupInUse { .. } => (Code::FailedPrecondition, "SECURITY_GROUP_IN_USE"),
+            E::TooMany { .. } => (Code::ResourceExhausted, "TOO_MANY"),
+            E::Network(error) => network_reason(error),
             E::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
             E::Observing => (Code::FailedPrecondition, "SITE_OBSERVING"),
             E::Replaced(_) => (Code::FailedPrecondition, "OTHER_CONTROLLER"),
@@ -134,6 +143,18 @@ impl From<verbs::Error> for Status {
             E::Invalid { field, message } => return reason::invalid(field, message),
         };
         reason::status_with(code, why, error.to_string(), metadata(&error))
+    }
+}
+
+fn network_reason(error: &resolve::Error) -> (Code, &'static str) {
+    use resolve::Error as E;
+    match error {
+        E::NetworkNotFound(_) => (Code::NotFound, "NETWORK_NOT_FOUND"),
+        E::GroupNotFound(_) => (Code::NotFound, "SECURITY_GROUP_NOT_FOUND"),
+        E::AddressInUse { .. } => (Code::AlreadyExists, "ADDRESS_IN_USE"),
+        E::NoAddress { .. } => (Code::ResourceExhausted, "NO_ADDRESS"),
+        E::Full(_) => (Code::ResourceExhausted, "NETWORK_FULL"),
+        E::Port { .. } => (Code::InvalidArgument, "INVALID_FIELD"),
     }
 }
 

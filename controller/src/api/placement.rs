@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, peer};
 use crate::{
-    hosts, images,
+    hosts, images, networks,
     placement::{self, Request as Question},
     verbs::{Error, migrate},
 };
@@ -69,7 +69,16 @@ impl PlacementService for Services {
                     } => reason::invalid(&format!("spec.disks[{index}].{field}"), message),
                     other => Error::from(other).into(),
                 })?;
-                Question::new(spec).on(host)
+                networks::resolve::ports(&state, &mut spec, None).map_err(|error| match error {
+                    networks::resolve::Error::Port {
+                        index,
+                        field,
+                        message,
+                    } => reason::invalid(&format!("spec.nics[{index}].{field}"), message),
+                    other => Error::from(other).into(),
+                })?;
+                let needs = networks::resolve::needs(&state, &spec);
+                Question::new(spec).with_needs(needs).on(host)
             }
             Some(Subject::Vm(name)) => {
                 let name = vm_name(&name)?;

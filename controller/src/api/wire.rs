@@ -1,15 +1,19 @@
 //! From records to the messages of the operator API.
 
 mod image;
+mod network;
 
 use dalgu_proto::{
-    ids::{HostName, OperationId, VmName},
+    ids::{GroupName, HostName, NetworkName, OperationId, VmName},
     image::Reference,
     time, v1,
 };
 use jiff::Timestamp;
 
-pub use self::image::image;
+pub use self::{
+    image::image,
+    network::{interface, network, security_group},
+};
 use crate::{
     hosts,
     model::{
@@ -278,7 +282,9 @@ fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress
         elapsed: Some(time::duration_to_wire(std::time::Duration::from_millis(
             figures.elapsed_ms,
         ))),
-        network_blackout: None,
+        network_blackout: migration
+            .network_blackout_ms()
+            .map(|ms| time::duration_to_wire(std::time::Duration::from_millis(ms))),
     }
 }
 
@@ -307,6 +313,14 @@ pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
             let told = event.only_for.is_some() || record.visibility == Visibility::Public;
             told.then(|| v1::event::Object::Image(image(state, record)))
         }),
+        EventKind::Network => event.subject.parse().ok().and_then(|name: NetworkName| {
+            let record = state.networks.get(&name)?;
+            Some(v1::event::Object::Network(network(state, record)))
+        }),
+        EventKind::SecurityGroup => event.subject.parse().ok().and_then(|name: GroupName| {
+            let record = state.groups.get(&name)?;
+            Some(v1::event::Object::SecurityGroup(security_group(state, record)))
+        }),
     };
     v1::Event {
         resource_version: event.revision,
@@ -327,5 +341,7 @@ pub fn event_kind(kind: EventKind) -> v1::EventKind {
         EventKind::Host => v1::EventKind::Host,
         EventKind::Operation => v1::EventKind::Operation,
         EventKind::Image => v1::EventKind::Image,
+        EventKind::Network => v1::EventKind::Network,
+        EventKind::SecurityGroup => v1::EventKind::SecurityGroup,
     }
 }

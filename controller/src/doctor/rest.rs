@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dalgu_proto::vm::{PowerReason, PowerState, RestartPolicy};
 
-use super::{Finding, Invariant, Look, Severity, View, images};
+use super::{Finding, Invariant, Look, Severity, View, images, networks};
 use crate::{
     model::{MigrationRecord, Observation, OperationKind, OperationRecord, Phase, VmPhase, VmRecord},
     reconcile::plan,
@@ -63,6 +63,7 @@ pub(super) fn as_asked(view: &View<'_>) -> Look {
     for vm in state.vms.values() {
         look.findings.extend(unlike_asked(view, vm));
     }
+    networks::are_told(view, &mut look);
     look
 }
 

@@ -1,6 +1,6 @@
 //! The controller's own store: room, soundness, and whether its life is a new one that nobody has looked through.
 
-use super::{Finding, Invariant, Look, Severity, View};
+use super::{Finding, Invariant, Look, Severity, View, networks};
 use crate::incarnation;
 
 /// The store has room, is sound, and is in charge.
@@ -11,7 +11,9 @@ pub(super) fn sound(view: &View<'_>) -> Look {
         + state.operations.len()
         + state.migrations.len()
         + state.requests.len()
-        + state.images.len();
+        + state.images.len()
+        + state.networks.len()
+        + state.groups.len();
     let mut look = Look::at("records", records);
     if view.damage.is_none() {
         look.unchecked = records;
@@ -53,5 +55,6 @@ pub(super) fn sound(view: &View<'_>) -> Look {
             "`dalgu site show`, then `dalgu site resume`",
         );
     }
+    networks::are_sound(view, &mut look);
     look
 }

@@ -580,3 +580,35 @@ async fn a_deletion_of_an_image_that_does_not_end_names_who_is_waited_for() {
     let told = pending(diagnosis(deleting(3600)).await).unwrap();
     assert_eq!(told.next_step, "bring back h2, or delete those hosts");
 }
+
+#[tokio::test]
+async fn a_host_that_does_not_take_up_its_networks_is_told() {
+    let take = |tx: &mut Tx, taken: bool| {
+        tx.put_network(fixtures::overlay("field", 7));
+        let vm = fixtures::vm_in("field", &[], "db", "h2");
+        tx.put_vm(vm.clone());
+        see(tx, &vm, |_| {});
+        let version = u64::from(taken) * u64::MAX;
+        tx.networks_taken(&host_name("h2"), "", version);
+    };
+    assert_eq!(found(|tx, _| take(tx, true)).await, []);
+    let told = found(|tx, _| take(tx, false)).await;
+    assert_eq!(told, [(I3, Warning, "NETWORKS_NOT_TAKEN")]);
+}
+
+#[tokio::test]
+async fn interfaces_that_nobody_could_have_got_from_dalgu_are_told() {
+    let told = found(|tx, _| {
+        for name in ["one", "two"] {
+            let mut vm = fixtures::vm_in("gone", &["gone"], name, "h2");
+            if let dalgu_proto::vm::Plug::Network(port) = &mut vm.spec.nics[0].plug {
+                port.ipv4 = Some([10, 20, 0, 7].into());
+            }
+            tx.put_vm(vm.clone());
+            see(tx, &vm, |_| {});
+        }
+        tx.networks_taken(&host_name("h2"), "", u64::MAX);
+    });
+    let expected = ["NETWORK_MISSING", "ADDRESS_GIVEN_TWICE", "SECURITY_GROUP_MISSING"];
+    assert_eq!(told.await, expected.map(|kind| (Store, Critical, kind)));
+}

@@ -219,6 +219,8 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         tx.event(EventKind::Host, "HostReady", &new.host, "reports in time", None);
     }
     let known_images = old_live.as_ref().and_then(|live| live.images.clone());
+    let same_run = old_live.as_ref().filter(|live| live.run_id == new.run_id);
+    let networks = same_run.map_or(0, |live| live.networks);
     let live = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
@@ -234,6 +236,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         hypervisor_error: new.hypervisor_error,
         rival: None,
         images: new.images.map(Arc::new).or(known_images),
+        networks,
     };
     tx.set_live(new.host.clone(), live);
     let refused: Vec<_> = tx
@@ -436,6 +439,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         hypervisor_error: new.hypervisor_error,
         rival,
         images: new.images.map(Arc::new).or_else(|| live.images.clone()),
+        networks: live.networks,
     };
     tx.set_live(new.host.clone(), next);
     apply::apply(

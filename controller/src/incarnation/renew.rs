@@ -12,8 +12,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     model::{
-        Code, Fault, HostRecord, ImageRecord, MigrationRecord, OperationRecord, OperationState, Phase,
-        VmRecord,
+        Code, Fault, GroupRecord, HostRecord, ImageRecord, MigrationRecord, NetworkRecord, OperationRecord,
+        OperationState, Phase, VmRecord,
     },
     state::{Meta, Observing},
     store::{Image, Table},
@@ -132,6 +132,16 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
                 let mut image: ImageRecord = read(table, &key, &value)?;
                 image.revision = revision;
                 write(&image)
+            }
+            Table::Networks => {
+                let mut network: NetworkRecord = read(table, &key, &value)?;
+                network.revision = revision;
+                write(&network)
+            }
+            Table::Groups => {
+                let mut group: GroupRecord = read(table, &key, &value)?;
+                group.revision = revision;
+                write(&group)
             }
             Table::Operations => {
                 let mut operation: OperationRecord = read(table, &key, &value)?;

@@ -25,6 +25,10 @@ pub const POLL: Duration = Duration::from_millis(500);
 pub const TURN: Duration = Duration::from_secs(1);
 /// Longest wait for a destination to take its part, or to get on with fetching images, and for a source to begin.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// Longest wait for other hosts to hear where the VM goes, before it is sent.
+pub const NETWORK_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait, once the owner is settled, for the destination to say when the VM's first packet left.
+pub const DELAY_LIMIT: Duration = Duration::from_secs(2);
 /// Transfers a host sends at once, and receives at once.
 pub const TRANSFERS_PER_HOST: usize = 2;
 

@@ -185,6 +185,8 @@ pub struct HostLive {
     pub rival: Option<Rival>,
     /// What is there of images; `None` until it is told, and from agents that keep none.
     pub images: Option<Arc<ImageStock>>,
+    /// Version of the document of its networks that this run of its agent has taken; 0 for none.
+    pub networks: u64,
 }
 
 impl HostLive {
@@ -202,6 +204,7 @@ impl HostLive {
             hypervisor_error: None,
             rival: None,
             images: None,
+            networks: 0,
         }
     }
 }

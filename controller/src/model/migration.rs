@@ -188,11 +188,21 @@ pub struct MigrationRecord {
     /// The last progress, known when the source has settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// Time on the destination from the VM's going on to its first packet, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_delay_ms: Option<u64>,
     /// The decision that chose the destination.
     pub decision: Decision,
 }
 
 impl MigrationRecord {
+    /// Time in which the VM could not be reached over its networks, in ms: QEMU's stop, and what passed until its first packet
+    /// on the destination.
+    pub fn network_blackout_ms(&self) -> Option<u64> {
+        let stopped = self.progress?.downtime_ms;
+        Some(stopped.saturating_add(self.network_delay_ms?))
+    }
+
     /// Whether the owner has confirmed that it keeps the VM.
     pub fn owner_finished(&self) -> bool {
         match self.phase {

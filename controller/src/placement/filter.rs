@@ -169,7 +169,14 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
     }
     processors_and_memory(request, host, &mut found);
     storage(request, host, &mut found);
-    let bridges: BTreeSet<_> = request.spec.nics.iter().filter_map(Nic::bridge).collect();
+    let bridges = request.needs.bridges.iter().map(String::as_str);
+    let bridges: BTreeSet<_> = request
+        .spec
+        .nics
+        .iter()
+        .filter_map(Nic::bridge)
+        .chain(bridges)
+        .collect();
     let lacking = bridges
         .into_iter()
         .filter(|bridge| !host.bridges.iter().any(|there| there == bridge));
@@ -184,7 +191,10 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
             found: &host.accelerator,
         });
     }
-    let missing = request.spec.features();
+    let missing = request
+        .spec
+        .features()
+        .chain(request.needs.features.iter().copied());
     let missing = missing.filter(|feature| !host.guest_features.contains(feature));
     found.extend(missing.map(|feature| Lack::Feature { feature }));
     found

@@ -33,7 +33,7 @@ pub use self::{
     hint::Hint,
     remedy::Change,
     score::Part,
-    view::{HostView, PoolView, Request, StallView, UsageView, default_reserved_memory_mib},
+    view::{HostView, Needs, PoolView, Request, StallView, UsageView, default_reserved_memory_mib},
     wire::to_wire,
 };
 

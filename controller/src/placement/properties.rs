@@ -47,6 +47,7 @@ fn request() -> impl Strategy<Value = Request> {
                 host,
                 exclude,
                 accelerator,
+                needs: Needs::default(),
             }
         },
     )

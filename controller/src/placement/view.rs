@@ -3,7 +3,10 @@
 //! Filled in by the API and by the migration code from the state they decide on; read by [`super::decide`]. Holds
 //! numbers only: nothing here looks at a clock, so the caller leaves out `usage` that is too old to be believed.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use dalgu_proto::{
     host::{self, GuestFeature},
@@ -28,6 +31,17 @@ pub struct Request {
     pub exclude: Option<HostName>,
     /// For a migration: the accelerator the guest runs on, which the destination must have too.
     pub accelerator: Option<String>,
+    /// What the networks of its interfaces ask of a host.
+    pub needs: Needs,
+}
+
+/// What a host must have for the networks of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Parts of the kernel.
+    pub features: BTreeSet<GuestFeature>,
+    /// Bridges.
+    pub bridges: BTreeSet<String>,
 }
 
 impl Request {
@@ -38,6 +52,7 @@ impl Request {
             host: None,
             exclude: None,
             accelerator: None,
+            needs: Needs::default(),
         }
     }
 
@@ -48,6 +63,7 @@ impl Request {
             host: None,
             exclude: Some(source),
             accelerator: Some(accelerator.to_owned()),
+            needs: Needs::default(),
         }
     }
 
@@ -55,6 +71,12 @@ impl Request {
     #[must_use]
     pub fn on(self, host: Option<HostName>) -> Self {
         Self { host, ..self }
+    }
+
+    /// The same request for a VM whose networks need this.
+    #[must_use]
+    pub fn with_needs(self, needs: Needs) -> Self {
+        Self { needs, ..self }
     }
 
     /// Whether the VM exists and moves.

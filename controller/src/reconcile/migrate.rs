@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use dalgu_proto::{
+    host::GuestFeature,
     ids::{HostName, MigrationId},
     mutant::{self, Mutant},
     vm::PowerState,
@@ -18,12 +19,13 @@ use super::{
 use crate::{
     agent_client::{self, Agents},
     agent_wire::Part,
-    images,
+    hosts, images,
     migration::{self, Side, decide},
     model::{
-        Answer, Code, EventKind, Fault, MigrationLive, MigrationRecord, OperationState, Phase, Transfer,
-        VmRecord,
+        Answer, Code, EventKind, Fault, HostState, MigrationLive, MigrationRecord, OperationState, Phase,
+        Transfer, VmRecord,
     },
+    networks,
     state::{Db, State, Tx},
 };
 
@@ -31,6 +33,8 @@ use crate::{
 const SLOW_POLL: Duration = Duration::from_secs(5);
 /// Time between two looks at a destination that fetches images.
 const FETCH_POLL: Duration = Duration::from_secs(1);
+/// Time between two looks at hosts that do not know the VM's networks yet.
+const NETWORK_POLL: Duration = Duration::from_millis(100);
 /// Time between two looks at a host that tidies up.
 pub const FINISH_POLL: Duration = Duration::from_millis(200);
 
@@ -54,8 +58,12 @@ pub async fn migrate(
             if outcome.as_ref().is_err_and(|error| error.is("IMAGE_FETCHING")) {
                 return Ok(fetching(db, vm, record).await);
             }
+            if outcome.as_ref().is_err_and(|error| error.is("NETWORK_NOT_READY")) {
+                return Ok(Next::After(NETWORK_POLL));
+            }
             carry_on(db, record, outcome, Some(Phase::Transferring)).await
         }
+        migration::Step::Start if awaits_networks(db, state, vm, record) => Ok(Next::After(NETWORK_POLL)),
         migration::Step::Start => {
             let outcome = agents.start(state, record).await;
             carry_on(db, record, outcome, None).await
@@ -70,6 +78,22 @@ pub async fn migrate(
         }
         migration::Step::Finish(side) => finish(db, agents, state, vm, record, side).await,
     }
+}
+
+/// Whether hosts are still to hear that the VM's networks are on its destination: its guests' answers would go to where it was.
+/// One that does not take what it is told holds it up for a while only.
+fn awaits_networks(db: &Db, state: &State, vm: &VmRecord, record: &MigrationRecord) -> bool {
+    let unaware = networks::plan::unaware(state, vm, record);
+    if unaware.is_empty() {
+        return false;
+    }
+    let waited = db.now().duration_since(record.phase_time);
+    if Duration::try_from(waited).is_ok_and(|waited| waited < migration::NETWORK_LIMIT) {
+        return true;
+    }
+    tracing::warn!(vm = %vm.name, migration = %record.id, hosts = ?unaware,
+        "hosts have not taken up where a VM goes; it is sent all the same");
+    false
 }
 
 async fn advance(db: &Db, record: &MigrationRecord, phase: Phase, fault: Option<Fault>) {
@@ -341,8 +365,9 @@ fn store_answers(
             .or(record.progress)
             .or_else(|| tx.migration_live(id).progress);
     }
-    if let Some((answer, _)) = destination {
+    if let Some((answer, part)) = destination {
         record.destination_answer = Some(answer);
+        record.network_delay_ms = part.network_delay_ms;
     }
     let mut live = tx.migration_live(id);
     let was_in_doubt = live.doubt.is_some();
@@ -448,6 +473,9 @@ async fn finish(
     record: &MigrationRecord,
     side: Side,
 ) -> Result<Next, agent_client::Error> {
+    if side == Side::Source && await_delay(db, agents, state, vm, record).await {
+        return Ok(Next::After(FINISH_POLL));
+    }
     let host = match side {
         Side::Source => &record.source,
         Side::Destination => &record.destination,
@@ -482,6 +510,47 @@ async fn finish(
     })
     .await;
     Ok(Next::Now)
+}
+
+/// Whether the destination is still to say when the VM's first packet left it. It measures where it has networks of the site,
+/// and is not waited for long: the VM runs, and only the figure is missing.
+async fn await_delay(
+    db: &Db,
+    agents: &Agents,
+    state: &State,
+    vm: &VmRecord,
+    record: &MigrationRecord,
+) -> bool {
+    let arrived = record.phase == Phase::CleaningSource && record.network_delay_ms.is_none();
+    let destination = state.hosts.get(&record.destination);
+    let measures =
+        destination.is_some_and(|host| host.inventory.guest_features.contains(&GuestFeature::Network));
+    let heard = hosts::state_of(state, &record.destination) == HostState::Ready;
+    let waited = Duration::try_from(db.now().duration_since(record.phase_time));
+    let in_time = waited.is_ok_and(|waited| waited < migration::DELAY_LIMIT);
+    if !arrived || !measures || !heard || !in_time || vm.spec.nics.is_empty() {
+        return false;
+    }
+    let part = agents.part(state, &record.destination, record.id).await;
+    let Some(delay) = part.ok().and_then(|part| part.network_delay_ms) else {
+        return true;
+    };
+    let id = record.id;
+    db.change(|tx| {
+        if let Some(record) = tx
+            .migrations
+            .get(&id)
+            .filter(|m| m.phase == Phase::CleaningSource)
+            .cloned()
+        {
+            tx.put_migration(MigrationRecord {
+                network_delay_ms: Some(delay),
+                ..(*record).clone()
+            });
+        }
+    })
+    .await;
+    false
 }
 
 #[cfg(test)]

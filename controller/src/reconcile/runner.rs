@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dalgu_proto::ids::VmId;
+use dalgu_proto::ids::{MigrationId, VmId};
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
@@ -14,7 +14,7 @@ use super::{
     queue::Queue,
     step::{self, Next},
 };
-use crate::{agent_client::Agents, metrics::Metrics, state::Db};
+use crate::{agent_client::Agents, metrics::Metrics, model::Phase, state::Db};
 
 /// Passes made at once.
 const AT_ONCE: usize = 64;
@@ -75,12 +75,30 @@ impl Runner {
         }
     }
 
+    /// Counts a migration that this pass has brought to its end.
+    fn count_move(&self, id: MigrationId) {
+        let state = self.db.snapshot();
+        let ended = state.migrations.get(&id);
+        if let Some(ended) = ended.filter(|migration| migration.phase == Phase::Done) {
+            self.metrics.moved(ended);
+        }
+    }
+
     async fn pass(&self, id: VmId) {
         let begin = Instant::now();
         let work = self.queue.work(id);
         let span = tracing::info_span!("reconcile", vm = %id);
+<<<<<<< HEAD
         let pass = step::pass(&self.db, &self.agents, id);
+=======
+        // On the heap: it is large, and would be moved at each of its steps into the runtime.
+        let pass = Box::pin(step::pass(&self.db, &self.agents, id));
+        let moving = self.db.snapshot().active_migrations.get(&id).copied();
+>>>>>>> c
         let outcome = pass.instrument(span.clone()).await;
+        if let Some(migration) = moving {
+            self.count_move(migration);
+        }
         self.metrics.pass(begin.elapsed(), outcome.is_ok());
         match outcome {
             Ok(Next::Now) => work.done(Some(Duration::ZERO)),

@@ -29,6 +29,7 @@ use crate::{
     config::Config,
     hosts, housekeeping, images,
     metrics::{Metrics, Page},
+    networks,
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
     store::{self, Store},
@@ -132,6 +133,11 @@ impl Core {
             agents: agents.clone(),
         };
         tasks.spawn(vital("images", fail.clone(), images.run(stop.clone())));
+        let networks = networks::runner::Runner {
+            db: db.clone(),
+            agents: agents.clone(),
+        };
+        tasks.spawn(vital("networks", fail.clone(), networks.run(stop.clone())));
         let runner = Runner {
             db,
             agents,
@@ -250,6 +256,10 @@ fn routes(services: &Services) -> Routes {
         ))
         .add_service(guarded!(
             v1::image_service_server::ImageServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::network_service_server::NetworkServiceServer::new(s.clone()),
             api::only_operators
         ))
         .add_service(guarded!(RegistrarServiceServer::new(s.clone()), api::only_agents))

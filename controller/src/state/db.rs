@@ -91,6 +91,7 @@ struct Inner {
     queue: mpsc::Sender<Commit>,
     published: watch::Receiver<Arc<State>>,
     image_changes: watch::Receiver<u64>,
+    network_changes: watch::Receiver<u64>,
     events_kept: usize,
     clock: Clock,
     new_ids: NewIds,
@@ -137,12 +138,14 @@ impl Db {
     fn new<S: Store>(store: S, state: State, hooks: Hooks) -> (Self, Writer<S>) {
         let (publish, published) = watch::channel(Arc::new(state.clone()));
         let (publish_images, image_changes) = watch::channel(state.image_changes);
+        let (publish_networks, network_changes) = watch::channel(state.network_changes);
         let (queue, commits) = mpsc::channel(QUEUE);
         let db = Self(Arc::new(Inner {
             pending: Mutex::new(state),
             queue,
             published,
             image_changes,
+            network_changes,
             events_kept: hooks.events_kept,
             clock: hooks.clock.clone(),
             new_ids: hooks.new_ids.clone(),
@@ -152,6 +155,7 @@ impl Db {
             commits,
             publish,
             publish_images,
+            publish_networks,
             hooks,
         };
         (db, writer)
@@ -175,6 +179,11 @@ impl Db {
     /// Follows [`State::image_changes`] of the durable state.
     pub fn image_changes(&self) -> watch::Receiver<u64> {
         self.0.image_changes.clone()
+    }
+
+    /// Follows [`State::network_changes`] of the durable state.
+    pub fn network_changes(&self) -> watch::Receiver<u64> {
+        self.0.network_changes.clone()
     }
 
     /// Changes the state: all that the closure did, or, when it returns an error, nothing. Returns when the change is
@@ -278,6 +287,7 @@ struct Writer<S> {
     commits: mpsc::Receiver<Commit>,
     publish: watch::Sender<Arc<State>>,
     publish_images: watch::Sender<u64>,
+    publish_networks: watch::Sender<u64>,
     hooks: Hooks,
 }
 
@@ -329,17 +339,19 @@ impl<S: Store> Writer<S> {
             last = Some(commit.state);
         }
         if let Some(state) = last {
-            let images = state.image_changes;
+            let (images, networks) = (state.image_changes, state.network_changes);
             // Hundreds of heartbeats a second are nothing to wake all for who wait for a change.
             self.publish.send_if_modified(|published| {
                 let stored = state.meta.revision != published.meta.revision;
                 *published = Arc::new(state);
                 stored
             });
-            self.publish_images.send_if_modified(|published| {
-                let before = std::mem::replace(published, images);
-                before != images
-            });
+            for (publish, number) in [(&self.publish_images, images), (&self.publish_networks, networks)] {
+                publish.send_if_modified(|published| {
+                    let before = std::mem::replace(published, number);
+                    before != number
+                });
+            }
         }
         (self.hooks.touched)(&touched);
         for done in waiting {
@@ -383,6 +395,8 @@ fn differences(image: &Image, state: &State) -> Vec<String> {
         ("migrations", disk.migrations != state.migrations),
         ("requests", disk.requests != state.requests),
         ("images", disk.images != state.images),
+        ("networks", disk.networks != state.networks),
+        ("security groups", disk.groups != state.groups),
         ("events", disk.events != state.events),
     ];
     let differ = differ.into_iter().filter(|(_, differs)| *differs);

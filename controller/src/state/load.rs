@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::{Meta, State, Tx};
 use crate::{
     model::{
-        EventRecord, HostLive, HostRecord, ImageRecord, MigrationRecord, OperationRecord, RequestRecord,
-        VmRecord,
+        EventRecord, GroupRecord, HostLive, HostRecord, ImageRecord, MigrationRecord, NetworkRecord,
+        OperationRecord, RequestRecord, VmRecord,
     },
     store::{self, Image, Table},
 };
@@ -97,6 +97,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
         });
     }
     let mut state = State::empty(meta);
+    state.networks_since = state.meta.revision + 1;
     for (revision, value) in &image.events {
         let event: EventRecord = parse("events", &revision.to_string(), value)?;
         // By its own number, as all other records: pages go by it.
@@ -115,6 +116,8 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
             Table::Migrations => tx.index_migration(Arc::new(parse::<MigrationRecord>(name, key, value)?)),
             Table::Requests => tx.index_request(Arc::new(parse::<RequestRecord>(name, key, value)?)),
             Table::Images => tx.index_image(Arc::new(parse::<ImageRecord>(name, key, value)?)),
+            Table::Networks => tx.index_network(Arc::new(parse::<NetworkRecord>(name, key, value)?)),
+            Table::Groups => tx.index_group(Arc::new(parse::<GroupRecord>(name, key, value)?)),
         }
     }
     let (mut state, ..) = tx.finish();

@@ -12,17 +12,18 @@ use crate::{
     store::{Image, Store, Table, memory::Disk, sqlite::Sqlite},
 };
 
-/// Each with the images in it.
-const SAMPLES: [(&str, usize); 2] = [
-    (include_str!("samples/schema-1.sql"), 0),
-    (include_str!("samples/schema-2.sql"), 1),
+/// Each with the images, and the networks and groups in it.
+const SAMPLES: [(&str, usize, usize); 3] = [
+    (include_str!("samples/schema-1.sql"), 0, 0),
+    (include_str!("samples/schema-2.sql"), 1, 0),
+    (include_str!("samples/schema-3.sql"), 1, 1),
 ];
 
 /// The site that the sample is of: one record of each kind.
 async fn site() -> Image {
     let disk = Disk::default();
     let db = Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
-    let vm = fixtures::vm("web", "h1");
+    let vm = fixtures::vm_in("field", &["ssh"], "web", "h1");
     let migration = fixtures::migration(&vm, "h2");
     db.change(|tx| {
         tx.put_host(fixtures::host("h1"));
@@ -31,6 +32,8 @@ async fn site() -> Image {
         tx.put_vm(vm);
         tx.put_migration(migration);
         tx.put_image(fixtures::image("12", 1));
+        tx.put_network(fixtures::overlay("field", 7));
+        tx.put_group(fixtures::group("ssh", &["ssh"]));
         tx.put_request(RequestRecord {
             key: "operator/x/1".into(),
             body: "b".into(),
@@ -68,17 +71,17 @@ fn sql(image: &Image) -> String {
     for (revision, value) in &image.events {
         writeln!(text, "INSERT INTO events VALUES ({revision}, {});", quoted(value)).unwrap();
     }
-    text + "PRAGMA user_version = 2;\n"
+    text + "PRAGMA user_version = 3;\n"
 }
 
 #[tokio::test]
 async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
     if std::env::var_os("UPDATE_STORE_SAMPLE").is_some() {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-2.sql");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-3.sql");
         std::fs::write(path, sql(&site().await)).unwrap();
         return;
     }
-    for (sample, images) in SAMPLES {
+    for (sample, images, networks) in SAMPLES {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dalgu.db");
         rusqlite::Connection::open(&path)
@@ -96,11 +99,14 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
             state.requests.len(),
             state.events.len(),
             state.images.len(),
+            state.networks.len(),
+            state.groups.len(),
         ];
-        assert_eq!(count, [1, 2, 1, 1, 1, 1, images]);
+        assert_eq!(count, [1, 2, 1, 1, 1, 1, images, networks, networks]);
         let vm = state.vms.values().next().unwrap();
         assert_eq!((vm.name.as_str(), vm.owner.as_str()), ("web", "h1"));
         assert_eq!(state.reserved[&vm.owner].vms, 1);
+        assert_eq!(state.members.len(), networks);
         assert_eq!(state.meta.term.0, 2, "the recorded one's next");
     }
 }

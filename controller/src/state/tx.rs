@@ -4,6 +4,7 @@
 //! callers cannot forget them. A `Tx` writes nothing itself; what it recorded goes to the store as one batch.
 
 mod image;
+mod network;
 
 use std::{collections::BTreeSet, ops::Deref, sync::Arc};
 
@@ -173,12 +174,17 @@ impl Tx {
 
     pub(super) fn index_vm(&mut self, vm: Arc<VmRecord>) {
         let migration = self.state.active_migration(vm.id).cloned();
-        if let Some(old) = self.state.vms.get(&vm.id).cloned() {
-            self.hold(&old, holders(&old, migration.as_deref()), false);
+        let old = self.state.vms.get(&vm.id).cloned();
+        let old = old.map(|old| (holders(&old, migration.as_deref()), old));
+        let hosts = holders(&vm, migration.as_deref());
+        let before = old.as_ref().map(|(hosts, old)| (&**old, hosts));
+        self.move_ports(before, Some((&vm, &hosts)));
+        if let Some((hosts, old)) = old {
+            self.hold(&old, hosts, false);
             self.hold_pools(&old, false);
             self.forget_image_vm(&old);
         }
-        self.hold(&vm, holders(&vm, migration.as_deref()), true);
+        self.hold(&vm, hosts, true);
         self.hold_pools(&vm, true);
         self.note_image_vm(&vm);
         self.state.vm_names.insert(vm.name.clone(), vm.id);
@@ -201,7 +207,9 @@ impl Tx {
             return;
         };
         let migration = self.state.active_migration(id).cloned();
-        self.hold(&old, holders(&old, migration.as_deref()), false);
+        let hosts = holders(&old, migration.as_deref());
+        self.move_ports(Some((&old, &hosts)), None);
+        self.hold(&old, hosts, false);
         self.hold_pools(&old, false);
         self.forget_image_vm(&old);
         self.state.vms.remove(&id);
@@ -219,6 +227,7 @@ impl Tx {
     }
 
     pub(super) fn index_host(&mut self, host: Arc<HostRecord>) {
+        self.note_overlay_address(&host);
         self.state.hosts.insert(host.name.clone(), host);
     }
 
@@ -269,8 +278,10 @@ impl Tx {
         let vm = self.state.vms.get(&migration.vm).cloned();
         if let Some(vm) = &vm {
             let old = self.state.active_migration(vm.id).cloned();
-            self.hold(vm, holders(vm, old.as_deref()), false);
-            self.hold(vm, holders(vm, Some(&migration)), true);
+            let (before, after) = (holders(vm, old.as_deref()), holders(vm, Some(&migration)));
+            self.move_ports(Some((vm, &before)), Some((vm, &after)));
+            self.hold(vm, before, false);
+            self.hold(vm, after, true);
         }
         if migration.phase.is_terminal() {
             if self.state.active_migrations.get(&migration.vm) == Some(&migration.id) {
@@ -379,6 +390,7 @@ impl Tx {
     /// Notes what is known of a host. Not stored.
     pub fn set_live(&mut self, host: HostName, live: HostLive) {
         self.note_stock(&host, &live);
+        self.note_hearing(&host, &live);
         self.state.live.insert(host, Arc::new(live));
     }
 
@@ -422,6 +434,7 @@ impl Tx {
     pub fn set_observing(&mut self, observing: Option<Observing>) {
         self.state.meta.observing = observing;
         self.touch_images();
+        self.touch_networks();
     }
 
     /// Notes what a host says of a VM whose place is not sure. Not stored.

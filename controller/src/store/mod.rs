@@ -30,11 +30,15 @@ pub enum Table {
     Requests,
     /// Images of the catalogue by id.
     Images,
+    /// Networks by name.
+    Networks,
+    /// Security groups by name.
+    Groups,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
@@ -42,6 +46,8 @@ impl Table {
         Self::Migrations,
         Self::Requests,
         Self::Images,
+        Self::Networks,
+        Self::Groups,
     ];
 
     /// Its name in the database.
@@ -54,6 +60,8 @@ impl Table {
             Self::Migrations => "migrations",
             Self::Requests => "requests",
             Self::Images => "images",
+            Self::Networks => "networks",
+            Self::Groups => "security_groups",
         }
     }
 
@@ -62,6 +70,7 @@ impl Table {
         match self {
             Self::Meta | Self::Vms | Self::Hosts | Self::Operations | Self::Migrations | Self::Requests => 1,
             Self::Images => 2,
+            Self::Networks | Self::Groups => 3,
         }
     }
 }

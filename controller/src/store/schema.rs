@@ -18,8 +18,11 @@ use rusqlite::{Connection, backup::Backup};
 use super::{Error, Table};
 
 /// Steps from each version to the next: the first leads from 1 to 2. A step that has been released is never changed.
-const STEPS: &[&str] =
-    &["CREATE TABLE images (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;"];
+const STEPS: &[&str] = &[
+    "CREATE TABLE images (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+    "CREATE TABLE networks (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+     CREATE TABLE security_groups (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+];
 
 /// Makes the tables, or brings them up to this version.
 pub(crate) fn bring_up(connection: &mut Connection, path: &Path) -> Result<(), Error> {

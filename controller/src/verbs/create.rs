@@ -11,6 +11,7 @@ use super::{Caller, Error, MacHolder, accept, check_etag, confirmed, find, new_o
 use crate::{
     hosts, images,
     model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
+    networks,
     placement::{self, Decision, Policy, Request},
     state::{State, Tx},
 };
@@ -80,13 +81,13 @@ pub struct Plan {
     pub owner: HostName,
     /// Why that one.
     pub decision: Decision,
-    /// What the VM is made of, with the images that its disks are made from.
+    /// What the VM is made of, with the images that its disks are made from and the addresses of its interfaces.
     pub spec: Spec,
     /// Size of these images.
     pub image_bytes: u64,
 }
 
-/// Checks the name and the MAC addresses, finds the images, and then a host.
+/// Checks the name and the MAC addresses, finds the images, gives addresses, and then finds a host.
 pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error> {
     if state.vm_names.contains_key(&new.name) {
         return Err(Error::VmExists(new.name.clone()));
@@ -94,7 +95,9 @@ pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error
     free_macs(state, &new.spec)?;
     let mut spec = new.spec.clone();
     let image_bytes = images::resolve::images(state, &mut spec, principal)?;
-    let request = Request::new(spec.clone()).on(new.host.clone());
+    networks::resolve::ports(state, &mut spec, None)?;
+    let needs = networks::resolve::needs(state, &spec);
+    let request = Request::new(spec.clone()).with_needs(needs).on(new.host.clone());
     let (owner, decision) = place(state, &request, new.policy)?;
     if let Some(host) = state.hosts.get(&owner) {
         images::resolve::clone_modes(&mut spec, host)?;

@@ -9,6 +9,7 @@ use super::{Caller, Error, accept, check_etag, confirmed, create::place, find, n
 use crate::{
     hosts,
     model::{EventKind, HostState, MigrationRecord, OperationKind, Outcome, Phase, VmRecord},
+    networks,
     placement::{Policy, Request},
     state::{State, Tx},
 };
@@ -33,7 +34,9 @@ pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> R
         .get(&vm.owner)
         .map(|host| host.inventory.accelerator.clone())
         .unwrap_or_default();
-    Request::migration(vm.spec.clone(), vm.owner.clone(), &accelerator).on(destination)
+    Request::migration(vm.spec.clone(), vm.owner.clone(), &accelerator)
+        .with_needs(networks::resolve::needs(state, &vm.spec))
+        .on(destination)
 }
 
 /// Begins a migration.
@@ -96,6 +99,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         source_finished: false,
         destination_finished: false,
         progress: None,
+        network_delay_ms: None,
         decision,
     };
     operation.migration = Some(record.id);

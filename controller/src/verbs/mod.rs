@@ -8,10 +8,11 @@ pub mod create;
 pub mod host;
 pub mod image;
 pub mod migrate;
+pub mod network;
 pub mod power;
 
 use dalgu_proto::{
-    ids::{HostName, OperationId, VmName},
+    ids::{GroupName, HostName, NetworkName, OperationId, VmName},
     mutant::{self, Mutant},
 };
 
@@ -21,6 +22,7 @@ use crate::{
         Code, EventKind, Fault, OperationKind, OperationRecord, OperationState, Outcome, Phase,
         RequestRecord, VmRecord,
     },
+    networks,
     placement::Decision,
     reconcile::{plan::Ending, step},
     space::Space,
@@ -99,6 +101,52 @@ pub enum Error {
         /// Who has it.
         holder: MacHolder,
     },
+    /// The name is taken.
+    #[error("a network named {0} exists already: choose another name, or delete it first")]
+    NetworkExists(NetworkName),
+    /// Another network has it.
+    #[error("VNI {vni} is that of network {holder}: choose another, or leave it out to get one that is free")]
+    VniInUse {
+        /// The identifier.
+        vni: u32,
+        /// Who has it.
+        holder: NetworkName,
+    },
+    /// VMs have interfaces in it.
+    #[error(
+        "network {network} has {interfaces} interfaces, {first} among them: delete their VMs first, \
+         `dalgu network interfaces {network}` shows them"
+    )]
+    NetworkInUse {
+        /// The network.
+        network: NetworkName,
+        /// How many.
+        interfaces: usize,
+        /// One of them.
+        first: String,
+    },
+    /// The name is taken.
+    #[error("a security group named {0} exists already: choose another name, or delete it first")]
+    GroupExists(GroupName),
+    /// Somebody needs it.
+    #[error("security group {group} is in use: {user}. Take it out there first")]
+    GroupInUse {
+        /// The group.
+        group: GroupName,
+        /// Who.
+        user: String,
+    },
+    /// As many as a site may have.
+    #[error("the site has {most} {what}, the most that it may have: delete some that nobody needs")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many it may have.
+        most: usize,
+    },
+    /// A network or group is not there, or has no room.
+    #[error(transparent)]
+    Network(networks::resolve::Error),
     /// Somebody else changed the object.
     #[error(
         "the etag of {0} is not the current one, somebody changed it meanwhile: read it again and repeat"
@@ -259,6 +307,20 @@ impl From<images::resolve::Error> for Error {
                 field,
                 message,
             } => Self::invalid(format!("vm.spec.disks[{index}].{field}"), message),
+        }
+    }
+}
+
+impl From<networks::resolve::Error> for Error {
+    fn from(error: networks::resolve::Error) -> Self {
+        use networks::resolve::Error as E;
+        match error {
+            E::Port {
+                index,
+                field,
+                message,
+            } => Self::invalid(format!("vm.spec.nics[{index}].{field}"), message),
+            other => Self::Network(other),
         }
     }
 }

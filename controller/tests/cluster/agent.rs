@@ -61,6 +61,7 @@ fn migration(host: &Host, id: &str) -> agent::MigrationReport {
     let Some(transfer) = host.transfers.get(id) else {
         return agent::MigrationReport {
             migration_id: id.into(),
+            network_delay: host.networks.delay(id, false),
             ..Default::default()
         };
     };
@@ -85,7 +86,9 @@ fn migration(host: &Host, id: &str) -> agent::MigrationReport {
         owner: false,
         presence: presence.into(),
         error: None,
-        network_delay: None,
+        network_delay: host
+            .networks
+            .delay(id, !transfer.source && presence == DomainPresence::Running),
         progress: transfer.source.then(|| {
             match host.progress_lost && transfer.state != TransferState::Active {
                 true => v1::MigrationProgress::default(),
@@ -183,6 +186,11 @@ impl AgentService for Agent {
                 let message = "the images of its disks are fetched";
                 return Err(reason::status(Code::Unavailable, "IMAGE_FETCHING", message));
             }
+            if !host.networks.has_all(&vm) {
+                host.networks.refused += 1;
+                let message = "its networks are not here yet";
+                return Err(reason::status(Code::Unavailable, "NETWORK_NOT_READY", message));
+            }
             host.transfers
                 .entry(request.migration_id)
                 .or_insert_with(|| Transfer {
@@ -272,7 +280,10 @@ impl AgentService for Agent {
             if request.owner && host.gave_up {
                 return Err(refuse("MIGRATION_OVER"));
             }
-            host.transfers.remove(&request.migration_id);
+            let left = host.transfers.remove(&request.migration_id);
+            if request.owner && left.is_some_and(|transfer| !transfer.source) {
+                host.networks.arrived.insert(request.migration_id);
+            }
             if request.owner {
                 if let Some(vm) = host.vms.get_mut(&request.vm_uid) {
                     assert!(
@@ -398,7 +409,7 @@ impl Agent {
             boot_id: "boot-1".into(),
             agent_run_id: run.into(),
             agent_version: "test".into(),
-            inventory: Some(inventory()),
+            inventory: Some(self.networked(inventory())),
             usage: None,
             vms: self.reports(),
             unmanaged_domains: vec![],

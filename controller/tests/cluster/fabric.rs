@@ -15,7 +15,7 @@ use dalgu_proto::{
 };
 use tokio::sync::Notify;
 
-use super::images::Images;
+use super::{images::Images, networks::Networks};
 
 /// One step of the pretended world.
 const TICK: Duration = Duration::from_millis(5);
@@ -66,6 +66,8 @@ pub struct Host {
     pub commands: BTreeMap<&'static str, u32>,
     /// What is here of images.
     pub images: Images,
+    /// What is here of networks.
+    pub networks: Networks,
 }
 
 #[derive(Debug, Default)]
@@ -202,7 +204,7 @@ impl World {
                 .collect();
             for (uid, vm) in &mut host.vms {
                 let busy = vm.handed_over || outgoing.contains(uid);
-                let made = host.images.has_all(&vm.intent.images);
+                let made = host.images.has_all(&vm.intent.images) && host.networks.has_all(&vm.intent);
                 if vm.observed < vm.intent.generation && !busy && !host.broken && made {
                     vm.observed = vm.intent.generation;
                     vm.power = vm.intent.power_state();

@@ -14,5 +14,7 @@ mod images;
 mod init;
 mod lifecycle;
 mod migration;
+mod network;
+mod networks;
 mod restore;
 mod site;

@@ -5,14 +5,16 @@ use std::{path::Path, time::Duration};
 use dalgu_controller::{Controller, Parts, config::Config, pki, server::limits::Limits, store::memory::Disk};
 use dalgu_proto::{
     agent::v1::{
-        agent_image_service_server::AgentImageServiceServer, agent_service_server::AgentServiceServer,
+        agent_image_service_server::AgentImageServiceServer,
+        agent_network_service_server::AgentNetworkServiceServer, agent_service_server::AgentServiceServer,
     },
     ids::HostName,
     tls::{self, Identity, server::Acceptor},
     v1::{
         self, event_service_client::EventServiceClient, host_service_client::HostServiceClient,
-        image_service_client::ImageServiceClient, operation_service_client::OperationServiceClient,
-        placement_service_client::PlacementServiceClient, vm_service_client::VmServiceClient,
+        image_service_client::ImageServiceClient, network_service_client::NetworkServiceClient,
+        operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
+        vm_service_client::VmServiceClient,
     },
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -52,6 +54,7 @@ pub struct Clients {
     pub events: EventServiceClient<Channel>,
     pub placement: PlacementServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    pub networks: NetworkServiceClient<Channel>,
 }
 
 impl Clients {
@@ -63,6 +66,7 @@ impl Clients {
             events: EventServiceClient::new(channel.clone()),
             placement: PlacementServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel.clone()),
+            networks: NetworkServiceClient::new(channel.clone()),
         }
     }
 
@@ -296,7 +300,8 @@ async fn agent(dir: &Path, fabric: &Fabric, name: &str, controller: watch::Recei
     tokio::spawn(async move { acceptor.run(listener, tls, |_| {}).await });
     let server = tonic::transport::Server::builder()
         .add_service(AgentServiceServer::new(agent.clone()))
-        .add_service(AgentImageServiceServer::new(agent.clone()));
+        .add_service(AgentImageServiceServer::new(agent.clone()))
+        .add_service(AgentNetworkServiceServer::new(agent.clone()));
     tokio::spawn(server.serve_with_incoming(ReceiverStream::new(incoming)));
     tokio::spawn(agent.report_for_ever(identity, controller));
 }

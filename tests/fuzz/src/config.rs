@@ -11,7 +11,11 @@ use dalgu::{
     config::{Choice, Error},
     output::json,
 };
-use dalgu_proto::{v1, vm::Spec};
+use dalgu_proto::{
+    network::{Group, Network},
+    v1,
+    vm::Spec,
+};
 use prost::Message;
 
 use crate::{input::Input, scratch::Scratch};
@@ -102,10 +106,23 @@ fn typed(text: &str) {
         vcpus: 1,
         memory_mib: 64,
         disks: values::disk(text).into_iter().collect(),
-        nics: values::nic(text).into_iter().collect(),
+        nics: values::network::nic(text).into_iter().collect(),
         ..Default::default()
     };
     let _ = Spec::try_from(spec);
+    let group = v1::SecurityGroup {
+        name: "a".to_owned(),
+        rules: values::network::rule(text).into_iter().collect(),
+        ..Default::default()
+    };
+    let _ = Group::try_from(group);
+    let network = v1::Network {
+        name: "a".to_owned(),
+        kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork::default())),
+        ipv4: values::network::subnet(text).ok(),
+        ..Default::default()
+    };
+    let _ = Network::try_from(network);
 }
 
 fn file(text: &str) {

@@ -9,8 +9,8 @@ use dalgu_proto::{
     ids::HostName,
     v1::{
         self, event_service_server::EventService, host_service_server::HostService,
-        operation_service_server::OperationService, placement_service_server::PlacementService,
-        vm_service_server::VmService,
+        network_service_server::NetworkService, operation_service_server::OperationService,
+        placement_service_server::PlacementService, vm_service_server::VmService,
     },
 };
 use prost_types::FieldMask;
@@ -26,6 +26,8 @@ const REQUESTS: usize = 24;
 pub const HOSTS: [&str; 2] = ["h1", "h2"];
 
 const VMS: [&str; 4] = ["a", "b", "c", ""];
+const NETWORKS: [&str; 2] = ["field", "office"];
+const GROUPS: [&str; 2] = ["ssh", "web"];
 const REQUEST_IDS: [&str; 4] = [
     "",
     "00000000-0000-4000-8000-000000000001",
@@ -60,6 +62,11 @@ pub async fn site() -> Site {
         let call = site.services.register(site::agent(registration(host), host));
         assert!(answer(call).await.is_some(), "{host} was not taken in");
     }
+    let made = site.services.create_network(operator(v1::CreateNetworkRequest {
+        network: Some(network("field")),
+        ..Default::default()
+    }));
+    assert!(answer(made).await.is_some(), "the network was not made");
     site
 }
 
@@ -84,8 +91,43 @@ fn registration(host: &str) -> agent::RegisterRequest {
             pools: vec![pool("local", false), pool("shared", true)],
             bridges: vec!["br0".into()],
             accelerator: "tcg".into(),
+            guest_features: [v1::GuestFeature::Network, v1::GuestFeature::Overlay]
+                .map(Into::into)
+                .into(),
+            overlay_address: "192.0.2.1".into(),
             ..Default::default()
         }),
+        ..Default::default()
+    }
+}
+
+/// A network that is accepted.
+pub fn network(name: &str) -> v1::Network {
+    let subnet = |cidr: &str| v1::Subnet {
+        cidr: cidr.into(),
+        ..Default::default()
+    };
+    v1::Network {
+        name: name.into(),
+        kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork::default())),
+        ipv4: Some(subnet("10.20.0.0/29")),
+        ipv6: Some(subnet("fd00:20::/64")),
+        ..Default::default()
+    }
+}
+
+/// A security group that is accepted.
+fn group(name: &str) -> v1::SecurityGroup {
+    let rule = v1::SecurityRule {
+        direction: v1::Direction::Ingress.into(),
+        protocol: v1::Protocol::Tcp.into(),
+        first_port: 22,
+        remote: Some(v1::security_rule::Remote::Group(name.into())),
+        ..Default::default()
+    };
+    v1::SecurityGroup {
+        name: name.into(),
+        rules: vec![rule],
         ..Default::default()
     }
 }
@@ -103,11 +145,18 @@ pub fn vm(name: &str) -> v1::Vm {
                 pool: "shared".into(),
                 ..Default::default()
             }],
-            nics: vec![v1::Nic {
-                name: "eth0".into(),
-                bridge: "br0".into(),
-                ..Default::default()
-            }],
+            nics: vec![
+                v1::Nic {
+                    name: "eth0".into(),
+                    bridge: "br0".into(),
+                    ..Default::default()
+                },
+                v1::Nic {
+                    name: "eth1".into(),
+                    network: "field".into(),
+                    ..Default::default()
+                },
+            ],
             kernel_boot: Some(v1::KernelBoot {
                 kernel: "vmlinuz".into(),
                 ..Default::default()
@@ -165,7 +214,11 @@ async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()
             drop(answer(services.$method(operator(input.over($base)?))).await)
         };
     }
-    match method % 26 {
+    let (net, security) = (
+        NETWORKS[names >> 2 & 1].to_owned(),
+        GROUPS[names >> 3 & 1].to_owned(),
+    );
+    match method % 32 {
         0..=2 => call!(
             create_vm,
             v1::CreateVmRequest {
@@ -328,6 +381,63 @@ async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()
                 subject: Some(v1::explain_placement_request::Subject::Spec(vm(&name).spec?)),
             }
         ),
+        25 if flag => call!(get_network, v1::GetNetworkRequest { name: net }),
+        25 => call!(
+            list_network_interfaces,
+            v1::ListNetworkInterfacesRequest {
+                network: net,
+                page_size: 2,
+                ..Default::default()
+            }
+        ),
+        26 => call!(
+            create_network,
+            v1::CreateNetworkRequest {
+                network: Some(network(&net)),
+                request_id
+            }
+        ),
+        27 if flag => call!(
+            update_network,
+            v1::UpdateNetworkRequest {
+                network: Some(network(&net)),
+                update_mask: mask(&["labels", "domain", "dns_servers"]),
+                request_id
+            }
+        ),
+        27 => call!(
+            delete_network,
+            v1::DeleteNetworkRequest {
+                name: net,
+                request_id,
+                ..Default::default()
+            }
+        ),
+        28 if flag => call!(list_networks, v1::ListNetworksRequest::default()),
+        28 => call!(get_security_group, v1::GetSecurityGroupRequest { name: security }),
+        29 => call!(
+            create_security_group,
+            v1::CreateSecurityGroupRequest {
+                security_group: Some(group(&security)),
+                request_id
+            }
+        ),
+        30 if flag => call!(
+            update_security_group,
+            v1::UpdateSecurityGroupRequest {
+                security_group: Some(group(&security)),
+                update_mask: mask(&["rules", "labels"]),
+                request_id
+            }
+        ),
+        30 => call!(
+            delete_security_group,
+            v1::DeleteSecurityGroupRequest {
+                name: security,
+                request_id,
+                ..Default::default()
+            }
+        ),
         24 => {
             let message = input.over(registration(host))?;
             let _ = answer(services.register(site::agent(message, host))).await;
@@ -401,4 +511,11 @@ pub async fn pages(site: &Site) {
     same!(list_hosts, ListHostsRequest, hosts, name);
     same!(list_operations, ListOperationsRequest, operations, id);
     same!(list_events, ListEventsRequest, events, resource_version);
+    same!(list_networks, ListNetworksRequest, networks, name);
+    same!(
+        list_security_groups,
+        ListSecurityGroupsRequest,
+        security_groups,
+        name
+    );
 }

@@ -9,12 +9,15 @@ use dalgu_controller::{
     agent_wire as controller_side,
     api::Services,
     config::Config,
+    networks::plan,
     pki,
     state::{self, Db, Hooks, Reserved, State},
     store::{Store, memory::Disk},
 };
 use dalgu_proto::{
+    agent::v1::HostNetworks,
     ids::{ClusterId, HostName},
+    network::{Group, Interface, Network},
     tls::{Identity, Peer, Role},
     v1,
     vm::Spec,
@@ -92,6 +95,8 @@ impl Site {
         assert_eq!(read.active_migrations, state.active_migrations);
         assert_eq!(read.requests, state.requests);
         assert_eq!(read.events, state.events);
+        assert_eq!(read.networks, state.networks);
+        assert_eq!(read.groups, state.groups);
         assert_eq!(reserved(&read), reserved(&state));
         for vm in state.vms.values() {
             let wire = v1::VmSpec::from(vm.spec.clone());
@@ -100,6 +105,28 @@ impl Site {
             let (id, told) = agent_side::intent(intent).expect("an agent takes what the controller stored");
             assert_eq!((id, &told.name, &told.intent.spec), (vm.id, &vm.name, &vm.spec));
         }
+        for host in state.hosts.keys() {
+            let (now, again) = (networks(&state, host), networks(&read, host));
+            assert_eq!(now, again, "what {host} must know follows from the store");
+            for part in now.networks {
+                let network = Network::try_from(part.network.unwrap_or_default());
+                assert!(network.is_ok_and(|network| state.networks.contains_key(&network.name)));
+                for interface in part.interfaces {
+                    assert!(Interface::try_from(interface).is_ok());
+                }
+            }
+            for group in now.security_groups {
+                assert!(Group::try_from(group).is_ok());
+            }
+        }
+    }
+}
+
+/// What a host must know of networks, but for its version.
+fn networks(state: &State, host: &HostName) -> HostNetworks {
+    HostNetworks {
+        version: 0,
+        ..controller_side::network::document(plan::document(state, host))
     }
 }
 

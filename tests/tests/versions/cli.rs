@@ -17,6 +17,7 @@ const NOT_FOR_PEOPLE: &[(&str, &str)] = &[
     ("dalgu.v1.Event", "host."),
     ("dalgu.v1.Event", "operation."),
     ("dalgu.v1.Event", "image."),
+    ("dalgu.v1.Event", "security_group."),
 ];
 
 fn now() -> Timestamp {
@@ -59,6 +60,7 @@ fn a_value_that_only_a_newer_controller_knows_is_shown_by_its_number() {
     assert!(every_enum_of::<v1::Operation>() >= 3);
     assert!(every_enum_of::<v1::Event>() >= 10);
     assert!(every_enum_of::<v1::Image>() >= 3);
+    assert!(every_enum_of::<v1::SecurityGroup>() >= 2);
     assert!(every_enum_of::<v1::Site>() >= 1);
     assert_eq!(every_enum_of::<v1::Placement>(), 0, "else it is to be shown");
 }

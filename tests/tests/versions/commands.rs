@@ -82,6 +82,17 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "NetworkService/CreateSecurityGroup" => v1::CreateSecurityGroupRequest {
+            security_group: Some(security_group()),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "NetworkService/UpdateSecurityGroup" => v1::UpdateSecurityGroupRequest {
+            security_group: Some(security_group()),
+            update_mask: mask("rules"),
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "AgentImageService/ImportImage" => agent::ImportImageRequest {
             context: context(),
             image_uid: uuid::Uuid::new_v4().to_string(),
@@ -113,6 +124,19 @@ fn image() -> v1::Image {
         name: "debian".into(),
         version: "12".into(),
         format: v1::ImageFormat::Raw.into(),
+        ..Default::default()
+    }
+}
+
+fn security_group() -> v1::SecurityGroup {
+    let rule = v1::SecurityRule {
+        direction: v1::Direction::Ingress.into(),
+        protocol: v1::Protocol::Tcp.into(),
+        ..Default::default()
+    };
+    v1::SecurityGroup {
+        name: "ssh".into(),
+        rules: vec![rule],
         ..Default::default()
     }
 }

@@ -36,6 +36,8 @@ async fn the_metrics_page_shows_what_is_there() {
         "dalgu_controller_host_memory_reserved_bytes{host=\"h1\"}",
         "dalgu_controller_store_commit_duration_seconds_count",
         "dalgu_controller_reconcile_passes_total",
+        "dalgu_controller_migration_downtime_seconds_count 0",
+        "dalgu_controller_migration_network_blackout_seconds_count 0",
     ] {
         assert!(page.contains(line), "{line} is not in\n{page}");
     }

@@ -1,0 +1,161 @@
+//! `dalgu security-group`.
+
+use std::collections::HashMap;
+
+use dalgu_proto::v1;
+use prost_types::FieldMask;
+use tonic::Status;
+
+use super::{changed, done};
+use crate::{
+    args::network::{CreateGroupArgs, GroupCommand, ListArgs, UpdateGroupArgs},
+    client::{CALL_TIMEOUT, Client},
+    commands::{PAGE, Session, host, map, matches, request_id, show::show},
+    exit::Error,
+    output::{self, human},
+    watch::{Snapshot, Watch},
+};
+
+/// Does a command.
+pub async fn run(command: GroupCommand, session: &mut Session<'_>) -> Result<(), Error> {
+    match command {
+        GroupCommand::Create(args) => create(args, session).await,
+        GroupCommand::List(args) => show_all(args, session).await,
+        GroupCommand::Get { name, watch } => show::<v1::SecurityGroup>(&name, watch, session).await,
+        GroupCommand::Update(args) => update(args, session).await,
+        GroupCommand::Delete { name, etag, request } => {
+            let request = v1::DeleteSecurityGroupRequest {
+                name,
+                etag,
+                request_id: request_id(request.request_id.as_ref()),
+            };
+            let delete =
+                async |client: &Client| client.networks().delete_security_group(request.clone()).await;
+            session.change(CALL_TIMEOUT, delete).await?;
+            Ok(session
+                .term
+                .say(&format!("{} is deleted", human::clean(&request.name)))?)
+        }
+    }
+}
+
+async fn create(args: CreateGroupArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let group = v1::SecurityGroup {
+        name: args.name,
+        rules: args.rules,
+        labels: map(args.labels),
+        description: args.description,
+        ..Default::default()
+    };
+    let request = v1::CreateSecurityGroupRequest {
+        security_group: Some(group),
+        request_id: request_id(args.request.request_id.as_ref()),
+    };
+    let create = async |client: &Client| client.networks().create_security_group(request.clone()).await;
+    let group = session.change(CALL_TIMEOUT, create).await?;
+    done("created", &group, session)
+}
+
+async fn list(
+    client: &Client,
+    selector: &HashMap<String, String>,
+) -> Result<Snapshot<v1::SecurityGroup>, Status> {
+    let mut request = v1::ListSecurityGroupsRequest {
+        page_size: PAGE,
+        page_token: String::new(),
+        label_selector: selector.clone(),
+    };
+    let (mut groups, mut version) = (Vec::new(), None);
+    loop {
+        let page = client
+            .call(async |client| client.networks().list_security_groups(request.clone()).await)
+            .await?;
+        groups.extend(page.security_groups);
+        // As for networks.
+        let version = *version.get_or_insert(page.resource_version);
+        if page.next_page_token.is_empty() {
+            return Ok((groups, version));
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+async fn show_all(args: ListArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let selector = map(args.selector);
+    if !args.watch {
+        let (groups, _) = list(&session.client, &selector).await?;
+        return output::list(session.term, session.format, &groups);
+    }
+    let client = &session.client;
+    let watch = Watch {
+        client,
+        format: session.format,
+        subject: "",
+        single: false,
+        wanted: &|group: &v1::SecurityGroup| matches(&group.labels, &selector),
+    };
+    watch
+        .run(session.term, async || list(client, &selector).await)
+        .await
+}
+
+async fn update(args: UpdateGroupArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let own = args.etag.is_some() || args.request.request_id.is_some();
+    let group = changed(
+        session,
+        &args.name,
+        own,
+        |old| change(&args, old),
+        async |client, request| client.networks().update_security_group(request.clone()).await,
+    )
+    .await?;
+    done("changed", &group, session)
+}
+
+/// The rules that it has then. A rule is known by what it lets through, whatever its description says.
+fn rules(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> Option<Vec<v1::SecurityRule>> {
+    if !args.rules.is_empty() {
+        return Some(args.rules.clone());
+    }
+    if args.add.is_empty() && args.remove.is_empty() {
+        return None;
+    }
+    let bare = |rule: &v1::SecurityRule| v1::SecurityRule {
+        description: String::new(),
+        ..rule.clone()
+    };
+    let mut rules = old.rules.clone();
+    rules.retain(|rule| !args.remove.contains(&bare(rule)));
+    for rule in &args.add {
+        if !rules.iter().any(|there| bare(there) == *rule) {
+            rules.push(rule.clone());
+        }
+    }
+    Some(rules)
+}
+
+fn change(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> v1::UpdateSecurityGroupRequest {
+    let mut new = v1::SecurityGroup {
+        name: old.name.clone(),
+        etag: args.etag.clone().unwrap_or_else(|| old.etag.clone()),
+        ..Default::default()
+    };
+    let mut paths = Vec::new();
+    if let Some(rules) = rules(args, old) {
+        new.rules = rules;
+        paths.push("rules".to_owned());
+    }
+    if !args.labels.is_empty() {
+        new.labels = host::changed(&old.labels, &args.labels);
+        paths.push("labels".to_owned());
+    }
+    if let Some(description) = &args.description {
+        new.description.clone_from(description);
+        paths.push("description".to_owned());
+    }
+    v1::UpdateSecurityGroupRequest {
+        security_group: Some(new),
+        update_mask: Some(FieldMask { paths }),
+        request_id: request_id(args.request.request_id.as_ref()),
+    }
+}
