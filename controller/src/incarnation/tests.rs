@@ -86,6 +86,7 @@ fn told(reported: Reported, power: PowerState) -> Reported {
             ..fixtures::vm("web", "h1").intent
         },
         restart_policy: RestartPolicy::Never,
+        spec: None,
     };
     Reported {
         told: Some(told),
