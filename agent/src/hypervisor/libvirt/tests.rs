@@ -473,7 +473,7 @@ fn what_a_changed_domain_has_is_read_from_its_definition() {
     let targets: Vec<_> = parts.disks.iter().map(|disk| &*disk.target).collect();
     assert_eq!(targets, ["vda", "vdb", "vdc"]);
     // libvirt gives the addresses.
-    assert_eq!(has.free_ports, 3 + 2 + 2 + crate::hypervisor::SPARE_PORTS);
+    assert_eq!(has.free_ports, 3 + 2 + 3 + crate::hypervisor::SPARE_PORTS);
     let used = "<target dev='vdb'/><address type='pci' bus='0x03'/>";
     let live = xml
         .replace(
@@ -482,7 +482,7 @@ fn what_a_changed_domain_has_is_read_from_its_definition() {
         )
         .replace("<target dev=\"vdb\" bus=\"virtio\"/>", used);
     let has = read::parts(&live).unwrap().hardware;
-    assert_eq!((has.memory_mib, has.free_ports), (256 + 64, 14));
+    assert_eq!((has.memory_mib, has.free_ports), (256 + 64, 15));
     let asked = read::with_requested(read::parts(&live).unwrap().memory.unwrap(), 32).unwrap();
     assert!(
         asked.contains("<requested unit=\"MiB\">32</requested>") && !asked.contains("<current"),

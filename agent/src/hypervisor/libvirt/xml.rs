@@ -374,8 +374,9 @@ impl Model {
     }
 
     fn devices(&self) -> Result<Element, XmlError> {
-        // A port for each device on the bus: disks, interfaces, balloon, random numbers. Memory has its own place.
-        let ports = self.disks.len() + self.nics.len() + 2 + SPARE_PORTS;
+        // A port for each device on the bus: disks, interfaces, balloon, random numbers, memory that can be added.
+        let memory = usize::from(self.more_memory_mib() > 0);
+        let ports = self.disks.len() + self.nics.len() + 2 + memory + SPARE_PORTS;
         let controller = |index: usize, model: &str| {
             Element::new("controller")
                 .with("type", "pci")

@@ -219,6 +219,7 @@ async fn history(seed: u64) {
             tokio::time::sleep(Duration::from_millis(rng.u64(..3000))).await;
         }
     }
+    host.sim.forget_faults();
     host.restart_agent("boot-1").await;
     let wanted = &model.intent;
     host.until_settled(id, wanted.generation.0).await;
