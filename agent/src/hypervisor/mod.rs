@@ -218,6 +218,8 @@ pub const SPARE_PORTS: usize = 8;
 pub struct Hardware {
     /// Virtual processors that its guest can use.
     pub vcpus: u32,
+    /// Fewest of them without a restart.
+    pub min_vcpus: u32,
     /// Most of them without a restart.
     pub max_vcpus: u32,
     /// Memory that its guest can use, in MiB.
@@ -239,6 +241,7 @@ impl Hardware {
     pub fn of(spec: &Spec) -> Self {
         Self {
             vcpus: spec.vcpus,
+            min_vcpus: 1,
             max_vcpus: spec.most_vcpus(),
             memory_mib: spec.memory_mib,
             min_memory_mib: spec.memory_mib,

@@ -269,9 +269,13 @@ pub fn parts(xml: &str) -> Result<Parts, XmlError> {
     let most = domain
         .at(&["vcpu"])
         .and_then(|vcpu| vcpu.own_text().trim().parse().ok());
+    let vcpus = current_vcpus(&domain).ok_or(unexpected("vcpu"))?;
+    // An emulated processor that is unplugged stays behind in QEMU 10.0 without its thread: no migration begins any more.
+    let emulated = domain.attribute("type") == Some(Accelerator::Tcg.domain_type());
     Ok(Parts {
         hardware: Hardware {
-            vcpus: current_vcpus(&domain).ok_or(unexpected("vcpu"))?,
+            vcpus,
+            min_vcpus: if emulated { vcpus } else { 1 },
             max_vcpus: most.ok_or(unexpected("vcpu"))?,
             memory_mib: total - more + of_memory("current").or(of_memory("requested")).unwrap_or(0),
             min_memory_mib: total - more,

@@ -114,7 +114,8 @@ fn wanted<'a>(
     };
     let grow = attached(spec, hardware).filter(small);
     let grow = grow.map(|disk| Change::GrowDisk(disk.name.clone()));
-    let vcpus = hardware.vcpus != spec.vcpus && spec.vcpus <= hardware.max_vcpus;
+    let reach = hardware.min_vcpus..=hardware.max_vcpus;
+    let vcpus = hardware.vcpus != spec.vcpus && reach.contains(&spec.vcpus);
     let reach = hardware.min_memory_mib..=hardware.max_memory_mib;
     let memory = !same_memory(hardware.memory_mib, spec.memory_mib) && reach.contains(&spec.memory_mib);
     let size = [
@@ -165,7 +166,8 @@ pub fn pending(vm: &Vm, hardware: &Hardware, domain: &Domain) -> Vec<Pending> {
     };
     let told = |reachable: bool| if reachable { NOT_YET } else { NEXT_START };
     if hardware.vcpus != spec.vcpus {
-        let message = told(spec.vcpus <= hardware.max_vcpus);
+        let reach = hardware.min_vcpus..=hardware.max_vcpus;
+        let message = told(reach.contains(&spec.vcpus));
         tell(
             "vcpus".into(),
             hardware.vcpus.to_string(),

@@ -157,3 +157,75 @@ fn disks(args: &UpdateArgs, disks: &mut Vec<v1::Disk>) -> Result<(), Error> {
     disks.extend(args.add_disks.iter().cloned());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command, values, vm::VmCommand};
+
+    fn asked(words: &[&str]) -> Result<v1::UpdateVmRequest, Error> {
+        let old = v1::Vm {
+            name: "web".into(),
+            etag: "r7".into(),
+            spec: Some(v1::VmSpec {
+                vcpus: 2,
+                memory_mib: 512,
+                disks: vec![
+                    values::disk("root=1GiB").unwrap(),
+                    values::disk("data=2GiB,pool=fast").unwrap(),
+                ],
+                nics: vec![values::nic("eth0=br0").unwrap()],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let cli = Cli::try_parse_from(["dalgu", "vm", "update", "web"].iter().chain(words)).unwrap();
+        let Command::Vm(VmCommand::Update(args)) = cli.command else {
+            panic!("not an update")
+        };
+        changed(&args, &old)
+    }
+
+    #[test]
+    fn devices_are_given_whole_with_what_was_asked_for_changed() {
+        let request = asked(&[
+            "--vcpus",
+            "4",
+            "--add-disk",
+            "more=8MiB",
+            "--grow-disk",
+            "root=2GiB",
+            "--remove-disk",
+            "data",
+            "--add-nic",
+            "eth1=br1",
+            "--remove-nic",
+            "eth0",
+        ])
+        .unwrap();
+        let (vm, mask) = (request.vm.unwrap(), request.update_mask.unwrap());
+        assert_eq!(mask.paths, ["spec.vcpus", "spec.disks", "spec.nics"]);
+        let spec = vm.spec.unwrap();
+        let disks: Vec<_> = spec.disks.iter().map(|disk| (&*disk.name, disk.size_mib)).collect();
+        assert_eq!(disks, [("root", 2048), ("more", 8)]);
+        let nics: Vec<_> = spec.nics.iter().map(|nic| &*nic.bridge).collect();
+        assert_eq!((nics, spec.vcpus, vm.etag), (vec!["br1"], 4, "r7".to_owned()));
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_named_before_anything_is_asked() {
+        for words in [
+            ["--remove-disk", "logs"],
+            ["--grow-disk", "logs=1GiB"],
+            ["--remove-nic", "logs"],
+        ] {
+            let error = asked(&words).unwrap_err();
+            assert!(
+                matches!(&error, Error::Usage(text) if text.contains("logs")),
+                "{error}"
+            );
+        }
+    }
+}
