@@ -145,7 +145,16 @@ async fn nothing_is_lost(lab: &Lab, vm: &Vm, acknowledged: &BTreeSet<u64>) -> an
 }
 
 async fn sizes(lab: &Lab) -> anyhow::Result<()> {
-    let roomy = ["--vcpus", "1", "--max-vcpus", "2", "--memory", "192MiB", "--max-memory", "512MiB"];
+    let roomy = [
+        "--vcpus",
+        "1",
+        "--max-vcpus",
+        "2",
+        "--memory",
+        "192MiB",
+        "--max-memory",
+        "512MiB",
+    ];
     dalgu(lab, &create("web", LOCAL, &roomy)).await?;
     let first = until(lab, "web", "the guest's first look", |_| true).await?;
     ensure!(first.cpus == 1, "{first:?}");

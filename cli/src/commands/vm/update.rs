@@ -208,7 +208,11 @@ mod tests {
         let (vm, mask) = (request.vm.unwrap(), request.update_mask.unwrap());
         assert_eq!(mask.paths, ["spec.vcpus", "spec.disks", "spec.nics"]);
         let spec = vm.spec.unwrap();
-        let disks: Vec<_> = spec.disks.iter().map(|disk| (&*disk.name, disk.size_mib)).collect();
+        let disks: Vec<_> = spec
+            .disks
+            .iter()
+            .map(|disk| (&*disk.name, disk.size_mib))
+            .collect();
         assert_eq!(disks, [("root", 2048), ("more", 8)]);
         let nics: Vec<_> = spec.nics.iter().map(|nic| &*nic.bridge).collect();
         assert_eq!((nics, spec.vcpus, vm.etag), (vec!["br1"], 4, "r7".to_owned()));
