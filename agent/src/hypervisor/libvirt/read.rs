@@ -277,7 +277,10 @@ pub fn parts(xml: &str) -> Result<Parts, XmlError> {
             vcpus,
             min_vcpus: if emulated { vcpus } else { 1 },
             max_vcpus: most.ok_or(unexpected("vcpu"))?,
-            memory_mib: total - more + of_memory("current").or(of_memory("requested")).unwrap_or(0),
+            memory_mib: total - more
+                + of_memory("current")
+                    .or_else(|| of_memory("requested"))
+                    .unwrap_or(0),
             min_memory_mib: total - more,
             max_memory_mib: total,
             disks: disks.iter().map(|disk: &Device| (disk.name.clone(), 0)).collect(),
