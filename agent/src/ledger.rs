@@ -4,12 +4,12 @@
 //! leaves the old or the new content and never a part. Where the files are is [`Files`]' business: a directory in the
 //! program. Used by the VM tasks, the gate and recovery. Knows nothing of what the entries mean.
 
-use std::{io, path::Path, sync::Arc};
+use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, Session, Term, VmId, VmName},
     image::Digest,
-    vm::{PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
+    vm::{Disk, PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -156,6 +156,29 @@ pub struct Done {
     pub restart: u64,
 }
 
+/// What is to be changed of a VM that was made, until all of it is done.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Changes {
+    /// Its domain may have other hardware than the intent says.
+    #[serde(default)]
+    pub under_way: bool,
+    /// The intent is not the one that the VM was created with.
+    #[serde(default)]
+    pub ever: bool,
+    /// Disks of the intent that have not been made, although [`Done::volumes`] is true.
+    #[serde(default)]
+    pub unmade: BTreeSet<String>,
+    /// Disks that the intent has no more, and that may still be there.
+    #[serde(default)]
+    pub removed: Vec<Disk>,
+}
+
+impl Changes {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
@@ -187,6 +210,9 @@ pub struct Vm {
     /// when they are forgotten.
     #[serde(default, skip_serializing_if = "Documents::is_empty")]
     pub documents: Documents,
+    /// What is to be changed of it.
+    #[serde(default, skip_serializing_if = "Changes::is_none")]
+    pub changes: Changes,
 }
 
 impl Vm {
@@ -195,6 +221,7 @@ impl Vm {
         let gone = matches!(self.disposition, Disposition::Gone { .. });
         let intent = self.intent.as_ref().filter(|_| !gone);
         let disks = intent.into_iter().flat_map(|intent| &intent.spec.disks);
+        let disks = disks.chain(self.changes.removed.iter().filter(move |_| !gone));
         disks.filter_map(|disk| disk.digest.clone())
     }
 
@@ -204,6 +231,12 @@ impl Vm {
         let intent = self.intent.as_ref().filter(|_| !gone);
         let ports = intent.map(|intent| plugged(self.id, &intent.spec));
         ports.into_iter().flatten().collect()
+    }
+
+    /// Disks that are to be made: all, before they have been made once, then those that were added.
+    pub fn to_make(&self) -> impl Iterator<Item = &Disk> {
+        let disks = self.intent.iter().flat_map(|intent| &intent.spec.disks);
+        disks.filter(|disk| !self.done.volumes || self.changes.unmade.contains(&disk.name))
     }
 }
 
@@ -467,6 +500,7 @@ mod tests {
             boot_id: "b".into(),
             images: Vec::new(),
             documents: Default::default(),
+            changes: Default::default(),
         }
     }
 

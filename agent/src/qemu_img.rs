@@ -143,6 +143,21 @@ impl<'a> QemuImg<'a> {
             .await
     }
 
+    /// Enlarges a disk that has been a guest's. What is behind it is not opened.
+    pub(crate) async fn grow(&self, format: DiskFormat, bytes: u64) -> Result<(), Failure> {
+        let size = bytes.to_string();
+        let disk = match format {
+            DiskFormat::Raw => return self.resize(format, bytes).await,
+            DiskFormat::Qcow2 => serde_json::json!({
+                "driver": "qcow2",
+                "backing": null,
+                "file": { "driver": "file", "filename": DISK },
+            }),
+        };
+        self.run(&["resize", "-q", &format!("json:{disk}"), &size], None)
+            .await
+    }
+
     async fn run(&self, words: &[&str], image: Option<&File>) -> Result<(), Failure> {
         let output = self.output("qemu-img", words, image).await?;
         if output.status.success() {

@@ -17,8 +17,8 @@ use crate::{
     hypervisor::{Domain, DomainState},
     images,
     ledger::{Intent, Role, Transfer},
-    vm::Told,
     vm::status::{Asked, Failure, Migration, Phase, Presence, Status},
+    vm::{Told, plan::changes::Pending},
 };
 
 /// Reads an intent.
@@ -67,6 +67,7 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         name,
         intent,
         disks_made: wire.disks_made,
+        new_disks: wire.new_disks.into_iter().collect(),
         images,
         documents: wire.first_boot.as_ref().map(Documents::from).unwrap_or_default(),
     };
@@ -106,13 +107,23 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
         restart_sequence: Some(status.asked.map_or(0, |asked| asked.restart_sequence)),
         vcpus: status.size.0,
         memory_mib: status.size.1,
-        told: status.asked.map(told),
-        pending_changes: Vec::new(),
+        told: status.asked.map(|asked| told(asked, status.changed_spec)),
+        pending_changes: status.pending.into_iter().map(pending).collect(),
     }
 }
 
-fn told(asked: Asked) -> wire::VmTold {
+fn pending(pending: Pending) -> v1::PendingChange {
+    v1::PendingChange {
+        field: pending.field,
+        current: pending.current,
+        wanted: pending.wanted,
+        message: pending.message,
+    }
+}
+
+fn told(asked: Asked, spec: Option<Spec>) -> wire::VmTold {
     wire::VmTold {
+        spec: spec.map(Into::into),
         power_state: v1::PowerState::from(asked.power).into(),
         restart_mode: v1::RestartMode::from(asked.restart_mode).into(),
         grace_period_seconds: asked.grace_period_seconds,

@@ -67,6 +67,12 @@ pub enum Error {
     /// An operation that was to be cancelled had ended otherwise before.
     #[error("operation {} had {} before it could be cancelled", .0.id, end_of(.0))]
     TooLate(Box<v1::Operation>),
+    /// A change of a VM has not been carried out in time.
+    #[error("{0} has not been changed in time; the change goes on")]
+    ChangeTimedOut(String),
+    /// A VM's host cannot carry a change out.
+    #[error("{0}")]
+    NotChanged(String),
     /// An image has not become available in time.
     #[error("nothing has happened with image {image} for {limit}")]
     ImageTimedOut {
@@ -172,8 +178,12 @@ impl Error {
             Self::Config(_) => Exit::Usage,
             Self::Connect(_) => Exit::Unreachable,
             Self::Rpc(status) => code_of(status),
-            Self::WaitTimedOut { .. } | Self::ImageTimedOut { .. } => Exit::TimedOut,
-            Self::OperationEnded(_) | Self::ImageRefused { .. } => Exit::OperationFailed,
+            Self::WaitTimedOut { .. } | Self::ImageTimedOut { .. } | Self::ChangeTimedOut(_) => {
+                Exit::TimedOut
+            }
+            Self::OperationEnded(_) | Self::ImageRefused { .. } | Self::NotChanged(_) => {
+                Exit::OperationFailed
+            }
             Self::TooLate(_) => Exit::Refused,
             Self::Unwell(_) => Exit::Unwell,
             Self::Interrupted(_) | Self::ImportInterrupted(_) => Exit::Interrupted,
@@ -190,6 +200,7 @@ impl Error {
             Self::WaitTimedOut { operation, .. } | Self::Interrupted(operation) => Some(format!(
                 "wait for it with `dalgu op wait {operation}`, or give it up with `dalgu op cancel {operation}`"
             )),
+            Self::ChangeTimedOut(vm) => Some(format!("`dalgu vm show {vm}` shows how far it is")),
             Self::ImageTimedOut { image, .. } => Some(format!(
                 "`dalgu image get {image}` shows how far it is; the same command again goes on where it stands"
             )),

@@ -248,10 +248,9 @@ impl Agents {
     pub async fn ensure(&self, state: &State, vm: &VmRecord) -> Result<Reported, Error> {
         const COMMAND: &str = "EnsureVm";
         let (mut client, context) = self.client(state, &vm.owner)?;
-        let images = if vm.disks_made {
-            Vec::new()
-        } else {
-            agent_wire::image::needs(state, vm, &vm.owner)
+        let images = match vm.unmade().next() {
+            Some(_) => agent_wire::image::needs(state, vm, &vm.owner),
+            None => Vec::new(),
         };
         let request = agent::EnsureVmRequest {
             context,

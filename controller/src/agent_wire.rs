@@ -7,11 +7,11 @@ use dalgu_proto::{
     agent::v1 as agent,
     ids::{Epoch, Generation, HostName, MigrationId, VmId},
     time, v1,
-    vm::{PowerState, RestartPolicy},
+    vm::{PowerState, RestartPolicy, Spec},
 };
 
 use crate::model::{
-    Intent, Observation, Presence, Progress, Transfer, Unmanaged, VmFault, VmPhase, VmRecord,
+    Intent, Observation, Pending, Presence, Progress, Transfer, Unmanaged, VmFault, VmPhase, VmRecord,
 };
 
 /// What a host says of one VM.
@@ -56,6 +56,8 @@ pub struct Told {
     pub intent: Intent,
     /// When its agent starts it again.
     pub restart_policy: RestartPolicy,
+    /// What it is made of, where that is not what it was created with.
+    pub spec: Option<Spec>,
 }
 
 /// A host's part in a migration, as it says.
@@ -95,6 +97,20 @@ pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
         disks_made: vm.disks_made,
         images: Vec::new(),
         first_boot: None,
+        new_disks: vm
+            .change
+            .iter()
+            .flat_map(|change| change.added.iter().cloned())
+            .collect(),
+    }
+}
+
+fn pending(wire: v1::PendingChange) -> Pending {
+    Pending {
+        field: wire.field,
+        current: wire.current,
+        wanted: wire.wanted,
+        message: wire.message,
     }
 }
 
@@ -139,6 +155,7 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
             observe_time: wire.observe_time.as_ref().and_then(time::from_wire),
             fault: wire.error.map(fault),
             usage: wire.usage.map(Into::into),
+            pending: wire.pending_changes.into_iter().map(pending).collect(),
         },
         name: wire.name,
     })
@@ -158,6 +175,7 @@ fn told(wire: &agent::VmReport) -> Option<Told> {
             grace_period_seconds: told.grace_period_seconds,
         },
         restart_policy: v1::RestartPolicy::try_from(told.restart_policy).ok()?.into(),
+        spec: told.spec.clone().map(Spec::try_from).transpose().ok()?,
     })
 }
 

@@ -85,6 +85,7 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         backup_generation: None,
         disks_made: false,
         documents: Default::default(),
+        change: None,
         revision: 1,
     }
 }
@@ -120,6 +121,7 @@ pub(crate) fn observation(vm: &VmRecord) -> Observation {
         observe_time: None,
         fault: None,
         usage: None,
+        pending: Vec::new(),
     }
 }
 

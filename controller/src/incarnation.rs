@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use dalgu_proto::{
     ids::{Epoch, Generation, HostName, MigrationId, OperationId, VmId},
-    vm::RestartPolicy,
+    vm::Spec,
 };
 
 pub use self::{
@@ -265,13 +265,22 @@ pub fn returned(tx: &mut Tx, host: &HostName) {
 
 /// What its owner wants of a VM: as the host says that was told last, unless the backup has a request that had not come to
 /// it. A guest that is off because its host lost power, or paused for a moment, was not stopped by its owner.
-fn wanted(vm: &VmRecord, reported: &Reported) -> (Intent, RestartPolicy) {
+fn wanted(vm: &VmRecord, reported: &Reported) -> (Intent, Spec) {
     let seen = &reported.observation;
     if vm.backup_generation > Some(seen.accepted) {
-        return (vm.intent.clone(), vm.spec.restart_policy);
+        return (vm.intent.clone(), vm.spec.clone());
     }
     if let Some(told) = &reported.told {
-        return (told.intent.clone(), told.restart_policy);
+        // Also what it is made of: a disk that the backup does not know was added since, and is full of data.
+        let spec = told.spec.as_ref().unwrap_or(&vm.spec).clone();
+        let restart_policy = told.restart_policy;
+        return (
+            told.intent.clone(),
+            Spec {
+                restart_policy,
+                ..spec
+            },
+        );
     }
     // It was never told, or does not say: what it is must do. What was asked of it before counts as asked: neither is a
     // guest rebooted again, nor is the next reboot lost.
@@ -281,7 +290,7 @@ fn wanted(vm: &VmRecord, reported: &Reported) -> (Intent, RestartPolicy) {
         restart_sequence: reported.restart_sequence.unwrap_or(vm.intent.restart_sequence),
         ..vm.intent.clone()
     };
-    (intent, vm.spec.restart_policy)
+    (intent, vm.spec.clone())
 }
 
 /// A record as its owner wants it, with numbers ahead of all that the hosts which have the VM remember.
@@ -295,10 +304,14 @@ fn ahead(vm: &VmRecord, seen: &[&Reported]) -> VmRecord {
         ahead.intent.generation = ahead.intent.generation.max(generation);
     }
     if let Some(newest) = seen.iter().max_by_key(|reported| reported.observation.accepted) {
-        let (intent, restart_policy) = wanted(vm, newest);
+        let (intent, spec) = wanted(vm, newest);
         let generation = ahead.intent.generation;
         ahead.intent = Intent { generation, ..intent };
-        ahead.spec.restart_policy = restart_policy;
+        if !spec.same_hardware(&ahead.spec) {
+            // What was to be done of changes, its host knows.
+            ahead.change = None;
+        }
+        ahead.spec = spec;
     }
     let same = Intent {
         generation: vm.intent.generation,

@@ -10,7 +10,10 @@ mod live;
 mod migration;
 mod network;
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use dalgu_proto::{
     host::Inventory,
@@ -18,7 +21,7 @@ use dalgu_proto::{
         Epoch, Generation, GroupName, HostName, ImageId, MigrationId, NetworkName, OperationId, Session,
         VmId, VmName,
     },
-    vm::{PowerState, RestartMode, Spec, first_boot::Documents},
+    vm::{Disk, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -27,7 +30,9 @@ pub use self::{
     image::{
         Content, Held, HeldImage, ImagePhase, ImageRecord, ImageState, ImageStock, Replicas, Visibility,
     },
-    live::{HostLive, HostState, MigrationLive, Observation, Refusal, Rival, Unmanaged, VmFault, VmPhase},
+    live::{
+        HostLive, HostState, MigrationLive, Observation, Pending, Refusal, Rival, Unmanaged, VmFault, VmPhase,
+    },
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
 };
@@ -134,9 +139,56 @@ pub struct VmRecord {
     /// Documents of its first boot, until its disks are made.
     #[serde(default, skip_serializing_if = "Documents::is_empty")]
     pub documents: Documents,
+    /// What its host may not have done yet of changes of what it is made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,
+}
+
+/// Changes of what a VM is made of, until its host has carried them out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Generation of the last of them.
+    pub generation: Generation,
+    /// Most virtual processors that the VM may still have.
+    pub vcpus: u32,
+    /// Most memory that it may still have.
+    pub memory_mib: u64,
+    /// Disks that were left out and may still be there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Disk>,
+    /// Disks that were added after the others were made, and may not be made yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub added: BTreeSet<String>,
+}
+
+impl VmRecord {
+    /// What its host may have of it: what it is made of, and what that has no more since a change that is not carried out.
+    /// So much room is kept for it.
+    pub fn held(&self) -> Cow<'_, Spec> {
+        let Some(change) = &self.change else {
+            return Cow::Borrowed(&self.spec);
+        };
+        let mut spec = self.spec.clone();
+        spec.vcpus = spec.vcpus.max(change.vcpus);
+        spec.memory_mib = spec.memory_mib.max(change.memory_mib);
+        spec.disks.extend(change.left_out.iter().cloned());
+        Cow::Owned(spec)
+    }
+
+    /// Disks that may not have been made yet.
+    pub fn unmade(&self) -> impl Iterator<Item = &Disk> {
+        let added = |disk: &Disk| {
+            let change = self.change.as_ref();
+            change.is_some_and(|change| change.added.contains(&disk.name))
+        };
+        self.spec
+            .disks
+            .iter()
+            .filter(move |disk| !self.disks_made || added(disk))
+    }
 }
 
 /// A server with an agent.

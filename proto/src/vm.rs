@@ -288,6 +288,16 @@ impl Spec {
         self.max_memory_mib.unwrap_or(self.memory_mib)
     }
 
+    /// Whether a domain of it would be made of the same parts; a host's own rules for it aside.
+    pub fn same_hardware(&self, other: &Self) -> bool {
+        let bare = |spec: &Self| Self {
+            restart_policy: RestartPolicy::default(),
+            host_selector: BTreeMap::new(),
+            ..spec.clone()
+        };
+        bare(self) == bare(other)
+    }
+
     /// Everything that a host keeps for it: its disks, and after them the volume of its first boot.
     pub fn volumes(&self) -> impl Iterator<Item = &Disk> + Clone {
         let medium = self.first_boot.as_ref().map(|first_boot| &first_boot.medium);
@@ -305,7 +315,9 @@ impl Spec {
         let tpm = self.tpm.then_some(GuestFeature::Tpm);
         let network = self.nics.iter().any(|nic| nic.port().is_some());
         let network = network.then_some(GuestFeature::Network);
-        [first_boot, firmware, tpm, network].into_iter().flatten()
+        let hot =
+            (self.max_vcpus.is_some() || self.max_memory_mib.is_some()).then_some(GuestFeature::HotChange);
+        [first_boot, firmware, tpm, network, hot].into_iter().flatten()
     }
 
     /// Fills in what follows from the VM's identity: MAC addresses that were left to Dalgu.

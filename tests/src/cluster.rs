@@ -33,6 +33,7 @@ use dalgu_proto::{
         self, host_service_client::HostServiceClient, operation_service_client::OperationServiceClient,
         site_service_client::SiteServiceClient, vm_service_client::VmServiceClient,
     },
+    vm::Spec,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -303,7 +304,7 @@ impl Cluster {
         let vms = self.list_vms().await?;
         for (name, host) in &self.hosts {
             let domains = host.sim.list().await?;
-            let mut expected = 0;
+            let (mut expected, mut disks) = (0, 0);
             for vm in vms
                 .iter()
                 .filter(|vm| vm.status.as_ref().is_some_and(|status| status.host == *name))
@@ -328,6 +329,21 @@ impl Cluster {
                     "{} is shown as {seen:?}",
                     vm.name
                 );
+                let carried_out = vm.status.as_ref().map(|status| status.observed_generation);
+                ensure!(carried_out == Some(vm.generation), "{} is being changed", vm.name);
+                let spec: Spec = vm.spec.clone().unwrap_or_default().try_into()?;
+                disks += spec.disks.len();
+                let has = host.sim.hardware(domain.id).await?.unwrap_or_default();
+                let sizes = spec
+                    .disks
+                    .iter()
+                    .all(|disk| has.disks.get(&disk.name) == Some(&disk.size_mib));
+                let size = (has.vcpus, has.memory_mib) == (spec.vcpus, spec.memory_mib);
+                ensure!(
+                    size && sizes && has.disks.len() == spec.disks.len(),
+                    "{} has {has:?}, not {spec:?}",
+                    vm.name
+                );
             }
             ensure!(
                 domains.len() == expected,
@@ -336,8 +352,8 @@ impl Cluster {
             );
             let volumes = host.sim.local_volumes();
             ensure!(
-                volumes == expected,
-                "{name} has {volumes} local disks, owns {expected} VMs"
+                volumes == disks,
+                "{name} has {volumes} local disks, its VMs have {disks}"
             );
         }
         for host in self.list_hosts().await? {

@@ -123,6 +123,111 @@ async fn a_vm_lives_its_whole_life() -> Result<()> {
     cluster.check().await
 }
 
+/// What a VM is made of is to be this.
+async fn change(cluster: &Cluster, edit: impl FnOnce(&mut v1::VmSpec), request_id: &str) -> Result<v1::Vm> {
+    let mut vms = cluster.vms().await?;
+    let name = "web".to_owned();
+    let mut vm = vms.get_vm(v1::GetVmRequest { name }).await?.into_inner();
+    edit(vm.spec.get_or_insert_default());
+    let paths = ["vcpus", "max_vcpus", "memory_mib", "max_memory_mib", "disks"];
+    let paths = paths.map(|field| format!("spec.{field}")).to_vec();
+    let request = v1::UpdateVmRequest {
+        vm: Some(v1::Vm {
+            etag: String::new(),
+            ..vm
+        }),
+        update_mask: Some(prost_types::FieldMask { paths }),
+        request_id: request_id.to_owned(),
+    };
+    Ok(vms.update_vm(request).await?.into_inner())
+}
+
+fn grow(spec: &mut v1::VmSpec) {
+    (spec.vcpus, spec.memory_mib) = (2, 128);
+    let second = v1::Disk {
+        name: "data".into(),
+        ..spec.disks[0].clone()
+    };
+    spec.disks.push(second);
+    spec.disks[0].size_mib *= 2;
+}
+
+fn shrink(spec: &mut v1::VmSpec) {
+    (spec.vcpus, spec.memory_mib) = (1, 64);
+    spec.disks.truncate(1);
+}
+
+/// A VM that can grow while it runs; it has its maximum from its next start on.
+async fn roomy(cluster: &Cluster) -> Result<()> {
+    done(cluster, Ask::Create, "web").await?;
+    let room = |spec: &mut v1::VmSpec| (spec.max_vcpus, spec.max_memory_mib) = (4, 256);
+    change(cluster, room, "").await?;
+    done(cluster, Ask::Stop, "web").await?;
+    done(cluster, Ask::Start, "web").await?;
+    cluster.check().await
+}
+
+#[tokio::test]
+async fn a_vm_grows_moves_and_shrinks_while_it_runs() -> Result<()> {
+    let cluster = Cluster::start(2).await?;
+    roomy(&cluster).await?;
+    for edit in [grow, shrink] {
+        change(&cluster, edit, "").await?;
+        cluster.check().await?;
+        done(&cluster, Ask::Migrate, "web").await?;
+        cluster.check().await?;
+    }
+    done(&cluster, Ask::Delete, "web").await?;
+    cluster.check().await
+}
+
+/// A VM grows while the controller dies at a commit; whether that came is returned.
+async fn grown_with_crash(crash: impl Fn(u64) -> Crash) -> Result<bool> {
+    let mut cluster = Cluster::start(2).await?;
+    roomy(&cluster).await?;
+    cluster.crash_at(crash(cluster.disk.commits()));
+    let id = uuid::Uuid::new_v4().to_string();
+    // A controller that died of its store answers nobody.
+    tokio::select! {
+        _ = change(&cluster, grow, &id) => {}
+        () = cluster.crashed() => {}
+    }
+    if !cluster.is_crashed() {
+        let carried_out = async || match cluster.is_crashed() {
+            true => Ok(()),
+            false => cluster.check().await,
+        };
+        until("crashed or carried out", carried_out).await?;
+    }
+    let crashed = cluster.is_crashed();
+    cluster.kill_controller().await;
+    cluster.start_controller().await?;
+    cluster.until_ready().await?;
+    // Asked for again with the VM as it is now.
+    let unless_done = |spec: &mut v1::VmSpec| match spec.disks.len() {
+        1 => grow(spec),
+        _ => {}
+    };
+    change(&cluster, unless_done, "").await?;
+    cluster.check().await?;
+    Ok(crashed)
+}
+
+#[tokio::test]
+async fn a_change_survives_a_crash_of_the_controller_at_its_commits() -> Result<()> {
+    for number in 0..2 {
+        ensure!(
+            grown_with_crash(|next| Crash::Before(next + number)).await?,
+            "no crash"
+        );
+        ensure!(
+            grown_with_crash(|next| Crash::After(next + number)).await?,
+            "no crash"
+        );
+    }
+    Ok(())
+}
+
 /// Brings a VM to where a request makes sense, makes it with a crash planned, and returns whether the crash came.
 async fn with_crash(what: Ask, crash: impl Fn(u64) -> Crash) -> Result<bool> {
     let mut cluster = Cluster::start(2).await?;

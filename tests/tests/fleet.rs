@@ -144,6 +144,7 @@ fn registration(name: &str) -> Registration {
             ..Inventory::default()
         },
         usage: None,
+        pending: Vec::new(),
         vms: Vec::new(),
         complete: true,
         unmanaged: Vec::new(),
@@ -252,6 +253,7 @@ async fn only_its_owner_speaks_for_a_vm() {
                 max_memory_mib: None,
             },
             documents: Default::default(),
+            changes: Default::default(),
             labels: BTreeMap::new(),
             description: String::new(),
             stopped: false,

@@ -165,6 +165,17 @@ impl Hypervisor for InHost {
         let definition = definition.clone();
         carried!(self, libvirt => libvirt.create_volumes(&definition, incoming))
     }
+    async fn hardware(&self, id: VmId) -> Result<Option<Hardware>, Error> {
+        carried!(self, libvirt => libvirt.hardware(id))
+    }
+    async fn change_hardware(&self, definition: &Definition, change: &Change) -> Result<(), Error> {
+        let (definition, change) = (definition.clone(), change.clone());
+        carried!(self, libvirt => libvirt.change_hardware(&definition, &change))
+    }
+    async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
+        let disk = disk.clone();
+        carried!(self, libvirt => libvirt.delete_volume(id, &disk))
+    }
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
         carried!(self, libvirt => libvirt.delete_volumes(id, keep_shared))
     }

@@ -4,6 +4,7 @@
 //! Each function is one rule; it makes VMs of its own, leaves none behind when it succeeds, and returns [`Broken`]
 //! with what it found otherwise. Waits are for a fact, with a limit.
 
+mod change;
 mod pair;
 
 use std::{fmt, future::Future, time::Duration};
@@ -142,6 +143,14 @@ impl Fixture {
             note(
                 "disks_are_made_once_and_deleted",
                 disks_are_made_once_and_deleted(hypervisor, self).await,
+            );
+            note(
+                "a_running_domain_is_changed",
+                change::a_running_domain_is_changed(hypervisor, self).await,
+            );
+            note(
+                "a_disk_grows_while_the_domain_is_off",
+                change::a_disk_grows_while_the_domain_is_off(hypervisor, self).await,
             );
         }
         if let Some(image) = &self.image {

@@ -11,6 +11,7 @@
 //! [`Hypervisor::changing`] is true. The same holds where the caller gives a call up by dropping it.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,8 +20,9 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::{GuestFeature, VmUsage},
     ids::{ClusterId, Epoch, Generation, MigrationId, VmId, VmName},
-    vm::{PowerReason, PowerState, Spec, first_boot::Documents},
+    vm::{Disk, PowerReason, PowerState, Spec, first_boot::Documents},
 };
+use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -208,6 +210,71 @@ pub struct Domain {
     pub resets: u64,
 }
 
+/// Devices that can be plugged into a running domain besides those that it was started with.
+pub const SPARE_PORTS: usize = 8;
+
+/// What a domain has at this moment of what can be changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Hardware {
+    /// Virtual processors that its guest can use.
+    pub vcpus: u32,
+    /// Fewest of them without a restart.
+    pub min_vcpus: u32,
+    /// Most of them without a restart.
+    pub max_vcpus: u32,
+    /// Memory that its guest can use, in MiB.
+    pub memory_mib: u64,
+    /// Least of it without a restart, in MiB.
+    pub min_memory_mib: u64,
+    /// Most of it without a restart, in MiB.
+    pub max_memory_mib: u64,
+    /// Disks, and the volume of the first boot, by name, each with its size in MiB.
+    pub disks: BTreeMap<String, u64>,
+    /// Network interfaces by name.
+    pub nics: BTreeSet<String>,
+    /// Devices that can still be plugged in without a restart.
+    pub free_ports: usize,
+}
+
+impl Hardware {
+    /// What a domain has that was just started with this specification.
+    pub fn of(spec: &Spec) -> Self {
+        Self {
+            vcpus: spec.vcpus,
+            min_vcpus: 1,
+            max_vcpus: spec.most_vcpus(),
+            memory_mib: spec.memory_mib,
+            min_memory_mib: spec.memory_mib,
+            max_memory_mib: spec.most_memory_mib(),
+            disks: spec
+                .volumes()
+                .map(|disk| (disk.name.clone(), disk.size_mib))
+                .collect(),
+            nics: spec.nics.iter().map(|nic| nic.name.clone()).collect(),
+            free_ports: SPARE_PORTS,
+        }
+    }
+}
+
+/// A change of a domain's hardware while it is defined. Devices by their names in the specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// So many virtual processors; while it runs.
+    Vcpus(u32),
+    /// So much memory, in MiB; while it runs.
+    MemoryMib(u64),
+    /// Enlarge a disk to what the specification says, whether it runs or not.
+    GrowDisk(String),
+    /// Plug in a disk, whose volume is there; while it runs.
+    AttachDisk(String),
+    /// Ask the guest to let go of a disk; while it runs.
+    DetachDisk(String),
+    /// Plug in an interface; while it runs.
+    AttachNic(String),
+    /// Ask the guest to let go of an interface; while it runs.
+    DetachNic(String),
+}
+
 /// Everything that is needed to define a VM here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Definition {
@@ -333,6 +400,16 @@ pub trait Hypervisor: Send + Sync {
     /// Makes the disks that are not there yet, the volume of the first boot with them; never touches one that is, except to finish one that an earlier call
     /// left half-made. `incoming` makes them blank for a migration to fill, those on shared pools left alone. 10 min.
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error>;
+
+    /// What a domain has of what can be changed, as it runs, or else as it is defined; `None` where there is none. 10 s.
+    async fn hardware(&self, id: VmId) -> Result<Option<Hardware>, Error>;
+
+    /// Changes the hardware of a domain towards a definition; its persistent definition is [`Hypervisor::define`]'s. That it
+    /// succeeds says that the guest was asked: whether it went along shows in [`Hypervisor::hardware`]. 120 s.
+    async fn change_hardware(&self, definition: &Definition, change: &Change) -> Result<(), Error>;
+
+    /// Deletes one disk, of which the domain has nothing any more; done when there is nothing to delete. 60 s.
+    async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error>;
 
     /// Deletes the VM's disks; `keep_shared` leaves those on shared pools (the VM lives on elsewhere). Done when there
     /// is nothing to delete. 60 s.

@@ -14,6 +14,7 @@
 //! disk but console logs: a simulated host that restarts has lost its guests.
 
 mod arrival;
+mod change;
 mod config;
 mod control;
 mod faults;
@@ -36,6 +37,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::{GuestFeature, VmUsage},
     ids::VmId,
+    vm::Disk,
 };
 use tokio::{
     runtime::Handle,
@@ -49,7 +51,9 @@ pub use faults::{Call, Fault, Phase};
 pub use guest::Behaviour;
 pub use lines::{Duplex, Lines, Listener, MemoryLines, Stream, UnixLines};
 
-use super::{About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress};
+use super::{
+    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, Migrate, Progress,
+};
 use faults::Faults;
 use state::State;
 
@@ -243,6 +247,7 @@ impl Hypervisor for Sim {
                 GuestFeature::Uefi,
                 GuestFeature::UefiSecureBoot,
                 GuestFeature::Tpm,
+                GuestFeature::HotChange,
             ],
         };
         self.0
@@ -283,6 +288,33 @@ impl Hypervisor for Sim {
         self.0
             .call(Call::CreateVolumes, delay, |state, config| {
                 state.create_volumes(definition, incoming, config)
+            })
+            .await
+    }
+
+    async fn hardware(&self, id: VmId) -> Result<Option<Hardware>, Error> {
+        self.0
+            .call(Call::Hardware, self.0.config.delays.look, |state, config| {
+                Ok(state.hardware(id, config))
+            })
+            .await
+    }
+
+    async fn change_hardware(&self, definition: &Definition, change: &Change) -> Result<(), Error> {
+        let delay = self.0.config.delays.look;
+        let (id, definition, change) = (definition.id, definition.clone(), change.clone());
+        self.0
+            .change(Call::Change, id, delay, move |state, config| {
+                state.change(&definition, &change, config)
+            })
+            .await
+    }
+
+    async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
+        let delay = self.0.config.delays.volumes;
+        self.0
+            .call(Call::DeleteVolume, delay, |state, config| {
+                state.delete_volume(id, disk, config)
             })
             .await
     }

@@ -42,12 +42,17 @@ impl Driver {
             .map_or(Generation(0), |intent| intent.generation);
         status.epoch = vm.epoch;
         status.asked = vm.intent.as_ref().map(Asked::from);
+        let spec = vm.intent.as_ref().map(|intent| &intent.spec);
+        status.changed_spec = spec.filter(|_| vm.changes.ever).cloned();
         status.adopted = self.adopted;
         if let Some(domain) = &self.domain {
             status.size = (domain.vcpus, domain.memory_mib);
         }
         status.observed_at = self.seen;
         status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());
+        if let (Some(domain), Some(hardware)) = (&self.domain, &self.hardware) {
+            status.pending = plan::changes::pending(vm, hardware, domain);
+        }
         let settled = self.seen.is_some()
             && self.stuck.is_none()
             && self.work.is_none()

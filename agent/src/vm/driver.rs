@@ -36,7 +36,7 @@ use super::{
     transfers::Transfers,
 };
 use crate::{
-    hypervisor::{Definition, Domain, DomainState, Hint, Mark},
+    hypervisor::{Change, Definition, Domain, DomainState, Hardware, Hint, Mark},
     ledger::{self, Disposition, Done},
 };
 
@@ -66,6 +66,10 @@ pub(super) struct Driver {
     pub(super) reboot: Option<Asked>,
     /// Outlives the intent under which it was asked.
     pub(super) leaving: Option<Leaving>,
+    /// What the domain has, if that was looked at with it.
+    pub(super) hardware: Option<Hardware>,
+    /// Changes of it that were asked for under the present intent.
+    pub(super) tried: Vec<(Change, Instant)>,
     unfinished: bool,
     restarts: VecDeque<Instant>,
     pub(super) stuck: Option<Stuck>,
@@ -107,6 +111,8 @@ impl Driver {
             shutdown: None,
             reboot: None,
             leaving: None,
+            hardware: None,
+            tried: Vec::new(),
             unfinished: false,
             restarts: VecDeque::new(),
             stuck: None,
@@ -249,6 +255,7 @@ impl Driver {
         match outcome.seen {
             Ok(domain) => {
                 self.domain = domain;
+                self.hardware = outcome.hardware;
                 if restart_failed && self.is_off() {
                     // It says nothing of the guest: its pool may come later than the host.
                     self.restarts.pop_back();
@@ -283,6 +290,7 @@ impl Driver {
         self.resume_failed = false;
         self.shutdown = None;
         self.reboot = None;
+        self.tried.clear();
         self.restarts.clear();
         self.adopted = false;
     }
@@ -308,7 +316,7 @@ impl Driver {
             .as_ref()
             .is_some_and(|stuck| stuck.step == Step::CrashLoop);
         Memory {
-            volumes_ready: self.volumes_ready || self.vm.as_ref().is_some_and(|vm| vm.done.volumes),
+            volumes_ready: self.volumes_ready || self.vm.as_ref().is_some_and(made),
             volumes_gone: self.volumes_gone,
             started: self.started,
             resume_failed: self.resume_failed,
@@ -318,6 +326,12 @@ impl Driver {
             unfinished: self.unfinished,
             restarts: if given_up { plan::MAX_RESTARTS } else { count },
             restart_wait,
+            hardware: self.hardware.clone(),
+            tried: self
+                .tried
+                .iter()
+                .map(|(change, at)| (change.clone(), now - *at))
+                .collect(),
         }
     }
 
@@ -343,7 +357,12 @@ impl Driver {
         }
         let writes = matches!(
             step,
-            Step::Start | Step::Restart | Step::RestartGuest(_) | Step::PowerDone | Step::Forget
+            Step::Start
+                | Step::Restart
+                | Step::RestartGuest(_)
+                | Step::PowerDone
+                | Step::ChangesDone
+                | Step::Forget
         );
         let before = writes.then(|| vm.clone());
         let (power, restart) = vm
@@ -354,7 +373,7 @@ impl Driver {
             vm.done.starting = true;
             self.resume_failed = false;
         }
-        match step {
+        match &step {
             Step::Settled => {
                 if self.reboot.take().is_some() {
                     tracing::warn!("the guest was asked to reboot and did not");
@@ -362,7 +381,7 @@ impl Driver {
                 return;
             }
             Step::Wait(time) => {
-                self.wake = now + time.min(SHUTDOWN_LOOK);
+                self.wake = now + (*time).min(SHUTDOWN_LOOK);
                 return;
             }
             Step::Await => {
@@ -384,6 +403,7 @@ impl Driver {
                 vm.done.power_begun = power;
                 self.shutdown = None;
             }
+            Step::ChangesDone => vm.changes.under_way = false,
             Step::Forget => {
                 vm.disposition = Disposition::Gone {
                     since: self.shared.clock.now(),
@@ -398,7 +418,8 @@ impl Driver {
             return;
         }
         match step {
-            Step::PowerDone => self.wake = now,
+            Step::PowerDone | Step::ChangesDone => self.wake = now,
+            Step::Look => self.begin(None),
             Step::Forget => tracing::info!("the VM is gone"),
             step => {
                 if step == Step::Restart {
@@ -472,6 +493,11 @@ impl Driver {
     }
 }
 
+/// Whether all its disks have been made once.
+fn made(vm: &ledger::Vm) -> bool {
+    vm.done.volumes && vm.changes.unmade.is_empty()
+}
+
 /// A ledger entry for a domain that bears Dalgu's mark but is not in the ledger.
 fn adopt(domain: &Domain) -> Option<ledger::Vm> {
     let mark = domain.mark?;
@@ -491,5 +517,6 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         boot_id: String::new(),
         images: Vec::new(),
         documents: Default::default(),
+        changes: Default::default(),
     })
 }

@@ -123,6 +123,8 @@ pub struct Told {
     pub intent: Intent,
     /// Its disks have been made once, here or elsewhere: one that is missing is never made anew.
     pub disks_made: bool,
+    /// Of these, disks that were added since and have not been made.
+    pub new_disks: BTreeSet<String>,
     /// Images that its disks are made from, and who has them.
     pub images: Vec<Need>,
     /// Documents of its first boot; empty once its disks are made.

@@ -8,17 +8,21 @@
 //!   deleting: running ─Destroy─> stopped ─Undefine─> absent ─DeleteVolumes─> Forget
 //! ```
 //!
+//! A VM that is to have other hardware than it has goes on with [`changes`] when nothing else is to be done.
+//!
 //! A request for a power state is carried out once: afterwards a guest that shut itself down, or a colleague with
 //! `virsh`, is not overruled. What the restart policy allows is done after a crash or a restart of the host.
 
 use std::time::Duration;
 
-use dalgu_proto::vm::{PowerReason, PowerState, RestartMode, RestartPolicy};
+use dalgu_proto::vm::{Disk, PowerReason, PowerState, RestartMode, RestartPolicy};
 
 use crate::{
-    hypervisor::{Domain, DomainState},
+    hypervisor::{Change, Domain, DomainState, Hardware},
     ledger::{Disposition, Intent, Vm},
 };
+
+pub mod changes;
 
 /// Restarts after a crash that are made within [`CRASH_WINDOW`] before the agent gives up: the figures of the
 /// field's usual start limits (systemd's and vSphere's are of this order).
@@ -44,10 +48,10 @@ pub struct Asked {
 }
 
 /// What the VM's task knows besides the ledger; lost when the agent restarts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Memory {
-    /// The disks were made, or found. Never again false for a VM whose disks have been made once: a blank disk in the
-    /// place of a lost one would look like an empty VM.
+    /// The disks were made, or found: but for those that are added, never again false for a VM whose disks have been made once.
+    /// A blank disk in the place of a lost one would look like an empty VM.
     pub volumes_ready: bool,
     /// The disks were deleted.
     pub volumes_gone: bool,
@@ -68,10 +72,14 @@ pub struct Memory {
     pub restarts: u32,
     /// How long to wait before the next automatic restart.
     pub restart_wait: Duration,
+    /// What the domain has, if that was looked at.
+    pub hardware: Option<Hardware>,
+    /// Changes that were asked for under the present intent, each with the time since.
+    pub tried: Vec<(Change, Duration)>,
 }
 
 /// One step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Make the disks that are missing.
     CreateVolumes,
@@ -95,6 +103,14 @@ pub enum Step {
     RebootAgain,
     /// Forget the domain.
     Undefine,
+    /// Look at the domain's hardware.
+    Look,
+    /// Change it.
+    Change(Change),
+    /// Delete a disk that was left out.
+    DeleteVolume(Disk),
+    /// Write down that all changes have been carried out.
+    ChangesDone,
     /// Delete the disks.
     DeleteVolumes,
     /// Nothing is left: remember only that it is gone.
@@ -113,10 +129,11 @@ pub enum Step {
 
 impl Step {
     /// Whether its call gives way to a power-off when it hangs: all that QEMU must answer.
-    pub const fn gives_way(self) -> bool {
+    pub const fn gives_way(&self) -> bool {
         matches!(
             self,
             Self::Start
+                | Self::Change(_)
                 | Self::Restart
                 | Self::Shutdown
                 | Self::Pause
@@ -203,7 +220,10 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
     {
         return step;
     }
-    after_failure(vm, intent, domain, memory)
+    match after_failure(vm, intent, domain, memory) {
+        Step::Settled => changes::next(vm, intent, domain, memory).unwrap_or(Step::Settled),
+        step => step,
+    }
 }
 
 /// Carries out a power request that has not been carried out yet.
@@ -303,4 +323,4 @@ fn after_failure(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -248,6 +248,7 @@ mod tests {
             boot_id: String::new(),
             images: Vec::new(),
             documents: Default::default(),
+            changes: Default::default(),
         }
     }
 

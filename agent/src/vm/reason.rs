@@ -52,6 +52,7 @@ mod tests {
             boot_id: "boot-1".into(),
             images: Vec::new(),
             documents: Default::default(),
+            changes: Default::default(),
         }
     }
 

@@ -4,10 +4,12 @@
 //! plan. When the ledger cannot be written the request has not happened. Requests about migrations are in
 //! [`super::transfer`].
 
+use std::collections::BTreeSet;
+
 use dalgu_proto::{
     ids::{Epoch, Generation},
     mutant::{self, Mutant},
-    vm::first_boot::Documents,
+    vm::{Disk, Spec, first_boot::Documents},
 };
 
 use super::{
@@ -17,8 +19,36 @@ use super::{
 };
 use crate::{
     images::Need,
-    ledger::{self, Disposition, Done},
+    ledger::{self, Changes, Disposition, Done},
 };
+
+/// What is to be changed of a VM that is told what it is made of. Of disks that were added since its disks were made, this
+/// host knows by itself which it has made, unless it has lost its ledger.
+fn changes(known: Option<&ledger::Vm>, spec: &Spec, made: bool, new_disks: BTreeSet<String>) -> Changes {
+    let Some((vm, before)) = known.and_then(|vm| Some((vm, &vm.intent.as_ref()?.spec))) else {
+        let adopted = known.is_some();
+        let mut unmade = new_disks;
+        unmade.retain(|name| made && spec.disks.iter().any(|disk| disk.name == *name));
+        return Changes {
+            under_way: adopted || !unmade.is_empty(),
+            ever: !unmade.is_empty(),
+            unmade,
+            removed: Vec::new(),
+        };
+    };
+    let has = |disks: &[Disk], name: &str| disks.iter().any(|disk| disk.name == name);
+    let mut changes = vm.changes.clone();
+    if !before.same_hardware(spec) {
+        changes.under_way = true;
+        changes.ever = true;
+    }
+    let added = spec.disks.iter().filter(|disk| !has(&before.disks, &disk.name));
+    changes.unmade.extend(added.map(|disk| disk.name.clone()));
+    changes.unmade.retain(|name| made && has(&spec.disks, name));
+    let left_out = before.disks.iter().filter(|disk| !has(&spec.disks, &disk.name));
+    changes.removed.extend(left_out.cloned());
+    changes
+}
 
 impl Driver {
     /// Carries out one request; what it brought is in the status.
@@ -42,6 +72,7 @@ impl Driver {
             name,
             intent,
             disks_made,
+            new_disks,
             images,
             documents,
         } = told;
@@ -55,11 +86,8 @@ impl Driver {
             .clone()
             .filter(|vm| !matches!(vm.disposition, Disposition::Gone { .. }));
         let done = known.as_ref().map_or_else(Done::default, |vm| vm.done);
-        let same_disks = known
-            .as_ref()
-            .and_then(|vm| vm.intent.as_ref())
-            .is_none_or(|before| before.spec.volumes().eq(intent.spec.volumes()));
-        let volumes = (done.volumes && same_disks) || disks_made;
+        let volumes = done.volumes || disks_made;
+        let changes = changes(known.as_ref(), &intent.spec, volumes, new_disks);
         let documents = match known.as_ref() {
             _ if volumes => Documents::default(),
             Some(vm) if documents.is_empty() => vm.documents.clone(),
@@ -92,6 +120,7 @@ impl Driver {
             documents,
             intent: Some(intent),
             images,
+            changes,
         };
         self.replace(vm).await?;
         self.start_afresh();
@@ -161,6 +190,7 @@ impl Driver {
             boot_id: self.shared.boot_id.clone(),
             images: Vec::new(),
             documents: Default::default(),
+            changes: Default::default(),
         })
         .await
     }
@@ -195,6 +225,7 @@ impl Driver {
             done: Done::default(),
             images: Vec::new(),
             documents: Documents::default(),
+            changes: Default::default(),
             ..vm
         })
         .await?;

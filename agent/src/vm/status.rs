@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use dalgu_proto::{
     ids::{Epoch, Generation, MigrationId, VmId},
-    vm::{PowerReason, PowerState, RestartMode, RestartPolicy},
+    vm::{PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
 use jiff::Timestamp;
 
 use crate::{
     hypervisor::{DomainState, Progress},
     ledger::{Intent, Role, Transfer},
+    vm::plan::changes::Pending,
 };
 
 /// Whether the intent is carried out.
@@ -125,6 +126,10 @@ pub struct Status {
     pub epoch: Epoch,
     /// What was asked for in the intent accepted last.
     pub asked: Option<Asked>,
+    /// What it is made of by that, where it is not what it was created with.
+    pub changed_spec: Option<Spec>,
+    /// What the running VM does not have yet of its specification.
+    pub pending: Vec<Pending>,
     /// Rises with each change.
     pub status_generation: u64,
     /// Whether the intent is carried out.
@@ -155,6 +160,8 @@ impl Status {
             observed_generation: Generation(0),
             epoch: Epoch(0),
             asked: None,
+            changed_spec: None,
+            pending: Vec::new(),
             status_generation: 0,
             phase: Phase::Gone,
             power: None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dalgu_proto::{
     ids::{Epoch, VmId},
     image::Digest,
-    vm::{PowerReason, PowerState, RestartMode},
+    vm::{Disk, PowerReason, PowerState, RestartMode},
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     console,
-    hypervisor::{self, Definition, Domain, DomainState},
+    hypervisor::{self, Definition, Domain, DomainState, Hardware, Hypervisor},
     images::{Awaited, Need},
     ledger,
     network::{NotReady, plugged},
@@ -68,6 +68,8 @@ pub(super) struct Outcome {
     pub(super) step: Option<(Step, Result<(), Error>)>,
     /// What was seen after it.
     pub(super) seen: Result<Option<Domain>, hypervisor::Error>,
+    /// The hardware that was seen with it, where that was looked at.
+    pub(super) hardware: Option<Hardware>,
     /// Whether a call about the domain was still under way before it was looked at.
     pub(super) unfinished: bool,
     /// What the step was done for; there may be a newer intent by now.
@@ -163,31 +165,39 @@ impl Driver {
         let shared = self.shared.clone();
         let (id, definition) = (self.id, self.definition());
         let needs = self.needs();
+        let volumes = self.volumes();
+        let changing = self.vm.as_ref().is_some_and(|vm| vm.changes.under_way);
         let intent = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
         let asked = For {
             epoch: intent.map(|intent| intent.epoch).unwrap_or_default(),
             grace: Duration::from_secs(intent.map_or(0, |intent| intent.grace_period_seconds.into())),
         };
+        let begun = step.clone();
         let outcome = Box::pin(async move {
             let step = match step {
-                Some(step) => Some((
-                    step,
-                    perform(&shared, id, definition.as_ref(), &needs, step).await,
-                )),
+                Some(step) => {
+                    let made = match &step {
+                        Step::CreateVolumes => create_volumes(&shared, volumes, id, &needs).await,
+                        step => perform(&shared, id, definition.as_ref(), step).await,
+                    };
+                    Some((step, made))
+                }
                 None => None,
             };
             let hypervisor = &shared.hypervisor;
             // Before the look: what has ended by now shows in it.
             let unfinished = hypervisor.changing(id);
+            let (seen, hardware) = look(&**hypervisor, id, changing).await;
             Outcome {
                 step,
-                seen: hypervisor.get(id).await,
+                seen,
+                hardware,
                 unfinished,
                 asked,
             }
         });
         self.work = Some(Work {
-            step,
+            step: begun,
             since: Instant::now(),
             asked,
             outcome,
@@ -210,16 +220,28 @@ impl Driver {
 
     /// Takes note of a step that succeeded.
     pub(super) async fn step_done(&mut self, step: Step, asked: &For) {
+        tracing::info!(?step, "step done");
         match step {
             Step::CreateVolumes => {
                 self.volumes_ready = true;
                 // Written down with what follows; until then they are looked for again.
                 if let Some(vm) = &mut self.vm {
                     vm.done.volumes = true;
-                    // Except what was to be kept no longer than this.
-                    if !std::mem::take(&mut vm.documents).is_empty() {
+                    let added = !std::mem::take(&mut vm.changes.unmade).is_empty();
+                    // Except what was to be kept no longer than this, and what may be written to from now on.
+                    if !std::mem::take(&mut vm.documents).is_empty() || added {
                         self.save_vm().await;
                     }
+                }
+            }
+            Step::Change(change) => {
+                self.tried.retain(|(other, _)| *other != change);
+                self.tried.push((change, Instant::now()));
+            }
+            Step::DeleteVolume(disk) => {
+                if let Some(vm) = &mut self.vm {
+                    vm.changes.removed.retain(|other| *other != disk);
+                    self.save_vm().await;
                 }
             }
             Step::DeleteVolumes => self.volumes_gone = true,
@@ -247,7 +269,6 @@ impl Driver {
             }
             _ => {}
         }
-        tracing::info!(?step, "step done");
     }
 
     /// Takes note of a step that failed, and decides when it is tried again.
@@ -292,6 +313,16 @@ impl Driver {
         });
     }
 
+    /// What the disks are to be made from that are to be made; `None` before the intent is known.
+    fn volumes(&self) -> Option<Definition> {
+        let (vm, mut definition) = (self.vm.as_ref()?, self.definition()?);
+        definition.spec.disks = vm.to_make().cloned().collect();
+        if vm.done.volumes {
+            definition.spec.first_boot = None;
+        }
+        Some(definition)
+    }
+
     /// The images that its disks are to be made from, with who has them as far as that was told.
     pub(super) fn needs(&self) -> Vec<Need> {
         let Some(vm) = &self.vm else { return Vec::new() };
@@ -303,7 +334,14 @@ impl Driver {
                 sources: Vec::new(),
             })
         };
-        vm.digests().map(need).collect()
+        let coming = matches!(vm.disposition, ledger::Disposition::Incoming { .. });
+        let made = |disk: &&Disk| coming || vm.to_make().any(|other| other.name == disk.name);
+        let disks = vm
+            .intent
+            .iter()
+            .flat_map(|intent| &intent.spec.disks)
+            .filter(made);
+        disks.filter_map(|disk| disk.digest.clone()).map(need).collect()
     }
 
     /// Takes note that an image is waited for.
@@ -407,7 +445,7 @@ pub(super) fn until_given_up(
 ) -> impl Future<Output = ()> + use<> {
     let held_up = vm.is_some_and(plan::off_at_once);
     let since = work
-        .filter(|work| held_up && work.step.is_some_and(Step::gives_way))
+        .filter(|work| held_up && work.step.as_ref().is_some_and(Step::gives_way))
         .map(|work| work.since);
     async move {
         match since {
@@ -417,12 +455,34 @@ pub(super) fn until_given_up(
     }
 }
 
+/// Looks at a domain, and where it is being changed, at its hardware. When that cannot be seen, nothing was.
+async fn look(
+    hypervisor: &dyn Hypervisor,
+    id: VmId,
+    changing: bool,
+) -> (Result<Option<Domain>, hypervisor::Error>, Option<Hardware>) {
+    let seen = hypervisor.get(id).await;
+    if !changing || !matches!(seen, Ok(Some(_))) {
+        return (seen, None);
+    }
+    match hypervisor.hardware(id).await {
+        Ok(hardware) => (seen, hardware),
+        Err(error) => (Err(error), None),
+    }
+}
+
 /// Makes a VM's disks, once the images that they are made from are here.
-async fn create_volumes(shared: &Shared, definition: &Definition, needs: &[Need]) -> Result<(), Error> {
+async fn create_volumes(
+    shared: &Shared,
+    definition: Option<Definition>,
+    id: VmId,
+    needs: &[Need],
+) -> Result<(), Error> {
+    let definition = definition.ok_or(hypervisor::Error::NotFound { id })?;
     for need in needs {
         shared.images.wait(need, IMAGE_PATIENCE).await?;
     }
-    shared.hypervisor.create_volumes(definition, false).await?;
+    shared.hypervisor.create_volumes(&definition, false).await?;
     for need in needs {
         shared.images.used(&need.digest).await;
     }
@@ -433,8 +493,7 @@ async fn perform(
     shared: &Shared,
     id: VmId,
     definition: Option<&Definition>,
-    needs: &[Need],
-    step: Step,
+    step: &Step,
 ) -> Result<(), Error> {
     let hypervisor = &shared.hypervisor;
     // The rules of an interface are there before it is, and its bridge before the domain names it.
@@ -446,7 +505,6 @@ async fn perform(
     }
     let defined = || definition.ok_or(hypervisor::Error::NotFound { id });
     match step {
-        Step::CreateVolumes => return create_volumes(shared, defined()?, needs).await,
         Step::Define => hypervisor.define(defined()?).await,
         Step::Start | Step::Restart => hypervisor.start(id).await,
         Step::Shutdown => hypervisor.shutdown(id).await,
@@ -456,14 +514,22 @@ async fn perform(
         Step::RestartGuest(RestartMode::Reboot) | Step::RebootAgain => hypervisor.reboot(id).await,
         Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
         Step::Undefine => hypervisor.undefine(id).await,
+        Step::Change(change) => hypervisor.change_hardware(defined()?, change).await,
+        Step::DeleteVolume(disk) => hypervisor.delete_volume(id, disk).await,
         Step::DeleteVolumes => {
             hypervisor.delete_volumes(id, false).await?;
             console::remove(hypervisor.console_log(id)).await;
             Ok(())
         }
-        Step::Forget | Step::PowerDone | Step::Wait(_) | Step::Await | Step::Settled | Step::CrashLoop => {
-            Ok(())
-        }
+        Step::CreateVolumes
+        | Step::Look
+        | Step::ChangesDone
+        | Step::Forget
+        | Step::PowerDone
+        | Step::Wait(_)
+        | Step::Await
+        | Step::Settled
+        | Step::CrashLoop => Ok(()),
     }?;
     Ok(())
 }

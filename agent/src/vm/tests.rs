@@ -28,6 +28,7 @@ use crate::{
 };
 
 mod asking;
+mod changes;
 mod defects;
 mod documents;
 mod late;
@@ -150,6 +151,7 @@ fn told(id: VmId, intent: Intent) -> Told {
         name: name(id),
         intent,
         disks_made: false,
+        new_disks: Default::default(),
         images: Vec::new(),
         documents: Default::default(),
     }

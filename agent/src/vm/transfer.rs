@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Error, Prepare, Send, Shared,
     driver::Driver,
+    plan,
     policy::{self, Denied},
     transfers::Ended,
 };
@@ -29,7 +30,7 @@ use crate::{
     console,
     hypervisor::{self, Definition, DomainState, Migrate, Progress},
     images::Awaited,
-    ledger::{self, Disposition, Role, Transfer},
+    ledger::{self, Changes, Disposition, Role, Transfer},
     migration::transport,
     network::{Networks, Plugged},
 };
@@ -106,6 +107,10 @@ impl Driver {
                 documents: Default::default(),
                 intent: Some(prepare.intent),
                 images: prepare.images,
+                changes: Changes {
+                    ever: true,
+                    ..Changes::default()
+                },
             };
             self.replace(vm).await?;
             self.start_afresh();
@@ -174,7 +179,7 @@ impl Driver {
         if policy::send(self.vm.as_ref(), self.id, send.migration, send.epoch)? {
             return Ok(());
         }
-        if self.busy() {
+        if self.busy() || self.disks_differ() {
             return Err(Denied::Busy.into());
         }
         let running = self
@@ -208,6 +213,14 @@ impl Driver {
         let (shared, progress) = (self.shared.clone(), self.transfers.progress.clone());
         self.transfers.running = Some(Box::pin(transfer(shared, self.id, send, definition, progress)));
         Ok(())
+    }
+
+    /// Source: whether a disk of it is still to come or to go: what the two sides would copy is not the same.
+    fn disks_differ(&self) -> bool {
+        let (Some(vm), Some(hardware)) = (&self.vm, &self.hardware) else {
+            return false;
+        };
+        plan::changes::disks_differ(vm, hardware)
     }
 
     /// Writes down how a transfer ended. It says nothing yet of where the VM is.
@@ -400,6 +413,8 @@ impl Driver {
             intent.epoch = epoch;
             if role == Some(Role::Destination) {
                 vm.last_seen = Some((intent.power, PowerReason::Migrated));
+                // What it could not have without a restart it has not got by moving.
+                vm.changes.under_way = true;
                 // It runs since it was begun on the source; whether it was let go on here the next look shows.
                 vm.done = ledger::Done {
                     defined: Some(epoch),

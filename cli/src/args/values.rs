@@ -310,6 +310,16 @@ pub fn disk(text: &str) -> Result<v1::Disk, Error> {
     Ok(disk)
 }
 
+/// Reads NAME=SIZE.
+pub fn disk_size(text: &str) -> Result<(String, u64), Error> {
+    let bad = || Error::Disk(text.to_owned());
+    let (name, size) = text.split_once('=').ok_or_else(bad)?;
+    if name.is_empty() {
+        return Err(bad());
+    }
+    Ok((name.to_owned(), size_mib(size)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -88,8 +88,8 @@ pub enum VmCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Changes labels, description and restart policy.
-    Update(UpdateArgs),
+    /// Changes what is said of a VM, and what it is made of: while it runs where that is possible, else at its next start.
+    Update(Box<UpdateArgs>),
     /// Shows what has happened to a VM.
     Events {
         /// Name of the VM.
@@ -136,6 +136,12 @@ pub struct SpecArgs {
     /// Memory, for example 512MiB or 4GiB [default: 256MiB].
     #[arg(long, value_parser = values::size_mib, value_name = "SIZE", conflicts_with = "file", allow_hyphen_values = true)]
     pub memory: Option<u64>,
+    /// Most virtual processors that it can have without a restart [default: what it has].
+    #[arg(long, value_name = "N", conflicts_with = "file")]
+    pub max_vcpus: Option<u32>,
+    /// Most memory that it can have without a restart [default: what it has].
+    #[arg(long, value_parser = values::size_mib, value_name = "SIZE", conflicts_with = "file")]
+    pub max_memory: Option<u64>,
     /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full]; without =SIZE as large as its image; may be given again.
     #[arg(long = "disk", value_parser = values::disk, value_name = "DISK", conflicts_with = "file")]
     pub disks: Vec<v1::Disk>,
@@ -233,6 +239,39 @@ pub struct UpdateArgs {
     /// New restart policy.
     #[arg(long, value_enum, value_name = "POLICY", group = "change")]
     pub restart_policy: Option<RestartPolicy>,
+    /// Virtual processors.
+    #[arg(long, value_name = "N", group = "change")]
+    pub vcpus: Option<u32>,
+    /// Memory, for example 4GiB.
+    #[arg(long, value_parser = values::size_mib, value_name = "SIZE", group = "change")]
+    pub memory: Option<u64>,
+    /// Most virtual processors without a restart, from the next start on; 0: what it has.
+    #[arg(long, value_name = "N", group = "change")]
+    pub max_vcpus: Option<u32>,
+    /// Most memory without a restart, from the next start on; 0MiB: what it has.
+    #[arg(long, value_parser = values::size_mib, value_name = "SIZE", group = "change")]
+    pub max_memory: Option<u64>,
+    /// Add a disk, said as for `vm create --disk`; may be given again.
+    #[arg(long = "add-disk", value_parser = values::disk, value_name = "DISK", group = "change")]
+    pub add_disks: Vec<v1::Disk>,
+    /// Remove a disk with all that is on it; may be given again.
+    #[arg(long = "remove-disk", value_name = "NAME", group = "change")]
+    pub remove_disks: Vec<String>,
+    /// Enlarge a disk: NAME=SIZE; may be given again.
+    #[arg(long = "grow-disk", value_parser = values::disk_size, value_name = "NAME=SIZE", group = "change")]
+    pub grow_disks: Vec<(String, u64)>,
+    /// Add a network interface, said as for `vm create --nic`; may be given again.
+    #[arg(long = "add-nic", value_parser = values::nic, value_name = "NIC", group = "change")]
+    pub add_nics: Vec<v1::Nic>,
+    /// Remove a network interface; may be given again.
+    #[arg(long = "remove-nic", value_name = "NAME", group = "change")]
+    pub remove_nics: Vec<String>,
+    /// Wait until its host has done all that it can; what is left for the next start is told.
+    #[arg(long)]
+    pub wait: bool,
+    /// Longest wait [default: 5m].
+    #[arg(long, value_parser = values::duration, value_name = "TIME", requires = "wait")]
+    pub timeout: Option<std::time::Duration>,
     /// Refuse unless the VM is still as it was with this etag.
     #[arg(long, value_name = "ETAG")]
     pub etag: Option<String>,
@@ -252,7 +291,7 @@ const EXPLAIN_HELP: &str = "\
 #[command(after_help = EXPLAIN_HELP)]
 pub struct ExplainArgs {
     /// Name of the VM; leave it out to describe a VM that does not exist.
-    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "user_data", "network_config", "ssh_keys", "hostname", "firmware", "tpm", "file"])]
+    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "max_vcpus", "max_memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "user_data", "network_config", "ssh_keys", "hostname", "firmware", "tpm", "file"])]
     pub vm: Option<String>,
     /// Describe a VM that does not exist by the flags that follow; implied when no VM is named.
     #[arg(long = "spec", conflicts_with = "vm")]

@@ -116,7 +116,8 @@ fn flags(args: &SpecArgs) -> Result<v1::VmSpec, Error> {
         first_boot: first_boot(&args.first_boot)?,
         firmware: args.firmware.map_or(v1::Firmware::Unspecified, Into::into).into(),
         tpm: args.tpm,
-        ..v1::VmSpec::default()
+        max_vcpus: args.max_vcpus.unwrap_or_default(),
+        max_memory_mib: args.max_memory.unwrap_or_default(),
     })
 }
 

@@ -1,19 +1,16 @@
 //! `dalgu vm`.
 
+mod update;
+
 use std::{collections::HashMap, time::Duration};
 
 use dalgu_proto::v1;
-use prost_types::FieldMask;
 use tonic::Status;
 
-use super::{
-    PAGE, Session, events, host, map, matches, request_id,
-    show::{get, show},
-    spec,
-};
+use super::{PAGE, Session, events, map, matches, request_id, show::show, spec};
 use crate::{
-    args::vm::{CreateArgs, UpdateArgs, VerbArgs, VmCommand},
-    client::{CALL_TIMEOUT, Client},
+    args::vm::{CreateArgs, VerbArgs, VmCommand},
+    client::Client,
     exit::Error,
     output::{self, Format, human},
     watch::{Page, Snapshot, Watch, pages},
@@ -21,8 +18,6 @@ use crate::{
 
 /// A migration of a large VM takes its time.
 const MIGRATE_LIMIT: Duration = Duration::from_secs(3600);
-/// How often a change is tried again that somebody else's came before.
-const ATTEMPTS: u32 = 4;
 
 /// Gives a request's fields that every verb has, and makes the call.
 macro_rules! verb {
@@ -97,7 +92,7 @@ pub async fn run(command: VmCommand, session: &mut Session<'_>) -> Result<(), Er
                 DeleteVmRequest { force }
             )
         }
-        VmCommand::Update(args) => update(args, session).await,
+        VmCommand::Update(args) => update::update(*args, session).await,
         VmCommand::Events { name, events } => events::run(&name, &events, session).await,
         VmCommand::Console { name, follow, tail } => console(name, follow, tail, session).await,
     }
@@ -224,61 +219,6 @@ async fn show_all(
     watch
         .run(session.term, async || list(client, &host, &selector).await)
         .await
-}
-
-async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let mut attempt = 1;
-    let vm = loop {
-        let old = get(&session.client, &args.name).await?;
-        let request = changed(&args, &old);
-        let answer = session
-            .change(CALL_TIMEOUT, async |client| {
-                client.vms().update_vm(request.clone()).await
-            })
-            .await;
-        // An etag or a request_id of the user's own is not replaced behind his back.
-        let again = args.etag.is_none() && args.request_id.is_none() && attempt < ATTEMPTS;
-        match answer {
-            Err(error) if again && host::overtaken(&error) => attempt += 1,
-            outcome => break outcome?,
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    match session.format {
-        Format::Table | Format::Wide => {
-            Ok(session.term.say(&format!("changed {}", human::clean(&vm.name)))?)
-        }
-        format => output::one(session.term, format, &vm),
-    }
-}
-
-fn changed(args: &UpdateArgs, old: &v1::Vm) -> v1::UpdateVmRequest {
-    let mut new = v1::Vm {
-        name: args.name.clone(),
-        etag: args.etag.clone().unwrap_or_else(|| old.etag.clone()),
-        ..Default::default()
-    };
-    let mut paths = Vec::new();
-    if !args.labels.is_empty() {
-        new.labels = host::changed(&old.labels, &args.labels);
-        paths.push("labels".to_owned());
-    }
-    if let Some(description) = &args.description {
-        new.description.clone_from(description);
-        paths.push("description".to_owned());
-    }
-    if let Some(policy) = args.restart_policy {
-        new.spec = Some(v1::VmSpec {
-            restart_policy: v1::RestartPolicy::from(policy).into(),
-            ..Default::default()
-        });
-        paths.push("spec.restart_policy".to_owned());
-    }
-    v1::UpdateVmRequest {
-        vm: Some(new),
-        update_mask: Some(FieldMask { paths }),
-        request_id: request_id(args.request_id.as_ref()),
-    }
 }
 
 /// Copies the log as it is: it is the guest's own screen, and the operator asked for it.

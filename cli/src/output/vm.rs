@@ -130,8 +130,10 @@ impl Resource for v1::Vm {
             };
             page.painted("Error", &Cell::painted(format!("{}{again}", error.message), BAD));
         }
-        page.line("vCPUs", spec.vcpus.to_string())
-            .line("Memory", human::mib(spec.memory_mib));
+        let most_vcpus = (spec.max_vcpus > spec.vcpus).then(|| spec.max_vcpus.to_string());
+        let most_memory = (spec.max_memory_mib > spec.memory_mib).then(|| human::mib(spec.max_memory_mib));
+        page.line("vCPUs", up_to(spec.vcpus.to_string(), most_vcpus))
+            .line("Memory", up_to(human::mib(spec.memory_mib), most_memory));
         page.line_if("Description", &self.description)
             .line("Labels", human::labels(&self.labels));
         if let Some(boot) = &spec.kernel_boot {
@@ -156,6 +158,10 @@ impl Resource for v1::Vm {
             );
         }
         observed(&mut page, self, &status, now);
+        if !status.pending_changes.is_empty() {
+            let rows = status.pending_changes.iter().map(pending_row).collect();
+            page.table("Pending changes", &["FIELD", "NOW", "WANTED", "WAITS FOR"], rows);
+        }
         let disks = spec.disks.iter().map(|disk| disk_row(disk, &status)).collect();
         page.table(
             "Disks",
@@ -180,6 +186,24 @@ impl Resource for v1::Vm {
             nics,
         );
         page
+    }
+}
+
+fn pending_row(pending: &v1::PendingChange) -> Vec<Cell> {
+    let words = [
+        &pending.field,
+        &pending.current,
+        &pending.wanted,
+        &pending.message,
+    ];
+    words.map(Cell::plain).to_vec()
+}
+
+/// A number that can rise without a restart, and how far.
+fn up_to(now: String, most: Option<String>) -> String {
+    match most {
+        Some(most) => format!("{now} (up to {most} without a restart)"),
+        None => now,
     }
 }
 

@@ -139,7 +139,14 @@ impl From<verbs::Error> for Status {
             E::NotCancellable(_) => (Code::FailedPrecondition, "NOT_CANCELLABLE"),
             E::RequestReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
             E::HostNotEmpty { .. } => (Code::FailedPrecondition, "HOST_NOT_EMPTY"),
-            E::FieldNotMutable { .. } => (Code::InvalidArgument, "FIELD_NOT_MUTABLE"),
+            E::ChangeInProgress { .. } => (Code::FailedPrecondition, "CHANGE_IN_PROGRESS"),
+            E::BootDisk { .. } => (Code::FailedPrecondition, "BOOT_DISK"),
+            E::DiskLeaving { .. } => (Code::FailedPrecondition, "DISK_IN_USE"),
+            E::DiskShrinks { .. } => (Code::InvalidArgument, "DISK_SHRINKS"),
+            E::HostTooOld(_) => (Code::FailedPrecondition, "HOST_TOO_OLD"),
+            E::FieldNotMutable { .. } | E::PartNotMutable { .. } => {
+                (Code::InvalidArgument, "FIELD_NOT_MUTABLE")
+            }
             E::Invalid { field, message } => return reason::invalid(field, message),
         };
         reason::status_with(code, why, error.to_string(), metadata(&error))

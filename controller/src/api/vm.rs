@@ -6,7 +6,7 @@ use dalgu_proto::{
     ids::{HostName, VmName},
     reason,
     v1::{self, vm_service_server::VmService},
-    vm::{Invalid, RestartMode, Spec, first_boot::Documents},
+    vm::{Invalid, MEMORY_MIB, RestartMode, Spec, first_boot::Documents},
 };
 use futures::{StreamExt, stream::BoxStream};
 use prost::Message;
@@ -18,9 +18,10 @@ use crate::{
     model::{OperationKind, Outcome},
     verbs::{
         self, Caller, Error,
-        create::{self, Create, DEFAULT_GRACE_SECONDS, Update},
+        create::{self, Create, DEFAULT_GRACE_SECONDS},
         migrate::Migrate,
         power::Power,
+        update::{self, Update},
     },
 };
 
@@ -28,8 +29,19 @@ const MAX_DESCRIPTION: usize = 1024;
 const MAX_GRACE_SECONDS: u32 = 3600;
 const DEFAULT_DOWNTIME_MS: u32 = 100;
 const MAX_DOWNTIME_MS: u32 = 10_000;
-const MUTABLE: [&str; 3] = ["labels", "description", "spec.restart_policy"];
-const MUTABLE_TEXT: &str = "labels, description, spec.restart_policy";
+const MUTABLE: [&str; 9] = [
+    "labels",
+    "description",
+    "spec.restart_policy",
+    "spec.vcpus",
+    "spec.memory_mib",
+    "spec.max_vcpus",
+    "spec.max_memory_mib",
+    "spec.disks",
+    "spec.nics",
+];
+const MUTABLE_TEXT: &str = "labels, description, spec.restart_policy, spec.vcpus, spec.memory_mib, spec.max_vcpus, \
+    spec.max_memory_mib, spec.disks, spec.nics";
 
 type Answer = Result<Response<v1::Operation>, Status>;
 
@@ -128,8 +140,12 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
 }
 
 /// Checks a change of a VM.
-fn update(vm: &v1::Vm, paths: &[String]) -> Result<Update, Status> {
-    let mut update = Update::default();
+fn update(services: &Services, vm: &v1::Vm, paths: &[String]) -> Result<Update, Status> {
+    let mut update = Update {
+        policy: services.config.placement.policy,
+        ..Update::default()
+    };
+    let given = specification(vm.spec.as_ref(), paths)?;
     for path in paths {
         match path.as_str() {
             "labels" => update.labels = Some(request::labels("vm.labels", &vm.labels)?),
@@ -137,16 +153,54 @@ fn update(vm: &v1::Vm, paths: &[String]) -> Result<Update, Status> {
                 let text = request::text("vm.description", vm.description.clone(), MAX_DESCRIPTION)?;
                 update.description = Some(text);
             }
-            _ => {
-                let value = vm.spec.as_ref().map_or(0, |spec| spec.restart_policy);
-                let policy = v1::RestartPolicy::try_from(value).map_err(|_| {
-                    reason::invalid("vm.spec.restart_policy", "is not a value of RestartPolicy")
-                })?;
-                update.restart_policy = Some(policy.into());
-            }
+            "spec.vcpus" => update.vcpus = Some(given.vcpus),
+            "spec.memory_mib" => update.memory_mib = Some(given.memory_mib),
+            "spec.max_vcpus" => update.max_vcpus = Some(given.max_vcpus),
+            "spec.max_memory_mib" => update.max_memory_mib = Some(given.max_memory_mib),
+            "spec.disks" => update.disks = Some(given.disks.clone()),
+            "spec.nics" => update.nics = Some(given.nics.clone()),
+            _ => update.restart_policy = Some(given.restart_policy),
         }
     }
     Ok(update)
+}
+
+/// What was given of a specification, checked as that of a new VM would be; what is not to be changed is any that passes.
+fn specification(given: Option<&v1::VmSpec>, paths: &[String]) -> Result<Spec, Status> {
+    let given = given.cloned().unwrap_or_default();
+    let named = |path: &str| paths.iter().any(|other| other == path);
+    let mut wire = v1::VmSpec {
+        vcpus: 1,
+        memory_mib: *MEMORY_MIB.start(),
+        kernel_boot: Some(v1::KernelBoot {
+            kernel: "any".to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    if named("spec.restart_policy") {
+        wire.restart_policy = given.restart_policy;
+    }
+    if named("spec.vcpus") {
+        wire.vcpus = given.vcpus;
+    }
+    if named("spec.memory_mib") {
+        wire.memory_mib = given.memory_mib;
+    }
+    if named("spec.max_vcpus") {
+        wire.max_vcpus = given.max_vcpus;
+    }
+    if named("spec.max_memory_mib") {
+        wire.max_memory_mib = given.max_memory_mib;
+    }
+    if named("spec.disks") {
+        wire.disks = given.disks;
+    }
+    if named("spec.nics") {
+        wire.nics = given.nics;
+    }
+    Spec::try_from(wire)
+        .map_err(|invalid| reason::invalid(&format!("vm.spec.{}", invalid.field), invalid.message))
 }
 
 #[tonic::async_trait]
@@ -222,13 +276,17 @@ impl VmService for Services {
             .as_ref()
             .ok_or_else(|| reason::invalid("vm", "must be given"))?;
         let paths = request::mask(message.update_mask.clone(), &MUTABLE, MUTABLE_TEXT)?;
-        let change = update(vm, &paths)?;
+        let change = update(self, vm, &paths)?;
         let name = vm_name("vm.name", &vm.name)?;
         let content = format!("UpdateVm {name} {:?} {change:?}", vm.etag);
         let caller = request::caller(&request, &message.request_id, &content)?;
         let etag = vm.etag.clone();
         self.db
-            .transact(|tx| verbs::once(tx, &caller, |tx| create::update(tx, name.as_str(), &etag, change)))
+            .transact(|tx| {
+                verbs::once(tx, &caller, |tx| {
+                    update::update(tx, &caller, name.as_str(), &etag, change)
+                })
+            })
             .await?;
         let state = self.db.snapshot();
         let vm = state

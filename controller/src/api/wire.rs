@@ -18,7 +18,7 @@ use crate::{
     hosts,
     model::{
         EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord,
-        OperationState, Phase, Visibility, VmFault, VmPhase, VmRecord,
+        OperationState, Pending, Phase, Visibility, VmFault, VmPhase, VmRecord,
     },
     reconcile::{plan, step},
     state::State,
@@ -48,6 +48,15 @@ fn fault(fault: &VmFault) -> v1::VmError {
         message: fault.message.clone(),
         retrying: fault.retrying,
         time: fault.time.map(time::to_wire),
+    }
+}
+
+fn pending(pending: &Pending) -> v1::PendingChange {
+    v1::PendingChange {
+        field: pending.field.clone(),
+        current: pending.current.clone(),
+        wanted: pending.wanted.clone(),
+        message: pending.message.clone(),
     }
 }
 
@@ -94,7 +103,11 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
             .get(&vm.id)
             .map(ToString::to_string)
             .unwrap_or_default(),
-        pending_changes: Vec::new(),
+        pending_changes: seen
+            .into_iter()
+            .flat_map(|seen| &seen.pending)
+            .map(pending)
+            .collect(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What hosts have promised, summed anew from what VMs are made of, against what they have.
+//! What hosts have promised, summed anew from what VMs are made of or may still have, against what they have.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,8 +56,9 @@ pub fn rooms(state: &State) -> Vec<Room> {
     for vm in state.vms.values() {
         for host in holders(vm, state.active_migration(vm.id).map(AsRef::as_ref)) {
             let sum = sums.entry(host).or_default();
-            sum.0 = sum.0.saturating_add(vm.spec.vcpus.into());
-            sum.1 = sum.1.saturating_add(vm.spec.reserved_memory_mib());
+            let spec = vm.held();
+            sum.0 = sum.0.saturating_add(spec.vcpus.into());
+            sum.1 = sum.1.saturating_add(spec.reserved_memory_mib());
         }
     }
     let room = |host: &HostRecord| {

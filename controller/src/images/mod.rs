@@ -79,8 +79,8 @@ pub fn stored_bytes(state: &State, digest: &Digest) -> u64 {
 /// Digests of the images that a host needs for a VM's disks, each once: to make them, or, where it has been made, for an
 /// overlay, which is nothing without its image.
 pub fn needed(vm: &VmRecord) -> Vec<&Digest> {
-    let needs = |disk: &&Disk| !vm.disks_made || disk.clone_mode == CloneMode::Overlay;
-    let disks = vm.spec.disks.iter().filter(needs);
+    let overlays = |disk: &&Disk| disk.clone_mode == CloneMode::Overlay;
+    let disks = vm.spec.disks.iter().filter(overlays).chain(vm.unmade());
     let mut digests: Vec<_> = disks.filter_map(|disk| disk.digest.as_ref()).collect();
     digests.sort_unstable();
     digests.dedup();

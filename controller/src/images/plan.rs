@@ -317,7 +317,7 @@ fn fetch(state: &State, steps: &mut Vec<Step>) {
 fn missed(state: &State) -> impl Iterator<Item = (&HostName, &Digest)> {
     state.image_vms.iter().flat_map(move |(digest, vms)| {
         let waiting = vms.iter().filter_map(|vm| state.vms.get(vm));
-        let waiting = waiting.filter(|vm| !vm.disks_made && vm.delete_time.is_none());
+        let waiting = waiting.filter(|vm| vm.unmade().next().is_some() && vm.delete_time.is_none());
         let failed = waiting.filter(|vm| {
             is_ready(state, &vm.owner) && phase(state, &vm.owner, digest) == Some(ImagePhase::Failed)
         });

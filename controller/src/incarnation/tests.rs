@@ -86,6 +86,7 @@ fn told(reported: Reported, power: PowerState) -> Reported {
             ..fixtures::vm("web", "h1").intent
         },
         restart_policy: RestartPolicy::Never,
+        spec: None,
     };
     Reported {
         told: Some(told),
@@ -317,6 +318,21 @@ async fn a_guest_that_lost_its_power_was_not_stopped_by_its_owner() {
         RestartPolicy::Never,
         "changed after the backup"
     );
+}
+
+#[tokio::test]
+async fn a_disk_that_was_added_after_the_backup_is_taken_over_and_not_removed() {
+    let (db, vm) = restored().await;
+    let mut there = told(shown(&vm, "h1", VmPhase::Settled), PowerState::Running);
+    let mut spec = vm.spec.clone();
+    spec.vcpus = 3;
+    spec.disks = fixtures::vm_of(&fixtures::image("12", 1), "web", "h1").spec.disks;
+    there.told.as_mut().unwrap().spec = Some(spec.clone());
+    all_list(&db, [vec![there], vec![], vec![]]).await;
+    resumes(&db).await.unwrap();
+    let vm = db.snapshot().vms[&vm.id].clone();
+    assert!(vm.spec.same_hardware(&spec), "{:?}", vm.spec);
+    assert_eq!(vm.change, None);
 }
 
 #[tokio::test]

@@ -51,6 +51,19 @@ pub struct VmFault {
     pub time: Option<Timestamp>,
 }
 
+/// A part of its specification that a running VM does not have yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Path below the specification.
+    pub field: String,
+    /// What it has.
+    pub current: String,
+    /// What it gets.
+    pub wanted: String,
+    /// What it waits for.
+    pub message: String,
+}
+
 /// What the owner last said of a VM.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
@@ -76,6 +89,8 @@ pub struct Observation {
     pub fault: Option<VmFault>,
     /// Last sample.
     pub usage: Option<VmUsage>,
+    /// What the running VM does not have yet of its specification.
+    pub pending: Vec<Pending>,
 }
 
 impl Observation {
@@ -87,6 +102,13 @@ impl Observation {
     /// Whether the host says that the VM's processors do nothing.
     pub fn is_off(&self) -> bool {
         self.power == Some(PowerState::Stopped) || self.is_absent()
+    }
+
+    /// Whether a part of the specification, or one below it, is pending.
+    pub fn is_pending(&self, field: &str) -> bool {
+        self.pending
+            .iter()
+            .any(|pending| pending.field.starts_with(field))
     }
 
     /// Whether it says the same but for the usage sample.

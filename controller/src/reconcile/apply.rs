@@ -18,6 +18,7 @@ use crate::{
     incarnation,
     model::{EventKind, Observation, Phase, VmPhase, VmRecord},
     state::Tx,
+    verbs::update,
 };
 
 /// How much a list of VMs says.
@@ -131,8 +132,17 @@ fn observe(tx: &mut Tx, vm: &VmRecord, new: Observation, new_run: bool) {
     if !vm.documents.is_empty() && new.observed == vm.intent.generation {
         step::disks_are_made(tx, vm.id);
     }
+    let left = update::settle(vm, &new);
     tx.observe(vm.id, Some(new));
     tx.touch(vm.id);
+    if left != vm.change
+        && let Some(now) = tx.vms.get(&vm.id).cloned()
+    {
+        tx.put_vm(VmRecord {
+            change: left,
+            ..(*now).clone()
+        });
+    }
 }
 
 /// Events are for what changed on the host. After a start of the controller nothing is known of before, and a VM that

@@ -137,16 +137,17 @@ impl Tx {
                 value.saturating_sub(by)
             }
         };
+        let spec = vm.held();
         for host in hosts {
             let reserved = self.state.reserved.entry(host.clone()).or_default();
-            change(&mut reserved.vcpus, vm.spec.vcpus.into());
-            change(&mut reserved.memory_mib, vm.spec.reserved_memory_mib());
+            change(&mut reserved.vcpus, spec.vcpus.into());
+            change(&mut reserved.memory_mib, spec.reserved_memory_mib());
             reserved.vms = if add {
                 reserved.vms.saturating_add(1)
             } else {
                 reserved.vms.saturating_sub(1)
             };
-            for disk in vm.spec.volumes() {
+            for disk in spec.volumes() {
                 change(
                     reserved.disks_mib.entry(disk.pool.clone()).or_insert(0),
                     disk.size_mib,
@@ -162,7 +163,7 @@ impl Tx {
     }
 
     fn hold_pools(&mut self, vm: &VmRecord, add: bool) {
-        for disk in vm.spec.volumes() {
+        for disk in vm.held().volumes() {
             let sum = self.state.pools_mib.entry(disk.pool.clone()).or_insert(0);
             *sum = if add {
                 sum.saturating_add(disk.size_mib)

@@ -1,13 +1,13 @@
-//! A new VM, and changes of what is mutable.
+//! A new VM.
 
 use std::collections::BTreeMap;
 
 use dalgu_proto::{
     ids::{Epoch, Generation, HostName, VmId, VmName},
-    vm::{PowerState, RestartMode, RestartPolicy, Spec, first_boot::Documents},
+    vm::{PowerState, RestartMode, Spec, first_boot::Documents},
 };
 
-use super::{Caller, Error, MacHolder, accept, check_etag, confirmed, find, new_operation, room};
+use super::{Caller, Error, MacHolder, accept, new_operation, room};
 use crate::{
     hosts, images,
     model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
@@ -92,7 +92,7 @@ pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error
     if state.vm_names.contains_key(&new.name) {
         return Err(Error::VmExists(new.name.clone()));
     }
-    free_macs(state, &new.spec)?;
+    free_macs(state, &new.spec, None)?;
     let mut spec = new.spec.clone();
     let image_bytes = images::resolve::images(state, &mut spec, principal)?;
     networks::resolve::ports(state, &mut spec, None)?;
@@ -111,8 +111,8 @@ pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error
 }
 
 /// Refuses a MAC address that another interface of the site has: two guests with one address on a bridge lose each
-/// other's packets. Looks at every VM, as creations are seldom; addresses that are left to Dalgu are not there yet.
-fn free_macs(state: &State, spec: &Spec) -> Result<(), Error> {
+/// other's packets. Looks at every VM, as creations are seldom; addresses that are left to Dalgu are not there yet. `own` is the VM that it is for, if there is one.
+pub fn free_macs(state: &State, spec: &Spec, own: Option<VmId>) -> Result<(), Error> {
     let mut wanted: BTreeMap<&str, &str> = BTreeMap::new();
     for nic in spec.nics.iter().filter(|nic| !nic.mac.is_empty()) {
         if let Some(other) = wanted.insert(&nic.mac, &nic.name) {
@@ -125,7 +125,8 @@ fn free_macs(state: &State, spec: &Spec) -> Result<(), Error> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let holder = state.vms.values().find_map(|vm| {
+    let mut others = state.vms.values().filter(|vm| Some(vm.id) != own);
+    let holder = others.find_map(|vm| {
         let mut nics = vm.spec.nics.iter();
         nics.find(|nic| wanted.contains_key(nic.mac.as_str()))
             .map(|nic| (nic.mac.clone(), vm.name.clone()))
@@ -147,7 +148,7 @@ fn identify(tx: &Tx, spec: &Spec) -> Result<(VmId, Spec), Error> {
         let id = VmId::from_uuid(tx.new_id());
         let mut filled = spec.clone();
         filled.fill_in(id);
-        match free_macs(tx, &filled) {
+        match free_macs(tx, &filled, None) {
             Ok(()) => return Ok((id, filled)),
             Err(error) if tries == IDS_TRIED => return Err(error),
             Err(_) => tries += 1,
@@ -194,6 +195,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         backup_generation: None,
         disks_made: false,
         documents: new.documents,
+        change: None,
         revision: 0,
     };
     let message = format!("created on {}: {}", vm.owner, vm.decision.summary);
@@ -203,41 +205,4 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
     operation.grace_period_seconds = fetch_seconds(plan.image_bytes);
     tx.put_vm(vm);
     Ok(accept(tx, operation))
-}
-
-/// New values of mutable fields; `None` leaves one as it is.
-#[derive(Debug, Clone, Default)]
-pub struct Update {
-    /// Labels, all of them.
-    pub labels: Option<BTreeMap<String, String>>,
-    /// Description.
-    pub description: Option<String>,
-    /// When its agent starts it again.
-    pub restart_policy: Option<RestartPolicy>,
-}
-
-/// Changes a VM.
-pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Outcome, Error> {
-    room(tx)?;
-    let old = find(tx, name)?;
-    check_etag(etag, old.revision, name)?;
-    if old.delete_time.is_some() {
-        return Err(Error::Deleting(old.name));
-    }
-    confirmed(&old)?;
-    let mut vm = old.clone();
-    vm.labels = update.labels.unwrap_or(vm.labels);
-    vm.description = update.description.unwrap_or(vm.description);
-    if let Some(policy) = update
-        .restart_policy
-        .filter(|policy| *policy != old.spec.restart_policy)
-    {
-        vm.spec.restart_policy = policy;
-        vm.intent.generation = vm.intent.generation.next();
-    }
-    if vm != old {
-        tx.event(EventKind::Vm, "VmUpdated", &vm.name, "changed", None);
-        tx.put_vm(vm);
-    }
-    Ok(Outcome::Vm(old.name))
 }

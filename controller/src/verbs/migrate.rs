@@ -34,9 +34,23 @@ pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> R
         .get(&vm.owner)
         .map(|host| host.inventory.accelerator.clone())
         .unwrap_or_default();
-    Request::migration(vm.spec.clone(), vm.owner.clone(), &accelerator)
+    Request::migration(vm.held().into_owned(), vm.owner.clone(), &accelerator)
         .with_needs(networks::resolve::needs(state, &vm.spec))
         .on(destination)
+}
+
+/// What to do about a change of the VM that its host has not carried out as far as both hosts of a migration must agree: the disks
+/// above all. What waits for the next start moves with the VM.
+fn changing(state: &State, vm: &VmRecord) -> Option<&'static str> {
+    let change = vm.change.as_ref()?;
+    let seen = state.observation(vm);
+    if seen.is_none_or(|seen| seen.observed < change.generation) {
+        return Some("repeat when its host has carried that out");
+    }
+    let disks = !change.left_out.is_empty() || seen.is_some_and(|seen| seen.is_pending("disks["));
+    disks.then_some(
+        "a disk is still to come or to go, see `dalgu vm show`: let the guest unmount it, or stop the VM",
+    )
 }
 
 /// Begins a migration.
@@ -61,6 +75,9 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         HostState::Ready => {}
         HostState::Initializing => return Err(Error::Initializing),
         HostState::Unreachable => return Err(Error::HostUnreachable(vm.owner)),
+    }
+    if let Some(next) = changing(tx, &vm) {
+        return Err(Error::ChangeInProgress { vm: vm.name, next });
     }
     let seen = tx.observation(&vm).and_then(|observation| observation.power);
     let wanted = vm.intent.power;

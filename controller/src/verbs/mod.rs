@@ -10,6 +10,7 @@ pub mod image;
 pub mod migrate;
 pub mod network;
 pub mod power;
+pub mod update;
 
 use dalgu_proto::{
     ids::{GroupName, HostName, NetworkName, OperationId, VmName},
@@ -213,6 +214,49 @@ pub enum Error {
     /// It moves.
     #[error("{0} is migrating already: wait for that operation, or cancel it")]
     MigrationInProgress(VmName),
+    /// What it is made of is being changed.
+    #[error("{vm} is being changed and cannot migrate: {next}")]
+    ChangeInProgress {
+        /// The VM.
+        vm: VmName,
+        /// What to do.
+        next: &'static str,
+    },
+    /// It boots from that disk.
+    #[error("{vm} boots from disk {disk}: it stays the first of its disks")]
+    BootDisk {
+        /// The VM.
+        vm: VmName,
+        /// The disk.
+        disk: String,
+    },
+    /// A disk of that name is still there.
+    #[error(
+        "{vm} still has a disk {disk} that is being removed: repeat when it is gone, or choose another name (`dalgu vm show`)"
+    )]
+    DiskLeaving {
+        /// The VM.
+        vm: VmName,
+        /// The disk.
+        disk: String,
+    },
+    /// What is beyond the new end would be lost.
+    #[error(
+        "disk {disk} has {now} MiB and cannot shrink to {wanted} MiB: add a smaller one, copy, and remove this one"
+    )]
+    DiskShrinks {
+        /// The disk.
+        disk: String,
+        /// Its size.
+        now: u64,
+        /// What was asked for.
+        wanted: u64,
+    },
+    /// Its agent would not do it.
+    #[error(
+        "the agent of host {0} does not offer changes of VMs: update it, or migrate the VM to a host whose agent does"
+    )]
+    HostTooOld(HostName),
     /// It is there.
     #[error("{vm} is on {host} already: choose another host")]
     SameHost {
@@ -248,6 +292,12 @@ pub enum Error {
         field: String,
         /// What is wrong.
         message: String,
+    },
+    /// The part of a device cannot be changed.
+    #[error("{path} cannot be changed: leave it as it is, or take the device away and add another")]
+    PartNotMutable {
+        /// Below the VM.
+        path: String,
     },
     /// The field cannot be changed.
     #[error("{path} cannot be changed: the update mask may name {allowed}")]

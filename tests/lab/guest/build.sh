@@ -8,7 +8,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 kernel_root=$1
 out=$2
 # Those that the kernel has built in are skipped.
-modules=(virtio_pci virtio_blk virtio_net virtio_balloon virtio_console virtio-rng button evdev
+modules=(virtio_pci virtio_blk virtio_net virtio_balloon virtio_mem virtio_console virtio-rng button evdev
     af_packet ipv6 vfat nls_cp437 nls_ascii nls_iso8859-1 nls_utf8)
 
 kernel=$(compgen -G "$kernel_root/boot/vmlinuz-*" | head -n 1) || { echo "no kernel below $kernel_root: run make setup" >&2; exit 1; }

@@ -638,7 +638,7 @@ impl Checker {
         entries: &[Option<ledger::Vm>],
         migration: Option<&ledger::Migration>,
     ) {
-        if matches!(call, "destroy" | "undefine" | "delete_volumes")
+        if matches!(call, "destroy" | "undefine" | "delete_volume" | "delete_volumes")
             && let Some(migration) = migration
         {
             self.check(
@@ -721,11 +721,17 @@ impl Checker {
                     format!("{} is still being deleted", vm.name),
                 );
             }
-            *owned.entry(&vm.owner).or_default() += 1;
+            let leaving = vm.change.iter().map(|change| change.left_out.len());
+            *owned.entry(&vm.owner).or_default() += vm.spec.disks.len() + leaving.sum::<usize>();
             placed(state, vm, hosts, off)?;
         }
         for ((host, domains, volumes), entries) in hosts.iter().zip(entries) {
-            let unknown = entries.iter().filter(|vm| self.unknown.contains(&vm.id)).count();
+            let unknown = entries.iter().filter(|vm| self.unknown.contains(&vm.id));
+            let disks = |vm: &ledger::Vm| {
+                let intent = vm.intent.as_ref().map_or(0, |intent| intent.spec.disks.len());
+                intent + vm.changes.removed.len()
+            };
+            let unknown: usize = unknown.map(disks).sum();
             let mine = owned.get(host).copied().unwrap_or(0);
             for (id, domain, _) in domains.iter().filter(|(id, ..)| !self.unknown.contains(id)) {
                 if state.vms.get(id).is_none_or(|vm| vm.owner != *host) {
@@ -738,7 +744,7 @@ impl Checker {
             if !(mine..=mine + unknown).contains(volumes) {
                 return wrong(
                     "I4 nothing without an owner",
-                    format!("{host} has {volumes} disks for {mine} VMs"),
+                    format!("{host} has {volumes} disks, its VMs have {mine}"),
                 );
             }
         }

@@ -9,10 +9,10 @@ use std::{
 
 use async_trait::async_trait;
 use dalgu_agent::hypervisor::{
-    About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress,
+    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, Migrate, Progress,
     sim::{Call, Fault, Phase, Sim},
 };
-use dalgu_proto::{host::VmUsage, ids::VmId};
+use dalgu_proto::{host::VmUsage, ids::VmId, vm::Disk};
 use tokio::sync::{broadcast, watch};
 
 use super::{
@@ -137,6 +137,20 @@ impl Hypervisor for Machine {
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
         let work = self.sim.create_volumes(definition, incoming);
         self.change("create_volumes", definition.id, work).await
+    }
+
+    async fn hardware(&self, id: VmId) -> Result<Option<Hardware>, Error> {
+        self.look("hardware", self.sim.hardware(id)).await
+    }
+
+    async fn change_hardware(&self, definition: &Definition, change: &Change) -> Result<(), Error> {
+        let work = self.sim.change_hardware(definition, change);
+        self.change("change_hardware", definition.id, work).await
+    }
+
+    async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
+        self.change("delete_volume", id, self.sim.delete_volume(id, disk))
+            .await
     }
 
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {

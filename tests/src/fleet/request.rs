@@ -226,15 +226,43 @@ fn only_labels() -> Option<prost_types::FieldMask> {
     Some(prost_types::FieldMask { paths })
 }
 
+/// Changes labels, and by the number in its id what the VM is made of with them: its size, or a second disk that comes or goes.
 fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
+    let number = request_id.bytes().fold(0_u8, u8::wrapping_add);
+    let (what, how) = (number % 4, number / 4 % 2);
+    let mut spec = cluster::vm(&name).spec.unwrap_or_default();
+    let mut paths = vec!["labels"];
+    match what {
+        0 => {
+            (spec.vcpus, spec.max_vcpus) = (1 + u32::from(how), 2);
+            (spec.memory_mib, spec.max_memory_mib) = (64 << how, 128);
+            paths.extend([
+                "spec.vcpus",
+                "spec.max_vcpus",
+                "spec.memory_mib",
+                "spec.max_memory_mib",
+            ]);
+        }
+        1 | 2 => {
+            let second = v1::Disk {
+                name: format!("data{how}"),
+                ..spec.disks[0].clone()
+            };
+            spec.disks.extend((what == 1).then_some(second));
+            paths.push("spec.disks");
+        }
+        _ => {}
+    }
     let vm = v1::Vm {
         name,
         labels: touched(&request_id),
+        spec: Some(spec),
         ..Default::default()
     };
+    let paths = paths.into_iter().map(str::to_owned).collect();
     v1::UpdateVmRequest {
         vm: Some(vm),
-        update_mask: only_labels(),
+        update_mask: Some(prost_types::FieldMask { paths }),
         request_id,
     }
 }

@@ -34,6 +34,7 @@ fn vm(slot: u64, number: u64) -> Vm {
         boot_id: "b".repeat(700),
         images: Vec::new(),
         documents: Default::default(),
+        changes: Default::default(),
         name: "web".parse().expect("a name"),
         intent: None,
         epoch: Epoch(number),

@@ -6,20 +6,24 @@ use super::tree::XmlError;
 use crate::hypervisor::Error;
 
 // Numbers of virErrorNumber and virErrorDomain; unchanged since they were given.
+const INTERNAL_ERROR: u32 = 1;
 const NO_SUPPORT: u32 = 3;
 const NO_CONNECT: u32 = 5;
 const INVALID_CONN: u32 = 6;
 const INVALID_ARG: u32 = 8;
+const OPERATION_FAILED: u32 = 9;
 const XML_ERROR: u32 = 27;
 const RPC: u32 = 39;
 const NO_DOMAIN: u32 = 42;
 const AUTH_FAILED: u32 = 45;
 const OPERATION_INVALID: u32 = 55;
 const CONFIG_UNSUPPORTED: u32 = 67;
+const OPERATION_TIMEOUT: u32 = 68;
 const OPERATION_ABORTED: u32 = 78;
 const NO_DOMAIN_METADATA: u32 = 80;
 const OPERATION_UNSUPPORTED: u32 = 84;
 const XML_INVALID_SCHEMA: u32 = 92;
+const DEVICE_MISSING: u32 = 99;
 const FROM_RPC: u32 = 7;
 const FROM_REMOTE: u32 = 13;
 
@@ -56,6 +60,17 @@ pub(super) fn is_unsupported_here(error: &virt::error::Error) -> bool {
 /// Whether it says that an argument, such as a flag, is not known.
 pub(super) fn is_invalid_argument(error: &virt::error::Error) -> bool {
     code(error) == INVALID_ARG
+}
+
+/// Whether it says that the guest has not let go of something in time, or has not since it was asked before: libvirt asks it, and
+/// has no number of its own for the answer.
+pub(super) fn is_guests_fault(error: &virt::error::Error) -> bool {
+    let words = ["unplug", "in the process of", "timed out"];
+    let said = error.message().to_ascii_lowercase();
+    matches!(
+        code(error),
+        OPERATION_FAILED | OPERATION_TIMEOUT | INTERNAL_ERROR | DEVICE_MISSING
+    ) && words.iter().any(|word| said.contains(word))
 }
 
 /// The agent's form of an error of a call that is not about one domain.

@@ -147,6 +147,16 @@ unsafe extern "C" fn on_reset(_: sys::virConnectPtr, domain: sys::virDomainPtr, 
     unsafe { tell(opaque, uuid_of(domain).map(Event::Reset)) };
 }
 
+unsafe extern "C" fn on_device(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a live domain and our own opaque pointer.
+    unsafe { tell(opaque, uuid_of(domain).map(Event::Domain)) };
+}
+
 unsafe extern "C" fn on_job_completed(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
@@ -185,8 +195,9 @@ impl Subscription {
         };
         let lifecycle: unsafe extern "C" fn(_, _, _, _, _) -> _ = on_lifecycle;
         let completed: unsafe extern "C" fn(_, _, _, _, _) = on_job_completed;
+        let removed: unsafe extern "C" fn(_, _, _, _) = on_device;
         // SAFETY: libvirt's own interface asks for this cast: it calls back with the signature that belongs to the id.
-        let (lifecycle, completed) = unsafe {
+        let (lifecycle, completed, removed) = unsafe {
             (
                 std::mem::transmute::<
                     sys::virConnectDomainEventCallback,
@@ -196,12 +207,18 @@ impl Subscription {
                     sys::virConnectDomainEventJobCompletedCallback,
                     sys::virConnectDomainEventGenericCallback,
                 >(Some(completed)),
+                std::mem::transmute::<
+                    sys::virConnectDomainEventDeviceRemovedCallback,
+                    sys::virConnectDomainEventGenericCallback,
+                >(Some(removed)),
             )
         };
         own.register(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, sink)?;
         // The generic callback is just what this event has. Where a driver does not know it, a guest that reboots is
         // asked until its time is over.
         let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(on_reset), sink);
+        // Without it, that a guest has let go of a device is seen at the next look.
+        let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed, sink);
         // Not known to every driver; the migration's figures are then those of the last look.
         let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, completed, sink);
         Ok(own)

@@ -109,7 +109,9 @@ impl Host {
             accelerator: self.accelerator,
             mark: definition.mark,
             vcpus: spec.vcpus,
+            max_vcpus: spec.most_vcpus(),
             memory_mib: spec.memory_mib,
+            max_memory_mib: spec.most_memory_mib(),
             disks: spec.volumes().map(disk).collect::<Result<_, Error>>()?,
             nics: spec.nics.iter().map(nic).collect(),
             kernel: spec.kernel_boot.as_ref().map(|boot| KernelModel {
@@ -131,9 +133,12 @@ impl Host {
             .iter()
             .map(|disk| Ok(self.storage.pool(&disk.pool)?.shared));
         let shared = shared.collect::<Result<Vec<bool>, Error>>()?;
-        let copied = (0..shared.len()).filter(|index| !shared[*index]);
-        let copied: Vec<usize> = copied.collect();
-        let overlay = |index: &usize| self.storage.behind(volumes[*index]).is_some();
+        let copied: Vec<_> = volumes
+            .iter()
+            .zip(&shared)
+            .filter(|(_, shared)| !**shared)
+            .collect();
+        let overlay = |disk: &Disk| self.storage.behind(disk).is_some();
         Ok(migrate::Order {
             uri: self.config.uri.clone(),
             cluster: self.config.cluster,
@@ -143,8 +148,8 @@ impl Host {
             destination: migrate::destination_uri(&migrate.control)?,
             memory: migrate::stream_uri(&migrate.memory)?,
             disks: migrate::stream_uri(&migrate.disks)?,
-            copies_differences: copied.iter().any(overlay),
-            copied,
+            copies_differences: copied.iter().any(|(disk, _)| overlay(disk)),
+            copied: copied.iter().map(|(disk, _)| disk.name.clone()).collect(),
             shares_disks: shared.contains(&true),
             max_downtime_ms: migrate.max_downtime_ms,
             bandwidth_mib_per_second: migrate.bandwidth_mib_per_second,

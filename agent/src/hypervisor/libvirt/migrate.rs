@@ -15,7 +15,7 @@ use super::{
     domain::Ours,
     error::{is_no_domain, is_unsupported_here, is_wrong_state, of},
     ffi::{self, Params, Value},
-    read, xml,
+    read::{self, Device},
 };
 use crate::hypervisor::{DomainState, Error, Mark, Progress};
 
@@ -31,8 +31,8 @@ pub(super) struct Order {
     pub(super) destination: String,
     pub(super) memory: String,
     pub(super) disks: String,
-    /// Numbers, in the definition's order, of the disks to copy.
-    pub(super) copied: Vec<usize>,
+    /// Names of the disks to copy.
+    pub(super) copied: Vec<String>,
     /// Whether one of them is an overlay on an image, which the destination has.
     pub(super) copies_differences: bool,
     /// Whether some disk stays where it is.
@@ -89,10 +89,11 @@ pub(super) fn send(order: &Order) -> Result<(), Error> {
     {
         tracing::warn!(vm = %id, error = error.message(), "the longest stop cannot be set; libvirt's default holds");
     }
+    let disks = read::parts(&live)?.disks;
     ffi::migrate(
         &ours.handle,
         &order.destination,
-        &order.parameters(live),
+        &order.parameters(live, &disks),
         order.flags(),
     )
     .map_err(failed)
@@ -121,7 +122,7 @@ impl Order {
         flags
     }
 
-    fn parameters(&self, live: String) -> Vec<(&'static str, Value)> {
+    fn parameters(&self, live: String, disks: &[Device]) -> Vec<(&'static str, Value)> {
         let mut parameters = vec![
             ("migrate_uri", Value::Text(self.memory.clone())),
             ("destination_xml", Value::Text(live)),
@@ -133,11 +134,8 @@ impl Order {
         if !self.copied.is_empty() {
             parameters.push(("disks_uri", Value::Text(self.disks.clone())));
         }
-        parameters.extend(
-            self.copied
-                .iter()
-                .map(|index| ("migrate_disks", Value::Text(xml::disk_target(*index)))),
-        );
+        let copied = disks.iter().filter(|disk| self.copied.contains(&disk.name));
+        parameters.extend(copied.map(|disk| ("migrate_disks", Value::Text(disk.target.clone()))));
         parameters
     }
 }

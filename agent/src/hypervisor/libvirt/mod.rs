@@ -6,6 +6,7 @@
 //! and never touched.
 
 mod accel;
+mod change;
 mod connection;
 mod cut_start;
 mod domain;
@@ -34,6 +35,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::VmUsage,
     ids::{ClusterId, VmId},
+    vm::Disk,
 };
 use tokio::{
     runtime::Handle,
@@ -50,7 +52,9 @@ pub use host::LibvirtConfig;
 pub use storage::Pool;
 pub use xml::Accelerator;
 
-use super::{About, Connection, Definition, Domain, Error, Hint, Hypervisor, Migrate, Progress};
+use super::{
+    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, Migrate, Progress,
+};
 use connection::{Links, Supervisor};
 use host::Host;
 use storage::Storage;
@@ -255,6 +259,53 @@ impl Hypervisor for Libvirt {
         self.workers
             .run("create_volumes", Kind::Files, only, after, work)
             .await
+    }
+
+    async fn hardware(&self, id: VmId) -> Result<Option<Hardware>, Error> {
+        let host = self.host.clone();
+        // It reads the files of disks, which may hang; libvirt itself is only asked what it knows.
+        self.on("hardware", Kind::Files, None, 10, move |connect, cluster| {
+            change::hardware(&host, connect, id, cluster)
+        })
+        .await
+    }
+
+    async fn change_hardware(&self, definition: &Definition, order: &Change) -> Result<(), Error> {
+        const CALL: &str = "change_hardware";
+        let (id, host) = (definition.id, self.host.clone());
+        if let Change::GrowDisk(name) = order
+            && self
+                .on(CALL, Kind::Look, None, 10, move |connect, cluster| {
+                    change::is_off(connect, id, cluster)
+                })
+                .await?
+        {
+            let after = Duration::from_secs(100);
+            let (disks, name, runtime) = (definition.spec.disks.clone(), name.clone(), Handle::current());
+            let work = move |_| match disks.iter().find(|disk| disk.name == name) {
+                Some(disk) => runtime.block_on(host.storage.grow(id, disk, Instant::now() + after)),
+                None => Ok(()),
+            };
+            return self.workers.run(CALL, Kind::Files, Some(id), after, work).await;
+        }
+        let (definition, order) = (definition.clone(), order.clone());
+        self.change(CALL, id, 120, move |connect, cluster| {
+            change::change(&host, connect, cluster, &definition, &order)
+        })
+        .await
+    }
+
+    async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
+        const CALL: &str = "delete_volume";
+        let (host, disk) = (self.host.clone(), disk.clone());
+        self.on(CALL, Kind::Files, Some(id), 60, move |connect, cluster| {
+            if change::has_disk(connect, id, cluster, &disk)? {
+                let detail = format!("it still has the disk {}", disk.name);
+                return Err(Error::WrongState { id, detail });
+            }
+            host.storage.delete_one(id, &disk)
+        })
+        .await
     }
 
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {

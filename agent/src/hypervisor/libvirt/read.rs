@@ -1,7 +1,7 @@
 //! What Dalgu needs to know of a domain's XML: its mark, its files, the names of its devices. Pure; the inverse of
 //! `xml` for domains that Dalgu made.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use dalgu_proto::{
     host::GuestFeature,
@@ -18,9 +18,12 @@ use super::{
     },
 };
 use crate::{
-    hypervisor::Mark,
+    hypervisor::{Hardware, Mark},
     network::names::{TAP, tap},
 };
+
+/// Stands for the name of a device where there is none any more.
+pub const HOLE: &str = "-";
 
 /// Names of a domain's devices by what libvirt calls them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -100,6 +103,8 @@ pub fn names(xml: &str, id: Uuid) -> Option<Names> {
             .filter(|name| !name.is_empty())
             .map(str::to_owned)
             .enumerate()
+            // A place that is free in the running domain.
+            .filter(|(_, name)| name != HOLE)
             .collect::<Vec<_>>()
     };
     contents(&own)?;
@@ -161,9 +166,6 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         Some("test") => Accelerator::Test,
         _ => return Err(unexpected("domain/@type")),
     };
-    let memory = domain
-        .at(&["memory"])
-        .filter(|memory| memory.attribute("unit") == Some("MiB"));
     let console = devices
         .at(&["serial", "source"])
         .and_then(|source| source.attribute("path"));
@@ -172,10 +174,10 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         name: text(&["name"], "name")?,
         accelerator,
         mark: mark_in(&domain).ok_or(unexpected("metadata"))?,
-        vcpus: text(&["vcpu"], "vcpu")?.parse().map_err(|_| unexpected("vcpu"))?,
-        memory_mib: memory
-            .and_then(|memory| memory.own_text().parse().ok())
-            .ok_or(unexpected("memory"))?,
+        vcpus: current_vcpus(&domain).ok_or(unexpected("vcpu"))?,
+        max_vcpus: text(&["vcpu"], "vcpu")?.parse().map_err(|_| unexpected("vcpu"))?,
+        memory_mib: mib_at(&domain, "currentMemory").ok_or(unexpected("currentMemory"))?,
+        max_memory_mib: mib_at(&domain, "memory").ok_or(unexpected("memory"))?,
         disks: devices
             .each("disk")
             .map(disk)
@@ -201,6 +203,181 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         nvram: domain.at(&["os", "nvram"]).map(|nvram| nvram.own_text().into()),
         tpm: devices.each("tpm").next().is_some(),
     })
+}
+
+/// So much memory, in MiB, in whatever unit it is said.
+fn mib(element: &Element) -> Option<u64> {
+    let amount: u64 = element.own_text().trim().parse().ok()?;
+    match element.attribute("unit").unwrap_or("KiB") {
+        "KiB" => Some(amount / 1024),
+        "MiB" => Some(amount),
+        "GiB" => Some(amount * 1024),
+        _ => None,
+    }
+}
+
+fn mib_at(domain: &Element, name: &str) -> Option<u64> {
+    mib(domain.at(&[name])?)
+}
+
+fn current_vcpus(domain: &Element) -> Option<u32> {
+    let count = domain.at(&["vcpu"])?;
+    let current = count.attribute("current").map(str::to_owned);
+    current.unwrap_or_else(|| count.own_text()).trim().parse().ok()
+}
+
+/// A disk or an interface as it is plugged in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Name in the specification.
+    pub name: String,
+    /// What libvirt calls it.
+    pub target: String,
+    /// A disk's file and its format.
+    pub file: Option<(PathBuf, DiskFormat)>,
+    /// All that libvirt says of it.
+    pub xml: String,
+}
+
+/// What a domain has, as far as its definition says; sizes of disks are not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parts {
+    /// Its hardware.
+    pub hardware: Hardware,
+    /// Its disks.
+    pub disks: Vec<Device>,
+    /// Its interfaces.
+    pub nics: Vec<Device>,
+    /// The device for memory that comes and goes, if it has one.
+    pub memory: Option<Element>,
+}
+
+/// Reads what a domain of Dalgu's has. Devices that somebody else gave it are left out.
+///
+/// # Errors
+/// If it is not well-formed, or lacks what each domain has.
+pub fn parts(xml: &str) -> Result<Parts, XmlError> {
+    let domain = Element::parse(xml)?;
+    let devices = domain.at(&["devices"]).ok_or(unexpected("devices"))?;
+    let (mut disks, mut nics) = (Vec::new(), Vec::new());
+    for disk in devices.each("disk") {
+        disks.extend(device(disk, "ua-disk-", "dev")?);
+    }
+    for nic in devices.each("interface") {
+        nics.extend(device(nic, "ua-nic-", "dev")?);
+    }
+    let total = mib_at(&domain, "memory").ok_or(unexpected("memory"))?;
+    let memory = devices.each("memory").find(|memory| {
+        let model = memory.attribute("model");
+        model == Some("virtio-mem")
+    });
+    let of_memory = |name: &str| memory.and_then(|memory| mib(memory.at(&["target", name])?));
+    let more = of_memory("size").unwrap_or(0);
+    let most = domain
+        .at(&["vcpu"])
+        .and_then(|vcpu| vcpu.own_text().trim().parse().ok());
+    let vcpus = current_vcpus(&domain).ok_or(unexpected("vcpu"))?;
+    // An emulated processor that is unplugged stays behind in QEMU 10.0 without its thread: no migration begins any more.
+    let emulated = domain.attribute("type") == Some(Accelerator::Tcg.domain_type());
+    Ok(Parts {
+        hardware: Hardware {
+            vcpus,
+            min_vcpus: if emulated { vcpus } else { 1 },
+            max_vcpus: most.ok_or(unexpected("vcpu"))?,
+            memory_mib: total - more
+                + of_memory("current")
+                    .or_else(|| of_memory("requested"))
+                    .unwrap_or(0),
+            min_memory_mib: total - more,
+            max_memory_mib: total,
+            disks: disks.iter().map(|disk: &Device| (disk.name.clone(), 0)).collect(),
+            nics: nics.iter().map(|nic: &Device| nic.name.clone()).collect(),
+            free_ports: free_ports(devices),
+        },
+        disks,
+        nics,
+        memory: memory.cloned(),
+    })
+}
+
+fn device(element: &Element, prefix: &str, attribute: &str) -> Result<Option<Device>, XmlError> {
+    let Some(name) = device_name(element, prefix) else {
+        return Ok(None);
+    };
+    let target = element
+        .at(&["target"])
+        .and_then(|target| target.attribute(attribute));
+    let format = element
+        .at(&["driver"])
+        .and_then(|driver| driver.attribute("type"));
+    let format = match format {
+        Some("raw") => DiskFormat::Raw,
+        _ => DiskFormat::Qcow2,
+    };
+    let file = element
+        .at(&["source"])
+        .and_then(|source| source.attribute("file"));
+    Ok(Some(Device {
+        name,
+        target: target.unwrap_or_default().to_owned(),
+        file: file.map(|file| (PathBuf::from(file), format)),
+        xml: element.to_xml()?,
+    }))
+}
+
+/// Root ports into which nothing is plugged.
+fn free_ports(devices: &Element) -> usize {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let ports = devices
+        .each("controller")
+        .filter(|controller| controller.attribute("model") == Some("pcie-root-port"));
+    let mut free: BTreeSet<u32> = ports
+        .filter_map(|port| number(port.attribute("index")?))
+        .collect();
+    for child in &devices.children {
+        if let Node::Element(device) = child
+            && let Some(bus) = device
+                .at(&["address"])
+                .and_then(|address| address.attribute("bus"))
+            && let Some(bus) = number(bus)
+        {
+            free.remove(&bus);
+        }
+    }
+    free.len()
+}
+
+/// The device for memory that is asked to give its guest so much. What the guest has is for libvirt to say.
+///
+/// # Errors
+/// If a text in it cannot be written.
+pub fn with_requested(mut device: Element, mib: u64) -> Result<String, XmlError> {
+    for target in device.elements_mut().filter(|child| child.name == "target") {
+        let keep = |child: &Node| !matches!(child, Node::Element(leaf) if ["requested", "current"].contains(&&*leaf.name));
+        target.children.retain(keep);
+        let requested = Element::new("requested").with("unit", "MiB").text(mib);
+        target.children.push(Node::Element(requested));
+    }
+    device.to_xml()
+}
+
+/// Dalgu's element with other names of devices; it is handed out without its namespace, and taken so.
+///
+/// # Errors
+/// If it is not well-formed.
+pub fn with_names(own: &str, disks: &str, nics: &str) -> Result<String, XmlError> {
+    let mut element = Element::parse(own)?;
+    let local = element.name.rsplit_once(':').map(|(_, local)| local.to_owned());
+    element.name = local.unwrap_or(element.name);
+    element.attributes.retain(|(name, _)| !name.starts_with("xmlns"));
+    for (name, value) in [("disks", disks), ("nics", nics)] {
+        element.attributes.retain(|(other, _)| other != name);
+        element = element.with(name, value);
+    }
+    element.to_xml()
 }
 
 fn firmware(domain: &Element) -> Option<Firmware> {
@@ -242,6 +419,7 @@ pub fn guest_features(capabilities: &str) -> Result<Vec<GuestFeature>, XmlError>
         (uefi, GuestFeature::Uefi),
         (secure, GuestFeature::UefiSecureBoot),
         (tpm, GuestFeature::Tpm),
+        (true, GuestFeature::HotChange),
     ];
     Ok(found
         .into_iter()

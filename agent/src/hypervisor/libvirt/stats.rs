@@ -31,7 +31,8 @@ const FLAGS: u32 =
     sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_RUNNING | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
 const NANOSECONDS: f64 = 1e9;
 
-/// Names of devices by domain and run; `None` for domains that are not Dalgu's. They do not change within a run.
+/// Names of devices by domain and run; `None` for domains that are not Dalgu's. Where there are other devices than these, they are
+/// looked for anew.
 pub(super) type Known = HashMap<(VmId, u32), Option<Names>>;
 
 /// Usage of all that runs, and what is now known of their names.
@@ -45,7 +46,10 @@ pub(super) fn collect(
     let (mut usage, mut renewed) = (Vec::new(), Known::new());
     for stats in all {
         let key = (VmId::from_uuid(stats.id), stats.run);
-        let names = match known.get(&key) {
+        let names = match known
+            .get(&key)
+            .filter(|names| covers(names.as_ref(), &stats.params))
+        {
             Some(names) => names.clone(),
             None => match names_of(connect, key.0, cluster) {
                 Err(Error::NotFound { .. }) => continue,
@@ -60,6 +64,15 @@ pub(super) fn collect(
         renewed.insert(key, names);
     }
     Ok((usage, renewed))
+}
+
+/// Whether there are names for just so many devices.
+fn covers(names: Option<&Names>, params: &Params) -> bool {
+    let count = |name: &str| params.count(name).and_then(|count| usize::try_from(count).ok());
+    names.is_none_or(|names| {
+        let disks = count("block.count").is_none_or(|count| count == names.disks.len());
+        disks && count("net.count").is_none_or(|count| count == names.nics.len())
+    })
 }
 
 /// Statistics of a domain that was busy lack what is told only to the holder of its job.

@@ -385,6 +385,13 @@ impl Storage {
 
     fn finish(&self, dir: &Path, file: &File, partial: &Path, path: &Path) -> io::Result<()> {
         // Until now it was the user's who filled it.
+        self.hand_over(file)?;
+        fs::rename(partial, path)?;
+        File::open(dir)?.sync_all()
+    }
+
+    /// Gives a disk's file to the user that QEMU runs as, and makes it durable.
+    fn hand_over(&self, file: &File) -> io::Result<()> {
         let (uid, gid) = match &self.owner {
             Some(owner) => {
                 let user = User::from_name(owner)?
@@ -395,9 +402,56 @@ impl Storage {
         };
         fchown(file, Some(uid.as_raw()), Some(gid.as_raw()))?;
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        file.sync_all()?;
-        fs::rename(partial, path)?;
-        File::open(dir)?.sync_all()
+        file.sync_all()
+    }
+
+    /// The size that a guest sees of a disk's file, in bytes.
+    pub(super) fn size_of(&self, path: &Path, format: DiskFormat) -> Result<u64, Error> {
+        let unreadable = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => Error::Missing {
+                what: "disk",
+                path: path.to_owned(),
+            },
+            _ => Error::Failed {
+                call: "hardware",
+                code: 0,
+                detail: format!("{}: {error}", path.display()),
+            },
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        let behind = match format {
+            DiskFormat::Raw => None,
+            DiskFormat::Qcow2 => image::behind(&file).map_err(unreadable)?,
+        };
+        match behind {
+            Some(behind) => Ok(behind.virtual_size_bytes),
+            None => file.metadata().map(|metadata| metadata.len()).map_err(unreadable),
+        }
+    }
+
+    /// Enlarges the file of a disk of a domain that is off.
+    pub(super) async fn grow(&self, id: VmId, disk: &Disk, deadline: Instant) -> Result<(), Error> {
+        let pool = self.pool(&disk.pool)?;
+        let path = self.path(id, disk)?;
+        let wanted = disk.size_mib << 20;
+        if self.size_of(&path, disk.format)? >= wanted {
+            return Ok(());
+        }
+        let open = OpenOptions::new().read(true).write(true).open(&path);
+        let file = open.map_err(|error| failed(pool, error))?;
+        let qemu_img = QemuImg::new(&file, wanted, deadline).map_err(|error| failed(pool, error))?;
+        let grown = qemu_img.grow(disk.format, wanted).await;
+        // Its owner again, also after a failure.
+        self.hand_over(&file).map_err(|error| failed(pool, error))?;
+        grown.map_err(|error| of_disk(error, pool))
+    }
+
+    /// Deletes one disk; see [`crate::hypervisor::Hypervisor::delete_volume`].
+    pub(super) fn delete_one(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
+        let pool = self.pool(&disk.pool)?;
+        let path = self.path(id, disk)?;
+        remove(&partial(&path, disk)).map_err(|error| failed(pool, error))?;
+        remove(&path).map_err(|error| failed(pool, error))
     }
 
     /// Deletes a VM's disks; see [`crate::hypervisor::Hypervisor::delete_volumes`].

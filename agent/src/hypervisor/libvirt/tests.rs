@@ -44,6 +44,7 @@ fn text() -> impl Strategy<Value = String> {
 prop_compose! {
     fn model()(
         (id, name, vcpus, memory_mib) in (any::<u128>(), text(), 1..255_u32, 32..1_000_000_u64),
+        (more_vcpus, more_blocks) in (0..3_u32, 0..3_u64),
         disks in prop::collection::vec(
             (text(), text(), any::<bool>(), any::<bool>(), prop::option::of(text())),
             0..4,
@@ -60,7 +61,9 @@ prop_compose! {
             accelerator: if kvm { Accelerator::Kvm } else { Accelerator::Tcg },
             mark: mark(),
             vcpus,
+            max_vcpus: vcpus + more_vcpus,
             memory_mib,
+            max_memory_mib: memory_mib + more_blocks * 2,
             disks: disks.into_iter().map(|(name, path, raw, direct, backing)| DiskModel {
                 name,
                 path: path.into(),
@@ -106,7 +109,9 @@ fn large(accelerator: Accelerator) -> Model {
         accelerator,
         mark: mark(),
         vcpus: 254,
+        max_vcpus: 254,
         memory_mib: 12_582_912,
+        max_memory_mib: 12_582_912,
         disks: (0..MAX_DISKS)
             .map(|index| DiskModel {
                 name: longest("d", index),
@@ -158,10 +163,15 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
             tpm: true,
             ..large(accelerator)
         };
+        let roomy = Model {
+            vcpus: 2,
+            memory_mib: 4096,
+            ..large(accelerator)
+        };
         let all = FIRMWARE
             .map(firmware)
             .into_iter()
-            .chain([large(accelerator), small]);
+            .chain([large(accelerator), roomy, small]);
         for model in all {
             let file = dir.path().join("domain.xml");
             std::fs::write(&file, model.to_xml().unwrap()).unwrap();
@@ -449,4 +459,52 @@ async fn a_libvirt_that_is_not_there_is_sought_and_said_to_be_down() {
         .unwrap();
     assert!(matches!(hypervisor.list().await, Err(Error::Unavailable { .. })));
     assert_eq!(hypervisor.control_socket(), dir.path().join("none"));
+}
+
+/// A running domain that was changed: a hole where a disk was, memory on its way, a device of somebody else's.
+#[test]
+fn what_a_changed_domain_has_is_read_from_its_definition() {
+    let mut model = large(Accelerator::Tcg);
+    (model.vcpus, model.max_vcpus) = (2, 8);
+    (model.memory_mib, model.max_memory_mib) = (256, 1025);
+    model.disks.truncate(3);
+    model.nics.truncate(2);
+    let xml = model.to_xml().unwrap();
+    let parts = read::parts(&xml).unwrap();
+    let has = &parts.hardware;
+    assert_eq!((has.vcpus, has.max_vcpus), (2, 8));
+    assert_eq!(
+        (has.memory_mib, has.min_memory_mib, has.max_memory_mib),
+        (256, 256, 1024)
+    );
+    assert_eq!((has.disks.len(), has.nics.len()), (3, 2));
+    let targets: Vec<_> = parts.disks.iter().map(|disk| &*disk.target).collect();
+    assert_eq!(targets, ["vda", "vdb", "vdc"]);
+    // libvirt gives the addresses.
+    assert_eq!(has.free_ports, 3 + 2 + 3 + crate::hypervisor::SPARE_PORTS);
+    let used = "<target dev='vdb'/><address type='pci' bus='0x03'/>";
+    let live = xml
+        .replace(
+            "<requested unit=\"MiB\">0</requested>",
+            "<requested unit=\"KiB\">131072</requested><current unit=\"KiB\">65536</current>",
+        )
+        .replace("<target dev=\"vdb\" bus=\"virtio\"/>", used);
+    let has = read::parts(&live).unwrap().hardware;
+    assert_eq!((has.memory_mib, has.free_ports), (256 + 64, 15));
+    let asked = read::with_requested(read::parts(&live).unwrap().memory.unwrap(), 32).unwrap();
+    assert!(
+        asked.contains("<requested unit=\"MiB\">32</requested>") && !asked.contains("<current"),
+        "{asked}"
+    );
+}
+
+#[test]
+fn names_in_the_metadata_skip_a_place_that_is_free() {
+    let own = "<vm cluster='6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55' epoch='1' generation='2' disks='root' nics='eth0'/>";
+    let renewed = read::with_names(own, "root - more", "").unwrap();
+    assert!(!renewed.contains("xmlns"), "{renewed}");
+    let names = read::names(&renewed, Uuid::from_u128(1)).unwrap();
+    let named = [("vda", "root"), ("vdc", "more")].map(|(target, name)| (target.to_owned(), name.to_owned()));
+    assert_eq!((names.disks, names.nics), (named.to_vec(), vec![]));
+    assert_eq!(read::mark(&renewed), read::mark(own));
 }

@@ -11,6 +11,9 @@
 //!   machine's SMM, so that the guest cannot change what is trusted. NVRAM lies in libvirt's own directory, by the VM's id: by its
 //!   name, as libvirt would call it, another VM of that name would be given it. What is left of it after a migration, `storage`
 //!   removes; the TPM's state libvirt removes itself.
+//! - Where more processors or memory are to be had without a restart, all but the first processor can be unplugged, and memory
+//!   beyond what the guest starts with is a virtio-mem device's: the guest cannot use what it was not given, whether or not it has
+//!   a driver for it, as it could with a balloon.
 //! - A crashed guest ends (`on_crash`) and says so (`panic` device): restarting it is the agent's business.
 
 use std::path::{Path, PathBuf};
@@ -19,14 +22,16 @@ use dalgu_proto::vm::{DiskFormat, Firmware, first_boot::MEDIUM};
 use uuid::Uuid;
 
 use super::tree::{Element, XmlError};
-use crate::hypervisor::Mark;
+use crate::hypervisor::{Mark, SPARE_PORTS};
 
 /// Namespace of Dalgu's element in a domain's metadata; the number rises when its meaning changes.
 pub const NAMESPACE: &str = "urn:dalgu:domain:1";
 /// Prefix used for it.
 pub const PREFIX: &str = "dalgu";
-/// Root ports left free for later.
-const SPARE_PORTS: usize = 4;
+/// The device by which memory comes and goes while the guest runs.
+pub const MEMORY_ALIAS: &str = "ua-memory";
+/// What that device gives and takes at once, in MiB: a huge page.
+pub const MEMORY_BLOCK_MIB: u64 = 2;
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,8 +136,12 @@ pub struct Model {
     pub mark: Mark,
     /// Virtual processors.
     pub vcpus: u32,
+    /// Most virtual processors without a restart.
+    pub max_vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// Most memory without a restart, in MiB.
+    pub max_memory_mib: u64,
     /// Disks in boot order; that of the first boot comes after them, and nothing boots from it.
     pub disks: Vec<DiskModel>,
     /// Network interfaces.
@@ -205,22 +214,27 @@ fn leaf(name: &str, text: impl ToString) -> Element {
     Element::new(name).text(text)
 }
 
+fn mib(name: &str, mib: u64) -> Element {
+    leaf(name, mib).with("unit", "MiB")
+}
+
 impl Model {
     /// The domain as libvirt wants it.
     ///
     /// # Errors
     /// If a string holds a character that XML cannot hold, or a path is not UTF-8.
     pub fn to_xml(&self) -> Result<String, XmlError> {
-        let memory = |name: &str| leaf(name, self.memory_mib).with("unit", "MiB");
+        let total = self.memory_mib + self.more_memory_mib();
         let power = |state: &str| Element::new(state).with("enabled", "no");
         Element::new("domain")
             .with("type", self.accelerator.domain_type())
             .child(leaf("name", &self.name))
             .child(leaf("uuid", self.id.as_hyphenated()))
             .child(Element::new("metadata").child(self.own_element()))
-            .child(memory("memory"))
-            .child(memory("currentMemory"))
-            .child(leaf("vcpu", self.vcpus).with("placement", "static"))
+            .all((total > self.memory_mib).then(|| mib("maxMemory", total).with("slots", 1)))
+            .child(mib("memory", total))
+            .child(mib("currentMemory", self.memory_mib))
+            .all(self.processors())
             .child(self.os()?)
             .child(self.features())
             .all(self.cpu())
@@ -235,6 +249,32 @@ impl Model {
             )
             .child(self.devices()?)
             .to_xml()
+    }
+
+    /// Memory that can be added without a restart; in whole blocks.
+    fn more_memory_mib(&self) -> u64 {
+        let more = self.max_memory_mib.saturating_sub(self.memory_mib);
+        match self.accelerator {
+            Accelerator::Test => 0,
+            Accelerator::Kvm | Accelerator::Tcg => more - more % MEMORY_BLOCK_MIB,
+        }
+    }
+
+    /// The processors. Without a maximum they are as they are.
+    fn processors(&self) -> Vec<Element> {
+        let count = leaf("vcpu", self.max_vcpus.max(self.vcpus)).with("placement", "static");
+        if self.max_vcpus <= self.vcpus {
+            return vec![count];
+        }
+        let word = |truth: bool| if truth { "yes" } else { "no" };
+        let one = |id: u32| {
+            Element::new("vcpu")
+                .with("id", id)
+                .with("enabled", word(id < self.vcpus))
+                .with("hotpluggable", word(id > 0))
+        };
+        let each = Element::new("vcpus").all((0..self.max_vcpus).map(one));
+        vec![count.with("current", self.vcpus), each]
     }
 
     /// Dalgu's element in the metadata: the mark, and the names of the devices in order, which libvirt can tell of a
@@ -294,29 +334,53 @@ impl Model {
     }
 
     fn cpu(&self) -> Option<Element> {
-        match self.accelerator {
-            Accelerator::Kvm => Some(
-                Element::new("cpu")
-                    .with("mode", "host-model")
-                    .with("check", "partial"),
-            ),
+        let cpu = match self.accelerator {
+            Accelerator::Kvm => Element::new("cpu")
+                .with("mode", "host-model")
+                .with("check", "partial"),
             Accelerator::Tcg => {
                 let model = leaf("model", "qemu64").with("fallback", "forbid");
-                Some(
-                    Element::new("cpu")
-                        .with("mode", "custom")
-                        .with("match", "exact")
-                        .with("check", "none")
-                        .child(model),
-                )
+                Element::new("cpu")
+                    .with("mode", "custom")
+                    .with("match", "exact")
+                    .with("check", "none")
+                    .child(model)
             }
-            Accelerator::Test => None,
-        }
+            Accelerator::Test => return None,
+        };
+        // Memory can be added to a node only.
+        let node = (self.more_memory_mib() > 0).then(|| {
+            let last = self.max_vcpus.max(self.vcpus) - 1;
+            let cell = Element::new("cell")
+                .with("id", 0)
+                .with("cpus", format!("0-{last}"))
+                .with("memory", self.memory_mib)
+                .with("unit", "MiB");
+            Element::new("numa").child(cell)
+        });
+        Some(cpu.all(node))
+    }
+
+    /// The device for memory that can be added.
+    fn memory_device(&self) -> Option<Element> {
+        let more = self.more_memory_mib();
+        let target = Element::new("target")
+            .child(mib("size", more))
+            .child(leaf("node", 0))
+            .child(mib("block", MEMORY_BLOCK_MIB))
+            .child(mib("requested", 0));
+        (more > 0).then(|| {
+            Element::new("memory")
+                .with("model", "virtio-mem")
+                .child(target)
+                .child(Element::new("alias").with("name", MEMORY_ALIAS))
+        })
     }
 
     fn devices(&self) -> Result<Element, XmlError> {
-        // A port for each device on the bus: disks, interfaces, balloon, random numbers.
-        let ports = self.disks.len() + self.nics.len() + 2 + SPARE_PORTS;
+        // A port for each device on the bus: disks, interfaces, balloon, random numbers, memory that can be added.
+        let memory = usize::from(self.more_memory_mib() > 0);
+        let ports = self.disks.len() + self.nics.len() + 2 + memory + SPARE_PORTS;
         let controller = |index: usize, model: &str| {
             Element::new("controller")
                 .with("type", "pci")
@@ -327,7 +391,7 @@ impl Model {
             .disks
             .iter()
             .enumerate()
-            .map(|(index, disk)| self.disk(index, disk));
+            .map(|(index, disk)| self.disk(index, disk, self.boots_from(disk)));
         let serial = Element::new("serial")
             .with("type", "file")
             .child(
@@ -365,11 +429,28 @@ impl Model {
             .child(serial)
             .all(self.tpm.then_some(tpm))
             .child(balloon)
+            .all(self.memory_device())
             .child(random)
             .child(Element::new("panic").with("model", "pvpanic")))
     }
 
-    fn disk(&self, index: usize, disk: &DiskModel) -> Result<Element, XmlError> {
+    fn boots_from(&self, disk: &DiskModel) -> bool {
+        self.kernel.is_none() && disk.name != MEDIUM
+    }
+
+    /// A disk that is plugged in at this place.
+    pub(super) fn new_disk(&self, name: &str, place: usize) -> Option<Result<String, XmlError>> {
+        let disk = self.disks.iter().find(|disk| disk.name == name)?;
+        Some(self.disk(place, disk, false).and_then(|disk| disk.to_xml()))
+    }
+
+    /// An interface that is plugged in at this place.
+    pub(super) fn new_nic(&self, name: &str, place: usize) -> Option<Result<String, XmlError>> {
+        let nic = self.nics.iter().find(|nic| nic.name == name)?;
+        Some(self.nic(place, nic).to_xml())
+    }
+
+    fn disk(&self, index: usize, disk: &DiskModel, boots: bool) -> Result<Element, XmlError> {
         let driver = Element::new("driver")
             .with("name", "qemu")
             .with("type", disk.format.as_str())
@@ -387,7 +468,7 @@ impl Model {
                     .with("bus", "virtio"),
             )
             .child(leaf("serial", &disk.name));
-        if self.kernel.is_none() && disk.name != MEDIUM {
+        if boots {
             element = element.child(Element::new("boot").with("order", index + 1));
         }
         Ok(element.child(Element::new("alias").with("name", alias("disk", &disk.name))))

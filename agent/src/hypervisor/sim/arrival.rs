@@ -14,7 +14,7 @@ use super::{
     state::Guest,
     wire::{Answer, Line, Say},
 };
-use crate::hypervisor::{Definition, DomainState, Error, Hint};
+use crate::hypervisor::{Definition, DomainState, Error, Hardware, Hint};
 
 /// Takes in VMs until the hypervisor ends.
 pub(super) async fn serve(inner: Weak<Inner>, mut listener: Box<dyn Listener>, end: CancellationToken) {
@@ -42,11 +42,11 @@ async fn receive(inner: Arc<Inner>, mut line: Line, end: CancellationToken) {
     let Ok(prepare) = line.receive::<Say>().await else {
         return;
     };
-    let Some((definition, vcpus, memory_mib)) = prepare.into_definition() else {
+    let Some((definition, hardware)) = prepare.into_definition() else {
         return;
     };
     let id = definition.id;
-    if let Err(error) = make_room(&inner, &definition, vcpus, memory_mib) {
+    if let Err(error) = make_room(&inner, &definition, hardware) {
         let _ = line
             .send(&Answer::No {
                 why: error.to_string(),
@@ -75,7 +75,7 @@ async fn receive(inner: Arc<Inner>, mut line: Line, end: CancellationToken) {
     inner.hint(Hint::Domain(id));
 }
 
-fn make_room(inner: &Inner, definition: &Definition, vcpus: u32, memory_mib: u64) -> Result<(), Error> {
+fn make_room(inner: &Inner, definition: &Definition, hardware: Hardware) -> Result<(), Error> {
     if let Some(Fault::Error(error) | Fault::TakesEffect(error)) = inner.faults().take(Call::Receive) {
         return Err(error);
     }
@@ -89,8 +89,7 @@ fn make_room(inner: &Inner, definition: &Definition, vcpus: u32, memory_mib: u64
     }
     state.name_is_free(definition.id, definition.name.as_str())?;
     let mut guest = Guest::new(definition, inner.config.behaviour, DomainState::Incoming);
-    guest.vcpus = vcpus;
-    guest.memory_mib = memory_mib;
+    guest.hardware = hardware;
     state.domains.insert(definition.id, guest);
     Ok(())
 }

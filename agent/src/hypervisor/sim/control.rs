@@ -1,7 +1,7 @@
 //! What a test or a demonstration can do to a simulated hypervisor besides calling it.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,10 +16,10 @@ use crate::hypervisor::{Connection, Definition, DomainState, Hint};
 
 /// The disks on pools that several simulated hosts share; clones are the same storage.
 #[derive(Debug, Clone, Default)]
-pub struct SharedStorage(Arc<Mutex<BTreeSet<Volume>>>);
+pub struct SharedStorage(Arc<Mutex<BTreeMap<Volume, u64>>>);
 
 impl SharedStorage {
-    pub(super) fn with<T>(&self, look: impl FnOnce(&mut BTreeSet<Volume>) -> T) -> T {
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut BTreeMap<Volume, u64>) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -152,6 +152,11 @@ impl Sim {
     /// How many disks there are on the pools of this host alone.
     pub fn local_volumes(&self) -> usize {
         self.0.state().volumes.len()
+    }
+
+    /// The disks of a VM on this host's own pools are lost.
+    pub fn lose_volumes(&self, id: VmId) {
+        self.0.state().volumes.retain(|volume, _| volume.0 != id);
     }
 
     /// The definition under which a domain of Dalgu's is known here.

@@ -14,9 +14,12 @@ pub enum Call {
     About,
     List,
     Get,
+    Hardware,
     CreateVolumes,
+    DeleteVolume,
     DeleteVolumes,
     Define,
+    Change,
     Start,
     Shutdown,
     Destroy,
@@ -40,9 +43,12 @@ impl Call {
             Self::About => "about",
             Self::List => "list",
             Self::Get => "get",
+            Self::Hardware => "hardware",
             Self::CreateVolumes => "create_volumes",
+            Self::DeleteVolume => "delete_volume",
             Self::DeleteVolumes => "delete_volumes",
             Self::Define => "define",
+            Self::Change => "change",
             Self::Start => "start",
             Self::Shutdown => "shutdown",
             Self::Destroy => "destroy",
@@ -63,7 +69,7 @@ impl Call {
     pub(super) const fn deadline(self) -> Duration {
         let seconds = match self {
             Self::Progress => 5,
-            Self::About | Self::List | Self::Get | Self::Usage | Self::AbortMigration => 10,
+            Self::About | Self::List | Self::Get | Self::Hardware | Self::Usage | Self::AbortMigration => 10,
             Self::Define
             | Self::Shutdown
             | Self::Reboot
@@ -72,8 +78,8 @@ impl Call {
             | Self::Resume
             | Self::Undefine
             | Self::Receive => 30,
-            Self::Destroy | Self::DeleteVolumes => 60,
-            Self::Start => 120,
+            Self::Destroy | Self::DeleteVolume | Self::DeleteVolumes => 60,
+            Self::Start | Self::Change => 120,
             Self::CreateVolumes => 600,
             Self::Migrate => u64::MAX / 4,
         };
@@ -84,7 +90,13 @@ impl Call {
     pub(super) const fn changes(self) -> bool {
         !matches!(
             self,
-            Self::About | Self::List | Self::Get | Self::Usage | Self::Progress | Self::AbortMigration
+            Self::About
+                | Self::List
+                | Self::Get
+                | Self::Hardware
+                | Self::Usage
+                | Self::Progress
+                | Self::AbortMigration
         )
     }
 }

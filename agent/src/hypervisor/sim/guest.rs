@@ -176,9 +176,10 @@ pub(super) fn usage(guest: &Guest, now: Timestamp) -> VmUsage {
     let period = 120.0 + f64::from(b);
     let angular = std::f64::consts::TAU / period;
     // The integral of base * (1 + sin(angular * t) / 2), times the processors.
-    let busy =
-        base * f64::from(guest.vcpus) * (seconds + (1.0 - (angular * seconds).cos()) / (2.0 * angular));
-    let memory_bytes = guest.memory_mib << 20;
+    let busy = base
+        * f64::from(guest.hardware.vcpus)
+        * (seconds + (1.0 - (angular * seconds).cos()) / (2.0 * angular));
+    let memory_bytes = guest.hardware.memory_mib << 20;
     let warm = (seconds / 60.0).min(1.0);
     let resident = scaled(memory_bytes, 0.2 + 0.6 * warm);
     let spec = guest.definition.as_ref().map(|definition| &definition.spec);

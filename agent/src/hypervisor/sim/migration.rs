@@ -15,7 +15,7 @@ use super::{
     state::Job,
     wire::{Answer, Line, Say},
 };
-use crate::hypervisor::{DomainState, Error, Hint, Migrate, Progress};
+use crate::hypervisor::{DomainState, Error, Hardware, Hint, Migrate, Progress};
 
 /// How often data is said to have been sent.
 pub(super) const BEAT: Duration = Duration::from_millis(100);
@@ -122,8 +122,7 @@ struct Source<'a> {
     migrate: &'a Migrate,
     abort: CancellationToken,
     started: Instant,
-    vcpus: u32,
-    memory_mib: u64,
+    hardware: Hardware,
     paused: bool,
     finishing: bool,
 }
@@ -150,8 +149,7 @@ impl<'a> Source<'a> {
             migrate,
             abort,
             started: Instant::now(),
-            vcpus: guest.vcpus,
-            memory_mib: guest.memory_mib,
+            hardware: guest.hardware.clone(),
             paused: guest.state == DomainState::Paused,
             finishing: false,
         };
@@ -174,14 +172,10 @@ impl<'a> Source<'a> {
         let lines = &self.inner.config.lines;
         let stream = lines.connect(&self.migrate.control).await.map_err(before)?;
         let mut line = Line::new(stream);
-        ask(
-            &mut line,
-            &Say::prepare(&self.migrate.definition, self.vcpus, self.memory_mib),
-        )
-        .await?;
+        ask(&mut line, &Say::prepare(&self.migrate.definition, &self.hardware)).await?;
         self.may_break(Phase::Prepare)?;
         self.inner.gate().await;
-        let memory = self.memory_mib << 20;
+        let memory = self.hardware.memory_mib << 20;
         let total = memory + self.local_disk_bytes();
         let limit = u64::from(self.migrate.bandwidth_mib_per_second) << 20;
         let configured = self.inner.config.rate_bytes_per_second.max(10);

@@ -1,10 +1,7 @@
 //! The domains and disks of a simulated host and how calls change them. Pure but for tokio's clock; called with
 //! the lock held, so nothing here may wait.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
     host::VmUsage,
@@ -17,17 +14,17 @@ use tokio_util::sync::CancellationToken;
 use super::{Behaviour, SimConfig, guest};
 use crate::{
     first_boot,
-    hypervisor::{Definition, Domain, DomainState, Error, Mark, Progress},
+    hypervisor::{Definition, Domain, DomainState, Error, Hardware, Mark, Progress},
 };
 
-/// A disk: its VM, pool and name.
+/// A disk: its VM, pool and name. Kept with its size in MiB.
 pub(super) type Volume = (VmId, String, String);
 
 /// Everything a simulated host holds.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) domains: BTreeMap<VmId, Guest>,
-    pub(super) volumes: BTreeSet<Volume>,
+    pub(super) volumes: BTreeMap<Volume, u64>,
     /// Calls whose callers have given up, by domain.
     pub(super) late: BTreeMap<VmId, usize>,
     /// Cancelled when the hypervisor's daemon ends; there is a new one for the next.
@@ -51,9 +48,8 @@ pub(super) struct Guest {
     pub(super) state: DomainState,
     pub(super) reason: PowerReason,
     pub(super) persistent: bool,
-    /// Hardware it was started with; a new definition counts from the next start.
-    pub(super) vcpus: u32,
-    pub(super) memory_mib: u64,
+    /// What it runs with; a new definition counts from the next start.
+    pub(super) hardware: Hardware,
     pub(super) behaviour: Behaviour,
     /// Rises with each start, so that a timer of an earlier run does nothing.
     pub(super) run: u64,
@@ -74,8 +70,7 @@ impl Guest {
             state,
             reason: PowerReason::Unknown,
             persistent: state != DomainState::Incoming,
-            vcpus: definition.spec.vcpus,
-            memory_mib: definition.spec.memory_mib,
+            hardware: Hardware::of(&definition.spec),
             behaviour,
             run: 0,
             ticks: 0,
@@ -94,8 +89,11 @@ impl Guest {
             state: DomainState::Running,
             reason: PowerReason::Unknown,
             persistent: true,
-            vcpus: 1,
-            memory_mib: 512,
+            hardware: Hardware {
+                vcpus: 1,
+                memory_mib: 512,
+                ..Hardware::default()
+            },
             behaviour: Behaviour::default(),
             run: 1,
             ticks: 0,
@@ -121,8 +119,8 @@ impl Guest {
             state: self.state,
             reason: self.reason,
             persistent: self.persistent,
-            vcpus: self.vcpus,
-            memory_mib: self.memory_mib,
+            vcpus: self.hardware.vcpus,
+            memory_mib: self.hardware.memory_mib,
             resets: self.resets,
         }
     }
@@ -144,7 +142,7 @@ impl Guest {
         self.ran + self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    fn wrong_state(&self, wanted: &str) -> Error {
+    pub(super) fn wrong_state(&self, wanted: &str) -> Error {
         Error::WrongState {
             id: self.id,
             detail: format!("it is {:?}, {wanted}", self.state),
@@ -198,11 +196,29 @@ impl State {
     }
 
     fn has_volume(&self, id: VmId, disk: &Disk, config: &SimConfig) -> bool {
+        self.volume_size(id, disk, config).is_some()
+    }
+
+    /// The size of a disk that is there, in MiB.
+    pub(super) fn volume_size(&self, id: VmId, disk: &Disk, config: &SimConfig) -> Option<u64> {
         let volume = (id, disk.pool.clone(), disk.name.clone());
         match config.shared_pools.contains(&disk.pool) {
-            true => config.shared_storage.with(|shared| shared.contains(&volume)),
-            false => self.volumes.contains(&volume),
+            true => config.shared_storage.with(|shared| shared.get(&volume).copied()),
+            false => self.volumes.get(&volume).copied(),
         }
+    }
+
+    /// Keeps a disk with this size, or `None`: not any more.
+    pub(super) fn put_volume(&mut self, id: VmId, disk: &Disk, size_mib: Option<u64>, config: &SimConfig) {
+        let volume = (id, disk.pool.clone(), disk.name.clone());
+        let put = |volumes: &mut BTreeMap<Volume, u64>| match size_mib {
+            Some(size) => volumes.insert(volume, size),
+            None => volumes.remove(&volume),
+        };
+        match config.shared_pools.contains(&disk.pool) {
+            true => config.shared_storage.with(put),
+            false => put(&mut self.volumes),
+        };
     }
 
     pub(super) fn create_volumes(
@@ -227,11 +243,7 @@ impl State {
             if let Some(image) = file {
                 file_exists("image", image, config)?;
             }
-            let volume = (definition.id, disk.pool.clone(), disk.name.clone());
-            match shared {
-                true => config.shared_storage.with(|shared| shared.insert(volume)),
-                false => self.volumes.insert(volume),
-            };
+            self.put_volume(definition.id, disk, Some(disk.size_mib), config);
         }
         Ok(())
     }
@@ -247,12 +259,12 @@ impl State {
         {
             return Err(guest.wrong_state("and its disks are in use"));
         }
-        self.volumes.retain(|volume| volume.0 != id);
+        self.volumes.retain(|volume, _| volume.0 != id);
         if !keep_shared {
             let mine = |volume: &Volume| volume.0 == id && config.shared_pools.contains(&volume.1);
             config
                 .shared_storage
-                .with(|shared| shared.retain(|volume| !mine(volume)));
+                .with(|shared| shared.retain(|volume, _| !mine(volume)));
         }
         Ok(())
     }
@@ -276,8 +288,7 @@ impl State {
             Some(guest) => {
                 guest.definition = Some(definition.clone());
                 if guest.state == DomainState::Stopped {
-                    guest.vcpus = definition.spec.vcpus;
-                    guest.memory_mib = definition.spec.memory_mib;
+                    guest.hardware = Hardware::of(&definition.spec);
                 }
                 Ok(())
             }
@@ -318,8 +329,7 @@ impl State {
         guest.run += 1;
         guest.ran = Duration::ZERO;
         guest.ticks = 0;
-        guest.vcpus = spec.vcpus;
-        guest.memory_mib = spec.memory_mib;
+        guest.hardware = Hardware::of(&spec);
         guest.to(DomainState::Running, PowerReason::Unknown);
         Ok(())
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::lines::Stream;
-use crate::hypervisor::{Definition, Mark};
+use crate::hypervisor::{Definition, Hardware, Mark};
 
 /// Longest line accepted; the largest specification has some tens of kilobytes.
 const MAX_LINE: u64 = 1 << 20;
@@ -27,6 +27,9 @@ pub(super) enum Say {
         spec: Box<Spec>,
         vcpus: u32,
         memory_mib: u64,
+        /// What it runs with; not told by versions in which that could not be changed.
+        #[serde(default)]
+        hardware: Option<Hardware>,
     },
     /// So many bytes of its memory and disks.
     Data { bytes: u64 },
@@ -47,7 +50,7 @@ pub(super) enum Answer {
 }
 
 impl Say {
-    pub(super) fn prepare(definition: &Definition, vcpus: u32, memory_mib: u64) -> Self {
+    pub(super) fn prepare(definition: &Definition, hardware: &Hardware) -> Self {
         Self::Prepare {
             id: definition.id,
             name: definition.name.clone(),
@@ -55,13 +58,14 @@ impl Say {
             epoch: definition.mark.epoch,
             generation: definition.mark.generation,
             spec: Box::new(definition.spec.clone()),
-            vcpus,
-            memory_mib,
+            vcpus: hardware.vcpus,
+            memory_mib: hardware.memory_mib,
+            hardware: Some(hardware.clone()),
         }
     }
 
     /// The definition in a `Prepare`, with the hardware the guest runs on.
-    pub(super) fn into_definition(self) -> Option<(Definition, u32, u64)> {
+    pub(super) fn into_definition(self) -> Option<(Definition, Hardware)> {
         let Self::Prepare {
             id,
             name,
@@ -71,10 +75,16 @@ impl Say {
             spec,
             vcpus,
             memory_mib,
+            hardware,
         } = self
         else {
             return None;
         };
+        let hardware = hardware.unwrap_or_else(|| Hardware {
+            vcpus,
+            memory_mib,
+            ..Hardware::of(&spec)
+        });
         let mark = Mark {
             cluster,
             epoch,
@@ -89,8 +99,7 @@ impl Say {
                 // The volume is copied like the rest.
                 documents: Documents::default(),
             },
-            vcpus,
-            memory_mib,
+            hardware,
         ))
     }
 }

@@ -8,7 +8,7 @@ use dalgu_proto::{
 use super::*;
 use crate::ledger::Done;
 
-fn vm(power: PowerState) -> Vm {
+pub(super) fn vm(power: PowerState) -> Vm {
     let spec = Spec {
         vcpus: 1,
         memory_mib: 64,
@@ -53,10 +53,11 @@ fn vm(power: PowerState) -> Vm {
         boot_id: String::new(),
         images: Vec::new(),
         documents: Default::default(),
+        changes: Default::default(),
     }
 }
 
-fn domain(state: DomainState, reason: PowerReason) -> Domain {
+pub(super) fn domain(state: DomainState, reason: PowerReason) -> Domain {
     let id = VmId::from_uuid(uuid::Uuid::from_u128(1));
     Domain {
         id,
@@ -78,7 +79,7 @@ fn asked(first: u64, last: u64) -> Asked {
     }
 }
 
-const READY: Memory = Memory {
+pub(super) const READY: Memory = Memory {
     volumes_ready: true,
     volumes_gone: false,
     started: false,
@@ -89,6 +90,8 @@ const READY: Memory = Memory {
     unfinished: false,
     restarts: 0,
     restart_wait: Duration::ZERO,
+    hardware: None,
+    tried: Vec::new(),
 };
 
 #[test]

@@ -81,6 +81,7 @@ async fn disks_that_were_made_once_are_not_made_anew_by_a_host_that_has_lost_eve
     let id = vm(1);
     let again = Told {
         disks_made: true,
+        new_disks: Default::default(),
         ..told(id, intent(1, PowerState::Running))
     };
     host.vms.get_or_start(id).ensure(again.clone()).await.unwrap();
@@ -279,6 +280,7 @@ async fn a_vm_that_was_to_come_and_did_not_is_forgotten_although_its_entry_was_w
         boot_id: "boot-1".to_owned(),
         images: Vec::new(),
         documents: Default::default(),
+        changes: Default::default(),
     };
     ledger.save_vm(&written).await.unwrap();
     pair.settle().await;

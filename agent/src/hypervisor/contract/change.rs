@@ -1,0 +1,134 @@
+//! Rules of changes of a domain that is there.
+
+use dalgu_proto::vm::Disk;
+
+use super::{
+    Broken, Definition, Error, Fixture, Hypervisor, Kept, VmId, booted, done, eventually, must, refused,
+};
+use crate::hypervisor::{Change, Hardware};
+
+/// Size of the disk that is added, in MiB.
+const SIZE_MIB: u64 = 32;
+
+async fn hardware(hypervisor: &dyn Hypervisor, id: VmId) -> Result<Hardware, Broken> {
+    done("hardware", hypervisor.hardware(id).await)?.ok_or_else(|| Broken(format!("{id} has none")))
+}
+
+async fn change(hypervisor: &dyn Hypervisor, vm: &Definition, change: Change) -> Kept {
+    let what = format!("{change:?}");
+    done(&what, hypervisor.change_hardware(vm, &change).await)
+}
+
+/// The same VM with one disk more.
+fn with_another_disk(vm: &Definition, size_mib: u64) -> Result<Definition, Broken> {
+    let mut more = vm.clone();
+    let first = vm.spec.disks.first().ok_or_else(|| Broken("no disk".into()))?;
+    more.spec.disks.push(Disk {
+        name: "added".into(),
+        size_mib,
+        ..first.clone()
+    });
+    Ok(more)
+}
+
+/// A running domain gets processors, a disk and its growth, each once however often it is asked for; a disk is deleted only
+/// when the domain has let go of it.
+pub async fn a_running_domain_is_changed(hypervisor: &dyn Hypervisor, fixture: &Fixture) -> Kept {
+    let mut vm = fixture.new_vm();
+    if vm.spec.disks.is_empty() {
+        return Ok(());
+    }
+    vm.spec.max_vcpus = Some(vm.spec.vcpus + 1);
+    done("create_volumes", hypervisor.create_volumes(&vm, false).await)?;
+    done("define", hypervisor.define(&vm).await)?;
+    done("start", hypervisor.start(vm.id).await)?;
+    booted(hypervisor, fixture, vm.id).await?;
+    let has = hardware(hypervisor, vm.id).await?;
+    let expected = Hardware {
+        // What can be taken away again is the implementation's business.
+        min_vcpus: has.min_vcpus,
+        ..Hardware::of(&vm.spec)
+    };
+    must(has == expected, || {
+        format!("it has {has:?}, should have {expected:?}")
+    })?;
+
+    change(hypervisor, &vm, Change::Vcpus(vm.spec.vcpus + 1)).await?;
+    let has = hardware(hypervisor, vm.id).await?;
+    must(has.vcpus == vm.spec.vcpus + 1, || format!("processors: {has:?}"))?;
+
+    let more = with_another_disk(&vm, SIZE_MIB)?;
+    let missing = |error: &Error| !error.outcome_unknown();
+    let attach = Change::AttachDisk("added".into());
+    refused(
+        "a disk without its volume",
+        hypervisor.change_hardware(&more, &attach).await,
+        missing,
+    )?;
+    done("create_volumes", hypervisor.create_volumes(&more, false).await)?;
+    for _ in 0..2 {
+        change(hypervisor, &more, attach.clone()).await?;
+    }
+    let has = hardware(hypervisor, vm.id).await?;
+    must(has.disks.get("added") == Some(&SIZE_MIB), || {
+        format!("disks: {has:?}")
+    })?;
+    must(has.free_ports + 1 == expected.free_ports, || {
+        format!("ports: {has:?}")
+    })?;
+
+    let larger = with_another_disk(&vm, SIZE_MIB * 2)?;
+    for _ in 0..2 {
+        change(hypervisor, &larger, Change::GrowDisk("added".into())).await?;
+    }
+    let has = hardware(hypervisor, vm.id).await?;
+    must(has.disks.get("added") == Some(&(SIZE_MIB * 2)), || {
+        format!("growth: {has:?}")
+    })?;
+    lets_go(hypervisor, fixture, &larger).await?;
+    done("destroy", hypervisor.destroy(vm.id).await)?;
+    refused(
+        "a change of a domain that is off",
+        hypervisor.change_hardware(&vm, &Change::Vcpus(1)).await,
+        |error| matches!(error, Error::WrongState { .. }),
+    )?;
+    fixture.remove(hypervisor, vm.id).await
+}
+
+async fn lets_go(hypervisor: &dyn Hypervisor, fixture: &Fixture, vm: &Definition) -> Kept {
+    let disk = vm.spec.disks.last().ok_or_else(|| Broken("no disk".into()))?;
+    refused(
+        "deletion of a disk in use",
+        hypervisor.delete_volume(vm.id, disk).await,
+        |error| matches!(error, Error::WrongState { .. }),
+    )?;
+    change(hypervisor, vm, Change::DetachDisk(disk.name.clone())).await?;
+    eventually("the guest lets go of its disk", fixture.patience, async || {
+        Ok(!hardware(hypervisor, vm.id).await?.disks.contains_key(&disk.name))
+    })
+    .await?;
+    for _ in 0..2 {
+        done("delete_volume", hypervisor.delete_volume(vm.id, disk).await)?;
+    }
+    Ok(())
+}
+
+/// The disks of a domain that is off grow as files.
+pub async fn a_disk_grows_while_the_domain_is_off(hypervisor: &dyn Hypervisor, fixture: &Fixture) -> Kept {
+    let vm = fixture.make(hypervisor).await?;
+    let Some(disk) = vm.spec.disks.first() else {
+        return fixture.remove(hypervisor, vm.id).await;
+    };
+    let (name, size_mib) = (disk.name.clone(), disk.size_mib + 8);
+    let mut larger = vm.clone();
+    larger.spec.disks[0].size_mib = size_mib;
+    for _ in 0..2 {
+        change(hypervisor, &larger, Change::GrowDisk(name.clone())).await?;
+    }
+    let has = hardware(hypervisor, vm.id).await?;
+    must(has.disks.get(&name) == Some(&size_mib), || {
+        format!("growth: {has:?}")
+    })?;
+    done("start", hypervisor.start(vm.id).await)?;
+    fixture.remove(hypervisor, vm.id).await
+}

@@ -1,0 +1,328 @@
+//! Every difference between a domain and its intent, and the step or the word that follows; and that steps lead to an end.
+
+use dalgu_proto::vm::{CloneMode, DiskFormat, Nic, Plug, PowerReason, PowerState};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    hypervisor::SPARE_PORTS,
+    vm::plan::{self, tests},
+};
+
+fn disk(name: &str, size_mib: u64) -> Disk {
+    Disk {
+        name: name.into(),
+        size_mib,
+        pool: "local".into(),
+        image: None,
+        format: DiskFormat::Qcow2,
+        digest: None,
+        clone_mode: CloneMode::Any,
+    }
+}
+
+fn nic(name: &str) -> Nic {
+    Nic {
+        name: name.into(),
+        plug: Plug::Bridge { bridge: "br0".into() },
+        mac: "52:54:00:00:00:01".into(),
+    }
+}
+
+/// A VM with 2 of 4 processors, 256 of 512 MiB, a disk and an interface, which runs so.
+fn settled() -> (Vm, Hardware) {
+    let mut vm = tests::vm(PowerState::Running);
+    vm.done.power = 3;
+    vm.done.volumes = true;
+    vm.changes.under_way = true;
+    let spec = &mut vm.intent.as_mut().unwrap().spec;
+    (spec.vcpus, spec.max_vcpus) = (2, Some(4));
+    (spec.memory_mib, spec.max_memory_mib) = (256, Some(512));
+    spec.disks = vec![disk("root", 8)];
+    spec.nics = vec![nic("eth0")];
+    let hardware = Hardware::of(spec);
+    (vm, hardware)
+}
+
+fn running() -> Domain {
+    tests::domain(DomainState::Running, PowerReason::Unknown)
+}
+
+fn memory(hardware: &Hardware) -> Memory {
+    Memory {
+        hardware: Some(hardware.clone()),
+        ..tests::READY
+    }
+}
+
+fn step(vm: &Vm, hardware: &Hardware) -> Step {
+    plan::next(vm, Some(&running()), &memory(hardware))
+}
+
+type Edit = fn(&mut Vm);
+
+fn spec(vm: &mut Vm) -> &mut Spec {
+    &mut vm.intent.as_mut().unwrap().spec
+}
+
+#[test]
+fn each_difference_leads_to_its_change_or_waits_for_the_next_start() {
+    let attach = |name: &str| Some(Step::Change(Change::AttachDisk(name.into())));
+    let cases: [(&str, Edit, Option<Step>, &[&str]); 12] = [
+        ("nothing", |_| {}, Some(Step::ChangesDone), &[]),
+        (
+            "more processors",
+            |vm| spec(vm).vcpus = 4,
+            Some(Step::Change(Change::Vcpus(4))),
+            &["vcpus"],
+        ),
+        (
+            "fewer processors",
+            |vm| spec(vm).vcpus = 1,
+            Some(Step::Change(Change::Vcpus(1))),
+            &["vcpus"],
+        ),
+        (
+            "more processors than it can have",
+            |vm| {
+                spec(vm).vcpus = 6;
+                spec(vm).max_vcpus = None;
+            },
+            None,
+            &["vcpus"],
+        ),
+        (
+            "a greater maximum",
+            |vm| spec(vm).max_vcpus = Some(8),
+            None,
+            &["max_vcpus"],
+        ),
+        (
+            "more memory",
+            |vm| spec(vm).memory_mib = 384,
+            Some(Step::Change(Change::MemoryMib(384))),
+            &["memory_mib"],
+        ),
+        (
+            "less memory than it was started with",
+            |vm| spec(vm).memory_mib = 128,
+            None,
+            &["memory_mib"],
+        ),
+        (
+            "a memory that differs by less than a piece",
+            |vm| spec(vm).memory_mib = 257,
+            Some(Step::ChangesDone),
+            &[],
+        ),
+        (
+            "another disk",
+            |vm| spec(vm).disks.push(disk("data", 8)),
+            attach("data"),
+            &["disks[data]"],
+        ),
+        (
+            "a larger disk",
+            |vm| spec(vm).disks[0].size_mib = 16,
+            Some(Step::Change(Change::GrowDisk("root".into()))),
+            &["disks[root].size_mib"],
+        ),
+        (
+            "another interface",
+            |vm| spec(vm).nics.push(nic("eth1")),
+            Some(Step::Change(Change::AttachNic("eth1".into()))),
+            &["nics[eth1]"],
+        ),
+        (
+            "one interface less",
+            |vm| spec(vm).nics.clear(),
+            Some(Step::Change(Change::DetachNic("eth0".into()))),
+            &["nics[eth0]"],
+        ),
+    ];
+    for (what, edit, expected, fields) in cases {
+        let (mut vm, hardware) = settled();
+        edit(&mut vm);
+        assert_eq!(step(&vm, &hardware), expected.unwrap_or(Step::Settled), "{what}");
+        let pending = pending(&vm, &hardware, &running());
+        let told: Vec<_> = pending.iter().map(|pending| pending.field.as_str()).collect();
+        assert_eq!(told, fields, "{what}");
+    }
+}
+
+#[test]
+fn a_disk_goes_from_the_guest_first_and_then_from_its_pool() {
+    let (mut vm, mut hardware) = settled();
+    hardware.disks.insert("data".into(), 8);
+    vm.changes.removed.push(disk("data", 8));
+    let asked = Change::DetachDisk("data".into());
+    assert_eq!(step(&vm, &hardware), Step::Change(asked.clone()));
+    let mut patient = memory(&hardware);
+    patient.tried = vec![(asked.clone(), Duration::from_secs(1))];
+    assert_eq!(
+        plan::next(&vm, Some(&running()), &patient),
+        Step::Settled,
+        "the guest holds it"
+    );
+    let told = pending(&vm, &hardware, &running());
+    assert!(told[0].message.starts_with("DISK_IN_USE_BY_GUEST"), "{told:?}");
+    assert!(disks_differ(&vm, &hardware));
+    patient.tried = vec![(asked, AGAIN)];
+    assert_eq!(
+        plan::next(&vm, Some(&running()), &patient),
+        Step::Change(Change::DetachDisk("data".into())),
+        "it is asked again"
+    );
+    hardware.disks.remove("data");
+    assert_eq!(step(&vm, &hardware), Step::DeleteVolume(disk("data", 8)));
+    vm.changes.removed.clear();
+    assert_eq!(step(&vm, &hardware), Step::ChangesDone);
+}
+
+#[test]
+fn without_a_free_port_a_device_waits_for_the_next_start() {
+    let (mut vm, mut hardware) = settled();
+    hardware.free_ports = 0;
+    spec(&mut vm).disks.push(disk("data", 8));
+    assert_eq!(step(&vm, &hardware), Step::Settled);
+    assert!(
+        pending(&vm, &hardware, &running())[0]
+            .message
+            .contains("next start")
+    );
+}
+
+#[test]
+fn the_volume_comes_first_then_the_definition_and_then_the_guest() {
+    let (mut vm, hardware) = settled();
+    spec(&mut vm).disks.push(disk("data", 8));
+    vm.done.defined = None;
+    let unmade = Memory {
+        volumes_ready: false,
+        ..memory(&hardware)
+    };
+    assert_eq!(plan::next(&vm, Some(&running()), &unmade), Step::CreateVolumes);
+    assert_eq!(step(&vm, &hardware), Step::Define);
+    let unseen = Memory {
+        hardware: None,
+        ..tests::READY
+    };
+    assert_eq!(plan::next(&vm, Some(&running()), &unseen), Step::Look);
+}
+
+#[test]
+fn a_vm_that_is_off_has_its_changes_with_its_definition() {
+    let (mut vm, mut hardware) = settled();
+    spec(&mut vm).vcpus = 3;
+    spec(&mut vm).disks[0].size_mib = 16;
+    vm.changes.removed.push(disk("data", 8));
+    vm.intent.as_mut().unwrap().power = PowerState::Stopped;
+    let off = tests::domain(DomainState::Stopped, PowerReason::Requested);
+    let next = |vm: &Vm, hardware: &Hardware| plan::next(vm, Some(&off), &memory(hardware));
+    assert_eq!(
+        next(&vm, &hardware),
+        Step::Change(Change::GrowDisk("root".into()))
+    );
+    hardware.disks.insert("root".into(), 16);
+    assert_eq!(next(&vm, &hardware), Step::DeleteVolume(disk("data", 8)));
+    vm.changes.removed.clear();
+    assert_eq!(next(&vm, &hardware), Step::ChangesDone);
+    assert!(pending(&vm, &hardware, &off).is_empty());
+}
+
+/// What a step does where nothing fails; `holds` is a guest that lets go of nothing.
+fn do_step(
+    vm: &mut Vm,
+    hardware: &mut Hardware,
+    tried: &mut Vec<(Change, Duration)>,
+    step: Step,
+    holds: bool,
+) {
+    match step {
+        Step::DeleteVolume(disk) => vm.changes.removed.retain(|other| *other != disk),
+        Step::ChangesDone => vm.changes.under_way = false,
+        Step::Change(change) => {
+            tried.push((change.clone(), Duration::ZERO));
+            match change {
+                Change::Vcpus(vcpus) if !holds || vcpus > hardware.vcpus => hardware.vcpus = vcpus,
+                Change::MemoryMib(mib) if !holds || mib > hardware.memory_mib => hardware.memory_mib = mib,
+                Change::GrowDisk(name) => {
+                    let wanted = spec(vm).disks.iter().find(|disk| disk.name == name);
+                    hardware.disks.insert(name.clone(), wanted.unwrap().size_mib);
+                }
+                Change::AttachDisk(name) => {
+                    let wanted = spec(vm).disks.iter().find(|disk| disk.name == name);
+                    hardware.disks.insert(name.clone(), wanted.unwrap().size_mib);
+                    hardware.free_ports -= 1;
+                }
+                Change::AttachNic(name) => {
+                    hardware.nics.insert(name);
+                    hardware.free_ports -= 1;
+                }
+                Change::DetachDisk(name) if !holds => {
+                    hardware.disks.remove(&name);
+                    hardware.free_ports += 1;
+                }
+                Change::DetachNic(name) if !holds => {
+                    hardware.nics.remove(&name);
+                    hardware.free_ports += 1;
+                }
+                _ => {}
+            }
+        }
+        other => panic!("{other:?} is no step of a change"),
+    }
+}
+
+proptest! {
+    /// From any hardware, steps come to an end; then the domain has what was asked for, or what it lacks is told.
+    #[test]
+    fn steps_come_to_an_end_and_nothing_is_ignored(
+        vcpus in 1_u32..8, memory_mib in 1_u64..400, sizes in prop::collection::vec(1_u64..32, 0..5),
+        had in prop::collection::vec(1_u64..32, 0..5), nics in 0_usize..3, had_nics in 0_usize..3,
+        ports in 0..=SPARE_PORTS, holds: bool,
+    ) {
+        let (mut vm, mut hardware) = settled();
+        spec(&mut vm).vcpus = vcpus;
+        spec(&mut vm).memory_mib = memory_mib * 2;
+        for (number, size) in sizes.iter().enumerate() {
+            spec(&mut vm).disks.push(disk(&format!("d{number}"), *size));
+        }
+        spec(&mut vm).nics = (0..nics).map(|number| nic(&format!("n{number}"))).collect();
+        hardware.nics = (0..had_nics).map(|number| format!("n{number}")).collect();
+        hardware.free_ports = ports;
+        for (number, size) in had.iter().enumerate() {
+            let name = format!("d{number}");
+            if number >= sizes.len() {
+                vm.changes.removed.push(disk(&name, *size));
+            }
+            hardware.disks.insert(name, *size);
+        }
+        let mut tried = Vec::new();
+        for _ in 0..64 {
+            let memory = Memory { tried: tried.clone(), ..memory(&hardware) };
+            match plan::next(&vm, Some(&running()), &memory) {
+                Step::Settled => break,
+                step => do_step(&mut vm, &mut hardware, &mut tried, step, holds),
+            }
+        }
+        let memory = Memory { tried, ..memory(&hardware) };
+        prop_assert_eq!(plan::next(&vm, Some(&running()), &memory), Step::Settled, "it has no end");
+        let told = pending(&vm, &hardware, &running());
+        prop_assert_eq!(vm.changes.under_way, !told.is_empty() || !vm.changes.removed.is_empty());
+        let says = |field: &str| told.iter().any(|pending| pending.field == field);
+        let want = spec(&mut vm).clone();
+        prop_assert!(hardware.vcpus == want.vcpus || says("vcpus"));
+        prop_assert!(same_memory(hardware.memory_mib, want.memory_mib) || says("memory_mib"));
+        for disk in &want.disks {
+            let there = hardware.disks.get(&disk.name);
+            let fine = there.is_some_and(|size| *size >= disk.size_mib);
+            let words = [format!("disks[{}]", disk.name), format!("disks[{}].size_mib", disk.name)];
+            prop_assert!(fine || words.iter().any(|field| says(field)), "{} is ignored", disk.name);
+        }
+        for removed in &vm.changes.removed {
+            let field = format!("disks[{}]", removed.name);
+            prop_assert!(says(&field), "{} is ignored", removed.name);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! `dalgu vm update`: the VM as it is, with what was asked for changed in it.
+
+use std::time::Duration;
+
+use dalgu_proto::v1;
+use prost_types::FieldMask;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    args::{WaitArgs, vm::UpdateArgs},
+    client::CALL_TIMEOUT,
+    commands::{Session, host, request_id, show::get},
+    exit::Error,
+    output::{self, Format, human},
+};
+
+/// How often a change is tried again that somebody else's came before.
+const ATTEMPTS: u32 = 4;
+/// How often it is looked at whether its host has carried a change out.
+const LOOK: Duration = Duration::from_millis(250);
+
+pub(super) async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let mut attempt = 1;
+    let mut vm = loop {
+        let old = get(&session.client, &args.name).await?;
+        let request = changed(&args, &old)?;
+        let answer = session
+            .change(CALL_TIMEOUT, async |client| {
+                client.vms().update_vm(request.clone()).await
+            })
+            .await;
+        // An etag or a request_id of the user's own is not replaced behind his back.
+        let again = args.etag.is_none() && args.request_id.is_none() && attempt < ATTEMPTS;
+        match answer {
+            Err(error) if again && host::overtaken(&error) => attempt += 1,
+            outcome => break outcome?,
+        }
+        sleep(Duration::from_millis(50)).await;
+    };
+    if args.wait {
+        vm = carried_out(&args, vm, session).await?;
+    }
+    match session.format {
+        Format::Table | Format::Wide => {
+            session.term.say(&format!("changed {}", human::clean(&vm.name)))?;
+            for pending in vm.status.iter().flat_map(|status| &status.pending_changes) {
+                let text = format!(
+                    "pending: {} is {}, to be {}: {}",
+                    pending.field, pending.current, pending.wanted, pending.message
+                );
+                session.term.say(&human::clean(&text))?;
+            }
+            Ok(())
+        }
+        format => output::one(session.term, format, &vm),
+    }
+}
+
+/// Waits until the VM's host has done all that it can.
+async fn carried_out(args: &UpdateArgs, vm: v1::Vm, session: &Session<'_>) -> Result<v1::Vm, Error> {
+    let limit = Instant::now() + args.timeout.unwrap_or(WaitArgs::DEFAULT);
+    let wanted = vm.generation;
+    loop {
+        let vm: v1::Vm = get(&session.client, &args.name).await?;
+        let status = vm.status.clone().unwrap_or_default();
+        if status.observed_generation >= wanted {
+            return Ok(vm);
+        }
+        let fault = status.error.filter(|error| !error.retrying);
+        if let Some(fault) = fault {
+            let text = format!("{}: {} ({})", args.name, fault.message, fault.reason);
+            return Err(Error::NotChanged(human::clean(&text)));
+        }
+        if Instant::now() >= limit {
+            return Err(Error::ChangeTimedOut(human::clean(&args.name)));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+fn changed(args: &UpdateArgs, old: &v1::Vm) -> Result<v1::UpdateVmRequest, Error> {
+    let mut new = v1::Vm {
+        name: args.name.clone(),
+        etag: args.etag.clone().unwrap_or_else(|| old.etag.clone()),
+        ..Default::default()
+    };
+    let mut paths = Vec::new();
+    if !args.labels.is_empty() {
+        new.labels = host::changed(&old.labels, &args.labels);
+        paths.push("labels");
+    }
+    if let Some(description) = &args.description {
+        new.description.clone_from(description);
+        paths.push("description");
+    }
+    let mut spec = old.spec.clone().unwrap_or_default();
+    if let Some(policy) = args.restart_policy {
+        spec.restart_policy = v1::RestartPolicy::from(policy).into();
+        paths.push("spec.restart_policy");
+    }
+    if let Some(vcpus) = args.vcpus {
+        spec.vcpus = vcpus;
+        paths.push("spec.vcpus");
+    }
+    if let Some(memory) = args.memory {
+        spec.memory_mib = memory;
+        paths.push("spec.memory_mib");
+    }
+    if let Some(most) = args.max_vcpus {
+        spec.max_vcpus = most;
+        paths.push("spec.max_vcpus");
+    }
+    if let Some(most) = args.max_memory {
+        spec.max_memory_mib = most;
+        paths.push("spec.max_memory_mib");
+    }
+    if !(args.add_disks.is_empty() && args.remove_disks.is_empty() && args.grow_disks.is_empty()) {
+        disks(args, &mut spec.disks)?;
+        paths.push("spec.disks");
+    }
+    if !(args.add_nics.is_empty() && args.remove_nics.is_empty()) {
+        for name in &args.remove_nics {
+            let place = spec.nics.iter().position(|nic| nic.name == *name);
+            spec.nics
+                .remove(place.ok_or_else(|| none(args, "interface", name))?);
+        }
+        spec.nics.extend(args.add_nics.iter().cloned());
+        paths.push("spec.nics");
+    }
+    new.spec = Some(spec);
+    Ok(v1::UpdateVmRequest {
+        vm: Some(new),
+        update_mask: Some(FieldMask {
+            paths: paths.into_iter().map(str::to_owned).collect(),
+        }),
+        request_id: request_id(args.request_id.as_ref()),
+    })
+}
+
+fn none(args: &UpdateArgs, what: &str, name: &str) -> Error {
+    let text = format!(
+        "{} has no {what} {name}: see `dalgu vm show {}`",
+        args.name, args.name
+    );
+    Error::Usage(human::clean(&text))
+}
+
+fn disks(args: &UpdateArgs, disks: &mut Vec<v1::Disk>) -> Result<(), Error> {
+    for name in &args.remove_disks {
+        let place = disks.iter().position(|disk| disk.name == *name);
+        disks.remove(place.ok_or_else(|| none(args, "disk", name))?);
+    }
+    for (name, size_mib) in &args.grow_disks {
+        let disk = disks.iter_mut().find(|disk| disk.name == *name);
+        disk.ok_or_else(|| none(args, "disk", name))?.size_mib = *size_mib;
+    }
+    disks.extend(args.add_disks.iter().cloned());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command, values, vm::VmCommand};
+
+    fn asked(words: &[&str]) -> Result<v1::UpdateVmRequest, Error> {
+        let old = v1::Vm {
+            name: "web".into(),
+            etag: "r7".into(),
+            spec: Some(v1::VmSpec {
+                vcpus: 2,
+                memory_mib: 512,
+                disks: vec![
+                    values::disk("root=1GiB").unwrap(),
+                    values::disk("data=2GiB,pool=fast").unwrap(),
+                ],
+                nics: vec![values::nic("eth0=br0").unwrap()],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let cli = Cli::try_parse_from(["dalgu", "vm", "update", "web"].iter().chain(words)).unwrap();
+        let Command::Vm(VmCommand::Update(args)) = cli.command else {
+            panic!("not an update")
+        };
+        changed(&args, &old)
+    }
+
+    #[test]
+    fn devices_are_given_whole_with_what_was_asked_for_changed() {
+        let request = asked(&[
+            "--vcpus",
+            "4",
+            "--add-disk",
+            "more=8MiB",
+            "--grow-disk",
+            "root=2GiB",
+            "--remove-disk",
+            "data",
+            "--add-nic",
+            "eth1=br1",
+            "--remove-nic",
+            "eth0",
+        ])
+        .unwrap();
+        let (vm, mask) = (request.vm.unwrap(), request.update_mask.unwrap());
+        assert_eq!(mask.paths, ["spec.vcpus", "spec.disks", "spec.nics"]);
+        let spec = vm.spec.unwrap();
+        let disks: Vec<_> = spec
+            .disks
+            .iter()
+            .map(|disk| (&*disk.name, disk.size_mib))
+            .collect();
+        assert_eq!(disks, [("root", 2048), ("more", 8)]);
+        let nics: Vec<_> = spec.nics.iter().map(|nic| &*nic.bridge).collect();
+        assert_eq!((nics, spec.vcpus, vm.etag), (vec!["br1"], 4, "r7".to_owned()));
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_named_before_anything_is_asked() {
+        for words in [
+            ["--remove-disk", "logs"],
+            ["--grow-disk", "logs=1GiB"],
+            ["--remove-nic", "logs"],
+        ] {
+            let error = asked(&words).unwrap_err();
+            assert!(
+                matches!(&error, Error::Usage(text) if text.contains("logs")),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Changes of a VM's mutable fields: what is only said of it, and what it is made of.
+//!
+//! A VM that grows must have room on its own host, by placement's own tests, in the same transaction: then the room is its own.
+//! What shrinks is given back when its host has carried that out ([`settle`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dalgu_proto::{
+    host::GuestFeature,
+    vm::{CloneMode, Disk, Firmware, Nic, Plug, RestartPolicy, Spec, first_boot::MEDIUM},
+};
+
+use super::{Caller, Error, check_etag, confirmed, create, find, room};
+use crate::{
+    hosts, images,
+    model::{Change, EventKind, Observation, Outcome, VmRecord},
+    placement::{self, Policy, Request},
+    state::{State, Tx},
+    verbs::migrate,
+};
+
+/// New values of mutable fields; `None` leaves one as it is.
+#[derive(Debug, Clone, Default)]
+pub struct Update {
+    /// Labels, all of them.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Description.
+    pub description: Option<String>,
+    /// When its agent starts it again.
+    pub restart_policy: Option<RestartPolicy>,
+    /// Virtual processors.
+    pub vcpus: Option<u32>,
+    /// Memory.
+    pub memory_mib: Option<u64>,
+    /// Most virtual processors without a restart.
+    pub max_vcpus: Option<Option<u32>>,
+    /// Most memory without a restart.
+    pub max_memory_mib: Option<Option<u64>>,
+    /// Disks, all of them.
+    pub disks: Option<Vec<Disk>>,
+    /// Network interfaces, all of them.
+    pub nics: Option<Vec<Nic>>,
+    /// Which host is best; for the hint where its own has no room.
+    pub policy: Policy,
+}
+
+/// Changes a VM.
+pub fn update(
+    tx: &mut Tx,
+    caller: &Caller,
+    name: &str,
+    etag: &str,
+    update: Update,
+) -> Result<Outcome, Error> {
+    room(tx)?;
+    let old = find(tx, name)?;
+    check_etag(etag, old.revision, name)?;
+    if old.delete_time.is_some() {
+        return Err(Error::Deleting(old.name));
+    }
+    confirmed(&old)?;
+    let mut vm = old.clone();
+    vm.spec = specification(tx, caller, &old, &update)?;
+    vm.labels = update.labels.unwrap_or(vm.labels);
+    vm.description = update.description.unwrap_or(vm.description);
+    if vm.spec != old.spec {
+        vm.intent.generation = vm.intent.generation.next();
+    }
+    if !vm.spec.same_hardware(&old.spec) {
+        may_change(tx, &old)?;
+        vm.change = Some(changed(&old, &vm));
+        fits(tx, &old, &vm, update.policy)?;
+    }
+    if vm != old {
+        tx.event(EventKind::Vm, "VmUpdated", &vm.name, "changed", None);
+        tx.put_vm(vm);
+    }
+    Ok(Outcome::Vm(old.name))
+}
+
+/// What the VM is to be made of.
+fn specification(state: &State, caller: &Caller, old: &VmRecord, update: &Update) -> Result<Spec, Error> {
+    let mut spec = old.spec.clone();
+    spec.restart_policy = update.restart_policy.unwrap_or(spec.restart_policy);
+    spec.vcpus = update.vcpus.unwrap_or(spec.vcpus);
+    spec.memory_mib = update.memory_mib.unwrap_or(spec.memory_mib);
+    spec.max_vcpus = update.max_vcpus.unwrap_or(spec.max_vcpus);
+    spec.max_memory_mib = update.max_memory_mib.unwrap_or(spec.max_memory_mib);
+    let invalid = |field: &str, message: String| Error::invalid(format!("vm.spec.{field}"), message);
+    if spec.most_vcpus() < spec.vcpus {
+        let message = format!("must be at least the {} of `vcpus`, or 0", spec.vcpus);
+        return Err(invalid("max_vcpus", message));
+    }
+    if spec.most_memory_mib() < spec.memory_mib {
+        let message = format!("must be at least the {} of `memory_mib`, or 0", spec.memory_mib);
+        return Err(invalid("max_memory_mib", message));
+    }
+    if let Some(disks) = &update.disks {
+        spec.disks = changed_disks(state, caller, old, disks)?;
+    }
+    if let Some(nics) = &update.nics {
+        spec.nics = changed_nics(&old.spec, nics)?;
+        spec.fill_in(old.id);
+        create::free_macs(state, &spec, Some(old.id))?;
+    }
+    Ok(spec)
+}
+
+fn immutable(path: String) -> Error {
+    Error::PartNotMutable { path }
+}
+
+/// The disks that were given, each as it is but for its size, and new ones with what they are made from.
+fn changed_disks(state: &State, caller: &Caller, old: &VmRecord, given: &[Disk]) -> Result<Vec<Disk>, Error> {
+    let before = &old.spec.disks;
+    let boot = before.first().filter(|_| old.spec.kernel_boot.is_none());
+    if let Some(boot) = boot.filter(|boot| given.first().map(|disk| &disk.name) != Some(&boot.name)) {
+        return Err(Error::BootDisk {
+            vm: old.name.clone(),
+            disk: boot.name.clone(),
+        });
+    }
+    if old.spec.first_boot.is_some() && given.iter().any(|disk| disk.name == MEDIUM) {
+        return Err(Error::invalid(
+            "vm.spec.disks",
+            format!("the name {MEDIUM:?} is taken"),
+        ));
+    }
+    let leaving = old.change.iter().flat_map(|change| &change.left_out);
+    let leaving: BTreeSet<_> = leaving.map(|disk| disk.name.as_str()).collect();
+    let mut disks = Vec::with_capacity(given.len());
+    for disk in given {
+        let known = before.iter().find(|known| known.name == disk.name);
+        match known {
+            Some(known) => disks.push(same_disk(known, disk)?),
+            None if leaving.contains(disk.name.as_str()) => {
+                return Err(Error::DiskLeaving {
+                    vm: old.name.clone(),
+                    disk: disk.name.clone(),
+                });
+            }
+            None => disks.push(new_disk(state, caller, old, disk)?),
+        }
+    }
+    Ok(disks)
+}
+
+/// A disk that is there, with its new size.
+fn same_disk(known: &Disk, given: &Disk) -> Result<Disk, Error> {
+    let at = |field: &str| format!("spec.disks[{}].{field}", known.name);
+    let fixed = [
+        ("pool", known.pool == given.pool),
+        ("image", known.image == given.image),
+        ("format", known.format == given.format),
+        (
+            "clone_mode",
+            given.clone_mode == CloneMode::Any || known.clone_mode == given.clone_mode,
+        ),
+    ];
+    if let Some((field, _)) = fixed.iter().find(|(_, same)| !same) {
+        return Err(immutable(at(field)));
+    }
+    let size_mib = match given.size_mib {
+        0 => known.size_mib,
+        size if size < known.size_mib => {
+            return Err(Error::DiskShrinks {
+                disk: known.name.clone(),
+                now: known.size_mib,
+                wanted: size,
+            });
+        }
+        size => size,
+    };
+    Ok(Disk {
+        size_mib,
+        ..known.clone()
+    })
+}
+
+/// A disk that is added, with the image that it is made from.
+fn new_disk(state: &State, caller: &Caller, vm: &VmRecord, given: &Disk) -> Result<Disk, Error> {
+    let mut alone = Spec {
+        disks: vec![given.clone()],
+        ..vm.spec.clone()
+    };
+    images::resolve::images(state, &mut alone, &caller.principal)?;
+    if let Some(host) = state.hosts.get(&vm.owner) {
+        images::resolve::clone_modes(&mut alone, host)?;
+    }
+    Ok(alone.disks.remove(0))
+}
+
+/// The interfaces that were given, each as it is but for what its port lets through.
+fn changed_nics(old: &Spec, given: &[Nic]) -> Result<Vec<Nic>, Error> {
+    let same = |nic: &Nic| {
+        let Some(known) = old.nics.iter().find(|known| known.name == nic.name) else {
+            return Ok(nic.clone());
+        };
+        let at = |field: &str| immutable(format!("spec.nics[{}].{field}", nic.name));
+        if !nic.mac.is_empty() && nic.mac != known.mac {
+            return Err(at("mac"));
+        }
+        let plug = match (&known.plug, &nic.plug) {
+            (Plug::Bridge { bridge }, Plug::Bridge { bridge: other }) if bridge == other => {
+                known.plug.clone()
+            }
+            (Plug::Network(known), Plug::Network(port)) if known.network == port.network => {
+                let mut port = port.clone();
+                port.ipv4 = port.ipv4.or(known.ipv4);
+                port.ipv6 = port.ipv6.or(known.ipv6);
+                if port.ipv4 != known.ipv4 {
+                    return Err(at("ipv4_address"));
+                }
+                if port.ipv6 != known.ipv6 {
+                    return Err(at("ipv6_address"));
+                }
+                Plug::Network(port)
+            }
+            (Plug::Bridge { .. }, _) => return Err(at("bridge")),
+            (Plug::Network(_), _) => return Err(at("network")),
+        };
+        Ok(Nic {
+            plug,
+            ..known.clone()
+        })
+    };
+    given.iter().map(same).collect()
+}
+
+/// Refuses a change of a VM that moves, or whose host's agent knows of no such changes.
+fn may_change(state: &State, vm: &VmRecord) -> Result<(), Error> {
+    if state.active_migrations.contains_key(&vm.id) {
+        return Err(Error::MigrationInProgress(vm.name.clone()));
+    }
+    let host = state.hosts.get(&vm.owner);
+    let able = host.is_some_and(|host| host.inventory.guest_features.contains(&GuestFeature::HotChange));
+    if able {
+        Ok(())
+    } else {
+        Err(Error::HostTooOld(vm.owner.clone()))
+    }
+}
+
+/// What is to be remembered until the host has carried the change out.
+fn changed(old: &VmRecord, new: &VmRecord) -> Change {
+    let held = old.held();
+    let has = |disks: &[Disk], name: &str| disks.iter().any(|disk| disk.name == name);
+    let left_out = held.disks.iter().filter(|disk| !has(&new.spec.disks, &disk.name));
+    let mut added = old
+        .change
+        .as_ref()
+        .map(|change| change.added.clone())
+        .unwrap_or_default();
+    let fresh = new
+        .spec
+        .disks
+        .iter()
+        .filter(|disk| !has(&old.spec.disks, &disk.name));
+    added.extend(fresh.map(|disk| disk.name.clone()));
+    added.retain(|name| has(&new.spec.disks, name));
+    Change {
+        generation: new.intent.generation,
+        vcpus: held.vcpus,
+        memory_mib: held.memory_mib,
+        left_out: left_out.cloned().collect(),
+        added,
+    }
+}
+
+/// Refuses what the VM's own host has no room for. Only what is added is judged: what it has, it keeps.
+fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result<(), Error> {
+    let Some(host) = state.hosts.get(&new.owner) else {
+        return Ok(());
+    };
+    let (before, after) = (old.held(), new.held());
+    let mut view = hosts::view(state, host);
+    // It stays where it is, whether or not its host takes new ones.
+    view.ready = true;
+    view.cordoned = false;
+    view.vcpus_reserved = view.vcpus_reserved.saturating_sub(before.vcpus);
+    view.memory_mib_reserved = view
+        .memory_mib_reserved
+        .saturating_sub(before.reserved_memory_mib());
+    let more_vcpus = after.vcpus > before.vcpus;
+    let more_memory = after.reserved_memory_mib() > before.reserved_memory_mib();
+    if !more_memory {
+        view.memory_mib_reserved = 0;
+        view.reserved_memory_mib = 0;
+        view.unmanaged_memory_mib = 0;
+    }
+    let grown = |disk: &Disk| {
+        let known = before.disks.iter().find(|known| known.name == disk.name);
+        let size_mib = disk.size_mib - known.map_or(0, |known| known.size_mib.min(disk.size_mib));
+        (size_mib > 0).then(|| Disk {
+            size_mib,
+            ..disk.clone()
+        })
+    };
+    let new_nic = |nic: &&Nic| !old.spec.nics.iter().any(|known| known.name == nic.name);
+    let added = Spec {
+        vcpus: if more_vcpus { after.vcpus } else { 0 },
+        memory_mib: if more_memory { after.memory_mib } else { 0 },
+        disks: new.spec.disks.iter().filter_map(grown).collect(),
+        nics: new.spec.nics.iter().filter(new_nic).cloned().collect(),
+        host_selector: BTreeMap::new(),
+        first_boot: None,
+        firmware: Firmware::Bios,
+        tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
+        ..new.spec.clone()
+    };
+    let request = Request::new(added).on(Some(new.owner.clone()));
+    let mut decision = placement::decide(&request, &[view], &policy);
+    if decision.host.is_some() {
+        return Ok(());
+    }
+    // Where it would have the room that it asks for.
+    let elsewhere = migrate::request(state, new, None);
+    let best = placement::decide_keeping(&elsewhere, &hosts::views(state), &policy, 2);
+    if let Some(hint) = &mut decision.hint {
+        let other = match best.host {
+            Some(host) => format!(
+                "{host} has the room: `dalgu vm migrate {} --host {host}` first",
+                new.name
+            ),
+            None => "no other host has the room either".to_owned(),
+        };
+        hint.text = format!("{other}; or {}", hint.text);
+    }
+    Err(Error::NoCapacity {
+        decision: Box::new(decision),
+    })
+}
+
+/// What is left of a change after what the VM's host says of it; called for each word of its owner. Room is given back
+/// only here.
+pub fn settle(vm: &VmRecord, seen: &Observation) -> Option<Change> {
+    let mut change = vm.change.clone()?;
+    if seen.observed < change.generation {
+        return Some(change);
+    }
+    change.added.clear();
+    if !seen.is_pending("vcpus") {
+        change.vcpus = vm.spec.vcpus;
+    }
+    if !seen.is_pending("memory_mib") {
+        change.memory_mib = vm.spec.memory_mib;
+    }
+    change
+        .left_out
+        .retain(|disk| seen.is_pending(&format!("disks[{}]", disk.name)));
+    let small = change.vcpus <= vm.spec.vcpus && change.memory_mib <= vm.spec.memory_mib;
+    (!small || !change.left_out.is_empty()).then_some(change)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! What may be changed of a VM, what is kept for it meanwhile, and when that is given back.
+
+use dalgu_proto::ids::Generation;
+
+use super::*;
+use crate::{
+    agent_wire::Reported,
+    fixtures::{self, host_name},
+    model::{HostLive, HostState, Pending},
+    placement::Constraint,
+    reconcile::apply::{self, Extent},
+    state::{Db, Hooks, Reserved},
+    store::memory::Disk as StoreDisk,
+};
+
+fn disk(name: &str, size_mib: u64) -> Disk {
+    Disk {
+        name: name.into(),
+        size_mib,
+        pool: "local".into(),
+        image: None,
+        format: Default::default(),
+        digest: None,
+        clone_mode: CloneMode::Any,
+    }
+}
+
+fn nic(name: &str) -> Nic {
+    Nic {
+        name: name.into(),
+        plug: Plug::Bridge { bridge: "br0".into() },
+        mac: String::new(),
+    }
+}
+
+/// Two hosts that can change VMs, and a VM with two disks on the first.
+async fn site() -> (Db, VmRecord) {
+    let db = Db::open(
+        StoreDisk::default().open(),
+        fixtures::cluster_id(),
+        Hooks::default(),
+    )
+    .unwrap();
+    let mut vm = fixtures::vm("web", "h1");
+    vm.disks_made = true;
+    vm.spec.kernel_boot = None;
+    vm.spec.disks = vec![disk("root", 1024), disk("data", 1024)];
+    vm.spec.nics = vec![nic("eth0")];
+    vm.spec.fill_in(vm.id);
+    db.change(|tx| {
+        for name in ["h1", "h2"] {
+            let mut host = fixtures::host(name);
+            host.inventory.guest_features.push(GuestFeature::HotChange);
+            tx.put_host(host);
+            let live = HostLive {
+                state: HostState::Ready,
+                ..HostLive::silent(tokio::time::Instant::now())
+            };
+            tx.set_live(host_name(name), live);
+        }
+        tx.put_vm(vm.clone());
+    })
+    .await;
+    (db, vm)
+}
+
+async fn change(db: &Db, update: Update) -> Result<VmRecord, Error> {
+    let caller = fixtures::caller();
+    db.transact(|tx| super::update(tx, &caller, "web", "", update))
+        .await?;
+    Ok((**db.snapshot().vm_by_name(&"web".parse().unwrap()).unwrap()).clone())
+}
+
+fn disks(disks: &[Disk]) -> Update {
+    Update {
+        disks: Some(disks.to_vec()),
+        ..Update::default()
+    }
+}
+
+fn held(db: &Db) -> Reserved {
+    db.snapshot().reserved[&host_name("h1")].clone()
+}
+
+/// The host says that it has carried out the present generation, but for this.
+async fn carried_out(db: &Db, pending: &[&str]) {
+    let state = db.snapshot();
+    let vm = state.vm_by_name(&"web".parse().unwrap()).unwrap();
+    let told = |field: &&str| Pending {
+        field: (*field).to_owned(),
+        current: String::new(),
+        wanted: String::new(),
+        message: String::new(),
+    };
+    let mut observation = fixtures::observation(vm);
+    observation.status_generation = vm.intent.generation.0 * 10 + 10 - pending.len() as u64;
+    observation.pending = pending.iter().map(told).collect();
+    let report: Reported = fixtures::reported(vm, observation);
+    db.change(|tx| apply::apply(tx, &host_name("h1"), vec![report], Extent::Partial))
+        .await;
+}
+
+#[tokio::test]
+async fn each_part_that_cannot_change_is_refused_and_nothing_is_stored() {
+    let (db, vm) = site().await;
+    let [root, data] = [disk("root", 1024), disk("data", 1024)];
+    let with = |edit: fn(&mut Disk)| {
+        let mut changed = data.clone();
+        edit(&mut changed);
+        disks(&[root.clone(), changed])
+    };
+    let path = |error: Error| match error {
+        Error::PartNotMutable { path } => path,
+        Error::BootDisk { disk, .. } => format!("boots from {disk}"),
+        Error::DiskShrinks { disk, .. } => format!("{disk} shrinks"),
+        other => other.to_string(),
+    };
+    let cases = [
+        (with(|disk| disk.pool = "fast".into()), "spec.disks[data].pool"),
+        (
+            with(|disk| disk.format = dalgu_proto::vm::DiskFormat::Raw),
+            "spec.disks[data].format",
+        ),
+        (
+            with(|disk| disk.image = Some("a.raw".into())),
+            "spec.disks[data].image",
+        ),
+        (
+            with(|disk| disk.clone_mode = CloneMode::Full),
+            "spec.disks[data].clone_mode",
+        ),
+        (with(|disk| disk.size_mib = 1), "data shrinks"),
+        (disks(&[data.clone(), root.clone()]), "boots from root"),
+        (disks(&[]), "boots from root"),
+    ];
+    for (update, expected) in cases {
+        let refused = change(&db, update).await.expect_err(expected);
+        assert_eq!(path(refused), expected);
+    }
+    for (edit, expected) in [
+        ("bridge", "spec.nics[eth0].bridge"),
+        ("mac", "spec.nics[eth0].mac"),
+    ] {
+        let mut nic = nic("eth0");
+        match edit {
+            "mac" => nic.mac = "52:54:00:00:00:01".into(),
+            _ => nic.plug = Plug::Bridge { bridge: "br1".into() },
+        }
+        let update = Update {
+            nics: Some(vec![nic]),
+            ..Update::default()
+        };
+        assert_eq!(path(change(&db, update).await.expect_err(expected)), expected);
+    }
+    let now = db.snapshot().vm_by_name(&vm.name).unwrap().clone();
+    assert_eq!(
+        (&now.spec, now.intent.generation),
+        (&vm.spec, vm.intent.generation)
+    );
+}
+
+#[tokio::test]
+async fn room_is_taken_at_once_and_given_back_when_the_host_has_carried_it_out() {
+    let (db, _) = site().await;
+    let size = |vcpus, memory_mib| Update {
+        vcpus: Some(vcpus),
+        memory_mib: Some(memory_mib),
+        ..Update::default()
+    };
+    let grown = change(&db, size(4, 1024)).await.unwrap();
+    assert_eq!(grown.intent.generation, Generation(4));
+    assert_eq!(held(&db).vcpus, 4);
+    let large = held(&db).memory_mib;
+    carried_out(&db, &[]).await;
+    change(&db, size(1, 128)).await.unwrap();
+    assert_eq!(
+        (held(&db).vcpus, held(&db).memory_mib),
+        (4, large),
+        "it may still have it"
+    );
+    carried_out(&db, &["vcpus"]).await;
+    assert_eq!(held(&db).vcpus, 4, "its guest has not gone along");
+    assert!(held(&db).memory_mib < large);
+    carried_out(&db, &[]).await;
+    assert_eq!(held(&db).vcpus, 1);
+    assert_eq!(
+        db.snapshot().vm_by_name(&"web".parse().unwrap()).unwrap().change,
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_disk_is_counted_and_named_as_new_until_it_is_made_and_as_there_until_it_is_gone() {
+    let (db, vm) = site().await;
+    let mut three = vm.spec.disks.clone();
+    three.push(disk("more", 2048));
+    let added = change(&db, disks(&three)).await.unwrap();
+    assert_eq!(
+        added.unmade().map(|disk| &*disk.name).collect::<Vec<_>>(),
+        ["more"]
+    );
+    assert_eq!(held(&db).disks_mib["local"], 4096);
+    carried_out(&db, &[]).await;
+    let two = [disk("root", 1024), disk("more", 2048)];
+    change(&db, disks(&two)).await.unwrap();
+    carried_out(&db, &["disks[data]"]).await;
+    assert_eq!(held(&db).disks_mib["local"], 4096, "the guest holds it");
+    let again = change(
+        &db,
+        disks(&[disk("root", 1024), disk("more", 2048), disk("data", 8)]),
+    )
+    .await;
+    assert!(matches!(again, Err(Error::DiskLeaving { .. })), "{again:?}");
+    let caller = fixtures::caller();
+    let ask = migrate::Migrate {
+        destination: None,
+        max_downtime_ms: 100,
+        bandwidth_mib_per_second: 0,
+        policy: Policy::default(),
+    };
+    let moved = db
+        .transact(|tx| migrate::migrate(tx, &caller, "web", "", ask))
+        .await;
+    assert!(matches!(moved, Err(Error::ChangeInProgress { .. })), "{moved:?}");
+    carried_out(&db, &[]).await;
+    assert_eq!(held(&db).disks_mib["local"], 3072);
+}
+
+#[tokio::test]
+async fn a_host_without_room_refuses_with_what_it_lacks_and_where_there_is_room() {
+    let (db, vm) = site().await;
+    db.change(|tx| {
+        let mut other = fixtures::vm("db", "h1");
+        other.spec.vcpus = 13;
+        tx.put_vm(other);
+    })
+    .await;
+    let refused = change(
+        &db,
+        Update {
+            vcpus: Some(4),
+            ..Update::default()
+        },
+    )
+    .await;
+    let Err(Error::NoCapacity { decision }) = refused else {
+        panic!("{refused:?}");
+    };
+    let [verdict] = &decision.verdicts[..] else {
+        panic!("{decision:?}");
+    };
+    assert_eq!(verdict.shortfalls[0].constraint, Constraint::Cpu);
+    let hint = &decision.hint.as_ref().unwrap().text;
+    assert!(hint.contains("dalgu vm migrate web --host h2"), "{hint}");
+    // What it has it keeps, and what does not need what is short is not refused for it.
+    let mut three = vm.spec.disks.clone();
+    three.push(disk("more", 8));
+    change(&db, disks(&three)).await.unwrap();
+    let mut wide = vm.spec.disks.clone();
+    wide.push(disk("wide", 200 << 10));
+    let refused = change(&db, disks(&wide)).await;
+    assert!(matches!(refused, Err(Error::NoCapacity { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_vm_that_moves_and_one_on_an_old_host_are_not_changed() {
+    let (db, vm) = site().await;
+    db.change(|tx| tx.put_migration(fixtures::migration(&vm, "h2")))
+        .await;
+    let more = || Update {
+        vcpus: Some(2),
+        ..Update::default()
+    };
+    let refused = change(&db, more()).await;
+    assert!(
+        matches!(refused, Err(Error::MigrationInProgress(_))),
+        "{refused:?}"
+    );
+    let described = Update {
+        description: Some("shop".into()),
+        ..Update::default()
+    };
+    change(&db, described)
+        .await
+        .expect("words are no part of a migration");
+    let (db, _) = site().await;
+    db.change(|tx| tx.put_host(fixtures::host("h1"))).await;
+    let refused = change(&db, more()).await;
+    assert!(matches!(refused, Err(Error::HostTooOld(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_added_interface_gets_an_address_that_nobody_has() {
+    let (db, vm) = site().await;
+    let given = |nics: Vec<Nic>| Update {
+        nics: Some(nics),
+        ..Update::default()
+    };
+    let added = change(&db, given(vec![nic("eth0"), nic("eth1")])).await.unwrap();
+    assert_eq!(added.spec.nics[0], vm.spec.nics[0]);
+    assert!(!added.spec.nics[1].mac.is_empty());
+    let mut twin = nic("eth2");
+    twin.mac.clone_from(&vm.spec.nics[0].mac);
+    let refused = change(&db, given(vec![nic("eth0"), twin])).await;
+    assert!(matches!(refused, Err(Error::MacInUse { .. })), "{refused:?}");
+}
