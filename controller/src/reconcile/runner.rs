@@ -88,13 +88,8 @@ impl Runner {
         let begin = Instant::now();
         let work = self.queue.work(id);
         let span = tracing::info_span!("reconcile", vm = %id);
-<<<<<<< HEAD
-        let pass = step::pass(&self.db, &self.agents, id);
-=======
-        // On the heap: it is large, and would be moved at each of its steps into the runtime.
-        let pass = Box::pin(step::pass(&self.db, &self.agents, id));
         let moving = self.db.snapshot().active_migrations.get(&id).copied();
->>>>>>> c
+        let pass = step::pass(&self.db, &self.agents, id);
         let outcome = pass.instrument(span.clone()).await;
         if let Some(migration) = moving {
             self.count_move(migration);
