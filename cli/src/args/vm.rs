@@ -261,7 +261,7 @@ pub struct UpdateArgs {
     #[arg(long = "grow-disk", value_parser = values::disk_size, value_name = "NAME=SIZE", group = "change")]
     pub grow_disks: Vec<(String, u64)>,
     /// Add a network interface, said as for `vm create --nic`; may be given again.
-    #[arg(long = "add-nic", value_parser = values::nic, value_name = "NIC", group = "change")]
+    #[arg(long = "add-nic", value_parser = values::network::nic, value_name = "NIC", group = "change")]
     pub add_nics: Vec<v1::Nic>,
     /// Remove a network interface; may be given again.
     #[arg(long = "remove-nic", value_name = "NAME", group = "change")]

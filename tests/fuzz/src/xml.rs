@@ -50,7 +50,9 @@ fn model(input: &mut Input<'_>) -> Model {
         accelerator: input.pick(&[Accelerator::Kvm, Accelerator::Tcg, Accelerator::Test]),
         mark,
         vcpus: input.pick(&[1, 254, u32::MAX]),
+        max_vcpus: input.pick(&[1, 254, u32::MAX]),
         memory_mib: input.pick(&[32, 0, u64::MAX]),
+        max_memory_mib: input.pick(&[32, 0, u64::MAX]),
         disks: (0..shape & 3)
             .map(|_| DiskModel {
                 name: input.word(),
