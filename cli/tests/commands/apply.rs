@@ -174,3 +174,112 @@ async fn a_file_that_makes_no_sense_is_refused_with_the_place() {
         assert_eq!(controller.fake.script().seen, [] as [String; 0]);
     }
 }
+
+const NETWORKS: &str = "\
+networks:
+- name: field
+  overlay: {}
+  ipv4: {cidr: 10.20.0.0/16}
+---
+securityGroups:
+- name: db
+  rules: [{direction: DIRECTION_INGRESS, protocol: PROTOCOL_TCP, firstPort: 5432, group: web}]
+- name: web
+  rules: [{direction: DIRECTION_INGRESS, cidr: 192.0.2.7}, {direction: DIRECTION_EGRESS, group: db}]
+";
+
+fn not_there(reason: &str) -> Status {
+    reason::status(Code::NotFound, reason, "there is none of that name")
+}
+
+#[tokio::test]
+async fn groups_that_name_each_other_are_made_first_and_get_those_rules_when_all_are_there() {
+    let controller = Controller::start();
+    let group = || Ok(v1::SecurityGroup::default());
+    {
+        let missing = || Err(not_there("SECURITY_GROUP_NOT_FOUND"));
+        let mut script = controller.fake.script();
+        script.groups = [missing(), missing(), group(), group(), group(), group()].into();
+        script.networks = [Err(not_there("NETWORK_NOT_FOUND")), Ok(v1::Network::default())].into();
+    }
+    let outcome = apply(&controller, NETWORKS, &["--yes"]).await;
+    assert_eq!(
+        (outcome.code, outcome.out.as_str()),
+        (0, "+ security group db\n+ security group web\n+ network field\n"),
+        "{}",
+        outcome.err
+    );
+    let seen = controller.fake.script().seen.clone();
+    let calls: Vec<_> = seen.iter().filter(|call| !call.starts_with("get_")).collect();
+    assert_eq!(calls[..2], ["create_security_group db 0", "create_security_group web 1"]);
+    assert_eq!(
+        calls[2..4],
+        [
+            r#"update_security_group  ["rules"] [5432]"#,
+            r#"update_security_group  ["rules"] [0, 0]"#
+        ]
+    );
+    assert!(calls[4].starts_with("create_network Network { name: \"field\""), "{seen:?}");
+}
+
+#[tokio::test]
+async fn an_address_means_the_same_with_and_without_its_prefix_and_what_a_network_chose_is_left() {
+    let rule = |direction: v1::Direction, remote| v1::SecurityRule {
+        direction: direction.into(),
+        remote: Some(remote),
+        ..Default::default()
+    };
+    use v1::{network::Kind as How, security_rule::Remote};
+    let db = v1::SecurityGroup {
+        name: "db".into(),
+        rules: vec![v1::SecurityRule {
+            protocol: v1::Protocol::Tcp.into(),
+            first_port: 5432,
+            last_port: 5432,
+            ..rule(v1::Direction::Ingress, Remote::Group("web".into()))
+        }],
+        ..Default::default()
+    };
+    let web = v1::SecurityGroup {
+        name: "web".into(),
+        rules: vec![
+            rule(v1::Direction::Ingress, Remote::Cidr("192.0.2.7/32".into())),
+            rule(v1::Direction::Egress, Remote::Group("db".into())),
+        ],
+        ..Default::default()
+    };
+    let field = v1::Network {
+        name: "field".into(),
+        kind: Some(How::Overlay(v1::OverlayNetwork { vni: 4711 })),
+        mtu: 1450,
+        domain: "else.where".into(),
+        ipv4: Some(v1::Subnet {
+            cidr: "10.20.0.0/16".into(),
+            first: "10.20.0.1".into(),
+            last: "10.20.255.254".into(),
+            service_address: "10.20.255.254".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let controller = Controller::start();
+    let answers = |field: v1::Network| {
+        let mut script = controller.fake.script();
+        script.groups = [Ok(db.clone()), Ok(web.clone())].into();
+        script.networks = [Ok(field)].into();
+    };
+    answers(field.clone());
+    let same = apply(&controller, NETWORKS, &[]).await;
+    assert_eq!(
+        (same.code, same.err.as_str()),
+        (0, "0 to make, 0 to change, 3 as declared\n"),
+        "{}",
+        same.out
+    );
+    let mut other = field;
+    other.ipv4.as_mut().unwrap().cidr = "10.21.0.0/16".into();
+    answers(other);
+    let refused = apply(&controller, NETWORKS, &["--yes"]).await;
+    assert_eq!(refused.code, 2);
+    assert!(refused.err.contains("network field exists already and its ipv4.cidr cannot be changed"), "{}", refused.err);
+}

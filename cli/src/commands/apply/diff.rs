@@ -38,7 +38,9 @@ pub fn normalized(declared: &Value, normal: &Value) -> Value {
             });
             Value::Object(fields.collect())
         }
-        (Value::Array(declared), Value::Array(normal)) if declared.len() == normal.len() => {
+        (Value::Array(declared), Value::Array(normal))
+            if are_named(declared) && declared.len() == normal.len() =>
+        {
             let items = declared.iter().zip(normal);
             Value::Array(
                 items
@@ -247,10 +249,10 @@ mod tests {
     #[test]
     fn only_what_was_declared_is_kept_of_the_normal_form() {
         let declared = json!({"mac": "52:54:00:AB:00:01", "rules": [{"cidr": "192.0.2.7"}]});
-        let normal = json!({"mac": "52:54:00:ab:00:01", "mtu": 1450, "rules": [{"cidr": "192.0.2.7/32"}]});
-        assert_eq!(
-            normalized(&declared, &normal),
-            json!({"mac": "52:54:00:ab:00:01", "rules": [{"cidr": "192.0.2.7/32"}]})
-        );
+        let rules = json!([{"cidr": "192.0.2.7/32", "lastPort": 22}]);
+        let normal = json!({"mac": "52:54:00:ab:00:01", "mtu": 1450, "rules": rules});
+        // A rule is compared as a whole.
+        let wanted = json!({"mac": "52:54:00:ab:00:01", "rules": rules});
+        assert_eq!(normalized(&declared, &normal), wanted);
     }
 }
