@@ -92,7 +92,7 @@ async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<(
         site.says("desk", "spoofing").await?;
         // What it may send comes, round after round, and with it would come what it may not.
         wait_for("pings of its own address", BOOT_LIMIT, async || {
-            heard.from(site::mac(10)) > 60
+            heard.from(site::mac(10)) > 20
         })
         .await?;
         ensure!(
