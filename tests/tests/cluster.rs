@@ -204,9 +204,10 @@ async fn grown_with_crash(crash: impl Fn(u64) -> Crash) -> Result<bool> {
     cluster.start_controller().await?;
     cluster.until_ready().await?;
     // Asked for again with the VM as it is now.
-    let unless_done = |spec: &mut v1::VmSpec| match spec.disks.len() {
-        1 => grow(spec),
-        _ => {}
+    let unless_done = |spec: &mut v1::VmSpec| {
+        if spec.disks.len() == 1 {
+            grow(spec);
+        }
     };
     change(&cluster, unless_done, "").await?;
     cluster.check().await?;

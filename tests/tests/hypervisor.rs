@@ -17,7 +17,8 @@ use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use dalgu_agent::{
     hypervisor::{
-        About, Connection, Definition, Domain, DomainState, Error, Hint, Hypervisor, Migrate, Progress,
+        About, Change, Connection, Definition, Domain, DomainState, Error, Hardware, Hint, Hypervisor,
+        Migrate, Progress,
         contract::{self, Broken, Fixture, Pair},
         libvirt::{Accel, Libvirt, LibvirtConfig, Pool},
     },

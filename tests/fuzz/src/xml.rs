@@ -44,15 +44,15 @@ fn model(input: &mut Input<'_>) -> Model {
     let mark = mark(input);
     let shape = usize::from(input.byte());
     let firmware = input.pick(&[Firmware::Bios, Firmware::Uefi, Firmware::UefiSecureBoot]);
-    Model {
+    let mut model = Model {
         id: Uuid::from_u128(u128::from(input.byte())),
         name: input.word(),
         accelerator: input.pick(&[Accelerator::Kvm, Accelerator::Tcg, Accelerator::Test]),
         mark,
         vcpus: input.pick(&[1, 254, u32::MAX]),
-        max_vcpus: input.pick(&[1, 254, u32::MAX]),
+        max_vcpus: 0,
         memory_mib: input.pick(&[32, 0, u64::MAX]),
-        max_memory_mib: input.pick(&[32, 0, u64::MAX]),
+        max_memory_mib: 0,
         disks: (0..shape & 3)
             .map(|_| DiskModel {
                 name: input.word(),
@@ -80,7 +80,11 @@ fn model(input: &mut Input<'_>) -> Model {
         nvram: (firmware != Firmware::Bios).then(|| input.word().into()),
         firmware,
         tpm: input.pick(&[false, true]),
-    }
+    };
+    // As they are: a maximum has an element for each processor.
+    model.max_vcpus = model.vcpus;
+    model.max_memory_mib = model.memory_mib;
+    model
 }
 
 /// A model with every string replaced.

@@ -211,7 +211,7 @@ fn mib(element: &Element) -> Option<u64> {
     match element.attribute("unit").unwrap_or("KiB") {
         "KiB" => Some(amount / 1024),
         "MiB" => Some(amount),
-        "GiB" => Some(amount * 1024),
+        "GiB" => amount.checked_mul(1024),
         _ => None,
     }
 }
@@ -284,11 +284,11 @@ pub fn parts(xml: &str) -> Result<Parts, XmlError> {
             vcpus,
             min_vcpus: if emulated { vcpus } else { 1 },
             max_vcpus: most.ok_or(unexpected("vcpu"))?,
-            memory_mib: total - more
+            memory_mib: total.saturating_sub(more)
                 + of_memory("current")
                     .or_else(|| of_memory("requested"))
                     .unwrap_or(0),
-            min_memory_mib: total - more,
+            min_memory_mib: total.saturating_sub(more),
             max_memory_mib: total,
             disks: disks.iter().map(|disk: &Device| (disk.name.clone(), 0)).collect(),
             nics: nics.iter().map(|nic: &Device| nic.name.clone()).collect(),
