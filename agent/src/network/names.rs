@@ -10,7 +10,7 @@ use dalgu_proto::{
 };
 
 /// Prefix of a network's bridge.
-pub const BRIDGE: &str = "dgb";
+pub const BRIDGE: &str = "dgn";
 /// Prefix of an overlay's VXLAN device.
 pub const VXLAN: &str = "dgx";
 /// Prefix of the port of a network's bridge that leads to the host's bridge.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     console,
-    hypervisor::{self, Definition, Domain, DomainState, Hardware, Hypervisor},
+    hypervisor::{self, Change, Definition, Domain, DomainState, Hardware, Hypervisor},
     images::{Awaited, Need},
     ledger,
     network::{NotReady, plugged},
@@ -497,7 +497,11 @@ async fn perform(
 ) -> Result<(), Error> {
     let hypervisor = &shared.hypervisor;
     // The rules of an interface are there before it is, and its bridge before the domain names it.
-    if matches!(step, Step::Define | Step::Start | Step::Restart)
+    let plugs = matches!(
+        step,
+        Step::Define | Step::Start | Step::Restart | Step::Change(Change::AttachNic(_))
+    );
+    if plugs
         && let Some(definition) = definition
     {
         let ports: Vec<_> = plugged(id, &definition.spec).collect();

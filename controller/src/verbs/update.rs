@@ -14,6 +14,7 @@ use super::{Caller, Error, check_etag, confirmed, create, find, room};
 use crate::{
     hosts, images,
     model::{Change, EventKind, Observation, Outcome, VmRecord},
+    networks,
     placement::{self, Policy, Request},
     state::{State, Tx},
     verbs::migrate,
@@ -102,6 +103,7 @@ fn specification(state: &State, caller: &Caller, old: &VmRecord, update: &Update
         spec.nics = changed_nics(&old.spec, nics)?;
         spec.fill_in(old.id);
         create::free_macs(state, &spec, Some(old.id))?;
+        networks::resolve::ports(state, &mut spec, Some(old))?;
     }
     Ok(spec)
 }
@@ -310,7 +312,10 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
         max_memory_mib: None,
         ..new.spec.clone()
     };
-    let request = Request::new(added).on(Some(new.owner.clone()));
+    let needs = networks::resolve::needs(state, &added);
+    let request = Request::new(added)
+        .with_needs(needs)
+        .on(Some(new.owner.clone()));
     let mut decision = placement::decide(&request, &[view], &policy);
     if decision.host.is_some() {
         return Ok(());

@@ -70,7 +70,7 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
             site.tell(host, &site.empty(2)).await?;
             wait_for("networks to be gone", REST_LIMIT, async || {
                 lab.exec(host, &["ip", "-o", "link"]).await.is_ok_and(|links| {
-                    !links.contains(" dgb") && !links.contains(" dgx") && !links.contains(" dgs")
+                    !links.contains(" dgn") && !links.contains(" dgx") && !links.contains(" dgs")
                 })
             })
             .await?;

@@ -252,8 +252,38 @@ fn places(all: &[Device], coming: Option<(&str, &str)>, target: impl Fn(usize) -
     };
     // A place beyond all that are named is not reached: devices are plugged into the first one that is free.
     let most = known.len() + SPARE_PORTS;
-    let named: Vec<_> = (0..most).map(at).collect();
+    let mut named: Vec<_> = (0..most).map(at).collect();
+    // An interface in a network is found by its name and has no place of its own: it is told of where none is.
+    let unplaced = known.iter().map(|(name, _)| *name);
+    let unplaced: Vec<_> = unplaced.filter(|name| !named.contains(&Some(*name))).collect();
+    for (free, name) in named.iter_mut().filter(|place| place.is_none()).zip(unplaced) {
+        *free = Some(name);
+    }
     let end = named.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     let names: Vec<_> = named[..end].iter().map(|name| name.unwrap_or(HOLE)).collect();
     names.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(name: &str, target: &str) -> Device {
+        Device {
+            name: name.to_owned(),
+            target: target.to_owned(),
+            file: None,
+            xml: String::new(),
+        }
+    }
+
+    #[test]
+    fn each_device_is_told_of_whether_or_not_it_has_a_place() {
+        let target = |place: usize| format!("t{place}");
+        let all = [device("eth0", "dgt1"), device("eth1", "t1"), device("eth2", "t3")];
+        assert_eq!(places(&all, None, target), "eth0 eth1 - eth2");
+        assert_eq!(places(&all, Some(("eth3", "t0")), target), "eth3 eth1 eth0 eth2");
+        assert_eq!(places(&all[1..], None, target), "- eth1 - eth2");
+        assert_eq!(places(&[], Some(("eth0", "t0")), target), "eth0");
+    }
 }

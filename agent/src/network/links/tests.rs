@@ -147,7 +147,7 @@ fn a_network_on_a_bridge_that_the_host_has_not_says_so() {
 fn only_what_is_ours_and_in_use_by_no_vm_is_removed() {
     let segments = segments();
     let mut seen = whole(&segments);
-    for foreign in ["dgb", "dgbr0", "dgx-tunnel", "virbr0", "dgb00000000zz", "docker0"] {
+    for foreign in ["dgn", "dgnr0", "dgx-tunnel", "virbr0", "dgn00000000zz", "docker0"] {
         seen.links.insert(
             foreign.to_owned(),
             link(foreign, "bridge", 1500, None, Data::default()),
