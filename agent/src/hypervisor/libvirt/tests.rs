@@ -135,7 +135,7 @@ fn large(accelerator: Accelerator) -> Model {
                 bridge: longest("br", index),
                 mac: format!("52:54:00:00:00:{index:02x}"),
                 target: None,
-                mtu: Some(1450),
+                mtu: None,
             })
             .collect(),
         kernel: (accelerator == Accelerator::Tcg).then(|| KernelModel {
@@ -306,7 +306,9 @@ fn only_dalgus_own_element_is_a_mark() {
         disks: vec![pair("vda", "d00000000000000")],
         nics: vec![
             pair("dg55555555550", "n00000000000000"),
+            pair("dgt2affec99719", "n00000000000000"),
             pair("dg55555555551", "n00000000000001"),
+            pair("dgt1affec994a6", "n00000000000001"),
         ],
     };
     assert_eq!(read::names(&good, model.id), Some(names));
