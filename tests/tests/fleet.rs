@@ -144,7 +144,6 @@ fn registration(name: &str) -> Registration {
             ..Inventory::default()
         },
         usage: None,
-        pending: Vec::new(),
         vms: Vec::new(),
         complete: true,
         unmanaged: Vec::new(),
@@ -216,6 +215,7 @@ fn seen(id: VmId, by: &str) -> Reported {
             observe_time: None,
             fault: None,
             usage: None,
+            pending: Vec::new(),
         },
         transfer_over: None,
         migration: None,
@@ -253,7 +253,6 @@ async fn only_its_owner_speaks_for_a_vm() {
                 max_memory_mib: None,
             },
             documents: Default::default(),
-            changes: Default::default(),
             labels: BTreeMap::new(),
             description: String::new(),
             stopped: false,
