@@ -501,9 +501,7 @@ async fn perform(
         step,
         Step::Define | Step::Start | Step::Restart | Step::Change(Change::AttachNic(_))
     );
-    if plugs
-        && let Some(definition) = definition
-    {
+    if plugs && let Some(definition) = definition {
         let ports: Vec<_> = plugged(id, &definition.spec).collect();
         shared.networks.ready(&ports).await?;
     }

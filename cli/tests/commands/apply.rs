@@ -211,7 +211,10 @@ async fn groups_that_name_each_other_are_made_first_and_get_those_rules_when_all
     );
     let seen = controller.fake.script().seen.clone();
     let calls: Vec<_> = seen.iter().filter(|call| !call.starts_with("get_")).collect();
-    assert_eq!(calls[..2], ["create_security_group db 0", "create_security_group web 1"]);
+    assert_eq!(
+        calls[..2],
+        ["create_security_group db 0", "create_security_group web 1"]
+    );
     assert_eq!(
         calls[2..4],
         [
@@ -219,7 +222,10 @@ async fn groups_that_name_each_other_are_made_first_and_get_those_rules_when_all
             r#"update_security_group  ["rules"] [0, 0]"#
         ]
     );
-    assert!(calls[4].starts_with("create_network Network { name: \"field\""), "{seen:?}");
+    assert!(
+        calls[4].starts_with("create_network Network { name: \"field\""),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test]
@@ -281,5 +287,11 @@ async fn an_address_means_the_same_with_and_without_its_prefix_and_what_a_networ
     answers(other);
     let refused = apply(&controller, NETWORKS, &["--yes"]).await;
     assert_eq!(refused.code, 2);
-    assert!(refused.err.contains("network field exists already and its ipv4.cidr cannot be changed"), "{}", refused.err);
+    assert!(
+        refused
+            .err
+            .contains("network field exists already and its ipv4.cidr cannot be changed"),
+        "{}",
+        refused.err
+    );
 }

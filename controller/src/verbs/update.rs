@@ -313,9 +313,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
         ..new.spec.clone()
     };
     let needs = networks::resolve::needs(state, &added);
-    let request = Request::new(added)
-        .with_needs(needs)
-        .on(Some(new.owner.clone()));
+    let request = Request::new(added).with_needs(needs).on(Some(new.owner.clone()));
     let mut decision = placement::decide(&request, &[view], &policy);
     if decision.host.is_some() {
         return Ok(());

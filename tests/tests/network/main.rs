@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::words::{self, dalgu, json};
+use dalgu_tests::e2e::words::{dalgu, json};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, wait_for, with_lab};
 use nix::sys::signal::Signal;
@@ -18,11 +18,9 @@ use site::Site;
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
 async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> anyhow::Result<()> {
-    with_lab(&e2e::hosts(2), async |lab| {
+    with_lab(&e2e::hosts(3), async |lab| {
         let site = Site::new(lab).await?;
-        site.tell(1, &site.document(1)).await?;
-        site.tell(2, &site.document(1)).await?;
-        site.create("desk", 10, "h1", &[], "dalgu.ping=web.app.internal")
+        site.create("desk", 10, "h3", &[], "dalgu.ping=web.app.internal")
             .await?;
         site.create("web", 11, "h2", &["web"], "").await?;
         for (vm, address) in [("desk", "10.20.0.10"), ("web", "10.20.0.11")] {
@@ -36,6 +34,7 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
         }
         site.says("desk", "heard web.app.internal").await?;
 
+        site.join(3).await?;
         let mut probe = site.probe().await?;
         probe.hears("10.20.0.11:0").await?;
         let mut conversation = probe.converse("10.20.0.11:7").await?;
@@ -57,8 +56,20 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
             "it does not answer after it moved: {seen:?}"
         );
         conversation.says("after").await?;
-        let operation = json(lab, &["op", "list"]).await?;
-        eprintln!("reported: {}", operation);
+        let operations = json(lab, &["op", "list", "--vm", "web"]).await?;
+        let migration = operations.as_array().context("no list")?.iter();
+        let migration = migration
+            .map(|operation| &operation["migration"])
+            .find(|part| part.is_object());
+        let migration = migration.context("no migration")?;
+        eprintln!(
+            "QEMU's stop: {} ms; reported: {}",
+            migration["downtimeMs"], migration["networkBlackout"]
+        );
+        ensure!(
+            migration["networkBlackout"].is_string(),
+            "no blackout is reported: {migration}"
+        );
         ensure!(
             site.heard_again("desk", "heard web.app.internal").await?,
             "the other VM does not hear it"
@@ -66,15 +77,9 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
 
         dalgu(lab, &["vm", "delete", "desk", "--force"]).await?;
         dalgu(lab, &["vm", "delete", "web", "--force"]).await?;
-        for host in 1..=2 {
-            site.tell(host, &site.empty(2)).await?;
-            wait_for("networks to be gone", REST_LIMIT, async || {
-                lab.exec(host, &["ip", "-o", "link"]).await.is_ok_and(|links| {
-                    !links.contains(" dgn") && !links.contains(" dgx") && !links.contains(" dgs")
-                })
-            })
-            .await?;
-        }
+        site.is_gone_from(1..=3).await?;
+        dalgu(lab, &["network", "delete", site::NETWORK]).await?;
+        dalgu(lab, &["security-group", "delete", "web"]).await?;
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await
@@ -83,20 +88,21 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
 async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<()> {
-    with_lab(&e2e::hosts(1), async |lab| {
+    with_lab(&e2e::hosts(2), async |lab| {
         let site = Site::new(lab).await?;
-        site.tell(1, &site.document(1)).await?;
+        site.create("web", 11, "h2", &["web"], "").await?;
+        site.join(2).await?;
         let heard = site.listen().await?;
         site.create("desk", 10, "h1", &[], "dalgu.spoof=10.20.0.99")
             .await?;
         site.says("desk", "spoofing").await?;
         // What it may send comes, round after round, and with it would come what it may not.
         wait_for("pings of its own address", BOOT_LIMIT, async || {
-            heard.from(site::mac(10)) > 20
+            heard.from(&site::mac(10)) > 20
         })
         .await?;
         ensure!(
-            heard.from("02:00:00:00:be:ef".to_owned()) == 0,
+            heard.from("02:00:00:00:be:ef") == 0,
             "a frame with another MAC address left"
         );
         ensure!(
@@ -104,7 +110,7 @@ async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<(
             "a packet or ARP of another address left"
         );
         ensure!(
-            heard.holding([10, 20, 0, 254]) == 0,
+            heard.from_holding(&site::mac(10), [10, 20, 0, 254]) == 0,
             "what is about the hosts' own address crossed"
         );
         Ok(())
@@ -117,15 +123,10 @@ async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<(
 async fn changed_rules_end_what_they_refuse_and_a_dead_agent_ends_nothing() -> anyhow::Result<()> {
     with_lab(&e2e::hosts(1), async |lab| {
         let site = Site::new(lab).await?;
-        // Without its network the VM does not start, and says why.
-        site.begin("web", 11, "h1", &["web"], "").await?;
-        wait_for("the reason", REST_LIMIT, async || {
-            let vm = words::vm(lab, "web").await;
-            vm.is_ok_and(|vm| vm.all.to_string().contains("NETWORK_NOT_READY"))
-        })
-        .await?;
-        site.tell(1, &site.document(1)).await?;
+        site.create("web", 11, "h1", &["web"], "").await?;
         site.says("web", "address is 10.20.0.11").await?;
+        site.join(1).await?;
+        site.tcp_is_let_in(1, true).await?;
         let mut probe = site.probe().await?;
         probe.hears("10.20.0.11:0").await?;
         let mut conversation = probe.converse("10.20.0.11:7").await?;
@@ -136,20 +137,17 @@ async fn changed_rules_end_what_they_refuse_and_a_dead_agent_ends_nothing() -> a
         lab.start(Daemon::Agent(1)).await?;
         conversation.says("with the next").await?;
 
-        let mut closed = site.document(2);
-        closed["securityGroups"][0]["rules"] = serde_json::json!([]);
-        site.tell(1, &closed).await?;
+        let change = ["security-group", "update", "web"];
+        let rule = "ingress,tcp,7";
+        dalgu(lab, &[&change[..], &["--remove-rule", rule]].concat()).await?;
+        site.tcp_is_let_in(1, false).await?;
         ensure!(
             conversation.says("refused").await.is_err(),
             "a connection goes on that is refused now"
         );
-        site.tell(1, &site.document(3)).await?;
+        dalgu(lab, &[&change[..], &["--add-rule", rule]].concat()).await?;
+        site.tcp_is_let_in(1, true).await?;
         conversation.hears("refused").await.context("allowed again")?;
-        let stale = site.tell(1, &site.document(2)).await;
-        ensure!(
-            format!("{:#}", stale.unwrap_err()).contains("older than 3"),
-            "an old document is taken"
-        );
         Ok(())
     })
     .await

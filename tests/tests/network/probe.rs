@@ -221,24 +221,37 @@ impl Heard {
     }
 
     /// How many frames bear this sender.
-    pub fn from(&self, mac: String) -> usize {
-        let octets: Vec<u8> = mac
-            .split(':')
-            .map(|octet| u8::from_str_radix(octet, 16).unwrap())
-            .collect();
-        let frames = self.frames.lock().unwrap();
-        frames
-            .iter()
-            .filter(|frame| frame.get(6..12) == Some(&octets))
-            .count()
+    pub fn from(&self, mac: &str) -> usize {
+        self.count(|frame| sender(frame) == octets(mac))
     }
 
     /// How many frames hold this address anywhere.
     pub fn holding(&self, address: [u8; 4]) -> usize {
-        let frames = self.frames.lock().unwrap();
-        frames
-            .iter()
-            .filter(|frame| frame.windows(4).any(|four| four == address))
-            .count()
+        self.count(|frame| holds(frame, address))
     }
+
+    /// How many frames bear this sender and hold this address.
+    pub fn from_holding(&self, mac: &str, address: [u8; 4]) -> usize {
+        self.count(|frame| sender(frame) == octets(mac) && holds(frame, address))
+    }
+
+    fn count(&self, wanted: impl Fn(&[u8]) -> bool) -> usize {
+        let frames = self.frames.lock().unwrap();
+        frames.iter().filter(|frame| wanted(frame)).count()
+    }
+}
+
+fn octets(mac: &str) -> Vec<u8> {
+    let octets = mac.split(':');
+    octets
+        .map(|octet| u8::from_str_radix(octet, 16).unwrap())
+        .collect()
+}
+
+fn sender(frame: &[u8]) -> &[u8] {
+    frame.get(6..12).unwrap_or_default()
+}
+
+fn holds(frame: &[u8], address: [u8; 4]) -> bool {
+    frame.windows(4).any(|four| four == address)
 }

@@ -1,23 +1,23 @@
-//! A small controller of networks for a lab: it tells agents what the real one would, and makes VMs with interfaces in an overlay.
+//! A network with a group, VMs in it, and a machine beside them: it has a cable into the network's bridge on one of the hosts.
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, ensure};
-use dalgu_tests::e2e::words::{self, end_of};
-use dalgu_tests::e2e::{BOOT_LIMIT, grpcurl, story};
+use dalgu_agent::network::names;
+use dalgu_tests::e2e::words::{self, dalgu, end_of};
+use dalgu_tests::e2e::{BOOT_LIMIT, REST_LIMIT, grpcurl, story};
 use dalgu_tests::lab::{Lab, guest, run, wait_for};
-use serde_json::{Value, json};
-use tokio::process::Command;
+use serde_json::json;
 
 use super::probe::{Heard, Probe};
 
-/// The overlay's identifier.
-pub const VNI: u32 = 42;
-/// Last part of the probe's addresses.
-pub const PROBE: u8 = 200;
+/// The network.
+pub const NETWORK: &str = "app";
+/// Last part of the probe's address.
+const PROBE: u8 = 200;
 
-static LISTENERS: AtomicUsize = AtomicUsize::new(0);
+static PROBES: AtomicUsize = AtomicUsize::new(0);
 
 /// The MAC address of the interface whose IPv4 address ends so.
 pub fn mac(last: u8) -> String {
@@ -27,141 +27,95 @@ pub fn mac(last: u8) -> String {
 /// See the module's documentation.
 pub struct Site<'a> {
     lab: &'a Lab,
-    /// The namespace of the probe: a machine on the hosts' network, which has a part in the overlay.
+    /// The machine's namespace.
     namespace: String,
+    /// The host's end of its cable.
+    cable: String,
 }
 
 impl<'a> Site<'a> {
+    /// Makes the network, and a group that lets in what guests answer: ICMP, and TCP and UDP to port 7.
     pub async fn new(lab: &'a Lab) -> anyhow::Result<Self> {
-        let number = LISTENERS.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("dalgu-probe-{}-{number}", lab.layout().id());
-        let site = Self { lab, namespace };
+        let number = PROBES.fetch_add(1, Ordering::Relaxed);
+        let id = lab.layout().id();
+        let site = Self {
+            lab,
+            namespace: format!("dalgu-probe-{id}-{number}"),
+            cable: format!("probe{id}-{number}"),
+        };
         site.remove();
-        site.join().await?;
+        let subnet = "10.20.0.0/24,gateway=10.20.0.1";
+        dalgu(
+            lab,
+            &["network", "create", NETWORK, "--overlay", "--ipv4", subnet],
+        )
+        .await?;
+        let rules = ["ingress,tcp,7", "ingress,udp,7", "ingress,icmp"];
+        let rules = rules.iter().flat_map(|rule| ["--rule", rule]);
+        let group: Vec<_> = ["security-group", "create", "web"]
+            .into_iter()
+            .chain(rules)
+            .collect();
+        dalgu(lab, &group).await?;
         Ok(site)
     }
 
-    fn hosts(&self) -> Vec<String> {
-        self.lab.hosts().iter().map(|host| host.ip.clone()).collect()
-    }
-
-    fn probe_ip(&self) -> String {
-        format!("{}.{PROBE}", self.lab.layout().network())
-    }
-
-    /// Puts the probe on the hosts' network, and into the overlay.
-    async fn join(&self) -> anyhow::Result<()> {
-        let (namespace, own, bridge) = (&self.namespace, self.probe_ip(), self.lab.layout().bridge());
-        let outer = format!("dgprobe{}", self.lab.layout().id());
+    /// Plugs the probe into the network's bridge on a host that has a VM in it.
+    pub async fn join(&self, host: u8) -> anyhow::Result<()> {
+        let (namespace, cable) = (&self.namespace, &self.cable);
+        let bridge = names::bridge(&NETWORK.parse()?);
+        let place = self.lab.layout().host(host).namespace.clone();
         let mac = mac(PROBE);
-        let mut lines = vec![
+        for line in [
             format!("ip netns add {namespace}"),
-            format!("ip link add {outer} type veth peer name eth0 netns {namespace}"),
-            format!("ip link set {outer} master {bridge} up"),
             format!("ip -n {namespace} link set lo up"),
-            format!("ip -n {namespace} address add {own}/24 dev eth0"),
+            format!("ip -n {place} link add {cable} type veth peer name eth0 netns {namespace}"),
+            format!("ip -n {place} link set {cable} master {bridge} up"),
+            format!("ip -n {namespace} link set eth0 address {mac} mtu 1450"),
+            format!("ip -n {namespace} address add 10.20.0.{PROBE}/24 dev eth0"),
             format!("ip -n {namespace} link set eth0 up"),
-            format!(
-                "ip -n {namespace} link add vx address {mac} mtu 1450 type vxlan id {VNI} local {own} dstport 4789"
-            ),
-            format!("ip -n {namespace} address add 10.20.0.{PROBE}/24 dev vx"),
-            format!("ip -n {namespace} link set vx up"),
-        ];
-        for host in self.hosts() {
-            lines.push(format!(
-                "bridge -n {namespace} fdb append 00:00:00:00:00:00 dev vx dst {host}"
-            ));
-        }
-        // So that it may ask by ICMP without privileges, as a datagram.
-        let groups = "net.ipv4.ping_group_range=0 0";
-        let allowed = ["netns", "exec", namespace, "sysctl", "-q", "-w", groups];
-        for line in lines {
+        ] {
             let (program, words) = line.split_once(' ').context("a line")?;
             run(program, words.split(' ')).await?;
         }
-        run("ip", allowed).await?;
+        // So that it may ask by ICMP without privileges, as a datagram.
+        let groups = "net.ipv4.ping_group_range=0 0";
+        run("ip", ["netns", "exec", namespace, "sysctl", "-q", "-w", groups]).await?;
         Ok(())
     }
 
+    /// The cable goes with either of its ends.
     fn remove(&self) {
-        let outer = format!("dgprobe{}", self.lab.layout().id());
-        for words in [
-            vec!["link", "del", outer.as_str()],
-            vec!["netns", "del", self.namespace.as_str()],
-        ] {
-            // It may not be there.
-            let _ = std::process::Command::new("ip")
-                .args(words)
-                .stderr(Stdio::null())
-                .status();
-        }
+        // It may not be there.
+        let _ = std::process::Command::new("ip")
+            .args(["netns", "del", &self.namespace])
+            .stderr(Stdio::null())
+            .status();
     }
 
-    /// What a host is told: everything.
-    pub fn document(&self, version: u64) -> Value {
-        let interface = |vm: &str, last: u8, groups: &[&str]| {
-            json!({
-                "vm": vm, "nic": "eth0", "mac": mac(last), "ipv4Address": format!("10.20.0.{last}"),
-                "securityGroups": groups,
-            })
-        };
-        let open = |protocol: &str| json!({ "direction": "DIRECTION_INGRESS", "protocol": protocol, "firstPort": 7 });
-        let mut peers = self.hosts();
-        peers.push(self.probe_ip());
-        let network = json!({
-            "name": "app", "overlay": { "vni": VNI },
-            "ipv4": { "cidr": "10.20.0.0/24", "gateway": "10.20.0.1" },
-        });
-        json!({
-            "version": version,
-            "networks": [{
-                "network": network,
-                "peers": peers,
-                "interfaces": [interface("desk", 10, &[]), interface("probe", PROBE, &[]), interface("web", 11, &["web"])],
-            }],
-            "securityGroups": [{
-                "name": "web",
-                "rules": [open("PROTOCOL_TCP"), open("PROTOCOL_UDP"), {
-                    "direction": "DIRECTION_INGRESS", "protocol": "PROTOCOL_ICMP",
-                }],
-            }],
+    /// Waits until a host's filters let TCP to port 7 in, or do not.
+    pub async fn tcp_is_let_in(&self, host: u8, wanted: bool) -> anyhow::Result<()> {
+        let rule = "meta l4proto tcp ct original proto-dst 7 ";
+        wait_for("the filters to follow the rules", REST_LIMIT, async || {
+            let table = self
+                .lab
+                .exec(host, &["nft", "list", "table", "inet", "dalgu"])
+                .await;
+            table.is_ok_and(|table| table.contains(rule) == wanted)
         })
+        .await
     }
 
-    /// What a host is told that has no VMs in networks.
-    #[expect(clippy::unused_self, reason = "beside the other document")]
-    pub fn empty(&self, version: u64) -> Value {
-        json!({ "version": version })
-    }
-
-    /// Tells a host, as its controller.
-    pub async fn tell(&self, host: u8, networks: &Value) -> anyhow::Result<()> {
-        let host = self.lab.layout().host(host);
-        let ledger = host.outside("/var/lib/dalgu/agent/ledger/host.json");
-        let ledger: Value = serde_json::from_str(&std::fs::read_to_string(&ledger)?)?;
-        let context = json!({
-            "clusterId": ledger["cluster"], "term": ledger["term"], "session": ledger["session"],
-            "host": host.name, "controllerRunId": ledger["run"],
-        });
-        let body = json!({ "context": context, "networks": networks }).to_string();
-        let (layout, identity) = (self.lab.layout(), self.lab.layout().controller_data());
-        let output = Command::new(layout.tools_dir().join("bin/grpcurl"))
-            .arg("-cacert")
-            .arg(identity.join("ca.pem"))
-            .arg("-cert")
-            .arg(identity.join("controller.pem"))
-            .arg("-key")
-            .arg(identity.join("controller.key"))
-            .args(["-format-error", "-d", &body, &host.agent_address()])
-            .arg("dalgu.agent.v1.AgentNetworkService/ApplyNetworks")
-            .output()
+    /// Waits until hosts have nothing of the network any more.
+    pub async fn is_gone_from(&self, hosts: std::ops::RangeInclusive<u8>) -> anyhow::Result<()> {
+        for host in hosts {
+            wait_for("networks to be gone", REST_LIMIT, async || {
+                let links = self.lab.exec(host, &["ip", "-o", "link"]).await;
+                let ours = [names::BRIDGE, names::VXLAN, names::SERVICE, names::TAP];
+                links.is_ok_and(|links| !ours.iter().any(|prefix| links.contains(&format!(" {prefix}"))))
+            })
             .await?;
-        ensure!(
-            output.status.success(),
-            "{} is told: {}",
-            host.name,
-            String::from_utf8_lossy(&output.stderr)
-        );
+        }
         Ok(())
     }
 
@@ -178,7 +132,7 @@ impl<'a> Site<'a> {
             "vcpus": 1, "memoryMib": 96,
             "disks": [{ "name": "root", "sizeMib": 8 }],
             "nics": [{
-                "name": "eth0", "network": "app", "mac": mac(last), "ipv4Address": format!("10.20.0.{last}"),
+                "name": "eth0", "network": NETWORK, "mac": mac(last), "ipv4Address": format!("10.20.0.{last}"),
                 "securityGroups": groups,
             }],
             "kernelBoot": {
