@@ -228,6 +228,8 @@ pub struct Hardware {
     pub min_memory_mib: u64,
     /// Most of it without a restart, in MiB.
     pub max_memory_mib: u64,
+    /// Whether it can have a maximum of memory that is more than what it starts with.
+    pub hot_memory: bool,
     /// Disks, and the volume of the first boot, by name, each with its size in MiB.
     pub disks: BTreeMap<String, u64>,
     /// Network interfaces by name.
@@ -246,6 +248,7 @@ impl Hardware {
             memory_mib: spec.memory_mib,
             min_memory_mib: spec.memory_mib,
             max_memory_mib: spec.most_memory_mib(),
+            hot_memory: true,
             disks: spec
                 .volumes()
                 .map(|disk| (disk.name.clone(), disk.size_mib))

@@ -110,7 +110,7 @@ async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<(
             "a packet or ARP of another address left"
         );
         ensure!(
-            heard.from_holding(&site::mac(10), [10, 20, 0, 254]) == 0,
+            heard.holding_of(&site::mac(10), [10, 20, 0, 254]) == 0,
             "what is about the hosts' own address crossed"
         );
         Ok(())

@@ -231,7 +231,7 @@ impl Heard {
     }
 
     /// How many frames bear this sender and hold this address.
-    pub fn from_holding(&self, mac: &str, address: [u8; 4]) -> usize {
+    pub fn holding_of(&self, mac: &str, address: [u8; 4]) -> usize {
         self.count(|frame| sender(frame) == octets(mac) && holds(frame, address))
     }
 

@@ -290,6 +290,7 @@ pub fn parts(xml: &str) -> Result<Parts, XmlError> {
                     .unwrap_or(0),
             min_memory_mib: total.saturating_sub(more),
             max_memory_mib: total,
+            hot_memory: !emulated,
             disks: disks.iter().map(|disk: &Device| (disk.name.clone(), 0)).collect(),
             nics: nics.iter().map(|nic: &Device| nic.name.clone()).collect(),
             free_ports: free_ports(devices),

@@ -224,7 +224,7 @@ fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() 
 
 #[test]
 fn what_guests_can_have_is_read_from_libvirts_own_account() {
-    use GuestFeature::{FirstBoot, Tpm, Uefi, UefiSecureBoot};
+    use GuestFeature::{FirstBoot, HotChange, Tpm, Uefi, UefiSecureBoot};
     let account = |firmware: &str, secure: &str, backend: &str| {
         format!(
             "<domainCapabilities><os supported='yes'><enum name='firmware'>{firmware}</enum><loader supported='yes'>\
@@ -240,14 +240,17 @@ fn what_guests_can_have_is_read_from_libvirts_own_account() {
     );
     let emulator = "<value>passthrough</value><value>emulator</value>";
     for (xml, expected) in [
-        (account("", no, ""), vec![FirstBoot]),
-        (account("", yes, "<value>passthrough</value>"), vec![FirstBoot]),
-        (account(efi, no, ""), vec![FirstBoot, Uefi]),
+        (account("", no, ""), vec![FirstBoot, HotChange]),
+        (
+            account("", yes, "<value>passthrough</value>"),
+            vec![FirstBoot, HotChange],
+        ),
+        (account(efi, no, ""), vec![FirstBoot, Uefi, HotChange]),
         (
             account(efi, yes, emulator),
-            vec![FirstBoot, Uefi, UefiSecureBoot, Tpm],
+            vec![FirstBoot, Uefi, UefiSecureBoot, Tpm, HotChange],
         ),
-        ("<domainCapabilities/>".into(), vec![FirstBoot]),
+        ("<domainCapabilities/>".into(), vec![FirstBoot, HotChange]),
     ] {
         assert_eq!(read::guest_features(&xml).unwrap(), expected, "{xml}");
     }

@@ -187,7 +187,7 @@ pub fn pending(vm: &Vm, hardware: &Hardware, domain: &Domain) -> Vec<Pending> {
     }
     if spec
         .max_memory_mib
-        .is_some_and(|most| !same_memory(most, hardware.max_memory_mib))
+        .is_some_and(|most| hardware.hot_memory && !same_memory(most, hardware.max_memory_mib))
     {
         let (now, then) = (hardware.max_memory_mib, spec.most_memory_mib());
         tell(

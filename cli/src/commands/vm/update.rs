@@ -176,7 +176,7 @@ mod tests {
                     values::disk("root=1GiB").unwrap(),
                     values::disk("data=2GiB,pool=fast").unwrap(),
                 ],
-                nics: vec![values::nic("eth0=br0").unwrap()],
+                nics: vec![values::network::nic("eth0=br0").unwrap()],
                 ..Default::default()
             }),
             ..Default::default()

@@ -194,7 +194,7 @@ async fn a_change_over_somebody_elses_is_refused() {
     assert_eq!(reason(clients.vms.delete_vm(stale).await), "ETAG_MISMATCH");
 
     for paths in [
-        &["spec.vcpus"][..],
+        &["spec.tpm"][..],
         &["description", "name"],
         &["*"],
         &["Description"],
