@@ -192,12 +192,9 @@ async fn grown_with_crash(crash: impl Fn(u64) -> Crash) -> Result<bool> {
         _ = change(&cluster, grow, &id) => {}
         () = cluster.crashed() => {}
     }
-    if !cluster.is_crashed() {
-        let carried_out = async || match cluster.is_crashed() {
-            true => Ok(()),
-            false => cluster.check().await,
-        };
-        until("crashed or carried out", carried_out).await?;
+    tokio::select! {
+        () = cluster.crashed() => {}
+        agreed = cluster.check() => agreed?,
     }
     let crashed = cluster.is_crashed();
     cluster.kill_controller().await;

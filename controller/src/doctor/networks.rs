@@ -59,7 +59,7 @@ pub(super) fn are_sound(view: &View<'_>, look: &mut Look) {
         for ((vm, nic), interface) in &members.interfaces {
             let addresses = [interface.ipv4.map(Into::into), interface.ipv6.map(Into::into)];
             for address in addresses.into_iter().flatten() {
-                let address: std::net::IpAddr = address;
+                let address: core::net::IpAddr = address;
                 if let Some(other) = holders.insert(address, format!("{vm}/{nic}")) {
                     let seen = format!("{other} and {vm}/{nic} both have {address}");
                     find("ADDRESS_GIVEN_TWICE", format!("network {name}"), seen);

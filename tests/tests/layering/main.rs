@@ -235,9 +235,10 @@ fn foreign_crates(manifest: &str, allowed: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// Tests of a module, in a file of their own.
+/// Tests of a module, in a file of their own, and what they begin with.
 fn is_test(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/")
+    let name = path.rsplit('/').next().unwrap_or(path);
+    ["tests.rs", "properties.rs", "fixtures.rs"].contains(&name) || path.contains("/tests/")
 }
 
 fn impure(file: &File) -> Vec<String> {

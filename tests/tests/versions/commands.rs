@@ -101,6 +101,15 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "AgentNetworkService/ApplyNetworks" => agent::ApplyNetworksRequest {
+            context: context(),
+            networks: Some(agent::HostNetworks {
+                version: 1,
+                security_groups: vec![security_group()],
+                ..Default::default()
+            }),
+        }
+        .encode_to_vec(),
         "AgentService/EnsureVm" => agent::EnsureVmRequest {
             context: context(),
             vm: Some(web.clone()),

@@ -1,3 +1,5 @@
+//! What is taken of networks and rules, and what is refused, field by field.
+
 use super::*;
 
 fn subnet(cidr: &str) -> v1::Subnet {
