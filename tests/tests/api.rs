@@ -308,7 +308,7 @@ fn bad_requests() -> Vec<Refused> {
         ("VmService/ListVms", json!({"page_size": -1}).to_string(), INVALID_ARGUMENT, "INVALID_FIELD"),
         ("VmService/ListVms", json!({"page_token": "//"}).to_string(), INVALID_ARGUMENT, "INVALID_FIELD"),
         ("VmService/UpdateVm", json!({"vm": {"name": "kept"}}).to_string(), INVALID_ARGUMENT, "INVALID_FIELD"),
-        ("VmService/UpdateVm", update(&["spec.vcpus"]), INVALID_ARGUMENT, "FIELD_NOT_MUTABLE"),
+        ("VmService/UpdateVm", update(&["spec.tpm"]), INVALID_ARGUMENT, "FIELD_NOT_MUTABLE"),
         ("VmService/UpdateVm", update(&["no.such.field"]), INVALID_ARGUMENT, "FIELD_NOT_MUTABLE"),
         (
             "VmService/UpdateVm",
