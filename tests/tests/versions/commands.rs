@@ -17,6 +17,10 @@ use tonic::Code;
 use crate::{call, nobody};
 
 /// A request that this version's programs take, to the host `h1` where it goes to an agent.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one arm a method, each with its whole message"
+)]
 fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
     let state = site.core().unwrap().db().snapshot();
     let context = || {
