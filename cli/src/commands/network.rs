@@ -17,7 +17,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, Resource, human},
-    watch::{Snapshot, Watch},
+    watch::{Page, Snapshot, Watch, pages},
 };
 
 /// How often a change is tried again that somebody else's came before.
@@ -88,24 +88,22 @@ async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error
 }
 
 async fn list(client: &Client, selector: &HashMap<String, String>) -> Result<Snapshot<v1::Network>, Status> {
-    let mut request = v1::ListNetworksRequest {
-        page_size: PAGE,
-        page_token: String::new(),
-        label_selector: selector.clone(),
-    };
-    let (mut networks, mut version) = (Vec::new(), None);
-    loop {
+    let read = async |page_token| {
+        let request = v1::ListNetworksRequest {
+            page_size: PAGE,
+            page_token,
+            label_selector: selector.clone(),
+        };
         let page = client
             .call(async |client| client.networks().list_networks(request.clone()).await)
             .await?;
-        networks.extend(page.networks);
-        // Changes since the first page are told again; later pages may know some of them already.
-        let version = *version.get_or_insert(page.resource_version);
-        if page.next_page_token.is_empty() {
-            return Ok((networks, version));
-        }
-        request.page_token = page.next_page_token;
-    }
+        Ok(Page {
+            items: page.networks,
+            next: page.next_page_token,
+            version: page.resource_version,
+        })
+    };
+    pages(usize::MAX, read).await
 }
 
 async fn show_all(args: ListArgs, session: &mut Session<'_>) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use crate::{
     commands::{PAGE, Session, host, map, matches, request_id, show::show},
     exit::Error,
     output::{self, human},
-    watch::{Snapshot, Watch},
+    watch::{Page, Snapshot, Watch, pages},
 };
 
 /// Does a command.
@@ -60,24 +60,22 @@ async fn list(
     client: &Client,
     selector: &HashMap<String, String>,
 ) -> Result<Snapshot<v1::SecurityGroup>, Status> {
-    let mut request = v1::ListSecurityGroupsRequest {
-        page_size: PAGE,
-        page_token: String::new(),
-        label_selector: selector.clone(),
-    };
-    let (mut groups, mut version) = (Vec::new(), None);
-    loop {
+    let read = async |page_token| {
+        let request = v1::ListSecurityGroupsRequest {
+            page_size: PAGE,
+            page_token,
+            label_selector: selector.clone(),
+        };
         let page = client
             .call(async |client| client.networks().list_security_groups(request.clone()).await)
             .await?;
-        groups.extend(page.security_groups);
-        // As for networks.
-        let version = *version.get_or_insert(page.resource_version);
-        if page.next_page_token.is_empty() {
-            return Ok((groups, version));
-        }
-        request.page_token = page.next_page_token;
-    }
+        Ok(Page {
+            items: page.security_groups,
+            next: page.next_page_token,
+            version: page.resource_version,
+        })
+    };
+    pages(usize::MAX, read).await
 }
 
 async fn show_all(args: ListArgs, session: &mut Session<'_>) -> Result<(), Error> {
