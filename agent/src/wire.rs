@@ -203,7 +203,11 @@ pub fn migration(migration: Migration) -> wire::MigrationReport {
         presence: presence.into(),
         error,
         progress,
-        network_delay: migration.network_delay.map(duration_to_wire),
+        network_delay: migration.arrival.map(|arrival| duration_to_wire(arrival.delay)),
+        network_blackout: migration
+            .arrival
+            .and_then(|arrival| arrival.blackout)
+            .map(duration_to_wire),
     }
 }
 

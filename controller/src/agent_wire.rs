@@ -79,6 +79,8 @@ pub struct Part {
     pub progress: Option<Progress>,
     /// Of a destination: time from the VM's going on to its first packet, in ms.
     pub network_delay_ms: Option<u64>,
+    /// Of a destination: time from the VM's stop at the source to that packet, in ms.
+    pub network_blackout_ms: Option<u64>,
 }
 
 /// What an agent is told a VM should be; of the images that its disks are made from, nothing.
@@ -215,7 +217,10 @@ pub fn part(wire: agent::MigrationReport) -> Part {
             Transfer::Unknown
         }
     };
-    let delay = wire.network_delay.as_ref().and_then(time::duration_from_wire);
+    let ms = |wire: &Option<prost_types::Duration>| {
+        let time = wire.as_ref().and_then(time::duration_from_wire)?;
+        Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    };
     Part {
         // A part that only a newer version knows is a part.
         known: wire.role != i32::from(agent::MigrationRole::Unspecified),
@@ -224,7 +229,8 @@ pub fn part(wire: agent::MigrationReport) -> Part {
         transfer,
         presence,
         fault: wire.error.map(fault),
-        network_delay_ms: delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+        network_delay_ms: ms(&wire.network_delay),
+        network_blackout_ms: ms(&wire.network_blackout),
         // An agent that was restarted knows nothing of it any more; that is no progress of 0.
         progress: wire
             .progress

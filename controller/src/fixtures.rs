@@ -192,6 +192,7 @@ pub(crate) fn migration(vm: &VmRecord, destination: &str) -> MigrationRecord {
         destination_finished: false,
         progress: None,
         network_delay_ms: None,
+        network_blackout_ms: None,
         decision: decision(destination),
     }
 }

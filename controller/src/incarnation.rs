@@ -411,6 +411,7 @@ fn ask_both(tx: &mut Tx, vm: VmRecord, source: &HostName, destination: &HostName
         destination_finished: false,
         progress: None,
         network_delay_ms: None,
+        network_blackout_ms: None,
         decision: vm.decision.clone(),
     };
     let message = format!("was migrating from {source} to {destination}: both are asked");

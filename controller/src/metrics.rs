@@ -79,7 +79,7 @@ impl Metrics {
         if let Some(progress) = migration.progress {
             self.downtime_seconds.observe(seconds(progress.downtime_ms));
         }
-        if let Some(ms) = migration.network_blackout_ms() {
+        if let Some(ms) = migration.unreachable_ms() {
             self.blackout_seconds.observe(seconds(ms));
         }
     }

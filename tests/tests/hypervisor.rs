@@ -862,7 +862,11 @@ async fn firmware_and_tpm_are_found_start_and_move_with_their_vm() -> anyhow::Re
     with_lab(&libvirt_only(2), async |lab| {
         let mut two = Two::open(lab, vec![disk("root", "local", DiskFormat::Raw)]).await?;
         let offered = two.source.about().await?.guest_features;
-        for feature in [GuestFeature::Uefi, GuestFeature::UefiSecureBoot, GuestFeature::Tpm] {
+        for feature in [
+            GuestFeature::Uefi,
+            GuestFeature::UefiSecureBoot,
+            GuestFeature::Tpm,
+        ] {
             ensure!(
                 offered.contains(&feature),
                 "the set-up step installs ovmf and swtpm, and libvirt offers {offered:?}"

@@ -13,6 +13,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -23,7 +24,10 @@ use dalgu_proto::{
     vm::{Disk, PowerReason, PowerState, Spec, first_boot::Documents},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::image::Refusal;
@@ -313,6 +317,8 @@ pub struct Migrate {
     /// It arrives frozen, and runs nowhere until somebody lets it go on. libvirt's source lets its own copy go on when the
     /// destination's last answer is lost, although the destination may have begun: then both would run.
     pub arrives_paused: bool,
+    /// When the guest's processors stopped here to go on there; set by the hypervisor before `released`, where it is known.
+    pub stopped: Arc<OnceLock<Instant>>,
     /// Cancelled by the hypervisor as soon as the source's copy can never run again, which may be long before the call
     /// ends; not cancelled where that cannot be told earlier.
     pub released: CancellationToken,

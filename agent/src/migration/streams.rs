@@ -34,13 +34,14 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{UnixListener, UnixStream},
     sync::mpsc,
+    time::Instant,
 };
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use super::transport::{Peer, Relay, Transport};
+use super::transport::{Peer, Relay, Transport, Word};
 
 /// Bytes moved at a time in each direction of a stream.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -125,7 +126,7 @@ impl Sockets {
 struct Grant {
     source: HostName,
     sockets: Sockets,
-    handed_over: CancellationToken,
+    word: Word,
     revoked: CancellationToken,
     streams: TaskTracker,
 }
@@ -175,7 +176,7 @@ impl Streams {
 
 #[async_trait]
 impl Transport for Streams {
-    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<CancellationToken> {
+    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<Word> {
         let sockets = Sockets::of(&self.run_dir, migration);
         sockets.create(self.owner)?;
         Ok(self.grants.allow(migration, source, sockets))
@@ -191,10 +192,23 @@ impl Transport for Streams {
         Ok(Relay::new(sockets.control, sockets.memory, sockets.disks, open))
     }
 
-    async fn tell_released(&self, migration: MigrationId, peer: &Peer) -> io::Result<()> {
-        open(Channel::HandOver, migration, &self.dialled(peer))
-            .await
-            .map(drop)
+    async fn tell_released(
+        &self,
+        migration: MigrationId,
+        peer: &Peer,
+        stopped: Option<Instant>,
+    ) -> io::Result<()> {
+        let mut io = open(Channel::HandOver, migration, &self.dialled(peer)).await?;
+        if let Some(stopped) = stopped {
+            let micros = u32::try_from(stopped.elapsed().as_micros()).unwrap_or(u32::MAX);
+            // The word has been heard. An older agent awaits no more than that.
+            let tell = async {
+                io.write_all(&micros.to_be_bytes()).await?;
+                io.shutdown().await
+            };
+            let _ = tokio::time::timeout(OPENING_TIMEOUT, tell).await;
+        }
+        Ok(())
     }
 
     async fn remove(&self, migration: MigrationId) -> io::Result<()> {
@@ -214,21 +228,17 @@ impl Grants {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn allow(&self, migration: MigrationId, source: HostName, sockets: Sockets) -> CancellationToken {
+    fn allow(&self, migration: MigrationId, source: HostName, sockets: Sockets) -> Word {
         let make = || {
             Arc::new(Grant {
                 source,
                 sockets,
-                handed_over: CancellationToken::new(),
+                word: Word::default(),
                 revoked: CancellationToken::new(),
                 streams: TaskTracker::new(),
             })
         };
-        self.map()
-            .entry(migration)
-            .or_insert_with(make)
-            .handed_over
-            .clone()
+        self.map().entry(migration).or_insert_with(make).word.clone()
     }
 
     async fn revoke(&self, migration: MigrationId) {
@@ -264,12 +274,8 @@ impl Grants {
             Channel::Memory => &grant.sockets.memory,
             Channel::Disks => &grant.sockets.disks,
             Channel::HandOver => {
-                grant.handed_over.cancel();
-                return tokio::time::timeout(OPENING_TIMEOUT, async {
-                    io.write_all(&[ACCEPTED]).await?;
-                    io.shutdown().await
-                })
-                .await?;
+                grant.word.say();
+                return tokio::time::timeout(OPENING_TIMEOUT, hear_out(io, &grant.word)).await?;
             }
         };
         let joined = async {
@@ -285,6 +291,17 @@ impl Grants {
             outcome = joined => outcome,
         }
     }
+}
+
+/// Confirms the source's word, and hears for how long the VM had stood still. An older agent does not say.
+async fn hear_out(mut io: impl AsyncRead + AsyncWrite + Unpin, word: &Word) -> io::Result<()> {
+    io.write_all(&[ACCEPTED]).await?;
+    io.flush().await?;
+    let mut micros = [0; 4];
+    if io.read_exact(&mut micros).await.is_ok() {
+        word.note(Duration::from_micros(u32::from_be_bytes(micros).into()));
+    }
+    io.shutdown().await
 }
 
 /// The bytes that open a stream.
@@ -464,6 +481,28 @@ mod tests {
         assert!(grants.find(migration, &Role::Agent(source)).is_none());
         drop(found);
         revoked.await;
+    }
+
+    #[tokio::test]
+    async fn the_word_of_the_source_may_say_how_long_the_vm_has_stood_still() {
+        for (said, heard) in [
+            (Some([0, 3, 0xd0, 0x90]), Some(Duration::from_millis(250))),
+            (None, None),
+        ] {
+            let (here, mut there) = tokio::io::duplex(64);
+            let word = Word::default();
+            let hearing = hear_out(here, &word);
+            let saying = async {
+                assert_eq!(there.read_u8().await.unwrap(), ACCEPTED);
+                if let Some(micros) = said {
+                    there.write_all(&micros).await.unwrap();
+                }
+                there.shutdown().await.unwrap();
+            };
+            let (ended, ()) = futures::future::join(hearing, saying).await;
+            ended.unwrap();
+            assert_eq!(word.stopped_for(), heard);
+        }
     }
 
     #[tokio::test]

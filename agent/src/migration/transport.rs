@@ -8,10 +8,16 @@
 //! ([`Transport::tell_released`]), and the destination lets the VM go on. Where that word is lost, the controller's
 //! settling of the migration decides.
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use dalgu_proto::ids::{HostName, MigrationId};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The other host of a migration, as its source sees it.
@@ -23,15 +29,45 @@ pub struct Peer {
     pub address: String,
 }
 
+/// The source's word that it has let go of the VM for good, as its destination awaits it. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Word {
+    came: CancellationToken,
+    stopped_for: Arc<OnceLock<Duration>>,
+}
+
+impl Word {
+    /// It has come.
+    pub fn say(&self) {
+        self.came.cancel();
+    }
+
+    /// How long the VM had stood still when it came.
+    pub fn note(&self, stopped_for: Duration) {
+        // Said twice, it is the same word.
+        let _ = self.stopped_for.set(stopped_for);
+    }
+
+    /// Returns when it has come. Cancel safe.
+    pub async fn heard(&self) {
+        self.came.cancelled().await;
+    }
+
+    /// How long the VM had stood still when it came, where that was told; it may be told a moment later.
+    pub fn stopped_for(&self) -> Option<Duration> {
+        self.stopped_for.get().copied()
+    }
+}
+
 /// See the module's documentation.
 #[async_trait]
 pub trait Transport: Send + Sync {
     /// Destination: makes the place for this migration's sockets and lets the agent of `source` in; done when it is let in
-    /// already. The token that is returned is cancelled when that agent says that the source has let go of the VM for good.
+    /// already. What is returned is the word of that agent that the source has let go of the VM for good.
     ///
     /// # Errors
     /// If the place cannot be made; then nobody is let in.
-    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<CancellationToken>;
+    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<Word>;
 
     /// Destination: lets nobody in any more, and returns when every stream of this migration is cut: nothing moves
     /// afterwards, and no word of the source arrives.
@@ -43,11 +79,17 @@ pub trait Transport: Send + Sync {
     /// If it cannot be opened. That the peer does not answer shows only when the streams are used.
     async fn open(&self, migration: MigrationId, peer: &Peer) -> io::Result<Relay>;
 
-    /// Source: tells the destination that the VM is gone from here for good, so that it may go on there.
+    /// Source: tells the destination that the VM is gone from here for good, so that it may go on there, and for how long it
+    /// has stood still since `stopped`, if that is known.
     ///
     /// # Errors
     /// If the destination has not confirmed it; it may have heard it all the same.
-    async fn tell_released(&self, migration: MigrationId, peer: &Peer) -> io::Result<()>;
+    async fn tell_released(
+        &self,
+        migration: MigrationId,
+        peer: &Peer,
+        stopped: Option<Instant>,
+    ) -> io::Result<()>;
 
     /// Either side: the migration is over, and nothing of it is needed here any more; done when there is nothing.
     ///

@@ -30,7 +30,7 @@ use super::{
     Known, Reply, Request, Shared,
     plan::{self, Memory, Step},
     reason,
-    status::Status,
+    status::{Arrival, Status},
     steps::{self, Asked, FIRST_RETRY, Leaving, Outcome, Stuck, Work, poll_work, until_given_up},
     transfer::measured,
     transfers::Transfers,
@@ -76,7 +76,7 @@ pub(super) struct Driver {
     pub(super) adopted: bool,
     pub(super) work: Option<Work>,
     /// Watches for the first packet of the VM that has arrived.
-    pub(super) measuring: Option<BoxFuture<'static, Option<Duration>>>,
+    pub(super) measuring: Option<BoxFuture<'static, Option<Arrival>>>,
     look_again: bool,
     wake: Instant,
     pub(super) status: watch::Sender<Status>,
@@ -167,7 +167,7 @@ impl Driver {
                     self.look();
                 }
                 () = given_up => self.give_up().await,
-                delay = measured(&mut self.measuring) => self.note_delay(delay),
+                arrival = measured(&mut self.measuring) => self.note_arrival(arrival),
                 () = handed_over => {
                     self.go_on().await;
                     self.look();

@@ -76,9 +76,17 @@ pub struct Migration {
     pub presence: Presence,
     /// Progress; source only.
     pub progress: Progress,
-    /// Destination only: from the source's word that the VM may go on here to the first packet that one of its interfaces in a
-    /// network sent; absent where that was not measured.
-    pub network_delay: Option<Duration>,
+    /// Destination only: the VM's first packet here; absent where it was not seen.
+    pub arrival: Option<Arrival>,
+}
+
+/// The first packet that one of a VM's interfaces in networks of the site sent where it has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// Time from the source's word that the VM may go on here.
+    pub delay: Duration,
+    /// Time since the VM had stopped at the source; absent where that does not say so.
+    pub blackout: Option<Duration>,
 }
 
 /// What this host was told last that an owner can change, besides the generation.

@@ -24,6 +24,7 @@ use super::{
     driver::Driver,
     plan,
     policy::{self, Denied},
+    status::Arrival,
     transfers::Ended,
 };
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
     hypervisor::{self, Definition, DomainState, Migrate, Progress},
     images::Awaited,
     ledger::{self, Changes, Disposition, Role, Transfer},
-    migration::transport,
+    migration::transport::{self, Word},
     network::{Networks, Plugged},
 };
 
@@ -141,7 +142,7 @@ impl Driver {
     /// Destination: the source has let go of the VM for good; here it goes on at once. Where that fails it goes on when
     /// the migration is finished.
     pub(super) async fn go_on(&mut self) {
-        self.transfers.handed_over = None;
+        let word = self.transfers.handed_over.take().unwrap_or_default();
         let wanted = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
         if wanted.is_none_or(|intent| intent.power != PowerState::Running) {
             return;
@@ -154,18 +155,19 @@ impl Driver {
         match going_on {
             Err(error) => tracing::warn!(%error, "the VM has arrived and does not go on yet"),
             Ok(()) => {
-                self.measuring = before
-                    .map(|before| Box::pin(first_packet(networks, ports, before, told)) as BoxFuture<_>);
+                self.measuring = before.map(|before| {
+                    Box::pin(first_packet(networks, ports, before, told, word)) as BoxFuture<_>
+                });
             }
         }
     }
 
     /// Takes note of how long it took until the VM that has arrived was heard of in its networks.
-    pub(super) fn note_delay(&mut self, delay: Option<Duration>) {
+    pub(super) fn note_arrival(&mut self, arrival: Option<Arrival>) {
         let migration = self.vm.as_ref().and_then(|vm| vm.disposition.migration());
         let migration = migration.or(self.transfers.latest);
-        self.transfers.network_delay = migration.zip(delay);
-        tracing::info!(?delay, "the VM's first packet here");
+        self.transfers.arrival = migration.zip(arrival);
+        tracing::info!(?arrival, "the VM's first packet here");
     }
 
     /// Its interfaces in networks of the site.
@@ -458,31 +460,32 @@ impl Driver {
 
 /// Returns when the first packet of a VM that has arrived was seen, or was waited for in vain; never when none is awaited.
 /// Cancel safe: what watches stays.
-pub(super) async fn measured(
-    measuring: &mut Option<BoxFuture<'static, Option<Duration>>>,
-) -> Option<Duration> {
+pub(super) async fn measured(measuring: &mut Option<BoxFuture<'static, Option<Arrival>>>) -> Option<Arrival> {
     match measuring {
         Some(watching) => {
-            let delay = watching.await;
+            let arrival = watching.await;
             *measuring = None;
-            delay
+            arrival
         }
         None => std::future::pending().await,
     }
 }
 
-/// Watches for the first packet that one of these interfaces sends after so many; answers how long after `told` it came.
+/// Watches for the first packet that one of these interfaces sends after so many; `told` is when the source's word came.
 async fn first_packet(
     networks: Networks,
     ports: Vec<Plugged>,
     before: u64,
     told: Instant,
-) -> Option<Duration> {
+    word: Word,
+) -> Option<Arrival> {
     let mut look = tokio::time::interval(PACKET_LOOK);
     while told.elapsed() < PACKET_LIMIT {
         look.tick().await;
         if networks.sent(&ports)? > before {
-            return Some(told.elapsed());
+            let delay = told.elapsed();
+            let blackout = word.stopped_for().map(|before| before + delay);
+            return Some(Arrival { delay, blackout });
         }
     }
     None
@@ -527,6 +530,7 @@ async fn carry(
         max_downtime_ms: send.max_downtime_ms,
         bandwidth_mib_per_second: send.bandwidth_mib_per_second,
         arrives_paused: !mutant::on(Mutant::ArrivesRunning),
+        stopped: Default::default(),
         released: CancellationToken::new(),
     };
     let given_up = CancellationToken::new();
@@ -542,7 +546,7 @@ async fn carry(
         // Both are tokens; what was cancelled stays so.
         tokio::select! {
             biased;
-            () = migrate.released.cancelled() => tell_released(shared, send.migration, &peer).await,
+            () = migrate.released.cancelled() => tell_released(shared, send.migration, &peer, migrate.stopped.get().copied()).await,
             () = given_up.cancelled() => {}
         }
     };
@@ -565,8 +569,13 @@ async fn carry(
 }
 
 /// Tells the destination that the VM may go on there.
-async fn tell_released(shared: &Shared, migration: MigrationId, peer: &transport::Peer) {
-    if let Err(error) = shared.transport.tell_released(migration, peer).await {
+async fn tell_released(
+    shared: &Shared,
+    migration: MigrationId,
+    peer: &transport::Peer,
+    stopped: Option<Instant>,
+) {
+    if let Err(error) = shared.transport.tell_released(migration, peer, stopped).await {
         tracing::warn!(%error, "the destination was not told to go on; it will be when the migration is finished");
     }
 }

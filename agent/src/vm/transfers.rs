@@ -1,6 +1,6 @@
 //! The migrations of one VM that its task remembers, and the transfer under way, if there is one.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use dalgu_proto::{
     ids::MigrationId,
@@ -9,15 +9,15 @@ use dalgu_proto::{
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     driver::REMEMBER,
-    status::{self, Presence},
+    status::{self, Arrival, Presence},
 };
 use crate::{
     hypervisor::{self, Domain, Progress},
     ledger::{self, Disposition, Ledger},
+    migration::transport::Word,
 };
 
 /// How a transfer ended.
@@ -32,9 +32,9 @@ pub(super) struct Transfers {
     pub(super) latest: Option<MigrationId>,
     pub(super) running: Option<BoxFuture<'static, Ended>>,
     pub(super) progress: watch::Sender<Progress>,
-    pub(super) handed_over: Option<CancellationToken>,
+    pub(super) handed_over: Option<Word>,
     pub(super) settled_at: Option<Instant>,
-    pub(super) network_delay: Option<(MigrationId, Duration)>,
+    pub(super) arrival: Option<(MigrationId, Arrival)>,
 }
 
 impl Transfers {
@@ -51,7 +51,7 @@ impl Transfers {
             progress: watch::Sender::new(Progress::default()),
             handed_over: None,
             settled_at: None,
-            network_delay: None,
+            arrival: None,
         }
     }
 
@@ -76,7 +76,7 @@ impl Transfers {
         let word = self.handed_over.clone();
         async move {
             match word {
-                Some(word) => word.cancelled().await,
+                Some(word) => word.heard().await,
                 None => std::future::pending().await,
             }
         }
@@ -112,9 +112,9 @@ impl Transfers {
             owner,
             presence,
             progress: *self.progress.borrow(),
-            network_delay: self
-                .network_delay
-                .and_then(|(id, delay)| (id == entry.id).then_some(delay)),
+            arrival: self
+                .arrival
+                .and_then(|(id, arrival)| (id == entry.id).then_some(arrival)),
         })
     }
 

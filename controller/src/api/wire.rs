@@ -296,7 +296,7 @@ fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress
             figures.elapsed_ms,
         ))),
         network_blackout: migration
-            .network_blackout_ms()
+            .unreachable_ms()
             .map(|ms| time::duration_to_wire(std::time::Duration::from_millis(ms))),
     }
 }

@@ -191,16 +191,19 @@ pub struct MigrationRecord {
     /// Time on the destination from the VM's going on to its first packet, in ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_delay_ms: Option<u64>,
+    /// Time from the VM's stop at the source to that packet, in ms, where the source has told when that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_blackout_ms: Option<u64>,
     /// The decision that chose the destination.
     pub decision: Decision,
 }
 
 impl MigrationRecord {
-    /// Time in which the VM could not be reached over its networks, in ms: QEMU's stop, and what passed until its first packet
-    /// on the destination.
-    pub fn network_blackout_ms(&self) -> Option<u64> {
-        let stopped = self.progress?.downtime_ms;
-        Some(stopped.saturating_add(self.network_delay_ms?))
+    /// Time in which the VM could not be reached over its networks, in ms. Where the hosts have not measured all of it: QEMU's
+    /// stop, and what passed from the VM's going on until its first packet on the destination.
+    pub fn unreachable_ms(&self) -> Option<u64> {
+        let sum = || Some(self.progress?.downtime_ms.saturating_add(self.network_delay_ms?));
+        self.network_blackout_ms.or_else(sum)
     }
 
     /// Whether the owner has confirmed that it keeps the VM.

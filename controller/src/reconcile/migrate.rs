@@ -368,6 +368,7 @@ fn store_answers(
     if let Some((answer, part)) = destination {
         record.destination_answer = Some(answer);
         record.network_delay_ms = part.network_delay_ms;
+        record.network_blackout_ms = part.network_blackout_ms;
     }
     let mut live = tx.migration_live(id);
     let was_in_doubt = live.doubt.is_some();
@@ -532,7 +533,7 @@ async fn await_delay(
         return false;
     }
     let part = agents.part(state, &record.destination, record.id).await;
-    let Some(delay) = part.ok().and_then(|part| part.network_delay_ms) else {
+    let Some(part) = part.ok().filter(|part| part.network_delay_ms.is_some()) else {
         return true;
     };
     let id = record.id;
@@ -544,7 +545,8 @@ async fn await_delay(
             .cloned()
         {
             tx.put_migration(MigrationRecord {
-                network_delay_ms: Some(delay),
+                network_delay_ms: part.network_delay_ms,
+                network_blackout_ms: part.network_blackout_ms,
                 ..(*record).clone()
             });
         }

@@ -117,6 +117,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         destination_finished: false,
         progress: None,
         network_delay_ms: None,
+        network_blackout_ms: None,
         decision,
     };
     operation.migration = Some(record.id);

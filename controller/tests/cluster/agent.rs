@@ -89,6 +89,7 @@ fn migration(host: &Host, id: &str) -> agent::MigrationReport {
         network_delay: host
             .networks
             .delay(id, !transfer.source && presence == DomainPresence::Running),
+        network_blackout: None,
         progress: transfer.source.then(|| {
             match host.progress_lost && transfer.state != TransferState::Active {
                 true => v1::MigrationProgress::default(),

@@ -12,9 +12,10 @@ use std::{
 use async_trait::async_trait;
 use dalgu_agent::{
     hypervisor::sim::{Lines, Listener, MemoryLines, Stream},
-    migration::transport::{Peer, Relay, Transport},
+    migration::transport::{Peer, Relay, Transport, Word},
 };
 use dalgu_proto::ids::{HostName, MigrationId};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{life::Life, plan::Node, site::Site};
@@ -28,7 +29,7 @@ const AHEAD: usize = 16 * 1024;
 #[derive(Debug, Clone)]
 struct Grant {
     source: HostName,
-    word: CancellationToken,
+    word: Word,
     revoked: CancellationToken,
     streams: TaskTracker,
     life: Life,
@@ -81,11 +82,11 @@ pub struct Streams {
 
 #[async_trait]
 impl Transport for Streams {
-    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<CancellationToken> {
+    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<Word> {
         self.life.pass().await;
         let make = || Grant {
             source,
-            word: CancellationToken::new(),
+            word: Word::default(),
             revoked: CancellationToken::new(),
             streams: TaskTracker::new(),
             life: self.life.clone(),
@@ -137,7 +138,7 @@ impl Transport for Streams {
         Ok(Relay::new(control, path("memory"), path("disks"), guard))
     }
 
-    async fn tell_released(&self, migration: MigrationId, peer: &Peer) -> io::Result<()> {
+    async fn tell_released(&self, migration: MigrationId, peer: &Peer, _: Option<Instant>) -> io::Result<()> {
         self.life.pass().await;
         let to = self.site.host_number(&peer.host).ok_or(io::ErrorKind::NotFound)?;
         self.site.hand_over(self.host, to, migration, &self.life).await
@@ -232,6 +233,6 @@ pub fn word(ways: &Ways, to: usize, migration: MigrationId, source: &HostName) -
     let grant = ways
         .grant(to, migration, source)
         .ok_or(io::ErrorKind::PermissionDenied)?;
-    grant.word.cancel();
+    grant.word.say();
     Ok(())
 }

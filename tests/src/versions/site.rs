@@ -20,7 +20,7 @@ use dalgu_agent::{
     images::{self, Images},
     ledger::{Files, Ledger},
     metrics::Snapshot,
-    migration::transport::{Peer as Host, Relay, Transport},
+    migration::transport::{Peer as Host, Relay, Transport, Word},
 };
 use dalgu_controller::{
     agent_client::Dial,
@@ -105,7 +105,7 @@ impl Files for Shelf {
     }
 }
 
-type Grants = Arc<Mutex<BTreeMap<(HostName, MigrationId), (HostName, CancellationToken)>>>;
+type Grants = Arc<Mutex<BTreeMap<(HostName, MigrationId), (HostName, Word)>>>;
 
 /// The streams between hosts: whoever was let in reaches the other's hypervisor.
 struct Roads {
@@ -119,8 +119,8 @@ fn control(host: &str) -> PathBuf {
 
 #[async_trait]
 impl Transport for Roads {
-    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<CancellationToken> {
-        let grant = (source, CancellationToken::new());
+    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<Word> {
+        let grant = (source, Word::default());
         let mut grants = lock(&self.grants);
         Ok(grants
             .entry((self.own.clone(), migration))
@@ -143,9 +143,9 @@ impl Transport for Roads {
         Ok(Relay::new(way, "unused".into(), "unused".into(), ()))
     }
 
-    async fn tell_released(&self, migration: MigrationId, peer: &Host) -> io::Result<()> {
+    async fn tell_released(&self, migration: MigrationId, peer: &Host, _: Option<Instant>) -> io::Result<()> {
         match lock(&self.grants).get(&(peer.host.clone(), migration)) {
-            Some((source, word)) if *source == self.own => word.cancel(),
+            Some((source, word)) if *source == self.own => word.say(),
             _ => return Err(io::ErrorKind::PermissionDenied.into()),
         }
         Ok(())

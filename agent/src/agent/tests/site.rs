@@ -35,7 +35,7 @@ use crate::{
     },
     images::{Memory, Peers, Source},
     ledger::Files,
-    migration::transport::{Peer, Relay},
+    migration::transport::{Peer, Relay, Word},
 };
 
 pub const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";
@@ -91,7 +91,7 @@ impl Files for Shelf {
     }
 }
 
-type Grants = Arc<Mutex<BTreeMap<(String, MigrationId), (HostName, CancellationToken)>>>;
+type Grants = Arc<Mutex<BTreeMap<(String, MigrationId), (HostName, Word)>>>;
 
 /// The streams between the hosts: every hypervisor's path can be reached from everywhere, by who was let in.
 pub struct Roads {
@@ -105,11 +105,11 @@ pub fn control(host: &str) -> String {
 
 #[async_trait]
 impl Transport for Roads {
-    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<CancellationToken> {
+    async fn allow(&self, migration: MigrationId, source: HostName) -> io::Result<Word> {
         let mut grants = lock(&self.grants);
         let grant = grants
             .entry((self.own.to_string(), migration))
-            .or_insert_with(|| (source, CancellationToken::new()));
+            .or_insert_with(|| (source, Word::default()));
         Ok(grant.1.clone())
     }
 
@@ -129,9 +129,9 @@ impl Transport for Roads {
         Ok(Relay::new(leads_to.into(), "unused".into(), "unused".into(), ()))
     }
 
-    async fn tell_released(&self, migration: MigrationId, peer: &Peer) -> io::Result<()> {
+    async fn tell_released(&self, migration: MigrationId, peer: &Peer, _: Option<Instant>) -> io::Result<()> {
         match lock(&self.grants).get(&(peer.host.to_string(), migration)) {
-            Some((source, word)) if *source == self.own => word.cancel(),
+            Some((source, word)) if *source == self.own => word.say(),
             _ => return Err(io::ErrorKind::PermissionDenied.into()),
         }
         Ok(())

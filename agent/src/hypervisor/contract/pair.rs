@@ -47,6 +47,7 @@ impl Pair<'_> {
             max_downtime_ms: 100,
             bandwidth_mib_per_second: 0,
             arrives_paused: false,
+            stopped: Default::default(),
             released: CancellationToken::new(),
         }
     }

@@ -19,7 +19,7 @@ use std::{
 use dalgu_proto::ids::VmId;
 use tokio::{
     sync::{Semaphore, broadcast, mpsc, oneshot, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use virt::connect::Connect;
@@ -83,6 +83,31 @@ pub(super) struct Supervisor {
     pub(super) hints: broadcast::Sender<Hint>,
     pub(super) completed: Completed,
     resets: Arc<Mutex<Resets>>,
+    stops: Stops,
+}
+
+/// When domains that are watched for it stopped last.
+type Stops = Arc<Mutex<HashMap<VmId, Option<Instant>>>>;
+
+/// A domain is watched for its stop.
+pub(super) struct StopWatch {
+    id: VmId,
+    stops: Stops,
+}
+
+impl StopWatch {
+    /// When it stopped last, if it did since it is watched.
+    pub(super) fn at(&self) -> Option<Instant> {
+        let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        stops.get(&self.id).copied().flatten()
+    }
+}
+
+impl Drop for StopWatch {
+    fn drop(&mut self) {
+        let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        stops.remove(&self.id);
+    }
 }
 
 impl Supervisor {
@@ -94,6 +119,17 @@ impl Supervisor {
             hints: broadcast::Sender::new(1024),
             completed: Completed::default(),
             resets: Arc::default(),
+            stops: Arc::default(),
+        }
+    }
+
+    /// Watches a domain for its stop from now on.
+    pub(super) fn watch_stop(&self, id: VmId) -> StopWatch {
+        let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        stops.insert(id, None);
+        StopWatch {
+            id,
+            stops: self.stops.clone(),
         }
     }
 
@@ -223,9 +259,18 @@ impl Supervisor {
 
     fn domain_sink(&self) -> Sink {
         let (hints, completed, resets) = (self.hints.clone(), self.completed.clone(), self.resets.clone());
+        let stops = self.stops.clone();
         Arc::new(move |event| {
             let id = match event {
                 Event::Domain(id) => VmId::from_uuid(id),
+                Event::Stopped(id) => {
+                    let (id, now) = (VmId::from_uuid(id), Instant::now());
+                    let mut stops = stops.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(stop) = stops.get_mut(&id) {
+                        *stop = Some(now);
+                    }
+                    id
+                }
                 Event::Reset(id) => {
                     let id = VmId::from_uuid(id);
                     let mut resets = resets.lock().unwrap_or_else(PoisonError::into_inner);

@@ -22,6 +22,8 @@ use virt_sys as sys;
 pub(super) enum Event {
     /// Something happened to this domain.
     Domain(Uuid),
+    /// The processors of this domain have stopped, and its memory is whole.
+    Stopped(Uuid),
     /// The guest of this domain was reset.
     Reset(Uuid),
     /// A job of this domain has ended; its last figures.
@@ -133,12 +135,14 @@ unsafe extern "C" fn free_sink(opaque: *mut c_void) {
 unsafe extern "C" fn on_lifecycle(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
-    _: c_int,
+    event: c_int,
     _: c_int,
     opaque: *mut c_void,
 ) -> c_int {
+    let stopped = u32::try_from(event) == Ok(sys::VIR_DOMAIN_EVENT_SUSPENDED);
+    let kind = if stopped { Event::Stopped } else { Event::Domain };
     // SAFETY: libvirt passes a live domain and our own opaque pointer.
-    unsafe { tell(opaque, uuid_of(domain).map(Event::Domain)) };
+    unsafe { tell(opaque, uuid_of(domain).map(kind)) };
     0
 }
 

@@ -434,6 +434,7 @@ impl Hypervisor for Libvirt {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|(other, _)| *other != id);
+        let stop = self.supervisor.watch_stop(id);
         let (host, order) = (self.host.clone(), migrate.clone());
         let sending = self.workers.run_long("migrate", Kind::Migrate, move |_| {
             migrate::send(&host.order(&order)?)
@@ -441,6 +442,10 @@ impl Hypervisor for Libvirt {
         // libvirt ends the source's QEMU when the destination has everything, and takes 200 ms more to say so.
         let watching = async {
             process::ended(migrate.definition.name.as_str(), id).await;
+            if let Some(stopped) = stop.at() {
+                // Set once in a transfer.
+                let _ = migrate.stopped.set(stopped);
+            }
             migrate.released.cancel();
             std::future::pending::<std::convert::Infallible>().await
         };

@@ -237,6 +237,8 @@ impl<'a> Source<'a> {
             Err(error) => return Err(Failure::After(broken(error))),
         }
         let mut progress = self.forget(id).unwrap_or_default();
+        // Set once in a transfer.
+        let _ = self.migrate.stopped.set(stopped);
         self.migrate.released.cancel();
         progress.downtime_ms = millis(stopped.elapsed());
         progress.elapsed_ms = millis(self.started.elapsed());
