@@ -7,6 +7,7 @@
 
 mod db;
 mod load;
+mod refused;
 mod tx;
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Error, State, Tx, load, tx::EVENTS_KEPT};
+use super::{Error, State, Tx, load, refused::Refused, tx::EVENTS_KEPT};
 use crate::store::{self, Batch, Image, Store};
 
 /// Changes that may wait for the writer.
@@ -86,8 +86,14 @@ struct Commit {
     look: Option<oneshot::Sender<Vec<String>>>,
 }
 
+/// What the next change begins with.
+struct Pending {
+    state: State,
+    refused: Refused,
+}
+
 struct Inner {
-    pending: Mutex<State>,
+    pending: Mutex<Pending>,
     queue: mpsc::Sender<Commit>,
     published: watch::Receiver<Arc<State>>,
     image_changes: watch::Receiver<u64>,
@@ -141,7 +147,10 @@ impl Db {
         let (publish_networks, network_changes) = watch::channel(state.network_changes);
         let (queue, commits) = mpsc::channel(QUEUE);
         let db = Self(Arc::new(Inner {
-            pending: Mutex::new(state),
+            pending: Mutex::new(Pending {
+                state,
+                refused: Refused::default(),
+            }),
             queue,
             published,
             image_changes,
@@ -200,18 +209,22 @@ impl Db {
             // A panic in an earlier closure left the pending state as it was before it.
             let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
             let mut tx = Tx::new(
-                pending.clone(),
+                pending.state.clone(),
+                std::mem::take(&mut pending.refused),
                 self.now(),
                 self.0.new_ids.clone(),
                 self.0.events_kept,
             );
             let outcome = change(&mut tx);
-            let (state, batch, touched) = match outcome {
+            let (state, batch, touched, refused) = match outcome {
                 Ok(_) => tx.finish(),
                 // Nothing changes; but the reason may be a change that is not on disk yet, and may never be.
-                Err(_) => (pending.clone(), Batch::default(), Vec::new()),
+                Err(_) => (pending.state.clone(), Batch::default(), Vec::new(), tx.give_up()),
             };
-            *pending = state.clone();
+            *pending = Pending {
+                state: state.clone(),
+                refused,
+            };
             // Sent under the lock, so that the queue has the order of the changes.
             permit.send(Commit {
                 state,
@@ -242,7 +255,7 @@ impl Db {
         {
             let pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
             permit.send(Commit {
-                state: pending.clone(),
+                state: pending.state.clone(),
                 batch: Batch::default(),
                 touched: Vec::new(),
                 done,
@@ -273,12 +286,13 @@ fn read(store: &mut impl Store, cluster_id: ClusterId, hooks: &Hooks) -> Result<
     let loaded = load::state(&image, cluster_id)?;
     let mut tx = Tx::new(
         loaded,
+        Refused::default(),
         hooks.clock.now(),
         hooks.new_ids.clone(),
         hooks.events_kept,
     );
     tx.raise_term();
-    let (state, batch, _) = tx.finish();
+    let (state, batch, ..) = tx.finish();
     Ok((state, batch))
 }
 

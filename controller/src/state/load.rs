@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::{Meta, State, Tx};
+use super::{Meta, State, Tx, refused::Refused};
 use crate::{
     model::{
         EventRecord, GroupRecord, HostLive, HostRecord, ImageRecord, MigrationRecord, NetworkRecord,
@@ -104,7 +104,13 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
         state.events.insert(event.revision, Arc::new(event));
     }
     // Nothing new is made here: neither the time nor an id is asked for.
-    let mut tx = Tx::new(state, Timestamp::UNIX_EPOCH, NewIds::random(), usize::MAX);
+    let mut tx = Tx::new(
+        state,
+        Refused::default(),
+        Timestamp::UNIX_EPOCH,
+        NewIds::random(),
+        usize::MAX,
+    );
     // Tables come in the order of their declaration: VMs before the migrations that refer to them.
     for (table, key, value) in &image.records {
         let name = table.as_str();

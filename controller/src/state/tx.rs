@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Observing, State, Stray};
+use super::{Observing, State, Stray, refused::Refused};
 use crate::{
     agent_wire::Reported,
     model::{
@@ -33,6 +33,7 @@ pub const EVENTS_KEPT: usize = 20_000;
 /// See the module. Reads go through to the state as it is so far.
 pub struct Tx {
     state: State,
+    refused: Refused,
     writes: Vec<Write>,
     events: Vec<(u64, String)>,
     forget_events_to: u64,
@@ -70,10 +71,18 @@ fn holders(vm: &VmRecord, migration: Option<&MigrationRecord>) -> BTreeSet<HostN
 }
 
 impl Tx {
-    pub(super) fn new(state: State, now: Timestamp, new_ids: NewIds, events_kept: usize) -> Self {
+    pub(super) fn new(
+        state: State,
+        mut refused: Refused,
+        now: Timestamp,
+        new_ids: NewIds,
+        events_kept: usize,
+    ) -> Self {
         let base_revision = state.meta.revision;
+        refused.forget(now);
         Self {
             state,
+            refused,
             writes: Vec::new(),
             events: Vec::new(),
             forget_events_to: 0,
@@ -320,6 +329,16 @@ impl Tx {
         self.state.requests.insert(request.key.clone(), request);
     }
 
+    /// Requests that were refused a moment ago. Stays also when the change is given up. Not stored.
+    pub fn refused(&mut self) -> &mut Refused {
+        &mut self.refused
+    }
+
+    /// Gives the change up: only what was refused is kept.
+    pub(super) fn give_up(self) -> Refused {
+        self.refused
+    }
+
     /// Forgets a request.
     pub fn forget_request(&mut self, key: &str) {
         self.state.requests.remove(key);
@@ -512,7 +531,7 @@ impl Tx {
     }
 
     /// What the store is to write, what the state is then, and which VMs want a look.
-    pub(super) fn finish(self) -> (State, Batch, Vec<VmId>) {
+    pub(super) fn finish(self) -> (State, Batch, Vec<VmId>, Refused) {
         let mut batch = Batch {
             writes: self.writes,
             events: self.events,
@@ -527,6 +546,11 @@ impl Tx {
                 value,
             });
         }
-        (self.state, batch, self.touched.into_iter().collect())
+        (
+            self.state,
+            batch,
+            self.touched.into_iter().collect(),
+            self.refused,
+        )
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Why a verb is refused; nothing has changed then.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// No such VM.
     #[error("there is no VM named {0}; see `dalgu vm list`")]
@@ -396,13 +396,29 @@ pub struct Caller {
     pub body: String,
 }
 
-/// Does what was asked, unless the same request has been done before: then its outcome.
+impl Caller {
+    /// How the request is known; `None` where it bears no id.
+    fn key(&self) -> Option<String> {
+        (!self.request_id.is_empty()).then(|| format!("{}/{}", self.principal, self.request_id))
+    }
+}
+
+/// Does what was asked, unless the same request has been done before, or was refused a moment ago: then its outcome.
 pub fn once(
     tx: &mut Tx,
     caller: &Caller,
     change: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
 ) -> Result<Outcome, Error> {
-    once_also_observing(tx, caller, |tx| in_charge(tx).and_then(|()| change(tx)))
+    let outcome = once_also_observing(tx, caller, |tx| in_charge(tx).and_then(|()| change(tx)));
+    // Who is told to come again may do so at once.
+    if let Err(why) = &outcome
+        && !matches!(why, Error::Initializing)
+        && let Some(key) = caller.key()
+    {
+        let now = tx.now();
+        tx.refused().note(now, key, caller.body.clone(), why.clone());
+    }
+    outcome
 }
 
 /// As [`once`], for what may also be asked of a controller that only observes.
@@ -411,10 +427,12 @@ pub fn once_also_observing<E: From<Error>>(
     caller: &Caller,
     change: impl FnOnce(&mut Tx) -> Result<Outcome, E>,
 ) -> Result<Outcome, E> {
-    if caller.request_id.is_empty() || mutant::on(Mutant::RequestNotRemembered) {
+    let Some(key) = caller.key().filter(|_| !mutant::on(Mutant::RequestNotRemembered)) else {
         return change(tx);
+    };
+    if let Some(why) = tx.refused().why(&key, &caller.body) {
+        return Err(why.clone().into());
     }
-    let key = format!("{}/{}", caller.principal, caller.request_id);
     if let Some(known) = tx.requests.get(&key) {
         return if known.body == caller.body {
             Ok(known.outcome.clone())

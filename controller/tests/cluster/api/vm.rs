@@ -148,6 +148,46 @@ async fn a_repeated_request_has_one_effect_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_request_that_was_refused_is_not_carried_out_when_an_earlier_copy_of_it_comes_late() {
+    let mut site = Site::new(1).await;
+    let mut clients = site.start().await;
+    let cordon = |clients: &crate::site::Clients| {
+        let mut hosts = clients.hosts.clone();
+        async move {
+            let request = v1::CordonHostRequest {
+                name: "h1".into(),
+                reason: "disk".into(),
+                ..Default::default()
+            };
+            hosts.cordon_host(request).await.unwrap();
+        }
+    };
+    cordon(&clients).await;
+    let request = v1::CreateVmRequest {
+        request_id: request_id(),
+        ..create("web")
+    };
+    assert_eq!(
+        reason(clients.vms.create_vm(request.clone()).await),
+        "NO_CAPACITY"
+    );
+    let open = v1::UncordonHostRequest {
+        name: "h1".into(),
+        ..Default::default()
+    };
+    clients.hosts.uncordon_host(open).await.unwrap();
+    assert_eq!(
+        reason(clients.vms.create_vm(request.clone()).await),
+        "NO_CAPACITY",
+        "who asked was told so, and has gone"
+    );
+    assert!(list(&mut clients).await.vms.is_empty());
+    let mut other = request.clone();
+    other.vm.as_mut().unwrap().description = "another content".into();
+    clients.vms.create_vm(other).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_change_over_somebody_elses_is_refused() {
     let mut site = Site::new(1).await;
     let mut clients = site.start().await;

@@ -46,6 +46,8 @@ const REACTIVATION: &str = "blockdev-set-active";
 /// One guest's files and tale.
 #[derive(Default)]
 struct Guest {
+    /// When its logs were read last.
+    read: Option<Instant>,
     tale: Tale,
     pages: Vec<(File, (u64, u64), u64)>,
 }
@@ -230,6 +232,7 @@ impl Eye {
         let uids: Vec<_> = self.books.borrow().subjects.keys().cloned().collect();
         for uid in uids {
             let guest = self.guests.entry(uid.clone()).or_default();
+            let since = guest.read.replace(Instant::now());
             guest.read(&self.lab, &uid);
             let due = self
                 .books
@@ -238,7 +241,7 @@ impl Eye {
                 .get(&uid)
                 .is_some_and(|subject| subject.boots_due > 0);
             for found in guest.tale.read_on(due) {
-                note(&mut self.books.borrow_mut(), &uid, found);
+                note(&mut self.books.borrow_mut(), &uid, found, since);
             }
         }
     }
@@ -287,7 +290,8 @@ fn name_of(books: &Books, uid: &str) -> String {
     )
 }
 
-fn note(books: &mut Books, uid: &str, found: Found) {
+/// `since` is when was listened before: what was found was said after that.
+fn note(books: &mut Books, uid: &str, found: Found, since: Option<Instant>) {
     let name = name_of(books, uid);
     let Some(subject) = books.subjects.get_mut(uid) else {
         return;
@@ -306,7 +310,10 @@ fn note(books: &mut Books, uid: &str, found: Found) {
         }
         Found::Tick(count) => {
             let frozen = subject.want == Want::Paused
-                && subject.settled.is_some_and(|since| since.elapsed() > SETTLE * 2);
+                && subject
+                    .settled
+                    .zip(since)
+                    .is_some_and(|(settled, since)| since > settled + SETTLE);
             if subject.victim.is_some_and(|since| since.elapsed() > SURVIVED) {
                 subject.victim = None;
             }
