@@ -4,14 +4,17 @@
 //! when the controller had stood still: it must not be carried out then, for nobody waits for it any more. Only memory holds
 //! this; what was under way ends with the controller. Used by [`super::Tx`].
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
-use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
 use crate::verbs::Error;
 
 /// For so long: more than a message is under way, and not for long where somebody asks under the same id on purpose.
-pub const KEPT: SignedDuration = SignedDuration::from_mins(2);
+pub const KEPT: Duration = Duration::from_mins(2);
 /// At most so many, the latest.
 const MOST: usize = 10_000;
 
@@ -20,7 +23,7 @@ const MOST: usize = 10_000;
 pub struct Refused {
     /// Hash of the content, and why, by who asked and the id.
     known: HashMap<String, (String, Error)>,
-    order: VecDeque<(Timestamp, String)>,
+    order: VecDeque<(Instant, String)>,
 }
 
 impl Refused {
@@ -31,14 +34,14 @@ impl Refused {
     }
 
     /// Remembers a refusal.
-    pub fn note(&mut self, now: Timestamp, key: String, body: String, why: Error) {
+    pub fn note(&mut self, now: Instant, key: String, body: String, why: Error) {
         if self.known.insert(key.clone(), (body, why)).is_none() {
             self.order.push_back((now, key));
         }
     }
 
     /// Forgets what was refused too long ago, and what is too much.
-    pub fn forget(&mut self, now: Timestamp) {
+    pub fn forget(&mut self, now: Instant) {
         while let Some((time, key)) = self.order.front()
             && (self.order.len() > MOST || now.duration_since(*time) > KEPT)
         {
@@ -52,39 +55,30 @@ impl Refused {
 mod tests {
     use super::*;
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn note(refused: &mut Refused, second: i64, key: &str) {
-        refused.note(
-            at(second),
-            key.into(),
-            "body".into(),
-            Error::VmNotFound(key.into()),
-        );
+    fn note(refused: &mut Refused, now: Instant, key: &str) {
+        refused.note(now, key.into(), "body".into(), Error::VmNotFound(key.into()));
     }
 
     #[test]
     fn a_refusal_is_known_for_two_minutes_and_by_its_content() {
-        let mut refused = Refused::default();
-        note(&mut refused, 0, "a");
-        refused.forget(at(120));
+        let (mut refused, begun) = (Refused::default(), Instant::now());
+        note(&mut refused, begun, "a");
+        refused.forget(begun + KEPT);
         assert!(refused.why("a", "body").is_some());
         assert!(refused.why("a", "other").is_none());
         assert!(refused.why("b", "body").is_none());
-        refused.forget(at(121));
+        refused.forget(begun + KEPT + Duration::from_secs(1));
         assert!(refused.why("a", "body").is_none());
         assert!(refused.order.is_empty());
     }
 
     #[test]
     fn no_more_are_kept_than_the_latest_ten_thousand() {
-        let mut refused = Refused::default();
+        let (mut refused, now) = (Refused::default(), Instant::now());
         for number in 0..MOST + 5 {
-            note(&mut refused, 0, &number.to_string());
+            note(&mut refused, now, &number.to_string());
         }
-        refused.forget(at(1));
+        refused.forget(now);
         assert_eq!((refused.order.len(), refused.known.len()), (MOST, MOST));
         assert!(refused.why("4", "body").is_none());
         assert!(refused.why("5", "body").is_some());

@@ -14,6 +14,7 @@ use dalgu_proto::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Observing, State, Stray, refused::Refused};
@@ -25,6 +26,7 @@ use crate::{
     },
     space::Space,
     store::{Batch, Table, Write},
+    verbs,
 };
 
 /// Events that are kept.
@@ -79,7 +81,7 @@ impl Tx {
         events_kept: usize,
     ) -> Self {
         let base_revision = state.meta.revision;
-        refused.forget(now);
+        refused.forget(Instant::now());
         Self {
             state,
             refused,
@@ -329,9 +331,14 @@ impl Tx {
         self.state.requests.insert(request.key.clone(), request);
     }
 
-    /// Requests that were refused a moment ago. Stays also when the change is given up. Not stored.
-    pub fn refused(&mut self) -> &mut Refused {
-        &mut self.refused
+    /// Why a request of that content was refused a moment ago.
+    pub fn why_refused(&self, key: &str, body: &str) -> Option<&verbs::Error> {
+        self.refused.why(key, body)
+    }
+
+    /// Notes that a request is refused; also where nothing else is changed. Not stored.
+    pub fn note_refused(&mut self, key: String, body: String, why: verbs::Error) {
+        self.refused.note(Instant::now(), key, body, why);
     }
 
     /// Gives the change up: only what was refused is kept.

@@ -415,8 +415,7 @@ pub fn once(
         && !matches!(why, Error::Initializing)
         && let Some(key) = caller.key()
     {
-        let now = tx.now();
-        tx.refused().note(now, key, caller.body.clone(), why.clone());
+        tx.note_refused(key, caller.body.clone(), why.clone());
     }
     outcome
 }
@@ -430,7 +429,7 @@ pub fn once_also_observing<E: From<Error>>(
     let Some(key) = caller.key().filter(|_| !mutant::on(Mutant::RequestNotRemembered)) else {
         return change(tx);
     };
-    if let Some(why) = tx.refused().why(&key, &caller.body) {
+    if let Some(why) = tx.why_refused(&key, &caller.body) {
         return Err(why.clone().into());
     }
     if let Some(known) = tx.requests.get(&key) {

@@ -125,6 +125,8 @@ pub struct Checker {
     runs: BTreeMap<(usize, Term), String>,
     /// Since when a controller, in its term, has known that it is refused for another.
     refused: BTreeMap<(usize, Term), Instant>,
+    /// Requests that were refused, and in which term.
+    turned_away: BTreeMap<String, Term>,
     /// Operations that a restored controller does not know.
     forgotten: BTreeSet<OperationId>,
     /// VMs that a restored controller does not know.
@@ -331,6 +333,13 @@ impl Checker {
                     operation.vm_name
                 )
             });
+            let refused = self.turned_away.get(&operation.request_id) == Some(&state.meta.term);
+            self.check("I8 what was refused is not done", !refused, || {
+                format!(
+                    "request {} was refused, and made operation {}",
+                    operation.request_id, operation.id
+                )
+            });
             if operation.kind == OperationKind::Delete {
                 self.deleted.insert(operation.vm);
             }
@@ -345,6 +354,11 @@ impl Checker {
                 )
             });
         }
+    }
+
+    /// A client was told in this term that its request is refused.
+    pub fn turned_away(&mut self, request: &str, term: Term) {
+        self.turned_away.insert(request.to_owned(), term);
     }
 
     /// A client was answered with an operation.

@@ -63,6 +63,7 @@ pub async fn ask(site: Arc<Site>, request: Request) -> Option<Answer> {
     let first = site.checker().known();
     for attempt in 0..=request.retries {
         let before = site.checker().known();
+        let term = site.term();
         match once(&site, request, &id).await {
             Ok(answer) => {
                 answer.tell(&mut site.checker(), &id, [&first, &before]);
@@ -73,6 +74,10 @@ pub async fn ask(site: Arc<Site>, request: Request) -> Option<Answer> {
                 }
             }
             Err(status) if is_final(&status) => {
+                // Of whom it came is known where there was one controller all the time.
+                if let Some(term) = term.filter(|term| site.term() == Some(*term)) {
+                    site.checker().turned_away(&id, term);
+                }
                 site.trace().say(format_args!(
                     "{:?} {}: {:?}",
                     request.verb,

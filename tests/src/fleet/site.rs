@@ -32,7 +32,7 @@ use dalgu_controller::{
 };
 use dalgu_proto::{
     host::{Inventory, Pool, Usage},
-    ids::{ClusterId, HostName, NewIds, OperationId, VmId},
+    ids::{ClusterId, HostName, NewIds, OperationId, Term, VmId},
     time::Clock,
     tls::client::{Caller, caller_in_process},
 };
@@ -653,6 +653,12 @@ impl Site {
     /// The API of a controller that runs.
     pub fn services(&self) -> Option<(Life, Services)> {
         self.services_of(0)
+    }
+
+    /// The term of the controller, if it runs and is the only one.
+    pub fn term(&self) -> Option<Term> {
+        let (_, services) = self.services().filter(|_| !self.has_second())?;
+        Some(services.db.snapshot().meta.term)
     }
 
     /// The API of one of the controllers, if it runs.
