@@ -3,6 +3,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 const FILES: &[&str] = &[
+    "dalgu/v1/backup.proto",
     "dalgu/v1/declaration.proto",
     "dalgu/v1/diagnosis.proto",
     "dalgu/v1/event.proto",
@@ -12,12 +13,16 @@ const FILES: &[&str] = &[
     "dalgu/v1/operation.proto",
     "dalgu/v1/placement.proto",
     "dalgu/v1/site.proto",
+    "dalgu/v1/snapshot.proto",
     "dalgu/v1/telemetry.proto",
     "dalgu/v1/vm.proto",
+    "dalgu/v1/volume.proto",
     "dalgu/agent/v1/agent.proto",
+    "dalgu/agent/v1/backup.proto",
     "dalgu/agent/v1/image.proto",
     "dalgu/agent/v1/network.proto",
     "dalgu/agent/v1/registrar.proto",
+    "dalgu/agent/v1/volume.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

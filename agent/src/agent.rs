@@ -8,9 +8,11 @@ use std::{sync::Arc, time::Duration};
 
 use dalgu_proto::{
     agent::v1::{
+        agent_backup_service_server::AgentBackupServiceServer,
         agent_image_service_server::AgentImageServiceServer,
         agent_network_service_server::AgentNetworkServiceServer, agent_service_server::AgentServiceServer,
-        peer_service_server::PeerServiceServer, registrar_service_client::RegistrarServiceClient,
+        agent_volume_service_server::AgentVolumeServiceServer, peer_service_server::PeerServiceServer,
+        registrar_service_client::RegistrarServiceClient,
     },
     ids::{ClusterId, HostName, NewIds},
     size::MAX_REQUEST_BYTES,
@@ -24,6 +26,7 @@ use tonic::service::{Routes, interceptor::InterceptedService};
 use uuid::Uuid;
 
 use crate::{
+    backups::{self, Backups},
     gate::Gate,
     hypervisor::Hypervisor,
     images::{self, Images},
@@ -35,6 +38,7 @@ use crate::{
     reporter::Reporter,
     server::{self, Service},
     vm::{Shared, Vms},
+    volumes::{self, Volumes},
 };
 
 /// The controller is told of the host after this time even when the hypervisor cannot be asked yet what is here: else a
@@ -79,6 +83,8 @@ pub struct Agent {
     service: Service,
     images: images::server::Service,
     networks: network::server::Service,
+    volumes: volumes::server::Service,
+    backups: backups::server::Service,
     reporter: Reporter,
     contents: Contents,
     stop: CancellationToken,
@@ -99,11 +105,23 @@ impl Agent {
             parts.ledger.clone(),
             contents.host,
         ));
+        let volumes = volumes::server::Service {
+            gate: gate.clone(),
+            volumes: Volumes::default(),
+            hypervisor: parts.hypervisor.clone(),
+        };
+        let backups = Backups::new(
+            parts.hypervisor.clone(),
+            parts.ledger.clone(),
+            parts.clock.clone(),
+            std::mem::take(&mut contents.backups),
+        );
         let shared = Shared {
             hypervisor: parts.hypervisor,
             ledger: parts.ledger,
             images: parts.images.clone(),
             networks: networks.clone(),
+            volumes: volumes.volumes.clone(),
             transport: parts.transport,
             clock: parts.clock,
             boot_id: parts.boot_id.clone(),
@@ -118,6 +136,11 @@ impl Agent {
         let networks = network::server::Service {
             gate: gate.clone(),
             networks,
+        };
+        let backups = backups::server::Service {
+            gate: gate.clone(),
+            vms: vms.clone(),
+            backups,
         };
         let service = Service {
             gate: gate.clone(),
@@ -143,6 +166,8 @@ impl Agent {
             service,
             images,
             networks,
+            volumes,
+            backups,
             reporter,
             contents,
             stop,
@@ -161,12 +186,20 @@ impl Agent {
         let networks = AgentNetworkServiceServer::new(self.networks.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_REQUEST_BYTES);
+        let volumes = AgentVolumeServiceServer::new(self.volumes.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
+        let backups = AgentBackupServiceServer::new(self.backups.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
         let peers = PeerServiceServer::new(self.images.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_REQUEST_BYTES);
         Routes::new(InterceptedService::new(commands, server::only_controller))
             .add_service(InterceptedService::new(images, server::only_controller))
             .add_service(InterceptedService::new(networks, server::only_controller))
+            .add_service(InterceptedService::new(volumes, server::only_controller))
+            .add_service(InterceptedService::new(backups, server::only_controller))
             .add_service(InterceptedService::new(peers, images::server::only_agents))
     }
 
@@ -191,6 +224,7 @@ impl Agent {
             vms,
             images,
             networks,
+            backups,
             reporter,
             contents,
             stop,
@@ -203,6 +237,7 @@ impl Agent {
         let finding_out = find_out(
             vms.clone(),
             networks.networks,
+            backups.backups,
             contents,
             gate.clone(),
             stop.clone(),
@@ -217,10 +252,11 @@ impl Agent {
     }
 }
 
-/// Finds out what is true on the host, then lets commands in, and keeps the networks of the VMs that it knows by then.
+/// Finds out what is true on the host, then lets commands in, keeps the networks of the VMs that it knows by then, and takes backups.
 async fn find_out(
     vms: Vms,
     networks: Networks,
+    backups: Backups,
     contents: Contents,
     gate: Arc<Gate>,
     stop: CancellationToken,
@@ -231,7 +267,8 @@ async fn find_out(
         () = stop.cancelled() => return Ok(()),
         () = recovery::recover(&vms, contents) => gate.open(),
     }
-    networks.run(stop).await;
+    // Both end by the same token.
+    tokio::join!(networks.run(stop.clone()), backups.run(stop));
     Ok(())
 }
 

@@ -9,6 +9,8 @@ use std::{
 use dalgu_proto::ids::{HostName, check_device_name};
 use serde::Deserialize;
 
+use uuid::Uuid;
+
 use crate::host::storage::PoolConfig;
 
 /// Why the configuration cannot be used.
@@ -73,11 +75,132 @@ pub enum Accelerator {
 pub struct Pool {
     /// Name, the same on each host that has it.
     pub name: String,
-    /// Directory.
+    /// What it is.
+    #[serde(default, rename = "type")]
+    pub kind: PoolType,
+    /// Directory; for `dir` and `nfs`.
+    #[serde(default)]
     pub path: PathBuf,
-    /// Whether every host sees the same files there.
+    /// Whether every host sees the same files there; for `dir`.
     #[serde(default)]
     pub shared: bool,
+    /// LVM's volume group; for `lvm-thin`.
+    pub volume_group: Option<String>,
+    /// The thin pool in it; for `lvm-thin`.
+    pub thin_pool: Option<String>,
+    /// Ceph's monitors, each HOST or HOST:PORT; for `rbd`.
+    #[serde(default)]
+    pub monitors: Vec<String>,
+    /// Ceph's pool; for `rbd`.
+    pub rbd_pool: Option<String>,
+    /// Ceph's user; for `rbd`.
+    pub user: Option<String>,
+    /// UUID of libvirt's secret with that user's key; for `rbd`.
+    pub secret_uuid: Option<Uuid>,
+}
+
+/// What a storage pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolType {
+    /// A directory.
+    #[default]
+    Dir,
+    /// A directory on which a network file system must be mounted.
+    Nfs,
+    /// A thin pool of LVM's.
+    LvmThin,
+    /// A pool of Ceph's.
+    Rbd,
+}
+
+impl PoolType {
+    /// Whether disks there are files in a directory.
+    pub const fn is_directory(self) -> bool {
+        matches!(self, Self::Dir | Self::Nfs)
+    }
+}
+
+impl Pool {
+    /// Whether every host sees the same disks there.
+    pub const fn is_shared(&self) -> bool {
+        self.shared || matches!(self.kind, PoolType::Nfs | PoolType::Rbd)
+    }
+
+    /// What is wrong with it.
+    fn check(&self) -> Result<(), String> {
+        let (name, kind) = (&self.name, self.kind);
+        let word = match kind {
+            PoolType::Dir => "dir",
+            PoolType::Nfs => "nfs",
+            PoolType::LvmThin => "lvm-thin",
+            PoolType::Rbd => "rbd",
+        };
+        let fields = [
+            ("path", self.path != Path::new(""), kind.is_directory()),
+            (
+                "volume_group",
+                self.volume_group.is_some(),
+                kind == PoolType::LvmThin,
+            ),
+            ("thin_pool", self.thin_pool.is_some(), kind == PoolType::LvmThin),
+            ("monitors", !self.monitors.is_empty(), kind == PoolType::Rbd),
+            ("rbd_pool", self.rbd_pool.is_some(), kind == PoolType::Rbd),
+            ("user", self.user.is_some(), kind == PoolType::Rbd),
+            ("secret_uuid", self.secret_uuid.is_some(), kind == PoolType::Rbd),
+        ];
+        for (field, given, wanted) in fields {
+            match (given, wanted) {
+                (true, false) => return Err(format!("{name}: {field} is not for pools of type {word}")),
+                (false, true) => return Err(format!("{name}: a pool of type {word} needs {field}")),
+                _ => {}
+            }
+        }
+        if kind.is_directory() && !self.path.is_absolute() {
+            return Err(format!("{name}: path must be absolute"));
+        }
+        if self.shared && kind != PoolType::Dir {
+            return Err(format!(
+                "{name}: shared is for pools of type dir; one of type {word} says it by itself"
+            ));
+        }
+        let words = [&self.volume_group, &self.thin_pool, &self.rbd_pool, &self.user];
+        let plain = |text: &String| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
+            !text.is_empty() && !text.starts_with('-') && text.chars().all(allowed)
+        };
+        if let Some(bad) = words.into_iter().flatten().find(|text| !plain(text)) {
+            return Err(format!(
+                "{name}: {bad:?} is no name: letters, digits, '.', '_', '-' and '+' are"
+            ));
+        }
+        match self
+            .monitors
+            .iter()
+            .find(|monitor| split_monitor(monitor).is_none())
+        {
+            Some(bad) => Err(format!("{name}: {bad:?} is no monitor: write HOST or HOST:PORT")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A monitor's host and port, if it is well written. An IPv6 address stands in brackets where a port follows.
+pub fn split_monitor(monitor: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match monitor.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            let port = rest.strip_prefix(':').map(str::parse).transpose().ok()?;
+            (host, port.filter(|_| !rest.is_empty()))
+        }
+        None if monitor.matches(':').count() == 1 => {
+            let (host, port) = monitor.split_once(':')?;
+            (host, Some(port.parse().ok()?))
+        }
+        None => (monitor, None),
+    };
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-:".contains(c);
+    (!host.is_empty() && host.chars().all(allowed)).then_some((host, port))
 }
 
 /// Everything that can be configured.
@@ -228,8 +351,15 @@ impl Config {
             if self.pools[..index].iter().any(|other| other.name == pool.name) {
                 return Err(("pools", format!("has {:?} twice", pool.name)));
             }
-            if !pool.path.is_absolute() {
-                return Err(("pools", format!("{}: path must be absolute", pool.name)));
+            pool.check().map_err(|problem| ("pools", problem))?;
+            let mut others = self.pools[..index].iter();
+            let twin = others.find(|other| pool.kind.is_directory() && other.path == pool.path);
+            if let Some(twin) = twin {
+                let problem = format!(
+                    "{} and {} have one path: each needs its own",
+                    twin.name, pool.name
+                );
+                return Err(("pools", problem));
             }
         }
         Ok(())
@@ -257,8 +387,16 @@ impl Config {
     pub fn pool_configs(&self) -> Vec<PoolConfig> {
         let pool = |pool: &Pool| PoolConfig {
             name: pool.name.clone(),
-            path: pool.path.clone(),
-            shared: pool.shared,
+            path: match pool.kind {
+                PoolType::Dir | PoolType::Nfs => pool.path.clone(),
+                PoolType::LvmThin => [&pool.volume_group, &pool.thin_pool]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+                PoolType::Rbd => pool.rbd_pool.iter().collect(),
+            },
+            shared: pool.is_shared(),
+            kind: pool.kind,
         };
         self.pools.iter().map(pool).collect()
     }
@@ -312,6 +450,48 @@ mod tests {
     }
 
     #[test]
+    fn each_type_of_pool_says_what_it_needs() {
+        let config = read(&format!(
+            "{MINIMAL}[[pools]]\nname = \"local\"\npath = \"/a\"\n\
+             [[pools]]\nname = \"nfs\"\ntype = \"nfs\"\npath = \"/b\"\n\
+             [[pools]]\nname = \"thin\"\ntype = \"lvm-thin\"\nvolume_group = \"vg0\"\nthin_pool = \"thin\"\n\
+             [[pools]]\nname = \"ceph\"\ntype = \"rbd\"\nmonitors = [\"10.0.0.1:6789\", \"mon2\"]\nrbd_pool = \"vms\"\n\
+             user = \"dalgu\"\nsecret_uuid = \"6e0ac8a3-8e0c-4f56-a4e5-3b9d3f0b6a11\"\n"
+        ))
+        .unwrap();
+        let shown = config.pool_configs();
+        let shown = shown
+            .iter()
+            .map(|pool| (&*pool.name, pool.path.to_str().unwrap(), pool.shared));
+        assert_eq!(
+            shown.collect::<Vec<_>>(),
+            [
+                ("local", "/a", false),
+                ("nfs", "/b", true),
+                ("thin", "vg0/thin", false),
+                ("ceph", "vms", true)
+            ]
+        );
+    }
+
+    #[test]
+    fn monitors_are_hosts_with_or_without_ports() {
+        for (text, expected) in [
+            ("mon1", Some(("mon1", None))),
+            ("10.0.0.1:6789", Some(("10.0.0.1", Some(6789)))),
+            ("[fd00::1]:3300", Some(("fd00::1", Some(3300)))),
+            ("[fd00::1]", Some(("fd00::1", None))),
+            ("fd00::1", Some(("fd00::1", None))),
+            ("", None),
+            (":1", None),
+            ("a b", None),
+            ("a:x", None),
+        ] {
+            assert_eq!(split_monitor(text), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn a_mistake_is_named() {
         for (line, expected) in [
             ("usage_interval_ms = 1", "usage_interval_ms"),
@@ -322,6 +502,33 @@ mod tests {
             ("image_store_dir = \"images\"", "image_store_dir"),
             ("[[pools]]\nname = \"a/b\"\npath = \"/x\"", "pools"),
             ("[[pools]]\nname = \"a\"\npath = \"x\"", "absolute"),
+            ("[[pools]]\nname = \"a\"", "needs path"),
+            ("[[pools]]\nname = \"a\"\ntype = \"zfs\"", "zfs"),
+            (
+                "[[pools]]\nname = \"a\"\ntype = \"nfs\"\npath = \"/x\"\nshared = true",
+                "by itself",
+            ),
+            (
+                "[[pools]]\nname = \"a\"\npath = \"/x\"\nuser = \"u\"",
+                "user is not for",
+            ),
+            (
+                "[[pools]]\nname = \"a\"\npath = \"/x\"\n[[pools]]\nname = \"b\"\npath = \"/x\"",
+                "one path",
+            ),
+            (
+                "[[pools]]\nname = \"a\"\ntype = \"lvm-thin\"\nvolume_group = \"vg0\"",
+                "needs thin_pool",
+            ),
+            (
+                "[[pools]]\nname = \"a\"\ntype = \"lvm-thin\"\nvolume_group = \"-vg\"\nthin_pool = \"t\"",
+                "no name",
+            ),
+            (
+                "[[pools]]\nname = \"a\"\ntype = \"rbd\"\nmonitors = [\"a:b\"]\nrbd_pool = \"p\"\nuser = \"u\"\n\
+                 secret_uuid = \"6e0ac8a3-8e0c-4f56-a4e5-3b9d3f0b6a11\"",
+                "no monitor",
+            ),
             ("colour = \"red\"", "colour"),
         ] {
             let error = anyhow::Error::from(read(&format!("{MINIMAL}{line}")).expect_err(line));

@@ -1,14 +1,17 @@
 //! What this host was told, on disk: written and synced before the hypervisor is called.
 //!
-//! One JSON file for each VM and each migration, one for the host itself; each is replaced as a whole, so that a crash
+//! One JSON file for each VM, each migration and each backup that is not whole, one for the host itself; each is replaced as a whole, so that a crash
 //! leaves the old or the new content and never a part. Where the files are is [`Files`]' business: a directory in the
 //! program. Used by the VM tasks, the gate and recovery. Knows nothing of what the entries mean.
 
 use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use dalgu_proto::{
-    ids::{ClusterId, Epoch, Generation, HostName, MigrationId, Session, Term, VmId, VmName},
+    ids::{
+        BackupId, ClusterId, Epoch, Generation, HostName, MigrationId, Session, Term, VmId, VmName, VolumeId,
+    },
     image::Digest,
+    snapshot,
     vm::{Disk, PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
@@ -16,6 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
+    backups,
     images::Need,
     network::{Kept, Plugged, plugged},
 };
@@ -96,6 +100,9 @@ pub struct Intent {
     pub restart_mode: RestartMode,
     /// Seconds a guest has to shut down; 0 powers it off at once.
     pub grace_period_seconds: u32,
+    /// Its snapshots; `None` where nothing was told of any, so that they stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<snapshot::Set>,
 }
 
 /// Whose a VM's entry is.
@@ -165,15 +172,48 @@ pub struct Changes {
     /// The intent is not the one that the VM was created with.
     #[serde(default)]
     pub ever: bool,
-    /// Disks of the intent that have not been made, although [`Done::volumes`] is true.
+    /// Disks of the intent that have not been made, although [`Done::volumes`] is true; volumes of the site, whatever that is.
     #[serde(default)]
     pub unmade: BTreeSet<String>,
-    /// Disks that the intent has no more, and that may still be there.
+    /// Disks that the intent has no more, or has in another pool, and that may still be there.
     #[serde(default)]
     pub removed: Vec<Disk>,
+    /// The guest may be frozen for the moment in which a disk of it is changed for its copy, and has not been seen to run since.
+    #[serde(default)]
+    pub frozen: bool,
 }
 
 impl Changes {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A snapshot that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Number of its layer.
+    pub number: u32,
+    /// Whether the guest's file systems were frozen; `None` when this host died before it could write that down.
+    pub quiesced: Option<bool>,
+}
+
+/// How far this host is with a VM's snapshots. Which there are, files tell; this is what they do not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// The layers of its disks may be others than the intent says.
+    #[serde(default)]
+    pub under_way: bool,
+    /// Those that were there at the last look.
+    #[serde(default)]
+    pub there: Vec<Taken>,
+    /// Highest number of a layer that was seen on a disk; `None` where this host has not always watched. A spare layer beyond it
+    /// may hold what a guest wrote.
+    #[serde(default)]
+    pub seen: Option<u32>,
+}
+
+impl Snapshots {
     fn is_none(&self) -> bool {
         *self == Self::default()
     }
@@ -213,16 +253,28 @@ pub struct Vm {
     /// What is to be changed of it.
     #[serde(default, skip_serializing_if = "Changes::is_none")]
     pub changes: Changes,
+    /// How far its snapshots are.
+    #[serde(default, skip_serializing_if = "Snapshots::is_none")]
+    pub snapshots: Snapshots,
 }
 
 impl Vm {
-    /// Images that disks of it here were made from, or will be.
-    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+    /// Its disks, those that are to go too, as long as anything of it is here.
+    pub fn disks(&self) -> impl Iterator<Item = &Disk> {
         let gone = matches!(self.disposition, Disposition::Gone { .. });
         let intent = self.intent.as_ref().filter(|_| !gone);
         let disks = intent.into_iter().flat_map(|intent| &intent.spec.disks);
-        let disks = disks.chain(self.changes.removed.iter().filter(move |_| !gone));
-        disks.filter_map(|disk| disk.digest.clone())
+        disks.chain(self.changes.removed.iter().filter(move |_| !gone))
+    }
+
+    /// Images that disks of it here were made from, or will be.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.disks().filter_map(|disk| disk.digest.clone())
+    }
+
+    /// Volumes of the site that it has.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> {
+        self.disks().filter_map(|disk| disk.volume.as_ref()?.id)
     }
 
     /// Its interfaces in networks of the site, as long as anything of it is here.
@@ -233,10 +285,14 @@ impl Vm {
         ports.into_iter().flatten().collect()
     }
 
-    /// Disks that are to be made: all, before they have been made once, then those that were added.
+    /// Disks that are to be made: all, before they have been made once, then those that were added; volumes of the site only where
+    /// the controller says that they are new.
     pub fn to_make(&self) -> impl Iterator<Item = &Disk> {
         let disks = self.intent.iter().flat_map(|intent| &intent.spec.disks);
-        disks.filter(|disk| !self.done.volumes || self.changes.unmade.contains(&disk.name))
+        disks.filter(|disk| {
+            let own = disk.volume.is_none() && !self.done.volumes;
+            own || self.changes.unmade.contains(&disk.name)
+        })
     }
 }
 
@@ -299,6 +355,8 @@ pub struct Contents {
     pub vms: Vec<Vm>,
     /// Migrations.
     pub migrations: Vec<Migration>,
+    /// Backups that are not whole.
+    pub backups: Vec<backups::Entry>,
     /// Files that could not be understood; they are left where they are.
     pub damaged: Vec<Damaged>,
 }
@@ -323,6 +381,10 @@ const NETWORKS: &str = "networks.json";
 
 fn vm_file(id: VmId) -> String {
     format!("vms/{id}.json")
+}
+
+fn backup_file(id: BackupId) -> String {
+    format!("backups/{id}.json")
 }
 
 fn migration_file(id: MigrationId) -> String {
@@ -381,6 +443,10 @@ impl Ledger {
                         &mut contents.damaged,
                     );
                 }
+                Some("backups") => {
+                    let entry = parse(file, &bytes);
+                    keep(entry, None, &mut contents.backups, &mut contents.damaged);
+                }
                 _ => {}
             }
         }
@@ -417,6 +483,22 @@ impl Ledger {
     /// If it is not certain to be kept.
     pub async fn save_migration(&self, migration: &Migration) -> Result<(), Error> {
         self.write(migration_file(migration.id), migration).await
+    }
+
+    /// Writes a backup's entry.
+    ///
+    /// # Errors
+    /// If it is not certain to be kept.
+    pub async fn save_backup(&self, backup: &backups::Entry) -> Result<(), Error> {
+        self.write(backup_file(backup.order.id), backup).await
+    }
+
+    /// Forgets a backup.
+    ///
+    /// # Errors
+    /// If it may still be there.
+    pub async fn remove_backup(&self, id: BackupId) -> Result<(), Error> {
+        self.remove(backup_file(id)).await
     }
 
     /// Forgets a VM.
@@ -501,6 +583,7 @@ mod tests {
             images: Vec::new(),
             documents: Default::default(),
             changes: Default::default(),
+            snapshots: Default::default(),
         }
     }
 

@@ -16,9 +16,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use dalgu_proto::{
     agent::v1::{
+        agent_backup_service_server::AgentBackupServiceServer,
         agent_image_service_server::AgentImageServiceServer,
         agent_network_service_server::AgentNetworkServiceServer, agent_service_server::AgentServiceServer,
-        peer_service_server::PeerServiceServer,
+        agent_volume_service_server::AgentVolumeServiceServer, peer_service_server::PeerServiceServer,
     },
     ids::NewIds,
     time::Clock,
@@ -49,6 +50,7 @@ use crate::{
 pub use agent::{Agent, AgentParts};
 
 mod agent;
+pub mod backups;
 pub mod config;
 mod console;
 pub mod first_boot;
@@ -67,6 +69,7 @@ pub mod reporter;
 pub mod server;
 mod telemetry;
 pub mod vm;
+pub mod volumes;
 pub mod wire;
 
 /// Longest time a stopping agent takes.
@@ -179,8 +182,9 @@ async fn images(
     identity: &Identity,
     stop: CancellationToken,
 ) -> anyhow::Result<images::Images> {
+    let directories = config.pools.iter().filter(|pool| pool.kind.is_directory());
     let converts = config.hypervisor == config::Hypervisor::Libvirt;
-    let pools = config.pools.iter().map(|pool| pool.path.clone()).collect();
+    let pools = directories.map(|pool| pool.path.clone()).collect();
     let dir = &config.image_store_dir;
     let unusable = || format!("the store of images in {}", dir.display());
     let files = images::Directory::open(dir, &config.images_dir, pools, converts).with_context(unusable)?;
@@ -260,7 +264,13 @@ async fn serve(
         .set_serving::<AgentNetworkServiceServer<network::server::Service>>()
         .await;
     health
+        .set_serving::<AgentBackupServiceServer<backups::server::Service>>()
+        .await;
+    health
         .set_serving::<PeerServiceServer<images::server::Service>>()
+        .await;
+    health
+        .set_serving::<AgentVolumeServiceServer<volumes::server::Service>>()
         .await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -339,7 +349,7 @@ pub async fn hypervisor(
             sim.shared_pools = config
                 .pools
                 .iter()
-                .filter(|pool| pool.shared)
+                .filter(|pool| pool.is_shared())
                 .map(|pool| pool.name.clone())
                 .collect();
             sim.delays = hypervisor::sim::Delays::LIFELIKE;
@@ -364,12 +374,14 @@ async fn libvirt(config: &Config, site: dalgu_proto::ids::ClusterId) -> anyhow::
     let pool = |pool: &config::Pool| Pool {
         name: pool.name.clone(),
         path: pool.path.clone(),
-        shared: pool.shared,
+        shared: pool.is_shared(),
+        mounted: pool.kind == config::PoolType::Nfs,
     };
+    let directories = config.pools.iter().filter(|pool| pool.kind.is_directory());
     let libvirt = LibvirtConfig {
         cluster: site,
         uri: config.libvirt_uri.clone(),
-        pools: config.pools.iter().map(pool).collect(),
+        pools: directories.map(pool).collect(),
         images_dir: config.images_dir.clone(),
         image_store_dir: config.image_store_dir.clone(),
         console_dir: config.console_dir.clone(),

@@ -28,6 +28,12 @@ struct Arguments {
 enum Command {
     /// Before libvirtd comes up: clear the starts of VMs that it was killed in, which it may never end by itself.
     ClearCutStarts,
+    /// Prints what libvirt would be told of a pool of type lvm-thin or rbd, for `virsh pool-define`. The agent itself uses no such pool
+    /// yet.
+    PoolDefinition {
+        /// Name of the pool in the configuration.
+        name: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -37,8 +43,9 @@ fn main() -> ExitCode {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         tracing::warn!(%error, "signals may be blocked in what is started from here");
     }
-    let outcome = match arguments.command {
+    let outcome = match &arguments.command {
         Some(Command::ClearCutStarts) => clear_cut_starts(),
+        Some(Command::PoolDefinition { name }) => pool_definition(&arguments.config, name),
         None => serve(&arguments),
     };
     match outcome {
@@ -57,6 +64,22 @@ fn clear_cut_starts() -> anyhow::Result<()> {
 
 #[cfg(not(feature = "libvirt"))]
 fn clear_cut_starts() -> anyhow::Result<()> {
+    anyhow::bail!("this agent was built without libvirt")
+}
+
+#[cfg(feature = "libvirt")]
+fn pool_definition(config: &std::path::Path, name: &str) -> anyhow::Result<()> {
+    let config = Config::read(config)?;
+    let pool = config.pools.iter().find(|pool| pool.name == name);
+    let pool = pool.with_context(|| format!("the configuration has no pool {name}"))?;
+    let xml = dalgu_agent::hypervisor::libvirt::pool::definition(pool)?;
+    let xml = xml.with_context(|| format!("pool {name} is a directory, of which libvirt need not know"))?;
+    std::io::Write::write_all(&mut std::io::stdout(), format!("{xml}\n").as_bytes())?;
+    Ok(())
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn pool_definition(_: &std::path::Path, _: &str) -> anyhow::Result<()> {
     anyhow::bail!("this agent was built without libvirt")
 }
 

@@ -89,6 +89,14 @@ impl<'a> QemuImg<'a> {
         })
     }
 
+    /// Gives a file to the user who is to read it.
+    pub(crate) fn give(&self, file: &File) -> io::Result<()> {
+        match &self.user {
+            Some(user) => fchown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw())),
+            None => Ok(()),
+        }
+    }
+
     /// Says what to do where the user cannot read an image.
     pub(crate) fn check_readable(&self, image: &File, name: &str) -> io::Result<()> {
         let Some(user) = &self.user else { return Ok(()) };
@@ -114,12 +122,75 @@ impl<'a> QemuImg<'a> {
             .await
     }
 
-    /// Makes a disk that holds only what differs from an image. The image is not opened.
-    pub(crate) async fn create_overlay(&self, image: &Path, bytes: u64) -> Result<(), Failure> {
-        let here = || Failure::Here(format!("{}: not a path of UTF-8", image.display()));
-        let (image, size) = (image.to_str().ok_or_else(here)?, bytes.to_string());
+    /// Makes a disk that holds only what differs from a file behind it. That is not opened.
+    pub(crate) async fn create_overlay(
+        &self,
+        behind: &Path,
+        format: DiskFormat,
+        bytes: u64,
+    ) -> Result<(), Failure> {
+        let (behind, size) = (utf8(behind)?, bytes.to_string());
         let words = [
-            "create", "-q", "-u", "-f", "qcow2", "-b", image, "-F", "qcow2", DISK, &size,
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-b",
+            behind,
+            "-F",
+            format.as_str(),
+            DISK,
+            &size,
+        ];
+        self.run(&words, None).await
+    }
+
+    /// Writes what is in a layer to the disk that is behind it; the layer stays as it is. What is behind the disk in turn is not
+    /// opened: the disk and the layer have clusters of the same size, so that each that is written is written whole. Something
+    /// must stand in its place, so that zeros are written and not left out; it is the layer once more, as bytes that nobody reads.
+    pub(crate) async fn commit(
+        &self,
+        layer: &File,
+        format: DiskFormat,
+        overlay: bool,
+    ) -> Result<(), Failure> {
+        let mut disk = serde_json::json!({
+            "driver": format.as_str(),
+            "file": { "driver": "file", "filename": DISK },
+        });
+        if format == DiskFormat::Qcow2 {
+            let bytes = serde_json::json!({ "driver": "file", "filename": IMAGE, "locking": "off" });
+            let last = serde_json::json!({ "driver": "raw", "file": bytes, "read-only": true });
+            disk["backing"] = if overlay { last } else { serde_json::Value::Null };
+        }
+        let layer_graph = serde_json::json!({
+            "driver": "qcow2",
+            "backing": disk,
+            "file": { "driver": "file", "filename": IMAGE },
+        });
+        self.give(layer)
+            .map_err(|error| Failure::Here(error.to_string()))?;
+        self.run(
+            &["commit", "-q", "-d", &format!("json:{layer_graph}")],
+            Some(layer),
+        )
+        .await
+    }
+
+    /// Puts another file behind the disk, of which it must hold the same differences. Neither is opened.
+    pub(crate) async fn rebase(&self, behind: &Path, format: DiskFormat) -> Result<(), Failure> {
+        let words = [
+            "rebase",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-b",
+            utf8(behind)?,
+            "-F",
+            format.as_str(),
+            DISK,
         ];
         self.run(&words, None).await
     }
@@ -232,6 +303,11 @@ impl<'a> QemuImg<'a> {
             .arg("--");
         command
     }
+}
+
+fn utf8(path: &Path) -> Result<&str, Failure> {
+    let here = || Failure::Here(format!("{}: not a path of UTF-8", path.display()));
+    path.to_str().ok_or_else(here)
 }
 
 fn user() -> io::Result<Option<User>> {

@@ -7,6 +7,7 @@ use dalgu_proto::{
     host::VmUsage,
     ids::{Epoch, Generation, VmId},
     reason,
+    snapshot::Set,
     time::{duration_to_wire, to_wire},
     v1,
     vm::{PowerState, Spec, first_boot::Documents},
@@ -17,7 +18,7 @@ use crate::{
     hypervisor::{Domain, DomainState},
     images,
     ledger::{Intent, Role, Transfer},
-    vm::status::{Asked, Failure, Migration, Phase, Presence, Status},
+    vm::status::{Asked, Failure, Migration, Phase, Presence, SnapshotSeen, Status},
     vm::{Told, plan::changes::Pending},
 };
 
@@ -51,6 +52,9 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
             format!("{} has no MAC address", nic.name),
         ));
     }
+    let snapshots = wire.snapshots.map(Set::try_from).transpose();
+    let snapshots =
+        snapshots.map_err(|error| reason::invalid(&format!("vm.{}", error.field), error.message))?;
     let images = wire.images.into_iter().map(images::server::need);
     let images = images.collect::<Result<_, Refusal>>()?;
     let intent = Intent {
@@ -62,6 +66,7 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         restart_sequence: wire.restart_sequence,
         restart_mode,
         grace_period_seconds: wire.grace_period_seconds,
+        snapshots,
     };
     let told = Told {
         name,
@@ -107,7 +112,10 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
         restart_sequence: Some(status.asked.map_or(0, |asked| asked.restart_sequence)),
         vcpus: status.size.0,
         memory_mib: status.size.1,
-        told: status.asked.map(|asked| told(asked, status.changed_spec)),
+        told: status
+            .asked
+            .map(|asked| told(asked, status.changed_spec, status.snapshots_told)),
+        snapshots: status.snapshots.into_iter().map(snapshot).collect(),
         pending_changes: status.pending.into_iter().map(pending).collect(),
     }
 }
@@ -121,8 +129,17 @@ fn pending(pending: Pending) -> v1::PendingChange {
     }
 }
 
-fn told(asked: Asked, spec: Option<Spec>) -> wire::VmTold {
+fn snapshot(seen: SnapshotSeen) -> wire::SnapshotReport {
+    wire::SnapshotReport {
+        number: seen.number,
+        quiesced: seen.quiesced,
+        written_bytes: seen.written_bytes,
+    }
+}
+
+fn told(asked: Asked, spec: Option<Spec>, snapshots: Option<Set>) -> wire::VmTold {
     wire::VmTold {
+        snapshots: snapshots.map(Into::into),
         spec: spec.map(Into::into),
         power_state: v1::PowerState::from(asked.power).into(),
         restart_mode: v1::RestartMode::from(asked.restart_mode).into(),

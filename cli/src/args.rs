@@ -7,12 +7,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{complete, output::Format};
 
 pub mod apply;
+pub mod backup;
 pub mod host;
 pub mod image;
 pub mod network;
 pub mod site;
+pub mod snapshot;
 pub mod values;
 pub mod vm;
+pub mod volume;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -109,16 +112,25 @@ pub enum Command {
     /// Virtual machines.
     #[command(subcommand, visible_alias = "vms")]
     Vm(vm::VmCommand),
+    /// Snapshots: what the disks of VMs held at one moment.
+    #[command(subcommand, visible_alias = "snapshots")]
+    Snapshot(snapshot::SnapshotCommand),
     /// Images: what new disks are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Backups of VMs, and the schedules by which they are taken.
+    #[command(subcommand, visible_alias = "backups")]
+    Backup(backup::BackupCommand),
     /// Networks: what VMs are connected to.
     #[command(subcommand, visible_alias = "networks")]
     Network(network::NetworkCommand),
     /// Security groups: who may talk to whom.
     #[command(subcommand, visible_alias = "security-groups")]
     SecurityGroup(network::GroupCommand),
-    /// Makes networks, security groups and VMs as files declare them, after showing what changes.
+    /// Volumes: disks that outlive the VMs that have them.
+    #[command(subcommand, visible_alias = "volumes")]
+    Volume(volume::VolumeCommand),
+    /// Makes networks, security groups, volumes and VMs as files declare them, after showing what changes.
     Apply(apply::ApplyArgs),
     /// Operations: long work that goes on after its command has returned.
     #[command(subcommand, visible_alias = "operation")]
@@ -245,6 +257,8 @@ pub enum EventKind {
     Network,
     /// Of security groups.
     SecurityGroup,
+    /// Of volumes.
+    Volume,
 }
 
 const CONTEXT_HELP: &str = "\

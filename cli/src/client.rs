@@ -7,10 +7,12 @@ use dalgu_proto::{tls, v1};
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Response, Status, transport::Channel};
 use v1::{
-    event_service_client::EventServiceClient, host_service_client::HostServiceClient,
-    image_service_client::ImageServiceClient, network_service_client::NetworkServiceClient,
-    operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
-    site_service_client::SiteServiceClient, vm_service_client::VmServiceClient,
+    backup_service_client::BackupServiceClient, event_service_client::EventServiceClient,
+    host_service_client::HostServiceClient, image_service_client::ImageServiceClient,
+    network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient,
+    placement_service_client::PlacementServiceClient, site_service_client::SiteServiceClient,
+    snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 
 use crate::config::Target;
@@ -190,9 +192,24 @@ impl Client {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
+    /// Backups and their schedules.
+    pub fn backups(&self) -> BackupServiceClient<Channel> {
+        BackupServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
     /// Networks and security groups.
     pub fn networks(&self) -> NetworkServiceClient<Channel> {
         NetworkServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Volumes.
+    pub fn volumes(&self) -> VolumeServiceClient<Channel> {
+        VolumeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Snapshots of VMs.
+    pub fn snapshots(&self) -> SnapshotServiceClient<Channel> {
+        SnapshotServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// The site.

@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub mod apply;
+pub mod backup;
 pub mod context;
 pub mod doctor;
 pub mod events;
@@ -26,8 +27,10 @@ pub mod network;
 pub mod op;
 pub mod show;
 pub mod site;
+pub mod snapshot;
 pub mod spec;
 pub mod vm;
+pub mod volume;
 
 /// Objects asked for in one page.
 const PAGE: i32 = 500;
@@ -54,9 +57,12 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
     match cli.command {
         Command::Host(command) => host::run(command, &mut session).await,
         Command::Vm(command) => Box::pin(vm::run(command, &mut session)).await,
+        Command::Snapshot(command) => Box::pin(snapshot::run(command, &mut session)).await,
         Command::Image(command) => Box::pin(image::run(command, &mut session)).await,
+        Command::Backup(command) => Box::pin(backup::run(command, &mut session)).await,
         Command::Network(command) => Box::pin(network::run(command, &mut session)).await,
         Command::SecurityGroup(command) => Box::pin(network::group::run(command, &mut session)).await,
+        Command::Volume(command) => Box::pin(volume::run(command, &mut session)).await,
         Command::Apply(args) => Box::pin(apply::run(args, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,
         Command::Site(command) => site::run(command, &mut session).await,

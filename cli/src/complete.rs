@@ -69,6 +69,20 @@ pub fn networks() -> ArgValueCandidates {
     })
 }
 
+/// Names of volumes.
+pub fn volumes() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        ask(async |client| {
+            let request = v1::ListVolumesRequest {
+                page_size: 1000,
+                ..Default::default()
+            };
+            let page = client.volumes().list_volumes(request).await?.into_inner();
+            Ok(page.volumes.into_iter().map(|volume| volume.name).collect())
+        })
+    })
+}
+
 /// Names of security groups.
 pub fn security_groups() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {

@@ -89,6 +89,12 @@ pub enum Error {
         /// What its host said.
         why: String,
     },
+    /// A backup was not taken.
+    #[error("{}", not_taken(.0))]
+    BackupFailed(Box<v1::Backup>),
+    /// A backup has not ended in time.
+    #[error("backup {} has not ended in time; it goes on", .0.uid)]
+    BackupGoesOn(Box<v1::Backup>),
     /// Ctrl-C while an image was brought or imported.
     #[error("interrupted; what has come of image {0} is kept")]
     ImportInterrupted(String),
@@ -110,6 +116,24 @@ impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
         Self::Rpc(Box::new(status))
     }
+}
+
+fn not_taken(backup: &v1::Backup) -> String {
+    let why = backup.error.as_ref().map_or_else(
+        || "it was given up".to_owned(),
+        |error| {
+            format!(
+                "{} ({})",
+                human::clean(&error.message),
+                human::clean(&error.reason)
+            )
+        },
+    );
+    format!(
+        "backup {} of {} was not taken: {why}",
+        backup.uid,
+        human::clean(&backup.vm)
+    )
 }
 
 fn message_of(status: &tonic::Status) -> String {
@@ -178,12 +202,14 @@ impl Error {
             Self::Config(_) => Exit::Usage,
             Self::Connect(_) => Exit::Unreachable,
             Self::Rpc(status) => code_of(status),
-            Self::WaitTimedOut { .. } | Self::ImageTimedOut { .. } | Self::ChangeTimedOut(_) => {
-                Exit::TimedOut
-            }
-            Self::OperationEnded(_) | Self::ImageRefused { .. } | Self::NotChanged(_) => {
-                Exit::OperationFailed
-            }
+            Self::WaitTimedOut { .. }
+            | Self::ImageTimedOut { .. }
+            | Self::ChangeTimedOut(_)
+            | Self::BackupGoesOn(_) => Exit::TimedOut,
+            Self::OperationEnded(_)
+            | Self::ImageRefused { .. }
+            | Self::NotChanged(_)
+            | Self::BackupFailed(_) => Exit::OperationFailed,
             Self::TooLate(_) => Exit::Refused,
             Self::Unwell(_) => Exit::Unwell,
             Self::Interrupted(_) | Self::ImportInterrupted(_) => Exit::Interrupted,
@@ -271,6 +297,15 @@ fn rpc_hint(status: &tonic::Status) -> Option<String> {
         }
         Some("SECURITY_GROUP_IN_USE") => "take it out of those VMs and rules first",
         Some("NETWORK_ALREADY_EXISTS" | "SECURITY_GROUP_ALREADY_EXISTS") => "choose another name",
+        Some("VOLUME_NOT_FOUND") => "`dalgu volume list` shows the volumes there are",
+        Some("VOLUME_ALREADY_EXISTS") => {
+            "choose another name; `dalgu volume list` shows the volumes there are"
+        }
+        Some("VOLUME_DELETED") => {
+            "`dalgu volume undelete NAME` takes its deletion back; else choose another name"
+        }
+        Some("VOLUME_IN_USE") => "`dalgu volume show NAME` shows which VM has it",
+        Some("VOLUME_ELSEWHERE") => "`dalgu volume show NAME` shows where it is; migrate the VM there first",
         Some("VNI_IN_USE") => "leave --vni out to get one that is free",
         Some("ADDRESS_IN_USE") => {
             "`dalgu network interfaces NETWORK` shows who has which address; leave `ip` out to get one that is free"

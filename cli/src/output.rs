@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use crate::{args::Color, exit::Error};
 
+pub mod backup;
 pub mod doctor;
 pub mod event;
 pub mod explain;
@@ -23,8 +24,10 @@ pub mod json;
 pub mod network;
 pub mod operation;
 pub mod site;
+pub mod snapshot;
 pub mod table;
 pub mod vm;
+pub mod volume;
 
 /// Things that are well.
 pub const GOOD: Style = AnsiColor::Green.on_default();

@@ -163,6 +163,9 @@ pub fn done_line(operation: &v1::Operation, host: Option<&str>, took: Option<Dur
         K::ResumeVm => format!("resumed {vm}"),
         K::MigrateVm => format!("migrated {vm}"),
         K::DeleteVm => format!("deleted {vm}"),
+        K::CreateSnapshot => format!("made a snapshot of {vm}"),
+        K::DeleteSnapshot => format!("deleted a snapshot of {vm}"),
+        K::RevertSnapshot => format!("{vm} is as it was at the snapshot"),
         K::Unspecified => format!("done with {vm}"),
     };
     let what = took.map_or_else(

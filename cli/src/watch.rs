@@ -48,7 +48,7 @@ macro_rules! watched {
     };
 }
 
-watched! { Vm Host Image Network SecurityGroup }
+watched! { Vm Host Image Network SecurityGroup Volume }
 
 impl Watched for v1::Operation {
     const KIND: v1::EventKind = v1::EventKind::Operation;

@@ -209,6 +209,11 @@ fn host() -> v1::Host {
             memory_mib_capacity: 15360,
             memory_mib_reserved: 2048,
             vms: 3,
+            pools: vec![v1::PoolAllocation {
+                name: "local".into(),
+                capacity_mib: 102_400,
+                promised_mib: 61_440,
+            }],
         }),
         address: "10.77.0.11:7444".into(),
         boot_id: "b-1".into(),

@@ -1,11 +1,13 @@
 //! Calls to agents: the only place that dials them.
 //!
-//! Called by `reconcile::step`, `images::runner`, `networks::runner`, and the API's streams of consoles and uploads. One channel a host, opened at the first call and again
+//! Called by `reconcile::step`, the runners of `images`, `networks`, `volumes` and `backups`, and the API's streams of consoles and uploads. One channel a host, opened at the first call and again
 //! when the host's address changes, closed when the host is deleted; every command bears the site, the term and the host's session, and has a
 //! deadline. Decides nothing: an answer or an [`Error`] goes back to the caller.
 
+mod backup;
 mod image;
 mod network;
+mod volume;
 
 use std::{
     collections::BTreeMap,

@@ -1,17 +1,20 @@
 //! Between the records and what agents send and get. Used by `agent_client` and `api::registrar` only.
 
+pub mod backup;
 pub mod image;
 pub mod network;
 
 use dalgu_proto::{
     agent::v1 as agent,
     ids::{Epoch, Generation, HostName, MigrationId, VmId},
+    snapshot::Set,
     time, v1,
     vm::{PowerState, RestartPolicy, Spec},
 };
 
 use crate::model::{
-    Intent, Observation, Pending, Presence, Progress, Transfer, Unmanaged, VmFault, VmPhase, VmRecord,
+    Intent, Observation, Pending, Presence, Progress, SnapshotSeen, Transfer, Unmanaged, VmFault, VmPhase,
+    VmRecord,
 };
 
 /// What a host says of one VM.
@@ -58,6 +61,8 @@ pub struct Told {
     pub restart_policy: RestartPolicy,
     /// What it is made of, where that is not what it was created with.
     pub spec: Option<Spec>,
+    /// Its snapshots; `None` where it was told of none.
+    pub snapshots: Option<Set>,
 }
 
 /// A host's part in a migration, as it says.
@@ -99,11 +104,22 @@ pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
         disks_made: vm.disks_made,
         images: Vec::new(),
         first_boot: None,
+        snapshots: vm.snapshots.set().map(Into::into),
         new_disks: vm
             .change
             .iter()
-            .flat_map(|change| change.added.iter().cloned())
+            .flat_map(|change| &change.added)
+            .chain(&vm.new_volumes)
+            .cloned()
             .collect(),
+    }
+}
+
+fn snapshot(wire: &agent::SnapshotReport) -> SnapshotSeen {
+    SnapshotSeen {
+        layer: wire.number,
+        quiesced: wire.quiesced.unwrap_or(false),
+        written_bytes: wire.written_bytes,
     }
 }
 
@@ -158,6 +174,7 @@ pub fn reported(host: &HostName, wire: agent::VmReport) -> Option<Reported> {
             fault: wire.error.map(fault),
             usage: wire.usage.map(Into::into),
             pending: wire.pending_changes.into_iter().map(pending).collect(),
+            snapshots: wire.snapshots.iter().map(snapshot).collect(),
         },
         name: wire.name,
     })
@@ -178,6 +195,7 @@ fn told(wire: &agent::VmReport) -> Option<Told> {
         },
         restart_policy: v1::RestartPolicy::try_from(told.restart_policy).ok()?.into(),
         spec: told.spec.clone().map(Spec::try_from).transpose().ok()?,
+        snapshots: told.snapshots.clone().map(Set::try_from).transpose().ok()?,
     })
 }
 

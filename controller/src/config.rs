@@ -12,7 +12,10 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{placement::Policy, server::limits::Limits};
+use crate::{
+    placement::{Policy, PoolPolicy},
+    server::limits::Limits,
+};
 
 /// Why a configuration is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +64,43 @@ pub struct Config {
     pub event_retention: u32,
     /// Hours for which operations that have ended are kept.
     pub operation_retention_hours: u32,
+    /// Hours for which a deleted volume can be had back; 0 removes its data at once.
+    pub volume_grace_hours: u32,
     /// Free space that is kept on the file system of `data_dir`, below which nothing new is made; 0 means 5 % of it, at most 1 GiB.
     pub store_reserve_mib: u32,
+    /// Part of a pool's room, in percent, from which on it is told that it is nearly full.
+    pub pool_warn_percent: u32,
+    /// Part of a pool's room, in percent, from which on it takes no new disks.
+    pub pool_full_percent: u32,
+    /// How much of a pool's room is promised to disks: 1.0 is all, more than that promises what is not there.
+    pub pool_overcommit_ratio: Ratio,
     /// Where VMs go.
     pub placement: Placement,
     /// How much the port bears; not in the file.
     #[serde(skip)]
     pub limits: Limits,
+}
+
+/// A ratio, in hundredths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Ratio(u32);
+
+impl TryFrom<f64> for Ratio {
+    type Error = String;
+
+    fn try_from(ratio: f64) -> Result<Self, String> {
+        if !(1.0..=100.0).contains(&ratio) {
+            return Err(format!("{ratio}: must be 1.0 to 100.0"));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "in range by the test above"
+        )]
+        let hundredths = (ratio * 100.0).round() as u32;
+        Ok(Self(hundredths))
+    }
 }
 
 /// Where VMs go.
@@ -80,9 +113,11 @@ pub struct Placement {
 
 const REPORT_INTERVAL_MS: RangeInclusive<u32> = 500..=60_000;
 const UNREACHABLE_AFTER_INTERVALS: RangeInclusive<u32> = 2..=100;
+const POOL_PERCENT: RangeInclusive<u32> = 1..=100;
 const EVENT_RETENTION: RangeInclusive<u32> = 1_000..=1_000_000;
 /// A week at least: for so long the API promises to keep them.
 const OPERATION_RETENTION_HOURS: RangeInclusive<u32> = 168..=8_760;
+const VOLUME_GRACE_HOURS: RangeInclusive<u32> = 0..=8_760;
 
 impl Default for Config {
     fn default() -> Self {
@@ -95,7 +130,11 @@ impl Default for Config {
             unreachable_after_intervals: 3,
             event_retention: 20_000,
             operation_retention_hours: 168,
+            volume_grace_hours: 168,
             store_reserve_mib: 0,
+            pool_warn_percent: 80,
+            pool_full_percent: 95,
+            pool_overcommit_ratio: Ratio(100),
             placement: Placement::default(),
             limits: Limits::default(),
         }
@@ -132,6 +171,10 @@ impl Config {
             self.operation_retention_hours,
             &OPERATION_RETENTION_HOURS,
         )?;
+        within("volume_grace_hours", self.volume_grace_hours, &VOLUME_GRACE_HOURS)?;
+        within("pool_full_percent", self.pool_full_percent, &POOL_PERCENT)?;
+        let below_full = 1..=self.pool_full_percent;
+        within("pool_warn_percent", self.pool_warn_percent, &below_full)?;
         absolute("data_dir", Some(&self.data_dir))?;
         absolute("tls_dir", self.tls_dir.as_ref())?;
         absolute("unix_socket", self.unix_socket.as_ref())
@@ -150,6 +193,20 @@ impl Config {
     /// How long ended operations are kept.
     pub fn operation_retention(&self) -> Duration {
         Duration::from_secs(u64::from(self.operation_retention_hours) * 3600)
+    }
+
+    /// How long a deleted volume can be had back.
+    pub fn volume_grace(&self) -> Duration {
+        Duration::from_secs(u64::from(self.volume_grace_hours) * 3600)
+    }
+
+    /// How far pools are filled.
+    pub fn pool_policy(&self) -> PoolPolicy {
+        PoolPolicy {
+            warn_percent: self.pool_warn_percent.into(),
+            full_percent: self.pool_full_percent.into(),
+            overcommit_percent: self.pool_overcommit_ratio.0.into(),
+        }
     }
 
     /// Where the controller's identity is.
@@ -240,7 +297,8 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
-            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nstore_reserve_mib = 9\n[placement]\npolicy = 'pack'\n";
+            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_hours = 0\nstore_reserve_mib = 9\n\
+             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\n";
         let expected = Config {
             data_dir: "/d".into(),
             tls_dir: Some("/t".into()),
@@ -250,7 +308,11 @@ mod tests {
             unreachable_after_intervals: 2,
             event_retention: 1000,
             operation_retention_hours: 480,
+            volume_grace_hours: 0,
             store_reserve_mib: 9,
+            pool_warn_percent: 60,
+            pool_full_percent: 90,
+            pool_overcommit_ratio: Ratio(129),
             placement: Placement { policy: Policy::Pack },
             limits: Limits::default(),
         };
@@ -274,6 +336,10 @@ mod tests {
                 "event_retention = 0: must be 1000 to 1000000",
             ),
             ("operation_retention_hours = 167", "must be 168 to 8760"),
+            ("volume_grace_hours = 8761", "must be 0 to 8760"),
+            ("pool_full_percent = 101", "must be 1 to 100"),
+            ("pool_warn_percent = 96", "must be 1 to 95"),
+            ("pool_overcommit_ratio = 0.5", "must be 1.0 to 100.0"),
             (
                 "data_dir = 'dalgu'",
                 "data_dir = \"dalgu\": must be an absolute path",

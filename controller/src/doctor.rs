@@ -14,6 +14,7 @@ mod rest;
 mod room;
 mod sight;
 mod store;
+mod volumes;
 
 #[cfg(test)]
 mod tests;

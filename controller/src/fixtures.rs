@@ -6,7 +6,7 @@ use dalgu_proto::{
     host::{Inventory, Pool},
     ids::{
         ClusterId, Epoch, Generation, GroupId, HostName, ImageId, MigrationId, NetworkId, OperationId,
-        Session, VmId,
+        Session, VmId, VolumeId,
     },
     image::{Digest, Format},
     network::Port,
@@ -86,6 +86,8 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         disks_made: false,
         documents: Default::default(),
         change: None,
+        new_volumes: Default::default(),
+        snapshots: Default::default(),
         revision: 1,
     }
 }
@@ -122,6 +124,7 @@ pub(crate) fn observation(vm: &VmRecord) -> Observation {
         fault: None,
         usage: None,
         pending: Vec::new(),
+        snapshots: Vec::new(),
     }
 }
 
@@ -275,6 +278,9 @@ pub(crate) fn vm_of(image: &ImageRecord, name: &str, owner: &str) -> VmRecord {
         format: DiskFormat::Qcow2,
         digest: image.digest().cloned(),
         clone_mode: CloneMode::Overlay,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
     });
     vm
 }
@@ -334,6 +340,29 @@ pub(crate) fn group(name: &str, named: &[&str]) -> GroupRecord {
         labels: BTreeMap::new(),
         description: String::new(),
         create_time: Timestamp::UNIX_EPOCH,
+        revision: 0,
+    }
+}
+
+/// A volume of 1 GiB that was made there, or that is new.
+pub(crate) fn volume(name: &str, host: Option<&str>) -> VolumeRecord {
+    VolumeRecord {
+        id: VolumeId::from_uuid(Uuid::now_v7()),
+        name: name.parse().unwrap(),
+        size_mib: 1024,
+        pool: "local".to_owned(),
+        format: DiskFormat::Qcow2,
+        image: None,
+        digest: None,
+        clone_mode: CloneMode::Any,
+        labels: BTreeMap::new(),
+        description: String::new(),
+        host: host.map(host_name),
+        made: host.is_some(),
+        create_time: Timestamp::UNIX_EPOCH,
+        delete_time: None,
+        purge_time: None,
+        purging: false,
         revision: 0,
     }
 }

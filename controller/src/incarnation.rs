@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use dalgu_proto::{
     ids::{Epoch, Generation, HostName, MigrationId, OperationId, VmId},
+    snapshot::Set,
     vm::Spec,
 };
 
@@ -293,6 +294,13 @@ fn wanted(vm: &VmRecord, reported: &Reported) -> (Intent, Spec) {
     (intent, vm.spec.clone())
 }
 
+/// The snapshots that a host was told of, where it was told later than the backup was taken: a layer that was merged since is there
+/// no more, and one that was made since must not be merged.
+fn told_snapshots<'a>(vm: &VmRecord, reported: &'a Reported) -> Option<&'a Set> {
+    let newer = vm.backup_generation <= Some(reported.observation.accepted);
+    reported.told.as_ref().filter(|_| newer)?.snapshots.as_ref()
+}
+
 /// A record as its owner wants it, with numbers ahead of all that the hosts which have the VM remember.
 fn ahead(vm: &VmRecord, seen: &[&Reported]) -> VmRecord {
     let mut ahead = vm.clone();
@@ -312,14 +320,21 @@ fn ahead(vm: &VmRecord, seen: &[&Reported]) -> VmRecord {
             ahead.change = None;
         }
         ahead.spec = spec;
+        if let Some(set) = told_snapshots(vm, newest) {
+            ahead.snapshots = vm.snapshots.told(set, vm.create_time);
+        }
     }
     let same = Intent {
         generation: vm.intent.generation,
         ..ahead.intent.clone()
     };
-    if same != vm.intent || ahead.spec != vm.spec {
+    if same != vm.intent || ahead.spec != vm.spec || ahead.snapshots.set() != vm.snapshots.set() {
         // Another intent than the one that the backup has under this number.
         ahead.intent.generation = ahead.intent.generation.next();
+    }
+    if !ahead.snapshots.is_none() {
+        // Its host is told them anew, and answers what is there.
+        ahead.snapshots.generation = ahead.intent.generation;
     }
     ahead.unconfirmed = false;
     ahead.backup_generation = None;

@@ -9,6 +9,7 @@ pub mod agent_client;
 pub mod agent_wire;
 pub mod api;
 pub mod backup;
+pub mod backups;
 pub mod config;
 pub mod doctor;
 pub mod hosts;
@@ -28,6 +29,7 @@ pub mod state;
 pub mod status;
 pub mod store;
 pub mod verbs;
+pub mod volumes;
 
 pub use server::{Controller, Core, Parts, run};
 

@@ -3,7 +3,12 @@
 //! Counters are kept here; everything else is read from the durable snapshot when a scraper asks, so that a scrape calls
 //! nobody and a VM that is gone leaves no series. Called by the runner, the store's hooks and the /metrics handler.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use dalgu_proto::{ids::VmId, metrics};
 use prometheus_client::{
@@ -19,12 +24,16 @@ use prometheus_client::{
 };
 
 use crate::{
+    backups::plan,
     hosts,
-    model::{HostState, ImageState, MigrationRecord, OperationKind, OperationState},
-    placement::HostView,
+    model::{
+        BackupState, HostState, ImageState, MigrationRecord, OperationKind, OperationState, ScheduleRecord,
+    },
+    placement::{HostView, PoolView},
     reconcile::queue::Queue,
     state::{Db, State},
     status::{self, VmState},
+    volumes::{self, VolumeState},
 };
 
 /// Counters of the controller.
@@ -174,7 +183,10 @@ impl Collector for Snapshot {
         hosts_by_state(&state, &mut encoder)?;
         operations(&state, &mut encoder)?;
         images(&state, &mut encoder)?;
+        volumes(&state, &mut encoder)?;
+        backups(&state, &mut encoder)?;
         room(&state, &mut encoder)?;
+        pools(&state, &mut encoder)?;
         let one = |encoder: &mut DescriptorEncoder<'_>, name, help, value: u64| {
             let gauge = number(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
@@ -280,6 +292,54 @@ fn images(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt:
     Ok(())
 }
 
+fn volumes(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let mut counts: BTreeMap<_, u64> = VolumeState::ALL.iter().map(|state| (*state, 0)).collect();
+    for volume in state.volumes.values() {
+        *counts.entry(volumes::state_of(state, volume)).or_default() += 1;
+    }
+    let gauge = number(0);
+    let mut family = encoder.encode_descriptor("volumes", "Volumes by state", None, gauge.metric_type())?;
+    for (state, count) in counts {
+        number(count).encode(family.encode_family(&[("state", state.as_str())])?)?;
+    }
+    Ok(())
+}
+
+fn backups(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let gauge = number(0);
+    let mut family = encoder.encode_descriptor("backups", "Backups by state", None, gauge.metric_type())?;
+    for wanted in BackupState::ALL {
+        let of_state = state.backups.values().filter(|backup| backup.state == wanted);
+        number(of_state.count() as u64).encode(family.encode_family(&[("state", wanted.as_str())])?)?;
+    }
+    type Read = fn(&State, &ScheduleRecord) -> u64;
+    let families: [(&str, &str, Option<Unit>, Read); 2] = [
+        (
+            "backup_schedule_failures",
+            "Backups of a schedule that have failed since each VM's last good one",
+            None,
+            |state, schedule| plan::failures(state, schedule) as u64,
+        ),
+        (
+            "backup_schedule_oldest_success_timestamp",
+            "Moment of the last good backup of the VM of a schedule whose last good one is the oldest; 0 where one has none",
+            Some(Unit::Seconds),
+            |state, schedule| {
+                let last = plan::last_good(state, schedule);
+                last.map_or(0, |time| u64::try_from(time.as_second()).unwrap_or(0))
+            },
+        ),
+    ];
+    for (name, help, unit, read) in families {
+        let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
+        for schedule in state.schedules.values() {
+            let labels = [("schedule", schedule.name.as_str())];
+            number(read(state, schedule)).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
 fn room(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
     let views = hosts::views(state);
     type Read = fn(&HostView) -> u64;
@@ -314,6 +374,49 @@ fn room(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::E
         let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
         for view in &views {
             number(read(view)).encode(family.encode_family(&[("host", view.name.as_str())])?)?;
+        }
+    }
+    Ok(())
+}
+
+fn pools(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let views = hosts::views(state);
+    type Read = fn(&PoolView) -> u64;
+    let families: [(&str, &str, Option<Unit>, Read); 5] = [
+        ("pool_capacity", "Size of a pool", Some(Unit::Bytes), |p| {
+            p.capacity_mib << 20
+        }),
+        ("pool_available", "Free in a pool", Some(Unit::Bytes), |p| {
+            p.available_mib << 20
+        }),
+        (
+            "pool_promised",
+            "Sizes of the disks in a pool, written or not",
+            Some(Unit::Bytes),
+            |p| p.reserved_mib << 20,
+        ),
+        ("pool_nearly_full", "1 from pool_warn_percent on", None, |p| {
+            (p.used_percent() >= p.policy.warn_percent).into()
+        }),
+        (
+            "pool_full",
+            "1 from pool_full_percent on: it takes no new disks",
+            None,
+            |p| p.is_full().into(),
+        ),
+    ];
+    for (name, help, unit, read) in families {
+        let gauge = number(0);
+        let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
+        let mut shared = BTreeSet::new();
+        for view in &views {
+            let usable = view.pools.iter().filter(|pool| pool.error.is_none());
+            for pool in usable.filter(|pool| !pool.shared || shared.insert(pool.name.clone())) {
+                // A shared one is no host's.
+                let host = if pool.shared { "" } else { view.name.as_str() };
+                let labels = [("host", host), ("pool", &pool.name)];
+                number(read(pool)).encode(family.encode_family(&labels)?)?;
+            }
         }
     }
     Ok(())

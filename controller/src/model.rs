@@ -2,13 +2,16 @@
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
 //! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`NetworkRecord`], [`GroupRecord`],
-//! [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
+mod backup;
 mod image;
 mod live;
 mod migration;
 mod network;
+mod snapshot;
+mod volume;
 
 use std::{
     borrow::Cow,
@@ -18,8 +21,8 @@ use std::{
 use dalgu_proto::{
     host::Inventory,
     ids::{
-        Epoch, Generation, GroupName, HostName, ImageId, MigrationId, NetworkName, OperationId, Session,
-        VmId, VmName,
+        BackupId, Epoch, Generation, GroupName, HostName, ImageId, MigrationId, NetworkName, OperationId,
+        ScheduleName, Session, VmId, VmName, VolumeName,
     },
     vm::{Disk, PowerState, RestartMode, Spec, first_boot::Documents},
 };
@@ -27,14 +30,18 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    backup::{BackupFile, BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, ScheduleRecord},
     image::{
         Content, Held, HeldImage, ImagePhase, ImageRecord, ImageState, ImageStock, Replicas, Visibility,
     },
     live::{
-        HostLive, HostState, MigrationLive, Observation, Pending, Refusal, Rival, Unmanaged, VmFault, VmPhase,
+        HostLive, HostState, MigrationLive, Observation, Pending, Refusal, Rival, SnapshotSeen, Unmanaged,
+        VmFault, VmPhase,
     },
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
+    snapshot::{SnapshotRecord, SnapshotState, Snapshots},
+    volume::VolumeRecord,
 };
 use crate::placement::Decision;
 
@@ -142,6 +149,12 @@ pub struct VmRecord {
     /// What its host may not have done yet of changes of what it is made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<Change>,
+    /// Names of disks that are volumes whose files may not have been made yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub new_volumes: BTreeSet<String>,
+    /// Its snapshots.
+    #[serde(default, skip_serializing_if = "Snapshots::is_none")]
+    pub snapshots: Snapshots,
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,
@@ -159,22 +172,27 @@ pub struct Change {
     /// Disks that were left out and may still be there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<Disk>,
-    /// Disks that were added after the others were made, and may not be made yet.
+    /// Disks of the VM's own that were added after the others were made, and may not be made yet.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub added: BTreeSet<String>,
 }
 
 impl VmRecord {
-    /// What its host may have of it: what it is made of, and what that has no more since a change that is not carried out.
-    /// So much room is kept for it.
+    /// What its host may have of it: what it is made of, what that has no more since a change that is not carried out, and each
+    /// disk once more for every snapshot. So much room is kept for it.
     pub fn held(&self) -> Cow<'_, Spec> {
-        let Some(change) = &self.change else {
+        if self.change.is_none() && self.snapshots.all.is_empty() {
             return Cow::Borrowed(&self.spec);
-        };
+        }
         let mut spec = self.spec.clone();
-        spec.vcpus = spec.vcpus.max(change.vcpus);
-        spec.memory_mib = spec.memory_mib.max(change.memory_mib);
-        spec.disks.extend(change.left_out.iter().cloned());
+        if let Some(change) = &self.change {
+            spec.vcpus = spec.vcpus.max(change.vcpus);
+            spec.memory_mib = spec.memory_mib.max(change.memory_mib);
+            spec.disks.extend(change.left_out.iter().cloned());
+        }
+        for _ in &self.snapshots.all {
+            spec.disks.extend(self.spec.disks.iter().cloned());
+        }
         Cow::Owned(spec)
     }
 
@@ -184,10 +202,10 @@ impl VmRecord {
             let change = self.change.as_ref();
             change.is_some_and(|change| change.added.contains(&disk.name))
         };
-        self.spec
-            .disks
-            .iter()
-            .filter(move |disk| !self.disks_made || added(disk))
+        self.spec.disks.iter().filter(move |disk| match disk.volume {
+            Some(_) => self.new_volumes.contains(&disk.name),
+            None => !self.disks_made || added(disk),
+        })
     }
 }
 
@@ -246,6 +264,12 @@ pub enum OperationKind {
     Migrate,
     /// Delete it.
     Delete,
+    /// Make a snapshot of it.
+    CreateSnapshot,
+    /// Delete a snapshot of it.
+    DeleteSnapshot,
+    /// Go back to a snapshot of it.
+    RevertSnapshot,
 }
 
 impl OperationKind {
@@ -260,6 +284,9 @@ impl OperationKind {
             Self::Resume => "resume",
             Self::Migrate => "migrate",
             Self::Delete => "delete",
+            Self::CreateSnapshot => "create_snapshot",
+            Self::DeleteSnapshot => "delete_snapshot",
+            Self::RevertSnapshot => "revert_snapshot",
         }
     }
 
@@ -376,6 +403,16 @@ pub enum Outcome {
     Group(GroupName),
     /// A security group was deleted.
     GroupDeleted,
+    /// A new or changed volume.
+    Volume(VolumeName),
+    /// A new backup.
+    Backup(BackupId),
+    /// A backup's deletion was asked for.
+    BackupDeleted,
+    /// A new or changed schedule of backups.
+    Schedule(ScheduleName),
+    /// A schedule of backups was deleted.
+    ScheduleDeleted,
 }
 
 /// A request that bore an id.
@@ -407,6 +444,8 @@ pub enum EventKind {
     Network,
     /// A security group.
     SecurityGroup,
+    /// A volume.
+    Volume,
 }
 
 /// One change.
@@ -422,7 +461,7 @@ pub struct EventRecord {
     pub reason: String,
     /// For people.
     pub message: String,
-    /// Name of the VM, host, network or group, or an image's name and version.
+    /// Name of the VM, host, network, group or volume, or an image's name and version.
     pub subject: String,
     /// Operation it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -19,8 +19,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use dalgu_proto::{
     ids::{
-        ClusterId, GroupName, HostName, ImageId, ImageName, MigrationId, NetworkName, OperationId, Session,
-        Term, VmId, VmName,
+        BackupId, ClusterId, GroupName, HostName, ImageId, ImageName, MigrationId, NetworkName, OperationId,
+        ScheduleName, Session, Term, VmId, VmName, VolumeId, VolumeName,
     },
     image::Digest,
 };
@@ -36,10 +36,11 @@ pub use self::{
     tx::Tx,
 };
 use crate::model::{
-    EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord, Members, MigrationLive,
-    MigrationRecord, NetworkRecord, Observation, OperationRecord, Refusal, RequestRecord, VmRecord,
+    BackupRecord, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord, Members,
+    MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, Refusal, RequestRecord,
+    ScheduleRecord, VmRecord, VolumeRecord,
 };
-use crate::{agent_wire::Reported, space::Space};
+use crate::{agent_wire::Reported, hosts::pools::Level, placement::PoolPolicy, space::Space};
 
 /// Numbers of the site as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +81,7 @@ pub struct Observing {
     pub waived: BTreeSet<HostName>,
 }
 
-/// What VMs hold on a host.
+/// What VMs, and volumes that no VM has, hold on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reserved {
     /// Virtual processors.
@@ -127,7 +128,7 @@ pub struct State {
     pub active_migrations: OrdMap<VmId, MigrationId>,
     /// What VMs hold, by host.
     pub reserved: OrdMap<HostName, Reserved>,
-    /// Disk space by pool over all VMs, each counted once.
+    /// Disk space by pool over all VMs, and volumes that no VM has, each counted once.
     pub pools_mib: OrdMap<String, u64>,
     /// Images by id, and so by age.
     pub images: OrdMap<ImageId, Arc<ImageRecord>>,
@@ -157,6 +158,24 @@ pub struct State {
     pub networks_since: u64,
     /// Rises with each change that may call for a host to be told of its networks. Not stored.
     pub network_changes: u64,
+    /// Volumes by name.
+    pub volumes: OrdMap<VolumeName, Arc<VolumeRecord>>,
+    /// VMs that have a volume, or have not let go of it yet: one at most, unless a restored store is behind.
+    pub volume_vms: OrdMap<VolumeId, OrdSet<VmId>>,
+    /// Volumes that are deleted and not purged.
+    pub deleted_volumes: OrdSet<VolumeName>,
+    /// Volumes that start from an image, by its digest.
+    pub image_volumes: OrdMap<Digest, OrdSet<VolumeName>>,
+    /// Backups by id, and so by age.
+    pub backups: OrdMap<BackupId, Arc<BackupRecord>>,
+    /// Backups of each VM, also of one that is gone.
+    pub vm_backups: OrdMap<VmId, OrdSet<BackupId>>,
+    /// Backups that a host has something to do for.
+    pub open_backups: OrdSet<BackupId>,
+    /// Bytes copied, and all of them, of backups that are taken. Not stored.
+    pub backup_progress: OrdMap<BackupId, (u64, u64)>,
+    /// Schedules of backups by name.
+    pub schedules: OrdMap<ScheduleName, Arc<ScheduleRecord>>,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -171,6 +190,10 @@ pub struct State {
     pub strays: OrdMap<(HostName, VmId), Stray>,
     /// Room for the store, once it has been looked at. Not stored.
     pub space: Option<Space>,
+    /// How far pools are filled. Not stored.
+    pub pool_policy: PoolPolicy,
+    /// Pools that are nearly full or full: shared ones by name, others with their host. Not stored.
+    pub pool_levels: OrdMap<(Option<HostName>, String), Level>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
     pub sightings: OrdMap<VmId, OrdMap<HostName, Arc<Reported>>>,
     /// The same by host: which VMs each said something of. Not stored.
@@ -213,6 +236,15 @@ impl State {
             places: OrdMap::new(),
             networks_since: 0,
             network_changes: 0,
+            volumes: OrdMap::new(),
+            volume_vms: OrdMap::new(),
+            deleted_volumes: OrdSet::new(),
+            image_volumes: OrdMap::new(),
+            backups: OrdMap::new(),
+            vm_backups: OrdMap::new(),
+            open_backups: OrdSet::new(),
+            backup_progress: OrdMap::new(),
+            schedules: OrdMap::new(),
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),
@@ -220,6 +252,8 @@ impl State {
             migration_live: OrdMap::new(),
             strays: OrdMap::new(),
             space: None,
+            pool_policy: PoolPolicy::default(),
+            pool_levels: OrdMap::new(),
             sightings: OrdMap::new(),
             sighted: OrdMap::new(),
             listed: OrdSet::new(),
@@ -248,6 +282,20 @@ impl State {
             let mut disks = vm.spec.disks.iter();
             disks.any(|disk| disk.image.as_deref() == Some(&*reference))
         })
+    }
+
+    /// Volumes that start from an image.
+    pub fn volumes_of_image<'a>(
+        &'a self,
+        image: &ImageRecord,
+    ) -> impl Iterator<Item = &'a Arc<VolumeRecord>> {
+        let reference = image.reference();
+        let volumes = image.digest().and_then(|digest| self.image_volumes.get(digest));
+        let volumes = volumes
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.volumes.get(name));
+        volumes.filter(move |volume| volume.image.as_deref() == Some(&*reference))
     }
 
     /// What the owner last said of a VM, if it counts: from that host, under that ownership number.

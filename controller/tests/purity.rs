@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "doctor",
     "doctor.rs",
     "images/plan.rs",
@@ -13,6 +13,7 @@ const PURE: [&str; 10] = [
     "migration",
     "reconcile/plan.rs",
     "status.rs",
+    "volumes/resolve.rs",
 ];
 const BANNED: [&str; 9] = [
     "tokio::",

@@ -50,6 +50,9 @@ pub struct Pool {
     pub capacity_bytes: u64,
     /// Free for the agent's user.
     pub available_bytes: u64,
+    /// In use; 0 where that is not known. With what is free it may be less than the size.
+    #[serde(default)]
+    pub used_bytes: u64,
     /// Why it cannot be used now, where it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -75,6 +78,14 @@ pub enum GuestFeature {
     Vlan,
     /// Changes while a VM runs.
     HotChange,
+    /// Volumes of the site.
+    Volume,
+    /// Limits of disks, and disks that move to another pool.
+    DiskChange,
+    /// Snapshots.
+    Snapshot,
+    /// Backups, and VMs made from them.
+    Backup,
 }
 
 impl GuestFeature {
@@ -89,13 +100,22 @@ impl GuestFeature {
             Self::Overlay => "overlay networks",
             Self::Vlan => "VLANs",
             Self::HotChange => "changes of running VMs",
+            Self::Volume => "volumes",
+            Self::DiskChange => "limits of disks, and their moves to other pools",
+            Self::Snapshot => "snapshots",
+            Self::Backup => "backups",
         }
     }
 
     /// How a host comes to have it.
     pub const fn remedy(self) -> &'static str {
         match self {
-            Self::FirstBoot | Self::HotChange => "update its agent",
+            Self::FirstBoot
+            | Self::HotChange
+            | Self::Volume
+            | Self::DiskChange
+            | Self::Snapshot
+            | Self::Backup => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
             Self::Network => {

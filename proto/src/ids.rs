@@ -187,6 +187,30 @@ id!(
     /// Identifies a security group.
     GroupId, "security group uid"
 );
+name!(
+    /// Name of a volume, unique on the site.
+    VolumeName, "volume name"
+);
+id!(
+    /// Identifies a volume.
+    VolumeId, "volume uid"
+);
+name!(
+    /// Name of a snapshot, unique within its VM.
+    SnapshotName, "snapshot name"
+);
+id!(
+    /// Identifies a snapshot of a VM.
+    SnapshotId, "snapshot uid"
+);
+id!(
+    /// Identifies a backup of a VM; also the name of its checkpoint.
+    BackupId, "backup uid"
+);
+name!(
+    /// Name of a schedule of backups, unique on the site.
+    ScheduleName, "backup schedule name"
+);
 id!(
     /// Identifies an image of the catalogue.
     ImageId, "image uid"

@@ -35,6 +35,7 @@ pub mod network;
 pub mod reason;
 pub mod secret;
 pub mod size;
+pub mod snapshot;
 pub mod time;
 pub mod tls;
 pub mod vm;

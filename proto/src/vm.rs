@@ -8,7 +8,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{host::GuestFeature, ids, ids::VmId, image::Digest, network::Port};
+use crate::{
+    host::GuestFeature,
+    ids,
+    ids::{BackupId, VmId, VolumeId, VolumeName},
+    image::Digest,
+    network::Port,
+};
 
 pub mod first_boot;
 mod wire;
@@ -27,6 +33,10 @@ pub const MAX_DISKS: usize = 24;
 pub const MAX_NICS: usize = 16;
 /// Most labels of an object.
 pub const MAX_LABELS: usize = 64;
+/// Most operations per second that a disk can be limited to.
+pub const MAX_DISK_IOPS: u64 = 10_000_000;
+/// Most MiB per second that a disk can be limited to.
+pub const MAX_DISK_MIB_PER_SECOND: u64 = 1_000_000;
 /// Pool used where none is named.
 pub const DEFAULT_POOL: &str = "local";
 
@@ -139,14 +149,59 @@ impl CloneMode {
     }
 }
 
+/// The volume of the site that a disk is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRef {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its id; `None` only before the controller has looked it up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<VolumeId>,
+}
+
+/// How much a guest may read and write on a disk; `None` for as much as it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskLimits {
+    /// Reads per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_iops: Option<u64>,
+    /// Writes per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_iops: Option<u64>,
+    /// Reads in MiB per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_mib_per_second: Option<u64>,
+    /// Writes in MiB per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_mib_per_second: Option<u64>,
+}
+
+impl DiskLimits {
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The part of a backup that a disk is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRef {
+    /// The backup.
+    pub id: BackupId,
+    /// Pool that its files are in.
+    pub pool: String,
+    /// Name of the disk in it.
+    pub disk: String,
+}
+
 /// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Name within the VM.
     pub name: String,
-    /// Capacity in MiB. 0 only with an image of the catalogue before the VM is created: the image's own.
+    /// Capacity in MiB. 0 only with an image of the catalogue, or of a volume, before the controller has looked it up: its own.
     pub size_mib: u64,
-    /// Pool of the host that holds it.
+    /// Pool of the host that holds it. Empty only of a volume before the controller has looked it up.
     pub pool: String,
     /// What it starts from: a file in the image directory, or an image of the catalogue, see
     /// [`crate::image::Reference::is_meant`].
@@ -161,6 +216,15 @@ pub struct Disk {
     /// How it is made from that.
     #[serde(default, skip_serializing_if = "CloneMode::is_any")]
     pub clone_mode: CloneMode,
+    /// The volume of the site that it is; `None` for a disk that is the VM's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeRef>,
+    /// How much the guest may read and write there.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
+    /// The backup that it is made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupRef>,
 }
 
 /// A network interface.
@@ -317,7 +381,19 @@ impl Spec {
         let network = network.then_some(GuestFeature::Network);
         let hot =
             (self.max_vcpus.is_some() || self.max_memory_mib.is_some()).then_some(GuestFeature::HotChange);
-        [first_boot, firmware, tpm, network, hot].into_iter().flatten()
+        let disks = || self.disks.iter();
+        let volume = disks()
+            .any(|disk| disk.volume.is_some())
+            .then_some(GuestFeature::Volume);
+        let limits = disks()
+            .any(|disk| !disk.limits.is_none())
+            .then_some(GuestFeature::DiskChange);
+        let backup = disks()
+            .any(|disk| disk.backup.is_some())
+            .then_some(GuestFeature::Backup);
+        [first_boot, firmware, tpm, network, hot, volume, limits, backup]
+            .into_iter()
+            .flatten()
     }
 
     /// Fills in what follows from the VM's identity: MAC addresses that were left to Dalgu.

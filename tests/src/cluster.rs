@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use dalgu_agent::hypervisor::{
-    DomainState, Hypervisor,
+    Attached, DomainState, Hypervisor,
     sim::{SharedStorage, Sim, SimConfig},
 };
 use dalgu_controller::{
@@ -30,8 +30,10 @@ use dalgu_proto::{
     ids::ClusterId,
     tls::{self, Identity},
     v1::{
-        self, host_service_client::HostServiceClient, operation_service_client::OperationServiceClient,
-        site_service_client::SiteServiceClient, vm_service_client::VmServiceClient,
+        self, backup_service_client::BackupServiceClient, host_service_client::HostServiceClient,
+        operation_service_client::OperationServiceClient, site_service_client::SiteServiceClient,
+        snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
+        volume_service_client::VolumeServiceClient,
     },
     vm::Spec,
 };
@@ -146,6 +148,7 @@ impl Cluster {
             data_dir: self.dir.path().join("c"),
             listen: self.address,
             report_interval_ms: 500,
+            volume_grace_hours: 0,
             ..Config::default()
         };
         let crashed = CancellationToken::new();
@@ -220,9 +223,39 @@ impl Cluster {
         Ok(VmServiceClient::new(self.channel().await?))
     }
 
+    /// A client for snapshots.
+    pub async fn snapshots(&self) -> Result<SnapshotServiceClient<Channel>> {
+        Ok(SnapshotServiceClient::new(self.channel().await?))
+    }
+
+    /// A client for backups.
+    pub async fn backups(&self) -> Result<BackupServiceClient<Channel>> {
+        Ok(BackupServiceClient::new(self.channel().await?))
+    }
+
     /// A client for the site.
     pub async fn site(&self) -> Result<SiteServiceClient<Channel>> {
         Ok(SiteServiceClient::new(self.channel().await?))
+    }
+
+    /// A client for volumes.
+    pub async fn volumes(&self) -> Result<VolumeServiceClient<Channel>> {
+        Ok(VolumeServiceClient::new(self.channel().await?))
+    }
+
+    /// Every volume.
+    pub async fn list_volumes(&self) -> Result<Vec<v1::Volume>> {
+        let request = v1::ListVolumesRequest {
+            page_size: 1000,
+            ..Default::default()
+        };
+        Ok(self
+            .volumes()
+            .await?
+            .list_volumes(request)
+            .await?
+            .into_inner()
+            .volumes)
     }
 
     /// A client for operations.
@@ -302,6 +335,11 @@ impl Cluster {
 
     async fn compare(&self) -> Result<()> {
         let vms = self.list_vms().await?;
+        let volumes = self.list_volumes().await?;
+        let states: Vec<_> = volumes
+            .iter()
+            .filter_map(|volume| volume.status.clone())
+            .collect();
         for (name, host) in &self.hosts {
             let domains = host.sim.list().await?;
             let (mut expected, mut disks) = (0, 0);
@@ -337,7 +375,7 @@ impl Cluster {
                 let sizes = spec
                     .disks
                     .iter()
-                    .all(|disk| has.disks.get(&disk.name) == Some(&disk.size_mib));
+                    .all(|disk| has.disks.get(&disk.name) == Some(&Attached::of(disk)));
                 let size = (has.vcpus, has.memory_mib) == (spec.vcpus, spec.memory_mib);
                 ensure!(
                     size && sizes && has.disks.len() == spec.disks.len(),
@@ -350,6 +388,11 @@ impl Cluster {
                 "{name} has {} domains, owns {expected}: {domains:?}",
                 domains.len()
             );
+            // Files of volumes that no VM has.
+            let free = states
+                .iter()
+                .filter(|volume| volume.host == *name && volume.vm.is_empty());
+            disks += free.count();
             let volumes = host.sim.local_volumes();
             ensure!(
                 volumes == disks,

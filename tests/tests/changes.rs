@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::story;
+use dalgu_tests::e2e::changes::{acknowledged, all_written, pending, said, update};
 use dalgu_tests::e2e::words::{self, LOCAL, Vm, create, dalgu, number_at, try_dalgu};
 use dalgu_tests::e2e::{self, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
@@ -32,11 +32,6 @@ impl Seen {
         let found = self.disks.iter().find(|(other, _)| other == name);
         found.map(|(_, sectors)| sectors / 2048)
     }
-}
-
-fn said(lab: &Lab, vm: &Vm) -> anyhow::Result<String> {
-    let bytes = fs::read(story::file(lab, vm.host_number()?, &vm.uid))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// "0-2,5" are four.
@@ -86,36 +81,6 @@ async fn until(lab: &Lab, name: &str, what: &str, is: impl Fn(&Seen) -> bool) ->
     last.context("nothing")
 }
 
-/// Changes a VM and waits until its host has done what it can.
-async fn update(lab: &Lab, name: &str, words: &[&str]) -> anyhow::Result<Vm> {
-    let all: Vec<_> = ["vm", "update", name, "--wait"]
-        .iter()
-        .chain(words)
-        .copied()
-        .collect();
-    dalgu(lab, &all).await?;
-    words::vm(lab, name).await
-}
-
-fn pending(vm: &Vm) -> Vec<String> {
-    let all = vm.all["status"]["pendingChanges"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    all.iter()
-        .filter_map(|pending| Some(pending["field"].as_str()?.to_owned()))
-        .collect()
-}
-
-/// What the guest was told to be on stable storage.
-fn acknowledged(text: &str) -> BTreeSet<u64> {
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let written = whole
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("written "));
-    written.filter_map(|count| count.parse().ok()).collect()
-}
-
 fn disk_file(lab: &Lab, vm: &Vm, disk: &str) -> anyhow::Result<PathBuf> {
     let pool = lab
         .layout()
@@ -134,14 +99,7 @@ async fn nothing_is_lost(lab: &Lab, vm: &Vm, acknowledged: &BTreeSet<u64>) -> an
     let (file, raw) = (disk_file(lab, vm, "data")?, lab.layout().dir().join("data.raw"));
     let (file, raw_text) = (file.to_string_lossy(), raw.to_string_lossy());
     run("qemu-img", ["convert", "-U", "-O", "raw", &*file, &*raw_text]).await?;
-    let bytes = fs::read(&raw)?;
-    for count in acknowledged {
-        let at = usize::try_from(*count)? * 512;
-        let wanted = format!("dalgu-write {count}");
-        let found = String::from_utf8_lossy(&bytes[at..at + 64]).trim_end().to_owned();
-        ensure!(found == wanted, "sector {count} holds {found:?}");
-    }
-    Ok(())
+    all_written(&fs::read(&raw)?, acknowledged)
 }
 
 async fn sizes(lab: &Lab) -> anyhow::Result<()> {

@@ -181,6 +181,312 @@ async fn a_vm_grows_moves_and_shrinks_while_it_runs() -> Result<()> {
     cluster.check().await
 }
 
+async fn volume(cluster: &Cluster, name: &str) -> Result<v1::Volume> {
+    let request = v1::CreateVolumeRequest {
+        volume: Some(v1::Volume {
+            name: name.into(),
+            size_mib: 16,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    Ok(cluster
+        .volumes()
+        .await?
+        .create_volume(request)
+        .await?
+        .into_inner())
+}
+
+fn attach(spec: &mut v1::VmSpec) {
+    spec.disks.push(v1::Disk {
+        name: "data".into(),
+        volume: "ledger".into(),
+        ..Default::default()
+    });
+}
+
+async fn shown(cluster: &Cluster) -> Result<v1::VolumeStatus> {
+    let request = v1::GetVolumeRequest {
+        name: "ledger".into(),
+    };
+    let volume = cluster.volumes().await?.get_volume(request).await?.into_inner();
+    volume.status.context("no status")
+}
+
+async fn enlarge(cluster: &Cluster, size_mib: u64) -> Result<v1::Volume, tonic::Status> {
+    let request = v1::UpdateVolumeRequest {
+        volume: Some(v1::Volume {
+            name: "ledger".into(),
+            size_mib,
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["size_mib".into()],
+        }),
+        ..Default::default()
+    };
+    let mut volumes = cluster.volumes().await.expect("the controller is there");
+    Ok(volumes.update_volume(request).await?.into_inner())
+}
+
+async fn remove(cluster: &Cluster) -> Result<v1::Volume, tonic::Status> {
+    let request = v1::DeleteVolumeRequest {
+        name: "ledger".into(),
+        ..Default::default()
+    };
+    let mut volumes = cluster.volumes().await.expect("the controller is there");
+    Ok(volumes.delete_volume(request).await?.into_inner())
+}
+
+fn why<T: std::fmt::Debug>(outcome: Result<T, tonic::Status>) -> String {
+    reason::of(&outcome.expect_err("it was not refused")).expect("it has a reason")
+}
+
+#[tokio::test]
+async fn a_volume_is_attached_grows_moves_is_detached_goes_to_another_vm_and_is_purged() -> Result<()> {
+    let cluster = Cluster::start(2).await?;
+    let made = volume(&cluster, "ledger").await?;
+    ensure!(
+        made.status.as_ref().is_some_and(|status| status.host.is_empty()),
+        "{made:?}"
+    );
+    done(&cluster, Ask::Create, "web").await?;
+    change(&cluster, attach, "").await?;
+    cluster.check().await?;
+    let web = cluster.list_vms().await?.remove(0);
+    let disk = web.spec.unwrap_or_default().disks.pop().context("no disk")?;
+    ensure!(
+        (disk.volume_uid == made.uid, disk.size_mib) == (true, 16),
+        "{disk:?}"
+    );
+    ensure!(why(remove(&cluster).await) == "VOLUME_IN_USE");
+    enlarge(&cluster, 32).await?;
+    cluster.check().await?;
+    ensure!(why(enlarge(&cluster, 16).await) == "VOLUME_SHRINKS");
+    let before = shown(&cluster).await?;
+    done(&cluster, Ask::Migrate, "web").await?;
+    cluster.check().await?;
+    let after = shown(&cluster).await?;
+    ensure!(
+        before.host != after.host && after.vm == "web",
+        "{before:?} {after:?}"
+    );
+    change(&cluster, |spec| spec.disks.truncate(1), "").await?;
+    cluster.check().await?;
+    ensure!(shown(&cluster).await?.state() == v1::VolumeState::Available);
+    // It grows where nobody has it; the next VM goes where it is, and sees that.
+    enlarge(&cluster, 48).await?;
+    let mut next = self::vm("next");
+    attach(next.spec.get_or_insert_default());
+    let elsewhere = cluster.hosts.keys().find(|host| **host != after.host);
+    let request = v1::CreateVmRequest {
+        vm: Some(next),
+        host: elsewhere.context("no other host")?.clone(),
+        ..Default::default()
+    };
+    let mut vms = cluster.vms().await?;
+    ensure!(why(vms.create_vm(request.clone()).await) == "NO_CAPACITY");
+    let request = v1::CreateVmRequest {
+        host: String::new(),
+        ..request
+    };
+    vms.create_vm(request).await?;
+    cluster.until_at_rest().await?;
+    cluster.check().await?;
+    ensure!(shown(&cluster).await?.vm == "next");
+    done(&cluster, Ask::Delete, "next").await?;
+    cluster.check().await?;
+    remove(&cluster).await?;
+    until("the volume's file to go", async || {
+        ensure!(cluster.list_volumes().await?.is_empty());
+        Ok(())
+    })
+    .await?;
+    cluster.check().await?;
+    done(&cluster, Ask::Delete, "web").await?;
+    cluster.check().await
+}
+
+#[tokio::test]
+async fn an_attachment_survives_a_crash_of_the_controller_and_of_the_agent() -> Result<()> {
+    let mut cluster = Cluster::start(1).await?;
+    volume(&cluster, "ledger").await?;
+    done(&cluster, Ask::Create, "web").await?;
+    change(&cluster, attach, "").await?;
+    cluster.kill_controller().await;
+    cluster.kill_agent("h1").await;
+    cluster.start_agent("h1").await?;
+    cluster.start_controller().await?;
+    cluster.until_ready().await?;
+    cluster.check().await?;
+    ensure!(shown(&cluster).await?.state() == v1::VolumeState::InUse);
+    done(&cluster, Ask::Delete, "web").await?;
+    cluster.kill_controller().await;
+    cluster.start_controller().await?;
+    cluster.until_ready().await?;
+    cluster.check().await?;
+    ensure!(shown(&cluster).await?.state() == v1::VolumeState::Available);
+    // A host that is away is told when it is back.
+    cluster.kill_agent("h1").await;
+    remove(&cluster).await?;
+    cluster.start_agent("h1").await?;
+    until("the volume's file to go", async || {
+        ensure!(cluster.list_volumes().await?.is_empty());
+        Ok(())
+    })
+    .await?;
+    cluster.check().await
+}
+
+/// What is asked of a VM's snapshots.
+#[derive(Debug, Clone, Copy)]
+enum Shot {
+    Create,
+    Delete,
+    Revert,
+}
+
+/// Asks for a snapshot, its deletion, or to go back to it; an agent or the controller may die at once afterwards.
+async fn shot(cluster: &Cluster, what: Shot, name: &str) -> Result<v1::Operation, tonic::Status> {
+    let unknown = |error: anyhow::Error| tonic::Status::unknown(error.to_string());
+    let mut snapshots = cluster.snapshots().await.map_err(unknown)?;
+    let (vm, name) = ("web".to_owned(), name.to_owned());
+    let answer = match what {
+        Shot::Create => {
+            let snapshot = v1::Snapshot {
+                vm,
+                name,
+                ..Default::default()
+            };
+            let request = v1::CreateSnapshotRequest {
+                snapshot: Some(snapshot),
+                ..Default::default()
+            };
+            snapshots.create_snapshot(request).await
+        }
+        Shot::Delete => {
+            let request = v1::DeleteSnapshotRequest {
+                vm,
+                name,
+                ..Default::default()
+            };
+            snapshots.delete_snapshot(request).await
+        }
+        Shot::Revert => {
+            let request = v1::RevertSnapshotRequest {
+                vm,
+                name,
+                discard_later: true,
+                ..Default::default()
+            };
+            snapshots.revert_snapshot(request).await
+        }
+    };
+    Ok(answer?.into_inner())
+}
+
+/// The snapshots that are ready.
+async fn ready(cluster: &Cluster) -> Result<Vec<String>> {
+    let request = v1::ListSnapshotsRequest { vm: "web".to_owned() };
+    let list = cluster
+        .snapshots()
+        .await?
+        .list_snapshots(request)
+        .await?
+        .into_inner();
+    for one in &list.snapshots {
+        ensure!(one.state() == v1::SnapshotState::Ready, "{one:?}");
+    }
+    Ok(list.snapshots.into_iter().map(|one| one.name).collect())
+}
+
+/// A VM goes back and forth while `disturb` kills what it likes after each request was accepted.
+async fn back_and_forth(disturb: impl AsyncFn(&mut Cluster) -> Result<()>) -> Result<()> {
+    let mut cluster = Cluster::start(1).await?;
+    done(&cluster, Ask::Create, "web").await?;
+    let uid = cluster.list_vms().await?[0].uid.clone();
+    let id: VmId = uid.parse()?;
+    let sim = cluster.hosts["h1"].sim.clone();
+    let asked = async |what: Shot, name: &str, disturbed: &mut Cluster| -> Result<()> {
+        let operation = shot(disturbed, what, name).await?;
+        disturb(disturbed).await?;
+        let ended = disturbed.until_at_rest().await?;
+        let ended = ended.iter().find(|ended| ended.id == operation.id);
+        let ended = ended.context("the operation is gone")?;
+        ensure!(
+            ended.state() == v1::OperationState::Succeeded,
+            "{what:?} {name}: {ended:?}"
+        );
+        disturbed.check().await
+    };
+    for (content, name) in [(1, "one"), (2, "two"), (3, "three")] {
+        sim.write(id, content);
+        asked(Shot::Create, name, &mut cluster).await?;
+    }
+    sim.write(id, 4);
+    ensure!(ready(&cluster).await? == ["one", "two", "three"]);
+    let running = shot(&cluster, Shot::Revert, "one")
+        .await
+        .err()
+        .context("it went back while it runs")?;
+    ensure!(
+        reason::of(&running).as_deref() == Some("VM_RUNNING"),
+        "{running:?}"
+    );
+    let grown = change(&cluster, |spec| spec.disks[0].size_mib *= 2, "").await;
+    let grown = grown.err().context("a disk grew")?.downcast::<tonic::Status>()?;
+    ensure!(
+        reason::of(&grown).as_deref() == Some("SNAPSHOTS_PRESENT"),
+        "{grown:?}"
+    );
+    asked(Shot::Delete, "two", &mut cluster).await?;
+    ensure!(
+        sim.content(id) == Some(4),
+        "a deletion changed what the disks hold"
+    );
+    done(&cluster, Ask::Stop, "web").await?;
+    asked(Shot::Revert, "three", &mut cluster).await?;
+    ensure!(sim.content(id) == Some(3), "{:?}", sim.content(id));
+    sim.write(id, 5);
+    asked(Shot::Revert, "three", &mut cluster).await?;
+    ensure!(sim.content(id) == Some(3), "{:?}", sim.content(id));
+    asked(Shot::Revert, "one", &mut cluster).await?;
+    ensure!(sim.content(id) == Some(1), "{:?}", sim.content(id));
+    ensure!(ready(&cluster).await? == ["one"]);
+    done(&cluster, Ask::Start, "web").await?;
+    sim.write(id, 6);
+    asked(Shot::Delete, "one", &mut cluster).await?;
+    ensure!(ready(&cluster).await?.is_empty());
+    ensure!(sim.content(id) == Some(6), "{:?}", sim.content(id));
+    done(&cluster, Ask::Delete, "web").await?;
+    cluster.check().await
+}
+
+#[tokio::test]
+async fn a_vm_goes_back_to_what_its_disks_held() -> Result<()> {
+    back_and_forth(async |_| Ok(())).await
+}
+
+#[tokio::test]
+async fn a_vm_goes_back_although_its_agent_dies_after_each_request() -> Result<()> {
+    back_and_forth(async |cluster: &mut Cluster| {
+        cluster.kill_agent("h1").await;
+        cluster.start_agent("h1").await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_vm_goes_back_although_the_controller_dies_after_each_request() -> Result<()> {
+    back_and_forth(async |cluster: &mut Cluster| {
+        cluster.kill_controller().await;
+        cluster.start_controller().await?;
+        cluster.until_ready().await
+    })
+    .await
+}
+
 /// A VM grows while the controller dies at a commit; whether that came is returned.
 async fn grown_with_crash(crash: impl Fn(u64) -> Crash) -> Result<bool> {
     let mut cluster = Cluster::start(2).await?;
@@ -384,7 +690,7 @@ async fn many_vms_at_once_are_spread_and_no_host_promises_more_than_it_has() -> 
         .list_hosts()
         .await?
         .iter()
-        .filter_map(|host| Some(host.allocation?.vcpus_capacity))
+        .filter_map(|host| Some(host.allocation.as_ref()?.vcpus_capacity))
         .sum();
     let wanted = capacity + 6;
     let asked = (0..wanted).map(|number| {

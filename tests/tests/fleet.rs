@@ -216,6 +216,7 @@ fn seen(id: VmId, by: &str) -> Reported {
             fault: None,
             usage: None,
             pending: Vec::new(),
+            snapshots: Vec::new(),
         },
         transfer_over: None,
         migration: None,

@@ -18,7 +18,8 @@ use async_trait::async_trait;
 use dalgu_agent::{
     hypervisor::{
         About, Change, Connection, Definition, Domain, DomainState, Error, Hardware, Hint, Hypervisor,
-        Migrate, Progress,
+        LayerChange, Layers, Migrate, Progress,
+        backup::{Manifest, Order},
         contract::{self, Broken, Fixture, Pair},
         libvirt::{Accel, Libvirt, LibvirtConfig, Pool},
     },
@@ -26,7 +27,7 @@ use dalgu_agent::{
 };
 use dalgu_proto::{
     host::{GuestFeature, VmUsage},
-    ids::{ClusterId, VmId},
+    ids::{BackupId, ClusterId, VmId, VolumeId},
     image::Digest,
     v1,
     vm::{
@@ -173,12 +174,24 @@ impl Hypervisor for InHost {
         let (definition, change) = (definition.clone(), change.clone());
         carried!(self, libvirt => libvirt.change_hardware(&definition, &change))
     }
+    async fn layers(&self, definition: &Definition) -> Result<Layers, Error> {
+        let definition = definition.clone();
+        carried!(self, libvirt => libvirt.layers(&definition))
+    }
+    async fn change_layers(&self, definition: &Definition, change: &LayerChange) -> Result<bool, Error> {
+        let (definition, change) = (definition.clone(), *change);
+        carried!(self, libvirt => libvirt.change_layers(&definition, &change))
+    }
     async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
         let disk = disk.clone();
         carried!(self, libvirt => libvirt.delete_volume(id, &disk))
     }
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
         carried!(self, libvirt => libvirt.delete_volumes(id, keep_shared))
+    }
+    async fn purge_volume(&self, pool: &str, volume: VolumeId, keep_shared: bool) -> Result<(), Error> {
+        let pool = pool.to_owned();
+        carried!(self, libvirt => libvirt.purge_volume(&pool, volume, keep_shared))
     }
     async fn define(&self, definition: &Definition) -> Result<(), Error> {
         let definition = definition.clone();
@@ -227,6 +240,21 @@ impl Hypervisor for InHost {
     async fn abort_migration(&self, id: VmId) -> Result<(), Error> {
         carried!(self, libvirt => libvirt.abort_migration(id))
     }
+    async fn back_up(&self, order: &Order) -> Result<Manifest, Error> {
+        let order = order.clone();
+        carried!(self, libvirt => libvirt.back_up(&order))
+    }
+    async fn backup_progress(&self, id: VmId) -> Result<Option<(u64, u64)>, Error> {
+        carried!(self, libvirt => libvirt.backup_progress(id))
+    }
+    async fn backup(&self, pool: &str, id: BackupId) -> Result<Option<Manifest>, Error> {
+        let pool = pool.to_owned();
+        carried!(self, libvirt => libvirt.backup(&pool, id))
+    }
+    async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error> {
+        let pool = pool.to_owned();
+        carried!(self, libvirt => libvirt.remove_backup(vm, &pool, id))
+    }
 }
 
 fn config(cluster: ClusterId) -> LibvirtConfig {
@@ -234,6 +262,7 @@ fn config(cluster: ClusterId) -> LibvirtConfig {
         name: name.into(),
         path: path.into(),
         shared,
+        mounted: false,
     };
     LibvirtConfig {
         cluster,
@@ -264,6 +293,9 @@ fn disk(name: &str, pool: &str, format: DiskFormat) -> Disk {
         format,
         digest: None,
         clone_mode: CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
     }
 }
 
@@ -298,6 +330,8 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         guests_obey: true,
         has_volumes: true,
         image: None,
+        other_pool: Some("shared".into()),
+        moves_running: true,
         has_usage: true,
         booted_line: Some("tick 3".into()),
         patience: Duration::from_secs(60),
@@ -349,6 +383,10 @@ async fn a_real_host_keeps_the_contract() -> anyhow::Result<()> {
         };
         none_broken(&fixture.check(&host).await)?;
         ensure!(host.list().await?.is_empty(), "domains are left");
+        // The directory of backups stays when they are gone.
+        let backups = host.outside(Path::new("/var/lib/dalgu/local/backups"));
+        ensure!(fs::read_dir(&backups)?.count() == 0, "backups are left");
+        fs::remove_dir(backups)?;
         ensure!(
             fs::read_dir(host.outside(Path::new("/var/lib/dalgu/local")))?.count() == 0,
             "disks are left"

@@ -367,7 +367,7 @@ async fn a_restored_controller_looks_first_and_takes_every_guest_over_without_re
         let hosts = cluster.list_hosts().await?;
         let room = hosts
             .iter()
-            .filter_map(|host| Some(host.allocation?.memory_mib_capacity));
+            .filter_map(|host| Some(host.allocation.as_ref()?.memory_mib_capacity));
         let (least, most) = (room.clone().min(), room.max());
         ensure!(
             least.map(|least| least + 64) == most,

@@ -48,6 +48,7 @@ fn definition(first_boot: v1::FirstBoot, nics: &[&str]) -> Definition {
         },
         spec,
         documents,
+        layers: Default::default(),
     }
 }
 

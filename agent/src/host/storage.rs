@@ -17,6 +17,7 @@ use dalgu_proto::host::{FileSystem, Pool};
 use probe::{Ask, Probe, Room, ask_kernel};
 
 use super::Root;
+use crate::config::PoolType;
 
 /// A pool as the agent is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,40 @@ pub struct PoolConfig {
     pub path: PathBuf,
     /// Whether every host of the site sees the same files there.
     pub shared: bool,
+    /// What it is.
+    pub kind: PoolType,
+}
+
+impl PoolConfig {
+    /// Why no disk can be there, whatever its state.
+    const fn unsupported(&self) -> Option<&'static str> {
+        match self.kind {
+            PoolType::Dir | PoolType::Nfs => None,
+            PoolType::LvmThin => Some(
+                "pools of type lvm-thin are not used yet: the agent checks their configuration and writes their definition for libvirt",
+            ),
+            PoolType::Rbd => Some(
+                "pools of type rbd are not used yet: the agent checks their configuration and writes their definition for libvirt",
+            ),
+        }
+    }
+}
+
+/// That a file system is mounted at a directory: below it is otherwise an empty directory of another one. May block.
+///
+/// # Errors
+/// If none is, or that cannot be found out.
+pub fn check_mounted(path: &Path) -> Result<(), String> {
+    let unknown = |error: std::io::Error| error.to_string();
+    let real = std::fs::canonicalize(path).map_err(unknown)?;
+    let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(unknown)?;
+    if mounts(&text).iter().any(|(point, _)| *point == real) {
+        return Ok(());
+    }
+    Err(format!(
+        "nothing is mounted at {}: mount its network file system; until then nothing is made or removed there",
+        path.display()
+    ))
 }
 
 /// The pools and data directories of this host.
@@ -53,9 +88,11 @@ impl Storage {
     }
 
     fn with(pools: Vec<PoolConfig>, data: Vec<PathBuf>, ask: Ask) -> Self {
-        let paths = pools.iter().map(|pool| &pool.path).chain(&data);
-        let probes = paths
-            .map(|path| (path.clone(), Probe::new(path.clone())))
+        let watched = pools.iter().filter(|pool| pool.kind.is_directory());
+        let watched = watched.map(|pool| (&pool.path, pool.kind == PoolType::Nfs));
+        let places = watched.chain(data.iter().map(|path| (path, false)));
+        let probes = places
+            .map(|(path, mounted)| (path.clone(), Probe::new(path.clone(), mounted)))
             .collect();
         Self {
             pools,
@@ -89,7 +126,10 @@ impl Storage {
     /// The pools with their room as known at `now`.
     pub(super) fn pools(&self, now: Duration) -> Vec<Pool> {
         let pool = |config: &PoolConfig| {
-            let state = self.state(&config.path, now);
+            let state = match config.unsupported() {
+                Some(why) => Err(why.to_owned()),
+                None => self.state(&config.path, now),
+            };
             let (room, error) = match state {
                 Ok(room) => (room, None),
                 Err(error) => (Room::default(), Some(error)),
@@ -100,6 +140,7 @@ impl Storage {
                 shared: config.shared,
                 capacity_bytes: room.size_bytes,
                 available_bytes: room.available_bytes,
+                used_bytes: room.used_bytes,
                 error,
             }
         };
@@ -180,6 +221,7 @@ mod tests {
             real: path.to_owned(),
             size_bytes: 100,
             available_bytes: 40,
+            used_bytes: 50,
             inodes: 9,
             inodes_free: 8,
         }
@@ -190,6 +232,7 @@ mod tests {
             name: name.into(),
             path: path.into(),
             shared: false,
+            kind: PoolType::Dir,
         }
     }
 
@@ -227,6 +270,29 @@ mod tests {
         );
         assert_eq!(pools[1].capacity_bytes, 0);
         assert_eq!(pools[1].error.as_deref(), Some("No such file or directory"));
+    }
+
+    #[test]
+    fn a_pool_that_must_be_mounted_says_so_while_it_is_not_and_one_that_is_not_used_says_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |name: &str, path: &str, kind| PoolConfig {
+            kind,
+            ..pool(name, path)
+        };
+        let pools = vec![
+            of("nfs", dir.path().to_str().unwrap(), PoolType::Nfs),
+            of("proc", "/proc", PoolType::Nfs),
+            of("thin", "vg0/thin", PoolType::LvmThin),
+            of("ceph", "vms", PoolType::Rbd),
+        ];
+        let mut storage = Storage::new(pools, vec![]);
+        storage.refresh(at(0));
+        let errors: Vec<_> = storage.pools(at(0)).into_iter().map(|pool| pool.error).collect();
+        let says =
+            |place: usize, words: &str| errors[place].as_ref().is_some_and(|error| error.contains(words));
+        assert!(says(0, "nothing is mounted"), "{errors:?}");
+        assert_eq!(errors[1], None);
+        assert!(says(2, "not used yet") && says(3, "not used yet"), "{errors:?}");
     }
 
     #[test]

@@ -187,6 +187,7 @@ mod tests {
                 name: "local".into(),
                 path: "/tmp".into(),
                 shared: false,
+                kind: Default::default(),
             }],
             vec!["/".into()],
         );

@@ -4,10 +4,12 @@
 //! Each function is one rule; it makes VMs of its own, leaves none behind when it succeeds, and returns [`Broken`]
 //! with what it found otherwise. Waits are for a fact, with a limit.
 
+mod backup;
 mod change;
 mod pair;
+mod snapshot;
 
-use std::{fmt, future::Future, time::Duration};
+use std::{collections::BTreeSet, fmt, future::Future, time::Duration};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId},
@@ -60,6 +62,10 @@ pub struct Fixture {
     pub has_volumes: bool,
     /// An image that is here, no larger than the first disk, and that disks can be made from.
     pub image: Option<Digest>,
+    /// Another pool, that disks can move to.
+    pub other_pool: Option<String>,
+    /// Whether they can move there while the domain runs.
+    pub moves_running: bool,
     /// Whether usage is reported.
     pub has_usage: bool,
     /// Whether a guest runs before it can be asked to shut down; its console log must then contain this.
@@ -89,6 +95,7 @@ impl Fixture {
             mark,
             spec,
             documents: self.documents.clone(),
+            layers: BTreeSet::new(),
         }
     }
 
@@ -151,6 +158,30 @@ impl Fixture {
             note(
                 "a_disk_grows_while_the_domain_is_off",
                 change::a_disk_grows_while_the_domain_is_off(hypervisor, self).await,
+            );
+            note(
+                "layers_come_and_go_while_it_runs",
+                snapshot::layers_come_and_go_while_it_runs(hypervisor, self).await,
+            );
+            note(
+                "layers_come_and_go_while_it_is_off",
+                snapshot::layers_come_and_go_while_it_is_off(hypervisor, self).await,
+            );
+            note(
+                "a_backup_is_kept_and_a_vm_made_of_it",
+                backup::a_backup_is_kept_and_a_vm_made_of_it(hypervisor, self).await,
+            );
+        }
+        if let Some(pool) = &self.other_pool {
+            note(
+                "a_disk_moves_to_another_pool",
+                change::a_disk_moves_to_another_pool(hypervisor, self, pool, false).await,
+            );
+        }
+        if let Some(pool) = self.other_pool.as_ref().filter(|_| self.moves_running) {
+            note(
+                "a_disk_moves_to_another_pool_while_the_domain_runs",
+                change::a_disk_moves_to_another_pool(hypervisor, self, pool, true).await,
             );
         }
         if let Some(image) = &self.image {
@@ -559,6 +590,9 @@ pub async fn disks_are_made_from_an_image(
         image: Some("contract:1".to_owned()),
         digest: Some(image.clone()),
         clone_mode,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
         ..first.clone()
     };
     let disks = vec![

@@ -20,8 +20,8 @@ use std::{
 use async_trait::async_trait;
 use dalgu_proto::{
     host::{GuestFeature, VmUsage},
-    ids::{ClusterId, Epoch, Generation, MigrationId, VmId, VmName},
-    vm::{Disk, PowerReason, PowerState, Spec, first_boot::Documents},
+    ids::{BackupId, ClusterId, Epoch, Generation, MigrationId, VmId, VmName, VolumeId},
+    vm::{Disk, DiskLimits, PowerReason, PowerState, Spec, first_boot::Documents},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::image::Refusal;
 
+pub mod backup;
 pub mod contract;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
@@ -109,6 +110,14 @@ pub enum Error {
     /// The migration was given up because somebody asked for it.
     #[error("the migration was cancelled")]
     Cancelled,
+    /// There is nothing that an incremental backup could begin from.
+    #[error("there is nothing to begin an incremental backup of {id} from: {detail}")]
+    NoCheckpoint {
+        /// The VM.
+        id: VmId,
+        /// Why.
+        detail: String,
+    },
     /// Anything else it said.
     #[error("{call}: {detail} (libvirt code {code})")]
     Failed {
@@ -131,7 +140,11 @@ impl Error {
     pub const fn is_retryable(&self) -> bool {
         !matches!(
             self,
-            Self::Invalid { .. } | Self::ImageRefused { .. } | Self::Foreign { .. } | Self::Cancelled
+            Self::Invalid { .. }
+                | Self::ImageRefused { .. }
+                | Self::Foreign { .. }
+                | Self::Cancelled
+                | Self::NoCheckpoint { .. }
         )
     }
 
@@ -148,6 +161,7 @@ impl Error {
             Self::ImageRefused { .. } => "IMAGE_REFUSED",
             Self::Invalid { .. } => "REFUSED_BY_HYPERVISOR",
             Self::Cancelled => "CANCELLED",
+            Self::NoCheckpoint { .. } => "NO_CHECKPOINT",
             Self::Failed { .. } => "HYPERVISOR_ERROR",
         }
     }
@@ -234,12 +248,56 @@ pub struct Hardware {
     pub max_memory_mib: u64,
     /// Whether it can have a maximum of memory that is more than what it starts with.
     pub hot_memory: bool,
-    /// Disks, and the volume of the first boot, by name, each with its size in MiB.
-    pub disks: BTreeMap<String, u64>,
+    /// Disks, and the volume of the first boot, by name.
+    pub disks: BTreeMap<String, Attached>,
     /// Network interfaces by name.
     pub nics: BTreeSet<String>,
     /// Devices that can still be plugged in without a restart.
     pub free_ports: usize,
+}
+
+/// A disk as a domain has it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Attached {
+    /// Its size in MiB.
+    pub size_mib: u64,
+    /// The pool that its file is in; `None` where that is none of this host's.
+    pub pool: Option<String>,
+    /// How much the guest may read and write there.
+    #[serde(default)]
+    pub limits: DiskLimits,
+    /// Its copy in another pool, if one is being made.
+    #[serde(default)]
+    pub copy: Option<DiskCopy>,
+}
+
+impl Attached {
+    /// A disk that is as the specification says.
+    pub fn of(disk: &Disk) -> Self {
+        Self {
+            size_mib: disk.size_mib,
+            pool: Some(disk.pool.clone()),
+            limits: disk.limits,
+            copy: None,
+        }
+    }
+
+    /// Whether its file, or a copy of it, is in this pool.
+    pub fn is_in(&self, pool: &str) -> bool {
+        let copy = self.copy.as_ref().and_then(|copy| copy.pool.as_deref());
+        self.pool.as_deref() == Some(pool) || copy == Some(pool)
+    }
+}
+
+/// How far a disk has been copied to another pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCopy {
+    /// That pool; `None` where it is none of this host's.
+    pub pool: Option<String>,
+    /// How much of it is there.
+    pub percent: u8,
+    /// The copy is as the disk is, and stays so: the disk can be moved there.
+    pub ready: bool,
 }
 
 impl Hardware {
@@ -255,7 +313,7 @@ impl Hardware {
             hot_memory: true,
             disks: spec
                 .volumes()
-                .map(|disk| (disk.name.clone(), disk.size_mib))
+                .map(|disk| (disk.name.clone(), Attached::of(disk)))
                 .collect(),
             nics: spec.nics.iter().map(|nic| nic.name.clone()).collect(),
             free_ports: SPARE_PORTS,
@@ -272,6 +330,12 @@ pub enum Change {
     MemoryMib(u64),
     /// Enlarge a disk to what the specification says, whether it runs or not.
     GrowDisk(String),
+    /// Limit what the guest may read and write on a disk to what the specification says; while it runs.
+    LimitDisk(String),
+    /// Go on with the move of a disk to the pool that the specification says, whether it runs or not: begin to copy it there, end a
+    /// copy in another pool, or, once the copy is whole, have the domain and its definition use it. Returns soon; how far the copy is
+    /// shows in [`Attached::copy`]. The old file stays.
+    MoveDisk(String),
     /// Plug in a disk, whose volume is there; while it runs.
     AttachDisk(String),
     /// Ask the guest to let go of a disk; while it runs.
@@ -280,6 +344,62 @@ pub enum Change {
     AttachNic(String),
     /// Ask the guest to let go of an interface; while it runs.
     DetachNic(String),
+}
+
+/// A layer of a VM's disks: what was written to them since a snapshot was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerSeen {
+    /// Whether all of its disks have it, so that the snapshot is there.
+    pub whole: bool,
+    /// Space that it takes, in bytes.
+    pub written_bytes: u64,
+}
+
+/// The layers of a VM's disks. What is there tells what was done: a layer keeps its number for ever, and the numbers rise from the
+/// base of a disk to its top.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layers {
+    /// Those that disks of the domain have.
+    pub there: BTreeMap<u32, LayerSeen>,
+    /// Those whose files are there, and that no disk of the domain has.
+    pub spare: BTreeSet<u32>,
+    /// A merge is under way by itself.
+    pub merging: bool,
+    /// A merge has come so far that its disk can go on below: it waits for another [`LayerChange::Merge`].
+    pub ready: bool,
+    /// The definition of the domain is out of date: the next start would bring other layers.
+    pub outdated: bool,
+}
+
+impl Layers {
+    /// Whether all disks have a layer.
+    pub fn has(&self, number: u32) -> bool {
+        self.there.get(&number).is_some_and(|layer| layer.whole)
+    }
+
+    /// The number of the newest that a disk has; 0 where none has any.
+    pub fn top(&self) -> u32 {
+        self.there.keys().next_back().copied().unwrap_or(0)
+    }
+}
+
+/// A change of the layers of all disks of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerChange {
+    /// A new layer on the newest, at one moment on all disks.
+    Add(u32),
+    /// A new layer on what is below another one, in whose place it is from then on; of a domain that is off.
+    Revert {
+        /// The new one.
+        number: u32,
+        /// The other.
+        replaces: u32,
+    },
+    /// What is in a layer goes down into what is below it. A domain that runs goes on: that this succeeds says that it was begun,
+    /// or ended, whichever was next.
+    Merge(u32),
+    /// The files of one that no disk has.
+    Remove(u32),
 }
 
 /// Everything that is needed to define a VM here.
@@ -295,6 +415,8 @@ pub struct Definition {
     pub spec: Spec,
     /// Documents of its first boot; empty once its disks are made.
     pub documents: Documents,
+    /// Numbers of the layers that its snapshots have.
+    pub layers: BTreeSet<u32>,
 }
 
 /// How to send a VM to another host.
@@ -417,6 +539,13 @@ pub trait Hypervisor: Send + Sync {
     /// succeeds says that the guest was asked: whether it went along shows in [`Hypervisor::hardware`]. 120 s.
     async fn change_hardware(&self, definition: &Definition, change: &Change) -> Result<(), Error>;
 
+    /// The layers of a domain's disks. 10 s.
+    async fn layers(&self, definition: &Definition) -> Result<Layers, Error>;
+
+    /// Changes the layers of a domain's disks, whether it runs or not; done when it is so. Whether the guest's file systems were
+    /// written out and frozen meanwhile. 120 s; for a merge of a domain that is off an hour.
+    async fn change_layers(&self, definition: &Definition, change: &LayerChange) -> Result<bool, Error>;
+
     /// Deletes one disk, of which the domain has nothing any more; done when there is nothing to delete. 60 s.
     async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error>;
 
@@ -424,8 +553,12 @@ pub trait Hypervisor: Send + Sync {
     /// is nothing to delete. 60 s.
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error>;
 
-    /// Defines the domain, or defines it anew with other content; it stays as it is if it runs. Refuses to touch a
-    /// domain without Dalgu's mark. 30 s.
+    /// Deletes the file of a volume of the site, which no domain here has; `keep_shared` leaves one on a shared pool (another host goes
+    /// on with it). Done when there is nothing to delete. 60 s.
+    async fn purge_volume(&self, pool: &str, volume: VolumeId, keep_shared: bool) -> Result<(), Error>;
+
+    /// Defines the domain, or defines it anew with other content; it stays as it is if it runs, and its disks stay in the pools
+    /// that it has them in. Refuses to touch a domain without Dalgu's mark. 30 s.
     async fn define(&self, definition: &Definition) -> Result<(), Error>;
 
     /// Starts a defined domain; done when it runs already. 120 s.
@@ -470,4 +603,19 @@ pub trait Hypervisor: Send + Sync {
 
     /// Ends the transfer under way; done when there is none. 10 s.
     async fn abort_migration(&self, id: VmId) -> Result<(), Error>;
+
+    /// Backs up a VM's disks as they are at one moment, while it runs or when it is off; returns when the files are whole, on
+    /// stable storage and under their name, and has no deadline. After an error, or where it is given up, what is left is for
+    /// [`Hypervisor::remove_backup`].
+    async fn back_up(&self, order: &backup::Order) -> Result<backup::Manifest, Error>;
+
+    /// How far the backup under way is: bytes copied, and all of them. `None` when none is under way. 5 s.
+    async fn backup_progress(&self, id: VmId) -> Result<Option<(u64, u64)>, Error>;
+
+    /// A backup that is whole; `None` when there is none. 10 s.
+    async fn backup(&self, pool: &str, id: BackupId) -> Result<Option<backup::Manifest>, Error>;
+
+    /// Ends a backup where it is under way, and removes its files, whole or not, and the VM's checkpoint for it; done when there
+    /// is nothing. 60 s.
+    async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error>;
 }

@@ -14,11 +14,13 @@
 //! disk but console logs: a simulated host that restarts has lost its guests.
 
 mod arrival;
+mod backup;
 mod change;
 mod config;
 mod control;
 mod faults;
 mod guest;
+mod layers;
 mod lines;
 mod migration;
 mod state;
@@ -29,14 +31,17 @@ mod wire;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use dalgu_proto::{
     host::{GuestFeature, VmUsage},
-    ids::VmId,
+    ids::{BackupId, VmId, VolumeId},
     vm::Disk,
 };
 use tokio::{
@@ -52,7 +57,9 @@ pub use guest::Behaviour;
 pub use lines::{Duplex, Lines, Listener, MemoryLines, Stream, UnixLines};
 
 use super::{
-    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, Migrate, Progress,
+    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, LayerChange, Layers,
+    Migrate, Progress,
+    backup::{Manifest, Order},
 };
 use faults::Faults;
 use state::State;
@@ -248,6 +255,10 @@ impl Hypervisor for Sim {
                 GuestFeature::UefiSecureBoot,
                 GuestFeature::Tpm,
                 GuestFeature::HotChange,
+                GuestFeature::Volume,
+                GuestFeature::DiskChange,
+                GuestFeature::Snapshot,
+                GuestFeature::Backup,
             ],
         };
         self.0
@@ -310,6 +321,31 @@ impl Hypervisor for Sim {
             .await
     }
 
+    async fn layers(&self, definition: &Definition) -> Result<Layers, Error> {
+        self.0
+            .call(Call::Layers, self.0.config.delays.look, |state, config| {
+                state.layers(definition, config)
+            })
+            .await
+    }
+
+    async fn change_layers(&self, definition: &Definition, change: &LayerChange) -> Result<bool, Error> {
+        let delay = self.0.config.delays.volumes;
+        let (id, definition, change) = (definition.id, definition.clone(), *change);
+        let frozen = Arc::new(AtomicBool::new(false));
+        let note = frozen.clone();
+        self.0
+            .change(Call::ChangeLayers, id, delay, move |state, config| {
+                note.store(
+                    state.change_layers(&definition, &change, config)?,
+                    Ordering::Relaxed,
+                );
+                Ok(())
+            })
+            .await?;
+        Ok(frozen.load(Ordering::Relaxed))
+    }
+
     async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
         let delay = self.0.config.delays.volumes;
         self.0
@@ -324,6 +360,16 @@ impl Hypervisor for Sim {
         self.0
             .call(Call::DeleteVolumes, delay, |state, config| {
                 state.delete_volumes(id, keep_shared, config)
+            })
+            .await
+    }
+
+    async fn purge_volume(&self, pool: &str, volume: VolumeId, keep_shared: bool) -> Result<(), Error> {
+        let delay = self.0.config.delays.volumes;
+        self.0
+            .call(Call::PurgeVolume, delay, |state, config| {
+                state.purge_volume(pool, volume, keep_shared, config);
+                Ok(())
             })
             .await
     }
@@ -471,6 +517,42 @@ impl Hypervisor for Sim {
                 state.abort(id);
                 Ok(())
             })
+            .await
+    }
+
+    async fn back_up(&self, order: &Order) -> Result<Manifest, Error> {
+        self.0
+            .call(Call::BackUp, self.0.config.delays.volumes, |state, config| {
+                state.back_up(order, config)
+            })
+            .await
+    }
+
+    async fn backup_progress(&self, _: VmId) -> Result<Option<(u64, u64)>, Error> {
+        // Its copies are made in one piece.
+        self.0
+            .call(Call::BackupProgress, self.0.config.delays.look, |_, _| Ok(None))
+            .await
+    }
+
+    async fn backup(&self, pool: &str, id: BackupId) -> Result<Option<Manifest>, Error> {
+        self.0
+            .call(Call::Backup, self.0.config.delays.look, |state, config| {
+                Ok(state.backup(pool, id, config))
+            })
+            .await
+    }
+
+    async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error> {
+        self.0
+            .call(
+                Call::RemoveBackup,
+                self.0.config.delays.volumes,
+                |state, config| {
+                    state.remove_backup(vm, pool, id, config);
+                    Ok(())
+                },
+            )
             .await
     }
 }

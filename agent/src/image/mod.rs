@@ -11,6 +11,7 @@
 //! what it can make of them is bounded by the disk's size.
 
 mod backing;
+pub mod content;
 mod qcow2;
 mod refusal;
 mod source;

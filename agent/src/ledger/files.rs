@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use dalgu_proto::mutant::{self, Mutant};
 
 /// Folders of the ledger.
-const FOLDERS: [&str; 2] = ["vms", "migrations"];
+const FOLDERS: [&str; 3] = ["vms", "migrations", "backups"];
 
-/// Small files that outlive the program and the host's power. A name is `host.json`, `networks.json`, or `vms/` or `migrations/` and a
+/// Small files that outlive the program and the host's power. A name is `host.json`, `networks.json`, or `vms/`, `migrations/` or `backups/` and a
 /// name ending in `.json`.
 #[async_trait]
 pub trait Files: Send + Sync {
@@ -193,7 +193,7 @@ impl<F: FileSystem> Directory<F> {
     /// If one of them cannot be read.
     pub fn read(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
         let mut found = Vec::new();
-        for folder in ["", FOLDERS[0], FOLDERS[1]] {
+        for folder in [""].iter().chain(&FOLDERS) {
             let dir = self.dir.join(folder);
             // A run that was killed may have renamed and not synced. What is read is acted upon, and must be there after the
             // next loss of power too.

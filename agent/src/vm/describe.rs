@@ -7,9 +7,9 @@ use dalgu_proto::ids::Generation;
 use super::{
     driver::Driver,
     plan::{self, Step},
-    status::{Asked, Phase, Status},
+    status::{Asked, Phase, SnapshotSeen, Status},
 };
-use crate::ledger::Disposition;
+use crate::ledger::{self, Disposition};
 
 impl Driver {
     /// Publishes what is known, if it has changed.
@@ -44,6 +44,9 @@ impl Driver {
         status.asked = vm.intent.as_ref().map(Asked::from);
         let spec = vm.intent.as_ref().map(|intent| &intent.spec);
         status.changed_spec = spec.filter(|_| vm.changes.ever).cloned();
+        let told = vm.intent.as_ref().and_then(|intent| intent.snapshots.clone());
+        status.snapshots_told = told;
+        status.snapshots = self.snapshots_seen(vm);
         status.adopted = self.adopted;
         if let Some(domain) = &self.domain {
             status.size = (domain.vcpus, domain.memory_mib);
@@ -51,7 +54,7 @@ impl Driver {
         status.observed_at = self.seen;
         status.failure = self.stuck.as_ref().map(|stuck| stuck.failure.clone());
         if let (Some(domain), Some(hardware)) = (&self.domain, &self.hardware) {
-            status.pending = plan::changes::pending(vm, hardware, domain);
+            status.pending = plan::changes::pending(vm, hardware, domain, &memory.failed_moves);
         }
         let settled = self.seen.is_some()
             && self.stuck.is_none()
@@ -101,6 +104,21 @@ impl Driver {
             status.reason = reason;
         }
         status
+    }
+
+    fn snapshots_seen(&self, vm: &ledger::Vm) -> Vec<SnapshotSeen> {
+        let size = |number: u32| {
+            let layer = self.layers.as_ref().and_then(|layers| layers.there.get(&number));
+            layer.map_or(0, |layer| layer.written_bytes)
+        };
+        let there = vm.snapshots.there.iter();
+        there
+            .map(|taken| SnapshotSeen {
+                number: taken.number,
+                quiesced: taken.quiesced,
+                written_bytes: size(taken.number),
+            })
+            .collect()
     }
 
     fn only_looking(&self) -> bool {

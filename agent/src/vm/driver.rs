@@ -11,11 +11,16 @@
 //! change is seen by the next plan. A call that hangs is given up early where the VM is to be off at once. Started by
 //! [`super::Vms`]; nobody else touches this VM.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use dalgu_proto::{
     ids::VmId,
     mutant::{self, Mutant},
+    snapshot::Set,
     vm::PowerState,
 };
 use futures::future::BoxFuture;
@@ -28,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Known, Reply, Request, Shared,
-    plan::{self, Memory, Step},
+    plan::{self, Memory, Step, changes::FailedMove},
     reason,
     status::{Arrival, Status},
     steps::{self, Asked, FIRST_RETRY, Leaving, Outcome, Stuck, Work, poll_work, until_given_up},
@@ -36,14 +41,16 @@ use super::{
     transfers::Transfers,
 };
 use crate::{
-    hypervisor::{Change, Definition, Domain, DomainState, Hardware, Hint, Mark},
-    ledger::{self, Disposition, Done},
+    hypervisor::{Change, Definition, Domain, DomainState, Hardware, Hint, Layers, Mark},
+    ledger::{self, Disposition, Done, Taken},
 };
 
 /// A VM at rest is looked at so often, in case a hint was lost.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// A guest that was asked to shut down or to reboot, or one that a late call may change, is looked at so often.
 const SHUTDOWN_LOOK: Duration = Duration::from_secs(2);
+/// A VM whose disk is copied to another pool is looked at so often.
+const COPY_LOOK: Duration = Duration::from_secs(1);
 /// What is gone, or finished, is remembered so long, to refuse late commands for it.
 pub(super) const REMEMBER: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 
@@ -68,8 +75,12 @@ pub(super) struct Driver {
     pub(super) leaving: Option<Leaving>,
     /// What the domain has, if that was looked at with it.
     pub(super) hardware: Option<Hardware>,
+    /// The layers of its disks, if they were looked at with it.
+    pub(super) layers: Option<Layers>,
     /// Changes of it that were asked for under the present intent.
     pub(super) tried: Vec<(Change, Instant)>,
+    /// Disks whose move has failed under the present intent, with why and when.
+    pub(super) failed_moves: BTreeMap<String, (String, Instant)>,
     unfinished: bool,
     restarts: VecDeque<Instant>,
     pub(super) stuck: Option<Stuck>,
@@ -92,6 +103,7 @@ impl Driver {
         if let Some(vm) = &vm {
             shared.images.hold(id, vm.digests(), false);
             shared.networks.hold(id, vm.plugged(), false);
+            shared.volumes.hold(id, vm.volumes(), false);
             if matches!(vm.disposition, Disposition::Incoming { .. }) {
                 shared.networks.expect(&vm.plugged());
             }
@@ -112,7 +124,9 @@ impl Driver {
             reboot: None,
             leaving: None,
             hardware: None,
+            layers: None,
             tried: Vec::new(),
+            failed_moves: BTreeMap::new(),
             unfinished: false,
             restarts: VecDeque::new(),
             stuck: None,
@@ -229,21 +243,32 @@ impl Driver {
             epoch: intent.epoch,
             generation: intent.generation,
         };
+        let mut spec = intent.spec.clone();
+        if self.domain.is_none() {
+            // No domain says where a disk is whose move has not ended.
+            for disk in &mut spec.disks {
+                let mut left = vm.changes.removed.iter();
+                if let Some(left) = left.find(|left| left.name == disk.name) {
+                    disk.pool.clone_from(&left.pool);
+                }
+            }
+        }
         Some(Definition {
             id: self.id,
             name: vm.name.clone(),
             mark,
-            spec: intent.spec.clone(),
+            spec,
             documents: vm.documents.clone(),
+            layers: intent.snapshots.iter().flat_map(Set::numbers).collect(),
         })
     }
 
     async fn apply(&mut self, outcome: Outcome) {
         let restart_failed = matches!(&outcome.step, Some((Step::Restart, Err(_))));
         match outcome.step {
-            Some((step, Ok(()))) => {
+            Some((step, Ok(frozen))) => {
                 self.stuck = None;
-                self.step_done(step, &outcome.asked).await;
+                self.step_done(step, &outcome.asked, frozen).await;
             }
             Some((step, Err(steps::Error::Hypervisor(error)))) => {
                 self.step_failed(step, &error, &outcome.asked).await;
@@ -256,6 +281,7 @@ impl Driver {
             Ok(domain) => {
                 self.domain = domain;
                 self.hardware = outcome.hardware;
+                self.layers = outcome.layers;
                 if restart_failed && self.is_off() {
                     // It says nothing of the guest: its pool may come later than the host.
                     self.restarts.pop_back();
@@ -265,6 +291,7 @@ impl Driver {
                 self.looked = true;
                 self.note_reaction();
                 self.note_power().await;
+                self.note_layers().await;
                 self.plan().await;
             }
             Err(error) => {
@@ -291,6 +318,7 @@ impl Driver {
         self.shutdown = None;
         self.reboot = None;
         self.tried.clear();
+        self.failed_moves.clear();
         self.restarts.clear();
         self.adopted = false;
     }
@@ -327,12 +355,30 @@ impl Driver {
             restarts: if given_up { plan::MAX_RESTARTS } else { count },
             restart_wait,
             hardware: self.hardware.clone(),
+            layers: self.layers.clone(),
             tried: self
                 .tried
                 .iter()
                 .map(|(change, at)| (change.clone(), now - *at))
                 .collect(),
+            failed_moves: self.failed_moves(now),
         }
+    }
+
+    fn failed_moves(&self, now: Instant) -> BTreeMap<String, FailedMove> {
+        let failed = self.failed_moves.iter().map(|(disk, (message, at))| {
+            let (message, ago) = (message.clone(), now - *at);
+            (disk.clone(), FailedMove { message, ago })
+        });
+        failed.collect()
+    }
+
+    /// Whether a disk is being copied, or was just asked to be.
+    fn copying(&self, now: Instant) -> bool {
+        let just = |(change, at): &(Change, Instant)| {
+            matches!(change, Change::MoveDisk(_)) && now - *at < COPY_LOOK * 5
+        };
+        self.hardware.as_ref().is_some_and(plan::changes::copying) || self.tried.iter().any(just)
     }
 
     /// Chooses the next step from what was just seen, and begins it.
@@ -355,16 +401,8 @@ impl Driver {
             }
             _ => {}
         }
-        let writes = matches!(
-            step,
-            Step::Start
-                | Step::Restart
-                | Step::RestartGuest(_)
-                | Step::PowerDone
-                | Step::ChangesDone
-                | Step::Forget
-        );
-        let before = writes.then(|| vm.clone());
+        let freezes = step.freezes(memory.hardware.as_ref());
+        let before = (freezes || step.is_written()).then(|| vm.clone());
         let (power, restart) = vm
             .intent
             .as_ref()
@@ -373,10 +411,18 @@ impl Driver {
             vm.done.starting = true;
             self.resume_failed = false;
         }
+        if freezes {
+            vm.changes.frozen = true;
+            // Whoever finds it half done makes sure that the next start has the disk where it is then.
+            vm.done.defined = None;
+        }
         match &step {
             Step::Settled => {
                 if self.reboot.take().is_some() {
                     tracing::warn!("the guest was asked to reboot and did not");
+                }
+                if self.copying(now) {
+                    self.wake = now + COPY_LOOK;
                 }
                 return;
             }
@@ -404,6 +450,7 @@ impl Driver {
                 self.shutdown = None;
             }
             Step::ChangesDone => vm.changes.under_way = false,
+            Step::LayersDone => vm.snapshots.under_way = false,
             Step::Forget => {
                 vm.disposition = Disposition::Gone {
                     since: self.shared.clock.now(),
@@ -418,7 +465,7 @@ impl Driver {
             return;
         }
         match step {
-            Step::PowerDone | Step::ChangesDone => self.wake = now,
+            Step::PowerDone | Step::ChangesDone | Step::LayersDone => self.wake = now,
             Step::Look => self.begin(None),
             Step::Forget => tracing::info!("the VM is gone"),
             step => {
@@ -439,14 +486,37 @@ impl Driver {
             .and_then(|domain| reason::explain(vm, domain, &self.shared.boot_id));
         let running = matches!(now, Some((PowerState::Running, _)));
         let changed = now != vm.last_seen || vm.boot_id != self.shared.boot_id;
-        if changed || (running && vm.done.starting) {
+        if changed || (running && (vm.done.starting || vm.changes.frozen)) {
             // A domain that is not there says nothing of why the last one ended.
             if now.is_some() {
                 vm.done.starting &= !running;
+                vm.changes.frozen &= !running;
                 vm.last_seen = now;
                 vm.boot_id.clone_from(&self.shared.boot_id);
                 self.save_vm().await;
             }
+        }
+    }
+
+    /// Writes down which snapshots are there, when that has changed.
+    async fn note_layers(&mut self) {
+        let (Some(vm), Some(layers)) = (&mut self.vm, &self.layers) else {
+            return;
+        };
+        let known = |number: u32| vm.snapshots.there.iter().find(|taken| taken.number == number);
+        let whole = layers.there.iter().filter(|(_, layer)| layer.whole);
+        let there = whole.map(|(number, _)| Taken {
+            number: *number,
+            quiesced: known(*number).and_then(|taken| taken.quiesced),
+        });
+        let now = ledger::Snapshots {
+            there: there.collect(),
+            seen: vm.snapshots.seen.map(|seen| seen.max(layers.top())),
+            ..vm.snapshots
+        };
+        if now != vm.snapshots {
+            vm.snapshots = now;
+            self.save_vm().await;
         }
     }
 
@@ -469,9 +539,11 @@ impl Driver {
         // Before it is written: from then on it counts. After a failure either entry may be on disk.
         self.shared.images.hold(self.id, vm.digests(), false);
         self.shared.networks.hold(self.id, vm.plugged(), false);
+        self.shared.volumes.hold(self.id, vm.volumes(), false);
         self.shared.ledger.save_vm(vm).await?;
         self.shared.images.hold(self.id, vm.digests(), true);
         self.shared.networks.hold(self.id, vm.plugged(), true);
+        self.shared.volumes.hold(self.id, vm.volumes(), true);
         Ok(())
     }
 
@@ -518,5 +590,6 @@ fn adopt(domain: &Domain) -> Option<ledger::Vm> {
         images: Vec::new(),
         documents: Default::default(),
         changes: Default::default(),
+        snapshots: Default::default(),
     })
 }

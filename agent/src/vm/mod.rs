@@ -23,6 +23,7 @@ use crate::{
     ledger::{self, Intent, Ledger},
     migration::transport::Transport,
     network::{Networks, NotReady},
+    volumes::Volumes,
 };
 
 mod describe;
@@ -123,7 +124,8 @@ pub struct Told {
     pub intent: Intent,
     /// Its disks have been made once, here or elsewhere: one that is missing is never made anew.
     pub disks_made: bool,
-    /// Of these, disks that were added since and have not been made.
+    /// Disks that are to be made where they are missing: those that were added since, and volumes of the site that have not been
+    /// made; other volumes are never made.
     pub new_disks: BTreeSet<String>,
     /// Images that its disks are made from, and who has them.
     pub images: Vec<Need>,
@@ -224,6 +226,8 @@ pub struct Shared {
     pub images: Images,
     /// The networks.
     pub networks: Networks,
+    /// Which VM has which volume of the site.
+    pub volumes: Volumes,
     /// Leads to other hosts during migrations.
     pub transport: Arc<dyn Transport>,
     /// The wall clock.

@@ -8,21 +8,23 @@
 //!   deleting: running ─Destroy─> stopped ─Undefine─> absent ─DeleteVolumes─> Forget
 //! ```
 //!
-//! A VM that is to have other hardware than it has goes on with [`changes`] when nothing else is to be done.
+//! A VM that is to have other snapshots or other hardware than it has goes on with [`snapshots`] and [`changes`] when nothing else
+//! is to be done.
 //!
 //! A request for a power state is carried out once: afterwards a guest that shut itself down, or a colleague with
 //! `virsh`, is not overruled. What the restart policy allows is done after a crash or a restart of the host.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::vm::{Disk, PowerReason, PowerState, RestartMode, RestartPolicy};
 
 use crate::{
-    hypervisor::{Change, Domain, DomainState, Hardware},
+    hypervisor::{Change, Domain, DomainState, Hardware, LayerChange, Layers},
     ledger::{Disposition, Intent, Vm},
 };
 
 pub mod changes;
+pub mod snapshots;
 
 /// Restarts after a crash that are made within [`CRASH_WINDOW`] before the agent gives up: the figures of the
 /// field's usual start limits (systemd's and vSphere's are of this order).
@@ -76,6 +78,10 @@ pub struct Memory {
     pub hardware: Option<Hardware>,
     /// Changes that were asked for under the present intent, each with the time since.
     pub tried: Vec<(Change, Duration)>,
+    /// Disks whose move to another pool has failed under the present intent.
+    pub failed_moves: BTreeMap<String, changes::FailedMove>,
+    /// The layers of its disks, if they were looked at.
+    pub layers: Option<Layers>,
 }
 
 /// One step.
@@ -107,8 +113,12 @@ pub enum Step {
     Look,
     /// Change it.
     Change(Change),
+    /// Change the layers of its disks.
+    Layer(LayerChange),
+    /// Write down that its snapshots are as they should be.
+    LayersDone,
     /// Delete a disk that was left out.
-    DeleteVolume(Disk),
+    DeleteVolume(Box<Disk>),
     /// Write down that all changes have been carried out.
     ChangesDone,
     /// Delete the disks.
@@ -128,12 +138,37 @@ pub enum Step {
 }
 
 impl Step {
+    /// Whether the ledger has it before it is done.
+    pub const fn is_written(&self) -> bool {
+        matches!(
+            self,
+            Self::Start
+                | Self::Restart
+                | Self::RestartGuest(_)
+                | Self::PowerDone
+                | Self::ChangesDone
+                | Self::LayersDone
+                | Self::Forget
+        )
+    }
+
+    /// Whether it freezes the guest for a moment, which must be known to who finds it so.
+    pub fn freezes(&self, hardware: Option<&Hardware>) -> bool {
+        let Self::Change(Change::MoveDisk(name)) = self else {
+            return false;
+        };
+        let disk = hardware.and_then(|hardware| hardware.disks.get(name));
+        disk.and_then(|disk| disk.copy.as_ref())
+            .is_some_and(|copy| copy.ready)
+    }
+
     /// Whether its call gives way to a power-off when it hangs: all that QEMU must answer.
     pub const fn gives_way(&self) -> bool {
         matches!(
             self,
             Self::Start
                 | Self::Change(_)
+                | Self::Layer(_)
                 | Self::Restart
                 | Self::Shutdown
                 | Self::Pause
@@ -205,6 +240,11 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
         }
         _ => {}
     }
+    if domain.state == DomainState::Stopped
+        && let Some(step) = snapshots::before_start(vm, intent, memory)
+    {
+        return step;
+    }
     if vm.done.power < intent.power_sequence {
         return power(vm, intent, domain, memory);
     }
@@ -214,6 +254,11 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
     if domain.state == DomainState::Paused && vm.done.starting && intent.power == PowerState::Running {
         return let_go_on(vm, memory);
     }
+    // It was frozen to be moved to another file, by an agent or a libvirt that died then.
+    let frozen = vm.changes.frozen && domain.reason == PowerReason::External;
+    if domain.state == DomainState::Paused && frozen && intent.power == PowerState::Running {
+        return Step::Resume;
+    }
     if domain.state == DomainState::Running
         && let Some(asked) = memory.reboot
         && let Some(step) = ask(Some(asked), REBOOT_WAIT, Step::RebootAgain)
@@ -221,7 +266,9 @@ fn own(vm: &Vm, intent: &Intent, domain: Option<&Domain>, memory: &Memory) -> St
         return step;
     }
     match after_failure(vm, intent, domain, memory) {
-        Step::Settled => changes::next(vm, intent, domain, memory).unwrap_or(Step::Settled),
+        Step::Settled => snapshots::next(vm, intent, memory)
+            .or_else(|| changes::next(vm, intent, domain, memory))
+            .unwrap_or(Step::Settled),
         step => step,
     }
 }

@@ -232,6 +232,7 @@ mod tests {
             restart_sequence: 0,
             restart_mode: RestartMode::Reboot,
             grace_period_seconds: 60,
+            snapshots: None,
         }
     }
 
@@ -249,6 +250,7 @@ mod tests {
             images: Vec::new(),
             documents: Default::default(),
             changes: Default::default(),
+            snapshots: Default::default(),
         }
     }
 

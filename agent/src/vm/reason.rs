@@ -53,6 +53,7 @@ mod tests {
             images: Vec::new(),
             documents: Default::default(),
             changes: Default::default(),
+            snapshots: Default::default(),
         }
     }
 

@@ -19,21 +19,30 @@ use super::{
 };
 use crate::{
     images::Need,
-    ledger::{self, Changes, Disposition, Done},
+    ledger::{self, Changes, Disposition, Done, Intent, Snapshots},
 };
 
 /// What is to be changed of a VM that is told what it is made of. Of disks that were added since its disks were made, this
-/// host knows by itself which it has made, unless it has lost its ledger.
+/// host knows by itself which it has made, unless it has lost its ledger. A volume of the site is made only where the controller says
+/// that it is new: this host cannot know whether another one has made it before.
 fn changes(known: Option<&ledger::Vm>, spec: &Spec, made: bool, new_disks: BTreeSet<String>) -> Changes {
+    let may_be_made = |name: &String| {
+        let disk = spec.disks.iter().find(|disk| disk.name == *name);
+        disk.is_some_and(|disk| made || disk.volume.is_some())
+    };
     let Some((vm, before)) = known.and_then(|vm| Some((vm, &vm.intent.as_ref()?.spec))) else {
         let adopted = known.is_some();
         let mut unmade = new_disks;
-        unmade.retain(|name| made && spec.disks.iter().any(|disk| disk.name == *name));
+        unmade.retain(may_be_made);
+        let added = made && !unmade.is_empty();
+        // One that is there may have been asked to grow while no VM had it.
+        let attached = spec.disks.iter().any(|disk| disk.volume.is_some());
         return Changes {
-            under_way: adopted || !unmade.is_empty(),
-            ever: !unmade.is_empty(),
+            under_way: adopted || added || attached,
+            ever: added,
             unmade,
             removed: Vec::new(),
+            frozen: false,
         };
     };
     let has = |disks: &[Disk], name: &str| disks.iter().any(|disk| disk.name == name);
@@ -43,11 +52,44 @@ fn changes(known: Option<&ledger::Vm>, spec: &Spec, made: bool, new_disks: BTree
         changes.ever = true;
     }
     let added = spec.disks.iter().filter(|disk| !has(&before.disks, &disk.name));
+    let added = added.filter(|disk| disk.volume.is_none() || new_disks.contains(&disk.name));
     changes.unmade.extend(added.map(|disk| disk.name.clone()));
-    changes.unmade.retain(|name| made && has(&spec.disks, name));
-    let left_out = before.disks.iter().filter(|disk| !has(&spec.disks, &disk.name));
-    changes.removed.extend(left_out.cloned());
+    changes.unmade.retain(may_be_made);
+    // One that moves to another pool leaves its file behind; one that comes back has it again.
+    let stays = |disk: &Disk| {
+        let mut disks = spec.disks.iter();
+        disks.any(|other| other.name == disk.name && other.pool == disk.pool)
+    };
+    changes.removed.extend(before.disks.iter().cloned());
+    changes.removed.retain(|disk| !stays(disk));
     changes
+}
+
+/// An intent of a controller that knows of no snapshots leaves them as they are.
+fn with_snapshots(known: Option<&ledger::Vm>, intent: Intent) -> Intent {
+    let before = known.and_then(|vm| vm.intent.as_ref()?.snapshots.clone());
+    Intent {
+        snapshots: intent.snapshots.or(before),
+        ..intent
+    }
+}
+
+/// How far a VM's snapshots are when it is told which it is to have. Of a VM that is made here, every layer is seen.
+fn snapshots(known: Option<&ledger::Vm>, intent: &Intent, made: bool) -> Snapshots {
+    let before = known.and_then(|vm| vm.intent.as_ref()?.snapshots.as_ref());
+    let differ = match (&intent.snapshots, before) {
+        (Some(set), Some(before)) => set.layers != before.layers,
+        (Some(set), None) => !set.layers.is_empty(),
+        (None, _) => false,
+    };
+    let known = known.map(|vm| vm.snapshots.clone()).unwrap_or_else(|| Snapshots {
+        seen: (!made).then_some(0),
+        ..Snapshots::default()
+    });
+    Snapshots {
+        under_way: known.under_way || differ,
+        ..known
+    }
 }
 
 impl Driver {
@@ -76,6 +118,7 @@ impl Driver {
             images,
             documents,
         } = told;
+        let intent = with_snapshots(self.vm.as_ref(), intent);
         match policy::ensure(self.vm.as_ref(), &intent)? {
             Accepted::Known => return self.told_sources(images).await,
             Accepted::New => {}
@@ -88,6 +131,7 @@ impl Driver {
         let done = known.as_ref().map_or_else(Done::default, |vm| vm.done);
         let volumes = done.volumes || disks_made;
         let changes = changes(known.as_ref(), &intent.spec, volumes, new_disks);
+        let snapshots = snapshots(known.as_ref(), &intent, volumes);
         let documents = match known.as_ref() {
             _ if volumes => Documents::default(),
             Some(vm) if documents.is_empty() => vm.documents.clone(),
@@ -121,6 +165,7 @@ impl Driver {
             intent: Some(intent),
             images,
             changes,
+            snapshots,
         };
         self.replace(vm).await?;
         self.start_afresh();
@@ -191,6 +236,7 @@ impl Driver {
             images: Vec::new(),
             documents: Default::default(),
             changes: Default::default(),
+            snapshots: Default::default(),
         })
         .await
     }
@@ -226,6 +272,7 @@ impl Driver {
             images: Vec::new(),
             documents: Documents::default(),
             changes: Default::default(),
+            snapshots: Default::default(),
             ..vm
         })
         .await?;

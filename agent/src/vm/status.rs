@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dalgu_proto::{
     ids::{Epoch, Generation, MigrationId, VmId},
+    snapshot::Set,
     vm::{PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
 use jiff::Timestamp;
@@ -31,6 +32,17 @@ pub enum Phase {
     Outgoing,
     /// Nothing is here; not reported.
     Gone,
+}
+
+/// A snapshot that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotSeen {
+    /// Number of its layer.
+    pub number: u32,
+    /// Whether the guest's file systems were frozen for it, if that is known.
+    pub quiesced: Option<bool>,
+    /// Space that the layer takes, in bytes; 0 where that was not looked at.
+    pub written_bytes: u64,
 }
 
 /// What is wrong.
@@ -138,6 +150,10 @@ pub struct Status {
     pub changed_spec: Option<Spec>,
     /// What the running VM does not have yet of its specification.
     pub pending: Vec<Pending>,
+    /// Its snapshots by the intent accepted last, if it was told of any.
+    pub snapshots_told: Option<Set>,
+    /// Those that are there, oldest first.
+    pub snapshots: Vec<SnapshotSeen>,
     /// Rises with each change.
     pub status_generation: u64,
     /// Whether the intent is carried out.
@@ -170,6 +186,8 @@ impl Status {
             asked: None,
             changed_spec: None,
             pending: Vec::new(),
+            snapshots_told: None,
+            snapshots: Vec::new(),
             status_generation: 0,
             phase: Phase::Gone,
             power: None,

@@ -22,9 +22,9 @@ use super::{
 };
 use crate::{
     console,
-    hypervisor::{self, Change, Definition, Domain, DomainState, Hardware, Hypervisor},
+    hypervisor::{self, Change, Definition, Domain, DomainState, Hardware, Hypervisor, LayerChange, Layers},
     images::{Awaited, Need},
-    ledger,
+    ledger::{self, Taken},
     network::{NotReady, plugged},
 };
 
@@ -64,12 +64,14 @@ pub(super) struct Work {
 
 /// What a piece of work brought.
 pub(super) struct Outcome {
-    /// The step, if there was one, and whether it succeeded.
-    pub(super) step: Option<(Step, Result<(), Error>)>,
+    /// The step, if there was one, and whether it succeeded; then, whether the guest's file systems were frozen for it.
+    pub(super) step: Option<(Step, Result<bool, Error>)>,
     /// What was seen after it.
     pub(super) seen: Result<Option<Domain>, hypervisor::Error>,
     /// The hardware that was seen with it, where that was looked at.
     pub(super) hardware: Option<Hardware>,
+    /// The layers of its disks, where those were looked at.
+    pub(super) layers: Option<Layers>,
     /// Whether a call about the domain was still under way before it was looked at.
     pub(super) unfinished: bool,
     /// What the step was done for; there may be a newer intent by now.
@@ -166,7 +168,7 @@ impl Driver {
         let (id, definition) = (self.id, self.definition());
         let needs = self.needs();
         let volumes = self.volumes();
-        let changing = self.vm.as_ref().is_some_and(|vm| vm.changes.under_way);
+        let parts = Parts::of(self.vm.as_ref());
         let intent = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
         let asked = For {
             epoch: intent.map(|intent| intent.epoch).unwrap_or_default(),
@@ -177,7 +179,9 @@ impl Driver {
             let step = match step {
                 Some(step) => {
                     let made = match &step {
-                        Step::CreateVolumes => create_volumes(&shared, volumes, id, &needs).await,
+                        Step::CreateVolumes => {
+                            create_volumes(&shared, volumes, id, &needs).await.map(|()| false)
+                        }
                         step => perform(&shared, id, definition.as_ref(), step).await,
                     };
                     Some((step, made))
@@ -187,11 +191,12 @@ impl Driver {
             let hypervisor = &shared.hypervisor;
             // Before the look: what has ended by now shows in it.
             let unfinished = hypervisor.changing(id);
-            let (seen, hardware) = look(&**hypervisor, id, changing).await;
+            let (seen, hardware, layers) = look(&**hypervisor, id, definition.as_ref(), parts).await;
             Outcome {
                 step,
                 seen,
                 hardware,
+                layers,
                 unfinished,
                 asked,
             }
@@ -219,7 +224,7 @@ impl Driver {
     }
 
     /// Takes note of a step that succeeded.
-    pub(super) async fn step_done(&mut self, step: Step, asked: &For) {
+    pub(super) async fn step_done(&mut self, step: Step, asked: &For, frozen: bool) {
         tracing::info!(?step, "step done");
         match step {
             Step::CreateVolumes => {
@@ -235,12 +240,25 @@ impl Driver {
                 }
             }
             Step::Change(change) => {
+                if let Change::MoveDisk(name) = &change {
+                    self.failed_moves.remove(name);
+                }
                 self.tried.retain(|(other, _)| *other != change);
                 self.tried.push((change, Instant::now()));
             }
+            // Kept if the next look finds it there.
+            Step::Layer(LayerChange::Add(number)) => {
+                if let Some(vm) = &mut self.vm {
+                    vm.snapshots.there.retain(|taken| taken.number != number);
+                    vm.snapshots.there.push(Taken {
+                        number,
+                        quiesced: Some(frozen),
+                    });
+                }
+            }
             Step::DeleteVolume(disk) => {
                 if let Some(vm) = &mut self.vm {
-                    vm.changes.removed.retain(|other| *other != disk);
+                    vm.changes.removed.retain(|other| *other != *disk);
                     self.save_vm().await;
                 }
             }
@@ -279,6 +297,16 @@ impl Driver {
                 // It may have been heard. In any case the guest's time runs: one that hangs is powered off at its end.
                 self.shutdown = Some(self.asked(self.shutdown));
             }
+        }
+        if let Step::Change(Change::MoveDisk(name)) = &step
+            && !error.outcome_unknown()
+        {
+            // The VM goes on where it is, and nothing else waits for that.
+            tracing::warn!(disk = name, %error, "a disk could not be moved to another pool");
+            let failed = (error.to_string(), Instant::now());
+            self.failed_moves.insert(name.clone(), failed);
+            self.stuck = None;
+            return;
         }
         self.resume_failed |= step == Step::Resume && !matches!(error, hypervisor::Error::Unavailable { .. });
         // It was written down as begun so that a dead agent's successor does not do it twice. It has not been done; only
@@ -455,19 +483,59 @@ pub(super) fn until_given_up(
     }
 }
 
-/// Looks at a domain, and where it is being changed, at its hardware. When that cannot be seen, nothing was.
-async fn look(
-    hypervisor: &dyn Hypervisor,
-    id: VmId,
-    changing: bool,
-) -> (Result<Option<Domain>, hypervisor::Error>, Option<Hardware>) {
-    let seen = hypervisor.get(id).await;
-    if !changing || !matches!(seen, Ok(Some(_))) {
-        return (seen, None);
+/// What is looked at of a domain besides itself.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    /// It is being changed: its hardware.
+    hardware: bool,
+    /// Its snapshots are: its disks' layers.
+    layers: bool,
+    /// It has snapshots: the same, for people.
+    sizes: bool,
+}
+
+impl Parts {
+    fn of(vm: Option<&ledger::Vm>) -> Self {
+        Self {
+            hardware: vm.is_some_and(|vm| vm.changes.under_way),
+            layers: vm.is_some_and(|vm| vm.snapshots.under_way),
+            sizes: vm.is_some_and(|vm| !vm.snapshots.there.is_empty()),
+        }
     }
-    match hypervisor.hardware(id).await {
-        Ok(hardware) => (seen, hardware),
-        Err(error) => (Err(error), None),
+}
+
+type Seen = (
+    Result<Option<Domain>, hypervisor::Error>,
+    Option<Hardware>,
+    Option<Layers>,
+);
+
+/// Looks at a domain, and where it is being changed, at its parts. When those cannot be seen, nothing was.
+async fn look(hypervisor: &dyn Hypervisor, id: VmId, definition: Option<&Definition>, parts: Parts) -> Seen {
+    let seen = hypervisor.get(id).await;
+    let state = match &seen {
+        Ok(Some(domain)) => domain.state,
+        _ => return (seen, None, None),
+    };
+    let hardware = match parts.hardware {
+        true => hypervisor.hardware(id).await,
+        false => Ok(None),
+    };
+    let hardware = match hardware {
+        Ok(hardware) => hardware,
+        Err(error) => return (Err(error), None, None),
+    };
+    let here = !matches!(state, DomainState::Incoming | DomainState::HandedOver);
+    let Some(definition) = definition.filter(|_| here && (parts.layers || parts.sizes)) else {
+        return (seen, hardware, None);
+    };
+    match hypervisor.layers(definition).await {
+        Ok(layers) => (seen, hardware, Some(layers)),
+        Err(error) if parts.layers => (Err(error), None, None),
+        Err(error) => {
+            tracing::debug!(%error, "the layers of its disks could not be looked at");
+            (seen, hardware, None)
+        }
     }
 }
 
@@ -494,7 +562,7 @@ async fn perform(
     id: VmId,
     definition: Option<&Definition>,
     step: &Step,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let hypervisor = &shared.hypervisor;
     // The rules of an interface are there before it is, and its bridge before the domain names it.
     let plugs = matches!(
@@ -517,6 +585,9 @@ async fn perform(
         Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
         Step::Undefine => hypervisor.undefine(id).await,
         Step::Change(change) => hypervisor.change_hardware(defined()?, change).await,
+        // A volume of the site outlives the VM that had it.
+        Step::DeleteVolume(disk) if disk.volume.is_some() => Ok(()),
+        Step::Layer(change) => return Ok(hypervisor.change_layers(defined()?, change).await?),
         Step::DeleteVolume(disk) => hypervisor.delete_volume(id, disk).await,
         Step::DeleteVolumes => {
             hypervisor.delete_volumes(id, false).await?;
@@ -526,6 +597,7 @@ async fn perform(
         Step::CreateVolumes
         | Step::Look
         | Step::ChangesDone
+        | Step::LayersDone
         | Step::Forget
         | Step::PowerDone
         | Step::Wait(_)
@@ -533,5 +605,5 @@ async fn perform(
         | Step::Settled
         | Step::CrashLoop => Ok(()),
     }?;
-    Ok(())
+    Ok(false)
 }

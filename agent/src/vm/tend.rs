@@ -29,7 +29,8 @@ impl Vms {
         let mut wait = BEGIN_ANEW.0;
         loop {
             let begun = Instant::now();
-            let run = AssertUnwindSafe(driver.run(&mut queue, self.stop.clone()));
+            // On the heap: it is large, and would be moved at each of its steps.
+            let run = AssertUnwindSafe(Box::pin(driver.run(&mut queue, self.stop.clone())));
             if run.catch_unwind().await.is_ok() {
                 break;
             }

@@ -35,6 +35,7 @@ mod late;
 mod moving;
 mod tombstones;
 mod unreadable;
+mod volumes;
 
 const SITE: &str = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55";
 
@@ -86,6 +87,7 @@ impl Host {
         let mut config = SimConfig::new(SITE.parse().unwrap());
         config.control_socket = Some(dir.path().join("sim.sock"));
         config.rate_bytes_per_second = 256 << 20;
+        config.delays.copy = Duration::from_secs(3);
         let sim = Sim::new(config).unwrap();
         let identity = authority.agent(name);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -173,6 +175,7 @@ fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) 
             Ledger::open(&dir.path().join("ledger")).unwrap(),
             None,
         ),
+        volumes: Default::default(),
         transport: Arc::new(streams.clone()),
         clock: Clock::system(),
         boot_id: boot_id.to_owned(),
@@ -198,6 +201,9 @@ fn intent(generation: u64, power: PowerState) -> Intent {
         format: Default::default(),
         digest: None,
         clone_mode: dalgu_proto::vm::CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
     };
     Intent {
         generation: Generation(generation),
@@ -221,6 +227,7 @@ fn intent(generation: u64, power: PowerState) -> Intent {
         restart_sequence: 0,
         restart_mode: RestartMode::Reboot,
         grace_period_seconds: 5,
+        snapshots: None,
     }
 }
 

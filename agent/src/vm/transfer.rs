@@ -13,7 +13,7 @@ use std::time::Duration;
 use dalgu_proto::{
     ids::{Epoch, MigrationId, VmId},
     mutant::{self, Mutant},
-    vm::{CloneMode, PowerReason, PowerState},
+    vm::{CloneMode, Disk, PowerReason, PowerState},
 };
 use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
@@ -31,7 +31,7 @@ use crate::{
     console,
     hypervisor::{self, Definition, DomainState, Migrate, Progress},
     images::Awaited,
-    ledger::{self, Changes, Disposition, Role, Transfer},
+    ledger::{self, Changes, Disposition, Role, Snapshots, Transfer},
     migration::transport::{self, Word},
     network::{Networks, Plugged},
 };
@@ -112,6 +112,7 @@ impl Driver {
                     ever: true,
                     ..Changes::default()
                 },
+                snapshots: Snapshots::default(),
             };
             self.replace(vm).await?;
             self.start_afresh();
@@ -417,6 +418,10 @@ impl Driver {
                 vm.last_seen = Some((intent.power, PowerReason::Migrated));
                 // What it could not have without a restart it has not got by moving.
                 vm.changes.under_way = true;
+                vm.snapshots.under_way = intent
+                    .snapshots
+                    .as_ref()
+                    .is_some_and(|set| !set.layers.is_empty());
                 // It runs since it was begun on the source; whether it was let go on here the next look shows.
                 vm.done = ledger::Done {
                     defined: Some(epoch),
@@ -452,9 +457,25 @@ impl Driver {
             None => {}
         }
         hypervisor.delete_volumes(self.id, true).await?;
+        self.purge_copies().await?;
         console::remove(hypervisor.console_log(self.id)).await;
         self.domain = None;
         self.let_go(epoch).await
+    }
+
+    /// Removes this host's copies of volumes of the site, which the VM has taken along, or never had here.
+    async fn purge_copies(&mut self) -> Result<(), Error> {
+        let of_disk = |disk: &Disk| Some((disk.pool.clone(), disk.volume.as_ref()?.id?));
+        let disks = self.vm.iter().flat_map(ledger::Vm::disks);
+        let copies: Vec<_> = disks.filter_map(of_disk).collect();
+        let shared = self.shared.clone();
+        for (pool, volume) in copies {
+            // Another VM's: nothing that a migration brought.
+            if shared.volumes.holder(volume, Some(self.id)).is_none() {
+                shared.hypervisor.purge_volume(&pool, volume, true).await?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -17,12 +17,15 @@ each other, and files each other:
     - name: field
       overlay: {}
       ipv4: {cidr: 10.20.0.0/16}
+    volumes:
+    - name: ledger
+      sizeMib: 20480
     vms:
     - name: shop
       spec:
         vcpus: 2
         memoryMib: 2048
-        disks: [{name: root, image: debian, sizeMib: 10240}]
+        disks: [{name: root, image: debian, sizeMib: 10240}, {name: data, volume: ledger}]
         nics: [{name: eth0, network: field, securityGroups: [web]}]
 
 What an object does not say is left as it is. Of its disks, interfaces, rules and labels, where they are given, all are meant:

@@ -1,5 +1,7 @@
-//! Values as people write them: sizes, times, labels, disks, and in [`network`] what belongs to networks. Pure.
+//! Values as people write them: sizes, times, labels, disks, in [`limits`] their limits, and in [`network`] what belongs to networks.
+//! Pure.
 
+pub mod limits;
 pub mod network;
 
 use std::time::Duration;
@@ -32,9 +34,19 @@ pub enum Error {
     LabelChange(String),
     /// Not a disk.
     #[error(
-        "{0:?} is not a disk: write NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full]"
+        "{0:?} is not a disk: write NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full]\
+         [,read-iops=N][,write-iops=N][,read-rate=SIZE][,write-rate=SIZE]"
     )]
     Disk(String),
+    /// Not the limits of a disk.
+    #[error(
+        "{0:?} says no limits: write NAME,read-iops=N[,write-iops=N][,read-rate=SIZE][,write-rate=SIZE], with none instead of a number \
+         to lift one, or NAME,none"
+    )]
+    Limits(String),
+    /// Not a disk and a pool.
+    #[error("{0:?} is not a disk and its pool: write NAME=POOL")]
+    DiskPool(String),
     /// Not a network interface.
     #[error(
         "{0:?} is not a network interface: write NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP][,receive=RATE][,send=RATE], or \
@@ -263,11 +275,11 @@ fn set_once(field: &mut String, option: &str, value: &str, allowed: &'static str
     Ok(())
 }
 
-/// Reads NAME[=SIZE][,pool=POOL][,image=IMAGE][,format=qcow2|raw][,clone=overlay|full]; only an image of the catalogue has a
-/// size of its own.
+/// Reads NAME[=SIZE][,pool=POOL][,image=IMAGE][,format=qcow2|raw][,clone=overlay|full][,volume=VOLUME] and limits; only an image of the
+/// catalogue and a volume have a size of their own.
 pub fn disk(text: &str) -> Result<v1::Disk, Error> {
-    const ALLOWED: &str =
-        "a disk takes pool=POOL, image=IMAGE, format=qcow2|raw and clone=overlay|full, each once";
+    const ALLOWED: &str = "a disk takes pool=POOL, image=IMAGE, format=qcow2|raw, clone=overlay|full, volume=VOLUME and limits (read-iops=N, \
+         write-iops=N, read-rate=SIZE, write-rate=SIZE), each once";
     let bad = || Error::Disk(text.to_owned());
     let (name, size, options) = parts(text, bad())?;
     let mut disk = v1::Disk {
@@ -276,6 +288,7 @@ pub fn disk(text: &str) -> Result<v1::Disk, Error> {
         ..Default::default()
     };
     let (mut format, mut clone) = (String::new(), String::new());
+    let mut limits = limits::Change::default();
     for (option, value) in options {
         let unknown = || Error::Option {
             option: format!("{option}={value}"),
@@ -284,6 +297,7 @@ pub fn disk(text: &str) -> Result<v1::Disk, Error> {
         match option {
             "pool" => set_once(&mut disk.pool, option, value, ALLOWED)?,
             "image" => set_once(&mut disk.image, option, value, ALLOWED)?,
+            "volume" => set_once(&mut disk.volume, option, value, ALLOWED)?,
             "format" => {
                 set_once(&mut format, option, value, ALLOWED)?;
                 disk.format = match value {
@@ -300,11 +314,13 @@ pub fn disk(text: &str) -> Result<v1::Disk, Error> {
                     _ => return Err(unknown()),
                 };
             }
+            _ if limits.take(option, value)? => {}
             _ => return Err(unknown()),
         }
     }
+    disk.limits = limits.of(None);
     let listed = !disk.image.is_empty() && Reference::is_meant(&disk.image);
-    if size.is_none() && !listed {
+    if size.is_none() && !listed && disk.volume.is_empty() {
         return Err(bad());
     }
     Ok(disk)
@@ -318,6 +334,14 @@ pub fn disk_size(text: &str) -> Result<(String, u64), Error> {
         return Err(bad());
     }
     Ok((name.to_owned(), size_mib(size)?))
+}
+
+/// Reads NAME=POOL.
+pub fn disk_pool(text: &str) -> Result<(String, String), Error> {
+    match text.split_once('=') {
+        Some((name, pool)) if !name.is_empty() && !pool.is_empty() => Ok((name.to_owned(), pool.to_owned())),
+        _ => Err(Error::DiskPool(text.to_owned())),
+    }
 }
 
 #[cfg(test)]
@@ -402,6 +426,8 @@ mod tests {
         };
         assert_eq!(read, wanted);
         assert_eq!(disk("data=2GiB").unwrap().pool, "");
+        let volume = disk("data,volume=ledger").unwrap();
+        assert_eq!((volume.volume.as_str(), volume.size_mib), ("ledger", 0));
         for bad in [
             "",
             "root",

@@ -142,7 +142,7 @@ pub struct SpecArgs {
     /// Most memory that it can have without a restart [default: what it has].
     #[arg(long, value_parser = values::size_mib, value_name = "SIZE", conflicts_with = "file")]
     pub max_memory: Option<u64>,
-    /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full]; without =SIZE as large as its image; may be given again.
+    /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full][,read-iops=N][,write-iops=N][,read-rate=SIZE][,write-rate=SIZE]; without =SIZE as large as its image; may be given again.
     #[arg(long = "disk", value_parser = values::disk, value_name = "DISK", conflicts_with = "file")]
     pub disks: Vec<v1::Disk>,
     /// Network interface: NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP][,receive=RATE][,send=RATE] or NAME=BRIDGE, each with [,mac=ADDRESS]; may be given again.
@@ -260,6 +260,12 @@ pub struct UpdateArgs {
     /// Enlarge a disk: NAME=SIZE; may be given again.
     #[arg(long = "grow-disk", value_parser = values::disk_size, value_name = "NAME=SIZE", group = "change")]
     pub grow_disks: Vec<(String, u64)>,
+    /// Move a disk to another pool of the VM's host, also while it runs: NAME=POOL; may be given again.
+    #[arg(long = "move-disk", value_parser = values::disk_pool, value_name = "NAME=POOL", group = "change")]
+    pub move_disks: Vec<(String, String)>,
+    /// Limit what the guest may read and write on a disk: NAME,read-iops=N[,write-iops=N][,read-rate=SIZE][,write-rate=SIZE], `none` in place of a number to lift one, or NAME,none to lift all; may be given again.
+    #[arg(long = "limit-disk", value_parser = values::limits::disk_limits, value_name = "NAME,LIMIT", group = "change")]
+    pub limit_disks: Vec<(String, values::limits::Change)>,
     /// Add a network interface, said as for `vm create --nic`; may be given again.
     #[arg(long = "add-nic", value_parser = values::network::nic, value_name = "NIC", group = "change")]
     pub add_nics: Vec<v1::Nic>,

@@ -75,6 +75,7 @@ fn read(text: &str, declaration: &mut Declaration) -> Result<(), String> {
         declaration.security_groups.extend(more.security_groups);
         declaration.networks.extend(more.networks);
         declaration.vms.extend(more.vms);
+        declaration.volumes.extend(more.volumes);
     }
     Ok(())
 }
@@ -90,7 +91,11 @@ fn declared(declaration: Declaration) -> Result<Vec<Declared>, Error> {
         .into_iter()
         .map(|network| Declared::Network(Box::new(network)));
     let vms = declaration.vms.into_iter().map(|vm| Declared::Vm(Box::new(vm)));
-    let all: Vec<_> = groups.chain(networks).chain(vms).collect();
+    let volumes = declaration
+        .volumes
+        .into_iter()
+        .map(|volume| Declared::Volume(Box::new(volume)));
+    let all: Vec<_> = groups.chain(networks).chain(volumes).chain(vms).collect();
     for (index, object) in all.iter().enumerate() {
         let twin = |other: &&Declared| (other.kind(), other.name()) == (object.kind(), object.name());
         if all[..index].iter().any(|other| twin(&other)) {
@@ -274,6 +279,17 @@ fn normal_network(network: &v1::Network) -> Result<v1::Network, vm::Invalid> {
         labels: network.labels.clone(),
         description: network.description.clone(),
         ..normal
+    })
+}
+
+/// As [`normal_vm`].
+fn normal_volume(volume: &v1::Volume) -> Result<v1::Volume, vm::Invalid> {
+    let disk = v1::Disk::from(vm::Disk::try_from(volume)?);
+    Ok(v1::Volume {
+        size_mib: disk.size_mib,
+        pool: disk.pool,
+        format: disk.format,
+        ..volume.clone()
     })
 }
 

@@ -47,7 +47,7 @@ pub async fn run(command: NetworkCommand, session: &mut Session<'_>) -> Result<(
 }
 
 /// Says what was done, or shows the object where a program reads.
-fn done<R: Resource>(word: &str, item: &R, session: &mut Session<'_>) -> Result<(), Error> {
+pub(super) fn done<R: Resource>(word: &str, item: &R, session: &mut Session<'_>) -> Result<(), Error> {
     match session.format {
         Format::Table | Format::Wide => Ok(session
             .term
@@ -146,7 +146,7 @@ async fn interfaces(network: String, session: &mut Session<'_>) -> Result<(), Er
 
 /// Reads an object and changes it; again, where somebody else's change came between. `own` says that the etag or the request_id
 /// is the user's: that is not replaced behind his back.
-async fn changed<R: Single, Q>(
+pub(super) async fn changed<R: Single, Q>(
     session: &mut Session<'_>,
     name: &str,
     own: bool,

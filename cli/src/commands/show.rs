@@ -43,6 +43,7 @@ single!(Vm: vms, get_vm(name: GetVmRequest), list_vms(ListVmsRequest));
 single!(Host: hosts, get_host(name: GetHostRequest), list_hosts(ListHostsRequest));
 single!(Network: networks, get_network(name: GetNetworkRequest), list_networks(ListNetworksRequest));
 single!(SecurityGroup: networks, get_security_group(name: GetSecurityGroupRequest), list_security_groups(ListSecurityGroupsRequest));
+single!(Volume: volumes, get_volume(name: GetVolumeRequest), list_volumes(ListVolumesRequest));
 single!(Operation: operations, get_operation(id: GetOperationRequest), list_operations(ListOperationsRequest));
 
 impl Single for v1::Image {

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use dalgu_proto::v1;
 use tonic::Status;
 
-use super::{PAGE, Session, events, map, matches, request_id, show::show, spec};
+use super::{PAGE, Session, events, map, matches, request_id, show::show, snapshot, spec};
 use crate::{
     args::vm::{CreateArgs, VerbArgs, VmCommand},
     client::Client,
@@ -42,7 +42,10 @@ pub async fn run(command: VmCommand, session: &mut Session<'_>) -> Result<(), Er
             selector,
             watch,
         } => show_all(host.unwrap_or_default(), map(selector), watch, session).await,
-        VmCommand::Show { name, watch } => show::<v1::Vm>(&name, watch, session).await,
+        VmCommand::Show { name, watch } => {
+            show::<v1::Vm>(&name, watch, session).await?;
+            snapshot::below(&name, session).await
+        }
         VmCommand::Start(args) => verb!(session, args, args.wait.limit(), start_vm, StartVmRequest {}),
         VmCommand::Stop { verb, grace, force } => {
             let seconds = grace.map_or(Ok(0), |grace| whole(grace.as_millis().div_ceil(1000), "--grace"))?;

@@ -114,7 +114,7 @@ impl Resource for v1::Host {
         let dash = || "-".to_owned();
         let (made, room) = (
             self.inventory.clone().unwrap_or_default(),
-            self.allocation.unwrap_or_default(),
+            self.allocation.clone().unwrap_or_default(),
         );
         let usage = self.usage.as_ref();
         let busy = usage.filter(|usage| usage.rates_valid);
@@ -148,7 +148,7 @@ impl Resource for v1::Host {
     fn describe(&self, now: Timestamp) -> human::Page {
         let (made, room) = (
             self.inventory.clone().unwrap_or_default(),
-            self.allocation.unwrap_or_default(),
+            self.allocation.clone().unwrap_or_default(),
         );
         let mut page = human::Page::default();
         page.line("Name", &self.name).painted("State", &state_cell(self));
@@ -292,22 +292,25 @@ fn devices(page: &mut human::Page, host: &v1::Host, made: &v1::HostInventory) {
         &usage.pools
     };
     let pools = pools.iter().map(|pool| {
-        let used = human::share(
-            pool.capacity_bytes.saturating_sub(pool.available_bytes),
-            pool.capacity_bytes,
-        );
+        // As `df` counts: what is kept for root, or by a quota, is nobody's room.
+        let used = match pool.used_bytes {
+            0 => pool.capacity_bytes.saturating_sub(pool.available_bytes),
+            used => used,
+        };
+        let used = human::share(used, used + pool.available_bytes);
         let texts = [
             pool.name.clone(),
             pool.path.clone(),
             if pool.shared { "yes" } else { "no" }.to_owned(),
             used,
+            promised(host, &pool.name),
             human::or_dash(&pool.error),
         ];
         texts.map(Cell::plain).to_vec()
     });
     page.table(
         "Storage pools",
-        &["NAME", "PATH", "SHARED", "USED/TOTAL", "ERROR"],
+        &["NAME", "PATH", "SHARED", "USED/TOTAL", "PROMISED", "ERROR"],
         pools.collect(),
     );
     let others = host.unmanaged_domains.iter().map(|domain| {
@@ -329,4 +332,14 @@ fn devices(page: &mut human::Page, host: &v1::Host, made: &v1::HostInventory) {
         &["NAME", "UUID", "STATE", "VCPUS", "MEMORY"],
         others.collect(),
     );
+}
+
+/// What disks in a pool may take when they are written in full, of what may be promised.
+fn promised(host: &v1::Host, pool: &str) -> String {
+    let mut pools = host.allocation.iter().flat_map(|allocation| &allocation.pools);
+    let known = pools.find(|known| known.name == pool);
+    known.map_or_else(
+        || "-".to_owned(),
+        |known| human::share(known.promised_mib << 20, known.capacity_mib << 20),
+    )
 }

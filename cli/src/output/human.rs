@@ -176,9 +176,9 @@ macro_rules! named {
 }
 
 named! {
-    Direction EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
+    BackupKind BackupState CloneMode Direction DiskFormat EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
     OperationState PowerReason PowerState Protocol RestartPolicy
-    FindingSeverity SiteDifferenceKind VmState
+    FindingSeverity SiteDifferenceKind SnapshotState VmState VolumeState
 }
 
 /// A value of an enum as a word. One that a newer controller knows and this version does not is told by its number.
@@ -215,6 +215,9 @@ pub fn operation_phrase(kind: v1::OperationKind) -> &'static str {
         v1::OperationKind::ResumeVm => "resuming",
         v1::OperationKind::MigrateVm => "migrating",
         v1::OperationKind::DeleteVm => "deleting",
+        v1::OperationKind::CreateSnapshot => "making a snapshot of",
+        v1::OperationKind::DeleteSnapshot => "deleting a snapshot of",
+        v1::OperationKind::RevertSnapshot => "going back to a snapshot of",
     }
 }
 

@@ -119,6 +119,7 @@ mod tests {
             descriptor::<v1::Network>(),
             descriptor::<v1::NetworkInterface>(),
             descriptor::<v1::SecurityGroup>(),
+            descriptor::<v1::Volume>(),
             descriptor::<v1::Operation>(),
             descriptor::<v1::Event>(),
             descriptor::<v1::Placement>(),

@@ -170,6 +170,14 @@ impl Resource for v1::Vm {
             ],
             disks,
         );
+        let limited: Vec<_> = spec.disks.iter().filter_map(limits_row).collect();
+        if !limited.is_empty() {
+            page.table(
+                "Limits of disks",
+                &["NAME", "READS", "WRITES", "READ", "WRITTEN"],
+                limited,
+            );
+        }
         let nics = spec.nics.iter().map(|nic| nic_row(nic, &status)).collect();
         page.table(
             "Network interfaces",
@@ -269,8 +277,12 @@ fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
         Ok(_) => "qcow2".to_owned(),
         Err(_) => format!("unknown ({})", disk.format),
     };
+    let name = match disk.volume.as_str() {
+        "" => disk.name.clone(),
+        volume => format!("{} (volume {volume})", disk.name),
+    };
     [
-        disk.name.clone(),
+        name,
         human::mib(disk.size_mib),
         of(|block| block.allocation_bytes),
         human::or_dash(&disk.pool),
@@ -281,6 +293,23 @@ fn disk_row(disk: &v1::Disk, status: &v1::VmStatus) -> Vec<Cell> {
     ]
     .map(Cell::plain)
     .to_vec()
+}
+
+/// The limits of a disk that has some.
+fn limits_row(disk: &v1::Disk) -> Option<Vec<Cell>> {
+    let limits = disk.limits.as_ref()?;
+    let most = |most: u64, unit: &str| match most {
+        0 => "-".to_owned(),
+        most => format!("{most}{unit}"),
+    };
+    let words = [
+        disk.name.clone(),
+        most(limits.read_operations_per_second, "/s"),
+        most(limits.write_operations_per_second, "/s"),
+        most(limits.read_mib_per_second, " MiB/s"),
+        most(limits.write_mib_per_second, " MiB/s"),
+    ];
+    Some(words.map(Cell::plain).to_vec())
 }
 
 /// What an interface plugs into.

@@ -3,6 +3,7 @@
 //! One file a service. Each call is checked, becomes a value of the domain, and goes to `verbs`, `hosts` or a durable
 //! snapshot. Generated types stop here.
 
+pub mod backup;
 pub mod event;
 pub mod host;
 pub mod image;
@@ -13,7 +14,9 @@ pub mod placement;
 pub mod registrar;
 pub mod request;
 pub mod site;
+pub mod snapshot;
 pub mod vm;
+pub mod volume;
 pub mod wire;
 
 use std::{collections::HashMap, sync::Arc};
@@ -32,6 +35,7 @@ use crate::{
     networks::resolve,
     state::Db,
     verbs::{self, MacHolder},
+    volumes,
 };
 
 /// What the services work with.
@@ -120,8 +124,23 @@ impl From<verbs::Error> for Status {
             E::NetworkInUse { .. } => (Code::FailedPrecondition, "NETWORK_IN_USE"),
             E::GroupExists(_) => (Code::AlreadyExists, "SECURITY_GROUP_ALREADY_EXISTS"),
             E::GroupInUse { .. } => (Code::FailedPrecondition, "SECURITY_GROUP_IN_USE"),
-            E::TooMany { .. } => (Code::ResourceExhausted, "TOO_MANY"),
+            E::TooMany { .. } | E::TooManySnapshots(_) => (Code::ResourceExhausted, "TOO_MANY"),
             E::Network(error) => network_reason(error),
+            E::Volume(error) => volume_reason(error),
+            E::VolumeExists(_) => (Code::AlreadyExists, "VOLUME_ALREADY_EXISTS"),
+            E::VolumeShrinks { .. } => (Code::InvalidArgument, "VOLUME_SHRINKS"),
+            E::VolumePurged(_) => (Code::FailedPrecondition, "VOLUME_PURGED"),
+            E::NoPoolRoom { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
+            E::BackupNotFound(_) => (Code::NotFound, "BACKUP_NOT_FOUND"),
+            E::BackupInProgress { .. } => (Code::FailedPrecondition, "BACKUP_IN_PROGRESS"),
+            E::BackupHasChildren { .. } => (Code::FailedPrecondition, "BACKUP_HAS_CHILDREN"),
+            E::BackupInUse { .. } => (Code::FailedPrecondition, "BACKUP_IN_USE"),
+            E::BackupNotAvailable { .. } => (Code::FailedPrecondition, "BACKUP_NOT_AVAILABLE"),
+            E::BackupElsewhere { .. } => (Code::FailedPrecondition, "BACKUP_NOT_THERE"),
+            E::NoCheckpoint(_) => (Code::FailedPrecondition, "NO_CHECKPOINT"),
+            E::PoolNotFound { .. } => (Code::FailedPrecondition, "POOL_NOT_FOUND"),
+            E::ScheduleNotFound(_) => (Code::NotFound, "BACKUP_SCHEDULE_NOT_FOUND"),
+            E::ScheduleExists(_) => (Code::AlreadyExists, "BACKUP_SCHEDULE_ALREADY_EXISTS"),
             E::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
             E::Observing => (Code::FailedPrecondition, "SITE_OBSERVING"),
             E::Replaced(_) => (Code::FailedPrecondition, "OTHER_CONTROLLER"),
@@ -129,7 +148,7 @@ impl From<verbs::Error> for Status {
             E::LowSpace(_) => (Code::ResourceExhausted, "STORE_LOW_SPACE"),
             E::NoCapacity { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
             E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
-            E::Running(_) => (Code::FailedPrecondition, "VM_RUNNING"),
+            E::Running(_) | E::RunsAtRevert(_) => (Code::FailedPrecondition, "VM_RUNNING"),
             E::Deleting(_) => (Code::FailedPrecondition, "VM_DELETING"),
             E::SeveralHosts { .. } => (Code::FailedPrecondition, "VM_ON_SEVERAL_HOSTS"),
             E::MigrationInProgress(_) => (Code::FailedPrecondition, "MIGRATION_IN_PROGRESS"),
@@ -143,7 +162,17 @@ impl From<verbs::Error> for Status {
             E::BootDisk { .. } => (Code::FailedPrecondition, "BOOT_DISK"),
             E::DiskLeaving { .. } => (Code::FailedPrecondition, "DISK_IN_USE"),
             E::DiskShrinks { .. } => (Code::InvalidArgument, "DISK_SHRINKS"),
-            E::HostTooOld(_) => (Code::FailedPrecondition, "HOST_TOO_OLD"),
+            E::OverlayStays { .. } => (Code::FailedPrecondition, "OVERLAY_STAYS"),
+            E::HostTooOld(_) | E::NoSnapshotsThere(_) | E::NoBackups(_) => {
+                (Code::FailedPrecondition, "HOST_TOO_OLD")
+            }
+            E::SnapshotNotFound { .. } => (Code::NotFound, "SNAPSHOT_NOT_FOUND"),
+            E::SnapshotExists { .. } => (Code::AlreadyExists, "SNAPSHOT_ALREADY_EXISTS"),
+            E::SnapshotNotReady { .. } => (Code::FailedPrecondition, "SNAPSHOT_NOT_READY"),
+            E::SnapshotsLater { .. } => (Code::FailedPrecondition, "SNAPSHOTS_LATER"),
+            E::SnapshotsPresent { .. } => (Code::FailedPrecondition, "SNAPSHOTS_PRESENT"),
+            E::VolumeAttached { .. } => (Code::FailedPrecondition, "VOLUME_ATTACHED"),
+            E::NoDisks(_) => (Code::FailedPrecondition, "NO_DISKS"),
             E::FieldNotMutable { .. } | E::PartNotMutable { .. } => {
                 (Code::InvalidArgument, "FIELD_NOT_MUTABLE")
             }
@@ -162,6 +191,17 @@ fn network_reason(error: &resolve::Error) -> (Code, &'static str) {
         E::NoAddress { .. } => (Code::ResourceExhausted, "NO_ADDRESS"),
         E::Full(_) => (Code::ResourceExhausted, "NETWORK_FULL"),
         E::Port { .. } => (Code::InvalidArgument, "INVALID_FIELD"),
+    }
+}
+
+fn volume_reason(error: &volumes::resolve::Error) -> (Code, &'static str) {
+    use volumes::resolve::Error as E;
+    match error {
+        E::NotFound(_) => (Code::NotFound, "VOLUME_NOT_FOUND"),
+        E::Deleted(_) => (Code::FailedPrecondition, "VOLUME_DELETED"),
+        E::InUse { .. } => (Code::FailedPrecondition, "VOLUME_IN_USE"),
+        E::Elsewhere { .. } => (Code::FailedPrecondition, "VOLUME_ELSEWHERE"),
+        E::Disk { .. } => (Code::InvalidArgument, "INVALID_FIELD"),
     }
 }
 

@@ -47,7 +47,7 @@ type Answer = Result<Response<v1::Operation>, Status>;
 
 impl Services {
     /// Does a verb once, and answers with its operation.
-    async fn operation(
+    pub(super) async fn operation(
         &self,
         caller: Caller,
         change: impl FnOnce(&mut crate::state::Tx, &Caller) -> Result<Outcome, Error>,
@@ -93,7 +93,7 @@ fn host_name(field: &str, value: &str) -> Result<Option<HostName>, Status> {
         .map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
 }
 
-fn vm_name(field: &str, value: &str) -> Result<VmName, Status> {
+pub(super) fn vm_name(field: &str, value: &str) -> Result<VmName, Status> {
     value
         .parse()
         .map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
@@ -124,6 +124,10 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
     let documents = spec.first_boot.as_ref().map(Documents::from).unwrap_or_default();
     let invalid = |invalid: Invalid| reason::invalid(&format!("vm.spec.{}", invalid.field), invalid.message);
     let spec = Spec::try_from(spec).map_err(invalid)?;
+    if let Some(index) = spec.disks.iter().position(|disk| disk.backup.is_some()) {
+        let field = format!("vm.spec.disks[{index}].backup");
+        return Err(reason::invalid(&field, "is set by RestoreBackup: leave it empty"));
+    }
     if let Some(first_boot) = &spec.first_boot {
         first_boot.check(&documents).map_err(invalid)?;
     }
@@ -157,7 +161,12 @@ fn update(services: &Services, vm: &v1::Vm, paths: &[String]) -> Result<Update, 
             "spec.memory_mib" => update.memory_mib = Some(given.memory_mib),
             "spec.max_vcpus" => update.max_vcpus = Some(given.max_vcpus),
             "spec.max_memory_mib" => update.max_memory_mib = Some(given.max_memory_mib),
-            "spec.disks" => update.disks = Some(given.disks.clone()),
+            "spec.disks" => {
+                update.disks = Some(given.disks.clone());
+                let disks = vm.spec.iter().flat_map(|spec| &spec.disks);
+                let poolless = disks.filter(|disk| disk.pool.is_empty());
+                update.poolless = poolless.map(|disk| disk.name.clone()).collect();
+            }
             "spec.nics" => update.nics = Some(given.nics.clone()),
             _ => update.restart_policy = Some(given.restart_policy),
         }

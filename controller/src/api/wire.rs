@@ -1,18 +1,24 @@
 //! From records to the messages of the operator API.
 
+mod backup;
 mod image;
 mod network;
+mod snapshot;
+mod volume;
 
 use dalgu_proto::{
-    ids::{GroupName, HostName, NetworkName, OperationId, VmName},
+    ids::{GroupName, HostName, NetworkName, OperationId, VmName, VolumeName},
     image::Reference,
     time, v1,
 };
 use jiff::Timestamp;
 
 pub use self::{
+    backup::{backup, schedule, schedule_fields},
     image::image,
     network::{interface, network, security_group},
+    snapshot::snapshot,
+    volume::volume,
 };
 use crate::{
     hosts,
@@ -20,6 +26,7 @@ use crate::{
         EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord,
         OperationState, Pending, Phase, Visibility, VmFault, VmPhase, VmRecord,
     },
+    placement::PoolView,
     reconcile::{plan, step},
     state::State,
     status::{self, VmState},
@@ -111,6 +118,14 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
     }
 }
 
+fn pool_allocation(pool: &PoolView<'_>) -> v1::PoolAllocation {
+    v1::PoolAllocation {
+        name: pool.name.to_string(),
+        capacity_mib: pool.promisable_mib(),
+        promised_mib: pool.reserved_mib,
+    }
+}
+
 /// A host.
 pub fn host(state: &State, host: &HostRecord) -> v1::Host {
     let view = hosts::view(state, host);
@@ -147,6 +162,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
             memory_mib_capacity: view.memory_mib_capacity(),
             memory_mib_reserved: view.memory_mib_reserved,
             vms: view.vms,
+            pools: view.pools.iter().map(pool_allocation).collect(),
         }),
         address: host.address.clone(),
         boot_id: host.boot_id.clone(),
@@ -173,6 +189,9 @@ fn kind(kind: OperationKind) -> v1::OperationKind {
         OperationKind::Resume => v1::OperationKind::ResumeVm,
         OperationKind::Migrate => v1::OperationKind::MigrateVm,
         OperationKind::Delete => v1::OperationKind::DeleteVm,
+        OperationKind::CreateSnapshot => v1::OperationKind::CreateSnapshot,
+        OperationKind::DeleteSnapshot => v1::OperationKind::DeleteSnapshot,
+        OperationKind::RevertSnapshot => v1::OperationKind::RevertSnapshot,
     }
 }
 
@@ -334,6 +353,10 @@ pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
             let record = state.groups.get(&name)?;
             Some(v1::event::Object::SecurityGroup(security_group(state, record)))
         }),
+        EventKind::Volume => event.subject.parse().ok().and_then(|name: VolumeName| {
+            let record = state.volumes.get(&name)?;
+            Some(v1::event::Object::Volume(volume(state, record)))
+        }),
     };
     v1::Event {
         resource_version: event.revision,
@@ -356,5 +379,6 @@ pub fn event_kind(kind: EventKind) -> v1::EventKind {
         EventKind::Image => v1::EventKind::Image,
         EventKind::Network => v1::EventKind::Network,
         EventKind::SecurityGroup => v1::EventKind::SecurityGroup,
+        EventKind::Volume => v1::EventKind::Volume,
     }
 }

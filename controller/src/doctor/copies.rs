@@ -7,7 +7,7 @@ use dalgu_proto::{
     vm::PowerState,
 };
 
-use super::{Finding, Invariant, Look, Severity, View};
+use super::{Finding, Invariant, Look, Severity, View, volumes};
 use crate::{
     model::{Unmanaged, VmPhase},
     state::State,
@@ -133,6 +133,7 @@ pub(super) fn all_owned(view: &View<'_>) -> Look {
     look.findings.extend(unknown(state));
     look.findings
         .extend(foreign(state).filter_map(|(host, domain)| leftover(state, host, domain)));
+    volumes::have_one_vm(view, &mut look);
     look
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dalgu_proto::vm::{PowerReason, PowerState, RestartPolicy};
 
-use super::{Finding, Invariant, Look, Severity, View, images, networks};
+use super::{Finding, Invariant, Look, Severity, View, images, networks, volumes};
 use crate::{
     model::{MigrationRecord, Observation, OperationKind, OperationRecord, Phase, VmPhase, VmRecord},
     reconcile::plan,
@@ -295,6 +295,7 @@ pub(super) fn comes_to_rest(view: &View<'_>) -> Look {
         }
     }
     images::deletions_end(view, &mut look);
+    volumes::purges_end(view, &mut look);
     look
 }
 

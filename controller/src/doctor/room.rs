@@ -8,7 +8,6 @@ use super::{Finding, Invariant, Look, Severity, View};
 use crate::{
     hosts,
     model::{HostRecord, MigrationRecord, VmRecord},
-    placement::PoolView,
     state::State,
 };
 
@@ -129,25 +128,40 @@ pub(super) fn not_over_committed(view: &View<'_>) -> Look {
             find(Severity::Warning, "CROWDED", host, seen, next);
         }
     }
-    for (host, pool) in view
-        .state
-        .hosts
-        .values()
-        .flat_map(|host| full_pools(view.state, host))
-    {
-        let seen = format!(
-            "disks of {} MiB are promised in pool {}, which has {} MiB",
-            pool.reserved_mib, pool.name, pool.capacity_mib
-        );
-        let next = "the pool has shrunk: enlarge it, or move VMs away, before guests fill their disks";
-        find(Severity::Warning, "POOL_OVER_COMMITTED", &host, seen, next);
-    }
+    pools(view.state, &mut find);
     look
 }
 
-/// Pools in which more is promised than they hold.
-fn full_pools<'a>(state: &'a State, host: &'a HostRecord) -> Vec<(HostName, PoolView<'a>)> {
-    let pools = hosts::view(state, host).pools.into_iter();
-    let full = pools.filter(|pool| pool.error.is_none() && pool.reserved_mib > pool.capacity_mib);
-    full.map(|pool| (host.name.clone(), pool)).collect()
+/// Pools that are nearly full, or in which more is promised than may be; a shared one once.
+fn pools(state: &State, find: &mut impl FnMut(Severity, &'static str, &HostName, String, &str)) {
+    let views = hosts::views(state);
+    let all = views.iter().flat_map(|host| {
+        let usable = host
+            .pools
+            .iter()
+            .filter(|pool| pool.error.is_none() && pool.capacity_mib > 0);
+        usable.map(|pool| (&host.name, pool))
+    });
+    let mut seen = BTreeSet::new();
+    for (host, pool) in all.filter(|(_, pool)| !pool.shared || seen.insert(pool.name.clone())) {
+        let kind = if pool.shared { "shared pool" } else { "pool" };
+        if pool.reserved_mib > pool.promisable_mib() {
+            let text = format!(
+                "disks of {} MiB are promised in {kind} {}, where {} MiB may be",
+                pool.reserved_mib,
+                pool.name,
+                pool.promisable_mib()
+            );
+            let next = "the pool has shrunk: enlarge it, or move disks away (`dalgu vm update --move-disk`), before guests fill them";
+            find(Severity::Warning, "POOL_OVER_COMMITTED", host, text, next);
+        }
+        let text = || format!("{kind} {} is {} % full", pool.name, pool.used_percent());
+        if pool.is_full() {
+            let next = "no new disk is placed there, and guests that write more may stop: enlarge it or move disks away now";
+            find(Severity::Critical, "POOL_FULL", host, text(), next);
+        } else if pool.used_percent() >= pool.policy.warn_percent {
+            let next = "enlarge it, or move disks away (`dalgu vm update --move-disk`), before guests fill their disks";
+            find(Severity::Warning, "POOL_NEARLY_FULL", host, text(), next);
+        }
+    }
 }

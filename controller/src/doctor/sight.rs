@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dalgu_proto::ids::HostName;
 
-use super::{Finding, Invariant, Look, Severity, View, images};
+use super::{Finding, Invariant, Look, Severity, View, images, volumes};
 use crate::{
     incarnation,
     model::{HostLive, HostState, VmPhase, VmRecord},
@@ -19,7 +19,7 @@ const SIGHT: Duration = Duration::from_mins(2);
 /// I2: each VM is shown by its owner, and its owner is known.
 pub(super) fn all_are_there(view: &View<'_>) -> Look {
     let state = view.state;
-    let mut look = Look::at("VMs and images", state.vms.len());
+    let mut look = Look::at("VMs, images and volumes", state.vms.len());
     look.unchecked = view.unseen_vms();
     look.limits = "disks are not read: that a file is there and whole is its host's word";
     let mut find = |kind, vm: &VmRecord, seen: String, next: &str| {
@@ -58,6 +58,7 @@ pub(super) fn all_are_there(view: &View<'_>) -> Look {
         }
     }
     images::have_copies(view, &mut look);
+    volumes::have_hosts(view, &mut look);
     look
 }
 

@@ -346,6 +346,9 @@ async fn promises_beyond_what_a_host_has_are_found_with_who_takes_the_rest() {
             format: dalgu_proto::vm::DiskFormat::Qcow2,
             digest: None,
             clone_mode: dalgu_proto::vm::CloneMode::Any,
+            volume: None,
+            limits: Default::default(),
+            backup: None,
         };
         changed(tx, vm, |vm| vm.spec.disks.push(disk));
     });

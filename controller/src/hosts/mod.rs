@@ -4,6 +4,7 @@
 //! is for placement and the API.
 
 pub mod heartbeat;
+pub mod pools;
 pub mod registry;
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
@@ -68,7 +69,7 @@ fn look<'a>(
         } else {
             reserved.and_then(|reserved| reserved.disks_mib.get(&known.name))
         };
-        PoolView::of(pool, promised.copied().unwrap_or(0))
+        PoolView::of(pool, promised.copied().unwrap_or(0), state.pool_policy)
     });
     HostView {
         name: host.name.clone(),

@@ -10,6 +10,7 @@ use dalgu_proto::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::pools;
 use crate::{
     agent_wire::Reported,
     incarnation,
@@ -221,6 +222,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     let known_images = old_live.as_ref().and_then(|live| live.images.clone());
     let same_run = old_live.as_ref().filter(|live| live.run_id == new.run_id);
     let networks = same_run.map_or(0, |live| live.networks);
+    let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
     let live = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
@@ -239,6 +241,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         networks,
     };
     tx.set_live(new.host.clone(), live);
+    pools::note(tx, &new.host, &sampled.unwrap_or_default());
     let refused: Vec<_> = tx
         .host_vms
         .get(&new.host)
@@ -376,7 +379,9 @@ fn keep(old: &Inventory, mut new: Inventory) -> Inventory {
     }
     let bare = |inventory: &Inventory| {
         let mut bare = inventory.clone();
-        bare.pools.iter_mut().for_each(|pool| pool.available_bytes = 0);
+        for pool in &mut bare.pools {
+            (pool.available_bytes, pool.used_bytes) = (0, 0);
+        }
         bare
     };
     if bare(old) == bare(&new) {
@@ -427,6 +432,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
     } else {
         live.unmanaged.clone()
     };
+    let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
     let next = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
@@ -442,6 +448,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         networks: live.networks,
     };
     tx.set_live(new.host.clone(), next);
+    pools::note(tx, &new.host, &sampled.unwrap_or_default());
     apply::apply(
         tx,
         &new.host,

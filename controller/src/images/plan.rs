@@ -168,7 +168,8 @@ fn last_of(state: &State, image: &ImageRecord) -> Option<Digest> {
     let others = state.image_digests.get(digest).into_iter().flatten();
     let mut others = others.filter_map(|id| state.images.get(id));
     let shared = others.any(|other| other.id != image.id && other.state != ImageState::Deleting);
-    (!shared && !state.image_vms.contains_key(digest)).then(|| digest.clone())
+    let used = state.image_vms.contains_key(digest) || state.image_volumes.contains_key(digest);
+    (!shared && !used).then(|| digest.clone())
 }
 
 /// Hosts that must say that they have nothing of an image, before it is gone: all that may have a copy, and the one that
@@ -383,8 +384,13 @@ fn evict(state: &State, steps: &mut Vec<Step>) {
     }
 }
 
-/// Whether a VM that is on a host, or comes to it, has a disk that is made from an image.
+/// Whether a VM that is on a host, or comes to it, has a disk that is made from an image; or a volume is there that starts from it.
 fn needs(state: &State, host: &HostName, digest: &Digest) -> bool {
+    let volumes = state.image_volumes.get(digest).into_iter().flatten();
+    let mut volumes = volumes.filter_map(|name| state.volumes.get(name));
+    if volumes.any(|volume| volume.host.as_ref() == Some(host)) {
+        return true;
+    }
     let there = state.host_vms.get(host);
     let vms = state.image_vms.get(digest).into_iter().flatten();
     there.is_some_and(|there| vms.clone().any(|vm| there.contains(vm)))

@@ -94,32 +94,39 @@ fn versions<'a>(state: &'a State, reference: &Reference, principal: &str) -> Vec
     records
 }
 
-/// Fills in which images a VM's disks are made from, and their sizes. Gives what there is to fetch at most, in bytes.
+/// Fills in which images a VM's disks are made from, and their sizes. Gives what there is to fetch at most, in bytes. What a volume
+/// starts from is known already.
 pub fn images(state: &State, spec: &mut Spec, principal: &str) -> Result<u64, Error> {
     let mut bytes = 0_u64;
-    for (index, disk) in spec.disks.iter_mut().enumerate() {
-        // What a caller says of a digest is not asked for, and not believed.
-        disk.digest = None;
-        let Some(text) = disk.image.clone().filter(|text| Reference::is_meant(text)) else {
-            continue;
-        };
-        let reference: Reference = text
-            .parse()
-            .map_err(|error: dalgu_proto::ids::Error| invalid(index, "image", error.to_string()))?;
-        let image = find(state, &reference, principal)?;
-        let Some(content) = &image.content else {
-            return Err(Error::NotFound(text));
-        };
-        bytes = bytes.saturating_add(content.stored_bytes);
-        disk.image = Some(image.reference());
-        disk.digest = Some(content.digest.clone());
-        size(index, disk, content.virtual_size_bytes, image)?;
-        if disk.clone_mode == CloneMode::Overlay && disk.format == DiskFormat::Raw {
-            let message = "an overlay has the format qcow2: choose that, or a full copy";
-            return Err(invalid(index, "clone_mode", message.to_owned()));
-        }
+    let disks = spec.disks.iter_mut().enumerate();
+    for (index, disk) in disks.filter(|(_, disk)| disk.volume.is_none()) {
+        bytes = bytes.saturating_add(image(state, index, disk, principal)?);
     }
     Ok(bytes)
+}
+
+/// As [`images`], for one disk.
+pub fn image(state: &State, index: usize, disk: &mut Disk, principal: &str) -> Result<u64, Error> {
+    // What a caller says of a digest is not asked for, and not believed.
+    disk.digest = None;
+    let Some(text) = disk.image.clone().filter(|text| Reference::is_meant(text)) else {
+        return Ok(0);
+    };
+    let reference: Reference = text
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| invalid(index, "image", error.to_string()))?;
+    let image = find(state, &reference, principal)?;
+    let Some(content) = &image.content else {
+        return Err(Error::NotFound(text));
+    };
+    disk.image = Some(image.reference());
+    disk.digest = Some(content.digest.clone());
+    size(index, disk, content.virtual_size_bytes, image)?;
+    if disk.clone_mode == CloneMode::Overlay && disk.format == DiskFormat::Raw {
+        let message = "an overlay has the format qcow2: choose that, or a full copy";
+        return Err(invalid(index, "clone_mode", message.to_owned()));
+    }
+    Ok(content.stored_bytes)
 }
 
 fn invalid(index: usize, field: &'static str, message: String) -> Error {

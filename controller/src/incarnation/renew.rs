@@ -12,8 +12,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     model::{
-        Code, Fault, GroupRecord, HostRecord, ImageRecord, MigrationRecord, NetworkRecord, OperationRecord,
-        OperationState, Phase, VmRecord,
+        BackupRecord, Code, Fault, GroupRecord, HostRecord, ImageRecord, MigrationRecord, NetworkRecord,
+        OperationRecord, OperationState, Phase, ScheduleRecord, VmRecord, VolumeRecord,
     },
     state::{Meta, Observing},
     store::{Image, Table},
@@ -73,6 +73,50 @@ fn write(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("records have text keys and finite numbers")
 }
 
+/// A record of something that VMs use, under the revision of the restore.
+fn object((table, key, value): (Table, &str, &str), revision: u64, now: Timestamp) -> Result<String, Error> {
+    Ok(match table {
+        Table::Images => {
+            let mut image: ImageRecord = read(table, key, value)?;
+            image.revision = revision;
+            write(&image)
+        }
+        Table::Networks => {
+            let mut network: NetworkRecord = read(table, key, value)?;
+            network.revision = revision;
+            write(&network)
+        }
+        Table::Groups => {
+            let mut group: GroupRecord = read(table, key, value)?;
+            group.revision = revision;
+            write(&group)
+        }
+        Table::Volumes => {
+            let mut volume: VolumeRecord = read(table, key, value)?;
+            volume.revision = revision;
+            // As of the VMs' above.
+            volume.made = true;
+            // It may have been taken back since, and be full of data: its time begins anew.
+            if let (Some(deleted), Some(purged)) = (volume.delete_time, volume.purge_time) {
+                volume.purge_time = now.checked_add(purged.duration_since(deleted)).ok();
+            }
+            write(&volume)
+        }
+        // What a host was to do with one it does: it was asked for.
+        Table::Backups => {
+            let mut backup: BackupRecord = read(table, key, value)?;
+            backup.revision = revision;
+            write(&backup)
+        }
+        Table::BackupSchedules => {
+            let mut schedule: ScheduleRecord = read(table, key, value)?;
+            schedule.revision = revision;
+            write(&schedule)
+        }
+        _ => value.to_owned(),
+    })
+}
+
 /// The image as the first one of a new incarnation, which is greater than any before.
 pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta), Error> {
     let old = past(&image)?;
@@ -124,25 +168,18 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
                 vm.epoch = Epoch(vm.epoch.0.saturating_add(jump));
                 vm.intent.generation = Generation(vm.intent.generation.0.saturating_add(jump));
                 vm.unconfirmed = observes;
+                // They may have been made since: one that is missing is better looked for than made anew.
+                vm.new_volumes.clear();
                 // An etag from before may name a record that the backup has not.
                 vm.revision = revision;
                 write(&vm)
             }
-            Table::Images => {
-                let mut image: ImageRecord = read(table, &key, &value)?;
-                image.revision = revision;
-                write(&image)
-            }
-            Table::Networks => {
-                let mut network: NetworkRecord = read(table, &key, &value)?;
-                network.revision = revision;
-                write(&network)
-            }
-            Table::Groups => {
-                let mut group: GroupRecord = read(table, &key, &value)?;
-                group.revision = revision;
-                write(&group)
-            }
+            Table::Images
+            | Table::Networks
+            | Table::Groups
+            | Table::Volumes
+            | Table::Backups
+            | Table::BackupSchedules => object((table, &key, &value), revision, now)?,
             Table::Operations => {
                 let mut operation: OperationRecord = read(table, &key, &value)?;
                 if operation.is_active() {

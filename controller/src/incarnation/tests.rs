@@ -87,6 +87,7 @@ fn told(reported: Reported, power: PowerState) -> Reported {
         },
         restart_policy: RestartPolicy::Never,
         spec: None,
+        snapshots: None,
     };
     Reported {
         told: Some(told),

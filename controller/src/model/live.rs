@@ -64,6 +64,17 @@ pub struct Pending {
     pub message: String,
 }
 
+/// A snapshot that its host says is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotSeen {
+    /// Number of its layer.
+    pub layer: u32,
+    /// The guest's file systems were frozen for it, as far as the host knows.
+    pub quiesced: bool,
+    /// Space that the layer takes.
+    pub written_bytes: u64,
+}
+
 /// What the owner last said of a VM.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
@@ -91,9 +102,16 @@ pub struct Observation {
     pub usage: Option<VmUsage>,
     /// What the running VM does not have yet of its specification.
     pub pending: Vec<Pending>,
+    /// The snapshots that are there.
+    pub snapshots: Vec<SnapshotSeen>,
 }
 
 impl Observation {
+    /// The snapshot of that layer, if it is there.
+    pub fn snapshot(&self, layer: u32) -> Option<&SnapshotSeen> {
+        self.snapshots.iter().find(|seen| seen.layer == layer)
+    }
+
     /// Whether the host says that it has no domain of the VM. One that says so in a newer version's words says nothing.
     pub fn is_absent(&self) -> bool {
         self.power.is_none() && self.phase != VmPhase::Unknown

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use dalgu_proto::{host::GuestFeature, vm::Nic};
 use serde::{Deserialize, Serialize};
 
-use super::view::{HostView, Request};
+use super::view::{HostView, PoolView, Request};
 
 /// A test that a host can fail. Named on the wire by [`Constraint::as_str`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub enum Constraint {
     Accelerator,
     /// The guest needs a part that is missing.
     Feature,
+    /// A volume of it is on another host.
+    Volume,
 }
 
 impl Constraint {
@@ -57,6 +59,7 @@ impl Constraint {
             Self::Bridge => "BRIDGE",
             Self::Accelerator => "ACCELERATOR",
             Self::Feature => "FEATURE",
+            Self::Volume => "VOLUME",
         }
     }
 }
@@ -121,9 +124,13 @@ pub(super) enum Lack<'a> {
         pool: &'a str,
         needed: u64,
         free: u64,
+        /// What may be promised there.
         capacity: u64,
-        available: u64,
         reserved: u64,
+        /// What must become free besides: for the disk itself, or for the pool to be no more full.
+        short: u64,
+        /// How full it is, in percent, where that is too much.
+        full: Option<u64>,
     },
     Bridge {
         bridge: &'a str,
@@ -134,6 +141,10 @@ pub(super) enum Lack<'a> {
     },
     Feature {
         feature: GuestFeature,
+    },
+    Volume {
+        volume: &'a str,
+        host: &'a str,
     },
 }
 
@@ -197,6 +208,13 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
         .chain(request.needs.features.iter().copied());
     let missing = missing.filter(|feature| !host.guest_features.contains(feature));
     found.extend(missing.map(|feature| Lack::Feature { feature }));
+    let volumes = request.needs.volumes.values();
+    let placed = volumes.filter_map(|bound| Some((bound.volume.as_str(), bound.host.as_ref()?)));
+    let elsewhere = placed.filter(|(_, at)| **at != host.name);
+    found.extend(elsewhere.map(|(volume, host)| Lack::Volume {
+        volume,
+        host: host.as_str(),
+    }));
     found
 }
 
@@ -234,7 +252,9 @@ fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found
 
 fn storage<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {
     // POOL before STORAGE, so that the order of the tests is that of the constraints.
-    for (name, _) in request.pools() {
+    let sources = request.needs.pools.iter().map(String::as_str);
+    let sources = sources.filter(|source| !request.pools().any(|(name, _)| name == *source));
+    for name in request.pools().map(|(name, _)| name).chain(sources) {
         match host.pool(name) {
             None => found.push(Lack::PoolMissing { pool: name }),
             Some(pool) => {
@@ -256,12 +276,22 @@ fn storage<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lac
                 pool: name,
                 needed,
                 free,
-                capacity: pool.capacity_mib,
-                available: pool.available_mib,
+                capacity: pool.promisable_mib(),
                 reserved: pool.reserved_mib,
+                short: short(pool, needed),
+                full: pool.is_full().then(|| pool.used_percent()),
             });
         }
     }
+}
+
+/// What must become free in a pool for a disk, whatever is promised.
+fn short(pool: &PoolView<'_>, needed: u64) -> u64 {
+    let disk = match pool.is_overcommitted() {
+        true => 0,
+        false => needed.saturating_sub(pool.available_mib),
+    };
+    disk.max((pool.kept_mib() + 1).saturating_sub(pool.available_mib))
 }
 
 impl Lack<'_> {
@@ -280,6 +310,7 @@ impl Lack<'_> {
             Self::Bridge { .. } => Constraint::Bridge,
             Self::Accelerator { .. } => Constraint::Accelerator,
             Self::Feature { .. } => Constraint::Feature,
+            Self::Volume { .. } => Constraint::Volume,
         }
     }
 
@@ -351,6 +382,14 @@ impl Lack<'_> {
             Self::Storage {
                 pool,
                 needed,
+                full: Some(percent),
+                ..
+            } => {
+                format!("needs {needed} MiB in pool {pool}, which is {percent} % full and takes no new disks")
+            }
+            Self::Storage {
+                pool,
+                needed,
                 free,
                 capacity,
                 ..
@@ -364,6 +403,7 @@ impl Lack<'_> {
             Self::Feature { feature } => {
                 format!("does not offer {}: {}", feature.as_str(), feature.remedy())
             }
+            Self::Volume { volume, host } => format!("does not have volume {volume}, which is on {host}"),
         }
     }
 }

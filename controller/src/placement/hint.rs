@@ -148,6 +148,7 @@ fn sentence(plan: &Plan<'_>, request: &Request) -> String {
             change,
             Change::AnyHost
                 | Change::DropSelector { .. }
+                | Change::LeaveVolume { .. }
                 | Change::AskVcpus { .. }
                 | Change::AskMemory { .. }
                 | Change::AskStorage { .. }

@@ -33,7 +33,10 @@ pub use self::{
     hint::Hint,
     remedy::Change,
     score::Part,
-    view::{HostView, Needs, PoolView, Request, StallView, UsageView, default_reserved_memory_mib},
+    view::{
+        Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
+        default_reserved_memory_mib, used_percent,
+    },
     wire::to_wire,
 };
 

@@ -60,20 +60,36 @@ fn host_name(number: u32) -> HostName {
     format!("h{number}").parse().unwrap()
 }
 
+/// Size, room, what is promised, whether it is broken, and how far it is filled.
+type Numbers = (u64, u64, u64, bool, (u64, u64));
+
 fn pools() -> impl Strategy<Value = Vec<PoolView<'static>>> {
-    let pool = (0..6000_u64, 0..6000_u64, 0..6000_u64, prop::bool::weighted(0.1));
+    let policy = (80..=100_u64, prop::sample::select(vec![100_u64, 100, 150]));
+    let pool = (
+        0..6000_u64,
+        0..6000_u64,
+        0..6000_u64,
+        prop::bool::weighted(0.1),
+        policy,
+    );
     vec(pool, 0..4).prop_map(|pools| {
-        let view =
-            |(name, (capacity_mib, available_mib, reserved_mib, broken)): (&&str, &(u64, u64, u64, bool))| {
-                PoolView {
-                    name: (*name).to_owned().into(),
-                    shared: *name == "nfs",
-                    error: broken.then(|| "stale handle".into()),
-                    capacity_mib: *capacity_mib,
-                    available_mib: *available_mib,
-                    reserved_mib: *reserved_mib,
-                }
-            };
+        let view = |(name, numbers): (&&str, &Numbers)| {
+            let (capacity_mib, available_mib, reserved_mib, broken, (full, overcommit)) = numbers;
+            PoolView {
+                name: (*name).to_owned().into(),
+                shared: *name == "nfs",
+                error: broken.then(|| "stale handle".into()),
+                capacity_mib: *capacity_mib,
+                available_mib: *available_mib,
+                used_mib: capacity_mib.saturating_sub(*available_mib),
+                reserved_mib: *reserved_mib,
+                policy: PoolPolicy {
+                    full_percent: *full,
+                    overcommit_percent: *overcommit,
+                    ..PoolPolicy::default()
+                },
+            }
+        };
         POOLS.iter().zip(&pools).map(view).collect()
     })
 }
@@ -205,7 +221,7 @@ proptest! {
             for pool in &host.pools {
                 let used = request.spec.disks.iter().any(|disk| disk.pool == pool.name);
                 let stays = request.is_migration() && pool.shared;
-                prop_assert!(!used || stays || pool.reserved_mib <= pool.capacity_mib);
+                prop_assert!(!used || stays || pool.reserved_mib <= pool.promisable_mib());
             }
         }
     }

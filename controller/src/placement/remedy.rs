@@ -9,7 +9,7 @@ use std::{borrow::Cow, fmt};
 use dalgu_proto::{
     host::GuestFeature,
     ids::HostName,
-    vm::{Nic, Spec},
+    vm::{Disk, Nic, Spec},
 };
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,13 @@ pub enum Change {
         /// At most so much in all.
         at_most_mib: u64,
     },
+    /// Do without a volume.
+    LeaveVolume {
+        /// The volume.
+        volume: String,
+        /// Where it is.
+        host: String,
+    },
     /// Register another host that has what the request names.
     AddHost {
         /// The one that was asked for but is not registered; `None` for any.
@@ -134,6 +141,18 @@ impl Change {
         match self {
             Self::AnyHost => request.host = None,
             Self::DropSelector { key } => drop(request.spec.host_selector.remove(key)),
+            Self::LeaveVolume { volume, .. } => {
+                let named = |disk: &Disk| {
+                    disk.volume
+                        .as_ref()
+                        .is_some_and(|own| own.name.as_str() == volume)
+                };
+                request.spec.disks.retain(|disk| !named(disk));
+                request
+                    .needs
+                    .volumes
+                    .retain(|_, bound| bound.volume.as_str() != volume);
+            }
             Self::AskVcpus { at_most } => request.spec.vcpus = request.spec.vcpus.min(*at_most),
             Self::AskMemory { at_most_mib } => {
                 request.spec.memory_mib = request.spec.memory_mib.min(*at_most_mib)
@@ -178,6 +197,7 @@ impl Change {
                 for pool in host.pools.iter_mut().filter(|candidate| candidate.name == *pool) {
                     pool.reserved_mib = pool.reserved_mib.saturating_sub(*mib);
                     pool.available_mib = pool.available_mib.saturating_add(*mib);
+                    pool.used_mib = pool.used_mib.saturating_sub(*mib);
                 }
             }
             Self::AddPool { pool, mib, .. } => host.pools.push(empty_pool(pool, *mib)),
@@ -216,6 +236,7 @@ impl Change {
             }
             Self::SetLabel { .. } | Self::DropSelector { .. } => (2, 1000),
             Self::MakeReady { .. } => (4, 0),
+            Self::LeaveVolume { .. } => (6, 0),
             Self::AddBridge { .. } | Self::RepairPool { .. } | Self::AddFeature { .. } => (5, 0),
             Self::AddPool { .. } => (8, 0),
             Self::AddHost { .. } => (100, 0),
@@ -324,6 +345,9 @@ impl fmt::Display for Change {
             }
             Self::AnyHost => f.write_str("name no host"),
             Self::DropSelector { key } => write!(f, "leave label {key} out of the host selector"),
+            Self::LeaveVolume { volume, host } => {
+                write!(f, "leave out volume {volume}, which is on {host}")
+            }
             Self::AskVcpus { at_most: 1 } => f.write_str("ask for 1 vCPU"),
             Self::AskVcpus { at_most } => write!(f, "ask for at most {at_most} vCPUs"),
             Self::AskMemory { at_most_mib } => write!(f, "ask for at most {at_most_mib} MiB of memory"),

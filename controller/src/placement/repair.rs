@@ -12,9 +12,11 @@ use super::{
 pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Option<Change> {
     let name = host.name.clone();
     Some(match *lack {
-        Lack::RequestedHost { .. } | Lack::SameHost | Lack::CpuCount { .. } | Lack::Accelerator { .. } => {
-            return None;
-        }
+        Lack::RequestedHost { .. }
+        | Lack::SameHost
+        | Lack::CpuCount { .. }
+        | Lack::Accelerator { .. }
+        | Lack::Volume { .. } => return None,
         Lack::State { state } => Change::MakeReady {
             host: name,
             state: state.to_owned(),
@@ -48,15 +50,15 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
             pool,
             needed,
             capacity,
-            available,
             reserved,
+            short,
             ..
         } if needed <= capacity => {
             let promised = reserved.saturating_sub(capacity - needed);
             Change::FreeStorage {
                 host: name,
                 pool: pool.to_owned(),
-                mib: promised.max(needed.saturating_sub(available)),
+                mib: promised.max(short),
             }
         }
         Lack::CpuFree { .. } | Lack::Memory { .. } | Lack::Storage { .. } => return None,
@@ -83,6 +85,10 @@ pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
     let change = match *lack {
         Lack::RequestedHost { .. } => return Some(Change::AnyHost),
         Lack::Selector { key, .. } => Change::DropSelector { key: key.to_owned() },
+        Lack::Volume { volume, host } => Change::LeaveVolume {
+            volume: volume.to_owned(),
+            host: host.to_owned(),
+        },
         Lack::CpuCount { cpus: at_most, .. } | Lack::CpuFree { free: at_most, .. } if at_most > 0 => {
             Change::AskVcpus { at_most }
         }

@@ -40,6 +40,9 @@ pub(super) fn disk(name: &str, pool: &str, size_mib: u64) -> Disk {
         format: DiskFormat::Qcow2,
         digest: None,
         clone_mode: CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
     }
 }
 
@@ -76,7 +79,9 @@ fn pool(name: &'static str, shared: bool) -> PoolView<'static> {
         error: None,
         capacity_mib: 102_400,
         available_mib: 81_920,
+        used_mib: 20_480,
         reserved_mib: 0,
+        policy: PoolPolicy::default(),
     }
 }
 
@@ -179,6 +184,7 @@ fn a_migration_leaves_its_host_keeps_its_accelerator_and_needs_no_room_on_a_shar
     let full = |shared| {
         let pools = vec![PoolView {
             available_mib: 0,
+            used_mib: 102_400,
             ..pool("local", shared)
         }];
         HostView { pools, ..host("h2") }
@@ -186,6 +192,57 @@ fn a_migration_leaves_its_host_keeps_its_accelerator_and_needs_no_room_on_a_shar
     assert_eq!(constraints(&request, full(true)), none);
     assert_eq!(constraints(&request, full(false)), ["STORAGE"]);
     assert_eq!(constraints(&Request::new(spec()), full(true)), ["STORAGE"]);
+}
+
+#[test]
+fn a_pool_that_is_nearly_full_takes_no_new_disk_and_one_that_is_overcommitted_promises_more_than_it_has() {
+    let room = |available_mib, reserved_mib, full_percent, overcommit_percent| {
+        PoolView {
+            capacity_mib: 1000,
+            available_mib,
+            used_mib: 1000 - available_mib,
+            reserved_mib,
+            policy: PoolPolicy {
+                full_percent,
+                overcommit_percent,
+                ..PoolPolicy::default()
+            },
+            ..pool("local", false)
+        }
+        .free_mib()
+    };
+    for (available, reserved, full, overcommit, free) in [
+        (1000, 0, 95, 100, 1000),
+        (51, 0, 95, 100, 51),
+        (50, 0, 95, 100, 0),
+        (50, 0, 100, 100, 50),
+        (600, 900, 95, 100, 100),
+        (600, 900, 95, 150, 600),
+        (600, 1500, 95, 150, 0),
+        (50, 0, 95, 150, 0),
+    ] {
+        let found = room(available, reserved, full, overcommit);
+        assert_eq!(found, free, "{available} {reserved} {full} {overcommit}");
+    }
+    let mut request = Request::new(spec());
+    request.spec.disks = vec![disk("data", "local", 10)];
+    let full = PoolView {
+        available_mib: 5120,
+        used_mib: 97_280,
+        ..pool("local", false)
+    };
+    let decision = decide(
+        &request,
+        &[with(|h| h.pools = vec![full.clone()])],
+        &Policy::Spread,
+    );
+    let told = &decision.verdicts[0].shortfalls[0];
+    assert_eq!(told.constraint, Constraint::Storage);
+    assert_eq!(
+        told.message,
+        "needs 10 MiB in pool local, which is 95 % full and takes no new disks"
+    );
+    assert!(decision.hint.is_some());
 }
 
 #[test]
@@ -507,4 +564,48 @@ fn the_volume_of_a_first_boot_takes_room_in_its_pool_and_an_agent_that_knows_it(
         .map(|lack| lack.constraint)
         .collect();
     assert_eq!(told, [Constraint::Pool, Constraint::Feature]);
+}
+
+#[test]
+fn a_vm_goes_where_its_volume_is_which_takes_its_room_once() {
+    use dalgu_proto::{host::GuestFeature, ids::VolumeId, vm::VolumeRef};
+    let id = VolumeId::from_uuid(uuid::Uuid::from_u128(1));
+    let mut spec = spec();
+    spec.disks.push(Disk {
+        volume: Some(VolumeRef {
+            name: "ledger".parse().unwrap(),
+            id: Some(id),
+        }),
+        // More than any host has left.
+        ..disk("data", "local", 1 << 40)
+    });
+    let bound = |host: Option<&str>| Needs {
+        volumes: BTreeMap::from([(
+            id,
+            Bound {
+                volume: "ledger".parse().unwrap(),
+                host: host.map(|host| host.parse().unwrap()),
+            },
+        )]),
+        ..Needs::default()
+    };
+    let able = |name: &str| HostView {
+        guest_features: vec![GuestFeature::Volume].into(),
+        ..host(name)
+    };
+    let hosts = [able("h1"), able("h2")];
+    let request = Request::new(spec.clone()).with_needs(bound(Some("h2")));
+    let decision = decide(&request, &hosts, &Policy::Spread);
+    assert_eq!(decision.host.unwrap().as_str(), "h2");
+    let lack = &decision.verdicts[1].shortfalls[0];
+    assert_eq!(lack.constraint, Constraint::Volume);
+    assert_eq!(lack.message, "does not have volume ledger, which is on h2");
+    let shared = Request::new(spec.clone()).with_needs(bound(None));
+    assert!(decide(&shared, &hosts, &Policy::Spread).host.is_some());
+    let gone = Request::new(spec).with_needs(bound(Some("h3")));
+    let refused = decide(&gone, &hosts, &Policy::Spread);
+    assert_eq!(
+        refused.hint.unwrap().text,
+        "leave out volume ledger, which is on h3 (h1 can take it then)"
+    );
 }

@@ -10,7 +10,7 @@ use std::{
 
 use dalgu_proto::{
     host::{self, GuestFeature},
-    ids::HostName,
+    ids::{HostName, VolumeId, VolumeName},
     vm::{Disk, Spec},
 };
 
@@ -31,17 +31,30 @@ pub struct Request {
     pub exclude: Option<HostName>,
     /// For a migration: the accelerator the guest runs on, which the destination must have too.
     pub accelerator: Option<String>,
-    /// What the networks of its interfaces ask of a host.
+    /// What its networks and volumes, and the backup that it is made from, ask of a host.
     pub needs: Needs,
 }
 
-/// What a host must have for the networks of a VM.
+/// What a host must have for a VM besides what its specification says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
     /// Parts of the kernel.
     pub features: BTreeSet<GuestFeature>,
     /// Bridges.
     pub bridges: BTreeSet<String>,
+    /// Of a VM that is to be made, volumes whose files are there: their room is taken already.
+    pub volumes: BTreeMap<VolumeId, Bound>,
+    /// Pools that its disks are made from.
+    pub pools: BTreeSet<String>,
+}
+
+/// A volume whose file is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// Its name.
+    pub volume: VolumeName,
+    /// The only host that has it; `None` on a shared pool.
+    pub host: Option<HostName>,
 }
 
 impl Request {
@@ -73,10 +86,16 @@ impl Request {
         Self { host, ..self }
     }
 
-    /// The same request for a VM whose networks need this.
+    /// The same request for a VM that needs this besides.
     #[must_use]
     pub fn with_needs(self, needs: Needs) -> Self {
         Self { needs, ..self }
+    }
+
+    /// Whether a disk is a volume that has its room.
+    fn is_there(&self, disk: &Disk) -> bool {
+        let volume = disk.volume.as_ref().and_then(|volume| volume.id);
+        volume.is_some_and(|volume| self.needs.volumes.contains_key(&volume))
     }
 
     /// Whether the VM exists and moves.
@@ -84,7 +103,7 @@ impl Request {
         self.exclude.is_some()
     }
 
-    /// The pools that disks are on, in the order of the disks, each with the sum of their sizes in MiB.
+    /// The pools that disks are on, in the order of the disks, each with the sum of the sizes, in MiB, of those that need room.
     pub fn pools(&self) -> impl Iterator<Item = (&str, u64)> {
         let volumes = self.spec.volumes();
         let before = volumes.clone();
@@ -93,12 +112,34 @@ impl Request {
         };
         let sum = |disk: &Disk| {
             let there = self.spec.volumes().filter(|other| other.pool == disk.pool);
-            there.fold(0_u64, |sum, other| sum.saturating_add(other.size_mib))
+            let needing = there.filter(|other| !self.is_there(other));
+            needing.fold(0_u64, |sum, other| sum.saturating_add(other.size_mib))
         };
         volumes
             .enumerate()
             .filter(first)
             .map(move |(_, disk)| (disk.pool.as_str(), sum(disk)))
+    }
+}
+
+/// How far pools are filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolPolicy {
+    /// From so much of its room in use on, in percent, it is told that a pool is nearly full.
+    pub warn_percent: u64,
+    /// From so much on no new disk is placed there.
+    pub full_percent: u64,
+    /// So much of its room is promised to disks, in percent: above 100 they may together be larger than the pool.
+    pub overcommit_percent: u64,
+}
+
+impl Default for PoolPolicy {
+    fn default() -> Self {
+        Self {
+            warn_percent: 80,
+            full_percent: 95,
+            overcommit_percent: 100,
+        }
     }
 }
 
@@ -115,30 +156,81 @@ pub struct PoolView<'a> {
     pub capacity_mib: u64,
     /// Free now, in MiB.
     pub available_mib: u64,
+    /// In use now, in MiB; 0 where that is not known.
+    pub used_mib: u64,
     /// Sum of the sizes of the disks that Dalgu keeps there, in MiB; of a shared pool, those of all hosts.
     pub reserved_mib: u64,
+    /// How far it is filled.
+    pub policy: PoolPolicy,
 }
 
 impl<'a> PoolView<'a> {
     /// A pool as its host reports it, with what the controller has promised there.
-    pub fn of(pool: &'a host::Pool, reserved_mib: u64) -> Self {
+    pub fn of(pool: &'a host::Pool, reserved_mib: u64, policy: PoolPolicy) -> Self {
         Self {
             name: Cow::Borrowed(&pool.name),
             shared: pool.shared,
             error: pool.error.as_deref().map(Cow::Borrowed),
             capacity_mib: pool.capacity_bytes / MIB,
             available_mib: pool.available_bytes / MIB,
+            used_mib: pool.used_bytes / MIB,
             reserved_mib,
+            policy,
         }
     }
 
     /// Room for a new disk in MiB. Disks are thin, but each is promised in full: what is promised never exceeds the
-    /// capacity, and what is free now bounds it too, as others may write to the same file system.
+    /// capacity, and what is free now bounds it too, as others may write to the same file system. Where the operator has more promised
+    /// than there is, what is free now counts only when it comes to an end.
     pub fn free_mib(&self) -> u64 {
-        self.capacity_mib
-            .saturating_sub(self.reserved_mib)
-            .min(self.available_mib)
+        let promise = self.promisable_mib().saturating_sub(self.reserved_mib);
+        match (self.is_full(), self.is_overcommitted()) {
+            (true, _) => 0,
+            (false, true) => promise,
+            (false, false) => promise.min(self.available_mib),
+        }
     }
+
+    /// What may be promised to disks, in MiB.
+    pub fn promisable_mib(&self) -> u64 {
+        let mib = u128::from(self.capacity_mib) * u128::from(self.policy.overcommit_percent) / 100;
+        u64::try_from(mib).unwrap_or(u64::MAX)
+    }
+
+    /// Whether more may be promised than there is.
+    pub const fn is_overcommitted(&self) -> bool {
+        self.policy.overcommit_percent > 100
+    }
+
+    /// What is kept free of new disks, in MiB, of what can be used at all.
+    pub const fn kept_mib(&self) -> u64 {
+        let usable = match self.used_mib {
+            0 => self.capacity_mib,
+            used => used.saturating_add(self.available_mib),
+        };
+        let percent = 100_u64.saturating_sub(self.policy.full_percent);
+        usable / 100 * percent + usable % 100 * percent / 100
+    }
+
+    /// Whether so little is free that it takes no new disk.
+    pub const fn is_full(&self) -> bool {
+        self.available_mib <= self.kept_mib()
+    }
+
+    /// How much of it is in use, in percent.
+    pub fn used_percent(&self) -> u64 {
+        used_percent(self.capacity_mib, self.available_mib, self.used_mib)
+    }
+}
+
+/// How much of a pool is in use, in percent of what can be used at all; 0 for one of no size. `used` is 0 where it is not known.
+pub fn used_percent(capacity: u64, available: u64, used: u64) -> u64 {
+    let used = match used {
+        0 => capacity.saturating_sub(available),
+        used => used,
+    };
+    let all = u128::from(used) + u128::from(available);
+    u64::try_from(u128::from(used) * 100 / all.max(1)).unwrap_or(100)
 }
 
 /// How a host is used, as its last report says.

@@ -19,6 +19,7 @@ use crate::{
     model::{EventKind, Observation, Phase, VmPhase, VmRecord},
     state::Tx,
     verbs::update,
+    volumes,
 };
 
 /// How much a list of VMs says.
@@ -133,15 +134,22 @@ fn observe(tx: &mut Tx, vm: &VmRecord, new: Observation, new_run: bool) {
         step::disks_are_made(tx, vm.id);
     }
     let left = update::settle(vm, &new);
+    let made = !vm.new_volumes.is_empty() && volumes::resolve::settled(vm, &new);
+    let snapshots = vm.snapshots.settle(&new);
     tx.observe(vm.id, Some(new));
     tx.touch(vm.id);
-    if left != vm.change
+    if (left != vm.change || made || snapshots != vm.snapshots)
         && let Some(now) = tx.vms.get(&vm.id).cloned()
     {
-        tx.put_vm(VmRecord {
+        let mut now = VmRecord {
             change: left,
+            snapshots,
             ..(*now).clone()
-        });
+        };
+        if made {
+            now.new_volumes.clear();
+        }
+        tx.put_vm(now);
     }
 }
 

@@ -425,6 +425,8 @@ fn settle_owner(tx: &mut Tx, id: MigrationId) {
             vm.epoch = record.destination_epoch;
             vm.decision = record.decision.clone();
             vm.decide_time = tx.now();
+            // The destination has made them, or the VM would not be there.
+            vm.new_volumes.clear();
             Phase::CleaningSource
         }
         Side::Source => {

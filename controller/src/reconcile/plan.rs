@@ -135,6 +135,9 @@ pub fn deadline(operation: &OperationRecord) -> Option<Timestamp> {
         }
         OperationKind::Stop => u64::from(operation.grace_period_seconds) + 3 * MINUTE,
         OperationKind::Delete => 10 * MINUTE,
+        OperationKind::CreateSnapshot | OperationKind::RevertSnapshot => 15 * MINUTE,
+        // A merge copies what was written since, at the speed of a disk that guests use too.
+        OperationKind::DeleteSnapshot => 24 * 60 * MINUTE,
         OperationKind::Migrate => return None,
     };
     Some(
@@ -275,6 +278,9 @@ pub fn waiting_for(input: &Input<'_>, operation: &OperationRecord) -> String {
             format!("host {host} has not been told yet")
         }
         (OperationKind::Create, _) => format!("host {host} is making and starting it"),
+        (OperationKind::CreateSnapshot, _) => format!("host {host} makes the snapshot"),
+        (OperationKind::DeleteSnapshot, _) => format!("host {host} merges what was written since"),
+        (OperationKind::RevertSnapshot, _) => format!("host {host} goes back to the snapshot"),
         (OperationKind::Stop, _) => format!("host {host} waits for the guest to shut down"),
         (kind, _) => format!("host {host} carries out the {}", kind.as_str()),
     }

@@ -26,6 +26,7 @@ use super::Error;
 use crate::{
     agent_client::{Agents, Dial},
     api::{self, Services},
+    backups,
     config::Config,
     hosts, housekeeping, images,
     metrics::{Metrics, Page},
@@ -33,6 +34,7 @@ use crate::{
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
     store::{self, Store},
+    volumes,
 };
 
 /// How the store's writer runs.
@@ -115,6 +117,8 @@ impl Core {
                 db
             }
         };
+        let policy = config.pool_policy();
+        db.change(move |tx| tx.set_pool_policy(policy)).await;
         let agents = Arc::new(Agents::new(dial));
         let services = Services {
             db: db.clone(),
@@ -138,6 +142,16 @@ impl Core {
             agents: agents.clone(),
         };
         tasks.spawn(vital("networks", fail.clone(), networks.run(stop.clone())));
+        let volumes = volumes::runner::Runner {
+            db: db.clone(),
+            agents: agents.clone(),
+        };
+        tasks.spawn(vital("volumes", fail.clone(), volumes.run(stop.clone())));
+        let backups = backups::runner::Runner {
+            db: db.clone(),
+            agents: agents.clone(),
+        };
+        tasks.spawn(vital("backups", fail.clone(), backups.run(stop.clone())));
         let runner = Runner {
             db,
             agents,
@@ -259,7 +273,19 @@ fn routes(services: &Services) -> Routes {
             api::only_operators
         ))
         .add_service(guarded!(
+            v1::backup_service_server::BackupServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
             v1::network_service_server::NetworkServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::volume_service_server::VolumeServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::snapshot_service_server::SnapshotServiceServer::new(s.clone()),
             api::only_operators
         ))
         .add_service(guarded!(RegistrarServiceServer::new(s.clone()), api::only_agents))

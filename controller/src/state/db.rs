@@ -411,6 +411,9 @@ fn differences(image: &Image, state: &State) -> Vec<String> {
         ("images", disk.images != state.images),
         ("networks", disk.networks != state.networks),
         ("security groups", disk.groups != state.groups),
+        ("volumes", disk.volumes != state.volumes),
+        ("backups", disk.backups != state.backups),
+        ("backup schedules", disk.schedules != state.schedules),
         ("events", disk.events != state.events),
     ];
     let differ = differ.into_iter().filter(|(_, differs)| *differs);

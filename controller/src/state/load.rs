@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::{Meta, State, Tx, refused::Refused};
 use crate::{
     model::{
-        EventRecord, GroupRecord, HostLive, HostRecord, ImageRecord, MigrationRecord, NetworkRecord,
-        OperationRecord, RequestRecord, VmRecord,
+        BackupRecord, EventRecord, GroupRecord, HostLive, HostRecord, ImageRecord, MigrationRecord,
+        NetworkRecord, OperationRecord, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
     },
     store::{self, Image, Table},
 };
@@ -123,7 +123,10 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
             Table::Requests => tx.index_request(Arc::new(parse::<RequestRecord>(name, key, value)?)),
             Table::Images => tx.index_image(Arc::new(parse::<ImageRecord>(name, key, value)?)),
             Table::Networks => tx.index_network(Arc::new(parse::<NetworkRecord>(name, key, value)?)),
+            Table::Backups => tx.index_backup(Arc::new(parse::<BackupRecord>(name, key, value)?)),
+            Table::BackupSchedules => tx.index_schedule(Arc::new(parse::<ScheduleRecord>(name, key, value)?)),
             Table::Groups => tx.index_group(Arc::new(parse::<GroupRecord>(name, key, value)?)),
+            Table::Volumes => tx.index_volume(Arc::new(parse::<VolumeRecord>(name, key, value)?)),
         }
     }
     let (mut state, ..) = tx.finish();

@@ -7,16 +7,18 @@ use std::{fmt::Write as _, path::PathBuf};
 
 use super::{Db, Hooks};
 use crate::{
+    backups::tests,
     fixtures,
-    model::{OperationKind, Outcome, RequestRecord},
+    model::{BackupState, OperationKind, Outcome, RequestRecord},
     store::{Image, Store, Table, memory::Disk, sqlite::Sqlite},
 };
 
-/// Each with the images, and the networks and groups in it.
-const SAMPLES: [(&str, usize, usize); 3] = [
-    (include_str!("samples/schema-1.sql"), 0, 0),
-    (include_str!("samples/schema-2.sql"), 1, 0),
-    (include_str!("samples/schema-3.sql"), 1, 1),
+/// Each with the images, the networks and groups, and the volumes, backups and schedules in it.
+const SAMPLES: [(&str, usize, usize, usize); 4] = [
+    (include_str!("samples/schema-1.sql"), 0, 0, 0),
+    (include_str!("samples/schema-2.sql"), 1, 0, 0),
+    (include_str!("samples/schema-3.sql"), 1, 1, 0),
+    (include_str!("samples/schema-4.sql"), 1, 1, 1),
 ];
 
 /// The site that the sample is of: one record of each kind.
@@ -25,6 +27,7 @@ async fn site() -> Image {
     let db = Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
     let vm = fixtures::vm_in("field", &["ssh"], "web", "h1");
     let migration = fixtures::migration(&vm, "h2");
+    let backup = tests::backup(&vm, 1, 0, BackupState::Available, None);
     db.change(|tx| {
         tx.put_host(fixtures::host("h1"));
         tx.put_host(fixtures::host("h2"));
@@ -34,6 +37,9 @@ async fn site() -> Image {
         tx.put_image(fixtures::image("12", 1));
         tx.put_network(fixtures::overlay("field", 7));
         tx.put_group(fixtures::group("ssh", &["ssh"]));
+        tx.put_volume(fixtures::volume("ledger", Some("h1")));
+        tx.put_backup(backup);
+        tx.put_schedule(tests::schedule("nightly"));
         tx.put_request(RequestRecord {
             key: "operator/x/1".into(),
             body: "b".into(),
@@ -71,17 +77,17 @@ fn sql(image: &Image) -> String {
     for (revision, value) in &image.events {
         writeln!(text, "INSERT INTO events VALUES ({revision}, {});", quoted(value)).unwrap();
     }
-    text + "PRAGMA user_version = 3;\n"
+    text + "PRAGMA user_version = 4;\n"
 }
 
 #[tokio::test]
 async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
     if std::env::var_os("UPDATE_STORE_SAMPLE").is_some() {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-3.sql");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-4.sql");
         std::fs::write(path, sql(&site().await)).unwrap();
         return;
     }
-    for (sample, images, networks) in SAMPLES {
+    for (sample, images, networks, stored) in SAMPLES {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dalgu.db");
         rusqlite::Connection::open(&path)
@@ -101,8 +107,16 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
             state.images.len(),
             state.networks.len(),
             state.groups.len(),
+            state.volumes.len(),
+            state.backups.len(),
+            state.schedules.len(),
         ];
-        assert_eq!(count, [1, 2, 1, 1, 1, 1, images, networks, networks]);
+        assert_eq!(
+            count,
+            [
+                1, 2, 1, 1, 1, 1, images, networks, networks, stored, stored, stored
+            ]
+        );
         let vm = state.vms.values().next().unwrap();
         assert_eq!((vm.name.as_str(), vm.owner.as_str()), ("web", "h1"));
         assert_eq!(state.reserved[&vm.owner].vms, 1);

@@ -3,8 +3,10 @@
 //! Made by [`super::Db`] for the length of one closure. Every method keeps indices and reservations right, so that
 //! callers cannot forget them. A `Tx` writes nothing itself; what it recorded goes to the store as one batch.
 
+mod backup;
 mod image;
 mod network;
+mod volume;
 
 use std::{collections::BTreeSet, ops::Deref, sync::Arc};
 
@@ -20,10 +22,12 @@ use uuid::Uuid;
 use super::{Observing, State, Stray, refused::Refused};
 use crate::{
     agent_wire::Reported,
+    hosts::pools::Level,
     model::{
         EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
         OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
     },
+    placement::PoolPolicy,
     space::Space,
     store::{Batch, Table, Write},
     verbs,
@@ -191,6 +195,7 @@ impl Tx {
         let hosts = holders(&vm, migration.as_deref());
         let before = old.as_ref().map(|(hosts, old)| (&**old, hosts));
         self.move_ports(before, Some((&vm, &hosts)));
+        self.move_volumes(before.map(|(old, _)| old), Some(&vm));
         if let Some((hosts, old)) = old {
             self.hold(&old, hosts, false);
             self.hold_pools(&old, false);
@@ -206,11 +211,15 @@ impl Tx {
     /// Puts a VM.
     pub fn put_vm(&mut self, mut vm: VmRecord) {
         vm.revision = self.revision();
-        let before = self.state.vms.get(&vm.id);
-        self.erases |= before.is_some_and(|before| before.documents != vm.documents);
+        let before = self.state.vms.get(&vm.id).cloned();
+        self.erases |= before
+            .as_ref()
+            .is_some_and(|before| before.documents != vm.documents);
         self.write(Table::Vms, vm.id, Some(json(&vm)));
         self.touch(vm.id);
-        self.index_vm(Arc::new(vm));
+        let vm = Arc::new(vm);
+        self.index_vm(vm.clone());
+        self.follow_vm(before.as_deref(), &vm);
     }
 
     /// Removes a VM and all that is known of it.
@@ -221,6 +230,8 @@ impl Tx {
         let migration = self.state.active_migration(id).cloned();
         let hosts = holders(&old, migration.as_deref());
         self.move_ports(Some((&old, &hosts)), None);
+        self.move_volumes(Some(&old), None);
+        self.leave_volumes(&old);
         self.hold(&old, hosts, false);
         self.hold_pools(&old, false);
         self.forget_image_vm(&old);
@@ -512,6 +523,16 @@ impl Tx {
     /// Notes how much room the store has. Not stored.
     pub fn set_space(&mut self, space: Space) {
         self.state.space = Some(space);
+    }
+
+    /// How far pools are filled, by the configuration. Not stored.
+    pub fn set_pool_policy(&mut self, policy: PoolPolicy) {
+        self.state.pool_policy = policy;
+    }
+
+    /// Notes how full a pool is; `None` for the host of a shared one. Not stored.
+    pub fn set_pool_level(&mut self, pool: (Option<HostName>, String), level: Level) {
+        self.state.pool_levels.insert(pool, level);
     }
 
     /// Agents obey another controller with this site's credentials. From now on this one only listens. Not stored; the same

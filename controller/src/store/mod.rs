@@ -34,11 +34,17 @@ pub enum Table {
     Networks,
     /// Security groups by name.
     Groups,
+    /// Volumes by name.
+    Volumes,
+    /// Backups of VMs by id.
+    Backups,
+    /// Schedules of backups by name.
+    BackupSchedules,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
@@ -48,6 +54,9 @@ impl Table {
         Self::Images,
         Self::Networks,
         Self::Groups,
+        Self::Volumes,
+        Self::Backups,
+        Self::BackupSchedules,
     ];
 
     /// Its name in the database.
@@ -62,6 +71,9 @@ impl Table {
             Self::Images => "images",
             Self::Networks => "networks",
             Self::Groups => "security_groups",
+            Self::Volumes => "volumes",
+            Self::Backups => "backups",
+            Self::BackupSchedules => "backup_schedules",
         }
     }
 
@@ -71,6 +83,7 @@ impl Table {
             Self::Meta | Self::Vms | Self::Hosts | Self::Operations | Self::Migrations | Self::Requests => 1,
             Self::Images => 2,
             Self::Networks | Self::Groups => 3,
+            Self::Volumes | Self::Backups | Self::BackupSchedules => 4,
         }
     }
 }

@@ -12,8 +12,9 @@ use crate::{
     hosts, images,
     model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
     networks,
-    placement::{self, Decision, Policy, Request},
+    placement::{self, Decision, Needs, Policy, Request},
     state::{State, Tx},
+    volumes,
 };
 
 /// Verdicts kept with each VM: why this host and not the next ones. Each is 0.4 kB in the store, is read at each start of the
@@ -83,20 +84,31 @@ pub struct Plan {
     pub decision: Decision,
     /// What the VM is made of, with the images that its disks are made from and the addresses of its interfaces.
     pub spec: Spec,
-    /// Size of these images.
+    /// Size of these images, and of the disks that are made from a backup.
     pub image_bytes: u64,
 }
 
-/// Checks the name and the MAC addresses, finds the images, gives addresses, and then finds a host.
+/// Checks the name and the MAC addresses, finds volumes and images, gives addresses, and then finds a host.
 pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error> {
     if state.vm_names.contains_key(&new.name) {
         return Err(Error::VmExists(new.name.clone()));
     }
     free_macs(state, &new.spec, None)?;
     let mut spec = new.spec.clone();
+    volumes::resolve::volumes(state, &mut spec.disks, &[])?;
     let image_bytes = images::resolve::images(state, &mut spec, principal)?;
     networks::resolve::ports(state, &mut spec, None)?;
-    let needs = networks::resolve::needs(state, &spec);
+    let mut needs = Needs {
+        volumes: volumes::resolve::bound(state, &spec),
+        ..networks::resolve::needs(state, &spec)
+    };
+    let mut restored_bytes = 0_u64;
+    for disk in &spec.disks {
+        if let Some(backup) = &disk.backup {
+            needs.pools.insert(backup.pool.clone());
+            restored_bytes = restored_bytes.saturating_add(disk.size_mib << 20);
+        }
+    }
     let request = Request::new(spec.clone()).with_needs(needs).on(new.host.clone());
     let (owner, decision) = place(state, &request, new.policy)?;
     if let Some(host) = state.hosts.get(&owner) {
@@ -106,7 +118,7 @@ pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error
         owner,
         decision,
         spec,
-        image_bytes,
+        image_bytes: image_bytes.saturating_add(restored_bytes),
     })
 }
 
@@ -171,6 +183,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
     } else {
         PowerState::Running
     };
+    let new_volumes = volumes::resolve::unmade(tx, &spec.disks);
     let vm = VmRecord {
         id,
         name: new.name,
@@ -196,6 +209,8 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         disks_made: false,
         documents: new.documents,
         change: None,
+        new_volumes,
+        snapshots: Default::default(),
         revision: 0,
     };
     let message = format!("created on {}: {}", vm.owner, vm.decision.summary);

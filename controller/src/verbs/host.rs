@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::ids::HostName;
 
-use super::{Error, check_etag};
+use super::{Error, check_etag, volume};
 use crate::{
     model::{EventKind, HostRecord, Outcome},
     state::Tx,
@@ -74,7 +74,11 @@ pub fn delete(tx: &mut Tx, name: &str) -> Result<Outcome, Error> {
     if vms > 0 {
         return Err(Error::HostNotEmpty { host: host.name, vms });
     }
-    tx.event(EventKind::Host, "HostDeleted", &host.name, "forgotten", None);
+    let message = match volume::left_on(tx, &host.name) {
+        0 => "forgotten".to_owned(),
+        left => format!("forgotten, with {left} volumes that are nowhere else"),
+    };
+    tx.event(EventKind::Host, "HostDeleted", &host.name, message, None);
     tx.delete_host(&host.name);
     Ok(Outcome::HostDeleted)
 }

@@ -223,15 +223,7 @@ pub fn delete(
 ) -> Result<Outcome, Error> {
     let mut image = find(tx, &caller.principal, name, version)?;
     check_etag(etag, image.revision, &image.reference())?;
-    let mut vms = tx.vms_of_image(&image);
-    if let Some(first) = vms.next().map(|vm| vm.name.clone()) {
-        return Err(Error::ImageInUse {
-            image: image.reference(),
-            vms: vms.count() + 1,
-            first,
-        });
-    }
-    drop(vms);
+    not_in_use(tx, &image)?;
     if image.state != ImageState::Deleting {
         image.state = ImageState::Deleting;
         image.delete_time = Some(tx.now());
@@ -240,6 +232,26 @@ pub fn delete(
         tx.put_image(image);
     }
     Ok(Outcome::ImageDeleted)
+}
+
+/// Refuses an image that VMs have disks of, or that volumes start from.
+fn not_in_use(state: &State, image: &ImageRecord) -> Result<(), Error> {
+    let vms: Vec<_> = state.vms_of_image(image).map(|vm| vm.name.to_string()).collect();
+    let volumes = state
+        .volumes_of_image(image)
+        .map(|volume| volume.name.to_string());
+    let volumes: Vec<_> = volumes.collect();
+    for (what, users) in [("VMs", vms), ("volumes", volumes)] {
+        if let Some(first) = users.first() {
+            return Err(Error::ImageInUse {
+                image: image.reference(),
+                users: users.len(),
+                what,
+                first: first.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The image whose bytes somebody brings, and the host that takes them.

@@ -1,14 +1,15 @@
 //! Moving a running VM.
 
 use dalgu_proto::{
+    host::GuestFeature,
     ids::{HostName, MigrationId},
     vm::PowerState,
 };
 
-use super::{Caller, Error, accept, check_etag, confirmed, create::place, find, new_operation, room};
+use super::{Caller, Error, accept, backup, check_etag, confirmed, create::place, find, new_operation, room};
 use crate::{
     hosts,
-    model::{EventKind, HostState, MigrationRecord, OperationKind, Outcome, Phase, VmRecord},
+    model::{EventKind, HostState, MigrationRecord, Observation, OperationKind, Outcome, Phase, VmRecord},
     networks,
     placement::{Policy, Request},
     state::{State, Tx},
@@ -34,14 +35,19 @@ pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> R
         .get(&vm.owner)
         .map(|host| host.inventory.accelerator.clone())
         .unwrap_or_default();
+    let mut needs = networks::resolve::needs(state, &vm.spec);
+    if vm.snapshots.last > 0 {
+        // Another agent would start it from the base of its disks.
+        needs.features.insert(GuestFeature::Snapshot);
+    }
     Request::migration(vm.held().into_owned(), vm.owner.clone(), &accelerator)
-        .with_needs(networks::resolve::needs(state, &vm.spec))
+        .with_needs(needs)
         .on(destination)
 }
 
 /// What to do about a change of the VM that its host has not carried out as far as both hosts of a migration must agree: the disks
 /// above all. What waits for the next start moves with the VM.
-fn changing(state: &State, vm: &VmRecord) -> Option<&'static str> {
+pub(super) fn changing(state: &State, vm: &VmRecord) -> Option<&'static str> {
     let change = vm.change.as_ref()?;
     let seen = state.observation(vm);
     if seen.is_none_or(|seen| seen.observed < change.generation) {
@@ -51,6 +57,36 @@ fn changing(state: &State, vm: &VmRecord) -> Option<&'static str> {
     disks.then_some(
         "a disk is still to come or to go, see `dalgu vm show`: let the guest unmount it, or stop the VM",
     )
+}
+
+/// Refuses what would lose a VM's snapshots, or move it while they are being changed: a copy of a disk has no layers.
+fn keeps_snapshots(state: &State, vm: &VmRecord) -> Result<(), Error> {
+    let Some(first) = vm.snapshots.all.first() else {
+        return Ok(());
+    };
+    let pools = state.hosts.get(&vm.owner).map(|host| &host.inventory.pools);
+    let shared =
+        |name: &str| pools.is_some_and(|pools| pools.iter().any(|pool| pool.shared && pool.name == name));
+    if !vm.spec.volumes().all(|disk| shared(&disk.pool)) {
+        return Err(Error::SnapshotsPresent {
+            vm: vm.name.clone(),
+            first: first.name.clone(),
+            cannot: "cannot move from pools of its host's own",
+        });
+    }
+    snapshots_settled(state, vm)
+}
+
+/// Refuses what must not be done while a snapshot is made, deleted or gone back to.
+pub(super) fn snapshots_settled(state: &State, vm: &VmRecord) -> Result<(), Error> {
+    let settled = |seen: &Observation| seen.observed >= vm.snapshots.generation;
+    if vm.snapshots.all.is_empty() || state.observation(vm).is_some_and(|seen| settled(seen)) {
+        return Ok(());
+    }
+    Err(Error::ChangeInProgress {
+        vm: vm.name.clone(),
+        next: "repeat when its host has done with its snapshots",
+    })
 }
 
 /// Begins a migration.
@@ -65,6 +101,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
     if tx.active_migrations.contains_key(&vm.id) {
         return Err(Error::MigrationInProgress(vm.name));
     }
+    backup::none_under_way(tx, &vm)?;
     if ask.destination.as_ref() == Some(&vm.owner) {
         return Err(Error::SameHost {
             vm: vm.name,
@@ -79,6 +116,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
     if let Some(next) = changing(tx, &vm) {
         return Err(Error::ChangeInProgress { vm: vm.name, next });
     }
+    keeps_snapshots(tx, &vm)?;
     let seen = tx.observation(&vm).and_then(|observation| observation.power);
     let wanted = vm.intent.power;
     if seen != Some(PowerState::Running) || wanted != PowerState::Running {

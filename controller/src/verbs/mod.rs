@@ -3,6 +3,7 @@
 //! Called by `api` inside [`crate::state::Db::transact`]. A verb checks, changes the intent, and returns at once; carrying
 //! it out is for `reconcile`. [`once`] makes a repeated request harmless.
 
+pub mod backup;
 pub mod cancel;
 pub mod create;
 pub mod host;
@@ -10,11 +11,17 @@ pub mod image;
 pub mod migrate;
 pub mod network;
 pub mod power;
+pub mod snapshot;
 pub mod update;
+pub mod volume;
 
 use dalgu_proto::{
-    ids::{GroupName, HostName, NetworkName, OperationId, VmName},
+    ids::{
+        BackupId, GroupName, HostName, NetworkName, OperationId, ScheduleName, SnapshotName, VmName,
+        VolumeName,
+    },
     mutant::{self, Mutant},
+    snapshot::MAX_SNAPSHOTS,
 };
 
 use crate::{
@@ -28,6 +35,7 @@ use crate::{
     reconcile::{plan::Ending, step},
     space::Space,
     state::{State, Tx},
+    volumes,
 };
 
 /// Why a verb is refused; nothing has changed then.
@@ -55,17 +63,20 @@ pub enum Error {
         /// What to do.
         next: &'static str,
     },
-    /// VMs have disks that were made from it.
+    /// VMs have disks that were made from it, or volumes start from it.
     #[error(
-        "image {image} is in use by {vms} VMs, {first} among them: delete them first, `dalgu vm list` shows them"
+        "image {image} is in use by {users} {what}, {first} among them: delete them first, `dalgu vm list` and \
+         `dalgu volume list` show them"
     )]
     ImageInUse {
         /// The image.
         image: String,
         /// How many.
-        vms: usize,
+        users: usize,
+        /// Of what.
+        what: &'static str,
         /// One of them.
-        first: VmName,
+        first: String,
     },
     /// It is going away.
     #[error("image {0} is being deleted: nothing else can be asked of it")]
@@ -145,9 +156,114 @@ pub enum Error {
         /// How many it may have.
         most: usize,
     },
+    /// The name is taken.
+    #[error("a volume named {0} exists already: choose another name, or delete it first")]
+    VolumeExists(VolumeName),
+    /// What is beyond the new end would be lost.
+    #[error("volume {volume} has {now} MiB and cannot shrink to {wanted} MiB: make a smaller one, and copy")]
+    VolumeShrinks {
+        /// The volume.
+        volume: VolumeName,
+        /// Its size.
+        now: u64,
+        /// What was asked for.
+        wanted: u64,
+    },
+    /// Too late.
+    #[error("volume {0} is being removed for good: its deletion cannot be taken back any more")]
+    VolumePurged(VolumeName),
+    /// The pool of a volume is full.
+    #[error(
+        "pool {pool} of host {host} has {free} MiB free, {wanted} more are wanted: free some there, or enlarge the pool"
+    )]
+    NoPoolRoom {
+        /// The pool.
+        pool: String,
+        /// The host.
+        host: HostName,
+        /// What was asked for.
+        wanted: u64,
+        /// What there is.
+        free: u64,
+    },
+    /// A volume is not there, or cannot be had.
+    #[error(transparent)]
+    Volume(volumes::resolve::Error),
     /// A network or group is not there, or has no room.
     #[error(transparent)]
     Network(networks::resolve::Error),
+    /// No such backup.
+    #[error("there is no backup {0}; see `dalgu backup list`")]
+    BackupNotFound(String),
+    /// One of the VM is being taken.
+    #[error(
+        "backup {backup} of {vm} is being taken: wait for it, or give it up with `dalgu backup delete {backup}`"
+    )]
+    BackupInProgress {
+        /// The VM.
+        vm: VmName,
+        /// The backup.
+        backup: BackupId,
+    },
+    /// Others need it.
+    #[error(
+        "backup {backup} is needed by {}: delete them first, or all with --with-children",
+        names(.children)
+    )]
+    BackupHasChildren {
+        /// The backup.
+        backup: BackupId,
+        /// Those that need it.
+        children: Vec<BackupId>,
+    },
+    /// A VM is made from it.
+    #[error("{vm} is being made from backup {backup}: repeat when it is there, or delete it first")]
+    BackupInUse {
+        /// The backup.
+        backup: BackupId,
+        /// The VM.
+        vm: VmName,
+    },
+    /// It is not whole.
+    #[error("backup {backup} is {is}: only one that is available can be restored")]
+    BackupNotAvailable {
+        /// The backup.
+        backup: BackupId,
+        /// How far it is.
+        is: &'static str,
+    },
+    /// Only one host has its files.
+    #[error(
+        "the files of backup {backup} are on host {host} alone, in a pool that is not shared: restore it there"
+    )]
+    BackupElsewhere {
+        /// The backup.
+        backup: BackupId,
+        /// Who has them.
+        host: HostName,
+    },
+    /// Nothing is there that an incremental one could begin from.
+    #[error(
+        "no earlier backup of {0} in this pool left a checkpoint: take a full one first, or leave the kind to Dalgu"
+    )]
+    NoCheckpoint(VmName),
+    /// The host cannot keep it there.
+    #[error("host {host}, where the VM is, has no pool {pool}; see `dalgu host show {host}`")]
+    PoolNotFound {
+        /// The host.
+        host: HostName,
+        /// The pool.
+        pool: String,
+    },
+    /// The host's agent knows of no backups.
+    #[error("the agent of host {0} does not offer backups: update it")]
+    NoBackups(HostName),
+    /// No such schedule.
+    #[error("there is no backup schedule named {0}; see `dalgu backup schedule list`")]
+    ScheduleNotFound(String),
+    /// The name is taken.
+    #[error("a backup schedule named {0} exists already: choose another name, or change that one")]
+    ScheduleExists(ScheduleName),
     /// Somebody else changed the object.
     #[error(
         "the etag of {0} is not the current one, somebody changed it meanwhile: read it again and repeat"
@@ -215,7 +331,7 @@ pub enum Error {
     #[error("{0} is migrating already: wait for that operation, or cancel it")]
     MigrationInProgress(VmName),
     /// What it is made of is being changed.
-    #[error("{vm} is being changed and cannot migrate: {next}")]
+    #[error("{vm} is being changed: {next}")]
     ChangeInProgress {
         /// The VM.
         vm: VmName,
@@ -257,6 +373,92 @@ pub enum Error {
         "the agent of host {0} does not offer changes of VMs: update it, or migrate the VM to a host whose agent does"
     )]
     HostTooOld(HostName),
+    /// It holds only what differs from its image, which each host has for itself.
+    #[error(
+        "disk {disk} is an overlay on its image and cannot be in the shared pool {pool}: choose a pool of the host's own, or make the \
+         VM with clone=full"
+    )]
+    OverlayStays {
+        /// The disk.
+        disk: String,
+        /// The pool.
+        pool: String,
+    },
+    /// Its agent would make none.
+    #[error(
+        "the agent of host {0} makes no snapshots: update it, or migrate the VM to a host whose agent does"
+    )]
+    NoSnapshotsThere(HostName),
+    /// No such snapshot.
+    #[error("{vm} has no snapshot {name}; see `dalgu snapshot list {vm}`")]
+    SnapshotNotFound {
+        /// The VM.
+        vm: VmName,
+        /// The name.
+        name: SnapshotName,
+    },
+    /// The name is taken.
+    #[error(
+        "{vm} has a snapshot {name} already: choose another name, or delete it and wait until it is gone"
+    )]
+    SnapshotExists {
+        /// The VM.
+        vm: VmName,
+        /// The name.
+        name: SnapshotName,
+    },
+    /// As many as a VM may have.
+    #[error("{0} has {MAX_SNAPSHOTS} snapshots, the most that a VM may have: delete some that nobody needs")]
+    TooManySnapshots(VmName),
+    /// There is nothing of it to go back to.
+    #[error("snapshot {name} of {vm} is {is}: only one that is ready can be gone back to")]
+    SnapshotNotReady {
+        /// The VM.
+        vm: VmName,
+        /// The snapshot.
+        name: SnapshotName,
+        /// How far it is.
+        is: &'static str,
+    },
+    /// They would be lost.
+    #[error(
+        "{vm} has snapshots that were made after {name}: {}. They would be deleted: say --discard-later, or delete them first",
+        later.join(", ")
+    )]
+    SnapshotsLater {
+        /// The VM.
+        vm: VmName,
+        /// The snapshot to go back to.
+        name: SnapshotName,
+        /// The later ones.
+        later: Vec<String>,
+    },
+    /// It has snapshots.
+    #[error(
+        "{vm} has snapshots, {first} among them, and {cannot}: delete them first, `dalgu snapshot list {vm}` shows them"
+    )]
+    SnapshotsPresent {
+        /// The VM.
+        vm: VmName,
+        /// One of them.
+        first: SnapshotName,
+        /// What cannot be done.
+        cannot: &'static str,
+    },
+    /// A disk is a volume of the site.
+    #[error("disk {disk} of {vm} is a volume of the site, of which no snapshots are made: detach it first")]
+    VolumeAttached {
+        /// The VM.
+        vm: VmName,
+        /// The disk.
+        disk: String,
+    },
+    /// It has no disk.
+    #[error("{0} has no disk of which a snapshot could be made")]
+    NoDisks(VmName),
+    /// It must be off for that.
+    #[error("{0} may be running: `dalgu vm stop {0}` first; what its disks hold cannot change under it")]
+    RunsAtRevert(VmName),
     /// It is there.
     #[error("{vm} is on {host} already: choose another host")]
     SameHost {
@@ -327,6 +529,11 @@ impl std::fmt::Display for MacHolder {
     }
 }
 
+fn names(ids: &[BackupId]) -> String {
+    let names: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
 fn no_capacity(decision: &Decision) -> String {
     match &decision.hint {
         Some(hint) => format!("{}. {}", decision.summary, hint.text),
@@ -357,6 +564,20 @@ impl From<images::resolve::Error> for Error {
                 field,
                 message,
             } => Self::invalid(format!("vm.spec.disks[{index}].{field}"), message),
+        }
+    }
+}
+
+impl From<volumes::resolve::Error> for Error {
+    fn from(error: volumes::resolve::Error) -> Self {
+        use volumes::resolve::Error as E;
+        match error {
+            E::Disk {
+                index,
+                field,
+                message,
+            } => Self::invalid(format!("vm.spec.disks[{index}].{field}"), message),
+            other => Self::Volume(other),
         }
     }
 }

@@ -6,7 +6,9 @@
 
 use dalgu_proto::vm::{PowerState, RestartMode, first_boot::Documents};
 
-use super::{Caller, Error, abort_migration, accept, check_etag, confirmed, find, new_operation, supersede};
+use super::{
+    Caller, Error, abort_migration, accept, backup, check_etag, confirmed, find, new_operation, supersede,
+};
 use crate::{
     incarnation,
     model::{EventKind, OperationKind, Outcome, VmRecord},
@@ -149,6 +151,7 @@ pub fn delete(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, force: bool)
     if !force && may_run(tx, &vm) {
         return Err(Error::Running(vm.name));
     }
+    backup::none_under_way(tx, &vm)?;
     supersede(tx, &vm, OperationKind::Delete);
     let vm = condemn(tx, vm, caller);
     let operation = new_operation(tx, caller, &vm, OperationKind::Delete);
@@ -175,7 +178,7 @@ pub(super) fn condemn(tx: &mut Tx, mut vm: VmRecord, caller: &Caller) -> VmRecor
 }
 
 /// Seen alive; or not seen, and meant to be.
-fn may_run(state: &State, vm: &VmRecord) -> bool {
+pub(super) fn may_run(state: &State, vm: &VmRecord) -> bool {
     match state.observation(vm) {
         Some(observation) => !observation.is_off(),
         None => vm.intent.power != PowerState::Stopped && !state.refusals.contains_key(&vm.id),

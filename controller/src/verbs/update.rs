@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::{
     host::GuestFeature,
-    vm::{CloneMode, Disk, Firmware, Nic, Plug, RestartPolicy, Spec, first_boot::MEDIUM},
+    vm::{CloneMode, Disk, DiskFormat, Firmware, Nic, Plug, RestartPolicy, Spec, first_boot::MEDIUM},
 };
 
-use super::{Caller, Error, check_etag, confirmed, create, find, room};
+use super::{Caller, Error, backup, check_etag, confirmed, create, find, room};
 use crate::{
     hosts, images,
     model::{Change, EventKind, Observation, Outcome, VmRecord},
@@ -18,6 +18,7 @@ use crate::{
     placement::{self, Policy, Request},
     state::{State, Tx},
     verbs::migrate,
+    volumes,
 };
 
 /// New values of mutable fields; `None` leaves one as it is.
@@ -39,6 +40,8 @@ pub struct Update {
     pub max_memory_mib: Option<Option<u64>>,
     /// Disks, all of them.
     pub disks: Option<Vec<Disk>>,
+    /// Names of those that were given without a pool: one that is there stays in its own.
+    pub poolless: BTreeSet<String>,
     /// Network interfaces, all of them.
     pub nics: Option<Vec<Nic>>,
     /// Which host is best; for the hint where its own has no room.
@@ -68,8 +71,10 @@ pub fn update(
         vm.intent.generation = vm.intent.generation.next();
     }
     if !vm.spec.same_hardware(&old.spec) {
-        may_change(tx, &old)?;
+        may_change(tx, &old, &vm.spec)?;
+        keeps_snapshots(&old, &vm.spec)?;
         vm.change = Some(changed(&old, &vm));
+        vm.new_volumes = volumes::resolve::unmade(tx, &vm.spec.disks);
         fits(tx, &old, &vm, update.policy)?;
     }
     if vm != old {
@@ -97,7 +102,22 @@ fn specification(state: &State, caller: &Caller, old: &VmRecord, update: &Update
         return Err(invalid("max_memory_mib", message));
     }
     if let Some(disks) = &update.disks {
-        spec.disks = changed_disks(state, caller, old, disks)?;
+        let known = |disk: &Disk| old.spec.disks.iter().find(|before| before.name == disk.name);
+        if let Some(index) = disks
+            .iter()
+            .position(|disk| disk.backup.is_some() && known(disk).is_none())
+        {
+            let message = "is set by RestoreBackup: leave it empty".to_owned();
+            return Err(invalid(&format!("disks[{index}].backup"), message));
+        }
+        let mut given = disks.clone();
+        for disk in given
+            .iter_mut()
+            .filter(|disk| update.poolless.contains(&disk.name))
+        {
+            disk.pool = known(disk).map_or_else(|| disk.pool.clone(), |known| known.pool.clone());
+        }
+        spec.disks = changed_disks(state, caller, old, &given)?;
     }
     if let Some(nics) = &update.nics {
         spec.nics = changed_nics(&old.spec, nics)?;
@@ -134,7 +154,10 @@ fn changed_disks(state: &State, caller: &Caller, old: &VmRecord, given: &[Disk])
     for disk in given {
         let known = before.iter().find(|known| known.name == disk.name);
         match known {
-            Some(known) => disks.push(same_disk(known, disk)?),
+            Some(known) => {
+                may_move(state, old, known, &disk.pool)?;
+                disks.push(same_disk(known, disk)?);
+            }
             None if leaving.contains(disk.name.as_str()) => {
                 return Err(Error::DiskLeaving {
                     vm: old.name.clone(),
@@ -144,16 +167,64 @@ fn changed_disks(state: &State, caller: &Caller, old: &VmRecord, given: &[Disk])
             None => disks.push(new_disk(state, caller, old, disk)?),
         }
     }
+    volumes::resolve::volumes(state, &mut disks, before)?;
+    let fresh = |disk: &&mut Disk| !before.iter().any(|known| known.name == disk.name);
+    for disk in disks
+        .iter_mut()
+        .filter(fresh)
+        .filter(|disk| disk.volume.is_some())
+    {
+        attachable(state, old, disk)?;
+    }
     Ok(disks)
 }
 
-/// A disk that is there, with its new size.
+/// Refuses to move a disk to where it cannot be.
+fn may_move(state: &State, vm: &VmRecord, disk: &Disk, pool: &str) -> Result<(), Error> {
+    if disk.pool == pool || (disk.volume.is_some() && pool.is_empty()) {
+        return Ok(());
+    }
+    if disk.volume.is_some() {
+        return Err(immutable(format!("spec.disks[{}].pool", disk.name)));
+    }
+    let field = format!("disks[{}]", disk.name);
+    let seen = state.observation(vm);
+    let awaited = seen.is_some_and(|seen| seen.pending.iter().any(|pending| pending.field == field));
+    let change = vm.change.as_ref();
+    if awaited || change.is_some_and(|change| change.added.contains(&disk.name)) {
+        return Err(Error::ChangeInProgress {
+            vm: vm.name.clone(),
+            next: "the disk has not come yet, see `dalgu vm show`: move it when it is there",
+        });
+    }
+    let host = state.hosts.get(&vm.owner);
+    let mut pools = host.into_iter().flat_map(|host| &host.inventory.pools);
+    let shared = pools.any(|known| known.name == pool && known.shared);
+    if shared && disk.digest.is_some() && disk.clone_mode == CloneMode::Overlay {
+        return Err(Error::OverlayStays {
+            disk: disk.name.clone(),
+            pool: pool.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// A disk that is there, with its new size, pool and limits.
 fn same_disk(known: &Disk, given: &Disk) -> Result<Disk, Error> {
     let at = |field: &str| format!("spec.disks[{}].{field}", known.name);
+    let name = |disk: &Disk| disk.volume.as_ref().map(|volume| volume.name.clone());
+    // A volume says these for itself.
+    let volume = known.volume.is_some();
     let fixed = [
-        ("pool", known.pool == given.pool),
-        ("image", known.image == given.image),
-        ("format", known.format == given.format),
+        ("volume", name(known) == name(given)),
+        (
+            "image",
+            known.image == given.image || (volume && given.image.is_none()),
+        ),
+        (
+            "format",
+            known.format == given.format || (volume && given.format == DiskFormat::default()),
+        ),
         (
             "clone_mode",
             given.clone_mode == CloneMode::Any || known.clone_mode == given.clone_mode,
@@ -175,12 +246,21 @@ fn same_disk(known: &Disk, given: &Disk) -> Result<Disk, Error> {
     };
     Ok(Disk {
         size_mib,
+        pool: if volume {
+            known.pool.clone()
+        } else {
+            given.pool.clone()
+        },
+        limits: given.limits,
         ..known.clone()
     })
 }
 
-/// A disk that is added, with the image that it is made from.
+/// A disk that is added, with the image that it is made from; of a volume, as it was given.
 fn new_disk(state: &State, caller: &Caller, vm: &VmRecord, given: &Disk) -> Result<Disk, Error> {
+    if given.volume.is_some() {
+        return Ok(given.clone());
+    }
     let mut alone = Spec {
         disks: vec![given.clone()],
         ..vm.spec.clone()
@@ -190,6 +270,23 @@ fn new_disk(state: &State, caller: &Caller, vm: &VmRecord, given: &Disk) -> Resu
         images::resolve::clone_modes(&mut alone, host)?;
     }
     Ok(alone.disks.remove(0))
+}
+
+/// That the VM's host can have a volume, and how it is made there, if it is new.
+fn attachable(state: &State, vm: &VmRecord, disk: &mut Disk) -> Result<(), Error> {
+    volumes::resolve::reachable(state, vm, disk)?;
+    let host = state.hosts.get(&vm.owner);
+    let able = host.filter(|host| host.inventory.guest_features.contains(&GuestFeature::Volume));
+    let Some(host) = able else {
+        return Err(Error::HostTooOld(vm.owner.clone()));
+    };
+    let mut alone = Spec {
+        disks: vec![disk.clone()],
+        ..vm.spec.clone()
+    };
+    images::resolve::clone_modes(&mut alone, host)?;
+    *disk = alone.disks.remove(0);
+    Ok(())
 }
 
 /// The interfaces that were given, each as it is but for what its port lets through.
@@ -230,24 +327,64 @@ fn changed_nics(old: &Spec, given: &[Nic]) -> Result<Vec<Nic>, Error> {
 }
 
 /// Refuses a change of a VM that moves, or whose host's agent knows of no such changes.
-fn may_change(state: &State, vm: &VmRecord) -> Result<(), Error> {
+fn may_change(state: &State, vm: &VmRecord, wanted: &Spec) -> Result<(), Error> {
     if state.active_migrations.contains_key(&vm.id) {
         return Err(Error::MigrationInProgress(vm.name.clone()));
     }
+    backup::none_under_way(state, vm)?;
     let host = state.hosts.get(&vm.owner);
-    let able = host.is_some_and(|host| host.inventory.guest_features.contains(&GuestFeature::HotChange));
-    if able {
+    let offers = |feature| host.is_some_and(|host| host.inventory.guest_features.contains(&feature));
+    let otherwise = |disk: &Disk| {
+        let known = vm.spec.disks.iter().find(|known| known.name == disk.name);
+        match known {
+            Some(known) => (&disk.pool, disk.limits) != (&known.pool, known.limits),
+            None => !disk.limits.is_none(),
+        }
+    };
+    let able = !wanted.disks.iter().any(otherwise) || offers(GuestFeature::DiskChange);
+    if able && offers(GuestFeature::HotChange) {
         Ok(())
     } else {
         Err(Error::HostTooOld(vm.owner.clone()))
     }
 }
 
+/// Refuses other disks, or larger ones, while there are snapshots: going back to one would have to bring them back too.
+fn keeps_snapshots(old: &VmRecord, new: &Spec) -> Result<(), Error> {
+    let Some(first) = old.snapshots.all.first() else {
+        return Ok(());
+    };
+    let of = |spec: &Spec| {
+        let disks = spec.disks.iter();
+        disks
+            .map(|disk| (disk.name.clone(), disk.size_mib, disk.pool.clone()))
+            .collect::<Vec<_>>()
+    };
+    if of(&old.spec) == of(new) {
+        return Ok(());
+    }
+    Err(Error::SnapshotsPresent {
+        vm: old.name.clone(),
+        first: first.name.clone(),
+        cannot: "its disks can neither come, go, move nor grow",
+    })
+}
+
+/// The disk of that name in the same pool.
+fn same_place<'a>(disks: &'a [Disk], disk: &Disk) -> Option<&'a Disk> {
+    let same = |other: &&Disk| other.name == disk.name && other.pool == disk.pool;
+    disks.iter().find(same)
+}
+
 /// What is to be remembered until the host has carried the change out.
 fn changed(old: &VmRecord, new: &VmRecord) -> Change {
     let held = old.held();
     let has = |disks: &[Disk], name: &str| disks.iter().any(|disk| disk.name == name);
-    let left_out = held.disks.iter().filter(|disk| !has(&new.spec.disks, &disk.name));
+    // Also those that are to be in another pool.
+    let left_out = held
+        .disks
+        .iter()
+        .filter(|disk| same_place(&new.spec.disks, disk).is_none());
     let mut added = old
         .change
         .as_ref()
@@ -257,7 +394,7 @@ fn changed(old: &VmRecord, new: &VmRecord) -> Change {
         .spec
         .disks
         .iter()
-        .filter(|disk| !has(&old.spec.disks, &disk.name));
+        .filter(|disk| disk.volume.is_none() && !has(&old.spec.disks, &disk.name));
     added.extend(fresh.map(|disk| disk.name.clone()));
     added.retain(|name| has(&new.spec.disks, name));
     Change {
@@ -291,8 +428,13 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
         view.unmanaged_memory_mib = 0;
     }
     let grown = |disk: &Disk| {
-        let known = before.disks.iter().find(|known| known.name == disk.name);
-        let size_mib = disk.size_mib - known.map_or(0, |known| known.size_mib.min(disk.size_mib));
+        let known = same_place(&before.disks, disk);
+        // A volume that was attached before has its room where it is.
+        let placed = volumes::resolve::of_disk(state, disk).filter(|volume| volume.host.is_some());
+        let had = known
+            .map(|known| known.size_mib)
+            .or_else(|| placed.map(|volume| volume.size_mib));
+        let size_mib = disk.size_mib.saturating_sub(had.unwrap_or(0));
         (size_mib > 0).then(|| Disk {
             size_mib,
             ..disk.clone()
@@ -350,9 +492,11 @@ pub fn settle(vm: &VmRecord, seen: &Observation) -> Option<Change> {
     if !seen.is_pending("memory_mib") {
         change.memory_mib = vm.spec.memory_mib;
     }
-    change
-        .left_out
-        .retain(|disk| seen.is_pending(&format!("disks[{}]", disk.name)));
+    change.left_out.retain(|disk| {
+        let moves = vm.spec.disks.iter().any(|other| other.name == disk.name);
+        let field = if moves { ".pool" } else { "" };
+        seen.is_pending(&format!("disks[{}]{field}", disk.name))
+    });
     let small = change.vcpus <= vm.spec.vcpus && change.memory_mib <= vm.spec.memory_mib;
     (!small || !change.left_out.is_empty()).then_some(change)
 }

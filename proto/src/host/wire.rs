@@ -72,6 +72,7 @@ impl From<v1::StoragePool> for Pool {
             shared: wire.shared,
             capacity_bytes: wire.capacity_bytes,
             available_bytes: wire.available_bytes,
+            used_bytes: wire.used_bytes,
             error: Some(wire.error).filter(|text| !text.is_empty()),
         }
     }
@@ -85,6 +86,7 @@ impl From<Pool> for v1::StoragePool {
             shared: own.shared,
             capacity_bytes: own.capacity_bytes,
             available_bytes: own.available_bytes,
+            used_bytes: own.used_bytes,
             error: own.error.unwrap_or_default(),
         }
     }
@@ -155,6 +157,10 @@ fn feature(wire: i32) -> Option<GuestFeature> {
         v1::GuestFeature::Overlay => GuestFeature::Overlay,
         v1::GuestFeature::Vlan => GuestFeature::Vlan,
         v1::GuestFeature::HotChange => GuestFeature::HotChange,
+        v1::GuestFeature::Volume => GuestFeature::Volume,
+        v1::GuestFeature::DiskChange => GuestFeature::DiskChange,
+        v1::GuestFeature::Snapshot => GuestFeature::Snapshot,
+        v1::GuestFeature::Backup => GuestFeature::Backup,
     })
 }
 
@@ -169,6 +175,10 @@ impl From<GuestFeature> for v1::GuestFeature {
             GuestFeature::Overlay => Self::Overlay,
             GuestFeature::Vlan => Self::Vlan,
             GuestFeature::HotChange => Self::HotChange,
+            GuestFeature::Volume => Self::Volume,
+            GuestFeature::DiskChange => Self::DiskChange,
+            GuestFeature::Snapshot => Self::Snapshot,
+            GuestFeature::Backup => Self::Backup,
         }
     }
 }

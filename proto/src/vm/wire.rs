@@ -120,9 +120,13 @@ fn unique<'a>(field: &str, names: impl Iterator<Item = &'a str>) -> Result<(), I
 fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
     let at = |field: &str| format!("disks[{index}].{field}");
     ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
+    let volume = check_volume(&at, &wire)?;
+    let limits = check_limits(&at, wire.limits.as_ref())?;
+    let backup = wire.backup.as_ref().map(|backup| check_backup(&at, backup));
+    let backup = backup.transpose()?;
     let image = Some(wire.image).filter(|image| !image.is_empty());
     let listed = image.as_deref().is_some_and(Reference::is_meant);
-    let from_image = listed && wire.size_mib == 0;
+    let from_image = (listed || volume.is_some()) && wire.size_mib == 0;
     if !DISK_MIB.contains(&wire.size_mib) && !from_image {
         let message = format!(
             "must be {} to {} MiB, got {}",
@@ -132,12 +136,14 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
         );
         return Err(invalid(at("size_mib"), message));
     }
-    let pool = if wire.pool.is_empty() {
-        DEFAULT_POOL.to_owned()
-    } else {
-        wire.pool
+    let pool = match wire.pool.as_str() {
+        "" if volume.is_some() => String::new(),
+        "" => DEFAULT_POOL.to_owned(),
+        named => named.to_owned(),
     };
-    ids::check_device_name(&pool).map_err(|error| invalid(at("pool"), error))?;
+    if !pool.is_empty() {
+        ids::check_device_name(&pool).map_err(|error| invalid(at("pool"), error))?;
+    }
     if let Some(image) = &image {
         let checked = if listed {
             image.parse::<Reference>().map(drop)
@@ -169,7 +175,98 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
         format,
         digest,
         clone_mode,
+        volume,
+        limits,
+        backup,
     })
+}
+
+impl TryFrom<&v1::Volume> for Disk {
+    type Error = Invalid;
+
+    /// What every disk that is this volume has in common; its name there aside.
+    fn try_from(volume: &v1::Volume) -> Result<Self, Invalid> {
+        let wire = v1::Disk {
+            name: "volume".to_owned(),
+            size_mib: volume.size_mib,
+            pool: volume.pool.clone(),
+            image: volume.image.clone(),
+            format: volume.format,
+            clone_mode: volume.clone_mode,
+            ..Default::default()
+        };
+        if !wire.image.is_empty() && !Reference::is_meant(&wire.image) {
+            return Err(invalid(
+                "image",
+                "must be an image of the catalogue, \"NAME\" or \"NAME:VERSION\"",
+            ));
+        }
+        check_disk(0, wire).map_err(|error| Invalid {
+            field: error.field.trim_start_matches("disks[0].").to_owned(),
+            ..error
+        })
+    }
+}
+
+fn check_volume(at: &impl Fn(&str) -> String, wire: &v1::Disk) -> Result<Option<VolumeRef>, Invalid> {
+    let parsed = |field: &str, error: ids::Error| invalid(at(field), error);
+    if wire.volume.is_empty() {
+        return match wire.volume_uid.as_str() {
+            "" => Ok(None),
+            _ => Err(invalid(at("volume_uid"), "is for volumes only")),
+        };
+    }
+    let name = wire.volume.parse().map_err(|error| parsed("volume", error))?;
+    let id = Some(&wire.volume_uid).filter(|uid| !uid.is_empty());
+    let id = id.map(|uid| uid.parse()).transpose();
+    Ok(Some(VolumeRef {
+        name,
+        id: id.map_err(|error| parsed("volume_uid", error))?,
+    }))
+}
+
+fn check_backup(at: &impl Fn(&str) -> String, wire: &v1::DiskBackup) -> Result<BackupRef, Invalid> {
+    let refused = |field: &str, error: ids::Error| invalid(at(&format!("backup.{field}")), error);
+    ids::check_device_name(&wire.pool).map_err(|error| refused("pool", error))?;
+    ids::check_device_name(&wire.disk).map_err(|error| refused("disk", error))?;
+    Ok(BackupRef {
+        id: wire.uid.parse().map_err(|error| refused("uid", error))?,
+        pool: wire.pool.clone(),
+        disk: wire.disk.clone(),
+    })
+}
+
+fn check_limits(at: &impl Fn(&str) -> String, wire: Option<&v1::DiskLimits>) -> Result<DiskLimits, Invalid> {
+    let Some(wire) = wire else {
+        return Ok(DiskLimits::default());
+    };
+    let check = |field: &str, value: u64, most: u64| match value {
+        0 => Ok(None),
+        value if value <= most => Ok(Some(value)),
+        value => {
+            let message = format!("must be 0 (no limit) to {most}, got {value}");
+            Err(invalid(at(&format!("limits.{field}")), message))
+        }
+    };
+    let iops = |field, value| check(field, value, MAX_DISK_IOPS);
+    let rate = |field, value| check(field, value, MAX_DISK_MIB_PER_SECOND);
+    Ok(DiskLimits {
+        read_iops: iops("read_operations_per_second", wire.read_operations_per_second)?,
+        write_iops: iops("write_operations_per_second", wire.write_operations_per_second)?,
+        read_mib_per_second: rate("read_mib_per_second", wire.read_mib_per_second)?,
+        write_mib_per_second: rate("write_mib_per_second", wire.write_mib_per_second)?,
+    })
+}
+
+impl From<DiskLimits> for v1::DiskLimits {
+    fn from(limits: DiskLimits) -> Self {
+        Self {
+            read_operations_per_second: limits.read_iops.unwrap_or(0),
+            write_operations_per_second: limits.write_iops.unwrap_or(0),
+            read_mib_per_second: limits.read_mib_per_second.unwrap_or(0),
+            write_mib_per_second: limits.write_mib_per_second.unwrap_or(0),
+        }
+    }
 }
 
 fn check_clone(field: &str, wire: i32, listed: bool) -> Result<CloneMode, Invalid> {
@@ -230,9 +327,9 @@ fn check_kernel(wire: v1::KernelBoot) -> Result<KernelBoot, Invalid> {
     })
 }
 
-impl From<Spec> for v1::VmSpec {
-    fn from(spec: Spec) -> Self {
-        let disk = |disk: Disk| v1::Disk {
+impl From<Disk> for v1::Disk {
+    fn from(disk: Disk) -> Self {
+        Self {
             name: disk.name,
             size_mib: disk.size_mib,
             pool: disk.pool,
@@ -249,11 +346,32 @@ impl From<Spec> for v1::VmSpec {
                 CloneMode::Full => v1::CloneMode::Full,
             }
             .into(),
-        };
+            volume: disk
+                .volume
+                .as_ref()
+                .map(|volume| volume.name.to_string())
+                .unwrap_or_default(),
+            volume_uid: disk
+                .volume
+                .and_then(|volume| volume.id)
+                .map(|id| id.to_string())
+                .unwrap_or_default(),
+            limits: (!disk.limits.is_none()).then(|| disk.limits.into()),
+            backup: disk.backup.map(|backup| v1::DiskBackup {
+                uid: backup.id.to_string(),
+                pool: backup.pool,
+                disk: backup.disk,
+            }),
+        }
+    }
+}
+
+impl From<Spec> for v1::VmSpec {
+    fn from(spec: Spec) -> Self {
         Self {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
-            disks: spec.disks.into_iter().map(disk).collect(),
+            disks: spec.disks.into_iter().map(Into::into).collect(),
             nics: spec.nics.into_iter().map(Into::into).collect(),
             kernel_boot: spec.kernel_boot.map(|boot| v1::KernelBoot {
                 kernel: boot.kernel,

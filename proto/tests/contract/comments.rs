@@ -26,6 +26,9 @@ const UNITLESS: &[&str] = &[
     "vni",
     "vlan",
     "port",
+    "number",
+    "layer",
+    "replaces",
 ];
 
 /// Words of a comment that name a unit, or say that there is none.

@@ -11,6 +11,7 @@ use dalgu_proto::{
         self, event_service_server::EventService, host_service_server::HostService,
         network_service_server::NetworkService, operation_service_server::OperationService,
         placement_service_server::PlacementService, vm_service_server::VmService,
+        volume_service_server::VolumeService,
     },
 };
 use prost_types::FieldMask;
@@ -28,6 +29,9 @@ pub const HOSTS: [&str; 2] = ["h1", "h2"];
 const VMS: [&str; 4] = ["a", "b", "c", ""];
 const NETWORKS: [&str; 2] = ["field", "office"];
 const GROUPS: [&str; 2] = ["ssh", "web"];
+const VOLUMES: [&str; 2] = ["ledger", "scratch"];
+/// From this method number on: volumes.
+const VOLUME_METHODS: u8 = 224;
 const REQUEST_IDS: [&str; 4] = [
     "",
     "00000000-0000-4000-8000-000000000001",
@@ -91,9 +95,13 @@ fn registration(host: &str) -> agent::RegisterRequest {
             pools: vec![pool("local", false), pool("shared", true)],
             bridges: vec!["br0".into()],
             accelerator: "tcg".into(),
-            guest_features: [v1::GuestFeature::Network, v1::GuestFeature::Overlay]
-                .map(Into::into)
-                .into(),
+            guest_features: [
+                v1::GuestFeature::Network,
+                v1::GuestFeature::Overlay,
+                v1::GuestFeature::Volume,
+            ]
+            .map(Into::into)
+            .into(),
             overlay_address: "192.0.2.1".into(),
             ..Default::default()
         }),
@@ -218,6 +226,9 @@ async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()
         NETWORKS[names >> 2 & 1].to_owned(),
         GROUPS[names >> 3 & 1].to_owned(),
     );
+    if method >= VOLUME_METHODS {
+        return volumes(site, input, method, names, request_id).await;
+    }
     match method % 32 {
         0..=2 => call!(
             create_vm,
@@ -462,6 +473,83 @@ async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()
     Some(())
 }
 
+/// As [`request`], for volumes; some are attached to VMs.
+async fn volumes(
+    site: &Site,
+    input: &mut Input<'_>,
+    method: u8,
+    names: usize,
+    request_id: String,
+) -> Option<()> {
+    let services = &site.services;
+    macro_rules! call {
+        ($method:ident, $base:expr) => {
+            drop(answer(services.$method(operator(input.over($base)?))).await)
+        };
+    }
+    let name = VOLUMES[names >> 2 & 1].to_owned();
+    let volume = v1::Volume {
+        name: name.clone(),
+        size_mib: 64,
+        ..Default::default()
+    };
+    let etag = String::new();
+    match method % 7 {
+        0 | 1 => call!(
+            create_volume,
+            v1::CreateVolumeRequest {
+                volume: Some(volume),
+                request_id
+            }
+        ),
+        2 => call!(
+            update_volume,
+            v1::UpdateVolumeRequest {
+                volume: Some(v1::Volume {
+                    size_mib: 128,
+                    ..volume
+                }),
+                update_mask: mask(&["size_mib", "labels"]),
+                request_id
+            }
+        ),
+        3 => call!(
+            delete_volume,
+            v1::DeleteVolumeRequest {
+                name,
+                etag,
+                request_id
+            }
+        ),
+        4 => call!(
+            undelete_volume,
+            v1::UndeleteVolumeRequest {
+                name,
+                etag,
+                request_id
+            }
+        ),
+        5 => call!(get_volume, v1::GetVolumeRequest { name }),
+        _ => {
+            let mut vm = vm(VMS[names & 3]);
+            vm.spec.get_or_insert_default().disks.push(v1::Disk {
+                name: "data".into(),
+                volume: name,
+                ..Default::default()
+            });
+            call!(
+                create_vm,
+                v1::CreateVmRequest {
+                    vm: Some(vm),
+                    request_id,
+                    ..Default::default()
+                }
+            );
+        }
+    }
+    Some(())
+}
+
 /// The session that an agent of this host would work in.
 fn session(site: &Site, host: &str) -> u64 {
     let name: HostName = host.parse().expect("the hosts of the target have names");
@@ -512,6 +600,7 @@ pub async fn pages(site: &Site) {
     same!(list_operations, ListOperationsRequest, operations, id);
     same!(list_events, ListEventsRequest, events, resource_version);
     same!(list_networks, ListNetworksRequest, networks, name);
+    same!(list_volumes, ListVolumesRequest, volumes, name);
     same!(
         list_security_groups,
         ListSecurityGroupsRequest,

@@ -10,12 +10,12 @@ use dalgu_agent::hypervisor::{
     libvirt::{
         Accelerator, read,
         tree::{Element, Node},
-        xml::{Cache, DiskModel, KernelModel, Model, NicModel},
+        xml::{BackingModel, Cache, DiskModel, KernelModel, Model, NicModel},
     },
 };
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation},
-    vm::{DiskFormat, Firmware},
+    vm::{DiskFormat, DiskLimits, Firmware},
 };
 use uuid::Uuid;
 
@@ -59,7 +59,14 @@ fn model(input: &mut Input<'_>) -> Model {
                 path: input.word().into(),
                 format: input.pick(&[DiskFormat::Qcow2, DiskFormat::Raw]),
                 cache: input.pick(&[Cache::None, Cache::Writeback]),
-                backing: input.pick(&[false, true]).then(|| input.word().into()),
+                backing: (0..input.pick(&[0, 1, 3]))
+                    .map(|_| BackingModel {
+                        path: input.word().into(),
+                        format: input.pick(&[DiskFormat::Qcow2, DiskFormat::Raw]),
+                        image: input.pick(&[false, true]),
+                    })
+                    .collect(),
+                limits: DiskLimits::default(),
             })
             .collect(),
         nics: (0..shape >> 2 & 3)
@@ -96,7 +103,9 @@ fn plain(model: &Model) -> Model {
     plain.nvram = plain.nvram.as_ref().map(|_| path());
     for disk in &mut plain.disks {
         (disk.name, disk.path) = ("x".into(), path());
-        disk.backing = disk.backing.as_ref().map(|_| path());
+        for file in &mut disk.backing {
+            file.path = path();
+        }
     }
     for nic in &mut plain.nics {
         (nic.name, nic.bridge, nic.mac) = ("x".into(), "x".into(), "x".into());
@@ -137,7 +146,7 @@ fn written(input: &mut Input<'_>) {
     assert_eq!(
         files.len(),
         model.disks.len()
-            + model.disks.iter().filter(|disk| disk.backing.is_some()).count()
+            + model.disks.iter().map(|disk| disk.backing.len()).sum::<usize>()
             + model
                 .kernel
                 .iter()

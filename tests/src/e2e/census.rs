@@ -136,6 +136,13 @@ fn files(dir: &Path) -> BTreeSet<String> {
     found
 }
 
+/// What is in a pool; the directory of its backups stays when they are gone.
+fn pool_files(pool: &Path) -> BTreeSet<String> {
+    let mut found = files(pool);
+    found.remove("backups/");
+    found
+}
+
 /// Memory that is set aside for a VM, by the published formula: the guest's, 64 MiB for QEMU, 1 MiB a processor,
 /// and 1/128 of the guest's, rounded up.
 fn reserved_mib(vm: &Vm) -> u64 {
@@ -240,14 +247,22 @@ fn wrong_files(lab: &Lab, vms: &[Vm]) -> Vec<String> {
     let shared = vms.iter().flat_map(|vm| in_pool(vm, "shared")).collect();
     found.extend(difference(
         "shared disks",
-        &files(&lab.layout().shared()),
+        &pool_files(&lab.layout().shared()),
         &shared,
     ));
     for host in lab.hosts() {
         let here = || vms.iter().filter(|vm| vm.host == host.name);
-        let local = here().flat_map(|vm| in_pool(vm, "local")).collect();
-        let disks = files(&host.outside("/var/lib/dalgu/local"));
-        found.extend(difference(&format!("disks of {}", host.name), &disks, &local));
+        for pool in ["local", "fast"] {
+            let wanted = here().flat_map(|vm| in_pool(vm, pool)).collect();
+            let mut disks = pool_files(&host.outside(&format!("/var/lib/dalgu/{pool}")));
+            // The folder of volumes stays when the last of them goes.
+            disks.remove("volumes/");
+            found.extend(difference(
+                &format!("pool {pool} of {}", host.name),
+                &disks,
+                &wanted,
+            ));
+        }
         let sockets = files(&host.outside("/run/dalgu/migration"));
         found.extend(difference(
             &format!("migration sockets of {}", host.name),

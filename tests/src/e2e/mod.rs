@@ -1,10 +1,11 @@
 //! What the end-to-end tests of Dalgu share: the operator's words and Dalgu's answers ([`words`]), the
-//! independent view of the hosts ([`census`]), a guest's whole story across hosts ([`story`]), and `grpcurl`
-//! ([`grpcurl`]). Used by `tests/tests/*.rs` only.
+//! independent view of the hosts ([`census`]), a guest's whole story across hosts ([`story`]), changes and what a guest writes
+//! meanwhile ([`changes`]), and `grpcurl` ([`grpcurl`]). Used by `tests/tests/*.rs` only.
 //!
 //! What Dalgu says is never taken as proof of what Dalgu did: [`census`] asks `virsh`, `/proc` and the file systems.
 
 pub mod census;
+pub mod changes;
 pub mod grpcurl;
 pub mod story;
 pub mod words;

@@ -9,10 +9,16 @@ use std::{
 
 use async_trait::async_trait;
 use dalgu_agent::hypervisor::{
-    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, Migrate, Progress,
+    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, LayerChange, Layers,
+    Migrate, Progress,
+    backup::{Manifest, Order},
     sim::{Call, Fault, Phase, Sim},
 };
-use dalgu_proto::{host::VmUsage, ids::VmId, vm::Disk};
+use dalgu_proto::{
+    host::VmUsage,
+    ids::{BackupId, VmId, VolumeId},
+    vm::Disk,
+};
 use tokio::sync::{broadcast, watch};
 
 use super::{
@@ -148,6 +154,15 @@ impl Hypervisor for Machine {
         self.change("change_hardware", definition.id, work).await
     }
 
+    async fn layers(&self, definition: &Definition) -> Result<Layers, Error> {
+        self.look("layers", self.sim.layers(definition)).await
+    }
+
+    async fn change_layers(&self, definition: &Definition, change: &LayerChange) -> Result<bool, Error> {
+        let work = self.sim.change_layers(definition, change);
+        self.change("change_layers", definition.id, work).await
+    }
+
     async fn delete_volume(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
         self.change("delete_volume", id, self.sim.delete_volume(id, disk))
             .await
@@ -156,6 +171,10 @@ impl Hypervisor for Machine {
     async fn delete_volumes(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
         self.change("delete_volumes", id, self.sim.delete_volumes(id, keep_shared))
             .await
+    }
+
+    async fn purge_volume(&self, pool: &str, volume: VolumeId, keep_shared: bool) -> Result<(), Error> {
+        self.sim.purge_volume(pool, volume, keep_shared).await
     }
 
     async fn define(&self, definition: &Definition) -> Result<(), Error> {
@@ -248,6 +267,23 @@ impl Hypervisor for Machine {
 
     async fn abort_migration(&self, id: VmId) -> Result<(), Error> {
         self.change("abort_migration", id, self.sim.abort_migration(id))
+            .await
+    }
+
+    async fn back_up(&self, order: &Order) -> Result<Manifest, Error> {
+        self.look("back_up", self.sim.back_up(order)).await
+    }
+
+    async fn backup_progress(&self, id: VmId) -> Result<Option<(u64, u64)>, Error> {
+        self.look("backup_progress", self.sim.backup_progress(id)).await
+    }
+
+    async fn backup(&self, pool: &str, id: BackupId) -> Result<Option<Manifest>, Error> {
+        self.look("backup", self.sim.backup(pool, id)).await
+    }
+
+    async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error> {
+        self.look("remove_backup", self.sim.remove_backup(vm, pool, id))
             .await
     }
 }

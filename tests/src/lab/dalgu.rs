@@ -100,6 +100,10 @@ path = "/var/lib/dalgu/local"
 shared = false
 
 [[pools]]
+name = "fast"
+path = "/var/lib/dalgu/fast"
+
+[[pools]]
 name = "shared"
 path = "/var/lib/dalgu/shared"
 shared = true

@@ -29,6 +29,7 @@ pub fn prepare(layout: &Layout, host: &Host) -> anyhow::Result<()> {
     for dir in [
         SHARED_DIR,
         "/var/lib/dalgu/local",
+        "/var/lib/dalgu/fast",
         "/var/lib/dalgu/images",
         "/var/lib/dalgu/agent",
         "/etc/libvirt/nwfilter",

@@ -35,6 +35,7 @@ fn vm(slot: u64, number: u64) -> Vm {
         images: Vec::new(),
         documents: Default::default(),
         changes: Default::default(),
+        snapshots: Default::default(),
         name: "web".parse().expect("a name"),
         intent: None,
         epoch: Epoch(number),

@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "controller/src/migration/decide.rs",
     "controller/src/placement",
     "controller/src/reconcile/plan.rs",
+    "controller/src/volumes/resolve.rs",
 ];
 
 /// What decisions must not name: the runtime, the network, libvirt, the store, logs, clocks and chance.
@@ -96,6 +97,7 @@ const LIBVIRT: &str = "agent/src/hypervisor/libvirt";
 /// Where generated types may be: the places that speak gRPC, and the conversions beside them.
 const EDGES: &[&str] = &[
     "agent/src/agent.rs",
+    "agent/src/backups/server.rs",
     "agent/src/console.rs",
     "agent/src/images/peers.rs",
     "agent/src/images/report.rs",
@@ -104,6 +106,7 @@ const EDGES: &[&str] = &[
     "agent/src/network/server.rs",
     "agent/src/reporter.rs",
     "agent/src/server.rs",
+    "agent/src/volumes/server.rs",
     "agent/src/wire.rs",
     "cli",
     "controller/src/agent_client",

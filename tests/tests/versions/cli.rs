@@ -12,12 +12,15 @@ use jiff::Timestamp;
 /// Where an enum is told only in JSON and YAML.
 const NOT_FOR_PEOPLE: &[(&str, &str)] = &[
     ("dalgu.v1.Vm", "spec.ha_tier"),
+    // What the VM was made of, which a VM made from it shows.
+    ("dalgu.v1.Backup", "spec."),
     // The object as it was then; the event says what happened to it.
     ("dalgu.v1.Event", "vm."),
     ("dalgu.v1.Event", "host."),
     ("dalgu.v1.Event", "operation."),
     ("dalgu.v1.Event", "image."),
     ("dalgu.v1.Event", "security_group."),
+    ("dalgu.v1.Event", "volume."),
 ];
 
 fn now() -> Timestamp {
@@ -60,7 +63,9 @@ fn a_value_that_only_a_newer_controller_knows_is_shown_by_its_number() {
     assert!(every_enum_of::<v1::Operation>() >= 3);
     assert!(every_enum_of::<v1::Event>() >= 10);
     assert!(every_enum_of::<v1::Image>() >= 3);
+    assert!(every_enum_of::<v1::Backup>() >= 2);
     assert!(every_enum_of::<v1::SecurityGroup>() >= 2);
+    assert!(every_enum_of::<v1::Volume>() >= 3);
     assert!(every_enum_of::<v1::Site>() >= 1);
     assert_eq!(every_enum_of::<v1::Placement>(), 0, "else it is to be shown");
 }

@@ -72,6 +72,15 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "SnapshotService/CreateSnapshot" => v1::CreateSnapshotRequest {
+            snapshot: Some(v1::Snapshot {
+                vm: "web".into(),
+                name: "s".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "ImageService/CreateImage" => v1::CreateImageRequest {
             image: Some(v1::Image {
                 size_bytes: 1,
@@ -95,6 +104,38 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             security_group: Some(security_group()),
             update_mask: mask("rules"),
             ..Default::default()
+        }
+        .encode_to_vec(),
+        "VolumeService/CreateVolume" => v1::CreateVolumeRequest {
+            volume: Some(v1::Volume {
+                size_mib: 1,
+                ..volume("new")
+            }),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "VolumeService/UpdateVolume" => v1::UpdateVolumeRequest {
+            volume: Some(volume("ledger")),
+            update_mask: mask("labels"),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "BackupService/CreateBackup" => v1::CreateBackupRequest {
+            vm: "web".into(),
+            pool: "local".into(),
+            kind: v1::BackupKind::Full.into(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "AgentBackupService/StartBackup" => agent::StartBackupRequest {
+            context: context(),
+            backup_uid: uuid::Uuid::new_v4().to_string(),
+            vm_uid: web.uid.clone(),
+            vm_name: web.name.clone(),
+            spec: web.spec.clone(),
+            pool: "local".into(),
+            kind: v1::BackupKind::Full.into(),
+            parent_uid: String::new(),
         }
         .encode_to_vec(),
         "AgentImageService/ImportImage" => agent::ImportImageRequest {
@@ -141,6 +182,27 @@ fn image() -> v1::Image {
     }
 }
 
+fn volume(name: &str) -> v1::Volume {
+    v1::Volume {
+        name: name.into(),
+        ..Default::default()
+    }
+}
+
+/// A volume that no VM has.
+async fn enter_volume(site: &Site) {
+    let record = serde_json::json!({
+        "id": uuid::Uuid::new_v4(),
+        "name": "ledger",
+        "size_mib": 1,
+        "pool": "local",
+        "create_time": "2026-11-28T00:00:00Z",
+    });
+    let record = serde_json::from_value(record).unwrap();
+    let db = site.core().unwrap().db();
+    db.change(|tx| tx.put_volume(record)).await;
+}
+
 fn security_group() -> v1::SecurityGroup {
     let rule = v1::SecurityRule {
         direction: v1::Direction::Ingress.into(),
@@ -177,7 +239,7 @@ async fn enter_image(site: &Site) {
 fn without_effect(path: &str, field: &str) -> bool {
     match path.rsplit_once('/').unwrap().1 {
         "UpdateVm" => field != "vm.spec.restart_policy",
-        "UpdateHost" => true,
+        "UpdateHost" | "UpdateVolume" => true,
         "UpdateImage" => field != "image.visibility",
         _ => false,
     }
@@ -203,6 +265,7 @@ async fn a_value_that_only_a_newer_caller_knows_is_refused_by_the_name_of_its_fi
     story::label_hosts(&operator, &["h1"]).await.unwrap();
     operator.create("web", "h1", false).await.unwrap();
     enter_image(&site).await;
+    enter_volume(&site).await;
     let web = told(&site, "web");
     let before = (
         site.servers[&host].sim.domains(),

@@ -19,6 +19,8 @@ use std::{
 
 use nix::sys::statvfs::statvfs;
 
+use super::check_mounted;
+
 /// Time after which a place counts as not answering.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// How long a sample waits for a place that has answered before; local ones answer in microseconds.
@@ -33,6 +35,8 @@ pub(super) struct Room {
     pub size_bytes: u64,
     /// As in [`dalgu_proto::host::FileSystem`].
     pub available_bytes: u64,
+    /// In use by anybody.
+    pub used_bytes: u64,
     /// As in [`dalgu_proto::host::FileSystem`].
     pub inodes: u64,
     /// As in [`dalgu_proto::host::FileSystem`].
@@ -50,6 +54,7 @@ pub(super) fn ask_kernel(path: &Path) -> Result<Room, String> {
         real: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
         size_bytes: bytes(stat.blocks()),
         available_bytes: bytes(stat.blocks_available()),
+        used_bytes: bytes(stat.blocks().saturating_sub(stat.blocks_free())),
         inodes: stat.files(),
         inodes_free: stat.files_free(),
     })
@@ -62,6 +67,8 @@ type Line = (SyncSender<()>, Receiver<Result<Room, String>>);
 #[derive(Debug)]
 pub(super) struct Probe {
     path: PathBuf,
+    /// A file system must be mounted there.
+    mounted: bool,
     /// Present while the thread runs.
     line: Option<Line>,
     /// When the open question was asked, since boot.
@@ -71,9 +78,10 @@ pub(super) struct Probe {
 
 impl Probe {
     /// A place not asked yet.
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf, mounted: bool) -> Self {
         Self {
             path,
+            mounted,
             line: None,
             asked: None,
             last: None,
@@ -88,7 +96,7 @@ impl Probe {
             return Duration::ZERO;
         }
         if self.line.is_none() {
-            self.line = spawn(&self.path, ask)
+            self.line = spawn(&self.path, self.mounted, ask)
                 .map_err(|error| self.last = Some(Err(error.to_string())))
                 .ok();
         }
@@ -145,7 +153,7 @@ impl Probe {
 }
 
 /// Starts the thread of a place; it ends when the place is dropped, once the kernel lets it go.
-fn spawn(path: &Path, ask: &Ask) -> std::io::Result<Line> {
+fn spawn(path: &Path, mounted: bool, ask: &Ask) -> std::io::Result<Line> {
     let (questions, asked) = sync_channel(1);
     let (answer, answers) = sync_channel(1);
     let (path, ask) = (path.to_owned(), Arc::clone(ask));
@@ -154,7 +162,8 @@ fn spawn(path: &Path, ask: &Ask) -> std::io::Result<Line> {
         .stack_size(128 * 1024)
         .spawn(move || {
             while asked.recv().is_ok() {
-                if answer.send(ask(&path)).is_err() {
+                let there = if mounted { check_mounted(&path) } else { Ok(()) };
+                if answer.send(there.and_then(|()| ask(&path))).is_err() {
                     return;
                 }
             }

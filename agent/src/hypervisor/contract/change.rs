@@ -1,9 +1,10 @@
 //! Rules of changes of a domain that is there.
 
-use dalgu_proto::vm::Disk;
+use dalgu_proto::vm::{Disk, DiskLimits};
 
 use super::{
-    Broken, Definition, Error, Fixture, Hypervisor, Kept, VmId, booted, done, eventually, must, refused,
+    Broken, Definition, DomainState, Error, Fixture, Hypervisor, Kept, VmId, booted, done, eventually, is,
+    must, refused, wrong_state,
 };
 use crate::hypervisor::{Change, Hardware};
 
@@ -12,6 +13,10 @@ const SIZE_MIB: u64 = 32;
 
 async fn hardware(hypervisor: &dyn Hypervisor, id: VmId) -> Result<Hardware, Broken> {
     done("hardware", hypervisor.hardware(id).await)?.ok_or_else(|| Broken(format!("{id} has none")))
+}
+
+fn size(hardware: &Hardware, disk: &str) -> Option<u64> {
+    hardware.disks.get(disk).map(|disk| disk.size_mib)
 }
 
 async fn change(hypervisor: &dyn Hypervisor, vm: &Definition, change: Change) -> Kept {
@@ -71,7 +76,7 @@ pub async fn a_running_domain_is_changed(hypervisor: &dyn Hypervisor, fixture: &
         change(hypervisor, &more, attach.clone()).await?;
     }
     let has = hardware(hypervisor, vm.id).await?;
-    must(has.disks.get("added") == Some(&SIZE_MIB), || {
+    must(size(&has, "added") == Some(SIZE_MIB), || {
         format!("disks: {has:?}")
     })?;
     must(has.free_ports + 1 == expected.free_ports, || {
@@ -83,9 +88,10 @@ pub async fn a_running_domain_is_changed(hypervisor: &dyn Hypervisor, fixture: &
         change(hypervisor, &larger, Change::GrowDisk("added".into())).await?;
     }
     let has = hardware(hypervisor, vm.id).await?;
-    must(has.disks.get("added") == Some(&(SIZE_MIB * 2)), || {
+    must(size(&has, "added") == Some(SIZE_MIB * 2), || {
         format!("growth: {has:?}")
     })?;
+    are_limited(hypervisor, &larger).await?;
     lets_go(hypervisor, fixture, &larger).await?;
     done("destroy", hypervisor.destroy(vm.id).await)?;
     refused(
@@ -127,9 +133,95 @@ pub async fn a_disk_grows_while_the_domain_is_off(hypervisor: &dyn Hypervisor, f
         change(hypervisor, &larger, Change::GrowDisk(name.clone())).await?;
     }
     let has = hardware(hypervisor, vm.id).await?;
-    must(has.disks.get(&name) == Some(&size_mib), || {
-        format!("growth: {has:?}")
+    must(size(&has, &name) == Some(size_mib), || format!("growth: {has:?}"))?;
+    done("start", hypervisor.start(vm.id).await)?;
+    fixture.remove(hypervisor, vm.id).await
+}
+
+/// Limits are set, and lifted, while it runs.
+async fn are_limited(hypervisor: &dyn Hypervisor, vm: &Definition) -> Kept {
+    let mut limited = vm.clone();
+    let disk = limited.spec.disks.last_mut();
+    let disk = disk.ok_or_else(|| Broken("no disk".into()))?;
+    disk.limits = DiskLimits {
+        read_iops: Some(500),
+        write_mib_per_second: Some(20),
+        ..DiskLimits::default()
+    };
+    let (name, limits) = (disk.name.clone(), disk.limits);
+    for (vm, wanted) in [(&limited, limits), (vm, DiskLimits::default())] {
+        change(hypervisor, vm, Change::LimitDisk(name.clone())).await?;
+        let has = hardware(hypervisor, vm.id).await?;
+        let found = has.disks.get(&name).map(|disk| disk.limits);
+        must(found == Some(wanted), || format!("limits: {has:?}"))?;
+    }
+    Ok(())
+}
+
+/// A disk goes to another pool, while the domain runs and while it is off: until it is there the domain keeps it in the old one, however
+/// often it is defined; afterwards the old file can be deleted, and no sooner. A copy that is not wanted any more ends.
+pub async fn a_disk_moves_to_another_pool(
+    hypervisor: &dyn Hypervisor,
+    fixture: &Fixture,
+    pool: &str,
+    runs: bool,
+) -> Kept {
+    let vm = match runs {
+        true => fixture.make_running(hypervisor).await?,
+        false => fixture.make(hypervisor).await?,
+    };
+    let first = vm.spec.disks.first().ok_or_else(|| Broken("no disk".into()))?;
+    let (name, move_it) = (first.name.clone(), Change::MoveDisk(first.name.clone()));
+    let mut there = vm.clone();
+    there.spec.disks[0].pool = pool.to_owned();
+    done("define", hypervisor.define(&there).await)?;
+    let attached = async || {
+        let has = hardware(hypervisor, vm.id).await?;
+        has.disks
+            .get(&name)
+            .cloned()
+            .ok_or_else(|| Broken(format!("{name} is gone")))
+    };
+    let has = attached().await?;
+    must(has.pool.as_ref() == Some(&first.pool), || {
+        format!("a definition moved it: {has:?}")
     })?;
+    // It is begun, given up, and begun again.
+    change(hypervisor, &there, move_it.clone()).await?;
+    must(attached().await?.copy.is_some(), || "nothing is copied".into())?;
+    eventually("the copy is given up", fixture.patience, async || {
+        change(hypervisor, &vm, move_it.clone()).await?;
+        Ok(attached().await?.copy.is_none())
+    })
+    .await?;
+    done(
+        "delete_volume",
+        hypervisor.delete_volume(vm.id, &there.spec.disks[0]).await,
+    )?;
+    change(hypervisor, &there, move_it.clone()).await?;
+    refused(
+        "deletion of a disk that is copied",
+        hypervisor.delete_volume(vm.id, first).await,
+        wrong_state,
+    )?;
+    eventually("the disk has moved", fixture.patience, async || {
+        change(hypervisor, &there, move_it.clone()).await?;
+        let has = attached().await?;
+        Ok(has.pool.as_deref() == Some(pool) && has.copy.is_none())
+    })
+    .await?;
+    done("define", hypervisor.define(&there).await)?;
+    done("delete_volume", hypervisor.delete_volume(vm.id, first).await)?;
+    let has = attached().await?;
+    must(
+        has.pool.as_deref() == Some(pool) && has.size_mib == first.size_mib,
+        || format!("it has {has:?}"),
+    )?;
+    if runs {
+        is(hypervisor, vm.id, DomainState::Running).await?;
+        done("destroy", hypervisor.destroy(vm.id).await)?;
+    }
+    // It starts with what it has there.
     done("start", hypervisor.start(vm.id).await)?;
     fixture.remove(hypervisor, vm.id).await
 }

@@ -14,19 +14,27 @@ use virt_sys as sys;
 use super::{
     domain::Ours,
     error::{is_guests_fault, of},
+    ffi::{self, Value},
     host::Host,
+    moving,
     read::{self, Device, HOLE, Parts},
+    snapshot,
     tree::XmlError,
     xml::{self, NAMESPACE, PREFIX},
 };
 use crate::hypervisor::{Change, Definition, DomainState, Error, Hardware, SPARE_PORTS};
 
-const CALL: &str = "change_hardware";
+pub(super) const CALL: &str = "change_hardware";
 
 type Raw = virt::error::Error;
 
 /// A domain, and what it has.
-fn look(call: &'static str, connect: &Connect, id: VmId, cluster: ClusterId) -> Result<(Ours, Parts), Error> {
+pub(super) fn look(
+    call: &'static str,
+    connect: &Connect,
+    id: VmId,
+    cluster: ClusterId,
+) -> Result<(Ours, Parts), Error> {
     let ours = Ours::find(call, connect, id, cluster)?;
     let flags = match is_alive(&ours) {
         true => 0,
@@ -50,24 +58,26 @@ pub(super) fn hardware(
     id: VmId,
     cluster: ClusterId,
 ) -> Result<Option<Hardware>, Error> {
-    let mut parts = match look("hardware", connect, id, cluster) {
+    let (ours, mut parts) = match look("hardware", connect, id, cluster) {
         Err(Error::NotFound { .. }) => return Ok(None),
-        looked => looked?.1,
+        looked => looked?,
     };
-    for disk in &parts.disks {
-        let size = disk
-            .file
-            .as_ref()
-            .map(|(file, format)| host.storage.size_of(file, *format));
-        if let Some(known) = parts.hardware.disks.get_mut(&disk.name) {
-            *known = size.transpose()?.unwrap_or(0) >> 20;
+    for device in &parts.disks {
+        if let Some(attached) = parts.hardware.disks.get_mut(&device.name) {
+            moving::attached(host, &ours, device, attached)?;
         }
     }
     Ok(Some(parts.hardware))
 }
 
-/// Whether a domain has a disk, as it runs or as it is defined.
-pub(super) fn has_disk(connect: &Connect, id: VmId, cluster: ClusterId, disk: &Disk) -> Result<bool, Error> {
+/// Whether a domain has a disk in its pool, as it runs or as it is defined, or copies it there.
+pub(super) fn has_disk(
+    host: &Host,
+    connect: &Connect,
+    id: VmId,
+    cluster: ClusterId,
+    disk: &Disk,
+) -> Result<bool, Error> {
     let call = "delete_volume";
     let ours = match Ours::find(call, connect, id, cluster) {
         Err(Error::NotFound { .. }) => return Ok(false),
@@ -82,7 +92,17 @@ pub(super) fn has_disk(connect: &Connect, id: VmId, cluster: ClusterId, disk: &D
             .handle
             .xml_desc(flags)
             .map_err(|error| of(call, id, &error))?;
-        if read::parts(&xml)?.hardware.disks.contains_key(&disk.name) {
+        let parts = read::parts(&xml)?;
+        let mut same = parts.disks.iter().filter(|device| device.name == disk.name);
+        let path = host.storage.path(id, disk)?;
+        let uses = |device: &Device| {
+            let file = device.file.as_ref().map(|(file, _)| file);
+            let mirror = device.mirror.as_ref().map(|(file, _)| file);
+            // What is in none of the pools is not known to be another.
+            let elsewhere = file.is_some_and(|file| host.storage.pool_of(file).is_some() && *file != path);
+            !elsewhere || mirror == Some(&path)
+        };
+        if same.any(uses) {
             return Ok(true);
         }
     }
@@ -118,8 +138,11 @@ pub(super) fn change(
         }
         Change::MemoryMib(mib) => live.set_memory(*mib),
         Change::GrowDisk(name) => live.grow(definition, name),
+        Change::LimitDisk(name) => live.limit(definition, name),
+        // Not here: it is done to a domain that is off, too.
+        Change::MoveDisk(_) => Ok(()),
         Change::AttachDisk(name) => {
-            let model = host.model(definition)?;
+            let model = host.model(definition, &snapshot::tops_of(&live.parts.disks))?;
             live.attach(
                 &live.parts.disks,
                 name,
@@ -128,7 +151,7 @@ pub(super) fn change(
             )
         }
         Change::AttachNic(name) => {
-            let model = host.model(definition)?;
+            let model = host.model(definition, &snapshot::tops_of(&live.parts.disks))?;
             let target = |place| xml::nic_target(id.uuid(), place);
             live.attach(&live.parts.nics, name, |place| model.new_nic(name, place), target)
         }
@@ -187,6 +210,16 @@ impl Live {
         )
     }
 
+    fn limit(&self, definition: &Definition, name: &str) -> Result<(), Error> {
+        let disk = definition.spec.disks.iter().find(|disk| disk.name == name);
+        let there = self.parts.disks.iter().find(|disk| disk.name == name);
+        let (Some(disk), Some(there)) = (disk, there) else {
+            return Ok(());
+        };
+        let values = xml::io_tune(&disk.limits).map(|(name, most)| (name, Value::Unsigned(most)));
+        self.done(ffi::set_block_io_tune(&self.ours.handle, &there.target, &values))
+    }
+
     /// Plugs a device into the first place that is free, unless it is there.
     fn attach(
         &self,
@@ -215,6 +248,7 @@ impl Live {
         let Some(device) = all.iter().find(|device| device.name == name) else {
             return Ok(());
         };
+        self.done(moving::give_up(&self.ours, device))?;
         let detached = self
             .ours
             .handle
@@ -273,6 +307,8 @@ mod tests {
             name: name.to_owned(),
             target: target.to_owned(),
             file: None,
+            mirror: None,
+            behind: Vec::new(),
             xml: String::new(),
         }
     }

@@ -21,7 +21,13 @@ const CONFIG_UNSUPPORTED: u32 = 67;
 const OPERATION_TIMEOUT: u32 = 68;
 const OPERATION_ABORTED: u32 = 78;
 const NO_DOMAIN_METADATA: u32 = 80;
+const BLOCK_COPY_ACTIVE: u32 = 83;
 const OPERATION_UNSUPPORTED: u32 = 84;
+const ARGUMENT_UNSUPPORTED: u32 = 74;
+const AGENT_UNRESPONSIVE: u32 = 86;
+const AGENT_UNSYNCED: u32 = 97;
+const AGENT_COMMAND_TIMEOUT: u32 = 112;
+const AGENT_COMMAND_FAILED: u32 = 113;
 const XML_INVALID_SCHEMA: u32 = 92;
 const DEVICE_MISSING: u32 = 99;
 const FROM_RPC: u32 = 7;
@@ -71,6 +77,23 @@ pub(super) fn is_guests_fault(error: &virt::error::Error) -> bool {
         code(error),
         OPERATION_FAILED | OPERATION_TIMEOUT | INTERNAL_ERROR | DEVICE_MISSING
     ) && words.iter().any(|word| said.contains(word))
+}
+
+/// Whether it says that a disk has a job already.
+pub(super) fn is_job_active(error: &virt::error::Error) -> bool {
+    code(error) == BLOCK_COPY_ACTIVE
+}
+
+/// Whether it says that the agent in a guest does not do what it was asked; whatever was frozen has been thawed.
+pub(super) fn is_agents_fault(error: &virt::error::Error) -> bool {
+    matches!(
+        code(error),
+        AGENT_UNRESPONSIVE
+            | AGENT_UNSYNCED
+            | AGENT_COMMAND_TIMEOUT
+            | AGENT_COMMAND_FAILED
+            | ARGUMENT_UNSUPPORTED
+    ) || (code(error) == INTERNAL_ERROR && error.message().contains("agent"))
 }
 
 /// The agent's form of an error of a call that is not about one domain.

@@ -333,11 +333,26 @@ pub(super) fn all_stats(connect: &Connect, kinds: c_uint, flags: c_uint) -> Resu
 
 /// The kind of the job under way (0: none) and its figures; `virt`'s own call frees them with the wrong allocator.
 pub(super) fn job_stats(domain: &Domain) -> Result<(c_int, Params), Error> {
+    job_stats_flags(domain, 0)
+}
+
+/// The kind and the figures of the job that ended last; libvirt tells them once.
+pub(super) fn ended_job(domain: &Domain) -> Result<(c_int, Params), Error> {
+    job_stats_flags(domain, sys::VIR_DOMAIN_JOB_STATS_COMPLETED)
+}
+
+fn job_stats_flags(domain: &Domain, flags: c_uint) -> Result<(c_int, Params), Error> {
     let (mut kind, mut count) = (0, 0);
     let mut params: sys::virTypedParameterPtr = ptr::null_mut();
     // SAFETY: a live domain, and three places to write to.
     checked(unsafe {
-        sys::virDomainGetJobStats(domain.as_ptr(), &raw mut kind, &raw mut params, &raw mut count, 0)
+        sys::virDomainGetJobStats(
+            domain.as_ptr(),
+            &raw mut kind,
+            &raw mut params,
+            &raw mut count,
+            flags,
+        )
     })?;
     // SAFETY: libvirt gave so many parameters, to be freed once by us.
     unsafe {
@@ -351,6 +366,163 @@ pub(super) fn job_stats(domain: &Domain) -> Result<(c_int, Params), Error> {
 pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     // SAFETY: a live domain.
     checked(unsafe { sys::virDomainAbortJob(domain.as_ptr()) }).map(drop)
+}
+
+/// A merge of a disk's layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Commit {
+    /// Of a layer below the newest; it ends by itself.
+    Below,
+    /// Of the newest; it waits to be ended.
+    Newest,
+}
+
+/// Whether a disk's layers are being merged. `virt` has no call for it.
+pub(super) fn commit_job(domain: &Domain, disk: &str) -> Result<Option<Commit>, Error> {
+    let disk = CString::new(disk)?;
+    // SAFETY: it is plain numbers, of which all may be 0.
+    let mut info: sys::virDomainBlockJobInfo = unsafe { std::mem::zeroed() };
+    // SAFETY: a live domain, a string that outlives the call, and a place to write to.
+    let found =
+        checked(unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) })?;
+    Ok(match c_uint::try_from(info.type_).unwrap_or(0) {
+        _ if found == 0 => None,
+        sys::VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT => Some(Commit::Below),
+        sys::VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT => Some(Commit::Newest),
+        _ => None,
+    })
+}
+
+/// Begins to merge a layer of a disk into the file below it; `newest` when the guest writes to it.
+pub(super) fn commit(
+    domain: &Domain,
+    disk: &str,
+    below: &str,
+    layer: &str,
+    newest: bool,
+) -> Result<(), Error> {
+    let (disk, below, layer) = (CString::new(disk)?, CString::new(below)?, CString::new(layer)?);
+    let flags = match newest {
+        true => sys::VIR_DOMAIN_BLOCK_COMMIT_ACTIVE,
+        false => 0,
+    };
+    // SAFETY: a live domain, and strings that outlive the call.
+    checked(unsafe {
+        sys::virDomainBlockCommit(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            below.as_ptr(),
+            layer.as_ptr(),
+            0,
+            flags,
+        )
+    })
+    .map(drop)
+}
+
+/// Lets a disk whose newest layer is merged go on with the file below.
+pub(super) fn end_commit(domain: &Domain, disk: &str) -> Result<(), Error> {
+    let disk = CString::new(disk)?;
+    let flags = sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT;
+    // SAFETY: a live domain, and a string that outlives the call.
+    checked(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) }).map(drop)
+}
+
+/// Limits how long the agent in a guest is waited for.
+pub(super) fn set_agent_timeout(domain: &Domain, seconds: c_int) -> Result<(), Error> {
+    // SAFETY: a live domain.
+    checked(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) }).map(drop)
+}
+
+/// Begins a backup into files that are there, with a checkpoint of the same moment where one is wanted. The copying goes on as a
+/// job of the domain.
+pub(super) fn begin_backup(domain: &Domain, backup: &str, checkpoint: Option<&str>) -> Result<(), Error> {
+    let backup = CString::new(backup)?;
+    let checkpoint = checkpoint.map(CString::new).transpose()?;
+    let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
+    let flags = sys::VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL;
+    // SAFETY: a live domain, and two strings that outlive the call, of which the second may be absent.
+    checked(unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint, flags) })
+        .map(drop)
+}
+
+/// What libvirt says of the backup under way.
+pub(super) fn backup_xml(domain: &Domain) -> Result<String, Error> {
+    // SAFETY: a live domain.
+    let xml = unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) };
+    if xml.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: a text that ends in NUL, made by malloc for us, and freed once.
+    unsafe {
+        let text = CStr::from_ptr(xml).to_string_lossy().into_owned();
+        nix::libc::free(xml.cast());
+        Ok(text)
+    }
+}
+
+/// A domain's checkpoints, until dropped.
+pub(super) struct Checkpoints(Vec<sys::virDomainCheckpointPtr>);
+
+impl Checkpoints {
+    /// Every checkpoint of a domain.
+    pub(super) fn of(domain: &Domain) -> Result<Self, Error> {
+        let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
+        // SAFETY: a live domain, and a pointer to write to.
+        let count = checked(unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &raw mut list, 0) })?;
+        let count = usize::try_from(count).unwrap_or(0);
+        // SAFETY: libvirt gave so many references, each now ours, in an array that malloc made and we free once.
+        unsafe {
+            let all = (0..count).map(|index| *list.add(index)).collect();
+            nix::libc::free(list.cast());
+            Ok(Self(all))
+        }
+    }
+
+    /// Their names.
+    pub(super) fn names(&self) -> Vec<String> {
+        let name = |checkpoint: &sys::virDomainCheckpointPtr| {
+            // SAFETY: a live checkpoint, whose name lives as long and ends in NUL.
+            unsafe {
+                let name = sys::virDomainCheckpointGetName(*checkpoint);
+                (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
+            }
+        };
+        self.0.iter().filter_map(name).collect()
+    }
+
+    /// Deletes the one of that name, with what the disks keep for it, or where that cannot be, what libvirt knows of it.
+    pub(super) fn delete(&self, name: &str) -> Result<(), Error> {
+        let names = self.names();
+        let found = names.iter().position(|other| other == name);
+        let Some(checkpoint) = found.and_then(|index| self.0.get(index)) else {
+            return Ok(());
+        };
+        // SAFETY: a live checkpoint.
+        let delete = |flags| checked(unsafe { sys::virDomainCheckpointDelete(*checkpoint, flags) }).map(drop);
+        delete(0).or_else(|_| delete(sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY))
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        for checkpoint in self.0.drain(..) {
+            // SAFETY: a reference of ours, given back once.
+            unsafe { sys::virDomainCheckpointFree(checkpoint) };
+        }
+    }
+}
+
+/// Has the guest's agent freeze its file systems; fails at once where there is no agent.
+pub(super) fn freeze(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: a live domain, and no list: all of them.
+    checked(unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) }).map(drop)
+}
+
+/// Lets the guest's file systems go on.
+pub(super) fn thaw(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: as in `freeze`.
+    checked(unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) }).map(drop)
 }
 
 /// Parameters for a call, owned by libvirt's allocator; `virt` leaks those of a migration.
@@ -420,4 +592,55 @@ pub(super) fn migrate(
         sys::virDomainMigrateToURI3(domain.as_ptr(), uri.as_ptr(), list.params, count, flags)
     })
     .map(drop)
+}
+
+/// Limits what is read and written on a disk of a running domain.
+pub(super) fn set_block_io_tune(domain: &Domain, disk: &str, values: &[(&str, Value)]) -> Result<(), Error> {
+    let disk = CString::new(disk)?;
+    let list = List::of(values)?;
+    // SAFETY: a live domain, a string and a list that outlive the call.
+    checked(unsafe {
+        let flags = sys::VIR_DOMAIN_AFFECT_LIVE;
+        sys::virDomainSetBlockIoTune(domain.as_ptr(), disk.as_ptr(), list.params, list.count, flags)
+    })
+    .map(drop)
+}
+
+/// Begins to copy a disk of a running domain to what an element `<disk>` says.
+pub(super) fn block_copy(domain: &Domain, disk: &str, xml: &str, flags: c_uint) -> Result<(), Error> {
+    let (disk, xml) = (CString::new(disk)?, CString::new(xml)?);
+    // SAFETY: a live domain, two strings that outlive the call, and no parameters.
+    checked(unsafe {
+        sys::virDomainBlockCopy(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            xml.as_ptr(),
+            ptr::null_mut(),
+            0,
+            flags,
+        )
+    })
+    .map(drop)
+}
+
+/// Ends the copy of a disk; with `VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT` the domain uses the copy from then on.
+pub(super) fn end_block_job(domain: &Domain, disk: &str, flags: c_uint) -> Result<(), Error> {
+    let disk = CString::new(disk)?;
+    // SAFETY: a live domain, and a string that outlives the call.
+    checked(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) }).map(drop)
+}
+
+/// How far the copy of a disk is: done, and all; `None` where there is none.
+pub(super) fn block_job(domain: &Domain, disk: &str) -> Result<Option<(u64, u64)>, Error> {
+    let disk = CString::new(disk)?;
+    let mut info = sys::virDomainBlockJobInfo {
+        type_: 0,
+        bandwidth: 0,
+        cur: 0,
+        end: 0,
+    };
+    // SAFETY: a live domain, a string that outlives the call, and a place to write to.
+    let found =
+        checked(unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) })?;
+    Ok((found > 0).then_some((info.cur, info.end)))
 }

@@ -1,7 +1,11 @@
 //! The settings of a host, and how they turn a definition into a domain and an order to migrate into a transfer.
 //! Called by [`super::Libvirt`], on workers only: it may block on files.
 
-use std::path::PathBuf;
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use dalgu_proto::{
     host::GuestFeature,
@@ -12,7 +16,9 @@ use virt::connect::Connect;
 
 use super::{
     accel::Accel,
+    copies::Copies,
     error, migrate, read,
+    snapshot::Tops,
     storage::{Pool, Storage},
     xml::{Accelerator, DiskModel, KernelModel, Model, NicModel},
 };
@@ -82,24 +88,38 @@ pub(super) struct Host {
     pub(super) config: LibvirtConfig,
     pub(super) accelerator: Accelerator,
     pub(super) storage: Storage,
+    /// Of disks of domains that are off.
+    pub(super) copies: Copies,
+    /// Disks of running domains that QEMU was told to copy: in which run of the domain, and to which file.
+    pub(super) copying: Mutex<HashMap<(VmId, String), (u32, PathBuf)>>,
 }
 
 impl Host {
+    pub(super) fn copying(&self) -> MutexGuard<'_, HashMap<(VmId, String), (u32, PathBuf)>> {
+        self.copying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn console_log(&self, id: VmId) -> PathBuf {
         self.config.console_dir.join(format!("{id}.log"))
     }
 
-    /// The domain that a definition asks for on this host.
-    pub(super) fn model(&self, definition: &Definition) -> Result<Model, Error> {
+    /// The domain that a definition asks for on this host, with these files as the tops of its disks as far as they are known.
+    pub(super) fn model(&self, definition: &Definition, tops: &Tops) -> Result<Model, Error> {
         let spec = &definition.spec;
         let image = |name: &String| self.config.images_dir.join(name);
         let disk = |disk: &Disk| {
+            let top = match tops.get(&disk.name) {
+                Some(top) => top.clone(),
+                None => self.storage.likely_top(definition.id, disk, &definition.layers)?,
+            };
+            let chain = self.storage.chain(definition.id, disk, &top)?;
             Ok(DiskModel {
                 name: disk.name.clone(),
-                path: self.storage.path(definition.id, disk)?,
-                format: disk.format,
+                path: top,
+                format: chain.last().map_or(disk.format, |link| link.format),
                 cache: self.storage.cache(disk)?,
-                backing: self.storage.behind(disk),
+                backing: self.storage.behind_chain(disk, &chain),
+                limits: disk.limits,
             })
         };
         let nic = |nic: &Nic| nic_model(definition.id, nic);
@@ -149,7 +169,7 @@ impl Host {
             cluster: self.config.cluster,
             id: definition.id,
             mark: definition.mark,
-            persistent_xml: self.model(definition)?.to_xml()?,
+            persistent_xml: self.model(definition, &Tops::new())?.to_xml()?,
             destination: migrate::destination_uri(&migrate.control)?,
             memory: migrate::stream_uri(&migrate.memory)?,
             disks: migrate::stream_uri(&migrate.disks)?,

@@ -11,6 +11,7 @@ use virt::connect::Connect;
 use virt_sys as sys;
 
 use super::{
+    backup,
     connection::open_one,
     domain::Ours,
     error::{is_no_domain, is_unsupported_here, is_wrong_state, of},
@@ -90,6 +91,8 @@ pub(super) fn send(order: &Order) -> Result<(), Error> {
         tracing::warn!(vm = %id, error = error.message(), "the longest stop cannot be set; libvirt's default holds");
     }
     let disks = read::parts(&live)?.disks;
+    // They do not move along: what the disks keep for them would be of no use there. The next backup copies everything.
+    backup::drop_checkpoints(&ours.handle, None).map_err(failed)?;
     ffi::migrate(
         &ours.handle,
         &order.destination,

@@ -6,16 +6,21 @@
 //! and never touched.
 
 mod accel;
+mod backup;
 mod change;
 mod connection;
+mod copies;
 mod cut_start;
 mod domain;
 mod error;
 mod ffi;
 mod host;
 mod migrate;
+mod moving;
+pub mod pool;
 mod process;
 pub mod read;
+mod snapshot;
 mod stats;
 mod storage;
 #[cfg(test)]
@@ -34,7 +39,7 @@ use std::{
 use async_trait::async_trait;
 use dalgu_proto::{
     host::VmUsage,
-    ids::{ClusterId, VmId},
+    ids::{BackupId, ClusterId, VmId, VolumeId},
     vm::Disk,
 };
 use tokio::{
@@ -53,13 +58,23 @@ pub use storage::Pool;
 pub use xml::Accelerator;
 
 use super::{
-    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, Migrate, Progress,
+    About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, LayerChange, Layers,
+    Migrate, Progress,
+    backup::{Manifest, Order},
 };
 use connection::{Links, Supervisor};
+use copies::Copies;
 use host::Host;
 use storage::Storage;
 use worker::{Kind, Workers};
 
+/// Time between two looks at a backup.
+const BACKUP_LOOKS: Duration = Duration::from_millis(500);
+/// libvirt may be away for so long while it copies.
+const BACKUP_PATIENCE: Duration = Duration::from_secs(60);
+/// Time for the disks of a VM; to make them from backups takes longer than from images, which are on the host.
+const VOLUMES_TIME: Duration = Duration::from_secs(600);
+const RESTORE_TIME: Duration = Duration::from_secs(24 * 3600);
 /// How long to wait, after a transfer, for libvirt's account of it.
 const ACCOUNT_WAIT: Duration = Duration::from_millis(500);
 
@@ -106,6 +121,8 @@ impl Libvirt {
                 config,
                 accelerator,
                 storage,
+                copies: Copies::default(),
+                copying: Mutex::default(),
             }),
             _background: stop.drop_guard(),
         })
@@ -136,6 +153,36 @@ impl Libvirt {
         work: impl FnOnce(&Connect, ClusterId) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         self.on(call, Kind::Change, Some(id), seconds, work).await
+    }
+
+    /// Waits for the job of a backup to end.
+    async fn copied(&self, id: VmId) -> Result<(), Error> {
+        let mut heard = Instant::now();
+        loop {
+            let looked = self.on("backup_progress", Kind::Urgent, None, 5, move |connect, _| {
+                backup::job(connect, id, true)
+            });
+            match looked.await {
+                Ok(backup::Job::Copies(..)) => heard = Instant::now(),
+                Ok(backup::Job::Done) => return Ok(()),
+                Ok(backup::Job::Failed(detail)) => {
+                    let detail = format!("its disks could not be copied: {detail}");
+                    return Err(Error::WrongState { id, detail });
+                }
+                Ok(backup::Job::None) => {
+                    let detail = "it was powered off, or libvirt was restarted, while its disks were copied";
+                    return Err(Error::WrongState {
+                        id,
+                        detail: detail.to_owned(),
+                    });
+                }
+                Err(error) if !error.outcome_unknown() || heard.elapsed() > BACKUP_PATIENCE => {
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+            sleep(BACKUP_LOOKS).await;
+        }
     }
 
     /// libvirt's account of a transfer that has just ended.
@@ -250,7 +297,12 @@ impl Hypervisor for Libvirt {
     }
 
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
-        let after = Duration::from_secs(600);
+        let restores = definition.spec.disks.iter().any(|disk| disk.backup.is_some());
+        let after = if restores && !incoming {
+            RESTORE_TIME
+        } else {
+            VOLUMES_TIME
+        };
         let (host, definition, runtime) = (self.host.clone(), definition.clone(), Handle::current());
         let only = Some(definition.id);
         // On a thread of its own although it waits for qemu-img: a dead network file system blocks the rest of it.
@@ -289,8 +341,54 @@ impl Hypervisor for Libvirt {
             return self.workers.run(CALL, Kind::Files, Some(id), after, work).await;
         }
         let (definition, order) = (definition.clone(), order.clone());
+        if let Change::MoveDisk(name) = order {
+            let runtime = Handle::current();
+            let go_on = move |connect: &Connect, cluster| {
+                moving::go_on(&host, connect, cluster, &definition, &name, &runtime)
+            };
+            return self.change(CALL, id, 120, go_on).await;
+        }
         self.change(CALL, id, 120, move |connect, cluster| {
             change::change(&host, connect, cluster, &definition, &order)
+        })
+        .await
+    }
+
+    async fn layers(&self, definition: &Definition) -> Result<Layers, Error> {
+        let (host, definition) = (self.host.clone(), definition.clone());
+        // As `hardware`.
+        self.on("layers", Kind::Files, None, 10, move |connect, cluster| {
+            snapshot::layers(&host, connect, cluster, &definition)
+        })
+        .await
+    }
+
+    async fn change_layers(&self, definition: &Definition, order: &LayerChange) -> Result<bool, Error> {
+        const CALL: &str = "change_layers";
+        let (id, host) = (definition.id, self.host.clone());
+        let (definition, order) = (Arc::new(definition.clone()), *order);
+        let looking = (host.clone(), definition.clone());
+        let prepared = self
+            .on(CALL, Kind::Files, None, 10, move |connect, cluster| {
+                snapshot::prepare(&looking.0, connect, cluster, &looking.1, &order)
+            })
+            .await?;
+        let after = Duration::from_secs(match order {
+            LayerChange::Merge(_) => 3600,
+            _ => 60,
+        });
+        let (runtime, filling) = (Handle::current(), (host.clone(), definition.clone()));
+        let files = move |_| {
+            let deadline = Instant::now() + after;
+            let changing = snapshot::change_files(&filling.0, &filling.1, &prepared, &order, deadline);
+            runtime.block_on(changing)
+        };
+        let tops = self
+            .workers
+            .run(CALL, Kind::Files, Some(id), after, files)
+            .await?;
+        self.on(CALL, Kind::Change, Some(id), 120, move |connect, cluster| {
+            snapshot::change(&host, connect, cluster, &definition, &order, &tops)
         })
         .await
     }
@@ -299,9 +397,17 @@ impl Hypervisor for Libvirt {
         const CALL: &str = "delete_volume";
         let (host, disk) = (self.host.clone(), disk.clone());
         self.on(CALL, Kind::Files, Some(id), 60, move |connect, cluster| {
-            if change::has_disk(connect, id, cluster, &disk)? {
+            if change::has_disk(&host, connect, id, cluster, &disk)? {
                 let detail = format!("it still has the disk {}", disk.name);
                 return Err(Error::WrongState { id, detail });
+            }
+            let path = host.storage.path(id, &disk)?;
+            if host
+                .copies
+                .of(id, &disk.name)
+                .is_some_and(|(target, _)| target == path)
+            {
+                host.copies.end(id, Some(&disk.name));
             }
             host.storage.delete_one(id, &disk)
         })
@@ -317,7 +423,18 @@ impl Hypervisor for Libvirt {
         let after = Duration::from_secs(50);
         self.workers
             .run("delete_volumes", Kind::Files, Some(id), after, move |_| {
+                host.copies.end(id, None);
                 host.storage.delete(id, keep_shared)
+            })
+            .await
+    }
+
+    async fn purge_volume(&self, pool: &str, volume: VolumeId, keep_shared: bool) -> Result<(), Error> {
+        let (host, pool) = (self.host.clone(), pool.to_owned());
+        let after = Duration::from_secs(50);
+        self.workers
+            .run("purge_volume", Kind::Files, None, after, move |_| {
+                host.storage.purge(&pool, volume, keep_shared)
             })
             .await
     }
@@ -331,15 +448,19 @@ impl Hypervisor for Libvirt {
             });
         }
         self.change("define", id, 30, move |connect, cluster| {
-            let xml = host.model(&definition)?.to_xml()?;
+            let definition = moving::placed(&host, connect, cluster, &definition)?;
+            let tops = snapshot::tops(connect, id, cluster)?;
+            let xml = host.model(&definition, &tops)?.to_xml()?;
             domain::define(connect, id, definition.name.as_str(), &xml, cluster)
         })
         .await
     }
 
     async fn start(&self, id: VmId) -> Result<(), Error> {
-        let check_files = self.host.accelerator != Accelerator::Test;
+        let (host, check_files) = (self.host.clone(), self.host.accelerator != Accelerator::Test);
         self.change("start", id, 120, move |connect, cluster| {
+            // Its disks are written to from now on. QEMU copies them again.
+            host.copies.end(id, None);
             domain::start(connect, id, cluster, check_files)
         })
         .await
@@ -468,5 +589,73 @@ impl Hypervisor for Libvirt {
             migrate::abort(connect, id)
         })
         .await
+    }
+
+    async fn back_up(&self, order: &Order) -> Result<Manifest, Error> {
+        const CALL: &str = "back_up";
+        let (id, after) = (order.vm, Duration::from_secs(120));
+        let until = (Handle::current(), Instant::now() + after);
+        let (host, given) = (self.host.clone(), order.clone());
+        let begun = self.on(
+            CALL,
+            Kind::Change,
+            Some(id),
+            after.as_secs(),
+            move |connect, cluster| backup::begin(&host, connect, cluster, &given, (&until.0, until.1)),
+        );
+        let (host, given) = (self.host.clone(), order.clone());
+        let manifest = match begun.await? {
+            backup::Next::Wait(begun) => {
+                self.copied(id).await?;
+                let verify = move |_| backup::finish(&host, *begun);
+                self.workers.run_long(CALL, Kind::Files, verify).await?
+            }
+            backup::Next::Copy(sources) => {
+                let copy = move |_| backup::copy(&host, &given, &sources);
+                self.workers.run_long(CALL, Kind::Files, copy).await?
+            }
+        };
+        if !manifest.checkpoint {
+            // The one before it is as good as it was.
+            return Ok(manifest);
+        }
+        let newest = order.id;
+        let dropped = self.change(CALL, id, 60, move |connect, cluster| {
+            backup::drop_older(connect, cluster, id, newest)
+        });
+        if let Err(error) = dropped.await {
+            // They cost the guest a little; the next backup drops them.
+            tracing::warn!(vm = %id, %error, "older checkpoints could not be dropped");
+        }
+        Ok(manifest)
+    }
+
+    async fn backup_progress(&self, id: VmId) -> Result<Option<(u64, u64)>, Error> {
+        let job = self.on("backup_progress", Kind::Urgent, None, 5, move |connect, _| {
+            backup::job(connect, id, false)
+        });
+        Ok(match job.await? {
+            backup::Job::Copies(done, total) => Some((done, total)),
+            _ => None,
+        })
+    }
+
+    async fn backup(&self, pool: &str, id: BackupId) -> Result<Option<Manifest>, Error> {
+        let (host, pool) = (self.host.clone(), pool.to_owned());
+        let after = Duration::from_secs(10);
+        let read = move |_| host.storage.manifest(&pool, id);
+        self.workers.run("backup", Kind::Files, None, after, read).await
+    }
+
+    async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error> {
+        const CALL: &str = "remove_backup";
+        self.change(CALL, vm, 30, move |connect, cluster| {
+            backup::undo(connect, cluster, vm, id)
+        })
+        .await?;
+        let (host, pool) = (self.host.clone(), pool.to_owned());
+        let after = Duration::from_secs(30);
+        let discard = move |_| host.storage.discard(&pool, id);
+        self.workers.run(CALL, Kind::Files, None, after, discard).await
     }
 }

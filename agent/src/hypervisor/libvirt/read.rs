@@ -1,24 +1,27 @@
 //! What Dalgu needs to know of a domain's XML: its mark, its files, the names of its devices. Pure; the inverse of
 //! `xml` for domains that Dalgu made.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use dalgu_proto::{
     host::GuestFeature,
     ids::{Epoch, Generation, VmId},
-    vm::{DiskFormat, Firmware},
+    vm::{DiskFormat, DiskLimits, Firmware},
 };
 use uuid::Uuid;
 
 use super::{
     tree::{Element, Node, XmlError},
     xml::{
-        Accelerator, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, disk_target, mark_attributes,
-        nic_target,
+        Accelerator, BackingModel, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, disk_target,
+        mark_attributes, nic_target,
     },
 };
 use crate::{
-    hypervisor::{Hardware, Mark},
+    hypervisor::{Attached, Hardware, Mark},
     network::names::{TAP, tap},
 };
 
@@ -142,7 +145,12 @@ pub fn files(xml: &str) -> Result<Vec<(&'static str, PathBuf)>, XmlError> {
     for disk in devices.into_iter().flat_map(|devices| devices.each("disk")) {
         let source = disk.at(&["source"]).and_then(|source| source.attribute("file"));
         files.extend(source.map(|file| ("disk", PathBuf::from(file))));
-        files.extend(image(disk).map(|image| ("image", image)));
+        // What libvirt says otherwise than Dalgu does, it finds by itself.
+        let behind = backing(disk).unwrap_or_default();
+        files.extend(behind.into_iter().map(|file| match file.image {
+            true => ("image", file.path),
+            false => ("disk", file.path),
+        }));
     }
     Ok(files)
 }
@@ -235,11 +243,15 @@ pub struct Device {
     pub target: String,
     /// A disk's file and its format.
     pub file: Option<(PathBuf, DiskFormat)>,
+    /// The file that a disk is being copied to, and whether that is whole.
+    pub mirror: Option<(PathBuf, bool)>,
+    /// The files that are said to be behind a disk's, from the next one on.
+    pub behind: Vec<PathBuf>,
     /// All that libvirt says of it.
     pub xml: String,
 }
 
-/// What a domain has, as far as its definition says; sizes of disks are not there.
+/// What a domain has, as far as its definition says; sizes of disks, and their pools, are not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
     /// Its hardware.
@@ -260,8 +272,20 @@ pub fn parts(xml: &str) -> Result<Parts, XmlError> {
     let domain = Element::parse(xml)?;
     let devices = domain.at(&["devices"]).ok_or(unexpected("devices"))?;
     let (mut disks, mut nics) = (Vec::new(), Vec::new());
+    let mut attached = BTreeMap::new();
     for disk in devices.each("disk") {
-        disks.extend(device(disk, "ua-disk-", "dev")?);
+        let Some(device) = device(disk, "ua-disk-", "dev")? else {
+            continue;
+        };
+        let limits = limits(disk);
+        attached.insert(
+            device.name.clone(),
+            Attached {
+                limits,
+                ..Attached::default()
+            },
+        );
+        disks.push(device);
     }
     for nic in devices.each("interface") {
         nics.extend(device(nic, "ua-nic-", "dev")?);
@@ -291,7 +315,7 @@ pub fn parts(xml: &str) -> Result<Parts, XmlError> {
             min_memory_mib: total.saturating_sub(more),
             max_memory_mib: total,
             hot_memory: !emulated,
-            disks: disks.iter().map(|disk: &Device| (disk.name.clone(), 0)).collect(),
+            disks: attached,
             nics: nics.iter().map(|nic: &Device| nic.name.clone()).collect(),
             free_ports: free_ports(devices),
         },
@@ -315,13 +339,27 @@ fn device(element: &Element, prefix: &str, attribute: &str) -> Result<Option<Dev
         Some("raw") => DiskFormat::Raw,
         _ => DiskFormat::Qcow2,
     };
-    let file = element
-        .at(&["source"])
-        .and_then(|source| source.attribute("file"));
+    let file_of = |element: &Element| {
+        let source = element.at(&["source"])?;
+        source.attribute("file").map(PathBuf::from)
+    };
+    // Other jobs of QEMU's show in the same way, and are others' business.
+    let copy = element.at(&["mirror"]);
+    let copy = copy.filter(|mirror| mirror.attribute("job").is_none_or(|job| job == "copy"));
+    let mirror = copy.and_then(|mirror| {
+        let whole = mirror.attribute("ready") == Some("yes");
+        Some((file_of(mirror)?, whole))
+    });
     Ok(Some(Device {
         name,
         target: target.unwrap_or_default().to_owned(),
-        file: file.map(|file| (PathBuf::from(file), format)),
+        file: file_of(element).map(|file| (file, format)),
+        mirror,
+        behind: backing(element)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|file| file.path)
+            .collect(),
         xml: element.to_xml()?,
     }))
 }
@@ -421,6 +459,10 @@ pub fn guest_features(capabilities: &str) -> Result<Vec<GuestFeature>, XmlError>
         (secure, GuestFeature::UefiSecureBoot),
         (tpm, GuestFeature::Tpm),
         (true, GuestFeature::HotChange),
+        (true, GuestFeature::Volume),
+        (true, GuestFeature::DiskChange),
+        (true, GuestFeature::Snapshot),
+        (true, GuestFeature::Backup),
     ];
     Ok(found
         .into_iter()
@@ -438,10 +480,46 @@ fn device_name(device: &Element, prefix: &str) -> Option<String> {
     )
 }
 
-/// The image behind a disk.
-fn image(disk: &Element) -> Option<PathBuf> {
-    let source = disk.at(&["backingStore", "source"])?;
-    source.attribute("file").map(PathBuf::from)
+/// The files behind a disk's own, from the next one on; `None` where they are not as Dalgu says them.
+fn backing(disk: &Element) -> Option<Vec<BackingModel>> {
+    let mut files = Vec::new();
+    let mut at = disk.at(&["backingStore"]);
+    while let Some(store) = at
+        && let Some(source) = store.at(&["source"])
+    {
+        let format = store.at(&["format"])?.attribute("type")?;
+        let label = source.at(&["seclabel"]);
+        files.push(BackingModel {
+            path: source.attribute("file")?.into(),
+            format: format_of(format)?,
+            image: label.is_some_and(|label| label.attribute("relabel") == Some("no")),
+        });
+        at = store.at(&["backingStore"]);
+    }
+    Some(files)
+}
+
+fn format_of(word: &str) -> Option<DiskFormat> {
+    match word {
+        "qcow2" => Some(DiskFormat::Qcow2),
+        "raw" => Some(DiskFormat::Raw),
+        _ => None,
+    }
+}
+
+/// The limits of a disk.
+fn limits(disk: &Element) -> DiskLimits {
+    let most = |name: &str| {
+        let text = disk.at(&["iotune", name])?.own_text();
+        text.trim().parse::<u64>().ok().filter(|most| *most > 0)
+    };
+    let mib = |name: &str| most(name).map(|bytes| bytes >> 20);
+    DiskLimits {
+        read_iops: most("read_iops_sec"),
+        write_iops: most("write_iops_sec"),
+        read_mib_per_second: mib("read_bytes_sec"),
+        write_mib_per_second: mib("write_bytes_sec"),
+    }
 }
 
 fn disk(disk: &Element) -> Option<DiskModel> {
@@ -449,17 +527,14 @@ fn disk(disk: &Element) -> Option<DiskModel> {
     Some(DiskModel {
         name: device_name(disk, "ua-disk-")?,
         path: disk.at(&["source"])?.attribute("file")?.into(),
-        format: match driver.attribute("type")? {
-            "qcow2" => DiskFormat::Qcow2,
-            "raw" => DiskFormat::Raw,
-            _ => return None,
-        },
+        format: format_of(driver.attribute("type")?)?,
         cache: match driver.attribute("cache")? {
             "none" => Cache::None,
             "writeback" => Cache::Writeback,
             _ => return None,
         },
-        backing: image(disk),
+        backing: backing(disk)?,
+        limits: limits(disk),
     })
 }
 

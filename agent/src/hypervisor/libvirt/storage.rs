@@ -1,5 +1,6 @@
-//! The disks of VMs: files in directory pools, at `{pool}/{vm uuid}/{disk}.{qcow2|raw}`. Called by the hypervisor on
-//! its own threads.
+//! The disks of VMs: files in directory pools, at `{pool}/{vm uuid}/{disk}.{qcow2|raw}`, and on them their [`layers`]; and those that
+//! are volumes of the site at `{pool}/volumes/{volume uuid}.{qcow2|raw}`, where no deletion of a VM reaches them. Called by the
+//! hypervisor on its own threads.
 //!
 //! A disk is made under a name that ends in `.partial`, made durable, and renamed: what has its final name is whole.
 //! Formats are always said, never guessed: a guest that writes another format's header into its raw disk must not
@@ -18,7 +19,7 @@ use std::{
 };
 
 use dalgu_proto::{
-    ids::VmId,
+    ids::{VmId, VolumeId},
     image::Digest,
     vm::{CloneMode, Disk, DiskFormat, FirstBoot},
 };
@@ -28,9 +29,10 @@ use nix::{
 };
 use tokio::time::Instant;
 
-use super::xml::Cache;
+use super::xml::{BackingModel, Cache};
 use crate::{
     first_boot,
+    host::storage::check_mounted,
     hypervisor::{Definition, Error},
     image::{self, Behind, Format, Inspected, Refusal},
     images,
@@ -39,6 +41,10 @@ use crate::{
 
 /// libvirt's directory for the variables of firmware, made by itself with the rights that QEMU needs.
 const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
+
+mod layers;
+
+pub(super) use layers::Link;
 
 /// A directory that holds disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +56,18 @@ pub struct Pool {
     /// Whether other hosts see the same directory, at the same path. The operator says so, and that the file system
     /// keeps caches coherent between hosts: libvirt cannot tell for a directory, and a migration then asks it not to.
     pub shared: bool,
+    /// Whether it is there only while a file system is mounted at it.
+    pub mounted: bool,
+}
+
+impl Pool {
+    /// That it is there.
+    fn check(&self) -> Result<(), Error> {
+        match self.mounted {
+            true => check_mounted(&self.path).map_err(|error| failed(self, error)),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The pools and images of a host. Everything here may block for as long as a file system hangs.
@@ -68,7 +86,7 @@ pub(super) struct Storage {
 }
 
 /// As the error of a disk in a pool.
-fn of_disk(failure: Failure, pool: &Pool) -> Error {
+pub(super) fn of_disk(failure: Failure, pool: &Pool) -> Error {
     match failure {
         Failure::Here(detail) | Failure::Image(detail) => failed(pool, detail),
         Failure::Late(after) => Error::Timeout {
@@ -89,7 +107,7 @@ fn of_image(failure: Failure, pool: &Pool, image: &str) -> Error {
     }
 }
 
-fn failed(pool: &Pool, detail: impl ToString) -> Error {
+pub(super) fn failed(pool: &Pool, detail: impl ToString) -> Error {
     Error::Storage {
         pool: pool.name.clone(),
         detail: detail.to_string(),
@@ -121,8 +139,22 @@ impl Storage {
 
     /// The file of a disk.
     pub(super) fn path(&self, id: VmId, disk: &Disk) -> Result<PathBuf, Error> {
-        let file = format!("{}.{}", disk.name, disk.format.as_str());
-        Ok(self.pool(&disk.pool)?.path.join(id.to_string()).join(file))
+        let pool = &self.pool(&disk.pool)?.path;
+        let Some(volume) = &disk.volume else {
+            let file = format!("{}.{}", disk.name, disk.format.as_str());
+            return Ok(pool.join(id.to_string()).join(file));
+        };
+        let id = volume.id.ok_or_else(|| Error::Invalid {
+            detail: format!("disk {} is a volume without an id", disk.name),
+        })?;
+        Ok(volume_path(pool, id, disk.format))
+    }
+
+    /// The pool that a file is in.
+    pub(super) fn pool_of(&self, file: &Path) -> Option<&Pool> {
+        let holds = |pool: &&Pool| file.starts_with(&pool.path);
+        let pools = self.pools.iter().filter(holds);
+        pools.max_by_key(|pool| pool.path.components().count())
     }
 
     /// The variables of a VM's firmware.
@@ -201,7 +233,7 @@ impl Storage {
             false => first_boot::medium(definition, first_boot)?,
         };
         let dir = folder(pool, &path)?;
-        let partial = partial(&path, medium);
+        let partial = partial(&path, medium.format);
         let made = || {
             remove(&partial)?;
             let mut file = new_file(&partial)?;
@@ -216,7 +248,7 @@ impl Storage {
         })
     }
 
-    async fn create_one(
+    pub(super) async fn create_one(
         &self,
         pool: &Pool,
         disk: &Disk,
@@ -225,7 +257,7 @@ impl Storage {
         deadline: Instant,
     ) -> Result<(), Error> {
         let dir = folder(pool, path)?;
-        let partial = partial(path, disk);
+        let partial = partial(path, disk.format);
         remove(&partial).map_err(|error| failed(pool, error))?;
         let made = self.fill(pool, disk, &partial, incoming, deadline).await;
         let finished = made.and_then(|file| {
@@ -258,6 +290,9 @@ impl Storage {
                 return Ok(file);
             }
             (_, _) if incoming => blank(pool, disk, &qemu_img).await?,
+            (_, _) if let Some(backup) = &disk.backup => {
+                self.restore(disk, backup, (partial, &file), &qemu_img).await?;
+            }
             (Some(digest), _) => {
                 let copy = self.open_copy(pool, digest)?;
                 self.copy_image(
@@ -309,7 +344,7 @@ impl Storage {
         check_fits(disk, digest.as_str(), inspected)?;
         let wanted = disk.size_mib << 20;
         qemu_img
-            .create_overlay(&path, wanted)
+            .create_overlay(&path, DiskFormat::Qcow2, wanted)
             .await
             .map_err(|error| of_disk(error, pool))?;
         let made = image::behind(file).map_err(|error| failed(pool, error))?;
@@ -383,7 +418,7 @@ impl Storage {
         }
     }
 
-    fn finish(&self, dir: &Path, file: &File, partial: &Path, path: &Path) -> io::Result<()> {
+    pub(super) fn finish(&self, dir: &Path, file: &File, partial: &Path, path: &Path) -> io::Result<()> {
         // Until now it was the user's who filled it.
         self.hand_over(file)?;
         fs::rename(partial, path)?;
@@ -391,7 +426,7 @@ impl Storage {
     }
 
     /// Gives a disk's file to the user that QEMU runs as, and makes it durable.
-    fn hand_over(&self, file: &File) -> io::Result<()> {
+    pub(super) fn hand_over(&self, file: &File) -> io::Result<()> {
         let (uid, gid) = match &self.owner {
             Some(owner) => {
                 let user = User::from_name(owner)?
@@ -450,13 +485,43 @@ impl Storage {
     pub(super) fn delete_one(&self, id: VmId, disk: &Disk) -> Result<(), Error> {
         let pool = self.pool(&disk.pool)?;
         let path = self.path(id, disk)?;
-        remove(&partial(&path, disk)).map_err(|error| failed(pool, error))?;
-        remove(&path).map_err(|error| failed(pool, error))
+        // Where it is not mounted, that nothing is there says nothing.
+        pool.check()?;
+        remove(&partial(&path, disk.format)).map_err(|error| failed(pool, error))?;
+        remove(&path).map_err(|error| failed(pool, error))?;
+        // The VM's folder with its last disk; it is left where there are others, or none was there.
+        if let Some(folder) = path.parent() {
+            let _ = fs::remove_dir(folder);
+        }
+        Ok(())
+    }
+
+    /// Deletes a volume of the site; see [`crate::hypervisor::Hypervisor::purge_volume`].
+    pub(super) fn purge(&self, pool: &str, volume: VolumeId, keep_shared: bool) -> Result<(), Error> {
+        let pool = self.pool(pool)?;
+        if keep_shared && pool.shared {
+            return Ok(());
+        }
+        if !pool.path.is_dir() {
+            // Not mounted: what is not seen is not gone.
+            return Err(failed(
+                pool,
+                format!("{} is not a directory", pool.path.display()),
+            ));
+        }
+        for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
+            let path = volume_path(&pool.path, volume, format);
+            for path in [partial(&path, format), path] {
+                remove(&path).map_err(|error| failed(pool, error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes a VM's disks; see [`crate::hypervisor::Hypervisor::delete_volumes`].
     pub(super) fn delete(&self, id: VmId, keep_shared: bool) -> Result<(), Error> {
         for pool in self.pools.iter().filter(|pool| !(keep_shared && pool.shared)) {
+            pool.check()?;
             match fs::remove_dir_all(pool.path.join(id.to_string())) {
                 // A file in the place of the folder is not Dalgu's: there are no disks.
                 Err(error)
@@ -486,10 +551,11 @@ async fn blank(pool: &Pool, disk: &Disk, qemu_img: &QemuImg<'_>) -> Result<(), E
 }
 
 /// Makes the folder of a VM's disks in a pool that is there.
-fn folder<'a>(pool: &Pool, path: &'a Path) -> Result<&'a Path, Error> {
+pub(super) fn folder<'a>(pool: &Pool, path: &'a Path) -> Result<&'a Path, Error> {
     let dir = path
         .parent()
         .ok_or_else(|| failed(pool, "a disk without a directory"))?;
+    pool.check()?;
     if !pool.path.is_dir() {
         return Err(failed(
             pool,
@@ -501,12 +567,17 @@ fn folder<'a>(pool: &Pool, path: &'a Path) -> Result<&'a Path, Error> {
     Ok(dir)
 }
 
-/// The name of a disk until it is whole.
-fn partial(path: &Path, disk: &Disk) -> PathBuf {
-    path.with_extension(format!("{}.partial", disk.format.as_str()))
+/// The file of a volume of the site.
+fn volume_path(pool: &Path, id: VolumeId, format: DiskFormat) -> PathBuf {
+    pool.join("volumes").join(format!("{id}.{}", format.as_str()))
 }
 
-fn new_file(path: &Path) -> io::Result<File> {
+/// The name of a disk until it is whole.
+pub(super) fn partial(path: &Path, format: DiskFormat) -> PathBuf {
+    path.with_extension(format!("{}.partial", format.as_str()))
+}
+
+pub(super) fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -532,7 +603,7 @@ fn probe_cache(pool: &Pool, dir: &Path) -> Result<Cache, Error> {
     }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -1,6 +1,7 @@
 //! The domain XML against libvirt's own schema, disks against the real qemu-img, and the contract on libvirt's test
 //! driver. Real hosts run the contract in the lab.
 
+mod layers;
 mod storage;
 
 use std::{collections::BTreeMap, process::Command};
@@ -9,8 +10,8 @@ use dalgu_proto::{
     host::GuestFeature,
     ids::{ClusterId, Epoch, Generation},
     vm::{
-        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, MAX_DISKS, MAX_NICS, Nic, Plug, RestartPolicy,
-        Spec,
+        CloneMode, Disk, DiskFormat, DiskLimits, Firmware, KernelBoot, MAX_DISK_IOPS,
+        MAX_DISK_MIB_PER_SECOND, MAX_DISKS, MAX_NICS, Nic, Plug, RestartPolicy, Spec,
         first_boot::{Documents, MEDIUM},
     },
 };
@@ -20,7 +21,7 @@ use uuid::Uuid;
 use super::{
     read,
     tree::Element,
-    xml::{Cache, DiskModel, KernelModel, Model, NicModel},
+    xml::{BackingModel, Cache, DiskModel, KernelModel, Model, NicModel},
     *,
 };
 use crate::hypervisor::{Mark, contract};
@@ -39,6 +40,21 @@ fn text() -> impl Strategy<Value = String> {
     // Carriage returns are left out: a parser must turn them into newlines.
     prop::string::string_regex("[\\t\\n -\u{d7ff}\u{e000}-\u{fffd}\u{10000}-\u{10ffff}]{1,20}")
         .expect("a regex")
+}
+
+/// Two older layers, and the image that is the last.
+fn behind(image: Option<String>) -> Vec<BackingModel> {
+    let Some(image) = image else { return Vec::new() };
+    let file = |path: &str, format, image| BackingModel {
+        path: path.into(),
+        format,
+        image,
+    };
+    vec![
+        file("/pool/root.3.qcow2", DiskFormat::Qcow2, false),
+        file("/pool/root.raw", DiskFormat::Raw, false),
+        file(&image, DiskFormat::Qcow2, true),
+    ]
 }
 
 prop_compose! {
@@ -69,7 +85,8 @@ prop_compose! {
                 path: path.into(),
                 format: if raw { DiskFormat::Raw } else { DiskFormat::Qcow2 },
                 cache: if direct { Cache::None } else { Cache::Writeback },
-                backing: backing.map(Into::into),
+                backing: behind(backing),
+                limits: if raw { most_limits() } else { DiskLimits { write_iops: direct.then_some(1), ..DiskLimits::default() } },
             }).collect(),
             nics: nics.into_iter().map(|(name, bridge, mac)| NicModel {
                 target: plugged.then(|| crate::network::names::tap(VmId::from_uuid(Uuid::from_u128(id)), &name)),
@@ -96,6 +113,15 @@ proptest! {
     #[test]
     fn a_domain_is_read_back_as_it_was_written_whatever_its_strings_hold(model in model()) {
         prop_assert_eq!(read::model(&model.to_xml().unwrap()), Ok(model));
+    }
+}
+
+fn most_limits() -> DiskLimits {
+    DiskLimits {
+        read_iops: Some(MAX_DISK_IOPS),
+        write_iops: Some(MAX_DISK_IOPS),
+        read_mib_per_second: Some(MAX_DISK_MIB_PER_SECOND),
+        write_mib_per_second: Some(MAX_DISK_MIB_PER_SECOND),
     }
 }
 
@@ -126,7 +152,8 @@ fn large(accelerator: Accelerator) -> Model {
                 } else {
                     Cache::Writeback
                 },
-                backing: (index % 4 == 2).then(|| format!("/store/<{index}>&.qcow2").into()),
+                backing: behind((index % 4 == 2).then(|| format!("/store/<{index}>&.qcow2"))),
+                limits: most_limits(),
             })
             .collect(),
         nics: (0..MAX_NICS)
@@ -224,7 +251,9 @@ fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() 
 
 #[test]
 fn what_guests_can_have_is_read_from_libvirts_own_account() {
-    use GuestFeature::{FirstBoot, HotChange, Tpm, Uefi, UefiSecureBoot};
+    use GuestFeature::{
+        Backup, DiskChange, FirstBoot, HotChange, Snapshot, Tpm, Uefi, UefiSecureBoot, Volume,
+    };
     let account = |firmware: &str, secure: &str, backend: &str| {
         format!(
             "<domainCapabilities><os supported='yes'><enum name='firmware'>{firmware}</enum><loader supported='yes'>\
@@ -239,18 +268,16 @@ fn what_guests_can_have_is_read_from_libvirts_own_account() {
         "<value>yes</value><value>no</value>",
     );
     let emulator = "<value>passthrough</value><value>emulator</value>";
+    let with = |own: &[_]| [own, &[HotChange, Volume, DiskChange, Snapshot, Backup]].concat();
     for (xml, expected) in [
-        (account("", no, ""), vec![FirstBoot, HotChange]),
-        (
-            account("", yes, "<value>passthrough</value>"),
-            vec![FirstBoot, HotChange],
-        ),
-        (account(efi, no, ""), vec![FirstBoot, Uefi, HotChange]),
+        (account("", no, ""), with(&[FirstBoot])),
+        (account("", yes, "<value>passthrough</value>"), with(&[FirstBoot])),
+        (account(efi, no, ""), with(&[FirstBoot, Uefi])),
         (
             account(efi, yes, emulator),
-            vec![FirstBoot, Uefi, UefiSecureBoot, Tpm, HotChange],
+            with(&[FirstBoot, Uefi, UefiSecureBoot, Tpm]),
         ),
-        ("<domainCapabilities/>".into(), vec![FirstBoot, HotChange]),
+        ("<domainCapabilities/>".into(), with(&[FirstBoot])),
     ] {
         assert_eq!(read::guest_features(&xml).unwrap(), expected, "{xml}");
     }
@@ -344,7 +371,7 @@ async fn the_operators_word_decides_the_accelerator() {
     );
 }
 
-fn disk(name: &str, pool: &str, image: Option<&str>, format: DiskFormat) -> Disk {
+pub(super) fn disk(name: &str, pool: &str, image: Option<&str>, format: DiskFormat) -> Disk {
     Disk {
         name: name.into(),
         size_mib: 16,
@@ -353,10 +380,13 @@ fn disk(name: &str, pool: &str, image: Option<&str>, format: DiskFormat) -> Disk
         format,
         digest: None,
         clone_mode: CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
     }
 }
 
-fn definition(disks: Vec<Disk>) -> Definition {
+pub(super) fn definition(disks: Vec<Disk>) -> Definition {
     let spec = Spec {
         vcpus: 1,
         memory_mib: 128,
@@ -381,6 +411,7 @@ fn definition(disks: Vec<Disk>) -> Definition {
         mark: mark(),
         spec,
         documents: Documents::default(),
+        layers: Default::default(),
     }
 }
 
@@ -392,6 +423,7 @@ fn test_driver(dir: &Path, cluster: ClusterId) -> LibvirtConfig {
             name: "local".into(),
             path: dir.join("pool"),
             shared: false,
+            mounted: false,
         }],
         images_dir: dir.join("images"),
         image_store_dir: dir.join("store"),
@@ -428,6 +460,8 @@ async fn libvirts_test_driver_keeps_the_contract() {
         has_volumes: false,
         image: None,
         // Its statistics are of the state only.
+        other_pool: None,
+        moves_running: false,
         has_usage: false,
         booted_line: None,
         patience: Duration::from_secs(10),
@@ -445,6 +479,35 @@ async fn libvirts_test_driver_keeps_the_contract() {
         contract::a_foreign_domain_is_not_touched(&hypervisor, &fixture, foreign.id).await,
         Ok(())
     );
+}
+
+#[test]
+fn where_a_disk_is_copied_to_and_whether_that_is_whole_is_read_from_the_running_domain() {
+    let mut model = large(Accelerator::Tcg);
+    model.disks.truncate(1);
+    let xml = model.to_xml().unwrap();
+    let parts = read::parts(&xml).unwrap();
+    assert_eq!(parts.disks[0].mirror, None);
+    let [attached] = parts.hardware.disks.values().collect::<Vec<_>>()[..] else {
+        panic!("{parts:?}");
+    };
+    assert_eq!(attached.limits, most_limits());
+    for (ready, whole) in [("", false), (" ready='abort'", false), (" ready='yes'", true)] {
+        let mirror = format!(
+            "<mirror type='file' file='/fast/x.raw' format='raw' job='copy'{ready}><format type='raw'/>\
+             <source file='/fast/x.raw'/></mirror><serial>"
+        );
+        let copied = read::parts(&xml.replacen("<serial>", &mirror, 1)).unwrap();
+        assert_eq!(
+            copied.disks[0].mirror,
+            Some(("/fast/x.raw".into(), whole)),
+            "{ready}"
+        );
+        assert_eq!(copied.disks[0].file, parts.disks[0].file);
+        let committed = mirror.replace("'copy'", "'active-commit'");
+        let other = read::parts(&xml.replacen("<serial>", &committed, 1)).unwrap();
+        assert_eq!(other.disks[0].mirror, None, "another job");
+    }
 }
 
 #[tokio::test]
@@ -486,7 +549,7 @@ fn what_a_changed_domain_has_is_read_from_its_definition() {
     let targets: Vec<_> = parts.disks.iter().map(|disk| &*disk.target).collect();
     assert_eq!(targets, ["vda", "vdb", "vdc"]);
     // libvirt gives the addresses.
-    assert_eq!(has.free_ports, 3 + 2 + 3 + crate::hypervisor::SPARE_PORTS);
+    assert_eq!(has.free_ports, 3 + 2 + 4 + crate::hypervisor::SPARE_PORTS);
     let used = "<target dev='vdb'/><address type='pci' bus='0x03'/>";
     let live = xml
         .replace(
@@ -495,7 +558,7 @@ fn what_a_changed_domain_has_is_read_from_its_definition() {
         )
         .replace("<target dev=\"vdb\" bus=\"virtio\"/>", used);
     let has = read::parts(&live).unwrap().hardware;
-    assert_eq!((has.memory_mib, has.free_ports), (256 + 64, 15));
+    assert_eq!((has.memory_mib, has.free_ports), (256 + 64, 16));
     let asked = read::with_requested(read::parts(&live).unwrap().memory.unwrap(), 32).unwrap();
     assert!(
         asked.contains("<requested unit=\"MiB\">32</requested>") && !asked.contains("<current"),

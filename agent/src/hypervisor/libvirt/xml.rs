@@ -14,11 +14,12 @@
 //! - Where more processors or memory are to be had without a restart, all but the first processor can be unplugged, and memory
 //!   beyond what the guest starts with is a virtio-mem device's: the guest cannot use what it was not given, whether or not it has
 //!   a driver for it, as it could with a balloon.
+//! - A channel for an agent in the guest, which can freeze file systems for a snapshot; a guest without one has a device more.
 //! - A crashed guest ends (`on_crash`) and says so (`panic` device): restarting it is the agent's business.
 
 use std::path::{Path, PathBuf};
 
-use dalgu_proto::vm::{DiskFormat, Firmware, first_boot::MEDIUM};
+use dalgu_proto::vm::{DiskFormat, DiskLimits, Firmware, first_boot::MEDIUM};
 use uuid::Uuid;
 
 use super::tree::{Element, XmlError};
@@ -32,6 +33,8 @@ pub const PREFIX: &str = "dalgu";
 pub const MEMORY_ALIAS: &str = "ua-memory";
 /// What that device gives and takes at once, in MiB: a huge page.
 pub const MEMORY_BLOCK_MIB: u64 = 2;
+/// The channel of the agent in a guest, by the name that QEMU's own looks for.
+pub const GUEST_AGENT: &str = "org.qemu.guest_agent.0";
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +96,21 @@ pub struct DiskModel {
     pub format: DiskFormat,
     /// How writes are cached.
     pub cache: Cache,
-    /// The qcow2 image behind it, for an overlay.
-    pub backing: Option<PathBuf>,
+    /// How much the guest may read and write there.
+    pub limits: DiskLimits,
+    /// The files behind it, from the next one to the last.
+    pub backing: Vec<BackingModel>,
+}
+
+/// A file behind a disk's own: an older layer of it, or an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackingModel {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// It is an image, which other disks have too.
+    pub image: bool,
 }
 
 /// A network interface of a domain.
@@ -194,24 +210,46 @@ fn path_text(path: &Path) -> Result<&str, XmlError> {
     })
 }
 
-/// The image behind an overlay, the last of its chain. It is said, so that nobody reads it from the disk's header, and it keeps
+/// The files behind a disk's own. They are said, so that nobody reads them from the disk's header. An image keeps
 /// its owner: libvirt would give it to QEMU's user, and other VMs have it too.
-fn backing(image: &Path) -> Result<Element, XmlError> {
-    let owner = Element::new("seclabel")
-        .with("model", "dac")
-        .with("relabel", "no");
+fn backing(files: &[BackingModel]) -> Result<Element, XmlError> {
+    let Some((next, rest)) = files.split_first() else {
+        return Ok(Element::new("backingStore"));
+    };
+    let owner = next.image.then(|| {
+        Element::new("seclabel")
+            .with("model", "dac")
+            .with("relabel", "no")
+    });
     let source = Element::new("source")
-        .with("file", path_text(image)?)
-        .child(owner);
+        .with("file", path_text(&next.path)?)
+        .all(owner);
     Ok(Element::new("backingStore")
         .with("type", "file")
-        .child(Element::new("format").with("type", DiskFormat::Qcow2.as_str()))
+        .child(Element::new("format").with("type", next.format.as_str()))
         .child(source)
-        .child(Element::new("backingStore")))
+        .child(backing(rest)?))
+}
+
+/// Limits as libvirt names and counts them: operations, and bytes, per second; 0 for none.
+pub fn io_tune(limits: &DiskLimits) -> [(&'static str, u64); 4] {
+    let bytes = |mib: Option<u64>| mib.unwrap_or(0) << 20;
+    [
+        ("read_bytes_sec", bytes(limits.read_mib_per_second)),
+        ("write_bytes_sec", bytes(limits.write_mib_per_second)),
+        ("read_iops_sec", limits.read_iops.unwrap_or(0)),
+        ("write_iops_sec", limits.write_iops.unwrap_or(0)),
+    ]
 }
 
 fn leaf(name: &str, text: impl ToString) -> Element {
     Element::new(name).text(text)
+}
+
+fn limits(limits: &DiskLimits) -> Option<Element> {
+    let set = io_tune(limits).into_iter().filter(|(_, most)| *most > 0);
+    let tune = Element::new("iotune").all(set.map(|(name, most)| leaf(name, most)));
+    (!limits.is_none()).then_some(tune)
 }
 
 fn mib(name: &str, mib: u64) -> Element {
@@ -378,9 +416,9 @@ impl Model {
     }
 
     fn devices(&self) -> Result<Element, XmlError> {
-        // A port for each device on the bus: disks, interfaces, balloon, random numbers, memory that can be added.
+        // A port for each device on the bus: disks, interfaces, balloon, random numbers, channels, memory that can be added.
         let memory = usize::from(self.more_memory_mib() > 0);
-        let ports = self.disks.len() + self.nics.len() + 2 + memory + SPARE_PORTS;
+        let ports = self.disks.len() + self.nics.len() + 3 + memory + SPARE_PORTS;
         let controller = |index: usize, model: &str| {
             Element::new("controller")
                 .with("type", "pci")
@@ -403,6 +441,11 @@ impl Model {
         let balloon = Element::new("memballoon")
             .with("model", "virtio")
             .child(Element::new("stats").with("period", 10));
+        let agent = Element::new("channel").with("type", "unix").child(
+            Element::new("target")
+                .with("type", "virtio")
+                .with("name", GUEST_AGENT),
+        );
         let tpm = Element::new("tpm").with("model", "tpm-crb").child(
             Element::new("backend")
                 .with("type", "emulator")
@@ -427,6 +470,7 @@ impl Model {
                     .map(|(index, nic)| self.nic(index, nic)),
             )
             .child(serial)
+            .all((self.accelerator != Accelerator::Test).then_some(agent))
             .all(self.tpm.then_some(tpm))
             .child(balloon)
             .all(self.memory_device())
@@ -461,12 +505,17 @@ impl Model {
             .with("device", "disk")
             .child(driver)
             .child(Element::new("source").with("file", path_text(&disk.path)?))
-            .all(disk.backing.as_deref().map(backing).transpose()?)
+            .all(
+                (!disk.backing.is_empty())
+                    .then(|| backing(&disk.backing))
+                    .transpose()?,
+            )
             .child(
                 Element::new("target")
                     .with("dev", disk_target(index))
                     .with("bus", "virtio"),
             )
+            .all(limits(&disk.limits))
             .child(leaf("serial", &disk.name));
         if boots {
             element = element.child(Element::new("boot").with("order", index + 1));

@@ -2,29 +2,37 @@
 //!
 //! A guest that ignores requests lets go of nothing that it has: no processor, no memory, no device.
 
-use std::collections::BTreeMap;
-
 use dalgu_proto::{ids::VmId, vm::Disk};
+use tokio::time::Instant;
 
 use super::{
     Behaviour, SimConfig,
-    state::{Guest, State, Volume},
+    state::{Guest, State, site_volume},
 };
-use crate::hypervisor::{Change, Definition, DomainState, Error, Hardware};
+use crate::hypervisor::{Attached, Change, Definition, DiskCopy, DomainState, Error, Hardware};
 
 impl State {
     /// What a domain has; its disks with the sizes that they have by now.
     pub(super) fn hardware(&self, id: VmId, config: &SimConfig) -> Option<Hardware> {
-        let mut hardware = self.domains.get(&id)?.hardware.clone();
-        let mut note = |volumes: &BTreeMap<Volume, u64>| {
-            for ((vm, _, disk), size) in volumes {
-                if let Some(known) = hardware.disks.get_mut(disk).filter(|_| *vm == id) {
-                    *known = *size;
-                }
+        let guest = self.domains.get(&id)?;
+        let mut hardware = guest.hardware.clone();
+        for (disk, (pool, since)) in &guest.copies {
+            if let Some(known) = hardware.disks.get_mut(disk) {
+                known.copy = Some(copied(pool, *since, config));
             }
+        }
+        let defined = |name: &str| {
+            let definition = guest.definition.as_ref()?;
+            definition.spec.volumes().find(|disk| disk.name == name)
         };
-        note(&self.volumes);
-        config.shared_storage.with(|shared| note(shared));
+        for (name, known) in &mut hardware.disks {
+            let Some(pool) = &known.pool else { continue };
+            let volume = match defined(name).and_then(|disk| disk.volume.as_ref()?.id) {
+                Some(volume) => site_volume(pool, volume),
+                None => (id, pool.clone(), name.clone()),
+            };
+            known.size_mib = self.size_of(&volume, config).unwrap_or(known.size_mib);
+        }
         Some(hardware)
     }
 
@@ -37,6 +45,9 @@ impl State {
         let id = definition.id;
         if let Change::GrowDisk(name) = change {
             return self.grow(definition, name, config);
+        }
+        if let Change::MoveDisk(name) = change {
+            return self.go_on_moving(definition, name, config);
         }
         if let Change::AttachDisk(name) = change
             && let Some(disk) = disk_of(definition, name)
@@ -69,14 +80,66 @@ impl State {
         Ok(())
     }
 
+    fn go_on_moving(&mut self, definition: &Definition, name: &str, config: &SimConfig) -> Result<(), Error> {
+        let id = definition.id;
+        let guest = self.ours(id, config)?;
+        let moves = matches!(guest.state, DomainState::Incoming | DomainState::HandedOver);
+        if guest.job.is_some() || moves {
+            return Err(guest.wrong_state("and its disks stay"));
+        }
+        let (Some(disk), Some(there)) = (disk_of(definition, name), guest.hardware.disks.get_mut(name))
+        else {
+            return Ok(());
+        };
+        match guest.copies.get(name) {
+            Some((pool, since)) if *pool == disk.pool => {
+                if copied(pool, *since, config).ready {
+                    there.pool = Some(disk.pool.clone());
+                    guest.copies.remove(name);
+                    let defined = guest.definition.iter_mut().flat_map(|it| &mut it.spec.disks);
+                    for defined in defined.filter(|other| other.name == name) {
+                        defined.pool.clone_from(&disk.pool);
+                    }
+                }
+            }
+            Some(_) => drop(guest.copies.remove(name)),
+            None if there.pool.as_ref() == Some(&disk.pool) => {}
+            None => {
+                let pool = there.pool.clone().unwrap_or_default();
+                let copy = (disk.pool.clone(), Instant::now());
+                guest.copies.insert(name.to_owned(), copy);
+                let from = Disk { pool, ..disk.clone() };
+                let size = self.volume_size(id, &from, config);
+                self.put_volume(id, disk, size, config);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn delete_volume(&mut self, id: VmId, disk: &Disk, config: &SimConfig) -> Result<(), Error> {
         if let Some(guest) = self.domains.get(&id)
-            && guest.hardware.disks.contains_key(&disk.name)
+            && let Some(there) = guest.hardware.disks.get(&disk.name)
+            && (there.is_in(&disk.pool)
+                || guest
+                    .copies
+                    .get(&disk.name)
+                    .is_some_and(|(pool, _)| *pool == disk.pool))
         {
             return Err(guest.wrong_state("and still has the disk"));
         }
         self.put_volume(id, disk, None, config);
         Ok(())
+    }
+}
+
+/// How far a copy is.
+fn copied(pool: &str, since: Instant, config: &SimConfig) -> DiskCopy {
+    let (all, done) = (config.delays.copy.as_millis(), since.elapsed().as_millis());
+    let percent = if done >= all { 100 } else { done * 100 / all };
+    DiskCopy {
+        pool: Some(pool.to_owned()),
+        percent: u8::try_from(percent).unwrap_or(100),
+        ready: done >= all,
     }
 }
 
@@ -104,14 +167,21 @@ impl Guest {
             Change::MemoryMib(mib) if *mib > hardware.memory_mib || !holds => hardware.memory_mib = *mib,
             Change::AttachDisk(name) if !hardware.disks.contains_key(name) => {
                 hardware.free_ports = hardware.free_ports.checked_sub(1).ok_or_else(full)?;
-                let size = disk_of(definition, name).map_or(0, |disk| disk.size_mib);
-                hardware.disks.insert(name.clone(), size);
+                let disk = disk_of(definition, name).map(Attached::of).unwrap_or_default();
+                hardware.disks.insert(name.clone(), disk);
             }
             Change::AttachNic(name) if !hardware.nics.contains(name) => {
                 hardware.free_ports = hardware.free_ports.checked_sub(1).ok_or_else(full)?;
                 hardware.nics.insert(name.clone());
             }
+            Change::LimitDisk(name) => {
+                let limits = disk_of(definition, name).map(|disk| disk.limits);
+                if let (Some(limits), Some(there)) = (limits, hardware.disks.get_mut(name)) {
+                    there.limits = limits;
+                }
+            }
             Change::DetachDisk(name) if !holds && hardware.disks.remove(name).is_some() => {
+                self.copies.remove(name);
                 hardware.free_ports += 1;
             }
             Change::DetachNic(name) if !holds && hardware.nics.remove(name) => hardware.free_ports += 1,

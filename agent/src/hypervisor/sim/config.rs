@@ -17,6 +17,8 @@ pub struct Delays {
     pub power: Duration,
     /// Making or deleting the disks of a VM.
     pub volumes: Duration,
+    /// Copying a disk to another pool.
+    pub copy: Duration,
     /// The stop at the end of a migration.
     pub downtime: Duration,
 }
@@ -28,6 +30,7 @@ impl Delays {
         define: Duration::ZERO,
         power: Duration::ZERO,
         volumes: Duration::ZERO,
+        copy: Duration::ZERO,
         downtime: Duration::ZERO,
     };
     /// About what real hosts take.
@@ -36,6 +39,7 @@ impl Delays {
         define: Duration::from_millis(40),
         power: Duration::from_millis(300),
         volumes: Duration::from_millis(30),
+        copy: Duration::from_secs(4),
         downtime: Duration::from_millis(30),
     };
 }

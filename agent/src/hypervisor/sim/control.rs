@@ -10,17 +10,31 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Behaviour, Call, Fault, Phase, Sim,
+    backup::Kept,
+    layers::Chain,
     state::{Guest, Volume},
 };
 use crate::hypervisor::{Connection, Definition, DomainState, Hint};
 
 /// The disks on pools that several simulated hosts share; clones are the same storage.
 #[derive(Debug, Clone, Default)]
-pub struct SharedStorage(Arc<Mutex<BTreeMap<Volume, u64>>>);
+pub struct SharedStorage(
+    Arc<Mutex<BTreeMap<Volume, u64>>>,
+    Arc<Mutex<BTreeMap<VmId, Chain>>>,
+    Arc<Mutex<Kept>>,
+);
 
 impl SharedStorage {
+    pub(super) fn with_chains<T>(&self, look: impl FnOnce(&mut BTreeMap<VmId, Chain>) -> T) -> T {
+        look(&mut self.1.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut BTreeMap<Volume, u64>) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn backups<T>(&self, look: impl FnOnce(&mut Kept) -> T) -> T {
+        look(&mut self.2.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How many disks there are.
@@ -55,6 +69,24 @@ impl Sim {
         if let Some(guest) = self.0.state().domains.get_mut(&id) {
             guest.behaviour = behaviour;
         }
+    }
+
+    /// A guest writes to a disk: it holds something else from now on. What it holds stays behind when its VM moves.
+    pub fn write_disk(&self, id: VmId, disk: &str) -> u64 {
+        let mut state = self.0.state();
+        let content = state.contents.entry((id, disk.to_owned())).or_default();
+        *content += 1;
+        *content
+    }
+
+    /// What a disk holds.
+    pub fn disk_content(&self, id: VmId, disk: &str) -> u64 {
+        self.0.state().content(id, disk)
+    }
+
+    /// How many backups there are in pools of this host alone.
+    pub fn backups(&self) -> usize {
+        self.0.state().backups.len()
     }
 
     /// How often a guest was started.
@@ -152,6 +184,21 @@ impl Sim {
     /// How many disks there are on the pools of this host alone.
     pub fn local_volumes(&self) -> usize {
         self.0.state().volumes.len()
+    }
+
+    /// What a guest's disks hold; 0 before anything was written. `None` where there is no such domain.
+    pub fn content(&self, id: VmId) -> Option<u64> {
+        let definition = self.definition(id)?;
+        let mut state = self.0.state();
+        Some(state.with_chain(&definition, &self.0.config, |chain| chain.content()))
+    }
+
+    /// The guest writes this to its disks.
+    pub fn write(&self, id: VmId, content: u64) {
+        if let Some(definition) = self.definition(id) {
+            let mut state = self.0.state();
+            state.with_chain(&definition, &self.0.config, |chain| chain.write(content));
+        }
     }
 
     /// The disks of a VM on this host's own pools are lost.

@@ -15,9 +15,12 @@ pub enum Call {
     List,
     Get,
     Hardware,
+    Layers,
+    ChangeLayers,
     CreateVolumes,
     DeleteVolume,
     DeleteVolumes,
+    PurgeVolume,
     Define,
     Change,
     Start,
@@ -34,6 +37,10 @@ pub enum Call {
     Receive,
     Progress,
     AbortMigration,
+    BackUp,
+    BackupProgress,
+    Backup,
+    RemoveBackup,
 }
 
 impl Call {
@@ -44,9 +51,12 @@ impl Call {
             Self::List => "list",
             Self::Get => "get",
             Self::Hardware => "hardware",
+            Self::Layers => "layers",
+            Self::ChangeLayers => "change_layers",
             Self::CreateVolumes => "create_volumes",
             Self::DeleteVolume => "delete_volume",
             Self::DeleteVolumes => "delete_volumes",
+            Self::PurgeVolume => "purge_volume",
             Self::Define => "define",
             Self::Change => "change",
             Self::Start => "start",
@@ -62,14 +72,25 @@ impl Call {
             Self::Receive => "receive",
             Self::Progress => "progress",
             Self::AbortMigration => "abort_migration",
+            Self::BackUp => "back_up",
+            Self::BackupProgress => "backup_progress",
+            Self::Backup => "backup",
+            Self::RemoveBackup => "remove_backup",
         }
     }
 
-    /// The deadline that the trait promises; a migration has none.
+    /// The deadline that the trait promises; a migration and a backup have none.
     pub(super) const fn deadline(self) -> Duration {
         let seconds = match self {
-            Self::Progress => 5,
-            Self::About | Self::List | Self::Get | Self::Hardware | Self::Usage | Self::AbortMigration => 10,
+            Self::Progress | Self::BackupProgress => 5,
+            Self::About
+            | Self::List
+            | Self::Get
+            | Self::Hardware
+            | Self::Layers
+            | Self::Usage
+            | Self::AbortMigration
+            | Self::Backup => 10,
             Self::Define
             | Self::Shutdown
             | Self::Reboot
@@ -78,10 +99,14 @@ impl Call {
             | Self::Resume
             | Self::Undefine
             | Self::Receive => 30,
-            Self::Destroy | Self::DeleteVolume | Self::DeleteVolumes => 60,
-            Self::Start | Self::Change => 120,
+            Self::Destroy
+            | Self::DeleteVolume
+            | Self::DeleteVolumes
+            | Self::PurgeVolume
+            | Self::RemoveBackup => 60,
+            Self::Start | Self::Change | Self::ChangeLayers => 120,
             Self::CreateVolumes => 600,
-            Self::Migrate => u64::MAX / 4,
+            Self::Migrate | Self::BackUp => u64::MAX / 4,
         };
         Duration::from_secs(seconds)
     }
@@ -94,9 +119,12 @@ impl Call {
                 | Self::List
                 | Self::Get
                 | Self::Hardware
+                | Self::Layers
                 | Self::Usage
                 | Self::Progress
                 | Self::AbortMigration
+                | Self::BackupProgress
+                | Self::Backup
         )
     }
 }

@@ -5,26 +5,45 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
     host::VmUsage,
-    ids::VmId,
+    ids::{BackupId, VmId, VolumeId},
     vm::{Disk, PowerReason},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::{Behaviour, SimConfig, guest};
+use super::{Behaviour, SimConfig, backup::Kept, guest, layers::Chain};
 use crate::{
     first_boot,
     hypervisor::{Definition, Domain, DomainState, Error, Hardware, Mark, Progress},
 };
 
-/// A disk: its VM, pool and name. Kept with its size in MiB.
+/// A disk: its VM, pool and name. Kept with its size in MiB. One that is a volume of the site is nobody's, see [`key`].
 pub(super) type Volume = (VmId, String, String);
+
+/// Under which a disk of a VM is kept.
+pub(super) fn key(id: VmId, disk: &Disk) -> Volume {
+    match disk.volume.as_ref().and_then(|volume| volume.id) {
+        Some(volume) => site_volume(&disk.pool, volume),
+        None => (id, disk.pool.clone(), disk.name.clone()),
+    }
+}
+
+pub(super) fn site_volume(pool: &str, volume: VolumeId) -> Volume {
+    (VmId::from_uuid(Uuid::nil()), pool.to_owned(), volume.to_string())
+}
 
 /// Everything a simulated host holds.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) domains: BTreeMap<VmId, Guest>,
     pub(super) volumes: BTreeMap<Volume, u64>,
+    /// What the disks of VMs hold.
+    pub(super) chains: BTreeMap<VmId, Chain>,
+    /// What disks hold, by their VM and name; 0 where nobody has written.
+    pub(super) contents: BTreeMap<(VmId, String), u64>,
+    /// Backups in pools of this host alone.
+    pub(super) backups: Kept,
     /// Calls whose callers have given up, by domain.
     pub(super) late: BTreeMap<VmId, usize>,
     /// Cancelled when the hypervisor's daemon ends; there is a new one for the next.
@@ -57,6 +76,10 @@ pub(super) struct Guest {
     /// How often it was reset since it was made here.
     pub(super) resets: u64,
     pub(super) job: Option<Job>,
+    /// Disks that are copied, each to which pool, and since when.
+    pub(super) copies: BTreeMap<String, (String, Instant)>,
+    /// The backup that an incremental one can begin from. It does not move along.
+    pub(super) checkpoint: Option<BackupId>,
     ran: Duration,
     since: Option<Instant>,
 }
@@ -76,6 +99,8 @@ impl Guest {
             ticks: 0,
             resets: 0,
             job: None,
+            copies: BTreeMap::new(),
+            checkpoint: None,
             ran: Duration::ZERO,
             since: None,
         }
@@ -99,6 +124,8 @@ impl Guest {
             ticks: 0,
             resets: 0,
             job: None,
+            copies: BTreeMap::new(),
+            checkpoint: None,
             ran: Duration::ZERO,
             since: Some(Instant::now()),
         }
@@ -201,16 +228,19 @@ impl State {
 
     /// The size of a disk that is there, in MiB.
     pub(super) fn volume_size(&self, id: VmId, disk: &Disk, config: &SimConfig) -> Option<u64> {
-        let volume = (id, disk.pool.clone(), disk.name.clone());
-        match config.shared_pools.contains(&disk.pool) {
-            true => config.shared_storage.with(|shared| shared.get(&volume).copied()),
-            false => self.volumes.get(&volume).copied(),
+        self.size_of(&key(id, disk), config)
+    }
+
+    pub(super) fn size_of(&self, volume: &Volume, config: &SimConfig) -> Option<u64> {
+        match config.shared_pools.contains(&volume.1) {
+            true => config.shared_storage.with(|shared| shared.get(volume).copied()),
+            false => self.volumes.get(volume).copied(),
         }
     }
 
     /// Keeps a disk with this size, or `None`: not any more.
     pub(super) fn put_volume(&mut self, id: VmId, disk: &Disk, size_mib: Option<u64>, config: &SimConfig) {
-        let volume = (id, disk.pool.clone(), disk.name.clone());
+        let volume = key(id, disk);
         let put = |volumes: &mut BTreeMap<Volume, u64>| match size_mib {
             Some(size) => volumes.insert(volume, size),
             None => volumes.remove(&volume),
@@ -243,6 +273,9 @@ impl State {
             if let Some(image) = file {
                 file_exists("image", image, config)?;
             }
+            if let Some(backup) = disk.backup.as_ref().filter(|_| !incoming) {
+                self.restore(definition.id, disk, backup, config)?;
+            }
             self.put_volume(definition.id, disk, Some(disk.size_mib), config);
         }
         Ok(())
@@ -260,6 +293,8 @@ impl State {
             return Err(guest.wrong_state("and its disks are in use"));
         }
         self.volumes.retain(|volume, _| volume.0 != id);
+        self.forget_chain(id, keep_shared, config);
+        self.contents.retain(|content, _| content.0 != id);
         if !keep_shared {
             let mine = |volume: &Volume| volume.0 == id && config.shared_pools.contains(&volume.1);
             config
@@ -267,6 +302,25 @@ impl State {
                 .with(|shared| shared.retain(|volume, _| !mine(volume)));
         }
         Ok(())
+    }
+
+    pub(super) fn purge_volume(
+        &mut self,
+        pool: &str,
+        volume: VolumeId,
+        keep_shared: bool,
+        config: &SimConfig,
+    ) {
+        let key = site_volume(pool, volume);
+        match config.shared_pools.contains(pool) {
+            true if keep_shared => {}
+            true => config.shared_storage.with(|shared| {
+                shared.remove(&key);
+            }),
+            false => {
+                self.volumes.remove(&key);
+            }
+        }
     }
 
     pub(super) fn define(&mut self, definition: &Definition, config: &SimConfig) -> Result<(), Error> {
@@ -286,10 +340,18 @@ impl State {
                 detail: format!("domain {id} is named {}; a name cannot be changed", guest.name),
             }),
             Some(guest) => {
-                guest.definition = Some(definition.clone());
+                let mut definition = definition.clone();
+                // They stay where they are until they have been moved.
+                for disk in &mut definition.spec.disks {
+                    let there = guest.hardware.disks.get(&disk.name);
+                    if let Some(pool) = there.and_then(|there| there.pool.as_ref()) {
+                        disk.pool.clone_from(pool);
+                    }
+                }
                 if guest.state == DomainState::Stopped {
                     guest.hardware = Hardware::of(&definition.spec);
                 }
+                guest.definition = Some(definition);
                 Ok(())
             }
             None => {
@@ -327,6 +389,7 @@ impl State {
         }
         let guest = self.ours(id, config)?;
         guest.run += 1;
+        guest.copies.clear();
         guest.ran = Duration::ZERO;
         guest.ticks = 0;
         guest.hardware = Hardware::of(&spec);
@@ -411,6 +474,11 @@ impl State {
         if let Some(job) = &guest.job {
             job.abort.cancel();
         }
+        guest.copies.clear();
+        // What it has from now on is what the next start brings.
+        if let Some(definition) = &guest.definition {
+            guest.hardware = Hardware::of(&definition.spec);
+        }
         guest.to(DomainState::Stopped, reason);
         if !guest.persistent {
             self.domains.remove(&id);
@@ -427,6 +495,7 @@ impl State {
         self.domains.retain(|_, guest| guest.persistent);
         // Also those that were off: why is nowhere on disk.
         for guest in self.domains.values_mut() {
+            guest.copies.clear();
             guest.to(DomainState::Stopped, PowerReason::Unknown);
         }
     }

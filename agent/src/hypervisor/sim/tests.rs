@@ -20,6 +20,9 @@ fn spec() -> Spec {
         format: DiskFormat::Qcow2,
         digest: None,
         clone_mode: CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
     };
     Spec {
         vcpus: 2,
@@ -49,6 +52,8 @@ fn fixture(cluster: ClusterId) -> contract::Fixture {
         guests_obey: true,
         has_volumes: true,
         image: Some("ab".repeat(32).parse().unwrap()),
+        other_pool: Some("fast".into()),
+        moves_running: true,
         has_usage: true,
         booted_line: None,
         patience: Duration::from_secs(60),

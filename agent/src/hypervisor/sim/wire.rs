@@ -1,5 +1,7 @@
 //! The line protocol between two simulated hypervisors: one JSON object a line, one answer to each but the last.
 
+use std::collections::BTreeSet;
+
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId, VmName},
     vm::{Spec, first_boot::Documents},
@@ -98,6 +100,7 @@ impl Say {
                 spec: *spec,
                 // The volume is copied like the rest.
                 documents: Documents::default(),
+                layers: BTreeSet::new(),
             },
             hardware,
         ))

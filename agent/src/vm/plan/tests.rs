@@ -32,6 +32,7 @@ pub(super) fn vm(power: PowerState) -> Vm {
         restart_sequence: 0,
         restart_mode: RestartMode::Reboot,
         grace_period_seconds: 60,
+        snapshots: None,
     };
     Vm {
         id: VmId::from_uuid(uuid::Uuid::from_u128(1)),
@@ -54,6 +55,7 @@ pub(super) fn vm(power: PowerState) -> Vm {
         images: Vec::new(),
         documents: Default::default(),
         changes: Default::default(),
+        snapshots: Default::default(),
     }
 }
 
@@ -92,6 +94,8 @@ pub(super) const READY: Memory = Memory {
     restart_wait: Duration::ZERO,
     hardware: None,
     tried: Vec::new(),
+    failed_moves: BTreeMap::new(),
+    layers: None,
 };
 
 #[test]

@@ -4,8 +4,8 @@
 use dalgu_proto::vm::Disk;
 use fastrand::Rng;
 
-use super::*;
-use crate::hypervisor::Hardware;
+use super::{super::plan::changes::GRAIN_MIB, *};
+use crate::hypervisor::{Attached, Hardware};
 
 /// A VM that runs, with room for changes.
 fn first() -> Intent {
@@ -57,7 +57,7 @@ async fn a_running_vm_is_changed_without_a_restart() {
     assert_eq!(status.pending, []);
     let has = hardware(&host, id).await;
     assert_eq!((has.vcpus, has.memory_mib), (4, 512));
-    assert_eq!((has.disks["root"], has.disks["data"]), (16, 32));
+    assert_eq!((has.disks["root"].size_mib, has.disks["data"].size_mib), (16, 32));
     assert_eq!((host.sim.local_volumes(), host.sim.run(id)), (2, Some(1)));
     let back = next(&grown, |spec| {
         spec.vcpus = 1;
@@ -149,7 +149,12 @@ struct Model {
 impl Model {
     fn change(&mut self, rng: &mut Rng) {
         let named = &mut self.named;
-        self.intent = next(&self.intent, |spec| match rng.u8(..6) {
+        self.intent = next(&self.intent, |spec| match rng.u8(..9) {
+            // One that has not come yet does not move: the controller sees to that.
+            6 | 7 => {
+                spec.disks[0].pool = ["local", "fast", "slow"][rng.usize(..3)].to_owned();
+            }
+            8 => spec.disks[0].limits.write_iops = Some(rng.u64(1..100)).filter(|most| *most > 30),
             0 => spec.vcpus = rng.u32(1..=8),
             1 => spec.memory_mib = rng.u64(32..=512) * 2,
             2 | 3 if spec.disks.len() < 6 => {
@@ -223,33 +228,44 @@ async fn history(seed: u64) {
     host.restart_agent("boot-1").await;
     let wanted = &model.intent;
     host.until_settled(id, wanted.generation.0).await;
-    let has = hardware(&host, id).await;
-    let names: Vec<_> = wanted
-        .spec
-        .disks
-        .iter()
-        .map(|disk| (disk.name.clone(), disk.size_mib))
+    let mut has = hardware(&host, id).await;
+    let disks = wanted.spec.disks.iter();
+    let names: Vec<_> = disks
+        .map(|disk| (disk.name.clone(), Attached::of(disk)))
         .collect();
-    let mut names_there: Vec<_> = has.disks.clone().into_iter().collect();
-    names_there.retain(|(name, _)| names.iter().any(|(other, _)| other == name));
+    let there = |has: &Hardware| {
+        let wanted = |name: &&String| names.iter().any(|(other, _)| other == *name);
+        let disks = has.disks.iter().filter(|(name, _)| wanted(name));
+        disks
+            .map(|(name, disk)| (name.clone(), disk.clone()))
+            .collect::<Vec<_>>()
+    };
     let mut sorted = names.clone();
-    sorted.sort();
+    sorted.sort_by_key(|(name, _)| name.clone());
+    // The VM is settled while a disk moves, and one that has moved grows after that.
+    let memory = |has: &Hardware| {
+        let told = host.vms.get(id).unwrap().status().pending;
+        let pending = told.iter().any(|pending| pending.field == "memory_mib");
+        // A little less or more is as good.
+        pending || has.memory_mib.abs_diff(wanted.spec.memory_mib) < GRAIN_MIB
+    };
+    for _ in 0..600 {
+        if there(&has) == sorted && has.vcpus == wanted.spec.vcpus && memory(&has) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        has = hardware(&host, id).await;
+    }
     assert_eq!(
-        names_there, sorted,
-        "seed {seed}: each disk is there, as large as asked for"
-    );
-    assert_eq!(
-        host.sim.local_volumes(),
-        names.len(),
-        "seed {seed}: no disk is left over"
+        there(&has),
+        sorted,
+        "seed {seed}: each disk is in its pool, as large as asked for and limited so"
     );
     assert_eq!(has.vcpus, wanted.spec.vcpus, "seed {seed}");
-    let told = host.vms.get(id).unwrap().status().pending;
-    let memory = has.memory_mib == wanted.spec.memory_mib;
-    assert!(
-        memory || told.iter().any(|pending| pending.field == "memory_mib"),
-        "seed {seed}: {told:?}"
-    );
+    assert!(memory(&has), "seed {seed}: {has:?}");
+    host.until_settled(id, wanted.generation.0).await;
+    // No disk is left over.
+    until_volumes(&host, names.len()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -274,4 +290,89 @@ async fn an_agent_that_dies_after_a_disk_was_plugged_in_does_not_make_it_twice()
     host.until_settled(id, 2).await;
     assert_eq!(host.sim.local_volumes(), 2);
     assert_eq!(hardware(&host, id).await.disks.len(), 2);
+}
+
+/// What is left over goes right after the word that nothing is pending.
+async fn until_volumes(host: &Host, wanted: usize) {
+    let reached = async {
+        while host.sim.local_volumes() != wanted {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), reached).await;
+    assert!(
+        waited.is_ok(),
+        "{} volumes, not {wanted}",
+        host.sim.local_volumes()
+    );
+}
+
+/// The same VM with its disk in another pool.
+fn elsewhere(before: &Intent, pool: &str) -> Intent {
+    next(before, |spec| spec.disks[0].pool = pool.to_owned())
+}
+
+fn pool(has: &Hardware) -> Option<&str> {
+    has.disks["root"].pool.as_deref()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_moves_while_the_vm_is_settled_and_other_work_gets_through() {
+    let host = one_host().await;
+    let (id, before) = made(&host).await;
+    let moved = elsewhere(&before, "fast");
+    host.create(id, moved.clone()).await;
+    let status = host.until_settled(id, 2).await;
+    assert_eq!(status.pending[0].field, "disks[root].pool");
+    assert_eq!(pool(&hardware(&host, id).await), Some("local"));
+    // A power-off and a start come between, and the copy is begun again each time.
+    for (generation, power) in [(3, PowerState::Stopped), (4, PowerState::Running)] {
+        let mut after = elsewhere(&before, "fast");
+        after.generation = Generation(generation);
+        (after.power, after.power_sequence) = (power, generation);
+        host.create(id, after).await;
+        let status = host.until_settled(id, generation).await;
+        assert!(!status.pending.is_empty(), "{power:?}");
+    }
+    host.until(id, "moved", |status| status.pending.is_empty()).await;
+    assert_eq!(pool(&hardware(&host, id).await), Some("fast"));
+    until_volumes(&host, 1).await;
+    assert_eq!(host.sim.run(id), Some(2));
+    let defined = host.sim.definition(id).unwrap();
+    assert_eq!(defined.spec.disks[0].pool, "fast");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_that_fails_leaves_the_vm_settled_in_the_old_pool_and_says_why() {
+    let host = one_host().await;
+    let (id, before) = made(&host).await;
+    let full = HypervisorError::Storage {
+        pool: "fast".into(),
+        detail: "3 MiB are free".into(),
+    };
+    host.sim.fail_next(Call::Change, Fault::Error(full));
+    host.create(id, elsewhere(&before, "fast")).await;
+    let status = host.until_settled(id, 2).await;
+    let told = &status.pending[0];
+    assert!(told.message.contains("3 MiB are free"), "{told:?}");
+    assert_eq!(pool(&hardware(&host, id).await), Some("local"));
+    tokio::time::sleep(plan::changes::MOVE_AGAIN).await;
+    host.until(id, "moved later", |status| status.pending.is_empty())
+        .await;
+    until_volumes(&host, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_called_back_leaves_nothing_in_the_other_pool() {
+    let mut host = one_host().await;
+    let (id, before) = made(&host).await;
+    let moved = elsewhere(&before, "fast");
+    host.create(id, moved.clone()).await;
+    host.until_settled(id, 2).await;
+    host.restart_agent("boot-1").await;
+    host.create(id, elsewhere(&moved, "local")).await;
+    host.until(id, "called back", |status| status.pending.is_empty())
+        .await;
+    until_volumes(&host, 1).await;
+    assert_eq!(pool(&hardware(&host, id).await), Some("local"));
 }

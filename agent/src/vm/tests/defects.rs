@@ -281,6 +281,7 @@ async fn a_vm_that_was_to_come_and_did_not_is_forgotten_although_its_entry_was_w
         images: Vec::new(),
         documents: Default::default(),
         changes: Default::default(),
+        snapshots: Default::default(),
     };
     ledger.save_vm(&written).await.unwrap();
     pair.settle().await;

@@ -116,7 +116,7 @@ fn is_named_version(path: &str, current: Option<&Value>, declared: &Value) -> bo
         return false;
     };
     let newest = || current.split_once(':').is_some_and(|(name, _)| name == declared);
-    path.starts_with("spec.disks[") && last(path) == "image" && newest()
+    (path == "image" || path.starts_with("spec.disks[")) && last(path) == "image" && newest()
 }
 
 /// The object with what was declared put into it.

@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::{
     diff::{self, Difference},
-    normal_group, normal_network, normal_vm,
+    normal_group, normal_network, normal_vm, normal_volume,
 };
 use crate::{
     client::{CALL_TIMEOUT, Client},
@@ -25,6 +25,8 @@ pub enum Kind {
     SecurityGroup,
     /// A network.
     Network,
+    /// A volume.
+    Volume,
     /// A VM.
     Vm,
 }
@@ -35,6 +37,7 @@ impl Kind {
         match self {
             Self::SecurityGroup => "security group",
             Self::Network => "network",
+            Self::Volume => "volume",
             Self::Vm => "VM",
         }
     }
@@ -43,6 +46,7 @@ impl Kind {
         match self {
             Self::SecurityGroup => "dalgu.v1.SecurityGroup",
             Self::Network => "dalgu.v1.Network",
+            Self::Volume => "dalgu.v1.Volume",
             Self::Vm => "dalgu.v1.Vm",
         }
     }
@@ -60,6 +64,11 @@ impl Kind {
                 ("description", "description"),
                 ("domain", "domain"),
                 ("dnsServers", "dns_servers"),
+            ],
+            Self::Volume => &[
+                ("labels", "labels"),
+                ("description", "description"),
+                ("sizeMib", "size_mib"),
             ],
             Self::Vm => &[
                 ("labels", "labels"),
@@ -101,6 +110,8 @@ pub enum Declared {
     SecurityGroup(v1::SecurityGroup),
     /// A network.
     Network(Box<v1::Network>),
+    /// A volume.
+    Volume(Box<v1::Volume>),
     /// A VM.
     Vm(Box<v1::Vm>),
 }
@@ -123,6 +134,7 @@ impl Declared {
         match self {
             Self::SecurityGroup(_) => Kind::SecurityGroup,
             Self::Network(_) => Kind::Network,
+            Self::Volume(_) => Kind::Volume,
             Self::Vm(_) => Kind::Vm,
         }
     }
@@ -132,6 +144,7 @@ impl Declared {
         match self {
             Self::SecurityGroup(group) => &group.name,
             Self::Network(network) => &network.name,
+            Self::Volume(volume) => &volume.name,
             Self::Vm(vm) => &vm.name,
         }
     }
@@ -151,6 +164,7 @@ impl Declared {
         let value = match self {
             Self::SecurityGroup(group) => json::value(name, group),
             Self::Network(network) => json::value(name, &**network),
+            Self::Volume(volume) => json::value(name, &**volume),
             Self::Vm(vm) => json::value(name, &**vm),
         };
         value.map_err(|why| Error::Format("JSON", why))
@@ -162,6 +176,7 @@ impl Declared {
         let object = match kind {
             Kind::SecurityGroup => json::message(name, value).map(Self::SecurityGroup),
             Kind::Network => json::message(name, value).map(|network| Self::Network(Box::new(network))),
+            Kind::Volume => json::message(name, value).map(|volume| Self::Volume(Box::new(volume))),
             Kind::Vm => json::message(name, value).map(|vm| Self::Vm(Box::new(vm))),
         };
         object.map_err(|why| Error::Format("JSON", why))
@@ -184,6 +199,18 @@ impl Declared {
                 (network.uid, network.etag) = (String::new(), String::new());
                 (network.interfaces, network.create_time) = (0, None);
             }
+            Self::Volume(volume) => {
+                **volume = v1::Volume {
+                    uid: String::new(),
+                    image_digest: String::new(),
+                    status: None,
+                    etag: String::new(),
+                    create_time: None,
+                    delete_time: None,
+                    purge_time: None,
+                    ..std::mem::take(&mut **volume)
+                }
+            }
             Self::Vm(vm) => {
                 **vm = v1::Vm {
                     name: std::mem::take(&mut vm.name),
@@ -203,6 +230,7 @@ impl Declared {
         let normal = match &chosen {
             Self::SecurityGroup(group) => normal_group(group).map(Self::SecurityGroup),
             Self::Network(network) => normal_network(network).map(|network| Self::Network(Box::new(network))),
+            Self::Volume(volume) => normal_volume(volume).map(|volume| Self::Volume(Box::new(volume))),
             Self::Vm(vm) => normal_vm(vm).map(|vm| Self::Vm(Box::new(vm))),
         };
         let normal = normal
@@ -233,6 +261,13 @@ impl Declared {
                     .call(async |client| client.networks().get_network(request.clone()).await)
                     .await?;
                 Ok(Self::Network(Box::new(network)))
+            }
+            Kind::Volume => {
+                let request = v1::GetVolumeRequest { name };
+                let volume = client
+                    .call(async |client| client.volumes().get_volume(request.clone()).await)
+                    .await?;
+                Ok(Self::Volume(Box::new(volume)))
             }
             Kind::Vm => {
                 let request = v1::GetVmRequest { name };
@@ -275,6 +310,17 @@ impl Declared {
                     })
                     .await?;
             }
+            Self::Volume(volume) => {
+                let request = v1::CreateVolumeRequest {
+                    volume: Some(*volume),
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.volumes().create_volume(request.clone()).await
+                    })
+                    .await?;
+            }
             Self::Vm(vm) => {
                 let request = v1::CreateVmRequest {
                     vm: Some(*vm),
@@ -299,6 +345,7 @@ impl Declared {
         let etag = match &self {
             Self::SecurityGroup(group) => group.etag.clone(),
             Self::Network(network) => network.etag.clone(),
+            Self::Volume(volume) => volume.etag.clone(),
             Self::Vm(vm) => vm.etag.clone(),
         };
         match self.chosen() {
@@ -325,6 +372,19 @@ impl Declared {
                 session
                     .change(CALL_TIMEOUT, async |client| {
                         client.networks().update_network(request.clone()).await
+                    })
+                    .await?;
+            }
+            Self::Volume(mut volume) => {
+                volume.etag = etag;
+                let request = v1::UpdateVolumeRequest {
+                    volume: Some(*volume),
+                    update_mask,
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.volumes().update_volume(request.clone()).await
                     })
                     .await?;
             }

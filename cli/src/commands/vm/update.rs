@@ -63,7 +63,10 @@ async fn carried_out(args: &UpdateArgs, vm: v1::Vm, session: &Session<'_>) -> Re
     loop {
         let vm: v1::Vm = get(&session.client, &args.name).await?;
         let status = vm.status.clone().unwrap_or_default();
-        if status.observed_generation >= wanted {
+        // Where a disk has not gone to its pool yet, that goes on by itself; what else is pending waits for others.
+        let mut pending = status.pending_changes.iter();
+        let moves = pending.any(|pending| pending.field.ends_with("].pool"));
+        if status.observed_generation >= wanted && !moves {
             return Ok(vm);
         }
         let fault = status.error.filter(|error| !error.retrying);
@@ -114,7 +117,15 @@ fn changed(args: &UpdateArgs, old: &v1::Vm) -> Result<v1::UpdateVmRequest, Error
         spec.max_memory_mib = most;
         paths.push("spec.max_memory_mib");
     }
-    if !(args.add_disks.is_empty() && args.remove_disks.is_empty() && args.grow_disks.is_empty()) {
+    let touched = [
+        args.add_disks.len(),
+        args.remove_disks.len(),
+        args.grow_disks.len(),
+    ];
+    let touched = touched
+        .into_iter()
+        .chain([args.move_disks.len(), args.limit_disks.len()]);
+    if touched.sum::<usize>() > 0 {
         disks(args, &mut spec.disks)?;
         paths.push("spec.disks");
     }
@@ -145,14 +156,25 @@ fn none(args: &UpdateArgs, what: &str, name: &str) -> Error {
     Error::Usage(human::clean(&text))
 }
 
+fn known<'a>(args: &UpdateArgs, disks: &'a mut [v1::Disk], name: &str) -> Result<&'a mut v1::Disk, Error> {
+    let disk = disks.iter_mut().find(|disk| disk.name == name);
+    disk.ok_or_else(|| none(args, "disk", name))
+}
+
 fn disks(args: &UpdateArgs, disks: &mut Vec<v1::Disk>) -> Result<(), Error> {
     for name in &args.remove_disks {
         let place = disks.iter().position(|disk| disk.name == *name);
         disks.remove(place.ok_or_else(|| none(args, "disk", name))?);
     }
     for (name, size_mib) in &args.grow_disks {
-        let disk = disks.iter_mut().find(|disk| disk.name == *name);
-        disk.ok_or_else(|| none(args, "disk", name))?.size_mib = *size_mib;
+        known(args, disks, name)?.size_mib = *size_mib;
+    }
+    for (name, pool) in &args.move_disks {
+        known(args, disks, name)?.pool.clone_from(pool);
+    }
+    for (name, change) in &args.limit_disks {
+        let disk = known(args, disks, name)?;
+        disk.limits = change.of(disk.limits.as_ref());
     }
     disks.extend(args.add_disks.iter().cloned());
     Ok(())
@@ -203,11 +225,20 @@ mod tests {
             "eth1=br1",
             "--remove-nic",
             "eth0",
+            "--move-disk",
+            "root=fast",
+            "--limit-disk",
+            "root,write-iops=500",
         ])
         .unwrap();
         let (vm, mask) = (request.vm.unwrap(), request.update_mask.unwrap());
         assert_eq!(mask.paths, ["spec.vcpus", "spec.disks", "spec.nics"]);
         let spec = vm.spec.unwrap();
+        let limits = spec.disks[0].limits.unwrap();
+        assert_eq!(
+            (&*spec.disks[0].pool, limits.write_operations_per_second),
+            ("fast", 500)
+        );
         let disks: Vec<_> = spec
             .disks
             .iter()
@@ -223,6 +254,8 @@ mod tests {
         for words in [
             ["--remove-disk", "logs"],
             ["--grow-disk", "logs=1GiB"],
+            ["--move-disk", "logs=fast"],
+            ["--limit-disk", "logs,none"],
             ["--remove-nic", "logs"],
         ] {
             let error = asked(&words).unwrap_err();

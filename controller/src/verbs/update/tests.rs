@@ -22,6 +22,9 @@ fn disk(name: &str, size_mib: u64) -> Disk {
         format: Default::default(),
         digest: None,
         clone_mode: CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
     }
 }
 
@@ -50,7 +53,19 @@ async fn site() -> (Db, VmRecord) {
     db.change(|tx| {
         for name in ["h1", "h2"] {
             let mut host = fixtures::host(name);
-            host.inventory.guest_features.push(GuestFeature::HotChange);
+            let able = [GuestFeature::HotChange, GuestFeature::DiskChange];
+            host.inventory.guest_features.extend(able);
+            let fast = dalgu_proto::host::Pool {
+                name: "fast".into(),
+                shared: false,
+                ..host.inventory.pools[0].clone()
+            };
+            let san = dalgu_proto::host::Pool {
+                name: "san".into(),
+                shared: true,
+                ..fast.clone()
+            };
+            host.inventory.pools.extend([fast, san]);
             tx.put_host(host);
             let live = HostLive {
                 state: HostState::Ready,
@@ -116,7 +131,6 @@ async fn each_part_that_cannot_change_is_refused_and_nothing_is_stored() {
         other => other.to_string(),
     };
     let cases = [
-        (with(|disk| disk.pool = "fast".into()), "spec.disks[data].pool"),
         (
             with(|disk| disk.format = dalgu_proto::vm::DiskFormat::Raw),
             "spec.disks[data].format",
@@ -303,4 +317,79 @@ async fn an_added_interface_gets_an_address_that_nobody_has() {
     twin.mac.clone_from(&vm.spec.nics[0].mac);
     let refused = change(&db, given(vec![nic("eth0"), twin])).await;
     assert!(matches!(refused, Err(Error::MacInUse { .. })), "{refused:?}");
+}
+
+/// The same disks, with the second in this pool.
+fn data_in(vm: &VmRecord, pool: &str) -> Vec<Disk> {
+    let mut disks = vm.spec.disks.clone();
+    disks[1].pool = pool.to_owned();
+    disks
+}
+
+#[tokio::test]
+async fn a_disk_that_moves_has_room_in_both_pools_until_it_has_arrived() {
+    let (db, vm) = site().await;
+    let promised = |pool: &str| held(&db).disks_mib.get(pool).copied().unwrap_or(0);
+    change(&db, disks(&data_in(&vm, "fast"))).await.unwrap();
+    assert_eq!((promised("local"), promised("fast")), (2048, 1024));
+    carried_out(&db, &["disks[data].pool"]).await;
+    assert_eq!(
+        (promised("local"), promised("fast")),
+        (2048, 1024),
+        "it is copied"
+    );
+    // It is called back; and what it has in the other pool may still be there.
+    change(&db, disks(&data_in(&vm, "local"))).await.unwrap();
+    assert_eq!((promised("local"), promised("fast")), (2048, 1024));
+    carried_out(&db, &[]).await;
+    assert_eq!((promised("local"), promised("fast")), (2048, 0));
+    change(&db, disks(&data_in(&vm, "fast"))).await.unwrap();
+    carried_out(&db, &[]).await;
+    assert_eq!((promised("local"), promised("fast")), (1024, 1024));
+}
+
+#[tokio::test]
+async fn a_disk_moves_only_where_it_can_be() {
+    let (db, vm) = site().await;
+    let refused = change(&db, disks(&data_in(&vm, "nowhere"))).await;
+    assert!(matches!(refused, Err(Error::NoCapacity { .. })), "{refused:?}");
+    let overlay = |tx: &mut Tx| {
+        let mut vm = (**tx.vm_by_name(&"web".parse().unwrap()).unwrap()).clone();
+        vm.spec.disks[1].digest = Some("ab".repeat(32).parse().unwrap());
+        vm.spec.disks[1].clone_mode = CloneMode::Overlay;
+        tx.put_vm(vm);
+    };
+    db.change(overlay).await;
+    let refused = change(&db, disks(&data_in(&vm, "san"))).await;
+    assert!(matches!(refused, Err(Error::OverlayStays { .. })), "{refused:?}");
+    // One that is given without a pool stays where it is.
+    change(&db, disks(&data_in(&vm, "fast"))).await.unwrap();
+    let poolless = Update {
+        poolless: ["data".to_owned()].into(),
+        ..disks(&vm.spec.disks)
+    };
+    let same = change(&db, poolless).await.unwrap();
+    assert_eq!(same.spec.disks[1].pool, "fast");
+}
+
+#[tokio::test]
+async fn limits_change_and_need_an_agent_that_knows_them() {
+    let (db, vm) = site().await;
+    let mut limited = vm.spec.disks.clone();
+    limited[1].limits.read_iops = Some(500);
+    let changed = change(&db, disks(&limited)).await.unwrap();
+    assert_eq!(changed.spec.disks[1].limits.read_iops, Some(500));
+    let lifted = change(&db, disks(&vm.spec.disks)).await.unwrap();
+    assert_eq!(lifted.spec.disks, vm.spec.disks);
+    let (db, vm) = site().await;
+    db.change(|tx| {
+        let mut host = fixtures::host("h1");
+        host.inventory.guest_features.push(GuestFeature::HotChange);
+        tx.put_host(host);
+    })
+    .await;
+    for wanted in [limited, data_in(&vm, "local2")] {
+        let refused = change(&db, disks(&wanted)).await;
+        assert!(matches!(refused, Err(Error::HostTooOld(_))), "{refused:?}");
+    }
 }

@@ -72,13 +72,17 @@ async fn each_service_is_for_those_it_is_meant_for() {
         names.sort_unstable();
         let served = [
             "dalgu.agent.v1.RegistrarService",
+            "dalgu.v1.BackupService",
             "dalgu.v1.EventService",
             "dalgu.v1.HostService",
             "dalgu.v1.ImageService",
+            "dalgu.v1.NetworkService",
             "dalgu.v1.OperationService",
             "dalgu.v1.PlacementService",
             "dalgu.v1.SiteService",
+            "dalgu.v1.SnapshotService",
             "dalgu.v1.VmService",
+            "dalgu.v1.VolumeService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     ids, v1,
-    vm::{CloneMode, DEFAULT_POOL, Disk, DiskFormat, Invalid},
+    vm::{CloneMode, DEFAULT_POOL, Disk, DiskFormat, DiskLimits, Invalid},
 };
 
 /// How the documents begin that cloud-init knows; see "User-data formats" in its manual.
@@ -69,7 +69,9 @@ pub(in crate::vm) fn first_boot(wire: &v1::FirstBoot, disks: &[Disk]) -> Result<
         .map(host_name)
         .transpose()
         .map_err(invalid("hostname"))?;
-    let pool = match (wire.pool.as_str(), disks.first()) {
+    // Of a volume it is not known yet.
+    let first = disks.first().filter(|first| !first.pool.is_empty());
+    let pool = match (wire.pool.as_str(), first) {
         ("", Some(first)) => first.pool.clone(),
         ("", None) => DEFAULT_POOL.to_owned(),
         (named, _) => named.to_owned(),
@@ -95,6 +97,9 @@ fn medium(pool: String) -> Disk {
         format: DiskFormat::Raw,
         digest: None,
         clone_mode: CloneMode::Any,
+        volume: None,
+        limits: DiskLimits::default(),
+        backup: None,
     }
 }
 

@@ -30,6 +30,7 @@ fn pools() -> Vec<Pool> {
         shared,
         capacity_bytes: 1024 * TIB,
         available_bytes: 1000 * TIB,
+        used_bytes: 0,
         error: None,
     };
     vec![pool("local", false), pool("shared", true)]

@@ -3,9 +3,10 @@
 use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command, time::Duration};
 
 use dalgu_proto::{
+    ids::VolumeId,
     image::Digest,
     v1,
-    vm::{CloneMode, Disk, DiskFormat, Spec, first_boot::Documents},
+    vm::{CloneMode, Disk, DiskFormat, Spec, VolumeRef, first_boot::Documents},
 };
 use tokio::time::Instant;
 
@@ -19,17 +20,18 @@ use crate::{
     images,
 };
 
-struct Place {
-    dir: tempfile::TempDir,
-    storage: Storage,
+pub(super) struct Place {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) storage: Storage,
 }
 
-fn place() -> Place {
+pub(super) fn place() -> Place {
     let dir = tempfile::tempdir().unwrap();
     let pool = |name: &str, shared| Pool {
         name: name.into(),
         path: dir.path().join(name),
         shared,
+        mounted: false,
     };
     let mut storage = Storage::new(
         vec![pool("local", false), pool("shared", true)],
@@ -44,11 +46,11 @@ fn place() -> Place {
     Place { dir, storage }
 }
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-fn info(path: &Path) -> serde_json::Value {
+pub(super) fn info(path: &Path) -> serde_json::Value {
     let output = Command::new("qemu-img")
         .args(["info", "--output=json"])
         .arg(path)
@@ -57,7 +59,7 @@ fn info(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn qemu_img(words: &[&str]) {
+pub(super) fn qemu_img(words: &[&str]) {
     assert!(Command::new("qemu-img").args(words).status().unwrap().success());
 }
 
@@ -135,7 +137,7 @@ async fn an_image_is_copied_and_grown() {
 }
 
 /// Puts a copy of an image of 8 MiB into the store.
-fn stored(place: &Place) -> (Digest, Vec<u8>) {
+pub(super) fn stored(place: &Place) -> (Digest, Vec<u8>) {
     let plain = place.dir.path().join("plain");
     let made = place.dir.path().join("made.qcow2");
     let mut bytes = content();
@@ -148,10 +150,13 @@ fn stored(place: &Place) -> (Digest, Vec<u8>) {
     (digest, bytes)
 }
 
-fn of_image(name: &str, digest: &Digest, clone_mode: CloneMode, format: DiskFormat) -> Disk {
+pub(super) fn of_image(name: &str, digest: &Digest, clone_mode: CloneMode, format: DiskFormat) -> Disk {
     Disk {
         digest: Some(digest.clone()),
         clone_mode,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
         ..disk(name, "local", Some("base:1"), format)
     }
 }
@@ -522,4 +527,45 @@ fn variables_of_firmware_that_a_migration_left_go_with_the_disks() {
         place.storage.delete(vm.id, true).unwrap();
     }
     assert!(!place.storage.nvram(vm.id).exists() && other.exists());
+}
+
+#[tokio::test]
+async fn a_volume_of_the_site_has_its_own_place_and_goes_only_when_it_is_asked_for() {
+    let place = place();
+    let volume = VolumeId::from_uuid(uuid::Uuid::from_u128(5));
+    let of = |pool: &str| Disk {
+        volume: Some(VolumeRef {
+            name: "ledger".parse().unwrap(),
+            id: Some(volume),
+        }),
+        ..disk("data", pool, None, DiskFormat::Qcow2)
+    };
+    let vm = definition(vec![disk("root", "local", None, DiskFormat::Qcow2), of("local")]);
+    place.storage.create(&vm, false, soon()).await.unwrap();
+    let path = place.storage.path(vm.id, &vm.spec.disks[1]).unwrap();
+    assert_eq!(
+        path,
+        place.dir.path().join(format!("local/volumes/{volume}.qcow2"))
+    );
+    assert_eq!(info(&path)["virtual-size"], 16 << 20);
+    place.storage.delete(vm.id, false).unwrap();
+    assert!(path.exists(), "it outlives the VM");
+    std::fs::write(path.with_extension("qcow2.partial"), "half of one").unwrap();
+    for _ in 0..2 {
+        place.storage.purge("local", volume, true).unwrap();
+    }
+    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+
+    let shared = definition(vec![of("shared")]);
+    place.storage.create(&shared, false, soon()).await.unwrap();
+    let path = place.storage.path(vm.id, &shared.spec.disks[0]).unwrap();
+    place.storage.purge("shared", volume, true).unwrap();
+    assert!(path.exists(), "another host goes on with it");
+    place.storage.purge("shared", volume, false).unwrap();
+    assert!(!path.exists());
+    std::fs::remove_dir_all(place.dir.path().join("local")).unwrap();
+    assert!(
+        place.storage.purge("local", volume, false).is_err(),
+        "not mounted is not gone"
+    );
 }

@@ -1,0 +1,146 @@
+//! The layers of simulated disks, and what they hold: one number for all disks of a VM, so that a snapshot can be told from
+//! another. Called with the lock held, so nothing here may wait.
+
+use std::collections::BTreeSet;
+
+use dalgu_proto::ids::VmId;
+
+use super::{Behaviour, SimConfig, state::State};
+use crate::hypervisor::{Definition, DomainState, Error, LayerChange, LayerSeen, Layers};
+
+/// The disks of a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// What the base holds.
+    base: u64,
+    /// Number of each layer, and what the disks hold up to it.
+    layers: Vec<(u32, u64)>,
+    spare: BTreeSet<u32>,
+    merging: Option<u32>,
+}
+
+impl Chain {
+    /// What the guest reads.
+    pub(super) fn content(&self) -> u64 {
+        self.layers.last().map_or(self.base, |(_, content)| *content)
+    }
+
+    /// The guest writes.
+    pub(super) fn write(&mut self, content: u64) {
+        let top = self.layers.last_mut().map(|(_, content)| content);
+        *top.unwrap_or(&mut self.base) = content;
+    }
+
+    fn place(&self, number: u32) -> Option<usize> {
+        self.layers.iter().position(|(other, _)| *other == number)
+    }
+
+    fn below(&mut self, place: usize) -> &mut u64 {
+        match place.checked_sub(1) {
+            None => &mut self.base,
+            Some(below) => &mut self.layers[below].1,
+        }
+    }
+
+    fn change(&mut self, change: &LayerChange, alive: bool) -> Result<(), String> {
+        match change {
+            LayerChange::Add(number) if self.place(*number).is_none() => {
+                self.layers.push((*number, self.content()));
+                self.spare.remove(number);
+            }
+            LayerChange::Revert { number, replaces } if self.place(*number).is_none() => {
+                let lost = || format!("there is no layer {replaces} to go back to");
+                let place = self.place(*replaces).ok_or_else(lost)?;
+                let content = *self.below(place);
+                let left = self.layers.split_off(place);
+                self.spare.extend(left.iter().map(|(number, _)| *number));
+                self.layers.push((*number, content));
+            }
+            LayerChange::Merge(number) => {
+                let Some(place) = self.place(*number) else {
+                    return Ok(());
+                };
+                // A guest that runs goes on below when all is there.
+                if alive && self.merging.replace(*number) != Some(*number) {
+                    return Ok(());
+                }
+                *self.below(place) = self.layers[place].1;
+                self.layers.remove(place);
+                self.spare.insert(*number);
+                self.merging = None;
+            }
+            LayerChange::Remove(number) if self.place(*number).is_some() => {
+                return Err(format!("its disks still have layer {number}"));
+            }
+            LayerChange::Remove(number) => {
+                self.spare.remove(number);
+            }
+            LayerChange::Add(_) | LayerChange::Revert { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// The disks of a VM, where they are.
+    pub(super) fn with_chain<T>(
+        &mut self,
+        definition: &Definition,
+        config: &SimConfig,
+        look: impl FnOnce(&mut Chain) -> T,
+    ) -> T {
+        let id = definition.id;
+        let mut disks = definition.spec.disks.iter();
+        match disks.any(|disk| config.shared_pools.contains(&disk.pool)) {
+            true => config
+                .shared_storage
+                .with_chains(|chains| look(chains.entry(id).or_default())),
+            false => look(self.chains.entry(id).or_default()),
+        }
+    }
+
+    pub(super) fn forget_chain(&mut self, id: VmId, keep_shared: bool, config: &SimConfig) {
+        self.chains.remove(&id);
+        if !keep_shared {
+            config.shared_storage.with_chains(|chains| chains.remove(&id));
+        }
+    }
+
+    pub(super) fn layers(&mut self, definition: &Definition, config: &SimConfig) -> Result<Layers, Error> {
+        self.ours(definition.id, config)?;
+        let chain = self.with_chain(definition, config, |chain| chain.clone());
+        let seen = LayerSeen {
+            whole: true,
+            written_bytes: 1 << 20,
+        };
+        Ok(Layers {
+            there: chain.layers.iter().map(|(number, _)| (*number, seen)).collect(),
+            spare: chain.spare,
+            merging: false,
+            ready: chain.merging.is_some(),
+            outdated: false,
+        })
+    }
+
+    pub(super) fn change_layers(
+        &mut self,
+        definition: &Definition,
+        change: &LayerChange,
+        config: &SimConfig,
+    ) -> Result<bool, Error> {
+        let id = definition.id;
+        let guest = self.ours(id, config)?;
+        let alive = match guest.state {
+            DomainState::Running | DomainState::Paused => true,
+            DomainState::Stopped => false,
+            _ => return Err(guest.wrong_state("and its disks cannot be changed")),
+        };
+        if guest.job.is_some() || (alive && matches!(change, LayerChange::Revert { .. })) {
+            return Err(guest.wrong_state("and must be off to go back to a snapshot"));
+        }
+        let obeys = guest.state == DomainState::Running && guest.behaviour != Behaviour::Ignores;
+        let changed = self.with_chain(definition, config, |chain| chain.change(change, alive));
+        changed.map_err(|detail| Error::WrongState { id, detail })?;
+        Ok(obeys && matches!(change, LayerChange::Add(_)))
+    }
+}

@@ -1,0 +1,137 @@
+//! Volumes of the site that VMs have: made only where the controller says that they are new, never deleted with a VM, and moved
+//! with it.
+
+use std::collections::BTreeSet;
+
+use dalgu_proto::{
+    ids::VolumeId,
+    vm::{Disk, VolumeRef},
+};
+
+use super::*;
+
+const VOLUME: VolumeId = VolumeId::from_uuid(uuid::Uuid::from_u128(99));
+
+/// The volume as a disk of that size.
+fn ledger(size_mib: u64) -> Disk {
+    Disk {
+        name: "data".into(),
+        size_mib,
+        volume: Some(VolumeRef {
+            name: "ledger".parse().unwrap(),
+            id: Some(VOLUME),
+        }),
+        ..intent(1, PowerState::Running).spec.disks[0].clone()
+    }
+}
+
+/// A VM with the volume from its creation on.
+fn with_ledger(generation: u64, size_mib: u64) -> Intent {
+    let mut with = intent(generation, PowerState::Running);
+    with.spec.disks.push(ledger(size_mib));
+    with
+}
+
+async fn tell(host: &Host, id: VmId, intent: Intent, new: bool) {
+    let new_disks = if new { vec!["data".to_owned()] } else { Vec::new() };
+    let told = Told {
+        new_disks: BTreeSet::from_iter(new_disks),
+        ..told(id, intent)
+    };
+    host.vms.get_or_start(id).ensure(told).await.unwrap();
+}
+
+async fn gone(host: &Host, id: VmId, generation: u64) {
+    let handle = host.vms.get(id).unwrap();
+    handle.delete(Generation(generation), Epoch(1)).await.unwrap();
+    host.until(id, "gone", |status| status.phase == Phase::Gone).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_made_once_outlives_its_vm_and_grows_with_the_next_one() {
+    let host = one_host().await;
+    tell(&host, vm(1), with_ledger(1, 8), true).await;
+    host.until_settled(vm(1), 1).await;
+    assert_eq!(host.sim.local_volumes(), 2);
+    gone(&host, vm(1), 2).await;
+    assert_eq!(host.sim.local_volumes(), 1, "the volume stays");
+    tell(&host, vm(2), with_ledger(1, 16), false).await;
+    host.until_settled(vm(2), 1).await;
+    host.until(vm(2), "its size", |status| status.pending.is_empty())
+        .await;
+    let has = host.sim.hardware(vm(2)).await.unwrap().unwrap();
+    assert_eq!((has.disks["data"].size_mib, host.sim.local_volumes()), (16, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_not_new_and_not_there_is_lost_and_never_made() {
+    let host = one_host().await;
+    tell(&host, vm(1), with_ledger(1, 8), false).await;
+    host.until(vm(1), "that it is missing", |status| {
+        status
+            .failure
+            .as_ref()
+            .is_some_and(|failure| failure.reason == "FILE_NOT_FOUND")
+    })
+    .await;
+    assert_eq!(host.sim.local_volumes(), 1, "its own disk alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_attached_and_detached_while_the_vm_runs_and_its_file_stays() {
+    let host = one_host().await;
+    tell(&host, vm(1), intent(1, PowerState::Running), false).await;
+    host.until_settled(vm(1), 1).await;
+    let with = Intent {
+        power_sequence: 1,
+        ..with_ledger(2, 8)
+    };
+    tell(&host, vm(1), with.clone(), true).await;
+    host.until_settled(vm(1), 2).await;
+    assert_eq!((host.sim.local_volumes(), host.sim.run(vm(1))), (2, Some(1)));
+    let mut without = with;
+    without.generation = Generation(3);
+    without.spec.disks.truncate(1);
+    tell(&host, vm(1), without, false).await;
+    host.until_settled(vm(1), 3).await;
+    let has = host.sim.hardware(vm(1)).await.unwrap().unwrap();
+    assert!(!has.disks.contains_key("data"));
+    assert_eq!(host.sim.local_volumes(), 2, "it is the site's");
+}
+
+#[tokio::test]
+async fn a_volume_moves_with_its_vm_and_the_source_keeps_no_copy() {
+    let pair = Pair::new().await;
+    let with = Intent {
+        power_sequence: 1,
+        ..with_ledger(2, 8)
+    };
+    tell(&pair.source, vm(1), with.clone(), true).await;
+    pair.source.until_settled(vm(1), 2).await;
+    let prepare = Prepare {
+        migration: pair.migration,
+        name: name(vm(1)),
+        intent: Intent {
+            epoch: pair.epoch.next(),
+            ..with
+        },
+        source: pair.source.name.parse().unwrap(),
+        images: Vec::new(),
+    };
+    pair.destination
+        .vms
+        .get_or_start(vm(1))
+        .prepare(prepare)
+        .await
+        .unwrap();
+    assert_eq!(pair.destination.sim.local_volumes(), 2);
+    pair.send().await.unwrap();
+    pair.transfer_over().await;
+    pair.settle().await;
+    pair.finish(true, 2).await;
+    let left = (
+        pair.source.sim.local_volumes(),
+        pair.destination.sim.local_volumes(),
+    );
+    assert_eq!(left, (0, 2));
+}

@@ -1,0 +1,263 @@
+//! What is due, and what is kept, case by case.
+
+use std::{slice::from_ref, sync::Arc};
+
+use dalgu_proto::{
+    ids::{BackupId, Session, Term},
+    vm::Disk,
+};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    fixtures,
+    model::{BackupKind, ScheduleRecord, VmRecord},
+    state::{Meta, State},
+};
+
+pub(crate) fn at(hours: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + hours * 3600).unwrap()
+}
+
+pub(crate) fn schedule(name: &str) -> ScheduleRecord {
+    ScheduleRecord {
+        name: name.parse().unwrap(),
+        selector: [("tier".to_owned(), "gold".to_owned())].into(),
+        pool: "local".into(),
+        every_seconds: 24 * 3600,
+        incrementals: 2,
+        keep_last: 2,
+        keep_days: 0,
+        paused: false,
+        description: String::new(),
+        create_time: at(0),
+        revision: 0,
+    }
+}
+
+pub(crate) fn gold(name: &str) -> VmRecord {
+    let mut vm = fixtures::vm(name, "h1");
+    vm.labels.insert("tier".into(), "gold".into());
+    vm.disks_made = true;
+    vm.spec.disks = vec![disk()];
+    vm
+}
+
+fn disk() -> Disk {
+    Disk {
+        name: "root".into(),
+        size_mib: 64,
+        pool: "local".into(),
+        image: None,
+        format: Default::default(),
+        digest: None,
+        clone_mode: Default::default(),
+        volume: None,
+        limits: Default::default(),
+        backup: None,
+    }
+}
+
+pub(crate) fn backup(
+    vm: &VmRecord,
+    number: u128,
+    hours: i64,
+    state: BackupState,
+    parent: Option<u128>,
+) -> BackupRecord {
+    let id = |number| BackupId::from_uuid(Uuid::from_u128(number));
+    BackupRecord {
+        id: id(number),
+        vm: vm.id,
+        vm_name: vm.name.clone(),
+        spec: vm.spec.clone(),
+        pool: "local".into(),
+        shared: false,
+        host: vm.owner.clone(),
+        kind: match parent {
+            Some(_) => BackupKind::Incremental,
+            None => BackupKind::Full,
+        },
+        parent: parent.map(id),
+        state,
+        quiesced: false,
+        checkpoint: state == BackupState::Available,
+        files: Vec::new(),
+        full_reason: String::new(),
+        create_time: at(hours),
+        point_time: Some(at(hours)),
+        complete_time: None,
+        labels: Default::default(),
+        description: String::new(),
+        schedule: Some("nightly".parse().unwrap()),
+        error: None,
+        revision: 0,
+    }
+}
+
+/// A state with these.
+pub(crate) fn state(vms: &[VmRecord], schedules: &[ScheduleRecord], backups: &[BackupRecord]) -> State {
+    let mut state = State::empty(Meta {
+        cluster_id: fixtures::cluster_id(),
+        term: Term(1),
+        incarnation: 1,
+        revision: 1,
+        forgotten: 0,
+        forgotten_session: Session(0),
+        observing: None,
+    });
+    for vm in vms {
+        state.vms.insert(vm.id, Arc::new(vm.clone()));
+    }
+    for schedule in schedules {
+        state
+            .schedules
+            .insert(schedule.name.clone(), Arc::new(schedule.clone()));
+    }
+    for backup in backups {
+        state.backups.insert(backup.id, Arc::new(backup.clone()));
+        state.vm_backups.entry(backup.vm).or_default().insert(backup.id);
+        if backup.state.is_open() {
+            state.open_backups.insert(backup.id);
+        }
+    }
+    state
+}
+
+fn kinds(state: &State, hours: i64) -> Vec<BackupKind> {
+    plan::due(state, at(hours))
+        .into_iter()
+        .map(|due| due.kind)
+        .collect()
+}
+
+#[test]
+fn the_first_is_due_soon_and_each_next_one_after_its_time() {
+    use BackupState::Available;
+    let (vm, nightly) = (gold("web"), schedule("nightly"));
+    let other = fixtures::vm("other", "h1");
+    let none = state(&[vm.clone(), other], from_ref(&nightly), &[]);
+    assert!(kinds(&none, -1).is_empty());
+    assert_eq!(kinds(&none, 1), [BackupKind::Auto]);
+    let one = backup(&vm, 1, 1, Available, None);
+    let after = |backups: &[BackupRecord]| state(from_ref(&vm), from_ref(&nightly), backups);
+    assert!(kinds(&after(from_ref(&one)), 24).is_empty());
+    assert_eq!(kinds(&after(from_ref(&one)), 25), [BackupKind::Auto]);
+    // Ten days were missed: one is taken.
+    assert_eq!(kinds(&after(from_ref(&one)), 240), [BackupKind::Auto]);
+    let chain = [
+        one,
+        backup(&vm, 2, 25, Available, Some(1)),
+        backup(&vm, 3, 49, Available, Some(2)),
+    ];
+    assert_eq!(kinds(&after(&chain), 73), [BackupKind::Full]);
+}
+
+#[test]
+fn none_is_due_while_one_is_taken_or_the_schedule_is_paused_and_a_failed_one_is_tried_again() {
+    let (vm, nightly) = (gold("web"), schedule("nightly"));
+    let with = |nightly: ScheduleRecord, state_of| {
+        let last = backup(&vm, 1, 1, state_of, None);
+        state(from_ref(&vm), &[nightly], &[last])
+    };
+    assert!(kinds(&with(nightly.clone(), BackupState::Running), 100).is_empty());
+    assert!(kinds(&with(nightly.clone(), BackupState::Pending), 100).is_empty());
+    assert!(kinds(&with(nightly.clone(), BackupState::Failed), 1).is_empty());
+    assert_eq!(
+        kinds(&with(nightly.clone(), BackupState::Failed), 2),
+        [BackupKind::Auto]
+    );
+    let paused = ScheduleRecord {
+        paused: true,
+        ..nightly
+    };
+    assert!(kinds(&with(paused, BackupState::Available), 100).is_empty());
+}
+
+#[test]
+fn a_host_is_not_given_all_of_its_vms_at_once_nor_a_vm_twice() {
+    let vms: Vec<_> = (0..10).map(|number| gold(&format!("vm{number}"))).collect();
+    let schedules = [schedule("nightly"), schedule("weekly")];
+    let state = state(&vms, &schedules, &[]);
+    let due = plan::due(&state, at(100));
+    assert_eq!(due.len(), 2, "{due:?}");
+    assert_ne!(due[0].vm, due[1].vm);
+}
+
+fn expired(state: &State, hours: i64) -> Vec<u128> {
+    let expired = plan::expired(state, at(hours));
+    expired.into_iter().map(|id| id.uuid().as_u128()).collect()
+}
+
+#[test]
+fn what_is_kept_keeps_what_it_needs() {
+    use BackupState::{Available, Failed};
+    let vm = gold("web");
+    let chain = [
+        backup(&vm, 1, 0, Available, None),
+        backup(&vm, 2, 24, Available, Some(1)),
+        backup(&vm, 3, 48, Available, Some(2)),
+        backup(&vm, 4, 72, Available, None),
+    ];
+    let nightly = schedule("nightly");
+    let with = |backups: &[BackupRecord]| state(from_ref(&vm), from_ref(&nightly), backups);
+    // 3 and 4 are the newest two, and 3 needs 2, which needs 1.
+    assert!(expired(&with(&chain), 100).is_empty());
+    let more: Vec<_> = chain
+        .iter()
+        .cloned()
+        .chain([backup(&vm, 5, 96, Available, Some(4))])
+        .collect();
+    assert_eq!(expired(&with(&more), 100), [1, 2, 3]);
+    // One by hand needs 2.
+    let mut by_hand = backup(&vm, 6, 97, Available, Some(2));
+    by_hand.schedule = None;
+    let held: Vec<_> = more.iter().cloned().chain([by_hand]).collect();
+    assert_eq!(expired(&with(&held), 100), [3]);
+    // A VM that is gone keeps its last ones.
+    assert_eq!(expired(&state(&[], from_ref(&nightly), &more), 100), [1, 2, 3]);
+    // Nothing goes by a schedule that is gone or paused.
+    assert!(expired(&state(from_ref(&vm), &[], &more), 100).is_empty());
+    let failed: Vec<_> = (10..16).map(|n| backup(&vm, n, 100, Failed, None)).collect();
+    let all: Vec<_> = chain.iter().cloned().chain(failed).collect();
+    assert_eq!(expired(&with(&all), 100), [10, 11, 12]);
+}
+
+#[test]
+fn young_ones_are_kept_however_many_they_are() {
+    let vm = gold("web");
+    let hourly = ScheduleRecord {
+        every_seconds: 3600,
+        keep_days: 2,
+        ..schedule("nightly")
+    };
+    let backups: Vec<_> = (0..100_u128)
+        .map(|n| {
+            backup(
+                &vm,
+                n + 1,
+                i64::try_from(n).unwrap(),
+                BackupState::Available,
+                None,
+            )
+        })
+        .collect();
+    let state = state(&[vm], &[hourly], &backups);
+    let gone = expired(&state, 99);
+    assert_eq!((gone.len(), gone.last()), (51, Some(&51)));
+}
+
+#[test]
+fn failures_are_counted_since_the_last_good_one() {
+    use BackupState::{Available, Failed};
+    let (vm, nightly) = (gold("web"), schedule("nightly"));
+    let backups = [
+        backup(&vm, 1, 0, Failed, None),
+        backup(&vm, 2, 1, Available, None),
+        backup(&vm, 3, 2, Failed, None),
+        backup(&vm, 4, 3, Failed, None),
+    ];
+    let state = state(&[vm], from_ref(&nightly), &backups);
+    assert_eq!(plan::failures(&state, &nightly), 2);
+}

@@ -1,0 +1,353 @@
+//! What operators do with backups and their schedules. Hosts are told by `backups::runner`.
+
+use std::collections::BTreeMap;
+
+use dalgu_proto::{
+    host::GuestFeature,
+    ids::{BackupId, HostName, ScheduleName, VmName},
+    vm::{BackupRef, CloneMode, Plug, Spec},
+};
+
+use super::{
+    Caller, Error, check_etag, confirmed,
+    create::{self, Create},
+    find, migrate, room,
+};
+use crate::{
+    backups::{self, MAX_BACKUPS, MAX_OF_VM, MAX_SCHEDULES, plan::Due},
+    hosts,
+    model::{BackupKind, BackupRecord, BackupState, HostState, Outcome, ScheduleRecord, VmRecord},
+    placement::Policy,
+    state::{State, Tx},
+};
+
+/// A new backup.
+#[derive(Debug, Clone)]
+pub struct CreateBackup {
+    /// Pool of the files.
+    pub pool: String,
+    /// What it is to hold.
+    pub kind: BackupKind,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Description.
+    pub description: String,
+    /// The schedule that it is taken by.
+    pub schedule: Option<ScheduleName>,
+}
+
+/// A VM that is to be made from a backup.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    /// Its name.
+    pub name: VmName,
+    /// Only this host.
+    pub host: Option<HostName>,
+    /// Leave it powered off.
+    pub stopped: bool,
+    /// With the addresses that the VM had.
+    pub keep_addresses: bool,
+    /// Which host is best.
+    pub policy: Policy,
+}
+
+/// The backup of that id.
+pub fn get(state: &State, id: BackupId) -> Result<BackupRecord, Error> {
+    let backup = state.backups.get(&id);
+    backup
+        .map(|backup| (**backup).clone())
+        .ok_or_else(|| Error::BackupNotFound(id.to_string()))
+}
+
+/// Refuses what a backup of the VM does not go along with.
+pub fn none_under_way(state: &State, vm: &VmRecord) -> Result<(), Error> {
+    match backups::under_way(state, vm.id) {
+        Some(backup) => Err(Error::BackupInProgress {
+            vm: vm.name.clone(),
+            backup: backup.id,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Begins a backup of the VM of that name.
+pub fn create(tx: &mut Tx, caller: &Caller, vm: &str, new: CreateBackup) -> Result<Outcome, Error> {
+    let vm = find(tx, vm)?;
+    let message = format!("asked for by {}", caller.principal);
+    begin(tx, &vm, new, &message)
+}
+
+/// Begins a backup that is due.
+pub fn scheduled(tx: &mut Tx, due: &Due) -> Result<Outcome, Error> {
+    let found = tx.vms.get(&due.vm).cloned();
+    let vm = found.ok_or_else(|| Error::VmNotFound(due.vm.to_string()))?;
+    let schedule = get_schedule(tx, &due.schedule)?;
+    let new = CreateBackup {
+        pool: schedule.pool,
+        kind: due.kind,
+        labels: BTreeMap::new(),
+        description: String::new(),
+        schedule: Some(schedule.name),
+    };
+    let message = format!("due by schedule {}", due.schedule);
+    begin(tx, &vm, new, &message)
+}
+
+fn begin(tx: &mut Tx, vm: &VmRecord, new: CreateBackup, message: &str) -> Result<Outcome, Error> {
+    room(tx)?;
+    may_begin(tx, vm)?;
+    let shared = check_host(tx, vm, &new.pool)?;
+    let too_many = |what, most| Err(Error::TooMany { what, most });
+    if tx.backups.len() >= MAX_BACKUPS {
+        return too_many("backups", MAX_BACKUPS);
+    }
+    if backups::of_vm(tx, vm.id).count() >= MAX_OF_VM {
+        return too_many("backups of this VM", MAX_OF_VM);
+    }
+    let parent = match new.kind {
+        BackupKind::Full => None,
+        BackupKind::Auto | BackupKind::Incremental => backups::parent(tx, vm.id, &new.pool),
+    };
+    if new.kind == BackupKind::Incremental && parent.is_none() {
+        return Err(Error::NoCheckpoint(vm.name.clone()));
+    }
+    let backup = BackupRecord {
+        id: BackupId::from_uuid(tx.new_id()),
+        vm: vm.id,
+        vm_name: vm.name.clone(),
+        spec: vm.spec.clone(),
+        pool: new.pool,
+        shared,
+        host: vm.owner.clone(),
+        kind: new.kind,
+        parent,
+        state: BackupState::Pending,
+        quiesced: false,
+        checkpoint: false,
+        files: Vec::new(),
+        full_reason: String::new(),
+        create_time: tx.now(),
+        point_time: None,
+        complete_time: None,
+        labels: new.labels,
+        description: new.description,
+        schedule: new.schedule,
+        error: None,
+        revision: 0,
+    };
+    let id = backup.id;
+    tx.backup_event(&backup, "BackupCreated", message);
+    tx.put_backup(backup);
+    Ok(Outcome::Backup(id))
+}
+
+/// Refuses a backup of a VM that is not at rest as far as its disks are concerned.
+fn may_begin(tx: &Tx, vm: &VmRecord) -> Result<(), Error> {
+    if vm.delete_time.is_some() {
+        return Err(Error::Deleting(vm.name.clone()));
+    }
+    confirmed(vm)?;
+    none_under_way(tx, vm)?;
+    if tx.active_migrations.contains_key(&vm.id) {
+        return Err(Error::MigrationInProgress(vm.name.clone()));
+    }
+    let next = match vm.disks_made {
+        true => migrate::changing(tx, vm),
+        false => Some("repeat when it has been created"),
+    };
+    if let Some(next) = next {
+        let vm = vm.name.clone();
+        return Err(Error::ChangeInProgress { vm, next });
+    }
+    migrate::snapshots_settled(tx, vm)?;
+    if vm.spec.disks.is_empty() {
+        return Err(Error::invalid("vm", "has no disks: there is nothing to back up"));
+    }
+    Ok(())
+}
+
+/// Whether other hosts see the pool too, on a host that can take backups there.
+fn check_host(tx: &Tx, vm: &VmRecord, pool: &str) -> Result<bool, Error> {
+    let host = &vm.owner;
+    match hosts::state_of(tx, host) {
+        HostState::Ready => {}
+        HostState::Initializing => return Err(Error::Initializing),
+        HostState::Unreachable => return Err(Error::HostUnreachable(host.clone())),
+    }
+    let record = tx.hosts.get(host);
+    let inventory = &record
+        .ok_or_else(|| Error::HostNotFound(host.to_string()))?
+        .inventory;
+    if !inventory.guest_features.contains(&GuestFeature::Backup) {
+        return Err(Error::NoBackups(host.clone()));
+    }
+    match inventory.pool(pool) {
+        Some(pool) => Ok(pool.shared),
+        None => Err(Error::PoolNotFound {
+            host: host.clone(),
+            pool: pool.to_owned(),
+        }),
+    }
+}
+
+/// Asks for a backup to be deleted.
+pub fn delete(
+    tx: &mut Tx,
+    caller: &Caller,
+    id: BackupId,
+    etag: &str,
+    with_children: bool,
+) -> Result<Outcome, Error> {
+    let backup = get(tx, id)?;
+    check_etag(etag, backup.revision, &id.to_string())?;
+    let mut all = backups::descendants(tx, id);
+    all.retain(|id| {
+        tx.backups
+            .get(id)
+            .is_some_and(|other| other.state != BackupState::Deleting)
+    });
+    if !with_children && !all.is_empty() {
+        return Err(Error::BackupHasChildren {
+            backup: id,
+            children: all.into_iter().collect(),
+        });
+    }
+    all.insert(id);
+    let restoring = tx.vms.values().find(|vm| {
+        let mut from = vm.unmade().filter_map(|disk| disk.backup.as_ref());
+        vm.delete_time.is_none() && from.any(|from| all.contains(&from.id))
+    });
+    if let Some(vm) = restoring {
+        let vm = vm.name.clone();
+        return Err(Error::BackupInUse { backup: id, vm });
+    }
+    let message = format!("asked for by {}", caller.principal);
+    for id in all {
+        condemn(tx, id, &message);
+    }
+    Ok(Outcome::BackupDeleted)
+}
+
+/// Marks a backup for deletion.
+pub fn condemn(tx: &mut Tx, id: BackupId, message: &str) {
+    let Some(backup) = tx.backups.get(&id).cloned() else {
+        return;
+    };
+    if backup.state != BackupState::Deleting {
+        tx.backup_event(&backup, "BackupDeleting", message);
+        tx.put_backup(BackupRecord {
+            state: BackupState::Deleting,
+            ..(*backup).clone()
+        });
+    }
+}
+
+/// What a VM is made of that is made from a backup.
+fn restored(backup: &BackupRecord, keep_addresses: bool) -> Spec {
+    let mut spec = backup.spec.clone();
+    spec.first_boot = None;
+    for disk in &mut spec.disks {
+        disk.image = None;
+        disk.digest = None;
+        disk.clone_mode = CloneMode::Any;
+        disk.volume = None;
+        disk.backup = Some(BackupRef {
+            id: backup.id,
+            pool: backup.pool.clone(),
+            disk: disk.name.clone(),
+        });
+    }
+    for nic in spec.nics.iter_mut().filter(|_| !keep_addresses) {
+        nic.mac = String::new();
+        if let Plug::Network(port) = &mut nic.plug {
+            port.ipv4 = None;
+            port.ipv6 = None;
+        }
+    }
+    spec
+}
+
+/// Makes a VM from a backup, on a host that sees its files.
+pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Result<Outcome, Error> {
+    let backup = get(tx, id)?;
+    if backup.state != BackupState::Available {
+        return Err(Error::BackupNotAvailable {
+            backup: id,
+            is: backup.state.as_str(),
+        });
+    }
+    let host = match (backup.shared, ask.host) {
+        (true, host) => host,
+        (false, Some(host)) if host != backup.host => {
+            return Err(Error::BackupElsewhere {
+                backup: id,
+                host: backup.host,
+            });
+        }
+        (false, _) => Some(backup.host.clone()),
+    };
+    let new = Create {
+        name: ask.name,
+        spec: restored(&backup, ask.keep_addresses),
+        documents: Default::default(),
+        labels: BTreeMap::new(),
+        description: format!("restored from backup {id} of {}", backup.vm_name),
+        stopped: ask.stopped,
+        host,
+        policy: ask.policy,
+    };
+    tx.backup_event(&backup, "BackupRestoring", &format!("as {}", new.name));
+    create::create(tx, caller, new)
+}
+
+/// The schedule of that name.
+pub fn get_schedule(state: &State, name: &ScheduleName) -> Result<ScheduleRecord, Error> {
+    let schedule = state.schedules.get(name);
+    schedule
+        .map(|schedule| (**schedule).clone())
+        .ok_or_else(|| Error::ScheduleNotFound(name.to_string()))
+}
+
+/// Enters a schedule.
+pub fn create_schedule(tx: &mut Tx, new: ScheduleRecord) -> Result<Outcome, Error> {
+    room(tx)?;
+    if tx.schedules.contains_key(&new.name) {
+        return Err(Error::ScheduleExists(new.name));
+    }
+    if tx.schedules.len() >= MAX_SCHEDULES {
+        return Err(Error::TooMany {
+            what: "backup schedules",
+            most: MAX_SCHEDULES,
+        });
+    }
+    let name = new.name.clone();
+    let create_time = tx.now();
+    tx.put_schedule(ScheduleRecord { create_time, ..new });
+    Ok(Outcome::Schedule(name))
+}
+
+/// Changes a schedule.
+pub fn update_schedule(
+    tx: &mut Tx,
+    name: &ScheduleName,
+    etag: &str,
+    change: impl FnOnce(&mut ScheduleRecord),
+) -> Result<Outcome, Error> {
+    room(tx)?;
+    let old = get_schedule(tx, name)?;
+    check_etag(etag, old.revision, name.as_str())?;
+    let mut new = old.clone();
+    change(&mut new);
+    if new != old {
+        tx.put_schedule(new);
+    }
+    Ok(Outcome::Schedule(name.clone()))
+}
+
+/// Deletes a schedule.
+pub fn delete_schedule(tx: &mut Tx, name: &ScheduleName, etag: &str) -> Result<Outcome, Error> {
+    let schedule = get_schedule(tx, name)?;
+    check_etag(etag, schedule.revision, name.as_str())?;
+    tx.delete_schedule(name);
+    Ok(Outcome::ScheduleDeleted)
+}

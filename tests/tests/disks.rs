@@ -1,0 +1,281 @@
+//! Disks that are limited and moved while their guest writes, on real hosts: no write that the guest was told to be safe is lost, and
+//! whoever dies on the way, there is one whole file at the end and nothing else.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use dalgu_tests::e2e::census::at_rest;
+use dalgu_tests::e2e::changes::{acknowledged, all_written, pending, said, update};
+use dalgu_tests::e2e::words::{self, Vm, create, dalgu, number_at};
+use dalgu_tests::e2e::{self, REST_LIMIT};
+use dalgu_tests::lab::{Daemon, Lab, wait_for, with_lab};
+use nix::sys::signal::Signal;
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// The disk that the guest writes to; so much of it is filled that a copy takes some time.
+const DATA_MIB: u64 = 512;
+const FILLED_MIB: u64 = 384;
+/// The guest's lines are in front of what is filled.
+const FILLED_AT: u64 = 8 << 20;
+const POOLS: [&str; 2] = ["local", "fast"];
+
+fn folder(lab: &Lab, vm: &Vm, pool: &str) -> anyhow::Result<PathBuf> {
+    let host = lab.layout().host(vm.host_number()?);
+    Ok(host.outside(&format!("/var/lib/dalgu/{pool}")).join(&vm.uid))
+}
+
+fn files(lab: &Lab, vm: &Vm, pool: &str) -> anyhow::Result<BTreeSet<String>> {
+    let Ok(entries) = fs::read_dir(folder(lab, vm, pool)?) else {
+        return Ok(BTreeSet::new());
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
+}
+
+fn pool_of(vm: &Vm, disk: &str) -> String {
+    let disks = vm.all["spec"]["disks"].as_array().cloned().unwrap_or_default();
+    let disk = disks.iter().find(|known| known["name"] == disk);
+    disk.and_then(|disk| disk["pool"].as_str())
+        .unwrap_or("local")
+        .to_owned()
+}
+
+/// That each disk is one file in its pool, that the domain and its definition name it, and that there is nothing else.
+async fn is_whole(lab: &Lab, name: &str) -> anyhow::Result<Vm> {
+    let settled = async || {
+        words::vm(lab, name).await.is_ok_and(|vm| {
+            let done = number_at(&vm.all, "/status/observedGeneration") == number_at(&vm.all, "/generation");
+            done && pending(&vm).is_empty()
+        })
+    };
+    wait_for("a disk to arrive", LIMIT, settled).await?;
+    let vm = words::vm(lab, name).await?;
+    let is = async || -> anyhow::Result<Option<String>> {
+        for pool in POOLS {
+            let disks = [("root", "root.qcow2"), ("data", "data.raw")];
+            let here = disks.iter().filter(|(disk, _)| pool_of(&vm, disk) == pool);
+            let wanted: BTreeSet<_> = here.map(|(_, file)| (*file).to_owned()).collect();
+            let found = files(lab, &vm, pool)?;
+            if found != wanted {
+                return Ok(Some(format!("pool {pool} has {found:?}, should have {wanted:?}")));
+            }
+        }
+        for kind in [&["domblklist", name][..], &["domblklist", name, "--inactive"]] {
+            let list = lab.virsh(vm.host_number()?, kind).await?;
+            for (disk, file) in [("root", "root.qcow2"), ("data", "data.raw")] {
+                let path = format!("/var/lib/dalgu/{}/{}/{file}", pool_of(&vm, disk), vm.uid);
+                if !list.contains(&path) {
+                    return Ok(Some(format!("{kind:?} does not say {path}: {list}")));
+                }
+            }
+        }
+        Ok(None)
+    };
+    // The old file goes right after the word that the disk has arrived.
+    let mut last = None;
+    let found = wait_for("one file for each disk", Duration::from_secs(20), async || {
+        last = is().await.unwrap_or_else(|error| Some(format!("{error:#}")));
+        last.is_none()
+    });
+    found.await.with_context(|| format!("{last:?}"))?;
+    Ok(vm)
+}
+
+/// Fills a part of the disk, while its VM is off.
+fn fill(lab: &Lab, vm: &Vm) -> anyhow::Result<Vec<u8>> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let bytes: Vec<u8> = (0..FILLED_MIB << 17)
+        .flat_map(|_| random.u64(..).to_le_bytes())
+        .collect();
+    let path = folder(lab, vm, &pool_of(vm, "data"))?.join("data.raw");
+    let file = fs::OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(&bytes, FILLED_AT)?;
+    file.sync_all()?;
+    Ok(bytes)
+}
+
+async fn writes_on(lab: &Lab, name: &str) -> anyhow::Result<()> {
+    let vm = words::vm(lab, name).await?;
+    let before = said(lab, &vm)?.len();
+    wait_for("more writes", LIMIT, async || {
+        said(lab, &vm).is_ok_and(|text| acknowledged(&text[before.min(text.len())..]).len() > 5)
+    })
+    .await
+}
+
+fn nothing_is_lost(lab: &Lab, vm: &Vm, filled: &[u8]) -> anyhow::Result<()> {
+    // What is acknowledged is on the disk by then.
+    let told = acknowledged(&said(lab, vm)?);
+    ensure!(told.len() > 10, "too little was written: {}", told.len());
+    let disk = fs::read(folder(lab, vm, &pool_of(vm, "data"))?.join("data.raw"))?;
+    ensure!(disk.len() as u64 == DATA_MIB << 20, "it has {} bytes", disk.len());
+    all_written(&disk, &told)?;
+    let at = usize::try_from(FILLED_AT)?;
+    ensure!(
+        disk[at..at + filled.len()] == *filled,
+        "what was there before is not the same"
+    );
+    Ok(())
+}
+
+/// Makes the VM, with a disk that takes some time to copy.
+async fn shop(lab: &Lab) -> anyhow::Result<Vec<u8>> {
+    let data = format!("data={DATA_MIB}MiB,format=raw");
+    dalgu(lab, &create("shop", "root=8MiB", &["--disk", &data])).await?;
+    dalgu(lab, &["vm", "stop", "shop", "--force"]).await?;
+    let filled = fill(lab, &words::vm(lab, "shop").await?)?;
+    dalgu(lab, &["vm", "start", "shop"]).await?;
+    writes_on(lab, "shop").await?;
+    Ok(filled)
+}
+
+fn other(pool: &str) -> &'static str {
+    if pool == POOLS[0] { POOLS[1] } else { POOLS[0] }
+}
+
+/// Asks for a move of the data to the other pool, and does not wait.
+async fn begin(lab: &Lab) -> anyhow::Result<Vm> {
+    let vm = words::vm(lab, "shop").await?;
+    let to = format!("data={}", other(&pool_of(&vm, "data")));
+    dalgu(lab, &["vm", "update", "shop", "--move-disk", &to]).await?;
+    words::vm(lab, "shop").await
+}
+
+async fn moves(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
+    // While it runs, both formats.
+    update(
+        lab,
+        "shop",
+        &["--move-disk", "data=fast", "--move-disk", "root=fast"],
+    )
+    .await?;
+    let vm = is_whole(lab, "shop").await?;
+    ensure!(
+        vm.state == "RUNNING" && pool_of(&vm, "data") == "fast",
+        "{}",
+        vm.all
+    );
+    writes_on(lab, "shop").await?;
+    nothing_is_lost(lab, &vm, filled)?;
+    // While it is off.
+    dalgu(lab, &["vm", "stop", "shop", "--force"]).await?;
+    update(
+        lab,
+        "shop",
+        &["--move-disk", "data=local", "--move-disk", "root=local"],
+    )
+    .await?;
+    let vm = is_whole(lab, "shop").await?;
+    nothing_is_lost(lab, &vm, filled)?;
+    dalgu(lab, &["vm", "start", "shop"]).await?;
+    writes_on(lab, "shop").await?;
+    // A power-off and a start get through, and the copy is made after all.
+    begin(lab).await?;
+    dalgu(lab, &["vm", "stop", "shop", "--force"]).await?;
+    dalgu(lab, &["vm", "start", "shop"]).await?;
+    let vm = is_whole(lab, "shop").await?;
+    writes_on(lab, "shop").await?;
+    nothing_is_lost(lab, &vm, filled)?;
+    // It is called back.
+    let vm = begin(lab).await?;
+    let back = format!("data={}", other(&pool_of(&vm, "data")));
+    dalgu(lab, &["vm", "update", "shop", "--move-disk", &back]).await?;
+    is_whole(lab, "shop").await?;
+    Ok(())
+}
+
+/// The agent, or libvirtd, dies at about every point of a move.
+async fn deaths(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
+    for delay_ms in [0_u64, 100, 300, 600, 900, 1300, 1800, 2500] {
+        for libvirtd in [false, true] {
+            let vm = begin(lab).await?;
+            let host = vm.host_number()?;
+            let dies = if libvirtd {
+                Daemon::Libvirtd(host)
+            } else {
+                Daemon::Agent(host)
+            };
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            lab.signal(dies, Signal::SIGKILL).await?;
+            lab.start(dies).await?;
+            let vm = is_whole(lab, "shop")
+                .await
+                .with_context(|| format!("{dies:?} died after {delay_ms} ms"))?;
+            ensure!(
+                vm.state == "RUNNING",
+                "{dies:?} died after {delay_ms} ms: {}",
+                vm.all
+            );
+            writes_on(lab, "shop").await?;
+            nothing_is_lost(lab, &vm, filled)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lines that the guest writes within some time.
+async fn rate(lab: &Lab, vm: &Vm) -> anyhow::Result<usize> {
+    // A guest that was started again counts from 1.
+    let before = said(lab, vm)?.len();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    Ok(acknowledged(&said(lab, vm)?[before..]).len())
+}
+
+async fn limits(lab: &Lab) -> anyhow::Result<()> {
+    dalgu(lab, &create("shop", "root=8MiB", &["--disk", "data=64MiB"])).await?;
+    writes_on(lab, "shop").await?;
+    let vm = words::vm(lab, "shop").await?;
+    let free = rate(lab, &vm).await?;
+    update(lab, "shop", &["--limit-disk", "data,write-iops=1"]).await?;
+    let limited = rate(lab, &vm).await?;
+    let told = lab
+        .virsh(vm.host_number()?, &["blkdeviotune", "shop", "vdb"])
+        .await?;
+    eprintln!("lines in 20 s: {free} without a limit, {limited} with one write a second");
+    ensure!(
+        free > 30 && limited <= 26,
+        "{free} lines without, {limited} with a limit: {told}"
+    );
+    // It stays with the next start, and is lifted again.
+    dalgu(lab, &["vm", "stop", "shop", "--force"]).await?;
+    dalgu(lab, &["vm", "start", "shop"]).await?;
+    let told = lab
+        .virsh(vm.host_number()?, &["blkdeviotune", "shop", "vdb"])
+        .await?;
+    let line = told.lines().find(|line| line.starts_with("write_iops_sec "));
+    ensure!(line.is_some_and(|line| line.ends_with(" 1")), "{told}");
+    update(lab, "shop", &["--limit-disk", "data,none"]).await?;
+    writes_on(lab, "shop").await?;
+    let lifted = rate(lab, &vm).await?;
+    ensure!(lifted > 30, "{lifted} lines after it was lifted");
+    dalgu(lab, &["vm", "delete", "shop", "--force"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_disk_moves_while_the_guest_writes_and_agents_and_libvirtd_die() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let filled = shop(lab).await?;
+        moves(lab, &filled).await?;
+        deaths(lab, &filled).await?;
+        dalgu(lab, &["vm", "delete", "shop", "--force"]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_guest_writes_no_more_than_its_disk_is_limited_to() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        limits(lab).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
