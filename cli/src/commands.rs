@@ -13,6 +13,7 @@ use crate::{
     exit::Error,
     output::{self, Format, Term, operation::took},
     progress,
+    watch::{Snapshot, Watch, Watched},
 };
 
 pub mod apply;
@@ -129,6 +130,28 @@ impl Session<'_> {
         call: impl AsyncFn(&Client) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
         Ok(self.client.call(call).await?)
+    }
+
+    /// Shows all objects that `list` reads; with `watch` also what changes of those that are `wanted`, until the user ends it.
+    pub async fn show_all<R: Watched>(
+        &mut self,
+        watch: bool,
+        wanted: &dyn Fn(&R) -> bool,
+        list: impl AsyncFn(&Client) -> Result<Snapshot<R>, Status>,
+    ) -> Result<(), Error> {
+        let client = &self.client;
+        if !watch {
+            let (objects, _) = list(client).await?;
+            return output::list(self.term, self.format, &objects);
+        }
+        let watch = Watch {
+            client,
+            format: self.format,
+            subject: "",
+            single: false,
+            wanted,
+        };
+        watch.run(self.term, async || list(client).await).await
     }
 
     /// Makes a change; repeats it with the same request_id while the controller is away.

@@ -18,7 +18,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, human},
-    watch::{Page, Snapshot, Watch, pages},
+    watch::{Page, Snapshot, pages},
 };
 
 /// How often a change is tried again that somebody else's came before.
@@ -126,21 +126,9 @@ async fn show_all(
     watch: bool,
     session: &mut Session<'_>,
 ) -> Result<(), Error> {
-    if !watch {
-        let (hosts, _) = list(&session.client, &selector).await?;
-        return output::list(session.term, session.format, &hosts);
-    }
     let wanted = |host: &v1::Host| matches(&host.labels, &selector);
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: "",
-        single: false,
-        wanted: &wanted,
-    };
-    watch
-        .run(session.term, async || list(client, &selector).await)
+    session
+        .show_all(watch, &wanted, async |client| list(client, &selector).await)
         .await
 }
 

@@ -17,7 +17,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, human},
-    watch::{Page, Snapshot, Watch, pages},
+    watch::{Page, Snapshot, pages},
 };
 
 /// How often a change is tried again that somebody else's came before.
@@ -84,22 +84,12 @@ async fn show_all(
     watch: bool,
     session: &mut Session<'_>,
 ) -> Result<(), Error> {
-    if !watch {
-        let (images, _) = list(&session.client, &name, &selector).await?;
-        return output::list(session.term, session.format, &images);
-    }
     let wanted =
         |image: &v1::Image| matches(&image.labels, &selector) && (name.is_empty() || image.name == name);
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: "",
-        single: false,
-        wanted: &wanted,
-    };
-    watch
-        .run(session.term, async || list(client, &name, &selector).await)
+    session
+        .show_all(watch, &wanted, async |client| {
+            list(client, &name, &selector).await
+        })
         .await
 }
 

@@ -17,7 +17,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, Resource, human},
-    watch::{Page, Snapshot, Watch, pages},
+    watch::{Page, Snapshot, pages},
 };
 
 /// How often a change is tried again that somebody else's came before.
@@ -108,20 +108,9 @@ async fn list(client: &Client, selector: &HashMap<String, String>) -> Result<Sna
 
 async fn show_all(args: ListArgs, session: &mut Session<'_>) -> Result<(), Error> {
     let selector = map(args.selector);
-    if !args.watch {
-        let (networks, _) = list(&session.client, &selector).await?;
-        return output::list(session.term, session.format, &networks);
-    }
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: "",
-        single: false,
-        wanted: &|network: &v1::Network| matches(&network.labels, &selector),
-    };
-    watch
-        .run(session.term, async || list(client, &selector).await)
+    let wanted = |object: &v1::Network| matches(&object.labels, &selector);
+    session
+        .show_all(args.watch, &wanted, async |client| list(client, &selector).await)
         .await
 }
 

@@ -13,7 +13,7 @@ use crate::{
     client::Client,
     exit::Error,
     output::{self, Format, human},
-    watch::{Page, Snapshot, Watch, pages},
+    watch::{Page, Snapshot, pages},
 };
 
 /// A migration of a large VM takes its time.
@@ -205,22 +205,12 @@ async fn show_all(
     watch: bool,
     session: &mut Session<'_>,
 ) -> Result<(), Error> {
-    if !watch {
-        let (vms, _) = list(&session.client, &host, &selector).await?;
-        return output::list(session.term, session.format, &vms);
-    }
     let on = |vm: &v1::Vm| vm.status.as_ref().is_some_and(|status| status.host == host);
     let wanted = |vm: &v1::Vm| matches(&vm.labels, &selector) && (host.is_empty() || on(vm));
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: "",
-        single: false,
-        wanted: &wanted,
-    };
-    watch
-        .run(session.term, async || list(client, &host, &selector).await)
+    session
+        .show_all(watch, &wanted, async |client| {
+            list(client, &host, &selector).await
+        })
         .await
 }
 

@@ -20,7 +20,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     exit::Error,
     output::{self, Format, human},
-    watch::{Page, Snapshot, Watch, pages},
+    watch::{Page, Snapshot, pages},
 };
 
 /// Does a command.
@@ -115,20 +115,9 @@ async fn list(client: &Client, selector: &HashMap<String, String>) -> Result<Sna
 
 async fn show_all(args: ListArgs, session: &mut Session<'_>) -> Result<(), Error> {
     let selector = map(args.selector);
-    if !args.watch {
-        let (volumes, _) = list(&session.client, &selector).await?;
-        return output::list(session.term, session.format, &volumes);
-    }
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: "",
-        single: false,
-        wanted: &|volume: &v1::Volume| matches(&volume.labels, &selector),
-    };
-    watch
-        .run(session.term, async || list(client, &selector).await)
+    let wanted = |object: &v1::Volume| matches(&object.labels, &selector);
+    session
+        .show_all(args.watch, &wanted, async |client| list(client, &selector).await)
         .await
 }
 

@@ -12,8 +12,8 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     commands::{PAGE, Session, host, map, matches, request_id, show::show},
     exit::Error,
-    output::{self, human},
-    watch::{Page, Snapshot, Watch, pages},
+    output::human,
+    watch::{Page, Snapshot, pages},
 };
 
 /// Does a command.
@@ -80,20 +80,9 @@ async fn list(
 
 async fn show_all(args: ListArgs, session: &mut Session<'_>) -> Result<(), Error> {
     let selector = map(args.selector);
-    if !args.watch {
-        let (groups, _) = list(&session.client, &selector).await?;
-        return output::list(session.term, session.format, &groups);
-    }
-    let client = &session.client;
-    let watch = Watch {
-        client,
-        format: session.format,
-        subject: "",
-        single: false,
-        wanted: &|group: &v1::SecurityGroup| matches(&group.labels, &selector),
-    };
-    watch
-        .run(session.term, async || list(client, &selector).await)
+    let wanted = |object: &v1::SecurityGroup| matches(&object.labels, &selector);
+    session
+        .show_all(args.watch, &wanted, async |client| list(client, &selector).await)
         .await
 }
 
