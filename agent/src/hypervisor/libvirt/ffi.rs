@@ -428,10 +428,13 @@ pub(super) fn end_commit(domain: &Domain, disk: &str) -> Result<(), Error> {
     checked(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) }).map(drop)
 }
 
-/// Limits how long the agent in a guest is waited for.
-pub(super) fn set_agent_timeout(domain: &Domain, seconds: c_int) -> Result<(), Error> {
-    // SAFETY: a live domain.
-    checked(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) }).map(drop)
+/// The guest's agent has so long for each answer, in seconds; by itself libvirt waits for one that hangs for ever.
+const AGENT_SECONDS: c_int = 10;
+
+/// Limits how long the agent in a guest is waited for, where libvirt knows how.
+pub(super) fn limit_agent(domain: &Domain) {
+    // SAFETY: a live domain. An older libvirt refuses, and waits as long as it likes.
+    let _ = unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), AGENT_SECONDS, 0) };
 }
 
 /// Begins a backup into files that are there, with a checkpoint of the same moment where one is wanted. The copying goes on as a
@@ -513,8 +516,9 @@ impl Drop for Checkpoints {
     }
 }
 
-/// Has the guest's agent freeze its file systems; fails at once where there is no agent.
+/// Has the guest's agent freeze its file systems; fails at once where there is no agent, and soon where it hangs.
 pub(super) fn freeze(domain: &Domain) -> Result<(), Error> {
+    limit_agent(domain);
     // SAFETY: a live domain, and no list: all of them.
     checked(unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) }).map(drop)
 }

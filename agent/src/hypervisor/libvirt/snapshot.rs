@@ -30,8 +30,6 @@ use super::{
 use crate::hypervisor::{Definition, DomainState, Error, LayerChange, LayerSeen, Layers};
 
 const CALL: &str = "change_layers";
-/// The guest's agent has so long for each answer, in seconds; by itself libvirt waits for one that hangs for ever.
-const AGENT_SECONDS: i32 = 10;
 
 /// The files that are the tops of disks, by the disks' names.
 pub(super) type Tops = BTreeMap<String, PathBuf>;
@@ -294,8 +292,7 @@ fn take(host: &Host, ours: &Ours, definition: &Definition, coming: &Tops) -> Res
         | sys::VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
         | sys::VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT;
     if ours.seen.state == DomainState::Running && agent_answers(&live)? {
-        // Not known to older ones, which wait as long as they like.
-        let _ = ffi::set_agent_timeout(&ours.handle, AGENT_SECONDS);
+        ffi::limit_agent(&ours.handle);
         let quiesced = plain | sys::VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE;
         match ours.handle.create_snapshot_xml(&order, quiesced) {
             Ok(_) => return Ok(true),
