@@ -26,8 +26,8 @@ struct Arguments {
 /// What else this program does. Without a command it is the agent.
 #[derive(Subcommand)]
 enum Command {
-    /// Before libvirtd comes up: clear the starts of VMs that it was killed in, which it may never end by itself.
-    ClearCutStarts,
+    /// Before libvirtd comes up: clear the starts and backups of VMs that it was killed in, which it may never end by itself.
+    ClearCutJobs,
     /// Prints what libvirt would be told of a pool of type lvm-thin or rbd, for `virsh pool-define`. The agent itself uses no such pool
     /// yet.
     PoolDefinition {
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         tracing::warn!(%error, "signals may be blocked in what is started from here");
     }
     let outcome = match &arguments.command {
-        Some(Command::ClearCutStarts) => clear_cut_starts(),
+        Some(Command::ClearCutJobs) => clear_cut_jobs(),
         Some(Command::PoolDefinition { name }) => pool_definition(&arguments.config, name),
         None => serve(&arguments),
     };
@@ -58,12 +58,12 @@ fn main() -> ExitCode {
 }
 
 #[cfg(feature = "libvirt")]
-fn clear_cut_starts() -> anyhow::Result<()> {
-    dalgu_agent::hypervisor::libvirt::clear_cut_starts().context("libvirt's notes of running domains")
+fn clear_cut_jobs() -> anyhow::Result<()> {
+    dalgu_agent::hypervisor::libvirt::clear_cut_jobs().context("libvirt's notes of running domains")
 }
 
 #[cfg(not(feature = "libvirt"))]
-fn clear_cut_starts() -> anyhow::Result<()> {
+fn clear_cut_jobs() -> anyhow::Result<()> {
     anyhow::bail!("this agent was built without libvirt")
 }
 

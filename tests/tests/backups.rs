@@ -16,7 +16,8 @@ use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(120);
+/// Longer than a backup may stand still.
+const LIMIT: Duration = Duration::from_secs(200);
 /// What a disk holds besides what the guest writes, in MiB: random, so that it takes room.
 const BULK_MIB: usize = 32;
 /// As much that a backup is not over before somebody has died.
@@ -289,9 +290,9 @@ async fn deaths(lab: &Lab) -> anyhow::Result<()> {
     let mut failed = 0;
     let daemons = [Daemon::Agent(host), Daemon::Libvirtd(host), Daemon::Controller];
     for daemon in daemons {
-        // Not libvirtd as the copying ends: libvirt 11.3 can lose account of its own job then (docs/operations/vm-backups.md).
-        let last = (!matches!(daemon, Daemon::Libvirtd(_))).then_some(600);
-        for delay_ms in [0_u64, 150].into_iter().chain(last) {
+        let libvirtd = matches!(daemon, Daemon::Libvirtd(_));
+        let more: &[u64] = if libvirtd { &[200, 250] } else { &[] };
+        for &delay_ms in [0, 150, 600].iter().chain(more) {
             let backup = under_way(lab).await?;
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
             lab.signal(daemon, Signal::SIGKILL).await?;

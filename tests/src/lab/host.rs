@@ -146,7 +146,7 @@ pub async fn start_libvirtd(layout: &Layout, host: &Host) -> anyhow::Result<()> 
     let name = host.libvirtd();
     // As systemd/libvirtd-dalgu.conf does.
     let agent = layout.bin_dir().join("dalgu-agent");
-    inside(layout, host, &[&agent.to_string_lossy(), "clear-cut-starts"]).await?;
+    inside(layout, host, &[&agent.to_string_lossy(), "clear-cut-jobs"]).await?;
     process::start(layout, Place::Host(host), &name, &command.map(str::to_owned)).await?;
     wait_for(
         &format!("answer of {name}"),

@@ -10,6 +10,7 @@
 //! a failed backup's is merged into the one before it, so that nothing is lost for the next.
 
 mod files;
+mod leftover;
 #[cfg(test)]
 mod tests;
 
@@ -399,21 +400,25 @@ pub(super) fn undo(connect: &Connect, cluster: ClusterId, vm: VmId, id: BackupId
         Err(error) if is_absent(&error) => return Ok(()),
         known => known.map_err(failed)?,
     };
-    if is_job_of(domain, id).map_err(failed)? {
+    if is_job_of(domain, id) {
         match ffi::abort_job(domain) {
             Err(error) if !is_absent(&error) => return Err(failed(error)),
             _ => {}
         }
         // It was frozen for a moment only; an agent that died in it has left it so.
         let _ = ffi::thaw(domain);
+    } else if ffi::backup_xml(domain).is_err() {
+        leftover::remove(domain, id).map_err(failed)?;
     }
     known.delete(&id.to_string()).map_err(failed)
 }
 
-fn is_job_of(domain: &Domain, id: BackupId) -> Result<bool, Raw> {
-    match ffi::backup_xml(domain) {
-        Ok(xml) => Ok(xml.contains(&format!("{id}.partial"))),
-        // No backup is under way, or the domain is off.
-        Err(_) => Ok(false),
-    }
+/// Name of the directory in which a backup is made.
+fn partial_name(id: BackupId) -> String {
+    format!("{id}.partial")
+}
+
+fn is_job_of(domain: &Domain, id: BackupId) -> bool {
+    // An error: no backup is under way, or the domain is off.
+    ffi::backup_xml(domain).is_ok_and(|xml| xml.contains(&partial_name(id)))
 }

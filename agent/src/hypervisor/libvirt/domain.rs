@@ -10,7 +10,7 @@ use virt_sys as sys;
 
 use super::{
     error::{general, is_invalid_argument, is_no_domain, is_no_metadata, is_unsupported, is_wrong_state, of},
-    ffi,
+    ffi, process,
     read::{self, Names},
     xml::NAMESPACE,
 };
@@ -244,6 +244,14 @@ pub(super) fn start(connect: &Connect, id: VmId, cluster: ClusterId, check_files
             if !path.exists() {
                 return Err(Error::Missing { what, path });
             }
+        }
+        // A libvirt that could not read its own notes forgets what runs.
+        if let Ok(Some(process)) = process::running(id) {
+            let detail = format!(
+                "a QEMU of it runs as process {process}, and libvirt knows nothing of that: it may write to its disks; it starts \
+                 when that process has ended (power the guest off from inside, or `kill {process}`)"
+            );
+            return Err(Error::WrongState { id, detail });
         }
     }
     match ours.handle.create() {

@@ -79,6 +79,12 @@ pub(super) fn is_guests_fault(error: &virt::error::Error) -> bool {
     ) && words.iter().any(|word| said.contains(word))
 }
 
+/// Whether it says that libvirt keeps a job of a domain which nobody does any more: the thread that found the domain when libvirtd
+/// came up holds it, and it never began or ended long ago. See [`super::cut_jobs`].
+pub(super) fn is_left_job(error: &virt::error::Error) -> bool {
+    code(error) == OPERATION_TIMEOUT && error.message().contains("held by monitor=init-")
+}
+
 /// Whether it says that a disk has a job already.
 pub(super) fn is_job_active(error: &virt::error::Error) -> bool {
     code(error) == BLOCK_COPY_ACTIVE
@@ -116,6 +122,14 @@ pub(super) fn of(call: &'static str, id: VmId, error: &virt::error::Error) -> Er
         OPERATION_INVALID => Error::WrongState {
             id,
             detail: error.message().to_owned(),
+        },
+        _ if is_left_job(error) => Error::WrongState {
+            id,
+            detail: format!(
+                "libvirt believes that a job goes on which nobody does ({}): stop libvirtd, run `dalgu-agent \
+                 clear-cut-jobs`, start libvirtd; the VM runs on",
+                error.message()
+            ),
         },
         _ => general(call, error),
     }

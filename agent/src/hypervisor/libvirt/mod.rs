@@ -10,7 +10,7 @@ mod backup;
 mod change;
 mod connection;
 mod copies;
-mod cut_start;
+mod cut_jobs;
 mod domain;
 mod error;
 mod ffi;
@@ -52,7 +52,7 @@ use virt::connect::Connect;
 use virt_sys as sys;
 
 pub use accel::Accel;
-pub use cut_start::clear as clear_cut_starts;
+pub use cut_jobs::clear as clear_cut_jobs;
 pub use host::LibvirtConfig;
 pub use storage::Pool;
 pub use xml::Accelerator;
@@ -72,6 +72,8 @@ use worker::{Kind, Workers};
 const BACKUP_LOOKS: Duration = Duration::from_millis(500);
 /// libvirt may be away for so long while it copies.
 const BACKUP_PATIENCE: Duration = Duration::from_secs(60);
+/// A copying that has not moved for so long has ended: a libvirtd that came back as it did may not know.
+const BACKUP_STALL: Duration = Duration::from_secs(120);
 /// Time for the disks of a VM; to make them from backups takes longer than from images, which are on the host.
 const VOLUMES_TIME: Duration = Duration::from_secs(600);
 const RESTORE_TIME: Duration = Duration::from_secs(24 * 3600);
@@ -158,12 +160,21 @@ impl Libvirt {
     /// Waits for the job of a backup to end.
     async fn copied(&self, id: VmId) -> Result<(), Error> {
         let mut heard = Instant::now();
+        let mut moved = (heard, 0);
         loop {
             let looked = self.on("backup_progress", Kind::Urgent, None, 5, move |connect, _| {
                 backup::job(connect, id, true)
             });
             match looked.await {
-                Ok(backup::Job::Copies(..)) => heard = Instant::now(),
+                Ok(backup::Job::Copies(done, _)) => {
+                    heard = Instant::now();
+                    if done != moved.1 {
+                        moved = (heard, done);
+                    } else if moved.0.elapsed() > BACKUP_STALL {
+                        let detail = format!("its copying has stood still for {BACKUP_STALL:?}");
+                        return Err(Error::WrongState { id, detail });
+                    }
+                }
                 Ok(backup::Job::Done) => return Ok(()),
                 Ok(backup::Job::Failed(detail)) => {
                     let detail = format!("its disks could not be copied: {detail}");

@@ -77,6 +77,24 @@ pub(super) fn watch(pid_file: &Path, id: VmId) -> io::Result<OwnedFd> {
     }
 }
 
+/// A QEMU of this domain, by its command line: libvirt may know of none where one runs.
+pub(super) fn running(id: VmId) -> io::Result<Option<u32>> {
+    let id = id.to_string();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // It may have ended meanwhile.
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let arguments: Vec<_> = command.split(|byte| *byte == 0).collect();
+        if arguments.windows(2).any(|pair| pair == [b"-uuid", id.as_bytes()]) {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,5 +127,23 @@ mod tests {
         drop(stand_in.stdin.take());
         ended.await.unwrap();
         assert!(watch(&dir.path().join("none.pid"), id).is_err());
+    }
+
+    #[test]
+    fn a_process_of_the_domain_is_found_by_its_command_line() {
+        let id = VmId::from_uuid(uuid::Uuid::from_u128(9));
+        assert_eq!(running(id).unwrap(), None);
+        let mut stand_in = std::process::Command::new("sh");
+        stand_in.args(["-c", "echo; read line", "-uuid", &id.to_string()]);
+        stand_in
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let mut stand_in = stand_in.spawn().unwrap();
+        // It has said something: its command line can be read.
+        io::Read::read_exact(stand_in.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        assert_eq!(running(id).unwrap(), Some(stand_in.id()));
+        drop(stand_in.stdin.take());
+        stand_in.wait().unwrap();
+        assert_eq!(running(id).unwrap(), None);
     }
 }

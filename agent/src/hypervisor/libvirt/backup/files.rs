@@ -81,7 +81,7 @@ fn whole(pool: &Pool, id: BackupId) -> PathBuf {
 }
 
 fn partial(pool: &Pool, id: BackupId) -> PathBuf {
-    home(pool).join(format!("{id}.partial"))
+    home(pool).join(super::partial_name(id))
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {

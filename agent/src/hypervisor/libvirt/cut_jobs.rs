@@ -1,10 +1,15 @@
-//! Starts that a libvirtd was killed in, cleared away before the next one comes up (`dalgu-agent clear-cut-starts`, run by
+//! Jobs that a libvirtd was killed in, cleared away before the next one comes up (`dalgu-agent clear-cut-jobs`, run by
 //! systemd/libvirtd-dalgu.conf).
 //!
-//! libvirt 11.3 ends such a start itself in most cases, after having shown the domain for a moment as paused or even running;
-//! in about one of ten it takes the start's job up again, which nobody ends, and then no call about that domain
-//! gets its lock. Without the note of the start it comes up with the domain off, as the agent expects. Only a
-//! domain with Dalgu's mark is touched, and only while libvirt itself has noted that its guest does not run yet.
+//! libvirt 11.3 ends a start that was cut short itself in most cases, after having shown the domain for a moment as paused or even
+//! running; in about one of ten it takes the start's job up again, which nobody ends, and then no call about that domain
+//! gets its lock. Without the note of the start it comes up with the domain off, as the agent expects.
+//!
+//! A backup is noted step by step. With a note that one is under way, but not yet of what, libvirt waits for an end that QEMU will
+//! never tell, and no other backup and no migration can begin. A note that names the disks, but not yet how far they are, it cannot
+//! read back at all: it forgets that the domain runs, and its QEMU goes on unknown to it. Without the backup in the note
+//! the domain comes up with no job. Only a domain with Dalgu's mark is touched, and its QEMU only while libvirt itself has
+//! noted that its guest does not run yet.
 
 use std::{
     ffi::OsStr,
@@ -31,23 +36,50 @@ const END_WAIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// Clears every start that was cut short. Only right while libvirtd does not run.
+/// Clears every job that was cut short. Only right while libvirtd does not run.
 ///
 /// # Errors
 /// If libvirt's notes cannot be listed. What goes wrong with one domain is logged, and its note stays.
 pub fn clear() -> io::Result<()> {
     for note in notes(Path::new(PID_FILES))? {
-        let Some((name, id)) = fs::read_to_string(&note).ok().and_then(|text| cut(&text)) else {
+        let Some(text) = fs::read_to_string(&note).ok() else {
             continue;
         };
-        match end(&note, id) {
-            Ok(()) => tracing::warn!(%id, %name, "libvirtd was killed amid its start: it is off"),
-            Err(error) => {
-                tracing::error!(%id, %name, %error, "its start was cut short and cannot be cleared")
+        let Some(Cut { job, name, id }) = cut(&text) else {
+            continue;
+        };
+        let cleared = match job {
+            Job::Start => end(&note, id),
+            Job::Backup => forget_backup(&note, &text),
+        };
+        match (cleared, job) {
+            (Ok(()), Job::Start) => {
+                tracing::warn!(%id, %name, "libvirtd was killed amid its start: it is off");
+            }
+            (Ok(()), Job::Backup) => {
+                tracing::warn!(%id, %name, "libvirtd was killed as it began its backup: there is none");
+            }
+            (Err(error), _) => {
+                tracing::error!(%id, %name, %error, ?job, "a job of it was cut short and cannot be cleared");
             }
         }
     }
     Ok(())
+}
+
+/// What was cut short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Job {
+    Start,
+    Backup,
+}
+
+/// A job that was cut short, and of which domain.
+#[derive(PartialEq, Eq, Debug)]
+struct Cut {
+    job: Job,
+    name: String,
+    id: VmId,
 }
 
 /// libvirt's notes of the domains that are not off.
@@ -66,20 +98,48 @@ fn notes(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(notes)
 }
 
-/// Name and id of the domain that a note is about, if it is Dalgu's and the note says that its start was under way.
-fn cut(note: &str) -> Option<(String, VmId)> {
+/// The job that libvirt would wait for in vain, if a note of a domain of Dalgu's has one.
+fn cut(note: &str) -> Option<Cut> {
     let note = Element::parse(note).ok()?;
     let starting =
         note.attribute("state") == Some("paused") && note.attribute("reason") == Some("starting up");
-    let job = note
-        .each("job")
-        .any(|job| job.attribute("async") == Some("start"));
+    let asynchronous = note.each("job").find_map(|job| job.attribute("async"));
+    let job = match asynchronous {
+        Some("start") if starting => Job::Start,
+        Some("backup") if !is_whole(&note) => Job::Backup,
+        _ => return None,
+    };
     let domain = note.at(&["domain"])?;
-    if !(starting && job && read::mark_in(domain).is_some()) {
-        return None;
-    }
+    read::mark_in(domain)?;
     let id = domain.at(&["uuid"])?.own_text().parse().ok()?;
-    Some((domain.at(&["name"])?.own_text(), VmId::from_uuid(id)))
+    Some(Cut {
+        job,
+        name: domain.at(&["name"])?.own_text(),
+        id: VmId::from_uuid(id),
+    })
+}
+
+/// Whether a note tells of a backup all that libvirt needs to go on with it.
+fn is_whole(note: &Element) -> bool {
+    let disks = note.at(&["backups", "domainbackup", "disks"]);
+    disks.is_some_and(|disks| {
+        disks
+            .each("disk")
+            .all(|disk| disk.attribute("backup") == Some("no") || disk.attribute("state").is_some())
+    })
+}
+
+/// Writes the note anew without its backup; the rest is as libvirt left it.
+fn forget_backup(note: &Path, text: &str) -> io::Result<()> {
+    const END: &str = "</backups>";
+    let mut text = text.replacen(" async='backup'", " async='none'", 1);
+    if let (Some(begin), Some(end)) = (text.find("<backups>"), text.find(END)) {
+        text.replace_range(begin..end + END.len(), "");
+    }
+    let new = note.with_extension("xml.new");
+    fs::write(&new, text)?;
+    fs::set_permissions(&new, fs::metadata(note)?.permissions())?;
+    fs::rename(&new, note)
 }
 
 /// Ends the domain's QEMU, if it came so far, and removes the note.
@@ -114,11 +174,49 @@ mod tests {
         )
     }
 
+    fn of_web(job: Job) -> Cut {
+        Cut {
+            job,
+            name: "web".to_owned(),
+            id: ID.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_backup_is_cut_short_when_nothing_tells_what_is_backed_up() {
+        let begun = note("state='running' reason='booted'", "backup", MARK);
+        assert_eq!(cut(&begun), Some(of_web(Job::Backup)));
+        assert_eq!(cut(&begun.replace(MARK, "")), None);
+        let of = |disks: &str| {
+            let told = format!(
+                "<backups><domainbackup mode='push'><disks>{disks}</disks></domainbackup></backups><domain "
+            );
+            begun.replace("<domain ", &told)
+        };
+        let (runs, left_out) = (
+            "<disk name='vda' backup='yes' state='running'/>",
+            "<disk name='vdb' backup='no'/>",
+        );
+        assert_eq!(cut(&of(&[runs, left_out].concat())), None);
+        let half = of(&[runs, "<disk name='vdb' backup='yes'/>"].concat());
+        assert_eq!(cut(&half), Some(of_web(Job::Backup)));
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web.xml");
+        for note in [&begun, &half] {
+            fs::write(&file, note).unwrap();
+            forget_backup(&file, note).unwrap();
+            let after = fs::read_to_string(&file).unwrap();
+            assert_eq!(after, begun.replace("async='backup'", "async='none'"));
+            assert_eq!(cut(&after), None);
+        }
+        assert_eq!(notes(dir.path()).unwrap(), [file]);
+    }
+
     #[test]
     fn only_a_start_of_dalgus_own_whose_guest_does_not_run_yet_is_cut_short() {
         let starting = "state='paused' reason='starting up'";
-        let found = cut(&note(starting, "start", MARK)).map(|(name, id)| (name, id.to_string()));
-        assert_eq!(found, Some(("web".to_owned(), ID.to_owned())));
+        assert_eq!(cut(&note(starting, "start", MARK)), Some(of_web(Job::Start)));
         for other in [
             note("state='running' reason='booted'", "start", MARK),
             note("state='paused' reason='user'", "start", MARK),
