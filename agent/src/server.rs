@@ -323,6 +323,16 @@ impl AgentService for Service {
         }))
     }
 
+    async fn list_files(
+        &self,
+        request: Request<wire::ListFilesRequest>,
+    ) -> Result<Response<wire::ListFilesResponse>, Status> {
+        let files = self.vms.hypervisor().files(&request.get_ref().pool).await;
+        let files = files.map_err(|error| from_vm(&error.into()))?;
+        let files = files.into_iter().map(convert::pool_file).collect();
+        Ok(Response::new(wire::ListFilesResponse { files }))
+    }
+
     async fn get_host(
         &self,
         _request: Request<wire::GetHostRequest>,

@@ -15,7 +15,10 @@ use dalgu_proto::{
 use tonic::Status as Refusal;
 
 use crate::{
-    hypervisor::{Domain, DomainState},
+    hypervisor::{
+        Domain, DomainState,
+        files::{Of, PoolFile},
+    },
     images,
     ledger::{Intent, Role, Transfer},
     vm::status::{Asked, Failure, Migration, Phase, Presence, SnapshotSeen, Status},
@@ -255,4 +258,32 @@ pub fn reports(statuses: Vec<Status>, usage: &BTreeMap<VmId, VmUsage>) -> Vec<wi
             report(status, usage)
         })
         .collect()
+}
+
+/// A file of a pool.
+pub fn pool_file(file: PoolFile) -> wire::PoolFile {
+    let wire = wire::PoolFile {
+        path: file.path,
+        partial: file.partial,
+        size_bytes: file.size_bytes,
+        allocated_bytes: file.allocated_bytes,
+        ..Default::default()
+    };
+    match file.of {
+        Of::Unknown => wire,
+        Of::Volume(volume) => wire::PoolFile {
+            volume_uid: volume.to_string(),
+            ..wire
+        },
+        Of::Backup(backup) => wire::PoolFile {
+            backup_uid: backup.to_string(),
+            ..wire
+        },
+        Of::Disk { vm, disk, layer } => wire::PoolFile {
+            vm_uid: vm.to_string(),
+            disk,
+            layer: layer.unwrap_or(0),
+            ..wire
+        },
+    }
 }

@@ -5,6 +5,7 @@
 //! deadline. Decides nothing: an answer or an [`Error`] goes back to the caller.
 
 mod backup;
+mod files;
 mod image;
 mod network;
 mod volume;

@@ -1,6 +1,7 @@
 //! Between the records and what agents send and get. Used by `agent_client` and `api::registrar` only.
 
 pub mod backup;
+pub mod file;
 pub mod image;
 pub mod network;
 

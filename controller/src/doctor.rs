@@ -2,10 +2,11 @@
 //!
 //! Called by `api::site` with a durable snapshot, and by the simulated fleet's checker, which knows more than any
 //! controller can and asks that this finds nothing where it finds nothing. One function for each invariant of
-//! docs/failure-modes.md; each says what it looked at, what it found, and what it cannot see. Nothing is asked of anybody
-//! and nothing is changed.
+//! docs/failure-modes.md; each says what it looked at, what it found, and what it cannot see. Nothing is changed, and nothing is
+//! asked of anybody here: what hosts' pools hold, which they are asked for, comes with the [`View`].
 
 mod copies;
+mod files;
 mod images;
 mod networks;
 mod numbers;
@@ -24,7 +25,12 @@ use std::{collections::BTreeMap, time::Duration};
 use dalgu_proto::ids::HostName;
 use jiff::Timestamp;
 
-pub use self::{copies::twice, rest::open, room::rooms};
+pub use self::{
+    copies::twice,
+    files::{Files, to_ask},
+    rest::open,
+    room::rooms,
+};
 use crate::{
     model::{HostState, VmRecord},
     state::State,
@@ -173,6 +179,8 @@ pub struct View<'a> {
     pub silence: BTreeMap<HostName, Duration>,
     /// What a look through the store found, if there was one.
     pub damage: Option<Vec<String>>,
+    /// What pools hold, of those that were asked.
+    pub files: Files,
 }
 
 impl View<'_> {

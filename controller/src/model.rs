@@ -6,6 +6,7 @@
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod backup;
+mod file;
 mod image;
 mod live;
 mod migration;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backup::{BackupFile, BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, ScheduleRecord},
+    file::{FileOf, PoolFile},
     image::{
         Content, Held, HeldImage, ImagePhase, ImageRecord, ImageState, ImageStock, Replicas, Visibility,
     },

@@ -157,6 +157,10 @@ pub struct VolumeRef {
     /// Its id; `None` only before the controller has looked it up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<VolumeId>,
+    /// The format that was said beside its name, for the controller to compare when it looks it up. Said nowhere else: a disk's own
+    /// cannot tell what was said from what is taken where nothing is.
+    #[serde(skip)]
+    pub format: Option<DiskFormat>,
 }
 
 /// How much a guest may read and write on a disk; `None` for as much as it can.

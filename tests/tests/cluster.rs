@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dalgu_agent::hypervisor::{DomainState, Hypervisor};
 use dalgu_controller::store::{Store as _, memory::Crash};
 use dalgu_proto::{ids::VmId, reason, v1};
@@ -797,6 +797,20 @@ async fn until_examined(cluster: &Cluster, findings: &[String], unseen: &[&str])
     .await
 }
 
+/// Waits until the doctor finds one file that was left behind, and nothing else.
+async fn until_left(cluster: &Cluster, file: &str) -> Result<()> {
+    until("the doctor finds a file", async || {
+        let (found, unseen) = examined(cluster).await?;
+        let [only] = &found[..] else {
+            bail!("{found:?}");
+        };
+        let is_it = only.starts_with("I4 LEFTOVER_FILE file ") && only.ends_with(file);
+        ensure!(is_it && unseen.is_empty(), "{found:?}, not {file}");
+        Ok(())
+    })
+    .await
+}
+
 /// Memory that VMs may be given on a host.
 async fn free(cluster: &Cluster, name: &str) -> Result<u64> {
     let hosts = cluster.list_hosts().await?;
@@ -846,6 +860,9 @@ async fn the_doctor_finds_nothing_after_work_and_what_somebody_does_behind_dalgu
     );
     there.destroy(id).await?;
     there.undefine(id).await?;
+    // With the domain gone, what it leaves is seen.
+    until_left(&cluster, &format!("{id}/root.qcow2 on host {other}")).await?;
+    there.delete_volumes(id, false).await?;
     until_examined(&cluster, &[], &[]).await?;
 
     // One with Dalgu's mark that nobody knows takes room as long as it runs.
@@ -878,6 +895,8 @@ async fn the_doctor_finds_nothing_after_work_and_what_somebody_does_behind_dalgu
     );
     there.destroy(copy.id).await?;
     there.undefine(copy.id).await?;
+    until_left(&cluster, &format!("{}/root.qcow2 on host {other}", copy.id)).await?;
+    there.delete_volumes(copy.id, false).await?;
     until_examined(&cluster, &[], &[]).await?;
 
     here.destroy(id).await?;

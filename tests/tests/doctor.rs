@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
 use dalgu_tests::e2e::words::{self, LOCAL, create, dalgu, try_dalgu};
 use dalgu_tests::e2e::{self, REST_LIMIT};
+use dalgu_tests::lab::layout::SHARED_DIR;
 use dalgu_tests::lab::{Daemon, Lab, wait_for, with_lab};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -138,6 +139,103 @@ async fn the_doctor_is_content_after_work_and_finds_what_was_done_behind_dalgus_
         lab.start(Daemon::Agent(2)).await?;
         at_rest(lab, &[], REST_LIMIT).await?;
         until_found(lab, &[]).await
+    })
+    .await
+}
+
+async fn until_files_found(lab: &Lab, mut wanted: Vec<String>) -> anyhow::Result<()> {
+    wanted.sort();
+    let mut last = None;
+    wait_for("what the doctor should find of files", REST_LIMIT, async || {
+        let found = findings(lab).await.map(|mut found| {
+            found.sort();
+            found
+        });
+        last = Some(found);
+        matches!(&last, Some(Ok(found)) if *found == wanted)
+    })
+    .await
+    .with_context(|| format!("it found {last:?}, not {wanted:?}"))
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn the_doctor_finds_files_that_nobody_knows_and_what_is_gone() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        dalgu(lab, &["volume", "create", "ledger", "--size", "16MiB"]).await?;
+        dalgu(lab, &create("web", LOCAL, &["--disk", "data,volume=ledger"])).await?;
+        dalgu(lab, &["vm", "update", "web", "--remove-disk", "data", "--wait"]).await?;
+        dalgu(lab, &["vm", "stop", "web", "--force"]).await?;
+        dalgu(lab, &["snapshot", "create", "web", "one"]).await?;
+        let backup = ["backup", "create", "web", "--pool", "shared", "--wait"];
+        let backup = words::json(lab, &backup).await?["uid"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        at_rest(lab, &[], REST_LIMIT).await?;
+        until_found(lab, &[]).await?;
+
+        let (local, shared) = (
+            lab.layout().host(1).outside("/var/lib/dalgu/local"),
+            lab.layout().shared(),
+        );
+        let web = words::vm(lab, "web").await?.uid;
+        let ledger = words::json(lab, &["volume", "show", "ledger"]).await?;
+        let ledger = local.join(format!(
+            "volumes/{}.qcow2",
+            ledger["uid"].as_str().unwrap_or_default()
+        ));
+        let stranger = "f0e1f0e1-0000-7000-8000-000000000003";
+        let left = [
+            (&local, format!("volumes/{stranger}.qcow2")),
+            (&local, format!("{web}/root.9.qcow2")),
+            (&local, format!("{stranger}/root.raw.partial")),
+            (&shared, format!("backups/{stranger}/manifest.json")),
+        ];
+        for (pool, path) in &left {
+            let file = pool.join(path);
+            fs::create_dir_all(file.parent().context("no folder")?)?;
+            fs::write(file, "left")?;
+        }
+        let told = left.iter().map(|(pool, path)| {
+            let pool = if *pool == &local {
+                "/var/lib/dalgu/local"
+            } else {
+                SHARED_DIR
+            };
+            format!(
+                "LEFTOVER_FILE file {pool}/{} on host h1",
+                path.trim_end_matches("/manifest.json")
+            )
+        });
+        until_files_found(lab, told.collect()).await?;
+        for (pool, path) in &left {
+            fs::remove_file(pool.join(path))?;
+        }
+        fs::remove_dir(local.join(stranger))?;
+        fs::remove_dir(shared.join("backups").join(stranger))?;
+
+        let away = ledger.with_extension("away");
+        fs::rename(&ledger, &away)?;
+        let kept = shared.join("backups").join(&backup).join("root.raw");
+        let size = fs::metadata(&kept)?.len();
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&kept)?
+            .set_len(size - 512)?;
+        let told = [
+            "VOLUME_FILE_MISSING volume ledger".to_owned(),
+            format!("BACKUP_FILE_MISSING backup {backup}"),
+            format!(
+                "LEFTOVER_FILE file /var/lib/dalgu/local/volumes/{} on host h1",
+                away.file_name().unwrap_or_default().to_string_lossy()
+            ),
+        ];
+        until_files_found(lab, told.into()).await?;
+        fs::rename(&away, &ledger)?;
+        fs::OpenOptions::new().write(true).open(&kept)?.set_len(size)?;
+        until_found(lab, &[]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
     })
     .await
 }

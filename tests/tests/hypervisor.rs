@@ -21,6 +21,7 @@ use dalgu_agent::{
         LayerChange, Layers, Migrate, Progress,
         backup::{Manifest, Order},
         contract::{self, Broken, Fixture, Pair},
+        files::PoolFile,
         libvirt::{Accel, Libvirt, LibvirtConfig, Pool},
     },
     image, images,
@@ -254,6 +255,10 @@ impl Hypervisor for InHost {
     async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error> {
         let pool = pool.to_owned();
         carried!(self, libvirt => libvirt.remove_backup(vm, &pool, id))
+    }
+    async fn files(&self, pool: &str) -> Result<Vec<PoolFile>, Error> {
+        let pool = pool.to_owned();
+        carried!(self, libvirt => libvirt.files(&pool))
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -221,6 +222,57 @@ async fn an_import_and_a_fetch_survive_the_death_of_everybody_who_takes_part() -
         dalgu(lab, &create("made", "root,image=tiny", &[])).await?;
         began_with_the_image(lab, &words::vm(lab, "made").await?).await?;
         dalgu(lab, &["vm", "delete", "made", "--force"]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_vm_is_made_whose_host_fetches_its_image_while_somebody_dies() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(2), async |lab| {
+        let file = image(lab, "tiny.raw")?;
+        let file = file.to_string_lossy();
+        for (round, after_ms) in [30_u64, 80, 150, 250].into_iter().enumerate() {
+            // Each is another image, or the copies of the last would do.
+            let offset = u64::try_from(round)? + (16 << 20);
+            fs::OpenOptions::new()
+                .write(true)
+                .open(&*file)?
+                .write_all_at(b"another", offset)?;
+            let version = format!("1.{round}");
+            let import = ["image", "import", &file, "--version", &version, "--replicas", "1"];
+            dalgu(lab, &import).await?;
+            let name = format!("tiny:{version}");
+            let home = copies(&shown(lab, &name).await?).pop().context("no copy")?;
+            let (from, to) = if home == "h1" { (1, 2) } else { (2, 1) };
+            let daemon = [
+                Daemon::Agent(to),
+                Daemon::Agent(from),
+                Daemon::Libvirtd(to),
+                Daemon::Controller,
+            ][round];
+            let (disk, host) = (format!("root,image={name}"), format!("h{to}"));
+            let operation = words::begin(lab, &create("far", &disk, &["--host", &host])).await?;
+            // The moment is what is varied here; nothing is waited for.
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            lab.signal(daemon, Signal::SIGKILL).await?;
+            lab.start(daemon).await?;
+            let ended = words::end_of(lab, &operation, BOOT_LIMIT).await?;
+            ensure!(
+                words::state_of(&ended) == "SUCCEEDED",
+                "{daemon:?} died after {after_ms} ms: {ended}"
+            );
+            began_with_the_image(lab, &words::vm(lab, "far").await?).await?;
+            dalgu(lab, &["vm", "delete", "far", "--force"]).await?;
+            dalgu(lab, &["image", "delete", &name]).await?;
+        }
+        wait_for("the stores to be empty", REST_LIMIT, async || {
+            [1, 2]
+                .iter()
+                .all(|host| stored(lab, *host).is_ok_and(|left| left.is_empty()))
+        })
+        .await?;
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await

@@ -14,14 +14,17 @@ use std::{collections::BTreeSet, fmt, future::Future, time::Duration};
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId},
     image::Digest,
-    vm::{CloneMode, Disk, DiskFormat, PowerReason, Spec, first_boot::Documents},
+    vm::{
+        CloneMode, Disk, DiskFormat, PowerReason, Spec,
+        first_boot::{Documents, MEDIUM},
+    },
 };
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 pub use pair::Pair;
 
-use super::{Connection, Definition, Domain, DomainState, Error, Hint, Hypervisor, Mark};
+use super::{Connection, Definition, Domain, DomainState, Error, Hint, Hypervisor, Mark, files::Of};
 
 /// A rule that an implementation does not keep.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -234,6 +237,30 @@ async fn present(hypervisor: &dyn Hypervisor, id: VmId) -> Result<Domain, Broken
     get(hypervisor, id)
         .await?
         .ok_or_else(|| Broken(format!("{id} is not there")))
+}
+
+/// That pools hold the files of a VM's disks with these layers, or nothing of it, and that these are what they are told to be.
+async fn has_files(hypervisor: &dyn Hypervisor, vm: &Definition, layers: &[u32], there: bool) -> Kept {
+    let pools: BTreeSet<_> = vm.spec.volumes().map(|disk| disk.pool.as_str()).collect();
+    for pool in pools {
+        let files = done("files", hypervisor.files(pool).await)?;
+        let mine = files.into_iter().filter_map(|file| match file.of {
+            Of::Disk { vm: of, disk, layer } if of == vm.id => Some((disk, layer, file.partial)),
+            _ => None,
+        });
+        let found: BTreeSet<_> = mine.collect();
+        let here = vm.spec.volumes().filter(|disk| there && disk.pool == pool);
+        let numbers = || [None].into_iter().chain(layers.iter().copied().map(Some));
+        // The volume of the first boot has no layers.
+        let parts = |disk: &Disk| numbers().take(if disk.name == MEDIUM { 1 } else { usize::MAX });
+        let wanted: BTreeSet<_> = here
+            .flat_map(|disk| parts(disk).map(|layer| (disk.name.clone(), layer, false)))
+            .collect();
+        must(found == wanted, || {
+            format!("pool {pool} is told to hold {found:?}, should hold {wanted:?}")
+        })?;
+    }
+    Ok(())
 }
 
 /// Waits until a fact is so.
@@ -561,11 +588,13 @@ pub async fn disks_are_made_once_and_deleted(hypervisor: &dyn Hypervisor, fixtur
     for _ in 0..2 {
         done("create_volumes", hypervisor.create_volumes(&vm, false).await)?;
     }
+    has_files(hypervisor, &vm, &[], true).await?;
     done("start with disks", hypervisor.start(vm.id).await)?;
     done("destroy", hypervisor.destroy(vm.id).await)?;
     for _ in 0..2 {
         done("delete_volumes", hypervisor.delete_volumes(vm.id, false).await)?;
     }
+    has_files(hypervisor, &vm, &[], false).await?;
     refused(
         "start after they are deleted",
         hypervisor.start(vm.id).await,

@@ -34,6 +34,7 @@ use crate::image::Refusal;
 
 pub mod backup;
 pub mod contract;
+pub mod files;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod sim;
@@ -618,4 +619,7 @@ pub trait Hypervisor: Send + Sync {
     /// Ends a backup where it is under way, and removes its files, whole or not, and the VM's checkpoint for it; done when there
     /// is nothing. 60 s.
     async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error>;
+
+    /// What a pool holds of disks, volumes and backups, in the order of the paths. 10 s.
+    async fn files(&self, pool: &str) -> Result<Vec<files::PoolFile>, Error>;
 }

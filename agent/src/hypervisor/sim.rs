@@ -19,6 +19,7 @@ mod change;
 mod config;
 mod control;
 mod faults;
+mod files;
 mod guest;
 mod layers;
 mod lines;
@@ -60,6 +61,7 @@ use super::{
     About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, LayerChange, Layers,
     Migrate, Progress,
     backup::{Manifest, Order},
+    files::PoolFile,
 };
 use faults::Faults;
 use state::State;
@@ -553,6 +555,14 @@ impl Hypervisor for Sim {
                     Ok(())
                 },
             )
+            .await
+    }
+
+    async fn files(&self, pool: &str) -> Result<Vec<PoolFile>, Error> {
+        self.0
+            .call(Call::Files, self.0.config.delays.look, |state, config| {
+                Ok(state.files(pool, config))
+            })
             .await
     }
 }

@@ -22,6 +22,8 @@ use crate::{
 
 mod diff;
 mod kind;
+#[cfg(test)]
+mod tests;
 
 use diff::Difference;
 use kind::{Declared, Kind};
@@ -76,6 +78,7 @@ fn read(text: &str, declaration: &mut Declaration) -> Result<(), String> {
         declaration.networks.extend(more.networks);
         declaration.vms.extend(more.vms);
         declaration.volumes.extend(more.volumes);
+        declaration.backup_schedules.extend(more.backup_schedules);
     }
     Ok(())
 }
@@ -95,7 +98,16 @@ fn declared(declaration: Declaration) -> Result<Vec<Declared>, Error> {
         .volumes
         .into_iter()
         .map(|volume| Declared::Volume(Box::new(volume)));
-    let all: Vec<_> = groups.chain(networks).chain(volumes).chain(vms).collect();
+    let schedules = declaration
+        .backup_schedules
+        .into_iter()
+        .map(|schedule| Declared::BackupSchedule(Box::new(schedule)));
+    let all: Vec<_> = groups
+        .chain(networks)
+        .chain(volumes)
+        .chain(schedules)
+        .chain(vms)
+        .collect();
     for (index, object) in all.iter().enumerate() {
         let twin = |other: &&Declared| (other.kind(), other.name()) == (object.kind(), object.name());
         if all[..index].iter().any(|other| twin(&other)) {

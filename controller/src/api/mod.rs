@@ -173,7 +173,7 @@ impl From<verbs::Error> for Status {
             E::SnapshotsPresent { .. } => (Code::FailedPrecondition, "SNAPSHOTS_PRESENT"),
             E::VolumeAttached { .. } => (Code::FailedPrecondition, "VOLUME_ATTACHED"),
             E::NoDisks(_) => (Code::FailedPrecondition, "NO_DISKS"),
-            E::FieldNotMutable { .. } | E::PartNotMutable { .. } => {
+            E::FieldNotMutable { .. } | E::PartNotMutable { .. } | E::VolumeStays { .. } => {
                 (Code::InvalidArgument, "FIELD_NOT_MUTABLE")
             }
             E::Invalid { field, message } => return reason::invalid(field, message),

@@ -7,12 +7,14 @@ use dalgu_proto::{
     reason, time,
     v1::{self, site_service_server::SiteService},
 };
+use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status};
 
 use super::{Services, request};
 use crate::{
-    doctor::{self, Diagnosis, Severity, View},
+    doctor::{self, Diagnosis, Files, Severity, View},
     hosts,
     incarnation::{self, Difference, Error, Kind},
     model::Outcome,
@@ -22,6 +24,10 @@ use crate::{
 
 /// A second look of the doctor comes after this time at the latest: a call has half a minute.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Hosts have so long for what their pools hold, all of them together, at each look.
+const LONGEST_LISTING: Duration = Duration::from_secs(8);
+/// Pools that are asked at once.
+const LISTINGS_AT_ONCE: usize = 32;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -94,14 +100,37 @@ impl Services {
         Ok(Response::new(site(&self.db.snapshot())))
     }
 
+    /// What pools hold. Those that take too long are not waited for.
+    async fn files(&self) -> Files {
+        let state = self.db.snapshot();
+        let deadline = Instant::now() + LONGEST_LISTING;
+        let asked = doctor::to_ask(&state).into_iter().map(|(host, pool)| {
+            let state = &state;
+            async move {
+                let files = self.agents.files(state, &host, &pool);
+                let files = match timeout_at(deadline, files).await {
+                    Ok(files) => files.map_err(|error| error.to_string()),
+                    Err(_) => Err(format!("no answer within {} s", LONGEST_LISTING.as_secs())),
+                };
+                ((host, pool), files)
+            }
+        });
+        stream::iter(asked)
+            .buffer_unordered(LISTINGS_AT_ONCE)
+            .collect()
+            .await
+    }
+
     /// What the doctor finds now.
-    fn examine(&self, damage: Option<Vec<String>>) -> (Arc<State>, Timestamp, Diagnosis) {
+    async fn examine(&self, damage: Option<Vec<String>>) -> (Arc<State>, Timestamp, Diagnosis) {
+        let files = self.files().await;
         let state = self.db.snapshot();
         let now = self.db.now();
         let diagnosis = doctor::examine(&View {
             now,
             silence: hosts::silence(&state),
             damage,
+            files,
             state: &state,
         });
         (state, now, diagnosis)
@@ -185,12 +214,12 @@ impl SiteService for Services {
             true => Some(self.db.damage().await),
             false => None,
         };
-        let (mut state, mut now, mut found) = self.examine(damage.clone());
+        let (mut state, mut now, mut found) = self.examine(damage.clone()).await;
         if !found.findings.is_empty() {
             // What passes by itself is no finding: every host has reported anew by then.
             tokio::time::sleep(self.config.report_interval().min(LONGEST_PAUSE)).await;
             let before = found;
-            (state, now, found) = self.examine(damage);
+            (state, now, found) = self.examine(damage).await;
             found = found.lasting(&before);
         }
         Ok(Response::new(diagnosis(&state, now, found)))

@@ -3,17 +3,20 @@
 use std::{slice::from_ref, sync::Arc};
 
 use dalgu_proto::{
+    host::GuestFeature,
     ids::{BackupId, Session, Term},
     vm::Disk,
 };
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::*;
+use super::{plan::Due, *};
 use crate::{
     fixtures,
-    model::{BackupKind, ScheduleRecord, VmRecord},
-    state::{Meta, State},
+    model::{BackupKind, HostLive, HostState, ScheduleRecord, VmRecord},
+    state::{Db, Hooks, Meta, State},
+    store::memory,
+    verbs::{self, backup::CreateBackup},
 };
 
 pub(crate) fn at(hours: i64) -> Timestamp {
@@ -260,4 +263,61 @@ fn failures_are_counted_since_the_last_good_one() {
     ];
     let state = state(&[vm], from_ref(&nightly), &backups);
     assert_eq!(plan::failures(&state, &nightly), 2);
+}
+
+#[tokio::test]
+async fn a_backup_is_refused_before_it_is_begun_where_its_pool_is_full_and_one_that_is_due_fails_in_sight() {
+    let db = Db::open(
+        memory::Disk::default().open(),
+        fixtures::cluster_id(),
+        Hooks::default(),
+    )
+    .unwrap();
+    let (vm, nightly) = (gold("web"), schedule("nightly"));
+    let free = async |mib: u64| {
+        db.change(|tx| {
+            let mut host = fixtures::host("h1");
+            host.inventory.guest_features.push(GuestFeature::Backup);
+            host.inventory.pools[0].available_bytes = mib << 20;
+            tx.put_host(host);
+            let live = HostLive {
+                state: HostState::Ready,
+                ..HostLive::silent(tokio::time::Instant::now())
+            };
+            tx.set_live(vm.owner.clone(), live);
+        })
+        .await;
+    };
+    free(63).await;
+    db.change(|tx| {
+        tx.put_vm(vm.clone());
+        tx.put_schedule(nightly.clone());
+    })
+    .await;
+    let create = async || {
+        let new = CreateBackup {
+            pool: "local".into(),
+            kind: BackupKind::Auto,
+            labels: Default::default(),
+            description: String::new(),
+            schedule: None,
+        };
+        db.transact(|tx| verbs::backup::create(tx, &fixtures::caller(), "web", new))
+            .await
+    };
+    let refused = create().await;
+    let full = matches!(refused, Err(verbs::Error::NoPoolRoom { free: 63, .. }));
+    assert!(full, "{refused:?}");
+    let due = Due {
+        schedule: nightly.name.clone(),
+        vm: vm.id,
+        kind: BackupKind::Auto,
+    };
+    db.transact(|tx| verbs::backup::scheduled(tx, &due))
+        .await
+        .unwrap();
+    let begun = *db.snapshot().backups.keys().next().unwrap();
+    db.change(|tx| verbs::backup::condemn(tx, begun, "")).await;
+    free(64).await;
+    create().await.unwrap();
 }

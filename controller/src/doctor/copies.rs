@@ -7,7 +7,7 @@ use dalgu_proto::{
     vm::PowerState,
 };
 
-use super::{Finding, Invariant, Look, Severity, View, volumes};
+use super::{Finding, Invariant, Look, Severity, View, files, volumes};
 use crate::{
     model::{Unmanaged, VmPhase},
     state::State,
@@ -105,9 +105,12 @@ pub(super) fn one_running(view: &View<'_>) -> Look {
 pub(super) fn all_owned(view: &View<'_>) -> Look {
     let state = view.state;
     let shown = state.observations.len() + state.strays.len() + foreign(state).count();
-    let mut look = Look::at("VMs and domains on hosts", shown);
+    let mut look = Look::at("VMs, domains and files on hosts", shown);
     look.unchecked = view.unseen_vms();
-    look.limits = "hosts do not report files: a disk that was left behind is not seen";
+    look.limits = match view.files.is_empty() {
+        true => "no host was asked for its files: a disk that was left behind is not seen",
+        false => "of files only what is where Dalgu keeps disks, volumes and backups",
+    };
     for ((host, vm), stray) in state.strays.iter().filter(|(_, stray)| stray.times > 1) {
         if state.vms.get(vm).is_some_and(|record| record.owner == *host) {
             continue;
@@ -134,6 +137,7 @@ pub(super) fn all_owned(view: &View<'_>) -> Look {
     look.findings
         .extend(foreign(state).filter_map(|(host, domain)| leftover(state, host, domain)));
     volumes::have_one_vm(view, &mut look);
+    files::have_owners(view, &mut look);
     look
 }
 

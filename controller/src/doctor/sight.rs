@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dalgu_proto::ids::HostName;
 
-use super::{Finding, Invariant, Look, Severity, View, images, volumes};
+use super::{Finding, Invariant, Look, Severity, View, files, images, volumes};
 use crate::{
     incarnation,
     model::{HostLive, HostState, VmPhase, VmRecord},
@@ -59,6 +59,7 @@ pub(super) fn all_are_there(view: &View<'_>) -> Look {
     }
     images::have_copies(view, &mut look);
     volumes::have_hosts(view, &mut look);
+    files::are_there(view, &mut look);
     look
 }
 

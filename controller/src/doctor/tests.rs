@@ -1,5 +1,7 @@
 //! Every finding, made by what it tells of; and a site in order, of which nothing is told.
 
+mod files;
+
 use std::sync::Arc;
 
 use dalgu_proto::{
@@ -101,6 +103,7 @@ fn look(state: &State, now: Timestamp, damage: Option<Vec<String>>) -> Diagnosis
         now,
         silence: crate::hosts::silence(state),
         damage,
+        files: Files::new(),
     })
 }
 

@@ -75,6 +75,7 @@ impl VolumeRecord {
             volume: Some(VolumeRef {
                 name: self.name.clone(),
                 id: Some(self.id),
+                format: None,
             }),
             limits: given.limits,
             backup: None,

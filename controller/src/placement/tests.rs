@@ -575,6 +575,7 @@ fn a_vm_goes_where_its_volume_is_which_takes_its_room_once() {
         volume: Some(VolumeRef {
             name: "ledger".parse().unwrap(),
             id: Some(id),
+            format: None,
         }),
         // More than any host has left.
         ..disk("data", "local", 1 << 40)

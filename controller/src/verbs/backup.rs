@@ -21,6 +21,9 @@ use crate::{
     state::{State, Tx},
 };
 
+/// What a host leaves free in a pool, in MiB: it begins no backup there with less.
+const LEAST_FREE_MIB: u64 = 64;
+
 /// A new backup.
 #[derive(Debug, Clone)]
 pub struct CreateBackup {
@@ -73,8 +76,24 @@ pub fn none_under_way(state: &State, vm: &VmRecord) -> Result<(), Error> {
 /// Begins a backup of the VM of that name.
 pub fn create(tx: &mut Tx, caller: &Caller, vm: &str, new: CreateBackup) -> Result<Outcome, Error> {
     let vm = find(tx, vm)?;
+    has_room(tx, &vm.owner, &new.pool)?;
     let message = format!("asked for by {}", caller.principal);
     begin(tx, &vm, new, &message)
+}
+
+/// Refuses what cannot fit, whatever the disks hold. One that is due is begun all the same: that it fails is what shows there.
+fn has_room(state: &State, host: &HostName, pool: &str) -> Result<(), Error> {
+    let view = state.hosts.get(host).map(|host| hosts::view(state, host));
+    let free = view.and_then(|view| Some(view.pool(pool)?.available_mib));
+    match free {
+        Some(free) if free < LEAST_FREE_MIB => Err(Error::NoPoolRoom {
+            pool: pool.to_owned(),
+            host: host.clone(),
+            wanted: LEAST_FREE_MIB,
+            free,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Begins a backup that is due.

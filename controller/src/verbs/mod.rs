@@ -172,9 +172,9 @@ pub enum Error {
     /// Too late.
     #[error("volume {0} is being removed for good: its deletion cannot be taken back any more")]
     VolumePurged(VolumeName),
-    /// The pool of a volume is full.
+    /// The pool of a volume or of a backup is full.
     #[error(
-        "pool {pool} of host {host} has {free} MiB free, {wanted} more are wanted: free some there, or enlarge the pool"
+        "pool {pool} of host {host} has {free} MiB free, {wanted} or more are wanted: free some there, or enlarge the pool"
     )]
     NoPoolRoom {
         /// The pool.
@@ -384,6 +384,19 @@ pub enum Error {
         /// The pool.
         pool: String,
     },
+    /// Its data are in the pool that it was made in.
+    #[error(
+        "disk {disk} is volume {volume}, which stays in its pool: make another in pool {pool} (`dalgu volume create`), add it to the VM too, \
+         and copy within the guest"
+    )]
+    VolumeStays {
+        /// The disk.
+        disk: String,
+        /// The volume.
+        volume: VolumeName,
+        /// Where it was to be.
+        pool: String,
+    },
     /// Its agent would make none.
     #[error(
         "the agent of host {0} makes no snapshots: update it, or migrate the VM to a host whose agent does"
@@ -446,7 +459,10 @@ pub enum Error {
         cannot: &'static str,
     },
     /// A disk is a volume of the site.
-    #[error("disk {disk} of {vm} is a volume of the site, of which no snapshots are made: detach it first")]
+    #[error(
+        "disk {disk} of {vm} is a volume of the site, of which no snapshots are made: take a backup of the VM, which holds its volumes \
+         too (`dalgu backup create {vm} --pool POOL`), or detach it first (`dalgu vm update {vm} --remove-disk {disk} --wait`)"
+    )]
     VolumeAttached {
         /// The VM.
         vm: VmName,

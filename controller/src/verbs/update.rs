@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::{
     host::GuestFeature,
-    vm::{CloneMode, Disk, DiskFormat, Firmware, Nic, Plug, RestartPolicy, Spec, first_boot::MEDIUM},
+    vm::{CloneMode, Disk, Firmware, Nic, Plug, RestartPolicy, Spec, first_boot::MEDIUM},
 };
 
 use super::{Caller, Error, backup, check_etag, confirmed, create, find, room};
@@ -184,8 +184,12 @@ fn may_move(state: &State, vm: &VmRecord, disk: &Disk, pool: &str) -> Result<(),
     if disk.pool == pool || (disk.volume.is_some() && pool.is_empty()) {
         return Ok(());
     }
-    if disk.volume.is_some() {
-        return Err(immutable(format!("spec.disks[{}].pool", disk.name)));
+    if let Some(volume) = &disk.volume {
+        return Err(Error::VolumeStays {
+            disk: disk.name.clone(),
+            volume: volume.name.clone(),
+            pool: pool.to_owned(),
+        });
     }
     let field = format!("disks[{}]", disk.name);
     let seen = state.observation(vm);
@@ -223,7 +227,10 @@ fn same_disk(known: &Disk, given: &Disk) -> Result<Disk, Error> {
         ),
         (
             "format",
-            known.format == given.format || (volume && given.format == DiskFormat::default()),
+            match volume {
+                true => volumes::resolve::says_format(given, known.format),
+                false => known.format == given.format,
+            },
         ),
         (
             "clone_mode",

@@ -89,6 +89,7 @@ fn disk(volume: usize) -> Disk {
         volume: Some(VolumeRef {
             name: format!("v{volume}").parse().unwrap(),
             id: None,
+            format: None,
         }),
         limits: Default::default(),
         backup: None,

@@ -112,16 +112,19 @@ fn invalid(index: usize, field: &'static str, message: String) -> Error {
     }
 }
 
+/// Whether a disk that names a volume says no other format than that.
+pub fn says_format(disk: &Disk, format: DiskFormat) -> bool {
+    let said = disk.volume.as_ref().and_then(|volume| volume.format);
+    said.unwrap_or(disk.format) == format || (said.is_none() && disk.format == DiskFormat::default())
+}
+
 /// That a disk says nothing else than its volume.
 fn same(index: usize, disk: &Disk, volume: &VolumeRecord) -> Result<(), Error> {
     let not_said = [
         ("size_mib", disk.size_mib == 0 || disk.size_mib == volume.size_mib),
         ("pool", disk.pool.is_empty() || disk.pool == volume.pool),
         ("image", disk.image.is_none() || disk.image == volume.image),
-        (
-            "format",
-            disk.format == DiskFormat::default() || disk.format == volume.format,
-        ),
+        ("format", says_format(disk, volume.format)),
         (
             "clone_mode",
             disk.clone_mode == CloneMode::Any || disk.clone_mode == volume.clone_mode,

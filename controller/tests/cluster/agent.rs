@@ -309,6 +309,13 @@ impl AgentService for Agent {
         Err(Status::unimplemented("not used by the controller"))
     }
 
+    async fn list_files(
+        &self,
+        _: Request<agent::ListFilesRequest>,
+    ) -> Result<Response<agent::ListFilesResponse>, Status> {
+        Err(Status::unimplemented("it has none"))
+    }
+
     async fn get_host(
         &self,
         _: Request<agent::GetHostRequest>,

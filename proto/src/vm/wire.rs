@@ -120,7 +120,7 @@ fn unique<'a>(field: &str, names: impl Iterator<Item = &'a str>) -> Result<(), I
 fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
     let at = |field: &str| format!("disks[{index}].{field}");
     ids::check_device_name(&wire.name).map_err(|error| invalid(at("name"), error))?;
-    let volume = check_volume(&at, &wire)?;
+    let mut volume = check_volume(&at, &wire)?;
     let limits = check_limits(&at, wire.limits.as_ref())?;
     let backup = wire.backup.as_ref().map(|backup| check_backup(&at, backup));
     let backup = backup.transpose()?;
@@ -167,6 +167,10 @@ fn check_disk(index: usize, wire: v1::Disk) -> Result<Disk, Invalid> {
         Ok(_) => DiskFormat::Qcow2,
         Err(_) => return Err(invalid(at("format"), "is not a value of DiskFormat")),
     };
+    let said = wire.format != i32::from(v1::DiskFormat::Unspecified);
+    if let Some(volume) = volume.as_mut().filter(|volume| said && volume.id.is_none()) {
+        volume.format = Some(format);
+    }
     Ok(Disk {
         name: wire.name,
         size_mib: wire.size_mib,
@@ -222,6 +226,7 @@ fn check_volume(at: &impl Fn(&str) -> String, wire: &v1::Disk) -> Result<Option<
     Ok(Some(VolumeRef {
         name,
         id: id.map_err(|error| parsed("volume_uid", error))?,
+        format: None,
     }))
 }
 

@@ -10,8 +10,8 @@ use dalgu_proto::{
     v1::{
         self, event_service_server::EventService, host_service_server::HostService,
         network_service_server::NetworkService, operation_service_server::OperationService,
-        placement_service_server::PlacementService, vm_service_server::VmService,
-        volume_service_server::VolumeService,
+        placement_service_server::PlacementService, snapshot_service_server::SnapshotService,
+        vm_service_server::VmService, volume_service_server::VolumeService,
     },
 };
 use prost_types::FieldMask;
@@ -30,8 +30,11 @@ const VMS: [&str; 4] = ["a", "b", "c", ""];
 const NETWORKS: [&str; 2] = ["field", "office"];
 const GROUPS: [&str; 2] = ["ssh", "web"];
 const VOLUMES: [&str; 2] = ["ledger", "scratch"];
+const SNAPSHOTS: [&str; 2] = ["before", "after"];
 /// From this method number on: volumes.
 const VOLUME_METHODS: u8 = 224;
+/// From this method number on: snapshots.
+const SNAPSHOT_METHODS: u8 = 240;
 const REQUEST_IDS: [&str; 4] = [
     "",
     "00000000-0000-4000-8000-000000000001",
@@ -99,6 +102,7 @@ fn registration(host: &str) -> agent::RegisterRequest {
                 v1::GuestFeature::Network,
                 v1::GuestFeature::Overlay,
                 v1::GuestFeature::Volume,
+                v1::GuestFeature::Snapshot,
             ]
             .map(Into::into)
             .into(),
@@ -187,6 +191,14 @@ fn vm_report(site: &Site, name: &str) -> Option<agent::VmReport> {
         epoch: vm.epoch.0,
         phase: agent::VmPhase::Settled.into(),
         power_state: v1::PowerState::from(vm.intent.power).into(),
+        snapshots: vm
+            .snapshots
+            .wanted()
+            .map(|snapshot| agent::SnapshotReport {
+                number: snapshot.layer,
+                ..Default::default()
+            })
+            .collect(),
         ..Default::default()
     })
 }
@@ -226,6 +238,9 @@ async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()
         NETWORKS[names >> 2 & 1].to_owned(),
         GROUPS[names >> 3 & 1].to_owned(),
     );
+    if method >= SNAPSHOT_METHODS {
+        return snapshots(site, input, method, names, request_id).await;
+    }
     if method >= VOLUME_METHODS {
         return volumes(site, input, method, names, request_id).await;
     }
@@ -546,6 +561,60 @@ async fn volumes(
                 }
             );
         }
+    }
+    Some(())
+}
+
+/// As [`request`], for snapshots.
+async fn snapshots(
+    site: &Site,
+    input: &mut Input<'_>,
+    method: u8,
+    names: usize,
+    request_id: String,
+) -> Option<()> {
+    let services = &site.services;
+    macro_rules! call {
+        ($method:ident, $base:expr) => {
+            drop(answer(services.$method(operator(input.over($base)?))).await)
+        };
+    }
+    let vm = VMS[names & 3].to_owned();
+    let name = SNAPSHOTS[names >> 2 & 1].to_owned();
+    let etag = String::new();
+    match method % 5 {
+        0 => call!(
+            create_snapshot,
+            v1::CreateSnapshotRequest {
+                snapshot: Some(v1::Snapshot {
+                    name,
+                    vm,
+                    ..Default::default()
+                }),
+                request_id
+            }
+        ),
+        1 => call!(
+            delete_snapshot,
+            v1::DeleteSnapshotRequest {
+                vm,
+                name,
+                etag,
+                request_id
+            }
+        ),
+        2 => call!(
+            revert_snapshot,
+            v1::RevertSnapshotRequest {
+                vm,
+                name,
+                discard_later: names >> 3 & 1 == 1,
+                etag,
+                request_id
+            }
+        ),
+        3 => call!(get_snapshot, v1::GetSnapshotRequest { vm, name }),
+        _ => call!(list_snapshots, v1::ListSnapshotsRequest { vm }),
     }
     Some(())
 }

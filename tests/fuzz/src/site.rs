@@ -104,6 +104,7 @@ impl Site {
             let intent = controller_side::intent(vm, &vm.intent, vm.epoch);
             let (id, told) = agent_side::intent(intent).expect("an agent takes what the controller stored");
             assert_eq!((id, &told.name, &told.intent.spec), (vm.id, &vm.name, &vm.spec));
+            assert_eq!(told.intent.snapshots, vm.snapshots.set());
         }
         for host in state.hosts.keys() {
             let (now, again) = (networks(&state, host), networks(&read, host));

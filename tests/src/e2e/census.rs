@@ -136,10 +136,14 @@ fn files(dir: &Path) -> BTreeSet<String> {
     found
 }
 
-/// What is in a pool; the directory of its backups stays when they are gone.
+/// What is in a pool. The directories of backups and of volumes stay when they are gone, and a backup says which others need it.
 fn pool_files(pool: &Path) -> BTreeSet<String> {
     let mut found = files(pool);
-    found.remove("backups/");
+    found.retain(|path| {
+        let stays = path == "backups/" || path == "volumes/";
+        let marks = path.starts_with("backups/") && path.contains("/child-");
+        !(stays || marks)
+    });
     found
 }
 
@@ -206,7 +210,7 @@ pub async fn disagreements(lab: &Lab, foreign: &[&str]) -> anyhow::Result<Vec<St
         .filter(|domain| !foreign.contains(&domain.name.as_str()));
     found.extend(difference("domains", &domains.collect(), &wanted));
     found.extend(wrong_processes(lab, &running)?);
-    found.extend(wrong_files(lab, &vms));
+    found.extend(wrong_files(lab, &vms).await?);
     found.extend(wrong_reservations(lab, &vms).await?);
     Ok(found)
 }
@@ -236,31 +240,91 @@ fn wrong_processes(lab: &Lab, running: &BTreeSet<(u8, String)>) -> anyhow::Resul
 /// Domains that tests make by hand have UUIDs that begin so.
 pub const FOREIGN_UUID: &str = "f0e1f0e1-";
 
-fn wrong_files(lab: &Lab, vms: &[Vm]) -> Vec<String> {
+/// The files that there should be, by host (empty for those that hosts share) and pool.
+type Wanted = BTreeMap<(String, String), BTreeSet<String>>;
+
+fn text(value: &Value, pointer: &str) -> String {
+    let found = value.pointer(pointer).and_then(Value::as_str);
+    found.unwrap_or_default().to_owned()
+}
+
+fn place(pool: &str, host: &str) -> (String, String) {
+    let host = if pool == "shared" { "" } else { host };
+    (host.to_owned(), pool.to_owned())
+}
+
+async fn listed(lab: &Lab, words: &[&str]) -> anyhow::Result<Vec<Value>> {
+    let all = words::json(lab, words).await?;
+    Ok(all.as_array().cloned().unwrap_or_default())
+}
+
+/// The layers that the disks of a VM should have; nobody is asked where there are none.
+async fn layers(lab: &Lab, vm: &Vm) -> anyhow::Result<Vec<u64>> {
+    let host = lab.layout().host(vm.host_number()?);
+    let own = ["local", "fast"].map(|pool| host.outside(&format!("/var/lib/dalgu/{pool}")));
+    let pools = own.into_iter().chain([lab.layout().shared()]);
+    let mut all = pools.flat_map(|pool| files(&pool.join(&vm.uid)));
+    if !all.any(|file| file.split('.').count() > 2) {
+        return Ok(Vec::new());
+    }
+    let all = listed(lab, &["snapshot", "list", &vm.name]).await?;
+    Ok(all.iter().map(|snapshot| number_at(snapshot, "/layer")).collect())
+}
+
+/// What volumes, backups, and the disks of VMs with their snapshots should be in pools.
+async fn wanted_files(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Wanted> {
+    let mut wanted = Wanted::new();
+    for vm in vms {
+        let layers = layers(lab, vm).await?;
+        for (pool, file) in &vm.disks {
+            let here = wanted.entry(place(pool, &vm.host)).or_default();
+            let path = format!("{}/{file}", vm.uid);
+            let disk = path.trim_end_matches(".qcow2");
+            here.extend(layers.iter().map(|number| format!("{disk}.{number}.qcow2")));
+            here.insert(path);
+        }
+    }
+    for volume in listed(lab, &["volume", "list"]).await? {
+        if text(&volume, "/status/state") == "VOLUME_STATE_NEW" {
+            continue;
+        }
+        let raw = text(&volume, "/format") == "DISK_FORMAT_RAW";
+        let suffix = if raw { "raw" } else { "qcow2" };
+        let at = place(&text(&volume, "/pool"), &text(&volume, "/status/host"));
+        let path = format!("volumes/{}.{suffix}", text(&volume, "/uid"));
+        wanted.entry(at).or_default().insert(path);
+    }
+    for backup in listed(lab, &["backup", "list"]).await? {
+        if text(&backup, "/state") != "BACKUP_STATE_AVAILABLE" {
+            continue;
+        }
+        let at = place(&text(&backup, "/pool"), &text(&backup, "/host"));
+        let here = wanted.entry(at).or_default();
+        let files = backup["files"].as_array().into_iter().flatten();
+        let names = files
+            .map(|file| text(file, "/file"))
+            .chain(["manifest.json".to_owned()]);
+        here.extend(names.map(|name| format!("backups/{}/{name}", text(&backup, "/uid"))));
+    }
+    Ok(wanted)
+}
+
+async fn wrong_files(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
-    let in_pool = |vm: &Vm, pool: &str| {
-        let disks = vm.disks.iter().filter(|(of, _)| of == pool);
-        disks
-            .map(|(_, file)| format!("{}/{file}", vm.uid))
-            .collect::<Vec<_>>()
-    };
-    let shared = vms.iter().flat_map(|vm| in_pool(vm, "shared")).collect();
+    let wanted = wanted_files(lab, vms).await?;
+    let nothing = BTreeSet::new();
+    let should = |pool: &str, host: &str| wanted.get(&place(pool, host)).unwrap_or(&nothing);
     found.extend(difference(
-        "shared disks",
+        "shared files",
         &pool_files(&lab.layout().shared()),
-        &shared,
+        should("shared", ""),
     ));
     for host in lab.hosts() {
-        let here = || vms.iter().filter(|vm| vm.host == host.name);
         for pool in ["local", "fast"] {
-            let wanted = here().flat_map(|vm| in_pool(vm, pool)).collect();
-            let mut disks = pool_files(&host.outside(&format!("/var/lib/dalgu/{pool}")));
-            // The folder of volumes stays when the last of them goes.
-            disks.remove("volumes/");
             found.extend(difference(
                 &format!("pool {pool} of {}", host.name),
-                &disks,
-                &wanted,
+                &pool_files(&host.outside(&format!("/var/lib/dalgu/{pool}"))),
+                should(pool, &host.name),
             ));
         }
         let sockets = files(&host.outside("/run/dalgu/migration"));
@@ -269,14 +333,28 @@ fn wrong_files(lab: &Lab, vms: &[Vm]) -> Vec<String> {
             &sockets,
             &BTreeSet::new(),
         ));
-        let known: BTreeSet<_> = here().map(|vm| format!("{}.log", vm.uid)).collect();
+        let here = vms.iter().filter(|vm| vm.host == host.name);
+        let known: BTreeSet<_> = here.map(|vm| format!("{}.log", vm.uid)).collect();
         let consoles = files(&host.outside(super::story::CONSOLE_DIR));
         let surplus: Vec<_> = consoles.difference(&known).collect();
         if !surplus.is_empty() {
             found.push(format!("consoles of {}: surplus {surplus:?}", host.name));
         }
     }
-    found
+    Ok(found)
+}
+
+/// What `dalgu doctor` finds of files.
+async fn doctored(lab: &Lab) -> anyhow::Result<Vec<String>> {
+    // It ends with an error where it has found something.
+    let ended = words::try_dalgu(lab, &["doctor", "-o", "json"]).await?;
+    let diagnosis: Value = serde_json::from_str(&ended.stdout)
+        .with_context(|| format!("the doctor printed no JSON: {} {}", ended.stdout, ended.stderr))?;
+    let findings = diagnosis["findings"].as_array().into_iter().flatten();
+    let of_files = findings.filter(|finding| text(finding, "/kind").contains("FILE"));
+    Ok(of_files
+        .map(|finding| format!("the doctor finds {finding}"))
+        .collect())
 }
 
 async fn wrong_reservations(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Vec<String>> {
@@ -317,10 +395,11 @@ pub fn reserved(host: &Value) -> (u64, u64, u64) {
 pub async fn at_rest(lab: &Lab, foreign: &[&str], limit: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;
     loop {
-        let wrong = match disagreements(lab, foreign).await {
-            Ok(wrong) => wrong,
-            Err(error) => vec![format!("{error:#}")],
+        let seen = match disagreements(lab, foreign).await {
+            Ok(wrong) if wrong.is_empty() => doctored(lab).await,
+            other => other,
         };
+        let wrong = seen.unwrap_or_else(|error| vec![format!("{error:#}")]);
         if wrong.is_empty() {
             return Ok(());
         }

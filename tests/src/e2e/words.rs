@@ -172,7 +172,7 @@ pub struct Vm {
     pub vcpus: u64,
     /// Memory of the guest, in MiB.
     pub memory_mib: u64,
-    /// Its disks: pool and file name.
+    /// Its disks that are no volumes: pool and file name.
     pub disks: Vec<(String, String)>,
     /// All of it.
     pub all: Value,
@@ -217,7 +217,12 @@ impl Vm {
             memory_mib: number_at(vm, "/spec/memoryMib"),
             disks: vm["spec"]["disks"]
                 .as_array()
-                .map(|all| all.iter().map(disk).collect())
+                .map(|all| {
+                    let own = all
+                        .iter()
+                        .filter(|disk| disk["volume"].as_str().is_none_or(str::is_empty));
+                    own.map(disk).collect()
+                })
                 .unwrap_or_default(),
             all: vm.clone(),
         }

@@ -12,6 +12,7 @@ use dalgu_agent::hypervisor::{
     About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, LayerChange, Layers,
     Migrate, Progress,
     backup::{Manifest, Order},
+    files::PoolFile,
     sim::{Call, Fault, Phase, Sim},
 };
 use dalgu_proto::{
@@ -285,5 +286,9 @@ impl Hypervisor for Machine {
     async fn remove_backup(&self, vm: VmId, pool: &str, id: BackupId) -> Result<(), Error> {
         self.look("remove_backup", self.sim.remove_backup(vm, pool, id))
             .await
+    }
+
+    async fn files(&self, pool: &str) -> Result<Vec<PoolFile>, Error> {
+        self.look("files", self.sim.files(pool)).await
     }
 }

@@ -1139,6 +1139,7 @@ impl Site {
             now: services.db.now(),
             silence: silence(&state),
             damage: None,
+            files: Default::default(),
         };
         self.checker().at_rest(&view, &hosts, &entries, &off)
     }

@@ -338,6 +338,7 @@ impl Site {
             now: db.now(),
             silence: BTreeMap::new(),
             damage: None,
+            files: Default::default(),
         };
         // No VM is unknown here, as nothing is restored: there are no entries to compare.
         let unjudged: Vec<_> = hosts.iter().map(|_| Vec::new()).collect();

@@ -460,6 +460,9 @@ async fn as_controller(site: &Site, tap: Arc<dyn Tap>) -> Result<()> {
     let mut agent = AgentServiceClient::new(site.agent(&host("h2")?, tap)?);
     agent.list_vms(agent::ListVmsRequest {}).await?;
     agent.get_host(agent::GetHostRequest {}).await?;
+    agent
+        .list_files(agent::ListFilesRequest { pool: "local".into() })
+        .await?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::words::{dalgu, json};
+use dalgu_tests::e2e::words::{LOCAL, begin, create, dalgu, end_of, json, state_of};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, wait_for, with_lab};
 use nix::sys::signal::Signal;
@@ -149,6 +149,58 @@ async fn changed_rules_end_what_they_refuse_and_a_dead_agent_ends_nothing() -> a
         site.tcp_is_let_in(1, true).await?;
         conversation.hears("refused").await.context("allowed again")?;
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is_left() -> anyhow::Result<()>
+{
+    with_lab(&e2e::hosts(1), async |lab| {
+        let site = Site::new(lab).await?;
+        site.create("web", 11, "h1", &["web"], "").await?;
+        let daemons = [Daemon::Agent(1), Daemon::Libvirtd(1), Daemon::Controller];
+        let dies = async |daemon, after_ms: u64| {
+            // The moment is what is varied here; nothing is waited for.
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            lab.signal(daemon, Signal::SIGKILL).await?;
+            lab.start(daemon).await
+        };
+        for (round, daemon) in (0_u64..).zip(daemons) {
+            for (change, let_in) in [("--remove-rule", false), ("--add-rule", true)] {
+                let words = ["security-group", "update", "web", change, "ingress,tcp,7"];
+                dalgu(lab, &words).await?;
+                dies(daemon, round * 30).await?;
+                site.tcp_is_let_in(1, let_in).await?;
+            }
+            // A network comes to the host with its first VM, and goes with its last.
+            dalgu(
+                lab,
+                &["network", "create", "late", "--overlay", "--ipv4", "10.30.0.0/24"],
+            )
+            .await?;
+            let words = create("late", LOCAL, &["--nic", "eth1,network=late"]);
+            for words in [words, vec!["vm", "delete", "late", "--force"]] {
+                let operation = begin(lab, &words).await?;
+                dies(daemon, 20 + round * 60).await?;
+                let ended = end_of(lab, &operation, BOOT_LIMIT).await?;
+                ensure!(
+                    state_of(&ended) == "SUCCEEDED",
+                    "{daemon:?} died amid {words:?}: {ended}"
+                );
+            }
+            dalgu(lab, &["network", "delete", "late"]).await?;
+            dies(daemon, round * 20).await?;
+            site.has_only(1)
+                .await
+                .with_context(|| format!("{daemon:?} died"))?;
+        }
+        dalgu(lab, &["vm", "delete", "web", "--force"]).await?;
+        site.is_gone_from(1..=1).await?;
+        dalgu(lab, &["network", "delete", site::NETWORK]).await?;
+        dalgu(lab, &["security-group", "delete", "web"]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
     })
     .await
 }

@@ -119,6 +119,40 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
+    /// Waits until a host has the links of this network and of one VM in it, its DHCP and DNS, and none of another.
+    pub async fn has_only(&self, host: u8) -> anyhow::Result<()> {
+        // It is in a network namespace of its own, and in the host's others.
+        let services = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2>&1)\" = dnsmasq ] && \
+                        [ \"$(readlink $p/ns/uts)\" = \"$(readlink /proc/self/ns/uts)\" ] && echo $p; done; true";
+        let mut last = String::new();
+        let waited = wait_for("other networks to be gone", REST_LIMIT, async || {
+            let links = self
+                .lab
+                .exec(host, &["ip", "-o", "link"])
+                .await
+                .unwrap_or_default();
+            let name = |line: &str| line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+            let count = |prefix: &str| {
+                links
+                    .lines()
+                    .filter(|line| name(line).starts_with(prefix))
+                    .count()
+            };
+            let services = self.lab.exec(host, &["sh", "-c", services]).await;
+            let services = services.unwrap_or_default().lines().count();
+            let table = ["nft", "list", "table", "inet", "dalgu"];
+            let table = self.lab.exec(host, &table).await.unwrap_or_default();
+            last = format!(
+                "{services} dnsmasq, 10.30.0.: {}, {links}",
+                table.contains("10.30.0.")
+            );
+            [names::BRIDGE, names::VXLAN, names::TAP, names::SERVICE].map(count) == [1, 1, 1, 1]
+                && services == 1
+                && !table.contains("10.30.0.")
+        });
+        waited.await.with_context(|| last.clone())
+    }
+
     /// Begins to make a VM with an interface in the overlay; answers the operation.
     pub async fn begin(
         &self,

@@ -7,7 +7,10 @@ use dalgu_proto::{
 use uuid::Uuid;
 
 use super::{Broken, Definition, Error, Fixture, Hypervisor, Kept, booted, done, must, refused};
-use crate::hypervisor::backup::{Kind, Manifest, Order, Wanted};
+use crate::hypervisor::{
+    backup::{Kind, Manifest, Order, Wanted},
+    files::{Of, PoolFile},
+};
 
 fn order(vm: &Definition, wanted: Wanted, parent: Option<BackupId>) -> Result<Order, Broken> {
     let first = vm.spec.disks.first().ok_or_else(|| Broken("no disk".into()))?;
@@ -25,6 +28,14 @@ fn order(vm: &Definition, wanted: Wanted, parent: Option<BackupId>) -> Result<Or
 async fn taken(hypervisor: &dyn Hypervisor, order: &Order) -> Result<Manifest, Broken> {
     let taken = done("back_up", hypervisor.back_up(order).await)?;
     let kept = done("backup", hypervisor.backup(&order.pool, order.id).await)?;
+    let there = done("files", hypervisor.files(&order.pool).await)?;
+    for file in &taken.files {
+        let path = format!("backups/{}/{}", order.id, file.file);
+        let is_it = |one: &PoolFile| {
+            (&one.path, &one.of, one.size_bytes) == (&path, &Of::Backup(order.id), file.size_bytes)
+        };
+        must(there.iter().any(is_it), || format!("{path} is not in {there:?}"))?;
+    }
     must(kept.as_ref() == Some(&taken), || {
         format!("what was taken is {taken:?}, what is kept {kept:?}")
     })?;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Broken, Definition, DomainState, Error, Fixture, Hypervisor, Kept, booted, done, eventually, is, must,
-    refused,
+    Broken, Definition, DomainState, Error, Fixture, Hypervisor, Kept, booted, done, eventually, has_files,
+    is, must, refused,
 };
 use crate::hypervisor::{LayerChange, Layers};
 
@@ -67,6 +67,7 @@ pub async fn layers_come_and_go_while_it_runs(hypervisor: &dyn Hypervisor, fixtu
         change(hypervisor, &vm, LayerChange::Add(number)).await?;
     }
     has(hypervisor, &vm, &[1, 2, 5], &[]).await?;
+    has_files(hypervisor, &vm, &[1, 2, 5], true).await?;
     refused(
         "removal of a layer in use",
         hypervisor.change_layers(&vm, &LayerChange::Remove(2)).await,

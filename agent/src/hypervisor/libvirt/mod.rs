@@ -61,6 +61,7 @@ use super::{
     About, Change, Connection, Definition, Domain, Error, Hardware, Hint, Hypervisor, LayerChange, Layers,
     Migrate, Progress,
     backup::{Manifest, Order},
+    files::PoolFile,
 };
 use connection::{Links, Supervisor};
 use copies::Copies;
@@ -668,5 +669,12 @@ impl Hypervisor for Libvirt {
         let after = Duration::from_secs(30);
         let discard = move |_| host.storage.discard(&pool, id);
         self.workers.run(CALL, Kind::Files, None, after, discard).await
+    }
+
+    async fn files(&self, pool: &str) -> Result<Vec<PoolFile>, Error> {
+        let (host, pool) = (self.host.clone(), pool.to_owned());
+        let after = Duration::from_secs(10);
+        let list = move |_| host.storage.files(&pool);
+        self.workers.run("files", Kind::Files, None, after, list).await
     }
 }

@@ -43,6 +43,7 @@ use crate::{
 const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
 
 mod layers;
+mod listing;
 
 pub(super) use layers::Link;
 
@@ -66,6 +67,18 @@ impl Pool {
         match self.mounted {
             true => check_mounted(&self.path).map_err(|error| failed(self, error)),
             false => Ok(()),
+        }
+    }
+
+    /// That its directory is there, and mounted where it is to be: what is not seen is not gone.
+    pub(super) fn is_there(&self) -> Result<(), Error> {
+        self.check()?;
+        match self.path.is_dir() {
+            true => Ok(()),
+            false => {
+                let detail = format!("{} is not a directory", self.path.display());
+                Err(failed(self, detail))
+            }
         }
     }
 }
@@ -502,13 +515,7 @@ impl Storage {
         if keep_shared && pool.shared {
             return Ok(());
         }
-        if !pool.path.is_dir() {
-            // Not mounted: what is not seen is not gone.
-            return Err(failed(
-                pool,
-                format!("{} is not a directory", pool.path.display()),
-            ));
-        }
+        pool.is_there()?;
         for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
             let path = volume_path(&pool.path, volume, format);
             for path in [partial(&path, format), path] {
@@ -555,13 +562,7 @@ pub(super) fn folder<'a>(pool: &Pool, path: &'a Path) -> Result<&'a Path, Error>
     let dir = path
         .parent()
         .ok_or_else(|| failed(pool, "a disk without a directory"))?;
-    pool.check()?;
-    if !pool.path.is_dir() {
-        return Err(failed(
-            pool,
-            format!("{} is not a directory", pool.path.display()),
-        ));
-    }
+    pool.is_there()?;
     fs::create_dir_all(dir).map_err(|error| failed(pool, error))?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|error| failed(pool, error))?;
     Ok(dir)

@@ -41,6 +41,7 @@ pub enum Call {
     BackupProgress,
     Backup,
     RemoveBackup,
+    Files,
 }
 
 impl Call {
@@ -76,6 +77,7 @@ impl Call {
             Self::BackupProgress => "backup_progress",
             Self::Backup => "backup",
             Self::RemoveBackup => "remove_backup",
+            Self::Files => "files",
         }
     }
 
@@ -90,7 +92,8 @@ impl Call {
             | Self::Layers
             | Self::Usage
             | Self::AbortMigration
-            | Self::Backup => 10,
+            | Self::Backup
+            | Self::Files => 10,
             Self::Define
             | Self::Shutdown
             | Self::Reboot
@@ -125,6 +128,7 @@ impl Call {
                 | Self::AbortMigration
                 | Self::BackupProgress
                 | Self::Backup
+                | Self::Files
         )
     }
 }

@@ -31,6 +31,12 @@ impl Chain {
         *top.unwrap_or(&mut self.base) = content;
     }
 
+    /// The numbers of those that are there, whether disks have them or not.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        let layers = self.layers.iter().map(|(number, _)| *number);
+        layers.chain(self.spare.iter().copied())
+    }
+
     fn place(&self, number: u32) -> Option<usize> {
         self.layers.iter().position(|(other, _)| *other == number)
     }

@@ -20,6 +20,7 @@ fn ledger(size_mib: u64) -> Disk {
         volume: Some(VolumeRef {
             name: "ledger".parse().unwrap(),
             id: Some(VOLUME),
+            format: None,
         }),
         ..intent(1, PowerState::Running).spec.disks[0].clone()
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value};
 
 /// Maps of the API, of which a declaration means all entries.
-const MAPS: &[&str] = &["labels", "hostSelector"];
+const MAPS: &[&str] = &["labels", "hostSelector", "labelSelector"];
 
 /// A field that is to be another.
 #[derive(Debug, Clone, PartialEq)]

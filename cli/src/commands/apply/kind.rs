@@ -27,6 +27,8 @@ pub enum Kind {
     Network,
     /// A volume.
     Volume,
+    /// A schedule of backups.
+    BackupSchedule,
     /// A VM.
     Vm,
 }
@@ -38,6 +40,7 @@ impl Kind {
             Self::SecurityGroup => "security group",
             Self::Network => "network",
             Self::Volume => "volume",
+            Self::BackupSchedule => "backup schedule",
             Self::Vm => "VM",
         }
     }
@@ -47,6 +50,7 @@ impl Kind {
             Self::SecurityGroup => "dalgu.v1.SecurityGroup",
             Self::Network => "dalgu.v1.Network",
             Self::Volume => "dalgu.v1.Volume",
+            Self::BackupSchedule => "dalgu.v1.BackupSchedule",
             Self::Vm => "dalgu.v1.Vm",
         }
     }
@@ -69,6 +73,16 @@ impl Kind {
                 ("labels", "labels"),
                 ("description", "description"),
                 ("sizeMib", "size_mib"),
+            ],
+            Self::BackupSchedule => &[
+                ("labelSelector", "label_selector"),
+                ("pool", "pool"),
+                ("every", "every"),
+                ("incrementals", "incrementals"),
+                ("keepLast", "keep_last"),
+                ("keepDays", "keep_days"),
+                ("paused", "paused"),
+                ("description", "description"),
             ],
             Self::Vm => &[
                 ("labels", "labels"),
@@ -112,6 +126,8 @@ pub enum Declared {
     Network(Box<v1::Network>),
     /// A volume.
     Volume(Box<v1::Volume>),
+    /// A schedule of backups.
+    BackupSchedule(Box<v1::BackupSchedule>),
     /// A VM.
     Vm(Box<v1::Vm>),
 }
@@ -135,6 +151,7 @@ impl Declared {
             Self::SecurityGroup(_) => Kind::SecurityGroup,
             Self::Network(_) => Kind::Network,
             Self::Volume(_) => Kind::Volume,
+            Self::BackupSchedule(_) => Kind::BackupSchedule,
             Self::Vm(_) => Kind::Vm,
         }
     }
@@ -145,6 +162,7 @@ impl Declared {
             Self::SecurityGroup(group) => &group.name,
             Self::Network(network) => &network.name,
             Self::Volume(volume) => &volume.name,
+            Self::BackupSchedule(schedule) => &schedule.name,
             Self::Vm(vm) => &vm.name,
         }
     }
@@ -165,6 +183,7 @@ impl Declared {
             Self::SecurityGroup(group) => json::value(name, group),
             Self::Network(network) => json::value(name, &**network),
             Self::Volume(volume) => json::value(name, &**volume),
+            Self::BackupSchedule(schedule) => json::value(name, &**schedule),
             Self::Vm(vm) => json::value(name, &**vm),
         };
         value.map_err(|why| Error::Format("JSON", why))
@@ -177,6 +196,9 @@ impl Declared {
             Kind::SecurityGroup => json::message(name, value).map(Self::SecurityGroup),
             Kind::Network => json::message(name, value).map(|network| Self::Network(Box::new(network))),
             Kind::Volume => json::message(name, value).map(|volume| Self::Volume(Box::new(volume))),
+            Kind::BackupSchedule => {
+                json::message(name, value).map(|schedule| Self::BackupSchedule(Box::new(schedule)))
+            }
             Kind::Vm => json::message(name, value).map(|vm| Self::Vm(Box::new(vm))),
         };
         object.map_err(|why| Error::Format("JSON", why))
@@ -211,6 +233,17 @@ impl Declared {
                     ..std::mem::take(&mut **volume)
                 }
             }
+            Self::BackupSchedule(schedule) => {
+                **schedule = v1::BackupSchedule {
+                    last_time: None,
+                    next_time: None,
+                    vms: 0,
+                    failures: 0,
+                    etag: String::new(),
+                    create_time: None,
+                    ..std::mem::take(&mut **schedule)
+                }
+            }
             Self::Vm(vm) => {
                 **vm = v1::Vm {
                     name: std::mem::take(&mut vm.name),
@@ -231,6 +264,8 @@ impl Declared {
             Self::SecurityGroup(group) => normal_group(group).map(Self::SecurityGroup),
             Self::Network(network) => normal_network(network).map(|network| Self::Network(Box::new(network))),
             Self::Volume(volume) => normal_volume(volume).map(|volume| Self::Volume(Box::new(volume))),
+            // It has no other form.
+            Self::BackupSchedule(schedule) => Ok(Self::BackupSchedule(schedule.clone())),
             Self::Vm(vm) => normal_vm(vm).map(|vm| Self::Vm(Box::new(vm))),
         };
         let normal = normal
@@ -268,6 +303,13 @@ impl Declared {
                     .call(async |client| client.volumes().get_volume(request.clone()).await)
                     .await?;
                 Ok(Self::Volume(Box::new(volume)))
+            }
+            Kind::BackupSchedule => {
+                let request = v1::GetBackupScheduleRequest { name };
+                let schedule = client
+                    .call(async |client| client.backups().get_backup_schedule(request.clone()).await)
+                    .await?;
+                Ok(Self::BackupSchedule(Box::new(schedule)))
             }
             Kind::Vm => {
                 let request = v1::GetVmRequest { name };
@@ -321,6 +363,17 @@ impl Declared {
                     })
                     .await?;
             }
+            Self::BackupSchedule(schedule) => {
+                let request = v1::CreateBackupScheduleRequest {
+                    backup_schedule: Some(*schedule),
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.backups().create_backup_schedule(request.clone()).await
+                    })
+                    .await?;
+            }
             Self::Vm(vm) => {
                 let request = v1::CreateVmRequest {
                     vm: Some(*vm),
@@ -346,6 +399,7 @@ impl Declared {
             Self::SecurityGroup(group) => group.etag.clone(),
             Self::Network(network) => network.etag.clone(),
             Self::Volume(volume) => volume.etag.clone(),
+            Self::BackupSchedule(schedule) => schedule.etag.clone(),
             Self::Vm(vm) => vm.etag.clone(),
         };
         match self.chosen() {
@@ -385,6 +439,19 @@ impl Declared {
                 session
                     .change(CALL_TIMEOUT, async |client| {
                         client.volumes().update_volume(request.clone()).await
+                    })
+                    .await?;
+            }
+            Self::BackupSchedule(mut schedule) => {
+                schedule.etag = etag;
+                let request = v1::UpdateBackupScheduleRequest {
+                    backup_schedule: Some(*schedule),
+                    update_mask,
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.backups().update_backup_schedule(request.clone()).await
                     })
                     .await?;
             }

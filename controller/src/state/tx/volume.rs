@@ -18,7 +18,7 @@ fn volumes(vm: Option<&VmRecord>) -> BTreeMap<VolumeId, (VolumeName, String)> {
     let Some(vm) = vm else { return BTreeMap::new() };
     let left_out = vm.change.iter().flat_map(|change| &change.left_out);
     let of_disk = |disk: &Disk| {
-        let VolumeRef { name, id } = disk.volume.clone()?;
+        let VolumeRef { name, id, .. } = disk.volume.clone()?;
         Some((id?, (name, disk.name.clone())))
     };
     vm.spec.disks.iter().chain(left_out).filter_map(of_disk).collect()
@@ -162,7 +162,10 @@ impl Tx {
     }
 
     fn follow_disk(&mut self, vm: &VmRecord, disk: &Disk) {
-        let Some(VolumeRef { name, id: Some(id) }) = disk.volume.clone() else {
+        let Some(VolumeRef {
+            name, id: Some(id), ..
+        }) = disk.volume.clone()
+        else {
             return;
         };
         let made = !vm.new_volumes.contains(&disk.name);

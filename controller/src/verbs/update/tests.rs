@@ -1,12 +1,15 @@
 //! What may be changed of a VM, what is kept for it meanwhile, and when that is given back.
 
-use dalgu_proto::ids::Generation;
+use dalgu_proto::{
+    ids::Generation,
+    vm::{DiskFormat, VolumeRef},
+};
 
 use super::*;
 use crate::{
     agent_wire::Reported,
     fixtures::{self, host_name},
-    model::{HostLive, HostState, Pending},
+    model::{HostLive, HostState, Pending, VolumeRecord},
     placement::Constraint,
     reconcile::apply::{self, Extent},
     state::{Db, Hooks, Reserved},
@@ -392,4 +395,51 @@ async fn limits_change_and_need_an_agent_that_knows_them() {
         let refused = change(&db, disks(&wanted)).await;
         assert!(matches!(refused, Err(Error::HostTooOld(_))), "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_volume_is_named_with_its_own_format_or_with_none() {
+    let (db, vm) = site().await;
+    db.change(|tx| {
+        tx.put_volume(VolumeRecord {
+            format: DiskFormat::Raw,
+            ..fixtures::volume("ledger", Some("h1"))
+        });
+    })
+    .await;
+    let with = |said: Option<DiskFormat>| {
+        let ledger = Disk {
+            size_mib: 0,
+            pool: String::new(),
+            format: said.unwrap_or_default(),
+            volume: Some(VolumeRef {
+                name: "ledger".parse().unwrap(),
+                id: None,
+                format: said,
+            }),
+            ..disk("data2", 0)
+        };
+        let mut all = vm.spec.disks.clone();
+        all.push(ledger);
+        disks(&all)
+    };
+    let refused = change(&db, with(Some(DiskFormat::Qcow2))).await;
+    let Err(Error::Invalid { field, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(field, "vm.spec.disks[2].format");
+    for said in [Some(DiskFormat::Raw), None] {
+        let now = change(&db, with(said)).await.unwrap();
+        assert_eq!(now.spec.disks[2].format, DiskFormat::Raw);
+    }
+    let mut moved = db.snapshot().vm_by_name(&vm.name).unwrap().spec.disks.clone();
+    moved[2].pool = "fast".into();
+    let refused = change(&db, disks(&moved)).await;
+    assert!(matches!(refused, Err(Error::VolumeStays { .. })), "{refused:?}");
+    // Neither is it to become another.
+    let refused = change(&db, with(Some(DiskFormat::Qcow2))).await;
+    assert!(
+        matches!(refused, Err(Error::PartNotMutable { .. })),
+        "{refused:?}"
+    );
 }

@@ -107,12 +107,7 @@ fn child(pool: &Pool, id: BackupId) -> Option<BackupId> {
 
 /// Makes the empty directory that a backup is made in. QEMU must be able to reach the files in it by their names.
 fn prepare(pool: &Pool, id: BackupId) -> Result<PathBuf, Error> {
-    if !pool.path.is_dir() {
-        return Err(failed(
-            pool,
-            format!("{} is not a directory", pool.path.display()),
-        ));
-    }
+    pool.is_there()?;
     let dir = partial(pool, id);
     let make = || {
         remove_tree(&dir)?;
@@ -168,10 +163,11 @@ impl Storage {
     /// A backup that is whole.
     pub(in super::super) fn manifest(&self, pool: &str, id: BackupId) -> Result<Option<Manifest>, Error> {
         let pool = self.pool(pool)?;
+        pool.is_there()?;
         let path = whole(pool, id).join(MANIFEST);
         let mut bytes = Vec::new();
         match File::open(&path).and_then(|file| file.take(MAX_MANIFEST_BYTES).read_to_end(&mut bytes)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && pool.path.is_dir() => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| failed(pool, format!("{}: {error}", path.display())))?,
         };
         let manifest: Manifest = serde_json::from_slice(&bytes)
@@ -189,6 +185,7 @@ impl Storage {
     /// Removes what is there of a backup. What is interrupted in it has no final name any more.
     pub(in super::super) fn discard(&self, pool: &str, id: BackupId) -> Result<(), Error> {
         let pool = self.pool(pool)?;
+        pool.is_there()?;
         if let Some(child) = child(pool, id) {
             // A store that was restored may not know of it.
             let detail = format!("backup {id} is needed by backup {child}, and stays");

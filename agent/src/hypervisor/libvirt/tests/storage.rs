@@ -537,6 +537,7 @@ async fn a_volume_of_the_site_has_its_own_place_and_goes_only_when_it_is_asked_f
         volume: Some(VolumeRef {
             name: "ledger".parse().unwrap(),
             id: Some(volume),
+            format: None,
         }),
         ..disk("data", pool, None, DiskFormat::Qcow2)
     };
