@@ -54,11 +54,19 @@ pub enum Mutant {
     RefusedGoesOn,
     /// The agent obeys every controller of its term, not only the first that it heard.
     RunNotCompared,
+    /// A VM that is being deleted holds no addresses any more.
+    LeaseFreedEarly,
+    /// The agent starts a guest before the rules of its interfaces are there.
+    RulesAfterRun,
+    /// The agent makes disks from an image without waiting until it is here.
+    ImageNotAwaited,
+    /// A VM may be moved while a backup of it is taken.
+    BackupNotExcluded,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 28] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -83,6 +91,10 @@ impl Mutant {
         Self::RestoreDoesNotObserve,
         Self::RefusedGoesOn,
         Self::RunNotCompared,
+        Self::LeaseFreedEarly,
+        Self::RulesAfterRun,
+        Self::ImageNotAwaited,
+        Self::BackupNotExcluded,
     ];
 }
 

@@ -29,7 +29,7 @@ fn ask(at: u64, verb: Verb, object: usize) -> (u64, Event) {
     let request = Request {
         verb,
         object,
-        destination: None,
+        other: None,
         retries: 3,
         again: false,
     };

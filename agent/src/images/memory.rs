@@ -48,6 +48,11 @@ impl Memory {
         self
     }
 
+    /// Names of all that is kept.
+    pub fn names(&self) -> Vec<String> {
+        self.files().keys().cloned().collect()
+    }
+
     fn files(&self) -> MutexGuard<'_, BTreeMap<String, Content>> {
         // The map is whole after every statement, so a panic elsewhere does not spoil it.
         self.files.lock().unwrap_or_else(PoisonError::into_inner)

@@ -48,7 +48,7 @@ use record::Record;
 
 pub use directory::{Directory, FileState, state};
 pub use fetch::Awaited;
-pub use files::{Failed, Files, Made, Order, Origin, Progress, copy_name};
+pub use files::{Entry, Failed, Files, Made, Order, Origin, Progress, copy_name};
 pub use memory::Memory;
 pub use peers::{Peers, TlsPeers};
 pub use upload::Upload;

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use dalgu_proto::{
-    ids::{Epoch, VmId},
+    ids::{Epoch, Generation, VmId},
     image::Digest,
+    mutant::{self, Mutant},
     vm::{Disk, PowerReason, PowerState, RestartMode},
 };
 use futures::future::BoxFuture;
@@ -83,6 +84,8 @@ pub(super) struct Outcome {
 pub(super) struct For {
     /// Epoch that a definition is made with.
     epoch: Epoch,
+    /// Generation, which says what there is to make.
+    generation: Generation,
     /// The time a guest has to shut down.
     grace: Duration,
 }
@@ -131,6 +134,12 @@ impl Asked {
 }
 
 impl Driver {
+    /// Generation of the intent.
+    fn generation(&self) -> Generation {
+        let intent = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
+        intent.map(|intent| intent.generation).unwrap_or_default()
+    }
+
     /// The guest has just been asked, for the first time or once more.
     fn asked(&self, before: Option<Asked>) -> Asked {
         let now = Instant::now();
@@ -172,6 +181,7 @@ impl Driver {
         let intent = self.vm.as_ref().and_then(|vm| vm.intent.as_ref());
         let asked = For {
             epoch: intent.map(|intent| intent.epoch).unwrap_or_default(),
+            generation: self.generation(),
             grace: Duration::from_secs(intent.map_or(0, |intent| intent.grace_period_seconds.into())),
         };
         let begun = step.clone();
@@ -227,6 +237,8 @@ impl Driver {
     pub(super) async fn step_done(&mut self, step: Step, asked: &For, frozen: bool) {
         tracing::info!(?step, "step done");
         match step {
+            // Disks may have come with a newer intent while these were made: all are looked for again.
+            Step::CreateVolumes if self.generation() != asked.generation => {}
             Step::CreateVolumes => {
                 self.volumes_ready = true;
                 // Written down with what follows; until then they are looked for again.
@@ -547,7 +559,7 @@ async fn create_volumes(
     needs: &[Need],
 ) -> Result<(), Error> {
     let definition = definition.ok_or(hypervisor::Error::NotFound { id })?;
-    for need in needs {
+    for need in needs.iter().filter(|_| !mutant::on(Mutant::ImageNotAwaited)) {
         shared.images.wait(need, IMAGE_PATIENCE).await?;
     }
     shared.hypervisor.create_volumes(&definition, false).await?;
@@ -569,7 +581,10 @@ async fn perform(
         step,
         Step::Define | Step::Start | Step::Restart | Step::Change(Change::AttachNic(_))
     );
-    if plugs && let Some(definition) = definition {
+    if plugs
+        && !mutant::on(Mutant::RulesAfterRun)
+        && let Some(definition) = definition
+    {
         let ports: Vec<_> = plugged(id, &definition.spec).collect();
         shared.networks.ready(&ports).await?;
     }

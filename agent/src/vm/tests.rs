@@ -83,11 +83,17 @@ struct Host {
 
 impl Host {
     async fn new(authority: &Authority, name: &'static str) -> Self {
+        Self::with_looks(authority, name, Duration::ZERO).await
+    }
+
+    /// One whose hypervisor takes so long for each look.
+    async fn with_looks(authority: &Authority, name: &'static str, look: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = SimConfig::new(SITE.parse().unwrap());
         config.control_socket = Some(dir.path().join("sim.sock"));
         config.rate_bytes_per_second = 256 << 20;
         config.delays.copy = Duration::from_secs(3);
+        config.delays.look = look;
         let sim = Sim::new(config).unwrap();
         let identity = authority.agent(name);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

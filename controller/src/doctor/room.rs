@@ -1,6 +1,9 @@
 //! What hosts have promised, summed anew from what VMs are made of or may still have, against what they have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use dalgu_proto::ids::HostName;
 
@@ -20,8 +23,12 @@ pub struct Room {
     pub vcpus: u64,
     /// Their memory with QEMU's overhead.
     pub memory_mib: u64,
+    /// Size of their disks, and of the volumes there that no VM has, by pool.
+    pub disks_mib: BTreeMap<String, u64>,
     /// Virtual processors and memory that the controller counts as reserved.
     pub counted: (u64, u64),
+    /// What it counts of disks.
+    pub counted_disks_mib: BTreeMap<String, u64>,
     /// Most virtual processors.
     pub most_vcpus: u64,
     /// Most memory.
@@ -49,6 +56,30 @@ fn most(host: &HostRecord) -> (u64, u64) {
     (vcpus, memory_mib)
 }
 
+/// Room for disks on hosts, by pool: of VMs, and of volumes that none has.
+fn disks(state: &State) -> BTreeMap<&HostName, BTreeMap<String, u64>> {
+    let mut sums = BTreeMap::<&HostName, BTreeMap<String, u64>>::new();
+    let mut attached = BTreeSet::new();
+    let mut add = |host, pool: &String, mib: u64| {
+        let sum = sums.entry(host).or_default().entry(pool.clone()).or_insert(0_u64);
+        *sum = sum.saturating_add(mib);
+    };
+    for vm in state.vms.values() {
+        let held = vm.held();
+        for host in holders(vm, state.active_migration(vm.id).map(AsRef::as_ref)) {
+            held.volumes()
+                .for_each(|disk| add(host, &disk.pool, disk.size_mib));
+        }
+        attached.extend(held.disks.iter().filter_map(|disk| disk.volume.as_ref()?.id));
+    }
+    for volume in state.volumes.values() {
+        if let Some(host) = volume.host.as_ref().filter(|_| !attached.contains(&volume.id)) {
+            add(host, &volume.pool, volume.size_mib);
+        }
+    }
+    sums
+}
+
 /// Every host's room. Owes nothing to how the controller counts: it is what that is checked by.
 pub fn rooms(state: &State) -> Vec<Room> {
     let mut sums: BTreeMap<&HostName, (u64, u64)> = BTreeMap::new();
@@ -60,7 +91,8 @@ pub fn rooms(state: &State) -> Vec<Room> {
             sum.1 = sum.1.saturating_add(spec.reserved_memory_mib());
         }
     }
-    let room = |host: &HostRecord| {
+    let mut disks = disks(state);
+    let mut room = |host: &HostRecord| {
         let (vcpus, memory_mib) = sums.get(&host.name).copied().unwrap_or_default();
         let counted = state.reserved.get(&host.name);
         let (most_vcpus, most_memory_mib) = most(host);
@@ -68,7 +100,12 @@ pub fn rooms(state: &State) -> Vec<Room> {
             host: host.name.clone(),
             vcpus,
             memory_mib,
+            disks_mib: disks.remove(&host.name).unwrap_or_default(),
             counted: counted.map_or((0, 0), |held| (held.vcpus, held.memory_mib)),
+            counted_disks_mib: counted.map_or_else(BTreeMap::new, |held| {
+                let pools = held.disks_mib.iter().filter(|(_, mib)| **mib > 0);
+                pools.map(|(pool, mib)| (pool.clone(), *mib)).collect()
+            }),
             most_vcpus,
             most_memory_mib,
         }
@@ -79,7 +116,7 @@ pub fn rooms(state: &State) -> Vec<Room> {
 impl Room {
     /// Whether the controller counts what is held there.
     pub fn is_counted(&self) -> bool {
-        self.counted == (self.vcpus, self.memory_mib)
+        self.counted == (self.vcpus, self.memory_mib) && self.counted_disks_mib == self.disks_mib
     }
 
     /// Whether no more is promised than `taken` by others leaves.
@@ -112,7 +149,11 @@ pub(super) fn not_over_committed(view: &View<'_>) -> Look {
         );
         if !room.is_counted() {
             let (vcpus, mib) = room.counted;
-            let seen = format!("{promised}; {vcpus} vCPUs and {mib} MiB are counted");
+            let mut seen = format!("{promised}; {vcpus} vCPUs and {mib} MiB are counted");
+            if room.counted_disks_mib != room.disks_mib {
+                let (held, counted) = (&room.disks_mib, &room.counted_disks_mib);
+                let _ = write!(seen, "; disks hold {held:?} MiB, and {counted:?} are counted");
+            }
             let next = "this is a defect of Dalgu: report it; a restart of the controller counts anew";
             find(Severity::Critical, "PROMISES_MISCOUNTED", host, seen, next);
         }

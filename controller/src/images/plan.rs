@@ -9,6 +9,7 @@ use dalgu_proto::{
     ids::{HostName, ImageId},
     image::Digest,
 };
+use jiff::{SignedDuration, Timestamp};
 
 use super::holders;
 use crate::{
@@ -28,6 +29,9 @@ pub const READERS: usize = 2;
 const SHORT_PART: u64 = 10;
 /// or below this, whichever is less: 10 GiB.
 const SHORT_MOST: u64 = 10 << 30;
+/// A copy that no image of the catalogue leads to goes when it has not been used for so long. Not where the store was ever restored:
+/// an older one knows less of images than hosts have.
+const FORGOTTEN: SignedDuration = SignedDuration::from_hours(24);
 
 /// What hosts have done, to be stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,7 +186,7 @@ fn removed_from<'a>(state: &'a State, image: &'a ImageRecord) -> impl Iterator<I
 }
 
 /// What is to be done now, of all images.
-pub fn steps(state: &State) -> Vec<Step> {
+pub fn steps(state: &State, now: Timestamp) -> Vec<Step> {
     let mut steps: Vec<_> = state
         .images
         .values()
@@ -193,6 +197,7 @@ pub fn steps(state: &State) -> Vec<Step> {
     if !state.live.values().any(|live| waits(live)) {
         fetch(state, &mut steps);
         evict(state, &mut steps);
+        leave(state, now, &mut steps);
     }
     steps
 }
@@ -381,6 +386,53 @@ fn evict(state: &State, steps: &mut Vec<Step>) {
                 image: None,
             });
         }
+    }
+}
+
+/// From each host, what is of no use there: what is left of a fetch that failed, when enough others have the image; and a copy
+/// that nothing leads to. One is left where an image is deleted while its import ends, or before a fetch begins.
+fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
+    let wanted = wanted(state);
+    let known = |digest: &Digest| {
+        state.image_digests.contains_key(digest)
+            || state.image_vms.contains_key(digest)
+            || state.image_volumes.contains_key(digest)
+    };
+    let restored = state.meta.restores() > 0;
+    let old = |held: &Held| {
+        held.last_use
+            .is_some_and(|used| !restored && now.duration_since(used) > FORGOTTEN)
+    };
+    // What an import leads to is not known before it has ended.
+    let imports = |host: &HostName| {
+        let mut images = state.images.values();
+        images.any(|image| {
+            let open = matches!(image.state, ImageState::AwaitingUpload | ImageState::Importing);
+            open && image.import_host.as_ref() == Some(host)
+        })
+    };
+    let enough = |digest: &Digest| {
+        wanted
+            .get(digest)
+            .is_some_and(|(copies, _)| holders(state, digest).count() >= *copies)
+    };
+    for host in state.hosts.keys().filter(|host| is_ready(state, host)) {
+        let copies = stock(state, host).map(|stock| &stock.copies);
+        let useless = |digest: &Digest, held: &Held| match held.phase {
+            ImagePhase::Failed if known(digest) => enough(digest) && !needs(state, host, digest),
+            ImagePhase::Failed => true,
+            ImagePhase::Ready => !known(digest) && !held.in_use && old(held) && !imports(host),
+            _ => false,
+        };
+        let useless = copies
+            .into_iter()
+            .flatten()
+            .find(|(digest, held)| useless(digest, held));
+        steps.extend(useless.map(|(digest, _)| Step::Remove {
+            host: host.clone(),
+            digest: Some(digest.clone()),
+            image: None,
+        }));
     }
 }
 

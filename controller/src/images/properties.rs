@@ -162,7 +162,7 @@ impl World {
             done += 1;
             self.db.change(|tx| tx.delete_image(id)).await;
         }
-        for step in steps(&self.state()) {
+        for step in steps(&self.state(), self.db.now()) {
             let host = (0..HOSTS).find(|host| name(*host) == *step.host()).unwrap();
             assert!(!self.machines[host].silent, "nobody hears {step:?}");
             done += 1;
@@ -238,7 +238,7 @@ async fn history(replicas: Vec<u32>, events: Vec<Event>) {
         assert!(
             passes < 40,
             "it does not come to rest: {:?}",
-            steps(&world.state())
+            steps(&world.state(), world.db.now())
         );
     }
     let left: Vec<_> = world.state().images.values().map(|image| image.state).collect();

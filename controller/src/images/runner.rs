@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{self, Change, Step};
 use crate::{
     agent_client::{self, Agents},
-    model::{HeldImage, ImageRecord, ImageState},
+    model::{Held, HeldImage, ImageRecord, ImageState},
     state::{Db, State, Tx},
 };
 
@@ -25,6 +25,8 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(100);
 /// After so long all is looked at although nothing has changed, for commands that want to be tried again.
 const RESYNC: Duration = Duration::from_secs(1);
+/// After so long it is looked at in any case: what is left over goes by its age.
+const AGES: Duration = Duration::from_mins(1);
 /// The same command is given again after this at the earliest; the pause doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Commands under way at once; the deletion of an image is told to every host.
@@ -54,7 +56,7 @@ impl Runner {
     pub async fn run(self, stop: CancellationToken) {
         let mut changes = self.db.image_changes();
         changes.mark_changed();
-        let mut calls: JoinSet<(Step, Answer)> = JoinSet::new();
+        let mut calls: JoinSet<(Step, Option<Held>, Answer)> = JoinSet::new();
         let mut busy = BTreeSet::<HostName>::new();
         let mut pauses = BTreeMap::<Step, Pause>::new();
         let mut next = Instant::now();
@@ -64,12 +66,12 @@ impl Runner {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = calls.join_next(), if !calls.is_empty() => {
-                    let (step, answer) = match ended {
+                    let (step, before, answer) = match ended {
                         Ok(ended) => ended,
                         Err(error) => std::panic::resume_unwind(error.into_panic()),
                     };
                     busy.remove(step.host());
-                    self.ended(step, answer, &mut pauses).await;
+                    self.ended(step, before, answer, &mut pauses).await;
                     continue;
                 }
                 going_on = due(&mut changes, next, !pauses.is_empty()) => if !going_on {
@@ -84,7 +86,7 @@ impl Runner {
                 continue;
             }
             let state = self.store(state).await;
-            let steps = plan::steps(&state);
+            let steps = plan::steps(&state, self.db.now());
             let now = Instant::now();
             let planned: BTreeSet<_> = steps.iter().collect();
             pauses.retain(|step, pause| pause.until + pause.length > now || planned.contains(step));
@@ -97,8 +99,9 @@ impl Runner {
                 busy.insert(step.host().clone());
                 let (agents, state) = (self.agents.clone(), state.clone());
                 calls.spawn(async move {
+                    let before = there(&state, &step);
                     let answer = carry_out(&agents, &state, &step).await;
-                    (step, answer)
+                    (step, before, answer)
                 });
             }
         }
@@ -120,11 +123,17 @@ impl Runner {
         self.db.snapshot()
     }
 
-    async fn ended(&self, step: Step, answer: Answer, pauses: &mut BTreeMap<Step, Pause>) {
+    async fn ended(
+        &self,
+        step: Step,
+        before: Option<Held>,
+        answer: Answer,
+        pauses: &mut BTreeMap<Step, Pause>,
+    ) {
         let length = pauses.get(&step).map_or(FIRST_PAUSE, |pause| pause.length * 2);
         let length = length.min(MAX_PAUSE);
         match answer {
-            Ok(held) => self.db.change(|tx| note(tx, &step, held)).await,
+            Ok(held) => self.db.change(|tx| note(tx, &step, before.as_ref(), held)).await,
             Err(error) => {
                 tracing::warn!(%error, again_in_ms = length.as_millis(), "a command about an image was not carried out");
                 self.db.change(|tx| not_done(tx, &step, &error)).await;
@@ -135,15 +144,13 @@ impl Runner {
     }
 }
 
-/// Waits for a change, or, where commands want to be tried again, no longer than [`RESYNC`]; not before `from`. Whether the state
-/// still changes: it does not when its store has failed.
+/// Waits for a change, no longer than [`AGES`], or, where commands want to be tried again, [`RESYNC`]; not before `from`. Whether
+/// the state still changes: it does not when its store has failed.
 async fn due(changes: &mut watch::Receiver<u64>, from: Instant, again: bool) -> bool {
     tokio::time::sleep_until(from).await;
-    if again {
-        let changed = tokio::time::timeout(RESYNC, changes.changed()).await;
-        return !matches!(changed, Ok(Err(_)));
-    }
-    changes.changed().await.is_ok()
+    let wait = if again { RESYNC } else { AGES };
+    let changed = tokio::time::timeout(wait, changes.changed()).await;
+    !matches!(changed, Ok(Err(_)))
 }
 
 fn not_done(tx: &mut Tx, step: &Step, error: &agent_client::Error) {
@@ -174,8 +181,21 @@ async fn carry_out(agents: &Agents, state: &State, step: &Step) -> Answer {
     }
 }
 
-fn note(tx: &mut Tx, step: &Step, held: Option<HeldImage>) {
-    if let Some(held) = held {
+/// What its host has said of what a step is about.
+fn there(state: &State, step: &Step) -> Option<Held> {
+    let stock = state.live.get(step.host())?.images.as_ref()?;
+    match step {
+        Step::Import { image, .. } => stock.imports.get(image).map(|held| (**held).clone()),
+        Step::Fetch { digest, .. } => stock.copies.get(digest).map(|held| (**held).clone()),
+        Step::Remove { .. } => None,
+    }
+}
+
+/// Takes note of an answer. A report that came while it was waited for is newer: who has been told of an end does not tell it again.
+fn note(tx: &mut Tx, step: &Step, before: Option<&Held>, held: Option<HeldImage>) {
+    if let Some(held) = held
+        && there(tx, step).as_ref() == before
+    {
         tx.note_held(step.host(), held);
     }
     if let Step::Remove { host, digest, image } = step {

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use dalgu_proto::vm::{CloneMode, DiskFormat};
+use jiff::SignedDuration;
 
 use super::{plan::*, *};
 use crate::{
     fixtures,
-    model::{Code, Fault, HeldImage, HostLive, ImageRecord, ImageState, ImageStock, Replicas},
+    model::{Code, Fault, Held, HeldImage, HostLive, ImageRecord, ImageState, ImageStock, Replicas},
     state::{Db, Hooks, Tx},
     store::memory::Disk,
 };
@@ -49,7 +50,7 @@ async fn planned(change: impl FnOnce(&mut Tx)) -> (Vec<Change>, Vec<Step>) {
     let db = db();
     db.change(change).await;
     let state = db.snapshot();
-    (changes(&state), steps(&state))
+    (changes(&state), steps(&state, db.now()))
 }
 
 fn fetch(number: u8, host: &str) -> Step {
@@ -328,5 +329,57 @@ async fn an_overlay_is_made_where_it_can_be() {
         });
         let found = outcome.map(|()| spec.disks[0].clone_mode);
         assert_eq!(found, settled, "{asked:?} {format:?} shared: {shared}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_no_image_leads_to_goes_a_day_after_its_last_use() {
+    let db = db();
+    let now = db.now();
+    let left = |hours: i64, in_use: bool| Held {
+        last_use: Some(now - SignedDuration::from_hours(hours)),
+        in_use,
+        ..fixtures::held(ImagePhase::Ready)
+    };
+    for (held, expected) in [
+        (left(25, false), vec![remove("h1", Some(7), None)]),
+        (left(25, true), vec![]),
+        (left(23, false), vec![]),
+        (fixtures::held(ImagePhase::Fetching), vec![]),
+        (
+            fixtures::held(ImagePhase::Failed),
+            vec![remove("h1", Some(7), None)],
+        ),
+    ] {
+        let (_, steps) = planned(|tx| {
+            ready(tx, "h1", &[]);
+            let copy = HeldImage::Copy(fixtures::digest(7), held.clone());
+            tx.note_held(&fixtures::host_name("h1"), copy);
+        })
+        .await;
+        assert_eq!(steps, expected, "{held:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_failed_fetch_has_left_goes_when_enough_others_have_the_image() {
+    let failed = [(1, ImagePhase::Failed)];
+    for (replicas, needed, expected) in [
+        (1, false, vec![remove("h2", Some(1), None)]),
+        (1, true, vec![fetch(1, "h2")]),
+        (2, false, vec![fetch(1, "h2")]),
+    ] {
+        let (_, steps) = planned(|tx| {
+            let mut image = fixtures::image("12", 1);
+            image.replicas = Replicas::Count(replicas);
+            if needed {
+                tx.put_vm(fixtures::vm_of(&image, "web", "h2"));
+            }
+            tx.put_image(image);
+            ready(tx, "h1", &[1]);
+            host(tx, "h2", HostState::Ready, 100 * GIB, &failed);
+        })
+        .await;
+        assert_eq!(steps, expected, "{replicas} copies, needed: {needed}");
     }
 }

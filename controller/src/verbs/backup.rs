@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dalgu_proto::{
     host::GuestFeature,
     ids::{BackupId, HostName, ScheduleName, VmName},
+    mutant::{self, Mutant},
     vm::{BackupRef, CloneMode, Plug, Spec},
 };
 
@@ -64,7 +65,8 @@ pub fn get(state: &State, id: BackupId) -> Result<BackupRecord, Error> {
 
 /// Refuses what a backup of the VM does not go along with.
 pub fn none_under_way(state: &State, vm: &VmRecord) -> Result<(), Error> {
-    match backups::under_way(state, vm.id) {
+    let under_way = backups::under_way(state, vm.id);
+    match under_way.filter(|_| !mutant::on(Mutant::BackupNotExcluded)) {
         Some(backup) => Err(Error::BackupInProgress {
             vm: vm.name.clone(),
             backup: backup.id,

@@ -292,6 +292,10 @@ fn about(mutant: Mutant) -> Option<&'static str> {
         Mutant::LedgerNotSynced => Some("power"),
         Mutant::RestoreKeepsNumbers | Mutant::RestoreDoesNotObserve => Some("restore"),
         Mutant::RefusedGoesOn | Mutant::RunNotCompared => Some("second"),
+        Mutant::LeaseFreedEarly
+        | Mutant::RulesAfterRun
+        | Mutant::ImageNotAwaited
+        | Mutant::BackupNotExcluded => Some("objects"),
         _ => None,
     }
 }
@@ -302,6 +306,7 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
         Mutant::LedgerNotSynced => 2,
         Mutant::GenerationNotCompared => 4,
+        Mutant::LeaseFreedEarly | Mutant::RulesAfterRun => 5,
         Mutant::RestoreKeepsNumbers => 12,
         Mutant::StartRepeated => 14,
         Mutant::MigrationJudgedByReturnCode => 17,

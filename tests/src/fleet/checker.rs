@@ -26,6 +26,10 @@ use imbl::{OrdMap, ordmap::DiffItem};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+mod objects;
+
+pub use objects::Holdings;
+
 /// Something that must never be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -138,6 +142,8 @@ pub struct Checker {
     /// What is promised on hosts that had no room left for a VM which was taken over there: it is on them, and a VM that is
     /// gone may still be thought to be.
     taken_over: BTreeMap<HostName, (u64, u64)>,
+    /// Of what is not a VM.
+    objects: objects::Objects,
 }
 
 /// A controller that was refused ends what it had begun within this time: two calls with their deadlines.
@@ -735,8 +741,9 @@ impl Checker {
                     format!("{} is still being deleted", vm.name),
                 );
             }
-            let leaving = vm.change.iter().map(|change| change.left_out.len());
-            *owned.entry(&vm.owner).or_default() += vm.spec.disks.len() + leaving.sum::<usize>();
+            let leaving = vm.change.iter().flat_map(|change| &change.left_out);
+            let own = vm.spec.disks.iter().chain(leaving);
+            *owned.entry(&vm.owner).or_default() += own.filter(|disk| disk.volume.is_none()).count();
             placed(state, vm, hosts, off)?;
         }
         for ((host, domains, volumes), entries) in hosts.iter().zip(entries) {

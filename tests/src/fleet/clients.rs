@@ -15,6 +15,7 @@ use tonic::Status;
 
 use super::{
     life::Life,
+    objects::{self, Thing},
     plan::{Node, Request, Verb},
     request::{Answer, Message, is_final},
     site::Site,
@@ -38,7 +39,7 @@ pub async fn drain(site: Arc<Site>, host: usize, time: Duration) {
     let of = |verb, object| Request {
         verb,
         object,
-        destination: None,
+        other: None,
         retries: 3,
         again: false,
     };
@@ -61,10 +62,11 @@ pub async fn ask(site: Arc<Site>, request: Request) -> Option<Answer> {
     }
     let (mut again, mut last) = (request.again, None);
     let first = site.checker().known();
+    let backup = site.some_backup(request.object);
     for attempt in 0..=request.retries {
         let before = site.checker().known();
         let term = site.term();
-        match once(&site, request, &id).await {
+        match once(&site, request, &id, backup.clone()).await {
             Ok(answer) => {
                 answer.tell(&mut site.checker(), &id, [&first, &before]);
                 note(&site, request, &answer);
@@ -93,7 +95,12 @@ pub async fn ask(site: Arc<Site>, request: Request) -> Option<Answer> {
     last
 }
 
-async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, Status> {
+async fn once(
+    site: &Arc<Site>,
+    request: Request,
+    id: &str,
+    backup: Option<String>,
+) -> Result<Answer, Status> {
     let unavailable = || Status::unavailable("nobody answers");
     let (life, here, id) = (Life::default(), site.clone(), id.to_owned());
     let operation = site.operation_of(request.object);
@@ -107,7 +114,11 @@ async fn once(site: &Arc<Site>, request: Request, id: &str) -> Result<Answer, St
                 Err(Status::failed_precondition("it is on a host that is waited for"))
             });
         }
-        let message = request.message(name, id.clone(), operation);
+        let message = request.message(name, id.clone(), operation, backup.clone());
+        if let Verb::Thing(Thing::DeleteVolume) = request.verb {
+            here.checker()
+                .deletes_volume(objects::volume_name(request.object));
+        }
         Box::pin(async move {
             there.pass().await;
             match message {
@@ -183,5 +194,6 @@ async fn call(services: Services, message: Message) -> Result<Answer, Status> {
             .delete_host(with_peer(message))
             .await
             .map(|_| Answer::Done),
+        Message::Thing(message) => message.call(services).await,
     }
 }

@@ -175,7 +175,9 @@ impl Hypervisor for Machine {
     }
 
     async fn purge_volume(&self, pool: &str, volume: VolumeId, keep_shared: bool) -> Result<(), Error> {
-        self.sim.purge_volume(pool, volume, keep_shared).await
+        self.site.before_purge(self.host, volume);
+        let work = self.sim.purge_volume(pool, volume, keep_shared);
+        self.call(Kind::Change, "purge_volume", None, work).await
     }
 
     async fn define(&self, definition: &Definition) -> Result<(), Error> {

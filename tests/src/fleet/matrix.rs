@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     Outcome, Settings,
     fate::{self, Point, Source},
+    objects::{CONNECTED, FROM_IMAGES, Thing},
     plan::{Event, Plan, Request, Size, Verb},
     run,
 };
@@ -18,6 +19,9 @@ pub struct Row {
     verbs: &'static [Verb],
     /// A backup is taken before the last request, and restored after it: waived and resumed too, that is.
     restored: bool,
+    /// Which VM, or what else, it is about.
+    object: usize,
+    seed: u64,
 }
 
 const fn of(name: &'static str, verbs: &'static [Verb]) -> Row {
@@ -25,7 +29,25 @@ const fn of(name: &'static str, verbs: &'static [Verb]) -> Row {
         name,
         verbs,
         restored: false,
+        object: 0,
+        seed: 1,
     }
+}
+
+/// A row about objects beside VMs: of a seed that is about these.
+const fn objects(name: &'static str, object: usize, verbs: &'static [Verb]) -> Row {
+    Row {
+        name,
+        verbs,
+        restored: false,
+        object,
+        seed: OBJECTS_SEED,
+    }
+}
+
+/// Asks for something about an object.
+const fn ask(thing: Thing) -> Verb {
+    Verb::Thing(thing)
 }
 
 const fn restored(name: &'static str, verbs: &'static [Verb]) -> Row {
@@ -33,8 +55,13 @@ const fn restored(name: &'static str, verbs: &'static [Verb]) -> Row {
         name,
         verbs,
         restored: true,
+        object: 0,
+        seed: 1,
     }
 }
+
+/// A seed that is about objects, and whose hosts have room.
+const OBJECTS_SEED: u64 = 10;
 
 /// Every operation.
 pub const ROWS: &[Row] = &[
@@ -66,6 +93,125 @@ pub const ROWS: &[Row] = &[
     restored("stop, then restore", &[Verb::Create, Verb::Stop]),
     restored("migrate, then restore", &[Verb::Create, Verb::Migrate]),
     restored("delete, then restore", &[Verb::Create, Verb::ForceDelete]),
+    objects(
+        "attach a volume",
+        0,
+        &[ask(Thing::CreateVolume), Verb::Create, ask(Thing::Attach)],
+    ),
+    objects(
+        "detach a volume",
+        0,
+        &[
+            ask(Thing::CreateVolume),
+            ask(Thing::CreateWithVolume),
+            ask(Thing::Detach),
+        ],
+    ),
+    objects(
+        "grow a volume",
+        0,
+        &[
+            ask(Thing::CreateVolume),
+            ask(Thing::CreateWithVolume),
+            ask(Thing::GrowVolume),
+        ],
+    ),
+    objects(
+        "migrate with a volume",
+        0,
+        &[
+            ask(Thing::CreateVolume),
+            ask(Thing::CreateWithVolume),
+            Verb::Migrate,
+        ],
+    ),
+    objects(
+        "create in a network",
+        CONNECTED,
+        &[ask(Thing::CreateNetwork), ask(Thing::CreateGroup), Verb::Create],
+    ),
+    objects(
+        "migrate in a network",
+        CONNECTED,
+        &[
+            ask(Thing::CreateNetwork),
+            ask(Thing::CreateGroup),
+            Verb::Create,
+            Verb::Migrate,
+        ],
+    ),
+    objects(
+        "delete in a network",
+        CONNECTED,
+        &[
+            ask(Thing::CreateNetwork),
+            ask(Thing::CreateGroup),
+            Verb::Create,
+            Verb::ForceDelete,
+        ],
+    ),
+    objects(
+        "change rules",
+        CONNECTED,
+        &[
+            ask(Thing::CreateNetwork),
+            ask(Thing::CreateGroup),
+            Verb::Create,
+            ask(Thing::UpdateGroup),
+        ],
+    ),
+    objects("import an image", 0, &[ask(Thing::CreateImage)]),
+    objects(
+        "create from an image",
+        FROM_IMAGES,
+        &[
+            ask(Thing::CreateNetwork),
+            ask(Thing::CreateGroup),
+            ask(Thing::CreateImage),
+            Verb::Create,
+        ],
+    ),
+    objects(
+        "delete an image",
+        0,
+        &[ask(Thing::CreateImage), ask(Thing::DeleteImage)],
+    ),
+    objects("make a snapshot", 0, &[Verb::Create, ask(Thing::CreateSnapshot)]),
+    objects(
+        "delete a snapshot",
+        0,
+        &[
+            Verb::Create,
+            ask(Thing::CreateSnapshot),
+            ask(Thing::DeleteSnapshot),
+        ],
+    ),
+    objects(
+        "go back to a snapshot",
+        0,
+        &[
+            Verb::Create,
+            ask(Thing::CreateSnapshot),
+            Verb::ForceStop,
+            ask(Thing::RevertSnapshot),
+        ],
+    ),
+    objects("back up", 0, &[Verb::Create, ask(Thing::CreateBackup)]),
+    objects(
+        "delete a backup",
+        0,
+        &[Verb::Create, ask(Thing::CreateBackup), ask(Thing::DeleteBackup)],
+    ),
+    objects(
+        "restore a backup",
+        0,
+        &[
+            Verb::Create,
+            ask(Thing::CreateBackup),
+            Verb::ForceDelete,
+            ask(Thing::RestoreBackup),
+        ],
+    ),
 ];
 
 /// Time between the requests of a row: the one before has been carried out.
@@ -108,8 +254,8 @@ fn plan(row: &Row) -> (Plan, Duration) {
         }
         let request = Request {
             verb: *verb,
-            object: 0,
-            destination: None,
+            object: row.object,
+            other: None,
             retries: 3,
             again: false,
         };
@@ -140,7 +286,7 @@ pub fn row(row: &Row, every: usize) -> Result {
         faults: 0,
     };
     let settings = |faults| Settings {
-        seed: 1,
+        seed: row.seed,
         size,
         least_faults: 0,
         faults,

@@ -24,6 +24,7 @@ pub mod matrix;
 pub mod minimise;
 pub mod nature;
 mod net;
+pub mod objects;
 pub mod plan;
 mod platter;
 pub mod request;
@@ -195,6 +196,7 @@ async fn live(settings: &Settings) -> Outcome {
     }
     site.trace().say(format_args!("nothing goes wrong any more"));
     site.heal();
+    site.age().await;
     come_to_rest(&site, LATE + REST).await;
     if site.checker().violations.is_empty() {
         tokio::time::sleep(LATE).await;

@@ -1,11 +1,14 @@
 //! What only some seeds are about: power cuts that lose what was not synced, clocks that go wrong, a controller restored
-//! from an old backup, two controllers at once. The others keep their histories.
+//! from an old backup, two controllers at once, objects of the site beside its VMs. The others keep their histories.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::plan::{Event, Node, Plan, Size};
+use super::{
+    objects,
+    plan::{Event, Node, Plan, Size},
+};
 
 /// See the module. Which of them a seed is about follows from its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,13 +21,15 @@ pub struct Nature {
     pub restore: bool,
     /// A second controller runs on a copy of the store.
     pub second: bool,
+    /// Clients ask for volumes and networks too.
+    pub objects: bool,
 }
 
 /// How much faster a clock goes, in thousandths.
 const RATES: [i64; 5] = [-100, -20, 0, 20, 100];
 
 impl Nature {
-    /// What a seed is about: one in five has something of its own.
+    /// What a seed is about: two in five have something of their own.
     pub fn of(seed: u64) -> Self {
         let (kind, own) = (seed / 5 % 8, seed % 5 == 2);
         Self {
@@ -32,16 +37,18 @@ impl Nature {
             clocks: own && matches!(kind, 1 | 5 | 7),
             restore: own && matches!(kind, 2 | 4 | 5),
             second: own && matches!(kind, 3 | 6 | 7),
+            objects: seed % 5 == 0,
         }
     }
 
-    /// Whether it is about what bears this name: "power", "clocks", "restore" or "second".
+    /// Whether it is about what bears this name: "power", "clocks", "restore", "second" or "objects".
     pub fn is_about(self, name: &str) -> bool {
         match name {
             "power" => self.power,
             "clocks" => self.clocks,
             "restore" => self.restore,
             "second" => self.second,
+            "objects" => self.objects,
             _ => false,
         }
     }
@@ -86,6 +93,23 @@ impl Nature {
                 plan.push((at(begins) + time.mul_f64(rng.f64()), event));
             }
         }
+        if self.objects {
+            for request in objects::first(begin) {
+                plan.push((at(rng.f64() * 0.1), Event::Request(request)));
+            }
+            for _ in 0..size.requests {
+                let time = at(rng.f64());
+                plan.push((time, Event::Request(objects::request(rng, size))));
+            }
+            // An hour passes for whoever goes by its clock: the grace of what was deleted is over.
+            if rng.bool() {
+                let jump = Event::ClockJump {
+                    node: Node::Controller(0),
+                    seconds: 3_700,
+                };
+                plan.push((at(rng.f64()), jump));
+            }
+        }
         plan.sort_by_key(|(time, _)| *time);
     }
 }
@@ -98,8 +122,8 @@ mod tests {
     fn most_seeds_have_nothing_of_their_own_and_each_kind_has_some() {
         let natures: Vec<_> = (1..=200).map(Nature::of).collect();
         let own = natures.iter().filter(|nature| **nature != Nature::default());
-        assert_eq!(own.count(), 40);
-        for name in ["power", "clocks", "restore", "second"] {
+        assert_eq!(own.count(), 80);
+        for name in ["power", "clocks", "restore", "second", "objects"] {
             assert!(natures.iter().any(|nature| nature.is_about(name)), "{name}");
         }
     }

@@ -118,6 +118,21 @@ fn call_name(path: &str) -> &'static str {
         "GetMigration",
         "SettleMigration",
         "FinishMigration",
+        "DeleteVolume",
+        "ApplyNetworks",
+        "CancelBackup",
+        "FetchImage",
+        "GetBackup",
+        "GetHost",
+        "ImportImage",
+        "ListFiles",
+        "ListVms",
+        "ReadConsole",
+        "ReadImage",
+        "RemoveBackup",
+        "RemoveImage",
+        "StartBackup",
+        "UploadImage",
     ];
     let last = path.rsplit('/').next().unwrap_or_default();
     NAMES

@@ -7,6 +7,8 @@ use std::{fmt, time::Duration};
 
 use fastrand::Rng;
 
+use super::objects::Thing;
+
 /// One of the programs, with what it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Node {
@@ -53,6 +55,8 @@ pub enum Verb {
     Uncordon,
     RelabelHost,
     ForgetHost,
+    /// Something about an object beside the VMs.
+    Thing(Thing),
 }
 
 impl Verb {
@@ -72,8 +76,8 @@ pub struct Request {
     pub verb: Verb,
     /// Which VM or host, by number.
     pub object: usize,
-    /// Where to, for a migration that names its destination.
-    pub destination: Option<usize>,
+    /// Where to, for a migration that names its destination; what else an object's request is about.
+    pub other: Option<usize>,
     /// How often it is tried again with the same request id when its outcome is not known.
     pub retries: u8,
     /// Once more with the same id although it succeeded.
@@ -325,7 +329,7 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
     Request {
         verb,
         object: rng.usize(..objects),
-        destination: (rng.u8(..3) == 0).then(|| rng.usize(..size.hosts)),
+        other: (rng.u8(..3) == 0).then(|| rng.usize(..size.hosts)),
         retries: rng.u8(..4),
         again: rng.u8(..8) == 0,
     }

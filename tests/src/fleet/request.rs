@@ -11,6 +11,7 @@ use crate::cluster;
 
 use super::{
     checker::{Checker, Known, Meaning, Told},
+    objects,
     plan::{Request, Verb},
 };
 
@@ -37,6 +38,7 @@ pub enum Message {
     Uncordon(v1::UncordonHostRequest),
     RelabelHost(Box<v1::UpdateHostRequest>),
     ForgetHost(v1::DeleteHostRequest),
+    Thing(objects::Message),
 }
 
 /// A VM as it was read.
@@ -63,6 +65,11 @@ pub enum Answer {
     },
     /// VMs were read.
     Vms(Vec<Read>),
+    /// A volume was made, changed or taken back.
+    Volume {
+        /// Its UUID.
+        uid: String,
+    },
     /// Something else was done.
     Done,
 }
@@ -89,6 +96,7 @@ impl Verb {
             | Self::ForgetHost => {
                 return None;
             }
+            Self::Thing(thing) => return thing.kind(),
         })
     }
 
@@ -111,6 +119,7 @@ impl Verb {
             Self::Uncordon => "UncordonHost",
             Self::RelabelHost => "UpdateHost",
             Self::ForgetHost => "DeleteHost",
+            Self::Thing(thing) => thing.method(),
         }
     }
 }
@@ -123,14 +132,15 @@ impl Request {
         name: String,
         request_id: String,
         operation: Option<OperationId>,
+        backup: Option<String>,
     ) -> Option<Message> {
         let destination_host = self
-            .destination
+            .other
             .map(|host| format!("h{}", host + 1))
             .unwrap_or_default();
         Some(match self.verb {
             Verb::Create | Verb::CreateStopped => Message::Create(v1::CreateVmRequest {
-                vm: Some(cluster::vm(&name)),
+                vm: Some(vm_of(&name)),
                 stopped: self.verb == Verb::CreateStopped,
                 request_id,
                 ..Default::default()
@@ -201,6 +211,7 @@ impl Request {
                 name: format!("h{}", self.object + 1),
                 request_id,
             }),
+            Verb::Thing(thing) => Message::Thing(thing.message(self, name, backup, request_id)),
         })
     }
 }
@@ -220,9 +231,22 @@ fn touched(request_id: &str) -> HashMap<String, String> {
     [(TOUCHED.to_owned(), request_id.to_owned())].into()
 }
 
-/// The mask of an update that changes labels and nothing else.
-fn only_labels() -> Option<prost_types::FieldMask> {
-    let paths = vec!["labels".to_owned()];
+/// The VM of this name as clients make it.
+pub fn vm_of(name: &str) -> v1::Vm {
+    let number = name.split('-').nth(1).and_then(|number| number.parse().ok());
+    let mut vm = cluster::vm(name);
+    if let (Some(spec), Some(number)) = (&mut vm.spec, number) {
+        spec.nics = objects::nics(number);
+        if let Some(disk) = spec.disks.first_mut() {
+            disk.image = objects::image(number);
+        }
+    }
+    vm
+}
+
+/// The mask of an update that changes one thing.
+pub fn only(path: &str) -> Option<prost_types::FieldMask> {
+    let paths = vec![path.to_owned()];
     Some(prost_types::FieldMask { paths })
 }
 
@@ -230,7 +254,7 @@ fn only_labels() -> Option<prost_types::FieldMask> {
 fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
     let number = request_id.bytes().fold(0_u8, u8::wrapping_add);
     let (what, how) = (number % 4, number / 4 % 2);
-    let mut spec = cluster::vm(&name).spec.unwrap_or_default();
+    let mut spec = vm_of(&name).spec.unwrap_or_default();
     let mut paths = vec!["labels"];
     match what {
         0 => {
@@ -275,7 +299,7 @@ fn relabel_host(name: String, request_id: String) -> v1::UpdateHostRequest {
     };
     v1::UpdateHostRequest {
         host: Some(host),
-        update_mask: only_labels(),
+        update_mask: only("labels"),
         request_id,
     }
 }
@@ -355,6 +379,11 @@ impl Answer {
                 for vm in read {
                     checker.read(&vm.uid, vm.told, least(known[1], &vm.uid));
                     checker.means(&vm.uid, vm.told, vm.meaning);
+                }
+            }
+            Self::Volume { uid } => {
+                if let Ok(volume) = uid.parse() {
+                    checker.acknowledge_volume(volume);
                 }
             }
             Self::Done => {}

@@ -20,6 +20,7 @@ use dalgu_agent::{
     images::{self, Images},
     ledger::{self, Directory, Disposition, Ledger as AgentLedger},
     metrics::Snapshot,
+    network::{Simulated, System},
 };
 use dalgu_controller::{
     api::Services,
@@ -32,7 +33,8 @@ use dalgu_controller::{
 };
 use dalgu_proto::{
     host::{Inventory, Pool, Usage},
-    ids::{ClusterId, HostName, NewIds, OperationId, Term, VmId},
+    ids::{ClusterId, HostName, NewIds, OperationId, Term, VmId, VolumeId},
+    image::Digest,
     time::Clock,
     tls::client::{Caller, caller_in_process},
 };
@@ -41,7 +43,8 @@ use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    checker::{Checker, Domains},
+    LATE,
+    checker::{Checker, Domains, Holdings},
     disk::{self, Ledger, Records},
     fate::{Fate, Fates, Kind, Point},
     life::Life,
@@ -49,6 +52,11 @@ use super::{
     machine::Machine,
     nature::Nature,
     net,
+    objects::{
+        self,
+        shelf::Shelf,
+        wires::{self, Kernel, Wires},
+    },
     plan::Node,
     platter::{Platter, Until},
     streams::{self, Cables, Streams, Ways},
@@ -57,6 +65,8 @@ use super::{
 
 /// Longest time that a program which died at a point is down, in ms.
 const MOST_TIME_DOWN: u64 = 4_000;
+/// After so long nothing is kept any more that was deleted, or that nothing leads to.
+const OLD_SECONDS: i64 = 25 * 3600;
 /// Longest time that a host is off whose power went at a point, in ms.
 const MOST_TIME_OFF: u64 = 12_000;
 
@@ -85,6 +95,8 @@ struct HostState {
     files: Platter,
     /// As its agent opened it at its start.
     ledger: Option<Directory<Platter>>,
+    /// What its kernel has of networks.
+    kernel: Kernel,
     /// What its store of images holds. Everything in it counts as synced.
     images: images::Memory,
     /// Entries of VMs as they were last read.
@@ -139,6 +151,10 @@ struct Inner {
     second_count: u64,
     /// Which controller each host's agent finds.
     faces: Vec<usize>,
+    /// What guests wrote to their volumes last.
+    stamp: u64,
+    /// See [`Site::latest`].
+    latest: Timestamp,
 }
 
 /// See the module.
@@ -155,7 +171,7 @@ pub struct Site {
     trace: Mutex<Trace>,
     checker: Mutex<Checker>,
     ids: NewIds,
-    samples: watch::Sender<Arc<Snapshot>>,
+    samples: Vec<watch::Sender<Arc<Snapshot>>>,
 }
 
 impl std::fmt::Debug for Site {
@@ -177,7 +193,12 @@ impl Site {
     pub fn new(hosts: usize, harsh: bool, nature: Nature, fates: Fates, keep_all: bool) -> Arc<Self> {
         let cluster = ClusterId::from_uuid(Uuid::from_u64_pair(7, 7));
         let memory = MemoryLines::default();
-        let (samples, _) = watch::channel(Arc::new(sample(if harsh { 1 } else { 2 })));
+        let cpus = if harsh { 1 } else { 2 };
+        let samples = (0..hosts).map(|host| {
+            let host = nature.objects.then_some(host);
+            watch::Sender::new(Arc::new(sample(cpus, host)))
+        });
+        let samples: Vec<_> = samples.collect();
         Arc::new_cyclic(|me| {
             let cables = Arc::new(Cables {
                 memory,
@@ -196,7 +217,11 @@ impl Site {
                     running: None,
                     files: Platter::default(),
                     ledger: None,
-                    images: images::Memory::new(1 << 40),
+                    kernel: Kernel::default(),
+                    images: images::Memory::new(1 << 40).with_images(match nature.objects {
+                        true => objects::images(),
+                        false => BTreeMap::new(),
+                    }),
                     read: RefCell::default(),
                     confirmed: BTreeMap::new(),
                     confirmed_host: None,
@@ -232,6 +257,8 @@ impl Site {
                     second: false,
                     second_count: 0,
                     faces: vec![0; hosts],
+                    stamp: 0,
+                    latest: Timestamp::MIN,
                 }),
                 fates: Mutex::new(fates),
                 ways: Mutex::default(),
@@ -481,13 +508,93 @@ impl Site {
     pub fn census(&self) {
         let domains = self.domains();
         self.checker().census(domains);
+        if self.nature.objects {
+            self.write_disks();
+            self.look_at_ports();
+        }
+    }
+
+    /// Looks at the interfaces of guests that run, and at what disks are made from.
+    fn look_at_ports(&self) {
+        let inner = self.inner();
+        let hosts = inner.hosts.iter();
+        let hosts: Vec<_> = hosts.map(|host| (host.sim.ports(), &host.kernel)).collect();
+        let mut checker = self.checker();
+        checker.connected(&hosts);
+        for (number, host) in inner.hosts.iter().enumerate() {
+            let bases = host.sim.bases();
+            if !bases.is_empty() {
+                checker.backed(number, &bases, &host.images.names());
+            }
+        }
+    }
+
+    /// Images that files of a host hold the difference to.
+    pub fn bases(&self, host: usize) -> Vec<Digest> {
+        self.inner().hosts[host].sim.bases()
+    }
+
+    /// The backup that a client chooses by this number, of those that there are.
+    pub fn some_backup(&self, number: usize) -> Option<String> {
+        let (_, services) = self.services().filter(|_| self.nature.objects)?;
+        let state = services.db.snapshot();
+        let number = number % state.backups.len().max(1);
+        state.backups.keys().nth(number).map(ToString::to_string)
+    }
+
+    /// An agent has made what it wants of networks.
+    pub fn put_kernel(&self, host: usize, kernel: Kernel) {
+        self.inner().hosts[host].kernel = kernel;
+        self.census();
+    }
+
+    /// Guests write to their disks.
+    fn write_disks(&self) {
+        let (stamp, found, own) = {
+            let mut inner = self.inner();
+            inner.stamp += 1;
+            let stamp = inner.stamp;
+            let hosts = inner.hosts.iter().enumerate();
+            let found = hosts.flat_map(|(host, machine)| {
+                let written = machine.sim.write_volumes(stamp).into_iter();
+                written.map(move |(vm, volume, before)| (host, vm, volume, before))
+            });
+            let found: Vec<_> = found.collect();
+            let own = inner.hosts.iter().flat_map(|host| host.sim.write_disks(stamp));
+            (stamp, found, own.collect::<Vec<_>>())
+        };
+        let mut checker = self.checker();
+        checker.written(stamp, &found);
+        checker.disks_written(stamp, &own);
+    }
+
+    /// The file of a volume is about to be removed.
+    pub fn before_purge(&self, host: usize, volume: VolumeId) {
+        if let Some((_, services)) = self.services() {
+            let state = services.db.snapshot();
+            self.checker().purges(&state, &self.names[host], volume);
+        }
+    }
+
+    /// The latest time that the controller's clock has shown.
+    fn latest(&self) -> Timestamp {
+        let now = self.clock(Node::Controller(0)).now();
+        let mut inner = self.inner();
+        inner.latest = inner.latest.max(now);
+        inner.latest
     }
 
     /// Looks at what has been stored.
     pub fn look(&self, state: &State) {
+        let latest = self.nature.objects.then(|| self.latest());
         let mut checker = self.checker();
         checker.stored(state);
         checker.endings(state);
+        if let Some(latest) = latest {
+            checker.volumes_stored(state, latest);
+            checker.leases_stored(state);
+            checker.copies_stored(state);
+        }
     }
 
     /// Looks at what one of the controllers has stored.
@@ -741,6 +848,7 @@ impl Site {
 
     /// Somebody sets a clock.
     pub fn jump(&self, node: Node, seconds: i64) {
+        self.latest();
         *self.inner().offsets.entry(node).or_default() += seconds;
     }
 
@@ -782,6 +890,7 @@ impl Site {
             unreachable_after_intervals: 2,
             // Few, since a controller that starts reads them all, and so that they are forgotten here too.
             event_retention: 100,
+            volume_grace_hours: 1,
             ..Config::default()
         });
         let site = self.me();
@@ -851,12 +960,13 @@ impl Site {
         })
     }
 
-    fn start_agent(&self, host: usize) {
-        let (node, life) = (Node::Host(host), Life::default());
-        let (sim, boot, images) = {
+    /// What one life of a host's agent is handed.
+    fn agent_parts(&self, host: usize, life: &Life, images: Images) -> AgentParts {
+        let node = Node::Host(host);
+        let (sim, boot) = {
             let inner = self.inner();
             let host = &inner.hosts[host];
-            (host.sim.clone(), host.boot, host.images.clone())
+            (host.sim.clone(), host.boot)
         };
         let machine = Machine {
             site: self.me(),
@@ -874,7 +984,15 @@ impl Site {
             host,
             life: life.clone(),
         };
-        let parts = AgentParts {
+        let network: Arc<dyn System> = match self.nature.objects {
+            true => Arc::new(Wires {
+                site: self.me(),
+                host,
+                life: life.clone(),
+            }),
+            false => Arc::new(Simulated::default()),
+        };
+        AgentParts {
             host: self.host_name(host),
             site: self.cluster,
             address: format!("h{}:7443", host + 1),
@@ -882,23 +1000,49 @@ impl Site {
             machine: Some(Uuid::from_u128(host as u128 + 1)),
             hypervisor: Arc::new(machine) as Arc<dyn Hypervisor>,
             ledger: AgentLedger::on(Arc::new(ledger)),
-            images: Images::in_memory(
-                self.host_name(host),
-                images,
-                net::to_peers(&self.me(), &life, host),
-                self.clock(node),
-                life.end.clone(),
-            ),
-            network: Arc::new(dalgu_agent::network::Simulated::default()),
+            images,
+            network,
             transport: Arc::new(transport),
-            controller: net::to_controller(&self.me(), &life, host),
+            controller: net::to_controller(&self.me(), life, host),
             clock: self.clock(node),
             ids: self.ids.clone(),
-            samples: self.samples.subscribe(),
+            samples: self.samples[host].subscribe(),
+        }
+    }
+
+    /// Opens a host's store of images for one life of its agent.
+    async fn open_images(&self, host: usize, life: &Life) -> io::Result<Images> {
+        let memory = self.inner().hosts[host].images.clone();
+        let files: Arc<dyn images::Files> = match self.nature.objects {
+            true => Arc::new(Shelf {
+                site: self.me(),
+                host,
+                life: life.clone(),
+                memory,
+            }),
+            false => Arc::new(memory),
         };
-        let (site, stop) = (self.me(), life.end.clone());
+        Images::open(
+            self.host_name(host),
+            files,
+            Arc::new(net::to_peers(&self.me(), life, host)),
+            self.clock(Node::Host(host)),
+            life.end.clone(),
+        )
+        .await
+    }
+
+    async fn begin_agent(&self, host: usize, life: &Life) -> anyhow::Result<Agent> {
+        let images = self.open_images(host, life).await?;
+        let parts = self.agent_parts(host, life, images);
+        Ok(Agent::start(parts, life.end.clone()).await?)
+    }
+
+    fn start_agent(&self, host: usize) {
+        let (node, life) = (Node::Host(host), Life::default());
+        let site = self.me();
         tokio::spawn(async move {
-            let agent = match Agent::start(parts, stop).await {
+            let agent = match site.begin_agent(host, &life).await {
                 Ok(agent) => agent,
                 Err(error) => {
                     site.trace().say(format_args!("{node} does not start: {error}"));
@@ -969,6 +1113,7 @@ impl Site {
         self.checker().power_lost(&sim.domains());
         self.kill_for(Node::Host(host), time);
         sim.reboot_host();
+        self.inner().hosts[host].kernel = Kernel::default();
         if self.nature.power {
             self.forget_unsynced(host);
         }
@@ -1108,6 +1253,15 @@ impl Site {
         }
     }
 
+    /// A day passes for whoever goes by the controller's clock, when the last late message has come: the grace of what was
+    /// deleted is over, and what nothing leads to is old.
+    pub async fn age(&self) {
+        if self.nature.objects {
+            tokio::time::sleep(LATE).await;
+            self.jump(Node::Controller(0), OLD_SECONDS);
+        }
+    }
+
     /// The run is over. Programs have the site and the site has them: nothing would ever be freed.
     pub fn end(&self) {
         let (hosts, controllers) = {
@@ -1115,6 +1269,24 @@ impl Site {
             (mem::take(&mut inner.hosts), mem::take(&mut inner.controllers))
         };
         drop((hosts, controllers));
+    }
+
+    /// What hosts have of the site's objects.
+    fn holdings(&self) -> Vec<(HostName, Holdings)> {
+        let inner = self.inner();
+        let hosts = inner.hosts.iter().zip(&self.names);
+        let holdings = hosts.map(|(host, name)| {
+            let volumes = host.sim.site_volumes();
+            let holdings = Holdings {
+                volumes,
+                kernel: host.kernel.clone(),
+                layers: host.sim.layers_of_disks(),
+                backups: host.sim.backup_ids(),
+                images: host.images.names(),
+            };
+            (name.clone(), holdings)
+        });
+        holdings.collect()
     }
 
     /// Whether what is stored is what is, and nothing else.
@@ -1129,8 +1301,10 @@ impl Site {
         let (hosts, off): (Vec<_>, _) = {
             let inner = self.inner();
             let hosts = inner.hosts.iter().zip(&self.names);
-            let hosts =
-                hosts.map(|(host, name)| (name.clone(), host.sim.domains(), host.sim.local_volumes()));
+            let hosts = hosts.map(|(host, name)| {
+                let disks = host.sim.local_volumes() - host.sim.site_volumes().len();
+                (name.clone(), host.sim.domains(), disks)
+            });
             (hosts.collect(), inner.off.clone())
         };
         let entries = self.entries();
@@ -1141,12 +1315,16 @@ impl Site {
             damage: None,
             files: Default::default(),
         };
-        self.checker().at_rest(&view, &hosts, &entries, &off)
+        self.checker().at_rest(&view, &hosts, &entries, &off)?;
+        if self.nature.objects {
+            self.checker().objects_at_rest(&state, &self.holdings())?;
+        }
+        Ok(())
     }
 }
 
-/// What agents say of their hosts: always the same. With one processor not everything fits.
-fn sample(cpus: u32) -> Snapshot {
+/// What agents say of their hosts: always the same. With one processor not everything fits. `host` has what objects need.
+fn sample(cpus: u32, host: Option<usize>) -> Snapshot {
     let pool = Pool {
         name: "local".to_owned(),
         capacity_bytes: 1 << 40,
@@ -1159,6 +1337,8 @@ fn sample(cpus: u32) -> Snapshot {
         pools: vec![pool],
         hypervisor: "simulated".to_owned(),
         accelerator: "sim".to_owned(),
+        guest_features: host.map_or_else(Vec::new, |_| objects::features()),
+        overlay_address: host.map(wires::overlay_address),
         ..Inventory::default()
     };
     Snapshot {

@@ -47,7 +47,7 @@ async fn ask(site: Arc<Site>, channel: Channel, request: Request) {
         site.checker().send(&id, kind);
     }
     let vm = format!("vm-{}", request.object);
-    let Some(message) = request.message(vm, id.clone(), site.operation_of(request.object)) else {
+    let Some(message) = request.message(vm, id.clone(), site.operation_of(request.object), None) else {
         return;
     };
     let name = format!("{:?} {}", request.verb, request.object);
@@ -113,6 +113,9 @@ async fn call(channel: Channel, message: Message) -> Result<Answer, Status> {
             let mut hosts = HostServiceClient::new(channel);
             hosts.delete_host(message).await.map(|_| Answer::Done)
         }
+        Message::Thing(_) => Err(Status::unimplemented(
+            "operators of the stack ask for VMs and hosts",
+        )),
     }
 }
 

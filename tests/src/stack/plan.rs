@@ -200,7 +200,7 @@ pub fn plan(seed: u64) -> Plan {
         let create = Request {
             verb: Verb::Create,
             object,
-            destination: None,
+            other: None,
             retries: 3,
             again: rng.u8(..4) == 0,
         };

@@ -3,15 +3,19 @@
 //! The incoming domain lives no longer than its connection, until it is told to go on: then it is here, whether or
 //! not the source hears of it.
 
-use std::sync::{Arc, Weak};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+};
 
 use dalgu_proto::{ids::VmId, vm::PowerReason};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Call, Fault, Inner, Listener,
+    layers::Chain,
     migration::BEAT,
-    state::Guest,
+    state::{Guest, key},
     wire::{Answer, Line, Say},
 };
 use crate::hypervisor::{Definition, DomainState, Error, Hardware, Hint};
@@ -106,7 +110,12 @@ async fn take_in(inner: &Inner, id: VmId, line: &mut Line) -> bool {
         };
         let answer = match said {
             Say::Data { .. } if expected(inner, id) => Answer::Ok,
-            Say::Finish { paused, ticks } if go_on(inner, id, paused, ticks) => {
+            Say::Finish {
+                paused,
+                ticks,
+                contents,
+                chain,
+            } if go_on(inner, id, (paused, ticks), &contents, chain.as_ref()) => {
                 // Whether or not the source hears of it, the VM is here now.
                 let _ = line.send(&Answer::Ok).await;
                 return true;
@@ -129,21 +138,36 @@ fn expected(inner: &Inner, id: VmId) -> bool {
         .is_some_and(|guest| guest.state == DomainState::Incoming)
 }
 
-fn go_on(inner: &Inner, id: VmId, paused: bool, ticks: u64) -> bool {
-    let mut state = inner.state();
-    let guest = state
+fn go_on(
+    inner: &Inner,
+    id: VmId,
+    (paused, ticks): (bool, u64),
+    contents: &BTreeMap<String, u64>,
+    chain: Option<&Chain>,
+) -> bool {
+    let mut here = inner.state();
+    let guest = here
         .domains
         .get_mut(&id)
         .filter(|guest| guest.state == DomainState::Incoming);
     let Some(guest) = guest else { return false };
+    let disks = guest.definition.iter().flat_map(|it| it.spec.disks.clone());
+    let held = disks.filter_map(|disk| Some((key(id, &disk), *contents.get(&disk.name)?)));
+    let held: Vec<_> = held.collect();
     guest.persistent = true;
     guest.run += 1;
     guest.ticks = ticks;
-    let state = if paused {
+    let goes_on = if paused {
         DomainState::Paused
     } else {
         DomainState::Running
     };
-    guest.to(state, PowerReason::Migrated);
+    guest.to(goes_on, PowerReason::Migrated);
+    if let Some(chain) = chain {
+        here.chains.insert(id, chain.clone());
+    }
+    for (file, content) in held {
+        here.write_file(&file, content, &inner.config);
+    }
     true
 }

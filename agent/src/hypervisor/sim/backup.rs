@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 use dalgu_proto::{
     ids::{BackupId, VmId},
     image::Digest,
-    vm::{BackupRef, Disk, DiskFormat},
+    vm::{BackupRef, DiskFormat},
 };
 
-use super::{SimConfig, state::State};
+use super::{
+    SimConfig,
+    state::{State, key},
+};
 use crate::hypervisor::{
     DomainState, Error,
     backup::{BackupFile, Kind, MANIFEST_VERSION, Manifest, Order, Wanted},
@@ -33,11 +36,6 @@ fn content(digest: &Digest) -> u64 {
 }
 
 impl State {
-    /// What a disk holds.
-    pub(super) fn content(&self, id: VmId, disk: &str) -> u64 {
-        self.contents.get(&(id, disk.to_owned())).copied().unwrap_or(0)
-    }
-
     fn kept<T>(&mut self, pool: &str, config: &SimConfig, look: impl FnOnce(&mut Kept) -> T) -> T {
         match config.shared_pools.contains(pool) {
             true => config.shared_storage.backups(look),
@@ -92,7 +90,10 @@ impl State {
             size_bytes: 1 << 20,
             stored_bytes: 1 << 20,
             virtual_size_bytes: disk.size_mib << 20,
-            sha256: digest(self.content(order.vm, &disk.name)),
+            sha256: digest(
+                self.file(&key(order.vm, disk), config)
+                    .map_or(0, |file| file.content),
+            ),
         });
         let manifest = Manifest {
             version: MANIFEST_VERSION,
@@ -132,14 +133,8 @@ impl State {
         }
     }
 
-    /// A disk begins with what a backup has of it, which needs those before it.
-    pub(super) fn restore(
-        &mut self,
-        id: VmId,
-        disk: &Disk,
-        from: &BackupRef,
-        config: &SimConfig,
-    ) -> Result<(), Error> {
+    /// What a backup has of a disk, which needs the backups before it.
+    pub(super) fn restore(&mut self, from: &BackupRef, config: &SimConfig) -> Result<u64, Error> {
         let mut next = Some(from.id);
         let mut held = None;
         while let Some(backup) = next {
@@ -152,7 +147,6 @@ impl State {
             held = held.or_else(|| manifest.file(&from.disk).map(|file| content(&file.sha256)));
             next = manifest.parent();
         }
-        self.contents.insert((id, disk.name.clone()), held.unwrap_or(0));
-        Ok(())
+        Ok(held.unwrap_or(0))
     }
 }

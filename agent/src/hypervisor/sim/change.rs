@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Behaviour, SimConfig,
-    state::{Guest, State, site_volume},
+    state::{Guest, State, key, site_volume},
 };
 use crate::hypervisor::{Attached, Change, Definition, DiskCopy, DomainState, Error, Hardware};
 
@@ -31,7 +31,9 @@ impl State {
                 Some(volume) => site_volume(pool, volume),
                 None => (id, pool.clone(), name.clone()),
             };
-            known.size_mib = self.size_of(&volume, config).unwrap_or(known.size_mib);
+            known.size_mib = self
+                .file(&volume, config)
+                .map_or(known.size_mib, |file| file.size_mib);
         }
         Some(hardware)
     }
@@ -73,9 +75,10 @@ impl State {
                 .wrong_state("being sent, and cannot be changed"));
         }
         if let Some(disk) = disk_of(definition, name)
-            && let Some(size) = self.volume_size(id, disk, config)
+            && let Some(mut file) = self.file(&key(id, disk), config)
         {
-            self.put_volume(id, disk, Some(size.max(disk.size_mib)), config);
+            file.size_mib = file.size_mib.max(disk.size_mib);
+            self.put_file(id, disk, Some(file), config);
         }
         Ok(())
     }
@@ -109,8 +112,8 @@ impl State {
                 let copy = (disk.pool.clone(), Instant::now());
                 guest.copies.insert(name.to_owned(), copy);
                 let from = Disk { pool, ..disk.clone() };
-                let size = self.volume_size(id, &from, config);
-                self.put_volume(id, disk, size, config);
+                let file = self.file(&key(id, &from), config);
+                self.put_file(id, disk, file, config);
             }
         }
         Ok(())
@@ -127,7 +130,7 @@ impl State {
         {
             return Err(guest.wrong_state("and still has the disk"));
         }
-        self.put_volume(id, disk, None, config);
+        self.put_file(id, disk, None, config);
         Ok(())
     }
 }
@@ -167,7 +170,11 @@ impl Guest {
             Change::MemoryMib(mib) if *mib > hardware.memory_mib || !holds => hardware.memory_mib = *mib,
             Change::AttachDisk(name) if !hardware.disks.contains_key(name) => {
                 hardware.free_ports = hardware.free_ports.checked_sub(1).ok_or_else(full)?;
-                let disk = disk_of(definition, name).map(Attached::of).unwrap_or_default();
+                let disk = disk_of(definition, name);
+                if let Some(volume) = disk.and_then(|disk| disk.volume.as_ref()?.id) {
+                    self.attached.insert(name.clone(), volume);
+                }
+                let disk = disk.map(Attached::of).unwrap_or_default();
                 hardware.disks.insert(name.clone(), disk);
             }
             Change::AttachNic(name) if !hardware.nics.contains(name) => {

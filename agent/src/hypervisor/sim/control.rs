@@ -5,21 +5,28 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use dalgu_proto::{ids::VmId, vm::PowerReason};
+use dalgu_proto::{
+    ids::{BackupId, VmId, VolumeId},
+    image::Digest,
+    vm::{PowerReason, Spec},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Behaviour, Call, Fault, Phase, Sim,
     backup::Kept,
     layers::Chain,
-    state::{Guest, Volume},
+    state::{File, Guest, Volume, key, nobody, site_volume},
 };
-use crate::hypervisor::{Connection, Definition, DomainState, Hint};
+use crate::{
+    hypervisor::{Connection, Definition, DomainState, Hint},
+    network::{self, Plugged},
+};
 
 /// The disks on pools that several simulated hosts share; clones are the same storage.
 #[derive(Debug, Clone, Default)]
 pub struct SharedStorage(
-    Arc<Mutex<BTreeMap<Volume, u64>>>,
+    Arc<Mutex<BTreeMap<Volume, File>>>,
     Arc<Mutex<BTreeMap<VmId, Chain>>>,
     Arc<Mutex<Kept>>,
 );
@@ -29,7 +36,7 @@ impl SharedStorage {
         look(&mut self.1.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn with<T>(&self, look: impl FnOnce(&mut BTreeMap<Volume, u64>) -> T) -> T {
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut BTreeMap<Volume, File>) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -71,17 +78,126 @@ impl Sim {
         }
     }
 
-    /// A guest writes to a disk: it holds something else from now on. What it holds stays behind when its VM moves.
+    /// A guest writes to a disk: it holds something else from now on.
     pub fn write_disk(&self, id: VmId, disk: &str) -> u64 {
-        let mut state = self.0.state();
-        let content = state.contents.entry((id, disk.to_owned())).or_default();
-        *content += 1;
-        *content
+        let content = self.disk_content(id, disk) + 1;
+        if let Some(volume) = self.file_of(id, disk) {
+            self.0.state().write_file(&volume, content, &self.0.config);
+        }
+        content
     }
 
-    /// What a disk holds.
+    /// What a disk of a domain holds.
     pub fn disk_content(&self, id: VmId, disk: &str) -> u64 {
-        self.0.state().content(id, disk)
+        let volume = self.file_of(id, disk);
+        let file = volume.and_then(|volume| self.0.state().file(&volume, &self.0.config));
+        file.map_or(0, |file| file.content)
+    }
+
+    fn file_of(&self, id: VmId, disk: &str) -> Option<Volume> {
+        let definition = self.definition(id)?;
+        let disk = definition.spec.disks.iter().find(|known| known.name == disk)?;
+        Some(key(id, disk))
+    }
+
+    /// Every guest that runs writes this to the volumes of the site that it has. Who did, to which, and what was there before;
+    /// `None` where there was no file.
+    pub fn write_volumes(&self, content: u64) -> Vec<(VmId, VolumeId, Option<u64>)> {
+        let mut state = self.0.state();
+        let running = state
+            .domains
+            .values()
+            .filter(|guest| guest.state == DomainState::Running);
+        let has = running.flat_map(|guest| {
+            let attached = guest.attached.iter();
+            attached.filter_map(|(disk, volume)| {
+                let pool = guest.hardware.disks.get(disk)?.pool.as_ref()?;
+                Some((guest.id, *volume, site_volume(pool, *volume)))
+            })
+        });
+        let has: Vec<_> = has.collect();
+        let write = has.into_iter().map(|(vm, volume, file)| {
+            let before = state.write_file(&file, content, &self.0.config);
+            (vm, volume, before)
+        });
+        write.collect()
+    }
+
+    /// Interfaces of the guests that run which plug into networks.
+    pub fn ports(&self) -> Vec<(VmId, Plugged)> {
+        let state = self.0.state();
+        let running = state
+            .domains
+            .values()
+            .filter(|guest| guest.state == DomainState::Running);
+        let ports = running.flat_map(|guest| {
+            let has = |port: &Plugged, spec: &Spec| {
+                let mut nics = spec.nics.iter().filter(|nic| nic.mac == port.mac);
+                nics.any(|nic| guest.hardware.nics.contains(&nic.name))
+            };
+            let spec = guest.definition.as_ref().map(|definition| &definition.spec);
+            let plugged = spec
+                .into_iter()
+                .flat_map(move |spec| network::plugged(guest.id, spec).filter(move |port| has(port, spec)));
+            plugged.map(|port| (guest.id, port))
+        });
+        ports.collect()
+    }
+
+    /// Every guest that runs writes this to its own disks. Who did, the numbers of the layers that they have, and what was there
+    /// before.
+    pub fn write_disks(&self, content: u64) -> Vec<(VmId, Vec<u32>, u64)> {
+        let mut state = self.0.state();
+        let running = state
+            .domains
+            .values()
+            .filter(|guest| guest.state == DomainState::Running);
+        let running = running.filter_map(|guest| guest.definition.clone());
+        let running: Vec<_> = running.collect();
+        let config = &self.0.config;
+        let write = running.into_iter().map(|definition| {
+            let own = definition.spec.disks.iter().filter(|disk| disk.volume.is_none());
+            for disk in own {
+                state.write_file(&key(definition.id, disk), content, config);
+            }
+            state.with_chain(&definition, config, |chain| {
+                let before = (definition.id, chain.numbers(), chain.content());
+                chain.write(content);
+                before
+            })
+        });
+        write.collect()
+    }
+
+    /// The numbers of the layers that disks of VMs have on this host's own pools, and of how many layers files are left.
+    pub fn layers_of_disks(&self) -> Vec<(VmId, Vec<u32>, usize)> {
+        let state = self.0.state();
+        let chains = state.chains.iter();
+        chains
+            .map(|(id, chain)| (*id, chain.numbers(), chain.spare()))
+            .collect()
+    }
+
+    /// Backups in pools of this host alone.
+    pub fn backup_ids(&self) -> Vec<BackupId> {
+        self.0.state().backups.keys().map(|(_, id)| *id).collect()
+    }
+
+    /// Volumes of the site whose files are on the pools of this host alone.
+    pub fn site_volumes(&self) -> Vec<VolumeId> {
+        let state = self.0.state();
+        let nobodys = state.volumes.keys().filter(|file| file.0 == nobody());
+        nobodys.filter_map(|file| file.2.parse().ok()).collect()
+    }
+
+    /// Images that files of this host's own pools hold the difference to.
+    pub fn bases(&self) -> Vec<Digest> {
+        let state = self.0.state();
+        state
+            .volumes
+            .values()
+            .filter_map(|file| file.base.clone())
+            .collect()
     }
 
     /// How many backups there are in pools of this host alone.

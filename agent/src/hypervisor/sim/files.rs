@@ -9,7 +9,7 @@ use super::{
     SimConfig,
     backup::Kept,
     layers::Chain,
-    state::{State, Volume},
+    state::{File, State, Volume},
 };
 use crate::hypervisor::files::{PoolFile, of};
 
@@ -34,7 +34,7 @@ fn of_volume((vm, _, name): &Volume, size_mib: u64, chain: Option<&Chain>) -> Ve
         false => vm.to_string(),
     };
     let base = file(&folder, &format!("{name}.qcow2"), "", size);
-    let numbers = chain.into_iter().flat_map(Chain::numbers);
+    let numbers = chain.into_iter().flat_map(Chain::every_number);
     let layers = numbers.filter_map(|number| file(&folder, &format!("{name}.{number}.qcow2"), "", size));
     base.into_iter().chain(layers).collect()
 }
@@ -61,9 +61,9 @@ impl State {
         let shared = config.shared_storage.with_chains(|chains| chains.clone());
         // As in `with_chain`: a VM's are together, here or there.
         let chain = |vm: &VmId| self.chains.get(vm).or_else(|| shared.get(vm));
-        let disks = |all: &BTreeMap<Volume, u64>| -> Vec<_> {
+        let disks = |all: &BTreeMap<Volume, File>| -> Vec<_> {
             let here = all.iter().filter(|(volume, _)| volume.1 == pool);
-            here.flat_map(|(volume, size)| of_volume(volume, *size, chain(&volume.0)))
+            here.flat_map(|(volume, file)| of_volume(volume, file.size_mib, chain(&volume.0)))
                 .collect()
         };
         let (mut found, backups) = match config.shared_pools.contains(pool) {

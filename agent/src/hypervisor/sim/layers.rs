@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 
 use dalgu_proto::ids::VmId;
+use serde::{Deserialize, Serialize};
 
 use super::{Behaviour, SimConfig, state::State};
 use crate::hypervisor::{Definition, DomainState, Error, LayerChange, LayerSeen, Layers};
 
 /// The disks of a VM.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Chain {
     /// What the base holds.
     base: u64,
@@ -25,6 +26,16 @@ impl Chain {
         self.layers.last().map_or(self.base, |(_, content)| *content)
     }
 
+    /// Numbers of the layers.
+    pub(super) fn numbers(&self) -> Vec<u32> {
+        self.layers.iter().map(|(number, _)| *number).collect()
+    }
+
+    /// Files that no disk has any more.
+    pub(super) fn spare(&self) -> usize {
+        self.spare.len()
+    }
+
     /// The guest writes.
     pub(super) fn write(&mut self, content: u64) {
         let top = self.layers.last_mut().map(|(_, content)| content);
@@ -32,7 +43,7 @@ impl Chain {
     }
 
     /// The numbers of those that are there, whether disks have them or not.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+    pub(super) fn every_number(&self) -> impl Iterator<Item = u32> {
         let layers = self.layers.iter().map(|(number, _)| *number);
         layers.chain(self.spare.iter().copied())
     }

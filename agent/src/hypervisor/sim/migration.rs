@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Call, Fault, Inner, Phase,
-    state::Job,
+    state::{Job, key},
     wire::{Answer, Line, Say},
 };
 use crate::hypervisor::{DomainState, Error, Hardware, Hint, Migrate, Progress};
@@ -203,6 +203,15 @@ impl<'a> Source<'a> {
         let id = self.migrate.definition.id;
         let finish = {
             let mut state = self.inner.state();
+            let config = &self.inner.config;
+            let disks = self.migrate.definition.spec.disks.iter();
+            let local = disks.filter(|disk| !config.shared_pools.contains(&disk.pool));
+            let held = local.filter_map(|disk| {
+                let file = state.file(&key(id, disk), config)?;
+                Some((disk.name.clone(), file.content))
+            });
+            let contents = held.collect();
+            let chain = state.chains.get(&id).cloned();
             let guest = state
                 .domains
                 .get_mut(&id)
@@ -218,6 +227,8 @@ impl<'a> Source<'a> {
             Say::Finish {
                 paused: self.paused || self.migrate.arrives_paused,
                 ticks: guest.ticks,
+                contents,
+                chain,
             }
         };
         self.inner.hint(Hint::Domain(id));

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, time::Duration};
 use dalgu_proto::{
     host::VmUsage,
     ids::{BackupId, VmId, VolumeId},
-    vm::{Disk, PowerReason},
+    image::Digest,
+    vm::{CloneMode, Disk, PowerReason},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use crate::{
     hypervisor::{Definition, Domain, DomainState, Error, Hardware, Mark, Progress},
 };
 
-/// A disk: its VM, pool and name. Kept with its size in MiB. One that is a volume of the site is nobody's, see [`key`].
+/// A disk: its VM, pool and name. One that is a volume of the site is nobody's, see [`key`].
 pub(super) type Volume = (VmId, String, String);
 
 /// Under which a disk of a VM is kept.
@@ -29,19 +30,32 @@ pub(super) fn key(id: VmId, disk: &Disk) -> Volume {
     }
 }
 
+/// Who the files of volumes of the site are kept under.
+pub(super) fn nobody() -> VmId {
+    VmId::from_uuid(Uuid::nil())
+}
+
 pub(super) fn site_volume(pool: &str, volume: VolumeId) -> Volume {
-    (VmId::from_uuid(Uuid::nil()), pool.to_owned(), volume.to_string())
+    (nobody(), pool.to_owned(), volume.to_string())
+}
+
+/// The file of a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) size_mib: u64,
+    /// What its guest has written; 0 where none has.
+    pub(super) content: u64,
+    /// The image that it holds the difference to.
+    pub(super) base: Option<Digest>,
 }
 
 /// Everything a simulated host holds.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) domains: BTreeMap<VmId, Guest>,
-    pub(super) volumes: BTreeMap<Volume, u64>,
+    pub(super) volumes: BTreeMap<Volume, File>,
     /// What the disks of VMs hold.
     pub(super) chains: BTreeMap<VmId, Chain>,
-    /// What disks hold, by their VM and name; 0 where nobody has written.
-    pub(super) contents: BTreeMap<(VmId, String), u64>,
     /// Backups in pools of this host alone.
     pub(super) backups: Kept,
     /// Calls whose callers have given up, by domain.
@@ -80,6 +94,8 @@ pub(super) struct Guest {
     pub(super) copies: BTreeMap<String, (String, Instant)>,
     /// The backup that an incremental one can begin from. It does not move along.
     pub(super) checkpoint: Option<BackupId>,
+    /// Volumes of the site by the name of the disk that they were attached as; it has those of which it has the disk.
+    pub(super) attached: BTreeMap<String, VolumeId>,
     ran: Duration,
     since: Option<Instant>,
 }
@@ -101,6 +117,7 @@ impl Guest {
             job: None,
             copies: BTreeMap::new(),
             checkpoint: None,
+            attached: attached(&definition.spec.disks),
             ran: Duration::ZERO,
             since: None,
         }
@@ -126,6 +143,7 @@ impl Guest {
             job: None,
             copies: BTreeMap::new(),
             checkpoint: None,
+            attached: BTreeMap::new(),
             ran: Duration::ZERO,
             since: Some(Instant::now()),
         }
@@ -228,27 +246,39 @@ impl State {
 
     /// The size of a disk that is there, in MiB.
     pub(super) fn volume_size(&self, id: VmId, disk: &Disk, config: &SimConfig) -> Option<u64> {
-        self.size_of(&key(id, disk), config)
+        self.file(&key(id, disk), config).map(|file| file.size_mib)
     }
 
-    pub(super) fn size_of(&self, volume: &Volume, config: &SimConfig) -> Option<u64> {
+    pub(super) fn file(&self, volume: &Volume, config: &SimConfig) -> Option<File> {
         match config.shared_pools.contains(&volume.1) {
-            true => config.shared_storage.with(|shared| shared.get(volume).copied()),
-            false => self.volumes.get(volume).copied(),
+            true => config.shared_storage.with(|shared| shared.get(volume).cloned()),
+            false => self.volumes.get(volume).cloned(),
         }
     }
 
-    /// Keeps a disk with this size, or `None`: not any more.
-    pub(super) fn put_volume(&mut self, id: VmId, disk: &Disk, size_mib: Option<u64>, config: &SimConfig) {
+    /// Keeps the file of a disk, or `None`: not any more.
+    pub(super) fn put_file(&mut self, id: VmId, disk: &Disk, file: Option<File>, config: &SimConfig) {
         let volume = key(id, disk);
-        let put = |volumes: &mut BTreeMap<Volume, u64>| match size_mib {
-            Some(size) => volumes.insert(volume, size),
+        let put = |volumes: &mut BTreeMap<Volume, File>| match file {
+            Some(file) => volumes.insert(volume, file),
             None => volumes.remove(&volume),
         };
         match config.shared_pools.contains(&disk.pool) {
             true => config.shared_storage.with(put),
             false => put(&mut self.volumes),
         };
+    }
+
+    /// A guest writes to a disk whose file is there; what was there before.
+    pub(super) fn write_file(&mut self, volume: &Volume, content: u64, config: &SimConfig) -> Option<u64> {
+        let write = |volumes: &mut BTreeMap<Volume, File>| {
+            let file = volumes.get_mut(volume)?;
+            Some(std::mem::replace(&mut file.content, content))
+        };
+        match config.shared_pools.contains(&volume.1) {
+            true => config.shared_storage.with(write),
+            false => write(&mut self.volumes),
+        }
     }
 
     pub(super) fn create_volumes(
@@ -273,10 +303,19 @@ impl State {
             if let Some(image) = file {
                 file_exists("image", image, config)?;
             }
-            if let Some(backup) = disk.backup.as_ref().filter(|_| !incoming) {
-                self.restore(definition.id, disk, backup, config)?;
-            }
-            self.put_volume(definition.id, disk, Some(disk.size_mib), config);
+            let content = match disk.backup.as_ref().filter(|_| !incoming) {
+                Some(backup) => self.restore(backup, config)?,
+                None => 0,
+            };
+            let file = File {
+                size_mib: disk.size_mib,
+                content,
+                base: disk
+                    .digest
+                    .clone()
+                    .filter(|_| disk.clone_mode == CloneMode::Overlay),
+            };
+            self.put_file(definition.id, disk, Some(file), config);
         }
         Ok(())
     }
@@ -294,7 +333,6 @@ impl State {
         }
         self.volumes.retain(|volume, _| volume.0 != id);
         self.forget_chain(id, keep_shared, config);
-        self.contents.retain(|content, _| content.0 != id);
         if !keep_shared {
             let mine = |volume: &Volume| volume.0 == id && config.shared_pools.contains(&volume.1);
             config
@@ -393,6 +431,7 @@ impl State {
         guest.ran = Duration::ZERO;
         guest.ticks = 0;
         guest.hardware = Hardware::of(&spec);
+        guest.attached = attached(&spec.disks);
         guest.to(DomainState::Running, PowerReason::Unknown);
         Ok(())
     }
@@ -518,6 +557,12 @@ impl State {
             job.abort.cancel();
         }
     }
+}
+
+/// The volumes of the site among disks, by their names.
+fn attached(disks: &[Disk]) -> BTreeMap<String, VolumeId> {
+    let volume = |disk: &Disk| Some((disk.name.clone(), disk.volume.as_ref()?.id?));
+    disks.iter().filter_map(volume).collect()
 }
 
 fn file_exists(what: &'static str, name: &str, config: &SimConfig) -> Result<(), Error> {

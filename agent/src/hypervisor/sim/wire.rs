@@ -1,6 +1,6 @@
 //! The line protocol between two simulated hypervisors: one JSON object a line, one answer to each but the last.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId, VmName},
@@ -9,7 +9,7 @@ use dalgu_proto::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
-use super::lines::Stream;
+use super::{layers::Chain, lines::Stream};
 use crate::hypervisor::{Definition, Hardware, Mark};
 
 /// Longest line accepted; the largest specification has some tens of kilobytes.
@@ -36,7 +36,16 @@ pub(super) enum Say {
     /// So many bytes of its memory and disks.
     Data { bytes: u64 },
     /// It is stopped here and all data is over: let it go on.
-    Finish { paused: bool, ticks: u64 },
+    Finish {
+        paused: bool,
+        ticks: u64,
+        /// What its disks hold, by name; not told by versions in which that stayed behind.
+        #[serde(default)]
+        contents: BTreeMap<String, u64>,
+        /// Their layers.
+        #[serde(default)]
+        chain: Option<Chain>,
+    },
     /// It is gone here.
     Confirm,
 }

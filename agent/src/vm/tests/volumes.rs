@@ -136,3 +136,20 @@ async fn a_volume_moves_with_its_vm_and_the_source_keeps_no_copy() {
     );
     assert_eq!(left, (0, 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_comes_while_the_first_disks_are_made_is_made_too() {
+    // The disks are made, and the look after that is still under way.
+    let host = Host::with_looks(&Authority::new(), "h1", Duration::from_secs(1)).await;
+    tell(&host, vm(1), intent(1, PowerState::Running), false).await;
+    while host.sim.local_volumes() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let with = Intent {
+        power_sequence: 1,
+        ..with_ledger(2, 8)
+    };
+    tell(&host, vm(1), with, true).await;
+    host.until_settled(vm(1), 2).await;
+    assert_eq!(host.sim.local_volumes(), 2);
+}

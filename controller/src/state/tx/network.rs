@@ -11,6 +11,7 @@ use std::{
 
 use dalgu_proto::{
     ids::{GroupName, HostName, NetworkName},
+    mutant::{self, Mutant},
     network::{Interface, Kind, Port},
     vm::Nic,
 };
@@ -22,7 +23,9 @@ use crate::model::{EventKind, GroupRecord, HostLive, HostRecord, NetworkRecord, 
 type Placed<'a> = (&'a VmRecord, &'a BTreeSet<HostName>);
 
 fn ports(vm: &VmRecord) -> impl Iterator<Item = (&Nic, &Port)> {
-    vm.spec.nics.iter().filter_map(|nic| Some((nic, nic.port()?)))
+    let freed = vm.delete_time.is_some() && mutant::on(Mutant::LeaseFreedEarly);
+    let nics = vm.spec.nics.iter().filter(move |_| !freed);
+    nics.filter_map(|nic| Some((nic, nic.port()?)))
 }
 
 /// How many interfaces a VM has in each network.

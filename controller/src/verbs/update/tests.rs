@@ -401,6 +401,10 @@ async fn limits_change_and_need_an_agent_that_knows_them() {
 async fn a_volume_is_named_with_its_own_format_or_with_none() {
     let (db, vm) = site().await;
     db.change(|tx| {
+        let mut host = fixtures::host("h1");
+        let features = [GuestFeature::HotChange, GuestFeature::Volume];
+        host.inventory.guest_features.extend(features);
+        tx.put_host(host);
         tx.put_volume(VolumeRecord {
             format: DiskFormat::Raw,
             ..fixtures::volume("ledger", Some("h1"))

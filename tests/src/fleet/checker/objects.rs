@@ -1,0 +1,431 @@
+//! What must hold of the objects of the site beside its VMs: volumes, what VMs have of networks, images,
+//! snapshots and backups.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dalgu_agent::{
+    images::copy_name,
+    network::{Plugged, names, plugged},
+};
+use dalgu_controller::{
+    backups,
+    model::{BackupState, VolumeRecord},
+    state::State,
+    volumes::{holder, pinned_to},
+};
+use dalgu_proto::{
+    ids::{BackupId, HostName, VmId, VolumeId},
+    image::Digest,
+    network::Protocol,
+};
+use jiff::Timestamp;
+
+use super::{Checker, Violation};
+use crate::fleet::objects::wires::Kernel;
+
+/// What a host has of the site's objects, seen without asking it.
+#[derive(Debug, Clone, Default)]
+pub struct Holdings {
+    /// Files of volumes.
+    pub volumes: Vec<VolumeId>,
+    /// What its kernel has of networks.
+    pub kernel: Kernel,
+    /// Layers of disks, and of how many files are left.
+    pub layers: Vec<(VmId, Vec<u32>, usize)>,
+    /// Backups.
+    pub backups: Vec<BackupId>,
+    /// Files of its store of images.
+    pub images: Vec<String>,
+}
+
+/// What was seen of them so far.
+#[derive(Debug, Default)]
+pub struct Objects {
+    /// Records of volumes as they were last.
+    volumes: BTreeMap<VolumeId, VolumeRecord>,
+    /// Volumes that have ever been stored.
+    stored: BTreeSet<VolumeId>,
+    /// Volumes that a client was told of.
+    acknowledged: BTreeSet<VolumeId>,
+    /// Volumes by name that somebody asked to delete.
+    deleted: BTreeSet<String>,
+    /// Volumes whose hosts were forgotten, and their files with them.
+    left: BTreeSet<VolumeId>,
+    /// What was last written to each.
+    written: BTreeMap<VolumeId, u64>,
+    /// What was last seen of each VM's disks.
+    disks: BTreeMap<VmId, Disks>,
+}
+
+/// What was seen of a VM's disks.
+#[derive(Debug, Default)]
+struct Disks {
+    /// What was last written there.
+    written: u64,
+    /// Their layers, and what each began on.
+    layers: BTreeMap<u32, u64>,
+}
+
+/// Interfaces of the guests that run on a host.
+pub type Ports = Vec<(VmId, Plugged)>;
+
+impl Checker {
+    /// A client is about to ask for the deletion of a volume.
+    pub fn deletes_volume(&mut self, name: String) {
+        self.objects.deleted.insert(name);
+    }
+
+    /// A client was told of a volume.
+    pub fn acknowledge_volume(&mut self, volume: VolumeId) {
+        self.objects.acknowledged.insert(volume);
+    }
+
+    /// What was stored of volumes; `latest` is the latest time that the controller's clock has shown.
+    pub fn volumes_stored(&mut self, state: &State, latest: Timestamp) {
+        let now: BTreeMap<_, _> = state
+            .volumes
+            .values()
+            .map(|volume| (volume.id, (**volume).clone()))
+            .collect();
+        if now == self.objects.volumes {
+            return;
+        }
+        self.objects.stored.extend(now.keys());
+        let before = std::mem::replace(&mut self.objects.volumes, now);
+        for volume in state.volumes.values() {
+            self.volume(state, before.get(&volume.id), volume, latest);
+        }
+        for old in before.values() {
+            if self.objects.volumes.contains_key(&old.id) {
+                continue;
+            }
+            self.check("I2 no volume is lost", old.delete_time.is_some(), || {
+                format!("volume {} is forgotten, and was not deleted", old.name)
+            });
+            if !old.purging && old.host.is_some() {
+                self.objects.left.insert(old.id);
+            }
+        }
+    }
+
+    fn volume(
+        &mut self,
+        state: &State,
+        before: Option<&VolumeRecord>,
+        volume: &VolumeRecord,
+        latest: Timestamp,
+    ) {
+        let was = |what: fn(&VolumeRecord) -> bool| before.is_some_and(what);
+        let kept = !was(|old| old.made) || volume.made;
+        self.check("I2 no volume is lost", kept, || {
+            format!("volume {} was made, and may be made anew", volume.name)
+        });
+        if volume.delete_time.is_some() && !was(|old| old.delete_time.is_some()) {
+            let asked = self.objects.deleted.contains(volume.name.as_str());
+            self.check("I7 nothing is done that nobody asked for", asked, || {
+                format!("volume {} is deleted, and nobody asked for that", volume.name)
+            });
+        }
+        if volume.purging {
+            let over = volume.purge_time.is_some_and(|time| time <= latest);
+            let free = holder(state, volume.id).is_none();
+            self.check("I2 a deleted volume has its grace", over && free, || {
+                format!("volume {} is removed at {latest}: {volume:?}", volume.name)
+            });
+        }
+        let stays = volume.purging || !was(|old| old.purging);
+        self.check("I2 a deleted volume has its grace", stays, || {
+            format!("the removal of volume {} was taken back", volume.name)
+        });
+    }
+
+    /// The file of a volume is about to be removed from a host.
+    pub fn purges(&mut self, state: &State, host: &HostName, id: VolumeId) {
+        let known = state.volumes.values().find(|volume| volume.id == id);
+        let stays = known.is_some_and(|volume| {
+            !volume.purging && volume.made && pinned_to(state, volume).is_some_and(|own| own == host)
+        });
+        self.check("I2 no volume is lost", !stays, || {
+            format!("{host} removes the file of volume {known:?}")
+        });
+    }
+
+    /// I1, I2: guests have written to their volumes; who on which host found what there.
+    pub fn written(&mut self, stamp: u64, found: &[(usize, VmId, VolumeId, Option<u64>)]) {
+        for (host, vm, volume, before) in found {
+            let last = self.objects.written.insert(*volume, stamp).unwrap_or(0);
+            if last == stamp {
+                self.check("I1 one writer of a volume", false, || {
+                    format!("volume {volume} has VM {vm} on h{} besides another", host + 1)
+                });
+                continue;
+            }
+            self.check("I1 one writer of a volume", true, String::new);
+            self.check(
+                "I2 a volume holds what was written",
+                *before == Some(last),
+                || {
+                    format!(
+                        "volume {volume} held {last}, VM {vm} on h{} finds {before:?}",
+                        host + 1
+                    )
+                },
+            );
+        }
+    }
+
+    /// I2, I16: guests have written to their own disks, which have these layers; what they found there.
+    pub fn disks_written(&mut self, stamp: u64, found: &[(VmId, Vec<u32>, u64)]) {
+        for (vm, layers, before) in found {
+            // A disk that is seen for the first time begins with what it is made from, and that nobody has written to.
+            let known = self.objects.disks.entry(*vm).or_default();
+            let new: Vec<_> = layers
+                .iter()
+                .filter(|number| !known.layers.contains_key(number))
+                .collect();
+            // With a new layer it may have gone back to what another had begun on.
+            let back = known.layers.values().any(|begin| begin == before);
+            let fine = *before == known.written || (!new.is_empty() && back);
+            let said = (!fine).then(|| format!("{known:?}"));
+            for number in new {
+                known.layers.insert(*number, *before);
+            }
+            known.written = stamp;
+            self.check("I16 disks hold what was written", fine, || {
+                format!(
+                    "the disks of VM {vm} hold {before} with the layers {layers:?}, and were {}",
+                    said.unwrap_or_default()
+                )
+            });
+        }
+    }
+
+    /// I4: the images that files of a host hold the difference to are in its store, whole.
+    pub fn backed(&mut self, host: usize, bases: &[Digest], images: &[String]) {
+        for base in bases {
+            self.check(
+                "I16 no image goes that a disk needs",
+                images.contains(&copy_name(base)),
+                || {
+                    format!(
+                        "h{} has a disk made from {base}, and of images {images:?}",
+                        host + 1
+                    )
+                },
+            );
+        }
+    }
+
+    /// What was stored of backups: a VM that is backed up stays where it is, and keeps its layers.
+    pub fn copies_stored(&mut self, state: &State) {
+        for vm in state.vms.values() {
+            let backed_up = backups::under_way(state, vm.id).is_some();
+            let moves = state.active_migration(vm.id).is_some();
+            let layered = vm.snapshots.all.iter().any(|one| one.deleting || !one.taken);
+            let alone = usize::from(backed_up) + usize::from(moves) + usize::from(layered) <= 1;
+            self.check("I16 copies and moves exclude each other", alone, || {
+                format!(
+                    "{}: backed up: {backed_up}, moved: {moves}, snapshots under way: {layered}",
+                    vm.name
+                )
+            });
+        }
+    }
+
+    /// At rest: each VM has the layers of its snapshots, each backup that is whole is there, and nothing else is.
+    fn copies_at_rest(&self, state: &State, hosts: &[(HostName, Holdings)]) -> Result<(), Violation> {
+        let wrong = |invariant, what: String| Err(Violation { invariant, what });
+        for (host, holdings) in hosts {
+            for (id, layers, spare) in &holdings.layers {
+                let owned = state.vms.get(id).filter(|vm| vm.owner == *host);
+                let wanted = owned.map_or_else(Vec::new, |vm| {
+                    vm.snapshots.all.iter().map(|one| one.layer).collect()
+                });
+                if *layers != wanted || *spare > 0 {
+                    return wrong(
+                        "I16 no half snapshot",
+                        format!("{host}: VM {id} has layers {layers:?} and {spare} left, of {wanted:?}"),
+                    );
+                }
+            }
+            for id in &holdings.backups {
+                let known = state.backups.get(id);
+                if known.is_none_or(|backup| backup.state != BackupState::Available) {
+                    return wrong(
+                        "I4 nothing without an owner",
+                        format!("{host} has backup {id}, which is {known:?}"),
+                    );
+                }
+            }
+            let whole: BTreeSet<_> = state
+                .images
+                .values()
+                .filter_map(|image| Some(copy_name(&image.content.as_ref()?.digest)))
+                .collect();
+            if let Some(file) = holdings.images.iter().find(|file| !whole.contains(*file)) {
+                return wrong(
+                    "I4 nothing without an owner",
+                    format!("{host} has {file} among its images"),
+                );
+            }
+        }
+        for backup in state.backups.values() {
+            let there = hosts
+                .iter()
+                .any(|(host, holdings)| *host == backup.host && holdings.backups.contains(&backup.id));
+            let fine = match backup.state {
+                BackupState::Available => there,
+                BackupState::Failed => !there,
+                _ => false,
+            };
+            if !fine {
+                return wrong("I16 no half backup", format!("there: {there}; {backup:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// I15: the rules of each interface of a guest that runs are there, and no other guest has its address.
+    pub fn connected(&mut self, hosts: &[(Ports, &Kernel)]) {
+        let mut addresses = BTreeMap::new();
+        for (number, (ports, kernel)) in hosts.iter().enumerate() {
+            for (vm, plugged) in ports {
+                let bridge = names::bridge(&plugged.port.network);
+                let made = kernel.bridges.contains(&bridge) && kernel.taps.contains(&plugged.tap);
+                let own = plugged.port.addresses();
+                let own: Vec<_> = own.map(|address| address.to_string()).collect();
+                let shown = own.iter().all(|address| kernel.rules.contains(address.as_str()));
+                self.check("I15 rules before the guest runs", made && shown, || {
+                    format!(
+                        "VM {vm} runs on h{} with {plugged:?}, and the kernel has {:?} and {:?}",
+                        number + 1,
+                        kernel.bridges,
+                        kernel.taps
+                    )
+                });
+                for address in own {
+                    let place = (plugged.port.network.clone(), address);
+                    let other = addresses.insert(place.clone(), *vm).filter(|other| other != vm);
+                    self.check("I15 one holder of an address", other.is_none(), || {
+                        format!("VM {vm} and VM {other:?} run with {place:?}")
+                    });
+                }
+            }
+        }
+    }
+
+    /// What was stored of addresses: each is given once, and what is counted is what VMs have.
+    pub fn leases_stored(&mut self, state: &State) {
+        let mut given = BTreeMap::new();
+        for vm in state.vms.values() {
+            for port in vm.spec.nics.iter().filter_map(|nic| nic.port()) {
+                for address in port.addresses() {
+                    let place = (port.network.clone(), address);
+                    let other = given.insert(place.clone(), vm.name.clone());
+                    self.check("I15 one holder of an address", other.is_none(), || {
+                        format!("VM {} and VM {other:?} are given {place:?}", vm.name)
+                    });
+                }
+            }
+        }
+        let members = state.members.iter();
+        let held: usize = members.map(|(_, members)| members.addresses.len()).sum();
+        self.check("I15 one holder of an address", held == given.len(), || {
+            format!("{held} addresses are held, and VMs have {}", given.len())
+        });
+    }
+
+    /// At rest: a host's kernel has the interfaces of its VMs and no others, with the rules that their groups have now.
+    fn kernel_at_rest(state: &State, host: &HostName, kernel: &Kernel) -> Result<(), Violation> {
+        let mine = state.vms.values().filter(|vm| vm.owner == *host);
+        let ports = mine.flat_map(|vm| plugged(vm.id, &vm.spec).collect::<Vec<_>>());
+        let ports: Vec<_> = ports.collect();
+        let taps: BTreeSet<_> = ports.iter().map(|plugged| plugged.tap.clone()).collect();
+        let bridges: BTreeSet<_> = ports
+            .iter()
+            .map(|plugged| names::bridge(&plugged.port.network))
+            .collect();
+        if (&taps, &bridges) != (&kernel.taps, &kernel.bridges) {
+            return Err(Violation {
+                invariant: "I4 nothing without an owner",
+                what: format!(
+                    "{host} has rules for {:?} on {:?}, its VMs have {taps:?} on {bridges:?}",
+                    kernel.taps, kernel.bridges
+                ),
+            });
+        }
+        let groups = ports.iter().flat_map(|plugged| &plugged.port.groups);
+        let groups = groups.filter_map(|group| state.groups.get(group));
+        let mut rules = groups.flat_map(|group| &group.group.rules);
+        let missing = rules.find(|rule| {
+            let Protocol::Tcp(Some((first, _))) = rule.protocol else {
+                return false;
+            };
+            !kernel.rules.contains(&format!("ct original proto-dst {first} "))
+        });
+        match missing {
+            Some(rule) => Err(Violation {
+                invariant: "I3 desired is actual",
+                what: format!("{host} does not know {rule:?}"),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// At rest: each volume's file is where its record says, and there is no other.
+    ///
+    /// # Errors
+    /// Says what is not so.
+    pub fn objects_at_rest(
+        &mut self,
+        state: &State,
+        hosts: &[(HostName, Holdings)],
+    ) -> Result<(), Violation> {
+        let wrong = |invariant, what: String| Err(Violation { invariant, what });
+        self.check("I4 nothing without an owner", true, String::new);
+        let objects = &self.objects;
+        let there = |id: VolumeId| {
+            let has = hosts
+                .iter()
+                .filter(|(_, holdings)| holdings.volumes.contains(&id));
+            has.map(|(host, _)| host.clone()).collect::<Vec<_>>()
+        };
+        for volume in state.volumes.values() {
+            let there = there(volume.id);
+            let wanted: Vec<_> = volume.host.iter().cloned().collect();
+            let fine = match volume.made {
+                true => there == wanted,
+                false => there.is_empty() || there == wanted,
+            };
+            if !fine {
+                let invariant = if there.is_empty() {
+                    "I2 no volume is lost"
+                } else {
+                    "I4 nothing without an owner"
+                };
+                return wrong(invariant, format!("{volume:?} has its file on {there:?}"));
+            }
+        }
+        let known = |id: &VolumeId| state.volumes.values().any(|volume| volume.id == *id);
+        let mut files = hosts
+            .iter()
+            .flat_map(|(host, holdings)| holdings.volumes.iter().map(move |id| (host, id)));
+        if let Some((host, id)) = files.find(|(_, id)| !known(id) && !objects.left.contains(id)) {
+            return wrong(
+                "I4 nothing without an owner",
+                format!("{host} has a file of volume {id}, which nobody knows"),
+            );
+        }
+        let lost = objects
+            .acknowledged
+            .iter()
+            .find(|id| !objects.stored.contains(id));
+        if let Some(id) = lost {
+            return wrong("I2 no volume is lost", format!("volume {id} was never there"));
+        }
+        hosts
+            .iter()
+            .try_for_each(|(host, holdings)| Self::kernel_at_rest(state, host, &holdings.kernel))?;
+        self.copies_at_rest(state, hosts)
+    }
+}

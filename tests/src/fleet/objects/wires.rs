@@ -1,0 +1,122 @@
+//! What a host's kernel has of networks, and how one life of its agent makes it: the rules stay when an agent dies, and go with
+//! the host's power.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use dalgu_agent::network::{Plugged, Problems, System, Wanted};
+use dalgu_proto::host::GuestFeature;
+
+use crate::fleet::{
+    fate::{Fate, Kind},
+    life::Life,
+    plan::Node,
+    site::Site,
+};
+
+/// What has been made on a host.
+#[derive(Debug, Clone, Default)]
+pub struct Kernel {
+    /// The filters.
+    pub rules: String,
+    /// Bridges of networks.
+    pub bridges: BTreeSet<String>,
+    /// Taps that the filters know.
+    pub taps: BTreeSet<String>,
+}
+
+impl Kernel {
+    fn of(wanted: &Wanted) -> Self {
+        let chains = wanted
+            .rules
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("chain to-"));
+        let taps = chains.filter_map(|line| line.split_whitespace().next());
+        Self {
+            taps: taps.map(str::to_owned).collect(),
+            bridges: wanted
+                .segments
+                .iter()
+                .map(|segment| segment.bridge.clone())
+                .collect(),
+            rules: wanted.rules.clone(),
+        }
+    }
+}
+
+/// Where other hosts' overlays reach a host.
+pub fn overlay_address(host: usize) -> IpAddr {
+    let last = u8::try_from(host + 1).unwrap_or(u8::MAX);
+    Ipv4Addr::new(192, 0, 2, last).into()
+}
+
+/// What a host can do of networks.
+pub fn features() -> Vec<GuestFeature> {
+    vec![GuestFeature::Network, GuestFeature::Overlay]
+}
+
+/// What acts for one life of an agent.
+pub struct Wires {
+    /// The site.
+    pub site: Arc<Site>,
+    /// Which host's.
+    pub host: usize,
+    /// The agent.
+    pub life: Life,
+}
+
+#[async_trait]
+impl System for Wires {
+    async fn features(&self) -> Vec<GuestFeature> {
+        features()
+    }
+
+    fn overlay_address(&self) -> Option<IpAddr> {
+        Some(overlay_address(self.host))
+    }
+
+    async fn make(&self, wanted: &Wanted) -> Problems {
+        self.life.pass().await;
+        let node = Node::Host(self.host);
+        let fate = self.site.at(Kind::Change, "networks", node, node);
+        let busy = || Problems {
+            all: Some("the kernel is busy".to_owned()),
+            ..Problems::default()
+        };
+        match fate {
+            Fate::Delay(time) => tokio::time::sleep(time).await,
+            Fate::Fail => return busy(),
+            Fate::CrashBefore => {
+                self.site.kill(node);
+                return self.life.stop_here().await;
+            }
+            _ => {}
+        }
+        self.life.pass().await;
+        self.site.put_kernel(self.host, Kernel::of(wanted));
+        match fate {
+            Fate::CrashAfter => {
+                self.site.kill(node);
+                self.life.stop_here().await
+            }
+            Fate::Lie => busy(),
+            _ => Problems::default(),
+        }
+    }
+
+    async fn broken(&self) {
+        std::future::pending().await
+    }
+
+    async fn arrived(&self, _plugged: &Plugged) {}
+
+    fn sent(&self, _tap: &str) -> Option<u64> {
+        None
+    }
+
+    async fn stop(&self) {}
+}
