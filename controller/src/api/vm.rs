@@ -269,7 +269,9 @@ impl VmService for Services {
         );
         let caller = request::caller(&request, &message.request_id, &format!("CreateVm {content:?}"))?;
         if message.validate_only {
-            let decision = create::check(&self.db.snapshot(), &caller.principal, &new)?.decision;
+            let state = self.db.snapshot();
+            let scan = create::scan(&state, new.policy);
+            let decision = create::check(&state, &caller.principal, &new, scan)?.decision;
             let now = self.db.now();
             let answer = wire::checked(OperationKind::Create, new.name.as_str(), decision.summary, now);
             return Ok(Response::new(answer));

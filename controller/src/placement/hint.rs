@@ -4,6 +4,11 @@
 //! cheapest on a host and the cheapest in the request are both told, the cheaper first. Each is proved before it is
 //! told: its changes are applied, and the tests run again.
 
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+};
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -42,8 +47,32 @@ struct Plan<'a> {
     changes: Vec<Change>,
 }
 
+/// The cheapest first; of equally cheap ones the first by the host's name.
+impl Ord for Plan<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.cost, &self.host.name).cmp(&(other.cost, &other.host.name))
+    }
+}
+
+impl PartialOrd for Plan<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Plan<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Plan<'_> {}
+
+/// A host, and all tests that it fails.
+pub(super) type Refused<'a> = (&'a HostView<'a>, Vec<Lack<'a>>);
+
 /// Finds the hint for a request that none of the hosts can take.
-pub(super) fn find(request: &Request, hosts: &[HostView]) -> Hint {
+pub(super) fn find(request: &Request, hosts: &[Refused<'_>]) -> Hint {
     let on_host = cheapest(request, hosts, Side::Host);
     let in_request = cheapest(request, hosts, Side::Request);
     match (on_host, in_request) {
@@ -57,20 +86,19 @@ pub(super) fn find(request: &Request, hosts: &[HostView]) -> Hint {
     }
 }
 
-fn cheapest<'a>(request: &Request, hosts: &'a [HostView<'a>], side: Side) -> Option<Plan<'a>> {
-    let mut plans: Vec<_> = hosts
+fn cheapest<'a>(request: &Request, hosts: &[Refused<'a>], side: Side) -> Option<Plan<'a>> {
+    let mut plans: BinaryHeap<_> = hosts
         .iter()
-        .filter_map(|host| {
-            let changes = remedies(&filter::lacks(request, host), host, request, side)?;
-            Some(Plan {
+        .filter_map(|(host, lacks)| {
+            let changes = remedies(lacks, host, request, side)?;
+            Some(Reverse(Plan {
                 cost: cost(&changes, request),
                 host,
                 changes,
-            })
+            }))
         })
         .collect();
-    plans.sort_unstable_by(|a, b| (a.cost, &a.host.name).cmp(&(b.cost, &b.host.name)));
-    plans.into_iter().find_map(|plan| proved(plan, request, side))
+    std::iter::from_fn(|| plans.pop()).find_map(|Reverse(plan)| proved(plan, request, side))
 }
 
 /// A change for every lack; `None` where one has no remedy.
@@ -169,10 +197,10 @@ fn listed(changes: &[Change]) -> String {
 }
 
 /// The last resort: nothing that could be done with the hosts there are would help.
-fn another_host(request: &Request, hosts: &[HostView]) -> Hint {
+fn another_host(request: &Request, hosts: &[Refused<'_>]) -> Hint {
     let (cpus, memory_mib) = (request.spec.vcpus, request.spec.reserved_memory_mib());
     let missing = request.host.as_ref().filter(|wanted| {
-        request.exclude.as_ref() != Some(*wanted) && !hosts.iter().any(|host| host.name == **wanted)
+        request.exclude.as_ref() != Some(*wanted) && !hosts.iter().any(|(host, _)| host.name == **wanted)
     });
     let mut changes = Vec::new();
     if request.host.is_some() && missing.is_none() {

@@ -3,10 +3,11 @@
 //! [`decide`] is called by the API when a VM is created, migrated or asked about, inside the transaction that writes
 //! the owner, so that what it found free is still free. First every host is tested ([`Constraint`]), then those that
 //! passed are scored; every host gets a [`Verdict`], and a refusal comes with the smallest change that would help
-//! ([`Hint`]).
+//! ([`Hint`]). [`Engine`] gives the same answers without a look at every host.
 //!
 //! Pure: no runtime, store, clock, randomness or log. Only `wire` knows the generated types.
 
+mod engine;
 mod filter;
 mod hint;
 mod remedy;
@@ -14,6 +15,7 @@ mod repair;
 mod score;
 mod view;
 mod wire;
+mod worth;
 
 #[cfg(test)]
 mod explanations;
@@ -29,25 +31,27 @@ use serde::{Deserialize, Serialize};
 
 use self::score::Score;
 pub use self::{
+    engine::Engine,
     filter::{Constraint, Shortfall},
     hint::Hint,
     remedy::Change,
-    score::Part,
+    score::{Part, Rule},
     view::{
         Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
         default_reserved_memory_mib, used_percent,
     },
     wire::to_wire,
+    worth::Worth,
 };
 
 /// What makes a host better among those with the same load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// The least reserved host first: room to grow everywhere, and the least lost with one host.
+    /// The host of which the least is reserved then, first: room to grow everywhere, and the least lost with one host.
     #[default]
     Spread,
-    /// The most reserved host first: whole hosts stay empty. Load still comes first.
+    /// The host with the least left then, first: whole hosts stay empty. Load still comes first.
     Pack,
 }
 
@@ -68,6 +72,18 @@ pub struct Verdict {
     pub rank: u32,
 }
 
+impl Verdict {
+    fn refused((host, lacks): &hint::Refused<'_>) -> Self {
+        Self {
+            host: host.name.clone(),
+            fits: false,
+            shortfalls: lacks.iter().map(filter::Lack::shortfall).collect(),
+            score: Vec::new(),
+            rank: 0,
+        }
+    }
+}
+
 /// A decision; kept with the VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
@@ -80,89 +96,100 @@ pub struct Decision {
     pub hint: Option<Hint>,
     /// One sentence that sums it up.
     pub summary: String,
-    /// Verdicts that [`decide_keeping`] left out.
+    /// Hosts without a verdict: [`decide_keeping`] left them out.
     #[serde(default)]
     pub omitted: u32,
 }
 
 /// Decides where a VM goes. The names of `hosts` are unique; their order does not matter.
-pub fn decide(request: &Request, hosts: &[HostView], policy: &Policy) -> Decision {
-    decide_keeping(request, hosts, policy, usize::MAX)
+pub fn decide<'a>(request: &Request, hosts: &[HostView], rule: impl Into<Rule<'a>>) -> Decision {
+    decide_keeping(request, hosts, rule, usize::MAX)
 }
 
-/// As [`decide`], but where a host is found, only the first `kept` verdicts (2 at least) are put into words, and the rest
-/// counted: what is stored with each VM of a large site. A refusal always has all.
-pub fn decide_keeping(request: &Request, hosts: &[HostView], policy: &Policy, kept: usize) -> Decision {
+/// As [`decide`], but on a site of more than `kept` hosts (2 at least) a decision for one of them has the verdicts of the best few
+/// alone, and the others are counted: what is stored with each VM of a large site. A refusal always has all.
+pub fn decide_keeping<'a>(
+    request: &Request,
+    hosts: &[HostView],
+    rule: impl Into<Rule<'a>>,
+    kept: usize,
+) -> Decision {
+    let rule = rule.into();
     let mut scores = Vec::new();
     let mut refused = Vec::new();
     for host in hosts {
         let lacks = filter::lacks(request, host);
         if lacks.is_empty() {
-            scores.push((Score::of(request, host, *policy), &host.name));
+            scores.push(Score::of(request, host, rule));
         } else {
-            let shortfalls = lacks.iter().map(filter::Lack::shortfall).collect();
-            refused.push(Verdict {
-                host: host.name.clone(),
-                fits: false,
-                shortfalls,
-                score: Vec::new(),
-                rank: 0,
-            });
+            refused.push((host, lacks));
         }
     }
-    scores.sort_unstable_by_key(|(score, _)| *score);
-    refused.sort_unstable_by(|a, b| a.host.cmp(&b.host));
+    scores.sort_unstable();
+    refused.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
 
-    let kept = if scores.is_empty() {
-        usize::MAX
-    } else {
-        kept.max(2)
-    };
-    let mut verdicts = Vec::with_capacity(hosts.len().min(kept));
-    for ((score, host), rank) in scores.iter().zip(1..).take(kept) {
-        let (host, score) = (HostName::clone(host), score.parts(*policy));
-        verdicts.push(Verdict {
-            host,
+    if scores.is_empty() {
+        let verdicts: Vec<_> = refused.iter().map(Verdict::refused).collect();
+        return Decision {
+            host: None,
+            hint: Some(hint::find(request, &refused)),
+            summary: not_placed(request, &verdicts),
+            verdicts,
+            omitted: 0,
+        };
+    }
+    let kept = kept.max(2);
+    if hosts.len() > kept {
+        scores.truncate(kept);
+        return chosen(&scores, rule.policy, None, hosts.len());
+    }
+    let mut decision = chosen(&scores, rule.policy, Some(scores.len()), hosts.len());
+    decision.verdicts.extend(refused.iter().map(Verdict::refused));
+    decision.omitted = 0;
+    decision
+}
+
+/// The decision for the first of the best hosts. `fitting` is how many fit, where that is known; `all`, how many there are.
+fn chosen(best: &[Score<'_>], policy: Policy, fitting: Option<usize>, all: usize) -> Decision {
+    let verdicts: Vec<_> = best
+        .iter()
+        .zip(1..)
+        .map(|(score, rank)| Verdict {
+            host: score.host.clone(),
             fits: true,
             shortfalls: Vec::new(),
-            score,
+            score: score.parts(policy),
             rank,
-        });
-    }
-    verdicts.extend(refused.into_iter().take(kept - verdicts.len()));
-
-    let host = scores.first().map(|(_, host)| HostName::clone(host));
-    let (summary, hint) = match &host {
-        Some(host) => (placed(host, &verdicts, scores.len(), hosts.len()), None),
-        None => (not_placed(request, &verdicts), Some(hint::find(request, hosts))),
-    };
+        })
+        .collect();
     Decision {
-        host,
-        hint,
-        summary,
-        omitted: u32::try_from(hosts.len() - verdicts.len()).unwrap_or(u32::MAX),
+        host: best.first().map(|score| score.host.clone()),
+        hint: None,
+        summary: placed(&verdicts, fitting, all),
+        omitted: u32::try_from(all - verdicts.len()).unwrap_or(u32::MAX),
         verdicts,
     }
 }
 
-fn placed(host: &HostName, verdicts: &[Verdict], fitting: usize, all: usize) -> String {
+fn placed(verdicts: &[Verdict], fitting: Option<usize>, all: usize) -> String {
     let of = plural(all, "host");
-    match verdicts.get(1).filter(|_| fitting > 1) {
-        None => format!("{host} is the only one of {of} that can take it"),
-        Some(second) => {
-            let decisive = verdicts[0]
-                .score
-                .iter()
-                .zip(&second.score)
-                .find(|(first, second)| first.value != second.value);
-            let why = match decisive {
+    match verdicts {
+        [] => String::new(),
+        [only] => format!("{} is the only one of {of} that can take it", only.host),
+        [best, second, ..] => {
+            let mut parts = best.score.iter().zip(&second.score);
+            let why = match parts.find(|(first, second)| first.value != second.value) {
                 Some((first, other)) => format!(
                     "{} {} against {} on {}",
                     first.name, first.value, other.value, second.host
                 ),
                 None => format!("equal to {}, first by name", second.host),
             };
-            format!("{host} is the best of {fitting} that can take it, of {of}: {why}")
+            let among = fitting.map_or_else(
+                || format!("of {of}"),
+                |fitting| format!("of {fitting} that can take it, of {of}"),
+            );
+            format!("{} is the best {among}: {why}", best.host)
         }
     }
 }

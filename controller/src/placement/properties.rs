@@ -7,7 +7,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{tests::disk, *};
 
-fn request() -> impl Strategy<Value = Request> {
+pub(super) fn request() -> impl Strategy<Value = Request> {
     let vm = (
         1..12_u32,
         32..6000_u64,
@@ -56,14 +56,14 @@ fn request() -> impl Strategy<Value = Request> {
 const POOLS: [&str; 3] = ["local", "fast", "nfs"];
 const BRIDGES: [&str; 3] = ["br0", "br1", "br2"];
 
-fn host_name(number: u32) -> HostName {
+pub(super) fn host_name(number: u32) -> HostName {
     format!("h{number}").parse().unwrap()
 }
 
 /// Size, room, what is promised, whether it is broken, and how far it is filled.
 type Numbers = (u64, u64, u64, bool, (u64, u64));
 
-fn pools() -> impl Strategy<Value = Vec<PoolView<'static>>> {
+pub(super) fn pools() -> impl Strategy<Value = Vec<PoolView<'static>>> {
     let policy = (80..=100_u64, prop::sample::select(vec![100_u64, 100, 150]));
     let pool = (
         0..6000_u64,
@@ -122,7 +122,7 @@ fn usage() -> impl Strategy<Value = Option<UsageView>> {
     ))
 }
 
-fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
+pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
     let flags = (
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.2),
@@ -176,7 +176,7 @@ fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
     })
 }
 
-fn policy() -> impl Strategy<Value = Policy> {
+pub(super) fn policy() -> impl Strategy<Value = Policy> {
     select(vec![Policy::Spread, Policy::Pack])
 }
 

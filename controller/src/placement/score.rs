@@ -1,8 +1,12 @@
-//! Which of the hosts that fit is best. Called by [`super::decide`] for each of them.
+//! Which of the hosts that fit is best. Called by [`super::decide`] for each of them, and by the engine for those that it looks at.
 //!
 //! A [`Score`] is compared field by field in the order they are written, lower first, and ends in the host's name: no
 //! two scores are equal, and the same input gives the same answer. Measured load comes first, but only in coarse
-//! steps, so that noise does not decide; between hosts of the same step the reservations do, which are exact.
+//! steps, so that noise does not decide; between hosts of the same step the reservations do, which are exact; between equally
+//! reserved ones the finer steps of the load.
+//!
+//! Only [`Cost`] depends on the request, and it does so through what is free and what there is: the engine relies on that, and
+//! on [`Cost::at_least`].
 //!
 //! The limits below are this project's own judgement of where guests begin to notice, not figures from a paper.
 
@@ -12,7 +16,7 @@ use dalgu_proto::ids::HostName;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Policy,
+    Policy, Worth,
     view::{HostView, Request, StallView, UsageView},
 };
 
@@ -26,7 +30,7 @@ pub struct Part {
 }
 
 /// Shares are compared in millionths.
-const WHOLE: u32 = 1_000_000;
+const WHOLE: u64 = 1_000_000;
 /// Percent of time stalled for a processor or for I/O at which the next step of pressure begins.
 const STALL_STEPS: [f64; 3] = [10.0, 25.0, 50.0];
 /// The same for memory, where any stall means that the host reclaims pages in use.
@@ -38,90 +42,232 @@ const MEMORY_USED_STEPS: [f64; 3] = [85.0, 92.0, 97.0];
 /// Percent of the busiest network interface in use.
 const NETWORK_STEPS: [f64; 4] = [20.0, 40.0, 60.0, 80.0];
 
+/// How loaded a host is, whatever is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Load {
+    /// What comes before the reservations.
+    pub(super) steps: Steps,
+    /// What comes after them.
+    pub(super) busy: Busy,
+}
+
+/// Coarse steps of a host's load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Steps {
+    /// Nothing is known of the host's load.
+    no_telemetry: bool,
+    /// Step of the worst of pressure (PSI), busy processors and used memory, 0 to 3.
+    pressure: u8,
+    /// Step of the busiest network interface, 0 to 4.
+    network: u8,
+}
+
+/// Fine steps of a host's load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Busy {
+    /// Busy processors, in steps of 5 %.
+    cpu: u8,
+    /// Use of the busiest network interface, in steps of 5 %.
+    network: u8,
+}
+
+impl Load {
+    /// What is known of a host's load.
+    pub(super) fn of(host: &HostView<'_>) -> Self {
+        let usage = host.usage.as_ref();
+        let network = usage.map_or(0.0, |usage| usage.network_utilisation * 100.0);
+        let cpu = usage.and_then(|usage| busy_percent(usage, host)).unwrap_or(0.0);
+        Self {
+            steps: Steps {
+                no_telemetry: usage.is_none(),
+                pressure: usage.map_or(0, |usage| pressure(usage, host)),
+                network: step(network, &NETWORK_STEPS),
+            },
+            busy: Busy {
+                cpu: fives(cpu),
+                network: fives(network),
+            },
+        }
+    }
+}
+
+/// Virtual processors, and memory in MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(super) struct Size {
+    /// Virtual processors.
+    pub(super) vcpus: u32,
+    /// Memory in MiB, for a VM with QEMU's overhead.
+    pub(super) memory_mib: u64,
+}
+
+impl Size {
+    /// What a VM reserves.
+    pub(super) fn of(request: &Request) -> Self {
+        Self {
+            vcpus: request.spec.vcpus,
+            memory_mib: request.spec.reserved_memory_mib(),
+        }
+    }
+
+    /// What VMs may reserve on a host.
+    pub(super) fn capacity(host: &HostView<'_>) -> Self {
+        Self {
+            vcpus: host.vcpus_capacity(),
+            memory_mib: host.memory_mib_capacity(),
+        }
+    }
+
+    /// What is not reserved there.
+    pub(super) fn free(host: &HostView<'_>) -> Self {
+        Self {
+            vcpus: host.vcpus_free(),
+            memory_mib: host.memory_mib_free(),
+        }
+    }
+
+    /// What is left of it once something is taken.
+    fn less(self, taken: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.saturating_sub(taken.vcpus),
+            memory_mib: self.memory_mib.saturating_sub(taken.memory_mib),
+        }
+    }
+
+    /// Its shares of a capacity, in millionths.
+    pub(super) fn shares(self, capacity: Self) -> (u32, u32) {
+        let share = |part: u64, whole: u64| {
+            let millionths = part.saturating_mul(WHOLE) / whole.max(1);
+            u32::try_from(millionths.min(WHOLE)).unwrap_or(u32::MAX)
+        };
+        (
+            share(self.vcpus.into(), capacity.vcpus.into()),
+            share(self.memory_mib, capacity.memory_mib),
+        )
+    }
+}
+
+/// A policy, with what it goes by.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule<'a> {
+    /// What makes a host better among those with the same load.
+    pub policy: Policy,
+    /// What room is worth, for [`Policy::Pack`]; without it, it is best fit alone.
+    pub worth: Option<&'a Worth>,
+}
+
+impl From<&Policy> for Rule<'_> {
+    fn from(policy: &Policy) -> Self {
+        Self {
+            policy: *policy,
+            worth: None,
+        }
+    }
+}
+
+/// What it costs, by a policy, to put a VM on a host, in millionths of the host; lower is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Cost(u32, u32);
+
+impl Cost {
+    /// The cost of a VM where so much of a capacity is free.
+    ///
+    /// - spread: the greater of the shares of processors and memory reserved once the VM is there, then the lesser one.
+    /// - pack: the sum of the shares that are left (best fit over both), and half of what is lost of the host's worth ([`Worth`]); then
+    ///   that loss. Worth alone packs worse than best fit.
+    pub(super) fn of(rule: Rule<'_>, vm: Size, free: Size, capacity: Size) -> Self {
+        Self::at_least(rule.policy, vm, free, capacity).with_worth(rule, vm, free, capacity)
+    }
+
+    /// From the least that it can be to what it is.
+    pub(super) fn with_worth(self, rule: Rule<'_>, vm: Size, free: Size, capacity: Size) -> Self {
+        match rule.worth.filter(|_| rule.policy == Policy::Pack) {
+            Some(worth) => {
+                let lost = worth.lost(vm, free, free.less(vm), capacity);
+                Self(self.0 + lost / 2, lost)
+            }
+            None => self,
+        }
+    }
+
+    /// To spread: so much of a resource must be left on a host that costs no more.
+    pub(super) fn least_free(self, capacity: u64) -> u64 {
+        // A share is rounded down: one millionth more is taken for as good.
+        let reserved = u128::from(capacity) * u128::from(self.0 + 1) / u128::from(WHOLE);
+        capacity
+            .saturating_sub(u64::try_from(reserved).unwrap_or(u64::MAX))
+            .saturating_sub(1)
+    }
+
+    /// No cost is lower there. Never falls: for spread as less is free, for pack as more is.
+    pub(super) fn at_least(policy: Policy, vm: Size, free: Size, capacity: Size) -> Self {
+        let left = free.less(vm);
+        match policy {
+            Policy::Spread => {
+                let (vcpus, memory) = capacity.less(left).shares(capacity);
+                Self(vcpus.max(memory), vcpus.min(memory))
+            }
+            Policy::Pack => {
+                let (vcpus, memory) = left.shares(capacity);
+                Self(vcpus + memory, 0)
+            }
+        }
+    }
+}
+
 /// A host's score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Score<'a> {
-    /// 1 where nothing is known of the host's load.
-    no_telemetry: u32,
-    /// Step of the worst of pressure (PSI), busy processors and used memory, 0 to 3.
-    pressure: u32,
-    /// Step of the busiest network interface, 0 to 4.
-    network: u32,
-    /// Share reserved once the VM is there, in tenths; turned round to pack.
-    reserved: u32,
-    /// Busy processors, in steps of 5 %.
-    cpu_busy: u32,
-    /// Use of the busiest network interface, in steps of 5 %.
-    network_busy: u32,
-    /// Share reserved, in millionths; turned round to pack.
-    reserved_exact: u32,
-    /// VMs; turned round to pack.
-    vms: i64,
-    host: &'a HostName,
+    pub(super) steps: Steps,
+    pub(super) cost: Cost,
+    pub(super) busy: Busy,
+    pub(super) host: &'a HostName,
 }
 
 impl<'a> Score<'a> {
     /// The score of a host that passed all tests.
-    pub(super) fn of(request: &Request, host: &'a HostView<'_>, policy: Policy) -> Self {
-        let share = reserved_share(request, host);
-        let (reserved_exact, vms) = match policy {
-            Policy::Spread => (share, i64::from(host.vms)),
-            Policy::Pack => (WHOLE - share, -i64::from(host.vms)),
-        };
-        let busy = host.usage.as_ref().and_then(|usage| busy_percent(usage, host));
-        let network = host.usage.map_or(0.0, |usage| usage.network_utilisation * 100.0);
+    pub(super) fn of(request: &Request, host: &'a HostView<'_>, rule: Rule<'_>) -> Self {
+        let Load { steps, busy } = Load::of(host);
+        let cost = Cost::of(rule, Size::of(request), Size::free(host), Size::capacity(host));
         Self {
-            no_telemetry: host.usage.is_none().into(),
-            pressure: host.usage.as_ref().map_or(0, |usage| pressure(usage, host)),
-            network: step(network, &NETWORK_STEPS),
-            reserved: reserved_exact / (WHOLE / 10),
-            cpu_busy: fives(busy.unwrap_or(0.0)),
-            network_busy: fives(network),
-            reserved_exact,
-            vms,
+            steps,
+            cost,
+            busy,
             host: &host.name,
         }
     }
 
     /// The parts in the order in which they are compared; the host's name, which comes last, is left out.
     pub(super) fn parts(&self, policy: Policy) -> Vec<Part> {
-        let (share, exact) = match policy {
-            Policy::Spread => ("reserved_tenths", "reserved_percent"),
-            Policy::Pack => ("unreserved_tenths", "unreserved_percent"),
-        };
         let part = |name, value| Part {
             name: Cow::Borrowed(name),
             value,
         };
-        #[expect(clippy::cast_precision_loss, reason = "a count of VMs is far below 2^53")]
-        let vms = self.vms as f64;
-        vec![
-            part("no_telemetry", self.no_telemetry.into()),
-            part("pressure", self.pressure.into()),
-            part("network", self.network.into()),
-            part(share, self.reserved.into()),
-            part("cpu_busy_percent", f64::from(self.cpu_busy) * 5.0),
-            part("network_busy_percent", f64::from(self.network_busy) * 5.0),
-            part(exact, f64::from(self.reserved_exact) / (f64::from(WHOLE) / 100.0)),
-            part("vms", vms),
-        ]
+        let percent = |millionths: u32| f64::from(millionths) / 10_000.0;
+        let Cost(first, second) = self.cost;
+        let mut parts = vec![
+            part("no_telemetry", u8::from(self.steps.no_telemetry).into()),
+            part("pressure", self.steps.pressure.into()),
+            part("network", self.steps.network.into()),
+        ];
+        match policy {
+            Policy::Spread => parts.extend([
+                part("reserved_percent", percent(first)),
+                part("reserved_of_other_percent", percent(second)),
+            ]),
+            Policy::Pack => parts.extend([
+                part("waste_percent", percent(first)),
+                part("worth_lost_percent", percent(second)),
+            ]),
+        }
+        parts.extend([
+            part("cpu_busy_percent", f64::from(self.busy.cpu) * 5.0),
+            part("network_busy_percent", f64::from(self.busy.network) * 5.0),
+        ]);
+        parts
     }
 }
 
-/// The greater of the shares of virtual processors and memory reserved once the VM is there, in millionths.
-fn reserved_share(request: &Request, host: &HostView) -> u32 {
-    let share = |used: u64, capacity: u64| {
-        let millionths = u128::from(used) * u128::from(WHOLE) / u128::from(capacity.max(1));
-        u32::try_from(millionths).unwrap_or(WHOLE).min(WHOLE)
-    };
-    let vcpus = u64::from(host.vcpus_reserved) + u64::from(request.spec.vcpus);
-    let memory = host
-        .memory_mib_reserved
-        .saturating_add(request.spec.reserved_memory_mib());
-    share(vcpus, host.vcpus_capacity().into()).max(share(memory, host.memory_mib_capacity()))
-}
-
-fn pressure(usage: &UsageView, host: &HostView) -> u32 {
+fn pressure(usage: &UsageView, host: &HostView) -> u8 {
     [
         step(stall(usage.cpu_stall), &STALL_STEPS),
         step(stall(usage.io_stall), &STALL_STEPS),
@@ -130,7 +276,7 @@ fn pressure(usage: &UsageView, host: &HostView) -> u32 {
         step(memory_used_percent(usage, host), &MEMORY_USED_STEPS),
     ]
     .into_iter()
-    .fold(0, u32::max)
+    .fold(0, u8::max)
 }
 
 /// The worse of the two averages: a load that begins is seen within seconds, and one that comes and goes is
@@ -155,17 +301,17 @@ fn memory_used_percent(usage: &UsageView, host: &HostView) -> f64 {
 }
 
 /// How many of the limits a value has reached.
-fn step(value: f64, limits: &[f64]) -> u32 {
-    limits.iter().map(|limit| u32::from(value >= *limit)).sum()
+fn step(value: f64, limits: &[f64]) -> u8 {
+    limits.iter().map(|limit| u8::from(value >= *limit)).sum()
 }
 
 /// A percentage in steps of 5.
-fn fives(percent: f64) -> u32 {
+fn fives(percent: f64) -> u8 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "clamped to 0 to 20"
     )]
-    let fives = (percent / 5.0).clamp(0.0, 20.0) as u32;
+    let fives = (percent / 5.0).clamp(0.0, 20.0) as u8;
     fives
 }

@@ -440,19 +440,19 @@ fn the_wire_says_the_same_as_the_decision() {
     let decision = decide(&request, &hosts, &Policy::Spread);
     let when = jiff::Timestamp::from_second(1_700_000_000).unwrap();
     let shortened = decide_keeping(&request, &hosts, &Policy::Spread, 2);
-    assert_eq!(shortened.verdicts, decision.verdicts[..2]);
+    assert_eq!(shortened.verdicts, decision.verdicts[..1]);
     let wire = to_wire(&shortened, Some(when));
     assert_eq!(
         (wire.host.as_str(), wire.hint.as_str(), wire.verdicts.len()),
-        ("h2", "", 2)
+        ("h2", "", 1)
     );
     assert_eq!(
         wire.summary,
-        "h2 is the only one of 3 hosts that can take it (1 verdict not listed)"
+        "h2 is the only one of 3 hosts that can take it (2 verdicts not listed)"
     );
     assert_eq!(wire.decide_time.unwrap().seconds, 1_700_000_000);
     let wire = to_wire(&decision, None);
-    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 8));
+    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 7));
     assert_eq!(
         (
             wire.verdicts[1].rank,

@@ -31,7 +31,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Error, State, Tx, load, refused::Refused, tx::EVENTS_KEPT};
+use super::{Error, State, Tx, fleet::Fleet, load, refused::Refused, tx::EVENTS_KEPT};
 use crate::store::{self, Batch, Image, Store};
 
 /// Changes that may wait for the writer.
@@ -90,6 +90,7 @@ struct Commit {
 struct Pending {
     state: State,
     refused: Refused,
+    fleet: Fleet,
 }
 
 struct Inner {
@@ -150,6 +151,7 @@ impl Db {
             pending: Mutex::new(Pending {
                 state,
                 refused: Refused::default(),
+                fleet: Fleet::default(),
             }),
             queue,
             published,
@@ -211,19 +213,22 @@ impl Db {
             let mut tx = Tx::new(
                 pending.state.clone(),
                 std::mem::take(&mut pending.refused),
+                std::mem::take(&mut pending.fleet),
                 self.now(),
                 self.0.new_ids.clone(),
                 self.0.events_kept,
             );
             let outcome = change(&mut tx);
-            let (state, batch, touched, refused) = match outcome {
+            let (state, batch, touched, (refused, mut fleet)) = match outcome {
                 Ok(_) => tx.finish(),
                 // Nothing changes; but the reason may be a change that is not on disk yet, and may never be.
                 Err(_) => (pending.state.clone(), Batch::default(), Vec::new(), tx.give_up()),
             };
+            fleet.settle(&state, outcome.is_err());
             *pending = Pending {
                 state: state.clone(),
                 refused,
+                fleet,
             };
             // Sent under the lock, so that the queue has the order of the changes.
             permit.send(Commit {
@@ -287,6 +292,7 @@ fn read(store: &mut impl Store, cluster_id: ClusterId, hooks: &Hooks) -> Result<
     let mut tx = Tx::new(
         loaded,
         Refused::default(),
+        Fleet::default(),
         hooks.clock.now(),
         hooks.new_ids.clone(),
         hooks.events_kept,

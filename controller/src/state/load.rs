@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::{Meta, State, Tx, refused::Refused};
+use super::{Meta, State, Tx, fleet::Fleet, refused::Refused};
 use crate::{
     model::{
         BackupRecord, EventRecord, GroupRecord, HostLive, HostRecord, ImageRecord, MigrationRecord,
@@ -107,6 +107,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
     let mut tx = Tx::new(
         state,
         Refused::default(),
+        Fleet::default(),
         Timestamp::UNIX_EPOCH,
         NewIds::random(),
         usize::MAX,

@@ -8,7 +8,7 @@ mod image;
 mod network;
 mod volume;
 
-use std::{collections::BTreeSet, ops::Deref, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, ops::Deref, sync::Arc};
 
 use dalgu_proto::{
     ids::{HostName, MigrationId, NewIds, OperationId, VmId},
@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Observing, State, Stray, refused::Refused};
+use super::{Observing, State, Stray, fleet::Fleet, refused::Refused};
 use crate::{
     agent_wire::Reported,
     hosts::pools::Level,
@@ -27,7 +27,7 @@ use crate::{
         EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
         OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
     },
-    placement::PoolPolicy,
+    placement::{Decision, Policy, PoolPolicy, Request, Worth},
     space::Space,
     store::{Batch, Table, Write},
     verbs,
@@ -40,6 +40,8 @@ pub const EVENTS_KEPT: usize = 20_000;
 pub struct Tx {
     state: State,
     refused: Refused,
+    /// In a cell, as a decision changes nothing that anybody sees.
+    fleet: RefCell<Fleet>,
     writes: Vec<Write>,
     events: Vec<(u64, String)>,
     forget_events_to: u64,
@@ -80,6 +82,7 @@ impl Tx {
     pub(super) fn new(
         state: State,
         mut refused: Refused,
+        fleet: Fleet,
         now: Timestamp,
         new_ids: NewIds,
         events_kept: usize,
@@ -89,6 +92,7 @@ impl Tx {
         Self {
             state,
             refused,
+            fleet: RefCell::new(fleet),
             writes: Vec::new(),
             events: Vec::new(),
             forget_events_to: 0,
@@ -109,6 +113,17 @@ impl Tx {
     /// An id that nothing has yet.
     pub fn new_id(&self) -> Uuid {
         self.new_ids.next()
+    }
+
+    /// Decides where a VM goes, on the state as it is so far; `kept` as in [`placement::decide_keeping`](crate::placement::decide_keeping).
+    pub fn decide(&self, request: &Request, policy: Policy, kept: usize) -> Decision {
+        self.fleet.borrow_mut().decide(&self.state, request, policy, kept)
+    }
+
+    /// Whether the engine knew, when this change began, what was true then.
+    #[cfg(test)]
+    pub(crate) fn fleet_is_current(&self) -> bool {
+        self.fleet.borrow().is_current(&self.state)
     }
 
     /// What the records of this change get as their revision: the next one, of which each event takes one more.
@@ -154,6 +169,7 @@ impl Tx {
         };
         let spec = vm.held();
         for host in hosts {
+            self.fleet.get_mut().mark(&host);
             let reserved = self.state.reserved.entry(host.clone()).or_default();
             change(&mut reserved.vcpus, spec.vcpus.into());
             change(&mut reserved.memory_mib, spec.reserved_memory_mib());
@@ -251,6 +267,7 @@ impl Tx {
 
     pub(super) fn index_host(&mut self, host: Arc<HostRecord>) {
         self.note_overlay_address(&host);
+        self.fleet.get_mut().mark(&host.name);
         self.state.hosts.insert(host.name.clone(), host);
     }
 
@@ -261,6 +278,7 @@ impl Tx {
             meta.forgotten_session = meta.forgotten_session.max(host.session);
         }
         self.forget_stock(name);
+        self.fleet.get_mut().mark(name);
         self.state.live.remove(name);
         self.write(Table::Hosts, name, None);
     }
@@ -352,9 +370,9 @@ impl Tx {
         self.refused.note(Instant::now(), key, body, why);
     }
 
-    /// Gives the change up: only what was refused is kept.
-    pub(super) fn give_up(self) -> Refused {
-        self.refused
+    /// Gives the change up: only what was refused is kept, and which hosts were marked.
+    pub(super) fn give_up(self) -> (Refused, Fleet) {
+        (self.refused, self.fleet.into_inner())
     }
 
     /// Forgets a request.
@@ -429,6 +447,7 @@ impl Tx {
     pub fn set_live(&mut self, host: HostName, live: HostLive) {
         self.note_stock(&host, &live);
         self.note_hearing(&host, &live);
+        self.fleet.get_mut().mark(&host);
         self.state.live.insert(host, Arc::new(live));
     }
 
@@ -439,6 +458,7 @@ impl Tx {
 
     /// Notes a VM that was found where it should not be; how often it has been. Not stored.
     pub fn note_stray(&mut self, host: HostName, reported: Reported) -> u32 {
+        self.fleet.get_mut().mark(&host);
         let key = (host, reported.id);
         let before = self.state.strays.get(&key).map_or(0, |stray| stray.times);
         let times = before.saturating_add(1);
@@ -450,6 +470,7 @@ impl Tx {
     /// Forgets that a VM was found where it is its host's own again.
     pub fn forget_stray(&mut self, host: &HostName, vm: VmId) {
         if !self.state.strays.is_empty() {
+            self.fleet.get_mut().mark(host);
             self.state.strays.remove(&(host.clone(), vm));
         }
     }
@@ -464,6 +485,7 @@ impl Tx {
             .cloned()
             .collect();
         for key in gone {
+            self.fleet.get_mut().mark(host);
             self.state.strays.remove(&key);
         }
     }
@@ -527,7 +549,13 @@ impl Tx {
 
     /// How far pools are filled, by the configuration. Not stored.
     pub fn set_pool_policy(&mut self, policy: PoolPolicy) {
+        self.fleet.get_mut().mark_all();
         self.state.pool_policy = policy;
+    }
+
+    /// Goes by other prices of room from now on. Not stored.
+    pub fn set_worth(&mut self, worth: Option<Arc<Worth>>) {
+        self.state.worth = worth;
     }
 
     /// Notes how full a pool is; `None` for the host of a shared one. Not stored.
@@ -559,7 +587,7 @@ impl Tx {
     }
 
     /// What the store is to write, what the state is then, and which VMs want a look.
-    pub(super) fn finish(self) -> (State, Batch, Vec<VmId>, Refused) {
+    pub(super) fn finish(self) -> (State, Batch, Vec<VmId>, (Refused, Fleet)) {
         let mut batch = Batch {
             writes: self.writes,
             events: self.events,
@@ -578,7 +606,7 @@ impl Tx {
             self.state,
             batch,
             self.touched.into_iter().collect(),
-            self.refused,
+            (self.refused, self.fleet.into_inner()),
         )
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 
 /// Verdicts kept with each VM: why this host and not the next ones. Each is 0.4 kB in the store, is read at each start of the
 /// controller and written with each change of the VM.
-const VERDICTS_KEPT: usize = 8;
+pub const VERDICTS_KEPT: usize = 8;
 /// Ids that are tried for a VM whose MAC addresses are left to Dalgu: even with a million addresses taken, one in sixteen
 /// of all, so many in a row are unheard of.
 const IDS_TRIED: u32 = 32;
@@ -49,8 +49,13 @@ pub struct Create {
     pub policy: Policy,
 }
 
-/// Finds a host for a VM on the state as it is; nothing else is decided meanwhile in a transaction.
-pub fn place(state: &State, request: &Request, policy: Policy) -> Result<(HostName, Decision), Error> {
+/// Finds a host for a VM on the state as it is; nothing else is decided meanwhile in a transaction. `decide` is [`scan`] or
+/// [`Tx::decide`].
+pub fn place(
+    state: &State,
+    request: &Request,
+    decide: impl FnOnce(&Request) -> Decision,
+) -> Result<(HostName, Decision), Error> {
     if let Some(host) = request
         .host
         .as_ref()
@@ -58,7 +63,7 @@ pub fn place(state: &State, request: &Request, policy: Policy) -> Result<(HostNa
     {
         return Err(Error::HostNotFound(host.to_string()));
     }
-    let decision = placement::decide_keeping(request, &hosts::views(state), &policy, VERDICTS_KEPT);
+    let decision = decide(request);
     match decision.host.clone() {
         Some(host) => Ok((host, decision)),
         // Soon it is known whether there is room: silent hosts report, or count as unreachable.
@@ -72,6 +77,18 @@ pub fn place(state: &State, request: &Request, policy: Policy) -> Result<(HostNa
         None => Err(Error::NoCapacity {
             decision: Box::new(decision),
         }),
+    }
+}
+
+/// Decides on a state that is only looked at.
+pub fn scan(state: &State, policy: Policy) -> impl FnOnce(&Request) -> Decision {
+    move |request| {
+        placement::decide_keeping(
+            request,
+            &hosts::views(state),
+            hosts::rule(state, policy),
+            VERDICTS_KEPT,
+        )
     }
 }
 
@@ -89,7 +106,12 @@ pub struct Plan {
 }
 
 /// Checks the name and the MAC addresses, finds volumes and images, gives addresses, and then finds a host.
-pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error> {
+pub fn check(
+    state: &State,
+    principal: &str,
+    new: &Create,
+    decide: impl FnOnce(&Request) -> Decision,
+) -> Result<Plan, Error> {
     if state.vm_names.contains_key(&new.name) {
         return Err(Error::VmExists(new.name.clone()));
     }
@@ -110,7 +132,7 @@ pub fn check(state: &State, principal: &str, new: &Create) -> Result<Plan, Error
         }
     }
     let request = Request::new(spec.clone()).with_needs(needs).on(new.host.clone());
-    let (owner, decision) = place(state, &request, new.policy)?;
+    let (owner, decision) = place(state, &request, decide)?;
     if let Some(host) = state.hosts.get(&owner) {
         images::resolve::clone_modes(&mut spec, host)?;
     }
@@ -176,7 +198,9 @@ fn fetch_seconds(bytes: u64) -> u32 {
 /// Creates a VM.
 pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Error> {
     room(tx)?;
-    let plan = check(tx, &caller.principal, &new)?;
+    let plan = check(tx, &caller.principal, &new, |request| {
+        tx.decide(request, new.policy, VERDICTS_KEPT)
+    })?;
     let (id, spec) = identify(tx, &plan.spec)?;
     let power = if new.stopped {
         PowerState::Stopped

@@ -6,7 +6,11 @@ use dalgu_proto::{
     vm::PowerState,
 };
 
-use super::{Caller, Error, accept, backup, check_etag, confirmed, create::place, find, new_operation, room};
+use super::{
+    Caller, Error, accept, backup, check_etag, confirmed,
+    create::{VERDICTS_KEPT, place},
+    find, new_operation, room,
+};
 use crate::{
     hosts,
     model::{EventKind, HostState, MigrationRecord, Observation, OperationKind, Outcome, Phase, VmRecord},
@@ -131,7 +135,9 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
             next: "only a running VM can migrate",
         });
     }
-    let (destination, decision) = place(tx, &request(tx, &vm, ask.destination), ask.policy)?;
+    let (destination, decision) = place(tx, &request(tx, &vm, ask.destination), |request| {
+        tx.decide(request, ask.policy, VERDICTS_KEPT)
+    })?;
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);
     let record = MigrationRecord {
         id: MigrationId::from_uuid(tx.new_id()),

@@ -308,9 +308,12 @@ proptest! {
                 }
             })
             .await;
+            let any = crate::placement::Request::new(fixtures::spec());
+            db.change(|tx| drop(tx.decide(&any, Default::default(), 2))).await;
             for event in events {
                 happen(&db, event).await;
                 holds(&db.snapshot());
+                db.change(|tx| assert!(tx.fleet_is_current())).await;
             }
             let read = from_image(&disk.open().load().unwrap(), fixtures::cluster_id()).unwrap();
             assert_eq!(counted(&read), counted(&db.snapshot()), "after a start");

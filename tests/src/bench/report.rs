@@ -101,7 +101,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{:width$}  {:>10}  {:>23}  {:>3}  {:>10}  {:>6}",
-            "", "median", "(min .. max)", "n", "virsh", "ratio"
+            "", "median", "(min .. max)", "n", "baseline", "ratio"
         )?;
         for measure in &self.0 {
             let range = format!("({:.1} .. {:.1})", measure.min, measure.max);

@@ -85,6 +85,7 @@ impl Tx {
         else {
             return;
         };
+        self.fleet.get_mut().mark(&host);
         let reserved = self.state.reserved.entry(host).or_default();
         let sums = [
             reserved.disks_mib.entry(volume.pool.clone()).or_insert(0),

@@ -1,0 +1,310 @@
+//! The same answer as the plain scan, without looking at every host.
+//!
+//! [`Engine`] is told of each host that has changed, and keeps what decides in dense rows and in an order in which the best
+//! host comes early. A request goes along that order, tests those that it meets in full, and stops where no later one can be
+//! better. Who it serves is the controller's one writer (`state::fleet` keeps it up to date) and the benchmark.
+//!
+//! ```text
+//!   labels ─┐                                    one Index of all hosts, and one of the hosts with each label
+//!           ├─> Index ─> group ─> row ─> entry
+//!   all ────┘            │        │      └ free memory, fine load, name: in order of the cost
+//!                        │        └ free virtual processors
+//!                        └ steps of the load, capacity
+//! ```
+//!
+//! A score begins with the steps of the load and goes on with a cost that follows from what is free of which capacity; so
+//! groups come in the order of the score, and rows and entries of one group in the order of the cost. What else a host must
+//! have (pools, bridges, features, ...) is tested at the entries, in [`ask`]. The plain scan ([`super::decide`]) stays: it is the
+//! oracle of the property tests, and what explains a refusal.
+//!
+//! Must not: read a clock, or differ from the scan in any answer.
+
+mod ask;
+mod host;
+mod index;
+
+#[cfg(test)]
+mod properties;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use dalgu_proto::ids::HostName;
+
+use self::{
+    ask::Ask,
+    host::{Host, Kind, Names, Place, Row},
+    index::{Best, Index},
+};
+use super::{
+    Decision, HostView, Policy, Request, Rule, Worth, chosen, decide_keeping,
+    score::{Cost, Score},
+};
+
+/// Place of a host in the rows.
+type Slot = u32;
+
+/// Hosts, ready for decisions by one policy.
+#[derive(Debug)]
+pub struct Engine {
+    policy: Policy,
+    worth: Option<Arc<Worth>>,
+    slots: HashMap<HostName, Slot>,
+    hosts: Vec<Host>,
+    /// By slot too.
+    rows: Vec<Row>,
+    /// Kinds that hosts have, or had not long ago.
+    kinds: BTreeSet<Arc<Kind>>,
+    names: Names,
+    all: Index,
+    labels: HashMap<String, HashMap<String, Index>>,
+}
+
+impl Engine {
+    /// Without hosts.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            worth: None,
+            slots: HashMap::new(),
+            hosts: Vec::new(),
+            rows: Vec::new(),
+            kinds: BTreeSet::new(),
+            names: Names::default(),
+            all: Index::new(policy),
+            labels: HashMap::new(),
+        }
+    }
+
+    /// How it decides.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// From now on, goes by these prices, or by none.
+    pub fn price(&mut self, worth: Option<&Arc<Worth>>) {
+        self.worth = worth.cloned();
+    }
+
+    fn rule(&self) -> Rule<'_> {
+        Rule {
+            policy: self.policy,
+            worth: self.worth.as_deref(),
+        }
+    }
+
+    /// Hosts it knows.
+    pub fn len(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty()
+    }
+
+    /// Takes over what is now true of a host, known or new.
+    pub fn set(&mut self, view: &HostView<'_>) {
+        let row = Row::new(view, &mut self.names);
+        let Some(slot) = self.slots.get(&view.name).copied() else {
+            let host = Host::new(Arc::new(view.name.clone()), self.kind(view), view);
+            let slot = Slot::try_from(self.hosts.len()).expect("fewer hosts than 2^32");
+            self.hosts.push(host);
+            self.rows.push(row);
+            self.slots.insert(view.name.clone(), slot);
+            self.reindex(slot, true);
+            return;
+        };
+        let before = &self.hosts[slot as usize];
+        let name = before.name.clone();
+        let kind = match before.kind.is_of(view) {
+            true => before.kind.clone(),
+            false => self.kind(view),
+        };
+        let host = Host::new(name, kind, view);
+        if !self.hosts[slot as usize].is_indexed_as(&host) {
+            self.reindex(slot, false);
+            self.hosts[slot as usize] = host;
+            self.reindex(slot, true);
+        }
+        self.rows[slot as usize] = row;
+    }
+
+    /// Forgets a host.
+    pub fn remove(&mut self, name: &HostName) {
+        let Some(slot) = self.slots.remove(name) else {
+            return;
+        };
+        self.reindex(slot, false);
+        let last = Slot::try_from(self.hosts.len() - 1).expect("as many as have slots");
+        if last != slot {
+            self.reindex(last, false);
+        }
+        self.hosts.swap_remove(slot as usize);
+        self.rows.swap_remove(slot as usize);
+        if last != slot {
+            let moved = HostName::clone(&self.hosts[slot as usize].name);
+            self.slots.insert(moved, slot);
+            self.reindex(slot, true);
+        }
+    }
+
+    /// Takes over what is promised in each shared pool that hosts have, which is the same for all of them.
+    pub fn promise(&mut self, promised: impl Fn(&str) -> u64) {
+        self.names.pools.promise(promised);
+    }
+
+    /// The host that is best for a request; `None` where none can take it. As [`super::decide`] would choose.
+    pub fn choose(&self, request: &Request) -> Option<&HostName> {
+        self.best(request, 1).first().map(|score| score.host)
+    }
+
+    /// As [`decide_keeping`] decides over `views`, which are asked for only where every host is to be explained: on a site of
+    /// few hosts, and for a refusal.
+    pub fn decide<'v>(
+        &self,
+        request: &Request,
+        kept: usize,
+        views: impl FnOnce() -> Vec<HostView<'v>>,
+    ) -> Decision {
+        let kept = kept.max(2);
+        if self.len() > kept {
+            let best = self.best(request, kept);
+            if !best.is_empty() {
+                return chosen(&best, self.policy, None, self.len());
+            }
+        }
+        decide_keeping(request, &views(), self.rule(), kept)
+    }
+
+    /// The best few hosts for a request, best first.
+    fn best(&self, request: &Request, few: usize) -> Vec<Score<'_>> {
+        let mut best = Best::new(few);
+        if let Some(ask) = Ask::new(request, self) {
+            match ask.only {
+                Some(name) => best.extend(self.score(name, &ask)),
+                None => {
+                    if let Some(index) = self.smallest(&request.spec.host_selector) {
+                        index.search(&ask, self, &mut best);
+                    }
+                }
+            }
+        }
+        best.into_scores()
+    }
+
+    /// The score of one host, if it can take the VM.
+    fn score(&self, name: &HostName, ask: &Ask<'_>) -> Option<Score<'_>> {
+        let slot = *self.slots.get(name)?;
+        let host = &self.hosts[slot as usize];
+        let Place {
+            steps,
+            capacity,
+            free,
+            busy,
+        } = host.place?;
+        let fits = ask.size.vcpus <= free.vcpus && ask.size.memory_mib <= free.memory_mib;
+        (fits && ask.is_met_by(slot, self)).then(|| Score {
+            steps,
+            cost: Cost::of(self.rule(), ask.size, free, capacity),
+            busy,
+            host: &host.name,
+        })
+    }
+
+    /// The index with the fewest hosts that has all those that a selector allows; `None` where no host has one of its labels.
+    fn smallest(&self, selector: &BTreeMap<String, String>) -> Option<&Index> {
+        let mut smallest = &self.all;
+        for (key, value) in selector {
+            let index = self.labels.get(key)?.get(value)?;
+            if index.len() < smallest.len() {
+                smallest = index;
+            }
+        }
+        Some(smallest)
+    }
+
+    /// The kind of a host, shared by all that are alike.
+    fn kind(&mut self, view: &HostView<'_>) -> Arc<Kind> {
+        let kind = Kind::of(view);
+        if let Some(known) = self.kinds.get(&kind) {
+            return known.clone();
+        }
+        // New kinds come when hosts are changed, which is seldom: a good time to forget those that no host is of any more.
+        self.kinds.retain(|kind| Arc::strong_count(kind) > 1);
+        let kind = Arc::new(kind);
+        self.kinds.insert(kind.clone());
+        kind
+    }
+
+    /// Enters a host into the indices that it belongs to, or takes it out of them.
+    fn reindex(&mut self, slot: Slot, add: bool) {
+        let host = &self.hosts[slot as usize];
+        let Some(place) = &host.place else {
+            return;
+        };
+        match add {
+            true => self.all.insert(place, &host.name, slot),
+            false => self.all.remove(place, &host.name, slot),
+        }
+        for (key, value) in &host.kind.labels {
+            if add && !self.labels.contains_key(key) {
+                self.labels.insert(key.clone(), HashMap::new());
+            }
+            let Some(values) = self.labels.get_mut(key) else {
+                continue;
+            };
+            if add && !values.contains_key(value) {
+                values.insert(value.clone(), Index::new(self.policy));
+            }
+            let Some(index) = values.get_mut(value) else {
+                continue;
+            };
+            match add {
+                true => index.insert(place, &host.name, slot),
+                false => index.remove(place, &host.name, slot),
+            }
+            if index.len() == 0 {
+                values.remove(value);
+                if values.is_empty() {
+                    self.labels.remove(key);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Engine {
+    /// An engine that gives names the same numbers, and knows no host yet.
+    pub(crate) fn without_hosts(&self) -> Self {
+        Self {
+            names: self.names.clone(),
+            ..Self::new(self.policy)
+        }
+    }
+
+    /// Whether both know the same of the same hosts, and have them at the same places.
+    pub(crate) fn knows_as(&self, other: &Self) -> bool {
+        let known = |engine: &Self, name: &HostName| {
+            let slot = engine.slots.get(name).map(|slot| *slot as usize);
+            slot.map(|slot| format!("{:?} {:?}", engine.hosts[slot], engine.rows[slot]))
+        };
+        let places = |engine: &Self| {
+            let labels = engine.labels.iter().flat_map(|(key, values)| {
+                values
+                    .iter()
+                    .map(move |(value, index)| ((key.clone(), value.clone()), index.places()))
+            });
+            (engine.all.places(), labels.collect::<BTreeMap<_, _>>())
+        };
+        self.len() == other.len()
+            && self
+                .slots
+                .keys()
+                .all(|name| known(self, name) == known(other, name))
+            && places(self) == places(other)
+    }
+}

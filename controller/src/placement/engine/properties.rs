@@ -1,0 +1,177 @@
+//! The engine answers as the scan does, whatever is asked of whatever site, and however that came about.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use dalgu_proto::{ids::VolumeId, vm::Spec};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::placement::{
+    Bound, Needs, UsageView, decide,
+    properties::{host_name, hosts, policy, request},
+    tests,
+};
+
+/// A host of a site whose hosts are much alike: few sizes, few loads, three racks; so most comparisons are close.
+fn alike() -> impl Strategy<Value = HostView<'static>> {
+    let numbers = (0..2_usize, 0..5_u32, 0..5_u64, 0..9_u32, 0..4_usize);
+    let flags = (prop::bool::weighted(0.95), prop::bool::weighted(0.05), 0..4_usize);
+    let pool = (select(vec![0_u64, 2000, 6000, 90_000]), any::<bool>());
+    (numbers, flags, pool).prop_map(|((size, vcpus, memory, odd_memory, load), flags, pool)| {
+        let mut host = tests::host("h1");
+        (host.cpus, host.memory_mib) = [(8, 16_384), (16, 32_768)][size];
+        host.cpu_overcommit_ratio = 1.0;
+        host.vcpus_reserved = vcpus * 2;
+        host.memory_mib_reserved = memory * 2048 + u64::from(odd_memory / 8);
+        (host.ready, host.cordoned) = (flags.0, flags.1);
+        host.usage = [Some(0.0), Some(0.0), Some(7.0), None][load].map(|busy| UsageView {
+            cpus_busy: Some(busy),
+            ..UsageView::default()
+        });
+        let rack = ["a", "b", "c"].get(flags.2);
+        host.labels = Cow::Owned(
+            rack.map(|rack| ("rack".into(), (*rack).into()))
+                .into_iter()
+                .collect(),
+        );
+        host.pools[0].reserved_mib = pool.0;
+        host.pools[0].shared = pool.1;
+        host
+    })
+}
+
+fn site() -> impl Strategy<Value = Vec<HostView<'static>>> {
+    let named = |mut hosts: Vec<HostView<'static>>| {
+        for (host, number) in hosts.iter_mut().zip(1..) {
+            host.name = host_name(number);
+        }
+        agreed(hosts)
+    };
+    prop_oneof![hosts().prop_map(agreed), vec(alike(), 0..24).prop_map(named)]
+}
+
+/// What is promised in a shared pool is one number, whichever host is asked.
+fn agreed(mut hosts: Vec<HostView<'static>>) -> Vec<HostView<'static>> {
+    let mut promised = BTreeMap::new();
+    for pool in hosts
+        .iter_mut()
+        .flat_map(|host| &mut host.pools)
+        .filter(|pool| pool.shared)
+    {
+        pool.reserved_mib = *promised.entry(pool.name.clone()).or_insert(pool.reserved_mib);
+    }
+    hosts
+}
+
+/// Requests of every kind, and such as most of [`alike`] can take.
+fn ask() -> impl Strategy<Value = Request> {
+    let common = (1..5_u32, 1..5_u64, 0..4_usize, 0..2000_u64).prop_map(|(vcpus, memory, rack, disk)| {
+        let mut spec = Spec {
+            vcpus,
+            memory_mib: memory * 1024,
+            disks: vec![tests::disk("root", "local", disk + 1)],
+            ..tests::spec()
+        };
+        if let Some(rack) = ["a", "b"].get(rack) {
+            spec.host_selector.insert("rack".into(), (*rack).into());
+        }
+        Request::new(spec)
+    });
+    let volume = prop::option::weighted(0.05, (1..9_u32).prop_map(host_name));
+    (prop_oneof![request(), common], volume).prop_map(|(request, volume)| {
+        let needs = volume.map_or_else(Needs::default, |host| Needs {
+            volumes: BTreeMap::from([(
+                VolumeId::from_uuid(uuid::Uuid::nil()),
+                Bound {
+                    volume: "ledger".parse().unwrap(),
+                    host: Some(host),
+                },
+            )]),
+            ..Needs::default()
+        });
+        request.with_needs(needs)
+    })
+}
+
+fn engine(policy: Policy, hosts: &[HostView<'_>]) -> Engine {
+    let mut engine = Engine::new(policy);
+    hosts.iter().for_each(|host| engine.set(host));
+    engine
+}
+
+/// The engine's answers to some requests are those of the scan.
+fn agrees(engine: &Engine, hosts: &[HostView<'_>], requests: &[Request]) -> Result<(), TestCaseError> {
+    prop_assert_eq!(engine.len(), hosts.len());
+    for request in requests {
+        let expected = decide(request, hosts, engine.rule());
+        prop_assert_eq!(
+            engine.choose(request),
+            expected.host.as_ref(),
+            "{}",
+            expected.summary
+        );
+        for kept in [2, 5, 100] {
+            let expected = decide_keeping(request, hosts, engine.rule(), kept);
+            prop_assert_eq!(engine.decide(request, kept, || hosts.to_vec()), expected);
+        }
+    }
+    Ok(())
+}
+
+/// So many cases, or as many as `PROPTEST_CASES` says: 100,000 take minutes.
+fn cases(usual: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    ProptestConfig {
+        cases: asked.unwrap_or(usual),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(4000))]
+
+    #[test]
+    fn the_engine_answers_as_the_scan_does(hosts in site(), requests in vec(ask(), 1..4), policy in policy()) {
+        agrees(&engine(policy, &hosts), &hosts, &requests)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1500))]
+
+    #[test]
+    fn it_does_not_matter_how_a_site_came_about(
+        before in site(), after in site(), requests in vec(ask(), 1..4), policy in policy(), promised in 0..6000_u64,
+    ) {
+        let mut engine = engine(policy, &before);
+        for host in &after {
+            engine.set(host);
+        }
+        for host in before.iter().skip(after.len()) {
+            engine.remove(&host.name);
+            engine.remove(&host.name);
+        }
+        let mut after = after;
+        let shared = after.iter_mut().flat_map(|host| &mut host.pools).filter(|pool| pool.shared);
+        shared.for_each(|pool| pool.reserved_mib = promised);
+        engine.promise(|_| promised);
+        agrees(&engine, &after, &requests)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(150))]
+
+    #[test]
+    fn it_answers_as_the_scan_does_by_prices_too(hosts in site(), requests in vec(ask(), 1..6)) {
+        let mut engine = engine(Policy::Pack, &hosts);
+        let sizes = requests.iter().map(|request| ((request.spec.vcpus, request.spec.reserved_memory_mib()), 1));
+        let capacities = hosts.iter().map(|host| ((host.vcpus_capacity(), host.memory_mib_capacity()), 1));
+        let worth = Worth::learn(sizes, capacities).map(Arc::new);
+        engine.price(worth.as_ref());
+        agrees(&engine, &hosts, &requests)?;
+    }
+}

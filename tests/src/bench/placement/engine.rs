@@ -1,0 +1,272 @@
+//! How fast the engine decides.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use dalgu_controller::placement::{Engine, HostView, Policy, Request, decide};
+use dalgu_proto::ids::HostName;
+use fastrand::Rng;
+use nix::time::{ClockId, clock_gettime};
+
+use super::{one, site};
+use crate::bench::process;
+use crate::bench::report::{Measure, Report};
+
+/// How much to measure.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Sites of so many hosts, one after the other.
+    pub hosts: Vec<usize>,
+    /// Decisions of which each is timed.
+    pub decisions: usize,
+    /// Decisions of the plain scan of which each is timed; fewer on large sites, see [`SCANNED`].
+    pub scans: usize,
+    /// What the random numbers begin with.
+    pub seed: u64,
+}
+
+/// Hosts that the plain scan looks at in all, on one site.
+const SCANNED: usize = 5_000_000;
+/// How full sites are, in percent of their virtual processors or memory.
+const FULL: u32 = 75;
+
+/// Measures all sites, by both policies.
+///
+/// # Errors
+/// If the engine does not answer as the plain scan does.
+pub fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
+    for policy in [Policy::Pack, Policy::Spread] {
+        let mut medians = Vec::new();
+        for hosts in &settings.hosts {
+            medians.push(measure(settings, policy, *hosts, report)?);
+        }
+        if let [first, .., last] = medians.as_slice() {
+            let (from, to) = (settings.hosts[0], settings.hosts[settings.hosts.len() - 1]);
+            let name = format!("{}, growth of the median from {from} to {to} hosts", word(policy));
+            report.add(one(name, "times", last / first));
+        }
+    }
+    Ok(())
+}
+
+fn word(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Pack => "pack",
+        Policy::Spread => "spread",
+    }
+}
+
+/// A site with VMs on it.
+struct Site {
+    engine: Engine,
+    hosts: Vec<HostView<'static>>,
+    numbers: HashMap<HostName, usize>,
+    /// Each VM with the number of its host.
+    vms: Vec<(Request, usize)>,
+    rng: Rng,
+}
+
+impl Site {
+    fn new(count: usize, policy: Policy, seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let hosts: Vec<_> = (0..count).map(|number| site::host(number, &mut rng)).collect();
+        let numbers = hosts
+            .iter()
+            .zip(0..)
+            .map(|(host, number)| (host.name.clone(), number));
+        Self {
+            engine: Engine::new(policy),
+            numbers: numbers.collect(),
+            hosts,
+            vms: Vec::new(),
+            rng,
+        }
+    }
+
+    /// Fills it until so much of a resource is reserved.
+    fn fill(&mut self) {
+        self.hosts.iter().for_each(|host| self.engine.set(host));
+        let all: (u64, u64) = self.hosts.iter().fold((0, 0), |(vcpus, memory), host| {
+            (
+                vcpus + u64::from(host.vcpus_capacity()),
+                memory + host.memory_mib_capacity(),
+            )
+        });
+        let full = |used: u64, all: u64| used * 100 >= all * u64::from(FULL);
+        let mut used = (0, 0);
+        while !full(used.0, all.0) && !full(used.1, all.1) {
+            let request = self.request();
+            used.0 += u64::from(request.spec.vcpus);
+            used.1 += request.spec.reserved_memory_mib();
+            self.place(request);
+        }
+    }
+
+    fn request(&mut self) -> Request {
+        site::request(self.hosts.len(), &mut self.rng)
+    }
+
+    fn place(&mut self, request: Request) {
+        if let Some(name) = self.engine.choose(&request) {
+            let number = self.numbers[name];
+            self.change(&request, number, true);
+            self.vms.push((request, number));
+        }
+    }
+
+    fn change(&mut self, request: &Request, number: usize, add: bool) {
+        let host = &mut self.hosts[number];
+        site::reserve(host, request, add);
+        self.engine.set(host);
+    }
+
+    /// One VM goes, whichever.
+    fn release(&mut self) {
+        if !self.vms.is_empty() {
+            let (request, number) = self.vms.swap_remove(self.rng.usize(0..self.vms.len()));
+            self.change(&request, number, false);
+        }
+    }
+}
+
+/// Measures a site; gives the median of a decision.
+fn measure(settings: &Settings, policy: Policy, count: usize, report: &mut Report) -> anyhow::Result<f64> {
+    println!("{}, {count} hosts", word(policy));
+    let title = |what: &str| format!("{}, {count} hosts: {what}", word(policy));
+    let mut site = Site::new(count, policy, settings.seed);
+    let before = process::mib(std::process::id(), "VmRSS:")?;
+    site.hosts.iter().for_each(|host| site.engine.set(host));
+    let engine_mib = process::mib(std::process::id(), "VmRSS:")? - before;
+    site.fill();
+    anyhow::ensure!(!site.vms.is_empty(), "nothing could be placed on {count} hosts");
+
+    let scans = scan(settings, &mut site)?;
+    let mut timed = Vec::with_capacity(settings.decisions);
+    let mut turned_over = Duration::ZERO;
+    for _ in 0..settings.decisions {
+        let request = site.request();
+        let begin = processor()?;
+        site.release();
+        turned_over += since(begin)?;
+        let begin = processor()?;
+        let host = std::hint::black_box(site.engine.choose(&request)).cloned();
+        timed.push(nanoseconds(since(begin)?));
+        let begin = processor()?;
+        if let Some(host) = host {
+            let number = site.numbers[&host];
+            site.change(&request, number, true);
+            turned_over += since(begin)?;
+            site.vms.push((request, number));
+        }
+    }
+    let requests: Vec<_> = (0..settings.decisions).map(|_| site.request()).collect();
+    let begin = processor()?;
+    for request in &requests {
+        std::hint::black_box(site.engine.choose(request));
+    }
+    let taken = since(begin)?;
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+    let (decisions, vms) = (settings.decisions as f64, site.vms.len() as f64);
+    let scanned = scans.iter().sum::<f64>() / 1e9;
+    let a_second = decisions / taken.as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+    let scans_a_second = scans.len() as f64 / scanned;
+
+    timed.sort_by(f64::total_cmp);
+    let empty: Result<Vec<_>, _> = (0..1001).map(|_| since(processor()?).map(nanoseconds)).collect();
+    report.add(Measure::of(
+        title("reading the clock, part of each time below"),
+        "ns",
+        &empty?,
+    ));
+    report.add(one(title("decisions a second"), "1/s", a_second).map(|m| m.over(&[scans_a_second])));
+    report.add(Measure::of(title("p50"), "ns", &[rank(&timed, 0.5)]).map(|m| m.over(&[rank(&scans, 0.5)])));
+    for (what, at) in [("p99", 0.99), ("p99.9", 0.999)] {
+        report.add(one(title(what), "ns", rank(&timed, at)));
+    }
+    let change = nanoseconds(turned_over) / decisions / 2.0;
+    report.add(one(title("a host taken over after a change"), "ns", change));
+    report.add(one(
+        title("engine's memory a VM"),
+        "bytes",
+        engine_mib * 1_048_576.0 / vms,
+    ));
+    if policy == Policy::Spread {
+        refusal(
+            &site,
+            &title("a refusal with its whole explanation")["spread, ".len()..],
+            report,
+        )?;
+    }
+    Ok(rank(&timed, 0.5))
+}
+
+/// Times of the plain scan, in order; each of its answers is compared with the engine's.
+fn scan(settings: &Settings, site: &mut Site) -> anyhow::Result<Vec<f64>> {
+    let policy = site.engine.policy();
+    let scans = settings.scans.min(SCANNED / site.hosts.len()).max(3);
+    let mut timed = Vec::with_capacity(scans);
+    for _ in 0..scans {
+        let request = site.request();
+        let begin = processor()?;
+        let decision = dalgu_controller::placement::decide_keeping(&request, &site.hosts, &policy, 2);
+        timed.push(nanoseconds(since(begin)?));
+        anyhow::ensure!(
+            decision.host.as_ref() == site.engine.choose(&request),
+            "the engine and the scan do not agree about {request:?}"
+        );
+    }
+    timed.sort_by(f64::total_cmp);
+    Ok(timed)
+}
+
+/// What no host can take, explained for each of them.
+fn refusal(site: &Site, name: &str, report: &mut Report) -> anyhow::Result<()> {
+    let mut request = site::request(site.hosts.len(), &mut Rng::with_seed(1));
+    request.spec.memory_mib = 1 << 30;
+    let mut timed = Vec::new();
+    for _ in 0..5 {
+        let begin = processor()?;
+        let decision = site
+            .engine
+            .decide(&request, 8, || site.hosts.iter().map(site::seen).collect());
+        timed.push(nanoseconds(since(begin)?) / 1e6);
+        anyhow::ensure!(
+            decision.host.is_none() && decision.verdicts.len() == site.hosts.len() && decision.hint.is_some(),
+            "a refusal without its explanation"
+        );
+    }
+    let again = decide(&request, &site.hosts, &site.engine.policy());
+    anyhow::ensure!(again.host.is_none(), "the scan places what the engine refuses");
+    report.add(Measure::of(name, "ms", &timed));
+    Ok(())
+}
+
+/// The value at a rank, 0 to 1, of sorted samples.
+fn rank(sorted: &[f64], at: f64) -> f64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counts far below 2^53, and a rank from 0 to 1"
+    )]
+    let index = (sorted.len() as f64 * at) as usize;
+    sorted
+        .get(index.min(sorted.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+/// Time that this thread has had a processor: what else runs on the machine is not measured. Reading it is part of every time.
+fn processor() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+fn since(begin: Duration) -> anyhow::Result<Duration> {
+    Ok(processor()?.saturating_sub(begin))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "durations far below 2^53 ns")]
+fn nanoseconds(time: Duration) -> f64 {
+    time.as_nanos() as f64
+}

@@ -1,0 +1,167 @@
+//! A site for the engine, as many would be: racks and rooms, three models of host, local and shared pools, loads of every step; and
+//! requests for it, a fifth of which are bound by labels.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use dalgu_controller::placement::{HostView, PoolPolicy, PoolView, Request, UsageView};
+use dalgu_proto::vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec};
+use fastrand::Rng;
+
+/// Hosts in a rack.
+const RACK: usize = 40;
+/// Rooms.
+const ROOMS: usize = 4;
+/// Processors and memory in GiB of each model.
+const MODELS: [(u32, u64); 3] = [(64, 256), (48, 384), (32, 128)];
+/// Virtual processors and memory in GiB, as flavours have them.
+const FLAVOURS: [(u32, u64); 8] = [
+    (1, 2),
+    (2, 4),
+    (2, 8),
+    (4, 8),
+    (4, 16),
+    (8, 16),
+    (8, 32),
+    (16, 64),
+];
+
+/// Host of that number.
+pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
+    let (cpus, gib) = MODELS[number % MODELS.len()];
+    let pool = |name: &'static str, shared, capacity_mib: u64| PoolView {
+        name: name.into(),
+        shared,
+        error: None,
+        capacity_mib,
+        available_mib: capacity_mib,
+        used_mib: 0,
+        reserved_mib: 0,
+        policy: PoolPolicy::default(),
+    };
+    let bridges = ["br0", "storage", "backup"];
+    let with = 1 + rng.usize(1..=bridges.len() - 1);
+    HostView {
+        name: format!("host-{number:06}").parse().expect("a name"),
+        ready: rng.usize(0..200) > 0,
+        state: "ready".into(),
+        cordoned: rng.usize(0..100) == 0,
+        cordon_reason: "".into(),
+        labels: Cow::Owned(BTreeMap::from([
+            ("rack".to_owned(), format!("r{}", number / RACK)),
+            ("room".to_owned(), format!("m{}", number / RACK % ROOMS)),
+        ])),
+        cpus,
+        cpu_overcommit_ratio: 2.0,
+        memory_mib: gib << 10,
+        reserved_memory_mib: 1024,
+        vcpus_reserved: 0,
+        memory_mib_reserved: 0,
+        vms: 0,
+        pools: vec![pool("local", false, 2 << 20), pool("shared", true, 1 << 40)],
+        bridges: bridges.iter().take(with).map(|name| (*name).to_owned()).collect(),
+        accelerator: "kvm".into(),
+        guest_features: Cow::default(),
+        usage: Some(usage(cpus, rng)),
+        unmanaged_vcpus: 0,
+        unmanaged_memory_mib: 0,
+    }
+}
+
+/// Most hosts are little loaded; some are under pressure.
+fn usage(cpus: u32, rng: &mut Rng) -> UsageView {
+    let busy = match rng.usize(0..10) {
+        0 => 0.8,
+        _ => rng.f64() * 0.45,
+    };
+    UsageView {
+        cpus_busy: Some(f64::from(cpus) * busy),
+        network_utilisation: rng.f64() * 0.19,
+        ..UsageView::default()
+    }
+}
+
+/// A request: CPU, memory, one or two disks, an interface; one in ten only for a room, one in ten only for a rack.
+pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
+    let (vcpus, gib) = FLAVOURS[rng.usize(0..FLAVOURS.len())];
+    let disk = |name: &str, pool: &str, size_mib| Disk {
+        name: name.into(),
+        size_mib,
+        pool: pool.into(),
+        image: None,
+        format: DiskFormat::Qcow2,
+        digest: None,
+        clone_mode: CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
+    };
+    let mut disks = vec![disk("root", "local", 20 << 10)];
+    if rng.bool() {
+        disks.push(disk("data", "shared", 100 << 10));
+    }
+    let bridge = ["br0", "br0", "storage", "backup"][rng.usize(0..4)];
+    let rack = rng.usize(0..hosts) / RACK;
+    let bound = match rng.usize(0..10) {
+        0 => Some(("room".to_owned(), format!("m{}", rack % ROOMS))),
+        1 => Some(("rack".to_owned(), format!("r{rack}"))),
+        _ => None,
+    };
+    Request::new(Spec {
+        vcpus,
+        memory_mib: gib << 10,
+        disks,
+        nics: vec![Nic {
+            name: "eth0".into(),
+            plug: Plug::Bridge {
+                bridge: bridge.into(),
+            },
+            mac: String::new(),
+        }],
+        kernel_boot: None,
+        restart_policy: RestartPolicy::default(),
+        host_selector: bound.into_iter().collect(),
+        first_boot: None,
+        firmware: Default::default(),
+        tpm: false,
+        max_vcpus: None,
+        max_memory_mib: None,
+    })
+}
+
+/// Reserves, or gives back, what a request needs on a host.
+pub(super) fn reserve(host: &mut HostView<'_>, request: &Request, add: bool) {
+    let change = |value: &mut u64, by: u64| *value = if add { *value + by } else { *value - by };
+    let mut vcpus = host.vcpus_reserved.into();
+    change(&mut vcpus, request.spec.vcpus.into());
+    host.vcpus_reserved = u32::try_from(vcpus).expect("fewer than a host may have");
+    change(&mut host.memory_mib_reserved, request.spec.reserved_memory_mib());
+    for (name, mib) in request.pools() {
+        let own = host
+            .pools
+            .iter_mut()
+            .find(|pool| pool.name == name && !pool.shared);
+        own.into_iter()
+            .for_each(|pool| change(&mut pool.reserved_mib, mib));
+    }
+}
+
+/// The host as the controller would give it to placement: with nothing copied that need not be.
+pub(super) fn seen<'a>(host: &'a HostView<'_>) -> HostView<'a> {
+    let pool = |pool: &'a PoolView<'_>| PoolView {
+        name: Cow::Borrowed(&pool.name),
+        error: pool.error.as_deref().map(Cow::Borrowed),
+        ..*pool
+    };
+    HostView {
+        name: host.name.clone(),
+        state: Cow::Borrowed(&host.state),
+        cordon_reason: Cow::Borrowed(&host.cordon_reason),
+        labels: Cow::Borrowed(&host.labels),
+        pools: host.pools.iter().map(pool).collect(),
+        bridges: Cow::Borrowed(&host.bridges),
+        accelerator: Cow::Borrowed(&host.accelerator),
+        guest_features: Cow::Borrowed(&host.guest_features),
+        ..*host
+    }
+}
