@@ -37,7 +37,7 @@ impl Nature {
             clocks: own && matches!(kind, 1 | 5 | 7),
             restore: own && matches!(kind, 2 | 4 | 5),
             second: own && matches!(kind, 3 | 6 | 7),
-            objects: seed % 5 == 0,
+            objects: seed.is_multiple_of(5),
         }
     }
 

@@ -57,9 +57,10 @@ impl Thing {
                 volume: Some(v1::Volume {
                     name,
                     size_mib: 8,
-                    image: (self == Self::CreateFromImage)
-                        .then(|| image_name(other))
-                        .unwrap_or_default(),
+                    image: match self {
+                        Self::CreateFromImage => image_name(other),
+                        _ => String::new(),
+                    },
                     ..Default::default()
                 }),
                 request_id,

@@ -155,9 +155,10 @@ pub fn images() -> BTreeMap<String, Vec<u8>> {
 
 /// What the first disk of the VM of this number is made from.
 pub fn image(number: usize) -> String {
-    (number >= FROM_IMAGES)
-        .then(|| image_name(number))
-        .unwrap_or_default()
+    match number >= FROM_IMAGES {
+        true => image_name(number),
+        false => String::new(),
+    }
 }
 
 fn network_name(number: usize) -> String {

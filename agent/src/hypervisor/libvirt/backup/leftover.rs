@@ -40,7 +40,7 @@ pub(super) fn remove(domain: &Domain, id: BackupId) -> Result<(), Raw> {
         if jobs.iter().all(|job| job.status == "concluded") {
             break;
         }
-        thread::sleep(LOOK);
+        thread::park_timeout(LOOK);
         jobs = copying(domain)?;
     }
     for job in &jobs {
