@@ -41,12 +41,7 @@ use crate::model::{
     MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, Refusal, RequestRecord,
     ScheduleRecord, VmRecord, VolumeRecord,
 };
-use crate::{
-    agent_wire::Reported,
-    hosts::pools::Level,
-    placement::{PoolPolicy, Worth},
-    space::Space,
-};
+use crate::{agent_wire::Reported, hosts::pools::Level, placement::PoolPolicy, space::Space};
 
 /// Numbers of the site as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,8 +193,6 @@ pub struct State {
     pub space: Option<Space>,
     /// How far pools are filled. Not stored.
     pub pool_policy: PoolPolicy,
-    /// What room on hosts is worth, where VMs are packed; `None` for best fit alone, as long as nothing learns it. Not stored.
-    pub worth: Option<Arc<Worth>>,
     /// Pools that are nearly full or full: shared ones by name, others with their host. Not stored.
     pub pool_levels: OrdMap<(Option<HostName>, String), Level>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
@@ -261,7 +254,6 @@ impl State {
             strays: OrdMap::new(),
             space: None,
             pool_policy: PoolPolicy::default(),
-            worth: None,
             pool_levels: OrdMap::new(),
             sightings: OrdMap::new(),
             sighted: OrdMap::new(),

@@ -88,7 +88,7 @@ impl PlacementService for Services {
                 migrate::request(&state, vm, host)
             }
         };
-        let rule = hosts::rule(&state, self.config.placement.policy);
+        let rule = &self.config.placement.policy;
         let decision = placement::decide(&question, &hosts::views(&state), rule);
         Ok(Response::new(placement::to_wire(&decision, Some(self.db.now()))))
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     model::{HostLive, HostRecord, HostState},
-    placement::{HostView, Policy, PoolView, Rule, UsageView},
+    placement::{HostView, PoolView, UsageView},
     state::{Reserved, State},
 };
 
@@ -40,14 +40,6 @@ pub fn views(state: &State) -> Vec<HostView<'_>> {
         ));
     }
     views
-}
-
-/// A policy with what the site has learnt for it.
-pub fn rule(state: &State, policy: Policy) -> Rule<'_> {
-    Rule {
-        policy,
-        worth: state.worth.as_deref(),
-    }
 }
 
 /// A host as placement sees it.

@@ -90,7 +90,6 @@ impl Fleet {
             self.made = true;
             engine
         });
-        engine.price(state.worth.as_ref());
         engine.decide(request, kept, || hosts::views(state))
     }
 }

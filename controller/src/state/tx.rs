@@ -27,7 +27,7 @@ use crate::{
         EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
         OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
     },
-    placement::{Decision, Policy, PoolPolicy, Request, Worth},
+    placement::{Decision, Policy, PoolPolicy, Request},
     space::Space,
     store::{Batch, Table, Write},
     verbs,
@@ -551,11 +551,6 @@ impl Tx {
     pub fn set_pool_policy(&mut self, policy: PoolPolicy) {
         self.fleet.get_mut().mark_all();
         self.state.pool_policy = policy;
-    }
-
-    /// Goes by other prices of room from now on. Not stored.
-    pub fn set_worth(&mut self, worth: Option<Arc<Worth>>) {
-        self.state.worth = worth;
     }
 
     /// Notes how full a pool is; `None` for the host of a shared one. Not stored.

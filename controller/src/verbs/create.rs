@@ -82,14 +82,7 @@ pub fn place(
 
 /// Decides on a state that is only looked at.
 pub fn scan(state: &State, policy: Policy) -> impl FnOnce(&Request) -> Decision {
-    move |request| {
-        placement::decide_keeping(
-            request,
-            &hosts::views(state),
-            hosts::rule(state, policy),
-            VERDICTS_KEPT,
-        )
-    }
+    move |request| placement::decide_keeping(request, &hosts::views(state), &policy, VERDICTS_KEPT)
 }
 
 /// What a creation would do now.

@@ -469,7 +469,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     }
     // Where it would have the room that it asks for.
     let elsewhere = migrate::request(state, new, None);
-    let best = placement::decide_keeping(&elsewhere, &hosts::views(state), hosts::rule(state, policy), 2);
+    let best = placement::decide_keeping(&elsewhere, &hosts::views(state), &policy, 2);
     if let Some(hint) = &mut decision.hint {
         let other = match best.host {
             Some(host) => format!(

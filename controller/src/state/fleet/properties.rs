@@ -104,7 +104,7 @@ fn decides(tx: &Tx, vcpus: u32) {
         ..fixtures::spec()
     });
     for (policy, kept) in [(Policy::Spread, 2), (Policy::Spread, 100)] {
-        let expected = decide_keeping(&request, &hosts::views(tx), hosts::rule(tx, policy), kept);
+        let expected = decide_keeping(&request, &hosts::views(tx), &policy, kept);
         assert_eq!(tx.decide(&request, policy, kept), expected);
     }
 }
