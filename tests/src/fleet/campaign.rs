@@ -176,6 +176,9 @@ pub(crate) fn each(numbers: Range<u64>, work: impl Fn(u64) -> bool + Sync) {
     });
 }
 
+/// Of so many seeds one is run twice, for the same history.
+const RUN_AGAIN: u64 = 10;
+
 /// Runs a campaign.
 ///
 /// # Errors
@@ -188,9 +191,14 @@ pub fn run(campaign: &Campaign) -> anyhow::Result<Found> {
         if about.is_some_and(|about| !Nature::of(seed).is_about(about)) {
             return true;
         }
-        let outcome = super::run(&Settings::seed(seed, campaign.faults));
+        let settings = Settings::seed(seed, campaign.faults);
+        let outcome = super::run(&settings);
+        let again = seed.is_multiple_of(RUN_AGAIN).then(|| super::run(&settings));
         let mut found = lock(&found);
         found.add(&outcome);
+        if again.is_some_and(|again| again.digest != outcome.digest) {
+            found.fail(seed, format!("seed {seed}: two runs of it are two histories"), &outcome);
+        }
         if found.seeds.is_multiple_of(500) {
             eprintln!(
                 "{} seeds, {} faults, {} failed, {:.0} s",

@@ -45,7 +45,7 @@ use std::{
 
 use dalgu_controller::status::{self, VmState};
 use fastrand::Rng;
-use tokio::time::Instant;
+use tokio::{runtime::RngSeed, time::Instant};
 
 use self::{
     checker::{Checks, Violation},
@@ -144,6 +144,7 @@ pub fn run(settings: &Settings) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
+        .rng_seed(RngSeed::from_bytes(&settings.seed.to_le_bytes()))
         .build()
         .expect("a runtime without threads and sockets");
     runtime.block_on(live(settings))
