@@ -81,7 +81,7 @@ pub async fn ask(site: Arc<Site>, request: Request) -> Option<Answer> {
                     site.checker().turned_away(&id, term);
                 }
                 site.trace().say(format_args!(
-                    "{:?} {}: {:?}",
+                    "{:?} {}: {:?} to request {id}",
                     request.verb,
                     request.object,
                     status.code()
@@ -110,9 +110,8 @@ async fn once(
         };
         let name = here.vm_name(request.object);
         if request.verb.kind() == Some(OperationKind::Delete) && here.is_missed(&name) {
-            return Box::pin(async {
-                Err(Status::failed_precondition("it is on a host that is waited for"))
-            });
+            // The operator's own word, not the controller's: a copy of the request may still be carried out.
+            return Box::pin(async { Err(Status::unavailable("it is on a host that is waited for")) });
         }
         let message = request.message(name, id.clone(), operation, backup.clone());
         if let Verb::Thing(Thing::DeleteVolume) = request.verb {
