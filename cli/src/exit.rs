@@ -89,6 +89,12 @@ pub enum Error {
         /// What its host said.
         why: String,
     },
+    /// A host was not emptied or restored in full.
+    #[error("{0}")]
+    DrainEnded(String),
+    /// Ctrl-C while waiting for that.
+    #[error("interrupted; the drain of {0} goes on")]
+    DrainInterrupted(String),
     /// A backup was not taken.
     #[error("{}", not_taken(.0))]
     BackupFailed(Box<v1::Backup>),
@@ -209,10 +215,13 @@ impl Error {
             Self::OperationEnded(_)
             | Self::ImageRefused { .. }
             | Self::NotChanged(_)
+            | Self::DrainEnded(_)
             | Self::BackupFailed(_) => Exit::OperationFailed,
             Self::TooLate(_) => Exit::Refused,
             Self::Unwell(_) => Exit::Unwell,
-            Self::Interrupted(_) | Self::ImportInterrupted(_) => Exit::Interrupted,
+            Self::Interrupted(_) | Self::ImportInterrupted(_) | Self::DrainInterrupted(_) => {
+                Exit::Interrupted
+            }
             Self::Output(_) | Self::Format(..) => Exit::Other,
         }
     }
@@ -225,6 +234,9 @@ impl Error {
             Self::Rpc(status) => rpc_hint(status),
             Self::WaitTimedOut { operation, .. } | Self::Interrupted(operation) => Some(format!(
                 "wait for it with `dalgu op wait {operation}`, or give it up with `dalgu op cancel {operation}`"
+            )),
+            Self::DrainInterrupted(host) => Some(format!(
+                "`dalgu host show {host} --watch` shows how far it is, `dalgu host cancel-drain {host}` gives it up"
             )),
             Self::ChangeTimedOut(vm) => Some(format!("`dalgu vm show {vm}` shows how far it is")),
             Self::ImageTimedOut { image, .. } => Some(format!(

@@ -12,6 +12,7 @@ pub mod backup;
 pub mod backups;
 pub mod config;
 pub mod doctor;
+pub mod drains;
 pub mod hosts;
 pub mod housekeeping;
 pub mod images;

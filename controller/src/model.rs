@@ -6,6 +6,7 @@
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod backup;
+mod drain;
 mod file;
 mod image;
 mod live;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backup::{BackupFile, BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, ScheduleRecord},
+    drain::{Direction, Drain, DrainMode, DrainState, DrainedVm, Stage},
     file::{FileOf, PoolFile},
     image::{
         Content, Held, HeldImage, ImagePhase, ImageRecord, ImageState, ImageStock, Replicas, Visibility,
@@ -120,6 +122,9 @@ pub struct VmRecord {
     /// Free text.
     #[serde(default)]
     pub description: String,
+    /// What becomes of it when its host is drained.
+    #[serde(default, skip_serializing_if = "DrainMode::is_default")]
+    pub drain_mode: DrainMode,
     /// What its processors should do.
     pub intent: Intent,
     /// The only host that may run it.
@@ -228,6 +233,9 @@ pub struct HostRecord {
     /// Why it takes no new VMs; `None` when it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cordon: Option<String>,
+    /// How it was emptied last, or is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// Commands of another session are refused by the agent.
     pub session: Session,
     /// The kernel's boot id.

@@ -256,6 +256,7 @@ async fn only_its_owner_speaks_for_a_vm() {
             documents: Default::default(),
             labels: BTreeMap::new(),
             description: String::new(),
+            drain_mode: Default::default(),
             stopped: false,
             host: Some(host("h1")),
             policy: Policy::default(),

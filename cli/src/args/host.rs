@@ -1,6 +1,9 @@
 //! What can be typed after `dalgu host`.
 
-use clap::{Args, Subcommand};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use dalgu_proto::v1;
 
 use super::values;
 use crate::complete;
@@ -48,6 +51,30 @@ pub enum HostCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
+    /// Empties a host for maintenance: closes it, and moves, stops or leaves each of its VMs as that VM's drain mode says. Ends at the
+    /// deadline at the latest, and says of every VM that is still there why.
+    Drain(DrainArgs),
+    /// Gives a drain or a restoration up where it is: what it began goes on.
+    CancelDrain {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Opens a host that was drained, moves back what was moved away, and starts what was stopped.
+    Restore {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// How long.
+        #[command(flatten)]
+        time: DrainTime,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
     /// Forgets a host that has no VM.
     Delete {
         /// Name of the host.
@@ -69,6 +96,61 @@ pub enum HostCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
+}
+
+/// A drain.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Name of the host.
+    #[arg(add = complete::hosts())]
+    pub name: String,
+    /// What becomes of all its VMs [default: each has its own mode].
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Option<DrainMode>,
+    /// Change nothing; show where each VM would go, and what holds those that cannot.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How long.
+    #[command(flatten)]
+    pub time: DrainTime,
+    /// The request.
+    #[command(flatten)]
+    pub request: RequestArgs,
+}
+
+/// How long a drain may take, and whether to wait for its end.
+#[derive(Debug, Clone, Args)]
+pub struct DrainTime {
+    /// Time after which it ends, for example 10m or 2h [default: 1h].
+    #[arg(long, value_parser = values::duration, value_name = "TIME")]
+    pub deadline: Option<Duration>,
+    /// Return as soon as it has begun.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// What becomes of a VM whose host is drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DrainMode {
+    /// It moves to another host while it runs.
+    LiveMigrate,
+    /// It is shut down.
+    Stop,
+    /// It stays and runs on.
+    Leave,
+    /// Nothing is done with it before somebody says what.
+    Ask,
+}
+
+impl From<DrainMode> for v1::DrainMode {
+    fn from(mode: DrainMode) -> Self {
+        match mode {
+            DrainMode::LiveMigrate => Self::LiveMigrate,
+            DrainMode::Stop => Self::Stop,
+            DrainMode::Leave => Self::Leave,
+            DrainMode::Ask => Self::Ask,
+        }
+    }
 }
 
 /// How to make a request that is done at once.

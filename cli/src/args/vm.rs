@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use dalgu_proto::v1;
 
-use super::{EventsArgs, WaitArgs, values};
+use super::{EventsArgs, WaitArgs, host::DrainMode, values};
 use crate::complete;
 
 /// VMs.
@@ -209,6 +209,9 @@ pub struct CreateArgs {
     /// Free text.
     #[arg(long, value_name = "TEXT", conflicts_with = "file")]
     pub description: Option<String>,
+    /// What becomes of it when its host is drained [default: live-migrate].
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub drain_mode: Option<DrainMode>,
     /// Place it on this host, or refuse [default: the controller chooses].
     #[arg(long, value_name = "HOST", add = complete::hosts())]
     pub host: Option<String>,
@@ -236,6 +239,9 @@ pub struct UpdateArgs {
     /// New description.
     #[arg(long, value_name = "TEXT", group = "change")]
     pub description: Option<String>,
+    /// What becomes of it when its host is drained.
+    #[arg(long, value_enum, value_name = "MODE", group = "change")]
+    pub drain_mode: Option<DrainMode>,
     /// New restart policy.
     #[arg(long, value_enum, value_name = "POLICY", group = "change")]
     pub restart_policy: Option<RestartPolicy>,

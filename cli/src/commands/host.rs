@@ -1,5 +1,7 @@
 //! `dalgu host`.
 
+mod drain;
+
 use std::{collections::HashMap, time::Duration};
 
 use dalgu_proto::v1;
@@ -60,6 +62,19 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
             .await?;
             done(session, &host, "open for VMs")
         }
+        HostCommand::Drain(args) => drain::drain(args, session).await,
+        HostCommand::CancelDrain { name, request } => {
+            let request = v1::CancelHostDrainRequest {
+                name,
+                request_id: id(&request),
+            };
+            let host = change(session, async |client| {
+                client.hosts().cancel_host_drain(request.clone()).await
+            })
+            .await?;
+            done(session, &host, "not drained any further; what was begun goes on")
+        }
+        HostCommand::Restore { name, time, request } => drain::restore(name, &time, &request, session).await,
         HostCommand::Delete { name, request } => {
             let request = v1::DeleteHostRequest {
                 name,

@@ -27,6 +27,10 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
             spec: Some(flags(&args.spec)?),
             labels: args.labels.iter().cloned().collect(),
             description: args.description.clone().unwrap_or_default(),
+            drain_mode: args
+                .drain_mode
+                .map_or(v1::DrainMode::Unspecified, Into::into)
+                .into(),
             ..Default::default()
         };
         return Ok((vm, None));
@@ -53,6 +57,9 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
         spec: read.spec,
         labels: read.labels,
         description: read.description,
+        drain_mode: args
+            .drain_mode
+            .map_or(read.drain_mode, |mode| v1::DrainMode::from(mode).into()),
         ..Default::default()
     };
     if vm.name.is_empty() {

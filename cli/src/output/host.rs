@@ -9,8 +9,12 @@ use super::{BAD, Cell, GOOD, Resource, WARN, human};
 
 fn state_cell(host: &v1::Host) -> Cell {
     let mut text = human::value::<v1::HostState>(host.state);
-    if host.cordoned {
-        text += ", cordoned";
+    let drain = host.drain.as_ref();
+    match drain.filter(|drain| drain.state() == v1::DrainState::Active) {
+        Some(drain) if drain.restoring => text += ", restoring",
+        Some(_) => text += ", draining",
+        None if host.cordoned => text += ", cordoned",
+        None => {}
     }
     if !host.hypervisor_error.is_empty() {
         text += ", no hypervisor";
@@ -186,12 +190,63 @@ impl Resource for v1::Host {
                 human::mib(self.reserved_memory_mib)
             ),
         );
+        if let Some(drain) = &self.drain {
+            drained(&mut page, drain, now);
+        }
         if let Some(usage) = &self.usage {
             load(&mut page, usage, made.cpus, now);
         }
         devices(&mut page, self, &made);
         page
     }
+}
+
+const DRAIN_COLUMNS: &[&str] = &["VM", "MODE", "STATE", "HOST", "WHY"];
+
+fn drain_rows(drain: &v1::HostDrain) -> Vec<Vec<Cell>> {
+    let row = |vm: &v1::DrainedVm| {
+        let state = human::value::<v1::DrainedVmState>(vm.state);
+        let style = match vm.state() {
+            v1::DrainedVmState::Blocked if !vm.tried_again => BAD,
+            v1::DrainedVmState::Blocked => WARN,
+            _ => GOOD,
+        };
+        let why = vm
+            .error
+            .as_ref()
+            .map(|error| error.message.clone())
+            .unwrap_or_default();
+        vec![
+            Cell::plain(&vm.vm),
+            Cell::plain(human::value::<v1::DrainMode>(vm.mode)),
+            Cell::painted(state, style),
+            Cell::plain(human::or_dash(&vm.host)),
+            Cell::plain(human::or_dash(&why)),
+        ]
+    };
+    drain.vms.iter().map(row).collect()
+}
+
+/// The VMs of a drain as a table.
+pub fn drain_table(drain: &v1::HostDrain) -> String {
+    super::table::layout(DRAIN_COLUMNS, drain_rows(drain), &super::table::Style::plain())
+}
+
+fn drained(page: &mut human::Page, drain: &v1::HostDrain, now: Timestamp) {
+    let what = if drain.restoring { "Restoration" } else { "Drain" };
+    page.section(what)
+        .line("State", human::value::<v1::DrainState>(drain.state))
+        .line("Summary", &drain.summary)
+        .line("Asked for by", human::or_dash(&drain.principal));
+    if drain.mode != 0 {
+        page.line("Mode of all", human::value::<v1::DrainMode>(drain.mode));
+    }
+    page.line("Begun", human::clock_and_age(drain.begin_time.as_ref(), now))
+        .line("Deadline", human::clock(drain.deadline.as_ref()));
+    if drain.end_time.is_some() {
+        page.line("Ended", human::clock_and_age(drain.end_time.as_ref(), now));
+    }
+    page.table("VMs of it", DRAIN_COLUMNS, drain_rows(drain));
 }
 
 fn hardware(page: &mut human::Page, made: &v1::HostInventory) {

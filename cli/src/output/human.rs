@@ -176,7 +176,7 @@ macro_rules! named {
 }
 
 named! {
-    BackupKind BackupState CloneMode Direction DiskFormat EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
+    BackupKind BackupState CloneMode Direction DiskFormat DrainMode DrainState DrainedVmState EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
     OperationState PowerReason PowerState Protocol RestartPolicy
     FindingSeverity SiteDifferenceKind SnapshotState VmState VolumeState
 }

@@ -143,6 +143,10 @@ impl Resource for v1::Vm {
         }
         boot(&mut page, &spec);
         page.line("Restart policy", restart_policy(&spec));
+        // An older controller says nothing of it.
+        if self.drain_mode != 0 {
+            page.line("At a drain", human::value::<v1::DrainMode>(self.drain_mode));
+        }
         if !spec.host_selector.is_empty() {
             page.line("Host selector", human::labels(&spec.host_selector));
         }

@@ -299,6 +299,35 @@ impl HostService for Fake {
         self.host(format!("uncordon_host {} {}", request.name, request.request_id))
     }
 
+    async fn drain_host(&self, request: Request<v1::DrainHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let request = request.into_inner();
+        self.host(format!(
+            "drain_host {} {} {} {}",
+            request.name,
+            request.deadline_seconds,
+            request.mode().as_str_name(),
+            request.validate_only
+        ))
+    }
+
+    async fn cancel_host_drain(
+        &self,
+        request: Request<v1::CancelHostDrainRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        self.host(format!("cancel_host_drain {}", request.into_inner().name))
+    }
+
+    async fn restore_host(
+        &self,
+        request: Request<v1::RestoreHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let request = request.into_inner();
+        self.host(format!(
+            "restore_host {} {}",
+            request.name, request.deadline_seconds
+        ))
+    }
+
     async fn delete_host(
         &self,
         _: Request<v1::DeleteHostRequest>,

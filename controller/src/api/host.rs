@@ -1,6 +1,6 @@
 //! `dalgu.v1.HostService`.
 
-use std::ops::Bound;
+use std::{collections::BTreeSet, ops::Bound, time::Duration};
 
 use dalgu_proto::{
     ids::HostName,
@@ -11,9 +11,11 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, page::Page, request, wire};
 use crate::{
+    drains::advance::{self, Limits},
     model::Outcome,
+    state::Tx,
     verbs::{
-        self, Caller, Error,
+        self, Caller, Error, drain,
         host::{self, Update},
     },
 };
@@ -22,6 +24,13 @@ const MUTABLE: [&str; 3] = ["labels", "cpu_overcommit_ratio", "reserved_memory_m
 const MUTABLE_TEXT: &str = "labels, cpu_overcommit_ratio, reserved_memory_mib";
 const RATIO: std::ops::RangeInclusive<f64> = 0.1..=64.0;
 const MAX_REASON: usize = 256;
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(3600);
+const MAX_DEADLINE_SECONDS: u32 = 7 * 24 * 3600;
+/// What is shown of a drain before it is begun: everything, unless nearly every VM is refused.
+const PREVIEW: Limits = Limits {
+    under_way: usize::MAX,
+    refusals: 64,
+};
 
 fn parse(field: &str, value: &str) -> Result<HostName, Status> {
     value
@@ -42,10 +51,54 @@ impl Services {
     async fn change_host(
         &self,
         caller: Caller,
-        change: impl FnOnce(&mut crate::state::Tx) -> Result<Outcome, Error>,
+        change: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
     ) -> Result<Outcome, Status> {
         Ok(self.db.transact(|tx| verbs::once(tx, &caller, change)).await?)
     }
+
+    /// A host as it would be after a drain has begun all that it can. Nothing of it is kept.
+    async fn preview(
+        &self,
+        name: &HostName,
+        begin: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let policy = self.config.placement.policy;
+        let seen = self.db.transact(|tx| {
+            if let Err(error) = begin(tx) {
+                return Err(Preview::Refused(error));
+            }
+            advance::advance(tx, name, policy, PREVIEW, &BTreeSet::new());
+            let host = tx.hosts.get(name).cloned();
+            let host = host.ok_or_else(|| Preview::Refused(Error::HostNotFound(name.to_string())))?;
+            Err::<(), _>(Preview::Seen(Box::new(wire::host(tx, &host))))
+        });
+        match seen.await {
+            Err(Preview::Seen(host)) => Ok(Response::new(*host)),
+            Err(Preview::Refused(error)) => Err(error.into()),
+            Ok(()) => unreachable!("it always returns an error"),
+        }
+    }
+}
+
+/// Time that a drain has.
+fn deadline(seconds: u32) -> Result<Duration, Status> {
+    match seconds {
+        0 => Ok(DEFAULT_DEADLINE),
+        1..=MAX_DEADLINE_SECONDS => Ok(Duration::from_secs(seconds.into())),
+        _ => {
+            let message = format!(
+                "must be 1 to {MAX_DEADLINE_SECONDS}, or 0 for {}",
+                DEFAULT_DEADLINE.as_secs()
+            );
+            Err(reason::invalid("deadline_seconds", message))
+        }
+    }
+}
+
+/// Why a change that was only to be seen is not kept.
+enum Preview {
+    Refused(Error),
+    Seen(Box<v1::Host>),
 }
 
 #[tonic::async_trait]
@@ -146,6 +199,49 @@ impl HostService for Services {
         let caller = request::caller(&request, &message.request_id, &format!("UncordonHost {name}"))?;
         self.change_host(caller, |tx| host::cordon(tx, name.as_str(), None))
             .await?;
+        self.host(&name)
+    }
+
+    async fn drain_host(&self, request: Request<v1::DrainHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let message = request.get_ref();
+        let name = parse("name", &message.name)?;
+        let within = deadline(message.deadline_seconds)?;
+        let mode = wire::drain_mode("mode", message.mode)?;
+        let content = format!("DrainHost {name} {within:?} {mode:?}");
+        let caller = request::caller(&request, &message.request_id, &content)?;
+        let begin = |tx: &mut Tx| drain::drain(tx, &caller, name.as_str(), within, mode);
+        if message.validate_only {
+            return self.preview(&name, begin).await;
+        }
+        self.change_host(caller.clone(), begin).await?;
+        self.host(&name)
+    }
+
+    async fn cancel_host_drain(
+        &self,
+        request: Request<v1::CancelHostDrainRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let message = request.get_ref();
+        let name = parse("name", &message.name)?;
+        let caller = request::caller(&request, &message.request_id, &format!("CancelHostDrain {name}"))?;
+        self.change_host(caller, |tx| drain::cancel(tx, name.as_str()))
+            .await?;
+        self.host(&name)
+    }
+
+    async fn restore_host(
+        &self,
+        request: Request<v1::RestoreHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let message = request.get_ref();
+        let name = parse("name", &message.name)?;
+        let within = deadline(message.deadline_seconds)?;
+        let content = format!("RestoreHost {name} {within:?}");
+        let caller = request::caller(&request, &message.request_id, &content)?;
+        self.change_host(caller.clone(), |tx| {
+            drain::restore(tx, &caller, name.as_str(), within)
+        })
+        .await?;
         self.host(&name)
     }
 

@@ -19,7 +19,7 @@ use crate::{
     verbs::{
         self, Caller, Error,
         create::{self, Create, DEFAULT_GRACE_SECONDS},
-        migrate::Migrate,
+        migrate::{DEFAULT_DOWNTIME_MS, Migrate},
         power::Power,
         update::{self, Update},
     },
@@ -27,11 +27,11 @@ use crate::{
 
 const MAX_DESCRIPTION: usize = 1024;
 const MAX_GRACE_SECONDS: u32 = 3600;
-const DEFAULT_DOWNTIME_MS: u32 = 100;
 const MAX_DOWNTIME_MS: u32 = 10_000;
-const MUTABLE: [&str; 9] = [
+const MUTABLE: [&str; 10] = [
     "labels",
     "description",
+    "drain_mode",
     "spec.restart_policy",
     "spec.vcpus",
     "spec.memory_mib",
@@ -40,7 +40,7 @@ const MUTABLE: [&str; 9] = [
     "spec.disks",
     "spec.nics",
 ];
-const MUTABLE_TEXT: &str = "labels, description, spec.restart_policy, spec.vcpus, spec.memory_mib, spec.max_vcpus, \
+const MUTABLE_TEXT: &str = "labels, description, drain_mode, spec.restart_policy, spec.vcpus, spec.memory_mib, spec.max_vcpus, \
     spec.max_memory_mib, spec.disks, spec.nics";
 
 type Answer = Result<Response<v1::Operation>, Status>;
@@ -136,6 +136,7 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
         spec,
         documents,
         labels: request::labels("vm.labels", &vm.labels)?,
+        drain_mode: wire::drain_mode("vm.drain_mode", vm.drain_mode)?.unwrap_or_default(),
         description: request::text("vm.description", vm.description, MAX_DESCRIPTION)?,
         stopped: request.stopped,
         host: host_name("host", &request.host)?,
@@ -156,6 +157,10 @@ fn update(services: &Services, vm: &v1::Vm, paths: &[String]) -> Result<Update, 
             "description" => {
                 let text = request::text("vm.description", vm.description.clone(), MAX_DESCRIPTION)?;
                 update.description = Some(text);
+            }
+            "drain_mode" => {
+                let mode = wire::drain_mode("vm.drain_mode", vm.drain_mode)?;
+                update.drain_mode = Some(mode.unwrap_or_default());
             }
             "spec.vcpus" => update.vcpus = Some(given.vcpus),
             "spec.memory_mib" => update.memory_mib = Some(given.memory_mib),
@@ -264,6 +269,7 @@ impl VmService for Services {
             &new.spec,
             &new.labels,
             &new.description,
+            new.drain_mode,
             new.stopped,
             &new.host,
         );

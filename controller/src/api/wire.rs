@@ -1,6 +1,7 @@
 //! From records to the messages of the operator API.
 
 mod backup;
+mod drain;
 mod image;
 mod network;
 mod snapshot;
@@ -15,12 +16,14 @@ use jiff::Timestamp;
 
 pub use self::{
     backup::{backup, schedule, schedule_fields},
+    drain::{drain, drain_mode},
     image::image,
     network::{interface, network, security_group},
     snapshot::snapshot,
     volume::volume,
 };
 use crate::{
+    drains::advance,
     hosts,
     model::{
         EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord,
@@ -81,6 +84,7 @@ pub fn vm(state: &State, vm: &VmRecord) -> v1::Vm {
         etag: etag(vm.revision),
         create_time: Some(time::to_wire(vm.create_time)),
         delete_time: vm.delete_time.map(time::to_wire),
+        drain_mode: drain::mode(vm.drain_mode).into(),
     }
 }
 
@@ -176,6 +180,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
             .and_then(|live| live.hypervisor_error.clone())
             .unwrap_or_default(),
         machine_id: host.machine_id.clone(),
+        drain: advance::seen(state, host).map(|seen| drain(&host.name, &seen)),
     }
 }
 

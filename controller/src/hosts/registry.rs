@@ -351,6 +351,7 @@ fn blank(new: &Registration, tx: &Tx) -> HostRecord {
         cpu_overcommit_ratio: DEFAULT_OVERCOMMIT,
         reserved_memory_mib: default_reserved_memory_mib(new.inventory.memory_bytes >> 20),
         cordon: None,
+        drain: None,
         // The site may have known the host before, and forgotten it or been restored: ahead of all sessions that it gave then.
         session: Session(
             tx.meta

@@ -28,7 +28,7 @@ use crate::{
     api::{self, Services},
     backups,
     config::Config,
-    hosts, housekeeping, images,
+    drains, hosts, housekeeping, images,
     metrics::{Metrics, Page},
     networks,
     reconcile::{queue::Queue, runner::Runner},
@@ -152,6 +152,11 @@ impl Core {
             agents: agents.clone(),
         };
         tasks.spawn(vital("backups", fail.clone(), backups.run(stop.clone())));
+        let drains = drains::runner::Runner {
+            db: db.clone(),
+            policy: config.placement.policy,
+        };
+        tasks.spawn(vital("drains", fail.clone(), drains.run(stop.clone())));
         let runner = Runner {
             db,
             agents,

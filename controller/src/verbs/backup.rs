@@ -312,6 +312,7 @@ pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Resu
         spec: restored(&backup, ask.keep_addresses),
         documents: Default::default(),
         labels: BTreeMap::new(),
+        drain_mode: Default::default(),
         description: format!("restored from backup {id} of {}", backup.vm_name),
         stopped: ask.stopped,
         host,

@@ -10,7 +10,7 @@ use dalgu_proto::{
 use super::{Caller, Error, MacHolder, accept, new_operation, room};
 use crate::{
     hosts, images,
-    model::{EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
+    model::{DrainMode, EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
     networks,
     placement::{self, Decision, Needs, Policy, Request},
     state::{State, Tx},
@@ -41,6 +41,8 @@ pub struct Create {
     pub labels: BTreeMap<String, String>,
     /// Description.
     pub description: String,
+    /// What becomes of it when its host is drained.
+    pub drain_mode: DrainMode,
     /// Leave it powered off.
     pub stopped: bool,
     /// Only this host.
@@ -207,6 +209,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         spec,
         labels: new.labels,
         description: new.description,
+        drain_mode: new.drain_mode,
         intent: Intent {
             generation: Generation(1),
             power,

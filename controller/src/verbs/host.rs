@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::ids::HostName;
 
-use super::{Error, check_etag, volume};
+use super::{Error, check_etag, drain, volume};
 use crate::{
     model::{EventKind, HostRecord, Outcome},
     state::Tx,
@@ -21,7 +21,7 @@ pub struct Update {
     pub reserved_memory_mib: Option<u64>,
 }
 
-fn find(tx: &Tx, name: &str) -> Result<HostRecord, Error> {
+pub(super) fn find(tx: &Tx, name: &str) -> Result<HostRecord, Error> {
     let name: HostName = name.parse().map_err(|error| Error::invalid("name", error))?;
     let host = tx
         .hosts
@@ -53,6 +53,9 @@ pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Out
 /// Closes a host for new VMs, or opens it again (`None`).
 pub fn cordon(tx: &mut Tx, name: &str, reason: Option<String>) -> Result<Outcome, Error> {
     let mut host = find(tx, name)?;
+    if reason.is_none() {
+        drain::none_under_way(&host)?;
+    }
     let name = host.name.clone();
     if host.cordon != reason {
         let (event, message) = match &reason {

@@ -19,6 +19,9 @@ use crate::{
     state::{State, Tx},
 };
 
+/// Longest planned stop of a move of which nobody says more.
+pub const DEFAULT_DOWNTIME_MS: u32 = 100;
+
 /// A move.
 #[derive(Debug, Clone)]
 pub struct Migrate {

@@ -6,11 +6,13 @@
 pub mod backup;
 pub mod cancel;
 pub mod create;
+pub mod drain;
 pub mod host;
 pub mod image;
 pub mod migrate;
 pub mod network;
 pub mod power;
+mod reason;
 pub mod snapshot;
 pub mod update;
 pub mod volume;
@@ -495,6 +497,25 @@ pub enum Error {
     /// The id was used for something else.
     #[error("request_id {0} was used for another request: make a new one for each")]
     RequestReused(String),
+    /// It is being emptied, or its VMs are being brought back.
+    #[error(
+        "host {host} is being {}: wait for that (`dalgu host show {host}`), or give it up with `dalgu host cancel-drain {host}`",
+        if *back { "restored" } else { "drained" }
+    )]
+    DrainInProgress {
+        /// The host.
+        host: HostName,
+        /// Its VMs are being brought back.
+        back: bool,
+    },
+    /// There is nothing to give up or to bring back.
+    #[error("host {host} {is}: see `dalgu host show {host}`")]
+    NotDrained {
+        /// The host.
+        host: HostName,
+        /// What it is.
+        is: &'static str,
+    },
     /// VMs are on it.
     #[error("host {host} holds {vms} VMs: migrate or delete them first")]
     HostNotEmpty {

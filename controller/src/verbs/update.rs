@@ -13,7 +13,7 @@ use dalgu_proto::{
 use super::{Caller, Error, backup, check_etag, confirmed, create, find, room};
 use crate::{
     hosts, images,
-    model::{Change, EventKind, Observation, Outcome, VmRecord},
+    model::{Change, DrainMode, EventKind, Observation, Outcome, VmRecord},
     networks,
     placement::{self, Policy, Request},
     state::{State, Tx},
@@ -28,6 +28,8 @@ pub struct Update {
     pub labels: Option<BTreeMap<String, String>>,
     /// Description.
     pub description: Option<String>,
+    /// What becomes of it when its host is drained.
+    pub drain_mode: Option<DrainMode>,
     /// When its agent starts it again.
     pub restart_policy: Option<RestartPolicy>,
     /// Virtual processors.
@@ -67,6 +69,7 @@ pub fn update(
     vm.spec = specification(tx, caller, &old, &update)?;
     vm.labels = update.labels.unwrap_or(vm.labels);
     vm.description = update.description.unwrap_or(vm.description);
+    vm.drain_mode = update.drain_mode.unwrap_or(vm.drain_mode);
     if vm.spec != old.spec {
         vm.intent.generation = vm.intent.generation.next();
     }

@@ -8,6 +8,7 @@ mod agent;
 mod api;
 mod cancel;
 mod crash;
+mod drain;
 mod fabric;
 mod image;
 mod images;

@@ -197,7 +197,11 @@ pub fn run(campaign: &Campaign) -> anyhow::Result<Found> {
         let mut found = lock(&found);
         found.add(&outcome);
         if again.is_some_and(|again| again.digest != outcome.digest) {
-            found.fail(seed, format!("seed {seed}: two runs of it are two histories"), &outcome);
+            found.fail(
+                seed,
+                format!("seed {seed}: two runs of it are two histories"),
+                &outcome,
+            );
         }
         if found.seeds.is_multiple_of(500) {
             eprintln!(

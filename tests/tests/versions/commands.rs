@@ -72,6 +72,12 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "HostService/DrainHost" => v1::DrainHostRequest {
+            name: "h1".into(),
+            validate_only: true,
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "SnapshotService/CreateSnapshot" => v1::CreateSnapshotRequest {
             snapshot: Some(v1::Snapshot {
                 vm: "web".into(),

@@ -87,6 +87,7 @@ impl Kind {
             Self::Vm => &[
                 ("labels", "labels"),
                 ("description", "description"),
+                ("drainMode", "drain_mode"),
                 ("spec.restartPolicy", "spec.restart_policy"),
                 ("spec.vcpus", "spec.vcpus"),
                 ("spec.memoryMib", "spec.memory_mib"),
@@ -250,6 +251,7 @@ impl Declared {
                     spec: vm.spec.take(),
                     labels: std::mem::take(&mut vm.labels),
                     description: std::mem::take(&mut vm.description),
+                    drain_mode: vm.drain_mode,
                     ..v1::Vm::default()
                 }
             }

@@ -96,6 +96,10 @@ fn changed(args: &UpdateArgs, old: &v1::Vm) -> Result<v1::UpdateVmRequest, Error
         new.description.clone_from(description);
         paths.push("description");
     }
+    if let Some(mode) = args.drain_mode {
+        new.drain_mode = v1::DrainMode::from(mode).into();
+        paths.push("drain_mode");
+    }
     let mut spec = old.spec.clone().unwrap_or_default();
     if let Some(policy) = args.restart_policy {
         spec.restart_policy = v1::RestartPolicy::from(policy).into();

@@ -1,0 +1,320 @@
+//! A host is emptied and gets its VMs back; what cannot be done is said, and nothing goes on for ever.
+
+use dalgu_proto::v1::{self, DrainMode, DrainState, DrainedVmState, VmState};
+
+use super::site::{Clients, Site, create, eventually, reason, stop};
+
+async fn host(clients: &Clients, name: &str) -> v1::Host {
+    let request = v1::GetHostRequest { name: name.into() };
+    let answer = clients.clone().hosts.get_host(request).await;
+    answer.unwrap().into_inner()
+}
+
+async fn place(clients: &Clients, vm: &str) -> (String, VmState) {
+    let status = clients.clone().vm(vm).await.status.unwrap();
+    let state = status.state();
+    (status.host, state)
+}
+
+fn drain(name: &str) -> v1::DrainHostRequest {
+    v1::DrainHostRequest {
+        name: name.into(),
+        deadline_seconds: 60,
+        ..Default::default()
+    }
+}
+
+fn restore(name: &str) -> v1::RestoreHostRequest {
+    v1::RestoreHostRequest {
+        name: name.into(),
+        ..Default::default()
+    }
+}
+
+/// Makes running VMs on a host, with these modes.
+async fn vms(clients: &mut Clients, on: &str, modes: &[(&str, DrainMode)]) {
+    for (name, mode) in modes {
+        let mut request = create(name);
+        request.host = on.into();
+        if let Some(vm) = &mut request.vm {
+            vm.drain_mode = (*mode).into();
+        }
+        let operation = clients.vms.create_vm(request).await.unwrap().into_inner();
+        clients.succeeded(operation).await;
+        let runs = || async { place(clients, name).await.1 == VmState::Running };
+        eventually("it runs", runs).await;
+    }
+}
+
+async fn over(clients: &Clients, name: &str) -> v1::HostDrain {
+    let ended = || async { host(clients, name).await.drain.unwrap().end_time.is_some() };
+    eventually("the drain ends", ended).await;
+    host(clients, name).await.drain.unwrap()
+}
+
+fn states(drain: &v1::HostDrain) -> Vec<(&str, DrainedVmState)> {
+    drain.vms.iter().map(|vm| (vm.vm.as_str(), vm.state())).collect()
+}
+
+#[tokio::test]
+async fn a_drained_host_is_empty_and_gets_its_vms_back() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let modes = ["a", "b", "c"].map(|name| (name, DrainMode::Unspecified));
+    vms(&mut clients, "h1", &modes).await;
+    let answer = clients.hosts.drain_host(drain("h1")).await.unwrap().into_inner();
+    assert!(answer.cordoned);
+    assert_eq!(answer.drain.unwrap().state(), DrainState::Active);
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Done, "{drained:?}");
+    let moved = ["a", "b", "c"].map(|name| (name, DrainedVmState::Moved));
+    assert_eq!(states(&drained), moved);
+    assert!(drained.vms.iter().all(|vm| vm.host == "h2"));
+    assert_eq!(host(&clients, "h1").await.allocation.unwrap().vms, 0);
+    for name in ["a", "b", "c"] {
+        assert_eq!(place(&clients, name).await.0, "h2");
+    }
+    // Whoever moves one on wants it there: it stays.
+    let operation = clients.vms.stop_vm(stop("c")).await.unwrap().into_inner();
+    clients.succeeded(operation).await;
+    let answer = clients
+        .hosts
+        .restore_host(restore("h1"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(!answer.cordoned);
+    let restored = over(&clients, "h1").await;
+    assert!(restored.restoring);
+    assert_eq!(restored.state(), DrainState::Done, "{restored:?}");
+    let back = [
+        ("a", DrainedVmState::Moved),
+        ("b", DrainedVmState::Moved),
+        ("c", DrainedVmState::Left),
+    ];
+    assert_eq!(states(&restored), back);
+    assert_eq!(place(&clients, "a").await.0, "h1");
+    assert_eq!(place(&clients, "c").await, ("h2".to_owned(), VmState::Stopped));
+}
+
+#[tokio::test]
+async fn each_vm_is_treated_as_its_mode_says_and_who_asks_is_told_of_at_once() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let modes = [
+        ("asks", DrainMode::Ask),
+        ("moves", DrainMode::LiveMigrate),
+        ("stays", DrainMode::Leave),
+        ("stops", DrainMode::Stop),
+    ];
+    vms(&mut clients, "h1", &modes).await;
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Blocked, "long before its deadline");
+    let seen = [
+        ("asks", DrainedVmState::Blocked),
+        ("moves", DrainedVmState::Moved),
+        ("stays", DrainedVmState::Left),
+        ("stops", DrainedVmState::Stopped),
+    ];
+    assert_eq!(states(&drained), seen);
+    assert_eq!(drained.vms[0].error.as_ref().unwrap().reason, "ASKS");
+    assert_eq!(
+        drained.vms[0].options,
+        [
+            "dalgu vm migrate asks",
+            "dalgu vm stop asks",
+            "dalgu vm update asks --drain-mode leave"
+        ]
+    );
+    assert_eq!(
+        place(&clients, "stays").await,
+        ("h1".to_owned(), VmState::Running)
+    );
+    assert_eq!(
+        place(&clients, "stops").await,
+        ("h1".to_owned(), VmState::Stopped)
+    );
+    // The answer is given, and the second drain comes to its end.
+    let vm = v1::Vm {
+        name: "asks".into(),
+        drain_mode: DrainMode::Leave.into(),
+        ..Default::default()
+    };
+    let update = v1::UpdateVmRequest {
+        vm: Some(vm),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["drain_mode".into()],
+        }),
+        ..Default::default()
+    };
+    clients.vms.update_vm(update).await.unwrap();
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Done, "{drained:?}");
+    // What the first one did is not forgotten.
+    clients.hosts.restore_host(restore("h1")).await.unwrap();
+    let restored = over(&clients, "h1").await;
+    let back = [
+        ("moves", DrainedVmState::Moved),
+        ("stops", DrainedVmState::Started),
+    ];
+    assert_eq!(states(&restored), back, "{restored:?}");
+    assert_eq!(place(&clients, "moves").await.0, "h1");
+    assert_eq!(
+        place(&clients, "stops").await,
+        ("h1".to_owned(), VmState::Running)
+    );
+}
+
+#[tokio::test]
+async fn a_drain_that_finds_no_room_ends_at_its_deadline_and_says_why() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    vms(&mut clients, "h1", &[("web", DrainMode::LiveMigrate)]).await;
+    let cordon = v1::CordonHostRequest {
+        name: "h2".into(),
+        ..Default::default()
+    };
+    clients.hosts.cordon_host(cordon).await.unwrap();
+    let request = v1::DrainHostRequest {
+        deadline_seconds: 4,
+        ..drain("h1")
+    };
+    clients.hosts.drain_host(request).await.unwrap();
+    let held = || async {
+        let drain = host(&clients, "h1").await.drain.unwrap();
+        drain.vms.first().is_some_and(|vm| vm.tried_again)
+    };
+    eventually("it says what it waits for", held).await;
+    assert!(host(&clients, "h1").await.drain.unwrap().end_time.is_none());
+    let open = v1::UncordonHostRequest {
+        name: "h1".into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        reason(clients.hosts.uncordon_host(open).await),
+        "DRAIN_IN_PROGRESS"
+    );
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Blocked);
+    assert_eq!(drained.vms[0].error.as_ref().unwrap().reason, "NO_CAPACITY");
+    assert_eq!(place(&clients, "web").await, ("h1".to_owned(), VmState::Running));
+}
+
+#[tokio::test]
+async fn a_drain_goes_on_where_it_was_when_the_controller_starts_again() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let names = ["a", "b", "c", "d", "e", "f"];
+    vms(
+        &mut clients,
+        "h1",
+        &names.map(|name| (name, DrainMode::LiveMigrate)),
+    )
+    .await;
+    site.fabric.lock().transfer_steps = 40;
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    let moving = || async {
+        let drain = host(&clients, "h1").await.drain.unwrap();
+        drain.vms.iter().any(|vm| vm.state() == DrainedVmState::Moving)
+    };
+    eventually("one moves", moving).await;
+    site.kill();
+    let clients = site.start().await;
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Done, "{drained:?}");
+    assert_eq!(states(&drained), names.map(|name| (name, DrainedVmState::Moved)));
+}
+
+#[tokio::test]
+async fn a_drain_can_be_seen_before_it_is_begun_and_given_up_after() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    vms(
+        &mut clients,
+        "h1",
+        &[("asks", DrainMode::Ask), ("web", DrainMode::LiveMigrate)],
+    )
+    .await;
+    let before = host(&clients, "h1").await;
+    let request = v1::DrainHostRequest {
+        validate_only: true,
+        ..drain("h1")
+    };
+    let seen = clients.hosts.drain_host(request).await.unwrap().into_inner();
+    let would = seen.drain.unwrap();
+    let expected = [("asks", DrainedVmState::Blocked), ("web", DrainedVmState::Moving)];
+    assert_eq!(states(&would), expected);
+    assert_eq!(would.vms[1].host, "h2");
+    let after = host(&clients, "h1").await;
+    assert_eq!(
+        (after.etag, after.cordoned, after.drain),
+        (before.etag, false, None)
+    );
+    let active = v1::ListOperationsRequest {
+        active_only: true,
+        ..Default::default()
+    };
+    let active = clients
+        .operations
+        .list_operations(active)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(active.operations, []);
+
+    let cancel = || v1::CancelHostDrainRequest {
+        name: "h1".into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        reason(clients.hosts.cancel_host_drain(cancel()).await),
+        "HOST_NOT_DRAINED"
+    );
+    assert_eq!(
+        reason(clients.hosts.restore_host(restore("h1")).await),
+        "HOST_NOT_DRAINED"
+    );
+    assert_eq!(
+        reason(clients.hosts.drain_host(drain("h9")).await),
+        "HOST_NOT_FOUND"
+    );
+    let long = v1::DrainHostRequest {
+        deadline_seconds: 604_801,
+        ..drain("h1")
+    };
+    assert_eq!(reason(clients.hosts.drain_host(long).await), "INVALID_FIELD");
+    let strange = v1::DrainHostRequest {
+        mode: 77,
+        ..drain("h1")
+    };
+    assert_eq!(reason(clients.hosts.drain_host(strange).await), "INVALID_FIELD");
+
+    site.fabric.lock().transfer_steps = 40;
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    assert_eq!(
+        reason(clients.hosts.drain_host(drain("h1")).await),
+        "DRAIN_IN_PROGRESS"
+    );
+    assert_eq!(
+        reason(clients.hosts.restore_host(restore("h1")).await),
+        "DRAIN_IN_PROGRESS"
+    );
+    let moving = || async { place(&clients, "web").await.1 == VmState::Migrating };
+    eventually("it moves", moving).await;
+    let answer = clients
+        .hosts
+        .cancel_host_drain(cancel())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(answer.cordoned, "what was begun goes on");
+    assert_eq!(answer.drain.unwrap().state(), DrainState::Cancelled);
+    let moved = || async {
+        let drain = host(&clients, "h1").await.drain.unwrap();
+        drain.vms.iter().any(|vm| vm.state() == DrainedVmState::Moved)
+    };
+    eventually("what was begun is shown as it ended", moved).await;
+    assert_eq!(place(&clients, "web").await.0, "h2");
+}
