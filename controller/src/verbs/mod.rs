@@ -475,7 +475,9 @@ pub enum Error {
     #[error("{0} has no disk of which a snapshot could be made")]
     NoDisks(VmName),
     /// It must be off for that.
-    #[error("{0} may be running: `dalgu vm stop {0}` first; what its disks hold cannot change under it")]
+    #[error(
+        "{0} may be running, or be started by its host: `dalgu vm stop {0}` first; what its disks hold cannot change under it"
+    )]
     RunsAtRevert(VmName),
     /// It is there.
     #[error("{vm} is on {host} already: choose another host")]
@@ -791,11 +793,10 @@ fn accept(tx: &mut Tx, operation: OperationRecord) -> Outcome {
     Outcome::Operation(id)
 }
 
-/// Ends what a newer request replaces.
-fn supersede(tx: &mut Tx, vm: &VmRecord, by: OperationKind) {
+/// Ends the operations of these kinds: a newer request replaces them.
+fn supersede(tx: &mut Tx, vm: &VmRecord, by: OperationKind, replaced: impl Fn(OperationKind) -> bool) {
     for operation in tx.active_operations(vm.id) {
-        let creation = by == OperationKind::Delete && operation.kind == OperationKind::Create;
-        if operation.kind.is_power() || creation {
+        if replaced(operation.kind) {
             let message = format!("replaced by a newer request to {}", by.as_str());
             let error = Some(Fault::new(Code::Cancelled, "SUPERSEDED", message.clone()));
             step::end(

@@ -84,7 +84,7 @@ pub fn power(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Power) -
     let mut operation = new_operation(tx, caller, &vm, ask.kind());
     operation.power = ask.wanted();
     if !matches!(ask, Power::Restart(_)) {
-        supersede(tx, &vm, ask.kind());
+        supersede(tx, &vm, ask.kind(), OperationKind::is_power);
     }
     let intent = &mut vm.intent;
     intent.generation = intent.generation.next();
@@ -152,7 +152,9 @@ pub fn delete(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, force: bool)
         return Err(Error::Running(vm.name));
     }
     backup::none_under_way(tx, &vm)?;
-    supersede(tx, &vm, OperationKind::Delete);
+    supersede(tx, &vm, OperationKind::Delete, |kind| {
+        kind.is_power() || kind == OperationKind::Create
+    });
     let vm = condemn(tx, vm, caller);
     let operation = new_operation(tx, caller, &vm, OperationKind::Delete);
     Ok(accept(tx, operation))

@@ -7,10 +7,10 @@ use dalgu_proto::{
     host::GuestFeature,
     ids::{SnapshotId, SnapshotName},
     snapshot::{MAX_SNAPSHOTS, Revert},
-    vm::{Firmware, Spec},
+    vm::{Firmware, PowerState, Spec},
 };
 
-use super::{Caller, Error, accept, backup, confirmed, find, migrate, new_operation, power, room};
+use super::{Caller, Error, accept, backup, confirmed, find, migrate, new_operation, power, room, supersede};
 use crate::{
     hosts,
     model::{EventKind, OperationKind, Outcome, SnapshotRecord, SnapshotState, VmRecord},
@@ -187,6 +187,16 @@ pub fn delete(
     let vm = changeable(tx, vm)?;
     let place = place(&vm, name)?;
     check_etag(etag, &vm.snapshots.all[place])?;
+    let layer = vm.snapshots.all[place].layer;
+    let begins = vm.snapshots.revert.filter(|revert| revert.number == layer);
+    let there = tx
+        .observation(&vm)
+        .is_some_and(|seen| seen.snapshot(layer).is_some());
+    if begins.is_some() && !there {
+        // Its host may hear of the deletion only, and has not gone back then.
+        let by = OperationKind::DeleteSnapshot;
+        supersede(tx, &vm, by, |kind| kind == OperationKind::RevertSnapshot);
+    }
     let about = ("SnapshotDeleting", name);
     Ok(begin(
         tx,
@@ -198,11 +208,7 @@ pub fn delete(
             let generation = vm.intent.generation;
             let snapshot = &mut vm.snapshots.all[place];
             (snapshot.deleting, snapshot.generation) = (true, generation);
-            if vm
-                .snapshots
-                .revert
-                .is_some_and(|revert| revert.number == vm.snapshots.all[place].layer)
-            {
+            if begins.is_some() {
                 vm.snapshots.revert = None;
             }
         },
@@ -223,7 +229,8 @@ pub fn revert(
     let place = place(&vm, name)?;
     let snapshot = &vm.snapshots.all[place];
     check_etag(etag, snapshot)?;
-    if power::may_run(tx, &vm) {
+    // Seen off is not enough: its host starts what is to run, or does so for a request that is still on its way there.
+    if vm.intent.power != PowerState::Stopped || power::may_run(tx, &vm) {
         return Err(Error::RunsAtRevert(vm.name));
     }
     let is = snapshot.state(tx.observation(&vm).map(AsRef::as_ref));
@@ -232,6 +239,15 @@ pub fn revert(
             vm: vm.name.clone(),
             name: name.clone(),
             is: is.as_str(),
+        });
+    }
+    // Else it may run there, under an earlier request, when its host hears of this one and of a later start at once; and what
+    // is to be replaced may not be there yet, where the VM is going back already.
+    let seen = tx.observation(&vm);
+    if seen.is_none_or(|seen| seen.observed < vm.intent.generation) {
+        return Err(Error::ChangeInProgress {
+            vm: vm.name.clone(),
+            next: "repeat when its host has carried out what was asked before",
         });
     }
     let later = vm.snapshots.all[place + 1..].iter().filter(|one| !one.deleting);
@@ -266,3 +282,6 @@ pub fn revert(
         },
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ use dalgu_proto::{
     ids::{BackupId, HostName, VmId, VolumeId},
     image::Digest,
     network::Protocol,
+    snapshot::Revert,
 };
 use jiff::Timestamp;
 
@@ -57,13 +58,58 @@ pub struct Objects {
     disks: BTreeMap<VmId, Disks>,
 }
 
-/// What was seen of a VM's disks.
-#[derive(Debug, Default)]
+/// What was seen of a VM's disks, or follows from what was asked while it was off.
+#[derive(Debug)]
 struct Disks {
-    /// What was last written there.
-    written: u64,
-    /// Their layers, and what each began on.
-    layers: BTreeMap<u32, u64>,
+    /// What they may hold.
+    hold: BTreeSet<u64>,
+    /// What they may have held before they were last asked to go back, until its guest runs again.
+    held: BTreeSet<u64>,
+    /// Their layers, and what each may have begun on.
+    layers: BTreeMap<u32, BTreeSet<u64>>,
+    /// The last going back, as it is stored.
+    back: Option<Revert>,
+}
+
+impl Default for Disks {
+    /// They begin with what they are made from, and nobody has written to that.
+    fn default() -> Self {
+        Self {
+            hold: BTreeSet::from([0]),
+            held: BTreeSet::new(),
+            layers: BTreeMap::new(),
+            back: None,
+        }
+    }
+}
+
+impl Disks {
+    /// What was stored of going back. It is asked of VMs that are off, and done before they run again, unless it is given up
+    /// with its snapshot; that layer may have been merged when the guest is seen again.
+    fn stored(&mut self, back: Option<Revert>) {
+        if self.back == back {
+            return;
+        }
+        self.back = back;
+        let Some(back) = back else {
+            self.hold.append(&mut self.held);
+            return;
+        };
+        // A layer that no guest was seen with was made on what the disks hold now.
+        let begin = self.layers.get(&back.replaces).unwrap_or(&self.hold).clone();
+        self.held = std::mem::replace(&mut self.hold, begin.clone());
+        self.layers.insert(back.number, begin);
+    }
+
+    /// Its guest has found this, and written something else.
+    fn written(&mut self, layers: &[u32], found: u64, stamp: u64) {
+        for number in layers {
+            let begin = || BTreeSet::from([found]);
+            self.layers.entry(*number).or_insert_with(begin);
+        }
+        self.hold = BTreeSet::from([stamp]);
+        self.held.clear();
+    }
 }
 
 /// Interfaces of the guests that run on a host.
@@ -177,20 +223,10 @@ impl Checker {
     /// I2, I16: guests have written to their own disks, which have these layers; what they found there.
     pub fn disks_written(&mut self, stamp: u64, found: &[(VmId, Vec<u32>, u64)]) {
         for (vm, layers, before) in found {
-            // A disk that is seen for the first time begins with what it is made from, and that nobody has written to.
             let known = self.objects.disks.entry(*vm).or_default();
-            let new: Vec<_> = layers
-                .iter()
-                .filter(|number| !known.layers.contains_key(number))
-                .collect();
-            // With a new layer it may have gone back to what another had begun on.
-            let back = known.layers.values().any(|begin| begin == before);
-            let fine = *before == known.written || (!new.is_empty() && back);
+            let fine = known.hold.contains(before);
             let said = (!fine).then(|| format!("{known:?}"));
-            for number in new {
-                known.layers.insert(*number, *before);
-            }
-            known.written = stamp;
+            known.written(layers, *before, stamp);
             self.check("I16 disks hold what was written", fine, || {
                 format!(
                     "the disks of VM {vm} hold {before} with the layers {layers:?}, and were {}",
@@ -216,9 +252,11 @@ impl Checker {
         }
     }
 
-    /// What was stored of backups: a VM that is backed up stays where it is, and keeps its layers.
+    /// What was stored of snapshots and backups: a VM that is backed up stays where it is, and keeps its layers.
     pub fn copies_stored(&mut self, state: &State) {
         for vm in state.vms.values() {
+            let disks = self.objects.disks.entry(vm.id).or_default();
+            disks.stored(vm.snapshots.revert);
             let backed_up = backups::under_way(state, vm.id).is_some();
             let moves = state.active_migration(vm.id).is_some();
             let layered = vm.snapshots.all.iter().any(|one| one.deleting || !one.taken);
@@ -427,5 +465,44 @@ impl Checker {
             .iter()
             .try_for_each(|(host, holdings)| Self::kernel_at_rest(state, host, &holdings.kernel))?;
         self.copies_at_rest(state, hosts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn back(number: u32, replaces: u32) -> Option<Revert> {
+        Some(Revert { number, replaces })
+    }
+
+    /// A guest that wrote 7, had a snapshot made, and wrote 9.
+    fn disks() -> Disks {
+        let mut disks = Disks::default();
+        disks.written(&[], 0, 7);
+        disks.written(&[1], 7, 9);
+        disks
+    }
+
+    #[test]
+    fn disks_that_went_back_hold_what_their_snapshot_held_although_its_layer_is_merged_already() {
+        let mut disks = disks();
+        disks.stored(back(2, 1));
+        assert_eq!(disks.hold, BTreeSet::from([7]), "it goes back before it runs");
+        // Once more, to a snapshot that no guest was seen with.
+        disks.stored(back(3, 2));
+        disks.stored(back(5, 4));
+        assert_eq!(disks.hold, BTreeSet::from([7]));
+        disks.written(&[], 7, 11);
+        disks.stored(None);
+        assert_eq!(disks.hold, BTreeSet::from([11]), "what was is over");
+    }
+
+    #[test]
+    fn of_going_back_that_is_given_up_nobody_knows_whether_it_was_done() {
+        let mut disks = disks();
+        disks.stored(back(2, 1));
+        disks.stored(None);
+        assert_eq!(disks.hold, BTreeSet::from([7, 9]));
     }
 }
