@@ -64,6 +64,7 @@ pub(super) fn as_asked(view: &View<'_>) -> Look {
         look.findings.extend(unlike_asked(view, vm));
     }
     networks::are_told(view, &mut look);
+    look.findings.extend(drains_without_end(view));
     look
 }
 
@@ -98,6 +99,32 @@ fn without_end(view: &View<'_>, operation: &OperationRecord) -> Option<Finding> 
         );
         warning(Invariant::I3, "OPERATION_OVERDUE", subject, seen, next)
     })
+}
+
+/// A drain ends at its deadline at the latest.
+fn drains_without_end(view: &View<'_>) -> Vec<Finding> {
+    let overdue = view.state.hosts.values().filter_map(|host| {
+        let drain = host.drain.as_ref().filter(|drain| drain.is_active())?;
+        let deadline = drain.deadline.saturating_add(GRACE).ok()?;
+        (view.now > deadline).then(|| {
+            let seen = format!(
+                "it has not ended {} s after its deadline",
+                view.since(drain.deadline).as_secs()
+            );
+            let next = format!(
+                "look at the controller's log; `dalgu host cancel-drain {}` ends it",
+                host.name
+            );
+            warning(
+                Invariant::I3,
+                "DRAIN_OVERDUE",
+                format!("drain of {}", host.name),
+                seen,
+                next,
+            )
+        })
+    });
+    overdue.collect()
 }
 
 fn unlike_asked(view: &View<'_>, vm: &VmRecord) -> Option<Finding> {

@@ -2,9 +2,10 @@
 
 use dalgu_controller::api::Services;
 use dalgu_proto::v1::{
-    self, backup_service_server::BackupService, image_service_server::ImageService,
-    network_service_server::NetworkService, security_rule::Remote, snapshot_service_server::SnapshotService,
-    vm_service_server::VmService, volume_service_server::VolumeService,
+    self, backup_service_server::BackupService, host_service_server::HostService,
+    image_service_server::ImageService, network_service_server::NetworkService, security_rule::Remote,
+    snapshot_service_server::SnapshotService, vm_service_server::VmService,
+    volume_service_server::VolumeService,
 };
 use tonic::Status;
 
@@ -38,6 +39,9 @@ pub enum Message {
     CreateBackup(v1::CreateBackupRequest),
     DeleteBackup(v1::DeleteBackupRequest),
     RestoreBackup(v1::RestoreBackupRequest),
+    DrainHost(v1::DrainHostRequest),
+    CancelDrain(v1::CancelHostDrainRequest),
+    RestoreHost(v1::RestoreHostRequest),
 }
 
 impl Thing {
@@ -179,8 +183,36 @@ impl Thing {
                 request_id,
                 ..Default::default()
             }),
+            Self::DrainHost => Message::DrainHost(v1::DrainHostRequest {
+                name: host_name(request.object),
+                deadline_seconds: DRAIN_SECONDS,
+                mode: match sum(&request_id) % 4 {
+                    0 => v1::DrainMode::Stop,
+                    1 => v1::DrainMode::Ask,
+                    _ => v1::DrainMode::Unspecified,
+                }
+                .into(),
+                request_id,
+                ..Default::default()
+            }),
+            Self::CancelDrain => Message::CancelDrain(v1::CancelHostDrainRequest {
+                name: host_name(request.object),
+                request_id,
+            }),
+            Self::RestoreHost => Message::RestoreHost(v1::RestoreHostRequest {
+                name: host_name(request.object),
+                deadline_seconds: DRAIN_SECONDS,
+                request_id,
+            }),
         }
     }
+}
+
+/// Time that drains have: less than a run has to come to rest.
+const DRAIN_SECONDS: u32 = 60;
+
+fn host_name(number: usize) -> String {
+    format!("h{}", number + 1)
 }
 
 /// Lowest port that a security group opens.
@@ -286,6 +318,9 @@ impl Message {
             }
             Self::CreateBackup(message) => return done(services.create_backup(with_peer(message)).await),
             Self::DeleteBackup(message) => return done(services.delete_backup(with_peer(message)).await),
+            Self::DrainHost(message) => return done(services.drain_host(with_peer(message)).await),
+            Self::CancelDrain(message) => return done(services.cancel_host_drain(with_peer(message)).await),
+            Self::RestoreHost(message) => return done(services.restore_host(with_peer(message)).await),
             Self::RestoreBackup(message) => {
                 return Answer::accepted(services.restore_backup(with_peer(message)).await?);
             }

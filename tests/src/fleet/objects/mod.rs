@@ -1,6 +1,6 @@
 //! What clients ask about the objects of the site beside its VMs, in seeds that are about these
 //! ([`Nature::objects`](super::nature::Nature)): volumes, networks,
-//! security groups, images, snapshots, backups.
+//! security groups, images, snapshots, backups; and drains of its hosts.
 //!
 //! Each request is one of [`Thing`]; what is sent for it follows from it, from a number and from the request's id alone.
 
@@ -58,6 +58,11 @@ pub enum Thing {
     DeleteBackup,
     /// A VM is created from a backup.
     RestoreBackup,
+    /// A host is emptied.
+    DrainHost,
+    CancelDrain,
+    /// What that moved or stopped is brought back.
+    RestoreHost,
 }
 
 impl Thing {
@@ -110,6 +115,9 @@ impl Thing {
             Self::CreateBackup => "CreateBackup",
             Self::DeleteBackup => "DeleteBackup",
             Self::RestoreBackup => "RestoreBackup",
+            Self::DrainHost => "DrainHost",
+            Self::CancelDrain => "CancelHostDrain",
+            Self::RestoreHost => "RestoreHost",
         }
     }
 }
@@ -227,6 +235,9 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
         (Thing::CreateBackup, 6),
         (Thing::DeleteBackup, 2),
         (Thing::RestoreBackup, 2),
+        (Thing::DrainHost, 4),
+        (Thing::CancelDrain, 1),
+        (Thing::RestoreHost, 4),
     ];
     let all = Size {
         vms: CONNECTED + CONNECTED_VMS,
