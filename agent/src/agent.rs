@@ -115,6 +115,7 @@ impl Agent {
             parts.ledger.clone(),
             parts.clock.clone(),
             std::mem::take(&mut contents.backups),
+            std::mem::take(&mut contents.removed_backups),
         );
         let shared = Shared {
             hypervisor: parts.hypervisor,

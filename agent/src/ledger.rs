@@ -357,6 +357,8 @@ pub struct Contents {
     pub migrations: Vec<Migration>,
     /// Backups that are not whole.
     pub backups: Vec<backups::Entry>,
+    /// Backups that were removed lately.
+    pub removed_backups: backups::Removed,
     /// Files that could not be understood; they are left where they are.
     pub damaged: Vec<Damaged>,
 }
@@ -378,6 +380,8 @@ pub struct Ledger(Arc<dyn Files>);
 const HOST: &str = "host.json";
 /// Name of the file of networks.
 const NETWORKS: &str = "networks.json";
+/// Name of the file of backups that were removed.
+const REMOVED_BACKUPS: &str = "removed-backups.json";
 
 fn vm_file(id: VmId) -> String {
     format!("vms/{id}.json")
@@ -428,6 +432,11 @@ impl Ledger {
                 None if file == NETWORKS => match parse(file, &bytes) {
                     Ok(networks) => contents.networks = Some(networks),
                     // The controller tells them again; until then what is in the kernel stays.
+                    Err(error) => contents.damaged.push(Damaged { vm: None, error }),
+                },
+                None if file == REMOVED_BACKUPS => match parse(file, &bytes) {
+                    Ok(removed) => contents.removed_backups = removed,
+                    // It refuses late orders only.
                     Err(error) => contents.damaged.push(Damaged { vm: None, error }),
                 },
                 Some("vms") => {
@@ -491,6 +500,14 @@ impl Ledger {
     /// If it is not certain to be kept.
     pub async fn save_backup(&self, backup: &backups::Entry) -> Result<(), Error> {
         self.write(backup_file(backup.order.id), backup).await
+    }
+
+    /// Writes which backups were removed.
+    ///
+    /// # Errors
+    /// If it is not certain to be kept.
+    pub async fn save_removed_backups(&self, removed: &backups::Removed) -> Result<(), Error> {
+        self.write(REMOVED_BACKUPS.to_owned(), removed).await
     }
 
     /// Forgets a backup.

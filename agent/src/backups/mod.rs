@@ -7,7 +7,8 @@
 //!
 //! [`Backups`] is how the rest of the agent speaks to it: [`server`] for the controller, one task that does the work. A backup
 //! that was under way when the agent died is ended and removed at the next start, unless it was whole; it is not begun again by
-//! itself, since its moment has passed. Decides nothing about which backups there are to be.
+//! itself, since its moment has passed. What was removed is not taken any more, whenever the order for it comes. Decides nothing
+//! about which backups there are to be.
 
 pub mod server;
 #[cfg(test)]
@@ -20,7 +21,7 @@ use std::{
 };
 
 use dalgu_proto::{ids::BackupId, time::Clock};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,8 @@ use crate::{
 /// First wait before what is left of a backup is removed again; doubles up to [`MAX_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
+/// What was removed is remembered so long, to refuse an order to take it that comes late.
+const REMEMBER: SignedDuration = SignedDuration::from_hours(24);
 
 /// Why a request about a backup failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,9 @@ pub struct Entry {
     pub phase: Phase,
 }
 
+/// Backups that were removed here lately, and when.
+pub type Removed = BTreeMap<BackupId, Timestamp>;
+
 /// How a backup stands.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Standing {
@@ -106,6 +112,8 @@ struct Shared {
     ledger: Ledger,
     clock: Clock,
     known: Mutex<BTreeMap<BackupId, Known>>,
+    /// Held from a look at how far a backup is to the record of what follows: two orders about one may come at once.
+    deciding: tokio::sync::Mutex<Removed>,
     told: Notify,
 }
 
@@ -115,7 +123,13 @@ pub struct Backups(Arc<Shared>);
 
 impl Backups {
     /// With what the ledger has of them. Nothing is done before [`Backups::run`].
-    pub fn new(hypervisor: Arc<dyn Hypervisor>, ledger: Ledger, clock: Clock, entries: Vec<Entry>) -> Self {
+    pub fn new(
+        hypervisor: Arc<dyn Hypervisor>,
+        ledger: Ledger,
+        clock: Clock,
+        entries: Vec<Entry>,
+        removed: Removed,
+    ) -> Self {
         let known = entries.into_iter().map(|entry| {
             let cut = CancellationToken::new();
             (entry.order.id, Known { entry, cut })
@@ -125,6 +139,7 @@ impl Backups {
             ledger,
             clock,
             known: Mutex::new(known.collect()),
+            deciding: tokio::sync::Mutex::new(removed),
             told: Notify::new(),
         }))
     }
@@ -158,22 +173,35 @@ impl Backups {
         Ok(())
     }
 
-    /// Writes down that a backup is to be taken, unless it is known or there.
+    /// Writes down that a backup is to be taken, unless it is known or there. One that was removed is not taken.
     ///
     /// # Errors
     /// If it is not certain to be known after a restart.
     pub async fn start(&self, order: Order) -> Result<Standing, Error> {
         let (id, pool) = (order.id, order.pool.clone());
+        // A pool that hangs holds up nobody else.
         let standing = self.standing(id, &pool).await?;
+        let removed = self.0.deciding.lock().await;
+        if let Some(since) = removed.get(&id) {
+            return Ok(Standing::Failed(Failure {
+                reason: "BACKUP_REMOVED".to_owned(),
+                message: "it was removed here before the order to take it came: take another".to_owned(),
+                retrying: false,
+                since: *since,
+            }));
+        }
         if standing != Standing::Unknown {
             return Ok(standing);
         }
-        self.put(Entry {
-            order,
-            phase: Phase::Waiting,
-        })
-        .await?;
-        self.0.told.notify_one();
+        // The same order may have come twice.
+        if self.entry(id).is_none() {
+            self.put(Entry {
+                order,
+                phase: Phase::Waiting,
+            })
+            .await?;
+            self.0.told.notify_one();
+        }
         Ok(Standing::Waiting)
     }
 
@@ -212,6 +240,12 @@ impl Backups {
     /// # Errors
     /// If it is not certain to be given up after a restart.
     pub async fn cancel(&self, id: BackupId) -> Result<(), Error> {
+        let _deciding = self.0.deciding.lock().await;
+        self.give_up(id).await
+    }
+
+    /// As [`Self::cancel`], by whoever decides.
+    async fn give_up(&self, id: BackupId) -> Result<(), Error> {
         let Some(entry) = self.entry(id) else {
             return Ok(());
         };
@@ -235,13 +269,31 @@ impl Backups {
     /// # Errors
     /// [`Error::Busy`] while it is given up; otherwise if something may be left.
     pub async fn remove(&self, order: &Removal) -> Result<(), Error> {
-        self.cancel(order.id).await?;
+        {
+            let mut removed = self.0.deciding.lock().await;
+            self.remember(&mut removed, order.id).await?;
+            self.give_up(order.id).await?;
+        }
         if matches!(self.entry(order.id), Some(entry) if entry.phase == Phase::Running) {
             return Err(Error::Busy);
         }
         let hypervisor = &self.0.hypervisor;
         hypervisor.remove_backup(order.vm, &order.pool, order.id).await?;
         Ok(self.forget(order.id).await?)
+    }
+
+    /// Writes down that a backup is removed, before anything of it is.
+    async fn remember(&self, removed: &mut Removed, id: BackupId) -> Result<(), ledger::Error> {
+        if removed.contains_key(&id) {
+            return Ok(());
+        }
+        let now = self.0.clock.now();
+        let mut next = removed.clone();
+        next.retain(|_, since| now.duration_since(*since) <= REMEMBER);
+        next.insert(id, now);
+        self.0.ledger.save_removed_backups(&next).await?;
+        *removed = next;
+        Ok(())
     }
 
     fn failed(&self, reason: &str, message: String) -> Phase {
@@ -279,16 +331,32 @@ impl Backups {
         entries.filter(|entry| entry.phase == *phase).cloned().collect()
     }
 
+    /// Writes down that a backup is begun. Whether it is: it may have been given up.
+    async fn begin(&self, entry: &Entry) -> Result<bool, ledger::Error> {
+        let _deciding = self.0.deciding.lock().await;
+        let waits = self
+            .entry(entry.order.id)
+            .is_some_and(|entry| entry.phase == Phase::Waiting);
+        if waits {
+            self.put(entry.clone()).await?;
+        }
+        Ok(waits)
+    }
+
     async fn take(&self, entry: Entry) {
         let entry = Entry {
             phase: Phase::Running,
             ..entry
         };
         let id = entry.order.id;
-        if let Err(error) = self.put(entry.clone()).await {
-            tracing::error!(backup = %id, %error, "a backup cannot be written down, and is not begun");
-            sleep(FIRST_RETRY).await;
-            return;
+        match self.begin(&entry).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(backup = %id, %error, "a backup cannot be written down, and is not begun");
+                sleep(FIRST_RETRY).await;
+                return;
+            }
         }
         let cut = self.known().get(&id).map(|known| known.cut.clone());
         let taking = self.0.hypervisor.back_up(&entry.order);

@@ -74,8 +74,14 @@ fn order(number: u128, parent: Option<BackupId>) -> Order {
 
 async fn begun(dir: &TempDir, sim: &Sim) -> (Backups, CancellationToken) {
     let ledger = Ledger::open(dir.path()).unwrap();
-    let entries = ledger.load().await.unwrap().backups;
-    let backups = Backups::new(Arc::new(sim.clone()), ledger, Clock::system(), entries);
+    let contents = ledger.load().await.unwrap();
+    let backups = Backups::new(
+        Arc::new(sim.clone()),
+        ledger,
+        Clock::system(),
+        contents.backups,
+        contents.removed_backups,
+    );
     let stop = CancellationToken::new();
     let (own, token) = (backups.clone(), stop.clone());
     tokio::spawn(async move { own.run(token).await });
@@ -241,4 +247,78 @@ async fn what_is_left_is_removed_again_and_again_until_nothing_is() {
     host.backups.start(order.clone()).await.unwrap();
     assert_eq!(host.failed(&order).await, "HYPERVISOR_UNAVAILABLE");
     assert_eq!(host.sim.backups(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_to_take_a_backup_that_comes_after_its_removal_takes_nothing() {
+    let mut host = Host::new().await;
+    let (taken, never) = (order(1, None), order(2, None));
+    host.backups.start(taken.clone()).await.unwrap();
+    host.ready(&taken).await;
+    // The order for the other one is still on its way.
+    for order in [&taken, &never] {
+        host.backups.remove(&removal(order)).await.unwrap();
+    }
+    for restarts in 0..2 {
+        for order in [&taken, &never] {
+            let told = host.backups.start(order.clone()).await.unwrap();
+            let refused = matches!(&told, Standing::Failed(why) if why.reason == "BACKUP_REMOVED");
+            assert!(refused, "after {restarts} restarts: {told:?}");
+        }
+        sleep(LIMIT).await;
+        assert_eq!((host.sim.backups(), host.remembered().await), (0, 0));
+        host.restart().await;
+    }
+    let another = order(3, None);
+    host.backups.start(another.clone()).await.unwrap();
+    host.ready(&another).await;
+}
+
+/// Ledger files that are slow to be written, as long as somebody says so.
+struct Slow(crate::ledger::Directory, std::sync::atomic::AtomicBool);
+
+#[async_trait::async_trait]
+impl crate::ledger::Files for Slow {
+    async fn load(&self) -> std::io::Result<Vec<(String, Vec<u8>)>> {
+        self.0.load().await
+    }
+    async fn replace(&self, name: &str, bytes: Vec<u8>) -> std::io::Result<()> {
+        // The first that comes is the last that is done.
+        if self.1.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            sleep(Duration::from_secs(2)).await;
+        }
+        self.0.replace(name, bytes).await
+    }
+    async fn remove(&self, name: &str) -> std::io::Result<()> {
+        self.0.remove(name).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_removed_while_it_is_written_down_as_begun_leaves_no_files() {
+    let host = Host::new().await;
+    host.stop.cancel();
+    let files = Arc::new(Slow(
+        crate::ledger::Directory::open(host.dir.path()).unwrap(),
+        false.into(),
+    ));
+    let backups = Backups::new(
+        Arc::new(host.sim.clone()),
+        Ledger::on(files.clone()),
+        Clock::system(),
+        Vec::new(),
+        Removed::new(),
+    );
+    let order = order(1, None);
+    backups.start(order.clone()).await.unwrap();
+    files.1.store(true, std::sync::atomic::Ordering::Relaxed);
+    let own = backups.clone();
+    tokio::spawn(async move { own.run(CancellationToken::new()).await });
+    sleep(Duration::from_secs(1)).await;
+    while let Err(error) = backups.remove(&removal(&order)).await {
+        assert!(matches!(error, Error::Busy), "{error}");
+        sleep(Duration::from_secs(1)).await;
+    }
+    sleep(LIMIT).await;
+    assert_eq!((host.sim.backups(), host.remembered().await), (0, 0));
 }

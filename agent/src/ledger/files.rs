@@ -12,8 +12,8 @@ use dalgu_proto::mutant::{self, Mutant};
 /// Folders of the ledger.
 const FOLDERS: [&str; 3] = ["vms", "migrations", "backups"];
 
-/// Small files that outlive the program and the host's power. A name is `host.json`, `networks.json`, or `vms/`, `migrations/` or `backups/` and a
-/// name ending in `.json`.
+/// Small files that outlive the program and the host's power. A name is `host.json`, `networks.json`, `removed-backups.json`, or `vms/`,
+/// `migrations/` or `backups/` and a name ending in `.json`.
 #[async_trait]
 pub trait Files: Send + Sync {
     /// Every file that is there, with its name, in the order of the names.

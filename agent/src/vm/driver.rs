@@ -82,7 +82,7 @@ pub(super) struct Driver {
     /// Disks whose move has failed under the present intent, with why and when.
     pub(super) failed_moves: BTreeMap<String, (String, Instant)>,
     unfinished: bool,
-    restarts: VecDeque<Instant>,
+    pub(super) restarts: VecDeque<Instant>,
     pub(super) stuck: Option<Stuck>,
     pub(super) adopted: bool,
     pub(super) work: Option<Work>,

@@ -251,6 +251,7 @@ impl Driver {
             self.vm = before;
             return Err(error.into());
         }
+        self.drop_waiting();
         Ok(())
     }
 

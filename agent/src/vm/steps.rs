@@ -3,7 +3,13 @@
 //! One piece of work is a look, or a step and a look after it; it is polled by the task ([`super::driver`]), which stays
 //! free to take requests meanwhile. Decides when a failed step is tried again, never which step is next.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use dalgu_proto::{
     ids::{Epoch, Generation, VmId},
@@ -60,7 +66,16 @@ pub(super) struct Work {
     step: Option<Step>,
     since: Instant,
     asked: For,
+    /// Nothing is waited for any more that the step needs: the hypervisor is asked to do it.
+    begun: Arc<AtomicBool>,
     outcome: BoxFuture<'static, Outcome>,
+}
+
+impl Work {
+    /// Whether it is a step of which the hypervisor knows nothing yet.
+    fn waits(&self) -> bool {
+        self.step.is_some() && !self.begun.load(Ordering::Relaxed)
+    }
 }
 
 /// What a piece of work brought.
@@ -184,15 +199,17 @@ impl Driver {
             generation: self.generation(),
             grace: Duration::from_secs(intent.map_or(0, |intent| intent.grace_period_seconds.into())),
         };
-        let begun = step.clone();
+        let kept = step.clone();
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = begun.clone();
         let outcome = Box::pin(async move {
             let step = match step {
                 Some(step) => {
                     let made = match &step {
-                        Step::CreateVolumes => {
-                            create_volumes(&shared, volumes, id, &needs).await.map(|()| false)
-                        }
-                        step => perform(&shared, id, definition.as_ref(), step).await,
+                        Step::CreateVolumes => create_volumes(&shared, volumes, id, &needs, &begins)
+                            .await
+                            .map(|()| false),
+                        step => perform(&shared, id, definition.as_ref(), step, &begins).await,
                     };
                     Some((step, made))
                 }
@@ -212,11 +229,22 @@ impl Driver {
             }
         });
         self.work = Some(Work {
-            step: begun,
+            step: kept,
             since: Instant::now(),
             asked,
+            begun,
             outcome,
         });
+    }
+
+    /// There is a new entry: a step that still waits for an image or a network was planned for the old one, and is not done. What
+    /// follows from the new one is planned after a look.
+    pub(super) fn drop_waiting(&mut self) {
+        if let Some(work) = self.work.take_if(|work| work.waits())
+            && work.step == Some(Step::Restart)
+        {
+            self.restarts.pop_back();
+        }
     }
 
     /// The call under way holds up a power-off: it counts as one that did not answer in time. It may take effect later; the
@@ -291,6 +319,8 @@ impl Driver {
             Step::RestartGuest(RestartMode::Reboot) | Step::RebootAgain => {
                 self.reboot = Some(self.asked(self.reboot));
             }
+            // The domain is as an older intent says: the next start would bring back what is to be gone by now.
+            Step::Define if self.generation() != asked.generation => {}
             Step::Define => {
                 if let Some(vm) = &mut self.vm {
                     vm.done.defined = Some(asked.epoch);
@@ -557,11 +587,13 @@ async fn create_volumes(
     definition: Option<Definition>,
     id: VmId,
     needs: &[Need],
+    begun: &AtomicBool,
 ) -> Result<(), Error> {
     let definition = definition.ok_or(hypervisor::Error::NotFound { id })?;
     for need in needs.iter().filter(|_| !mutant::on(Mutant::ImageNotAwaited)) {
         shared.images.wait(need, IMAGE_PATIENCE).await?;
     }
+    begun.store(true, Ordering::Relaxed);
     shared.hypervisor.create_volumes(&definition, false).await?;
     for need in needs {
         shared.images.used(&need.digest).await;
@@ -574,6 +606,7 @@ async fn perform(
     id: VmId,
     definition: Option<&Definition>,
     step: &Step,
+    begun: &AtomicBool,
 ) -> Result<bool, Error> {
     let hypervisor = &shared.hypervisor;
     // The rules of an interface are there before it is, and its bridge before the domain names it.
@@ -588,6 +621,7 @@ async fn perform(
         let ports: Vec<_> = plugged(id, &definition.spec).collect();
         shared.networks.ready(&ports).await?;
     }
+    begun.store(true, Ordering::Relaxed);
     let defined = || definition.ok_or(hypervisor::Error::NotFound { id });
     match step {
         Step::Define => hypervisor.define(defined()?).await,

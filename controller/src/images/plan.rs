@@ -11,7 +11,7 @@ use dalgu_proto::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use super::holders;
+use super::{holders, needed};
 use crate::{
     hosts,
     model::{
@@ -207,7 +207,7 @@ fn own_steps(state: &State, image: &ImageRecord) -> Vec<Step> {
     let ready = |host: &&HostName| is_ready(state, host);
     let import_host = image.import_host.as_ref().filter(ready);
     match image.state {
-        ImageState::AwaitingUpload | ImageState::Failed => Vec::new(),
+        ImageState::AwaitingUpload => Vec::new(),
         ImageState::Importing => {
             let begun = import(state, image).is_some_and(|held| held.phase == ImagePhase::Importing);
             let host = import_host.filter(|_| !begun).cloned();
@@ -217,8 +217,8 @@ fn own_steps(state: &State, image: &ImageRecord) -> Vec<Step> {
             };
             host.map(step).into_iter().collect()
         }
-        ImageState::Available => {
-            // What the import was made from is of no use any more.
+        ImageState::Available | ImageState::Failed => {
+            // What the import was made from is of no use any more; nor is what a host brings back that was taken for lost.
             let host = import_host.filter(|_| import(state, image).is_some());
             let step = |host: &HostName| Step::Remove {
                 host: host.clone(),
@@ -389,8 +389,9 @@ fn evict(state: &State, steps: &mut Vec<Step>) {
     }
 }
 
-/// From each host, what is of no use there: what is left of a fetch that failed, when enough others have the image; and a copy
-/// that nothing leads to. One is left where an image is deleted while its import ends, or before a fetch begins.
+/// From each host, what is of no use there: what is left of a fetch that failed, when enough others have the image; a copy
+/// that nothing leads to; and an import of no image. They are left where an image is deleted while its import ends, or before a
+/// command comes to fetch or to import it.
 fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
     let wanted = wanted(state);
     let known = |digest: &Digest| {
@@ -417,9 +418,18 @@ fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
             .is_some_and(|(copies, _)| holders(state, digest).count() >= *copies)
     };
     for host in state.hosts.keys().filter(|host| is_ready(state, host)) {
+        // A host is told to import only what is stored.
+        let imports_of = stock(state, host).map(|stock| stock.imports.keys());
+        let imports_of = imports_of.into_iter().flatten().filter(|_| !restored);
+        let strays = imports_of.filter(|id| !state.images.contains_key(*id));
+        steps.extend(strays.map(|id| Step::Remove {
+            host: host.clone(),
+            digest: None,
+            image: Some(*id),
+        }));
         let copies = stock(state, host).map(|stock| &stock.copies);
         let useless = |digest: &Digest, held: &Held| match held.phase {
-            ImagePhase::Failed if known(digest) => enough(digest) && !needs(state, host, digest),
+            ImagePhase::Failed if known(digest) => enough(digest) && !waits_for(state, host, digest),
             ImagePhase::Failed => true,
             ImagePhase::Ready => !known(digest) && !held.in_use && old(held) && !imports(host),
             _ => false,
@@ -434,6 +444,13 @@ fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
             image: None,
         }));
     }
+}
+
+/// Whether a VM that is on a host, or comes to it, can do nothing there without an image, so that it is fetched.
+fn waits_for(state: &State, host: &HostName, digest: &Digest) -> bool {
+    let there = state.host_vms.get(host).into_iter().flatten();
+    let mut vms = there.filter_map(|vm| state.vms.get(vm));
+    vms.any(|vm| needed(vm).contains(&digest))
 }
 
 /// Whether a VM that is on a host, or comes to it, has a disk that is made from an image; or a volume is there that starts from it.

@@ -383,3 +383,58 @@ async fn what_a_failed_fetch_has_left_goes_when_enough_others_have_the_image() {
         assert_eq!(steps, expected, "{replicas} copies, needed: {needed}");
     }
 }
+
+#[tokio::test]
+async fn what_a_failed_fetch_has_left_goes_although_a_volume_starts_from_the_image_that_no_vm_has() {
+    let failed = [(1, ImagePhase::Failed)];
+    let (_, steps) = planned(|tx| {
+        let mut image = fixtures::image("12", 1);
+        image.replicas = Replicas::Count(1);
+        let mut volume = fixtures::volume("data", Some("h2"));
+        volume.digest = image.digest().cloned();
+        tx.put_volume(volume);
+        tx.put_image(image);
+        ready(tx, "h1", &[1]);
+        host(tx, "h2", HostState::Ready, 100 * GIB, &failed);
+    })
+    .await;
+    assert_eq!(steps, [remove("h2", Some(1), None)]);
+}
+
+#[tokio::test]
+async fn an_import_that_was_told_before_the_deletion_and_comes_after_it_is_forgotten() {
+    let stray = fixtures::image("12", 1);
+    let import = || HeldImage::Import(stray.id, fixtures::held(ImagePhase::Ready));
+    for (known, restored, expected) in [
+        (None, false, vec![remove("h1", None, Some(&stray))]),
+        // An older store knows less of images than hosts have.
+        (None, true, vec![]),
+        (Some(ImageState::AwaitingUpload), false, vec![]),
+        // The host was taken for lost, and brings back what it has imported.
+        (
+            Some(ImageState::Failed),
+            false,
+            vec![remove("h1", None, Some(&stray))],
+        ),
+    ] {
+        let db = db();
+        db.change(|tx| {
+            ready(tx, "h1", &[]);
+            tx.note_held(&fixtures::host_name("h1"), import());
+            if let Some(state) = known {
+                let mut image = stray.clone();
+                (image.state, image.content) = (state, None);
+                image.import_host = Some(fixtures::host_name("h1"));
+                tx.put_image(image);
+            }
+        })
+        .await;
+        let mut state = (*db.snapshot()).clone();
+        state.meta.incarnation += u64::from(restored);
+        assert_eq!(
+            steps(&state, db.now()),
+            expected,
+            "{known:?} restored: {restored}"
+        );
+    }
+}

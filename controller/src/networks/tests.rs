@@ -504,3 +504,22 @@ async fn the_networks_of_a_vm_say_what_its_host_must_have() {
         (vec![GuestFeature::Vlan], texts(&["br0", "br1"]))
     );
 }
+
+#[tokio::test]
+async fn an_answer_that_an_earlier_run_of_an_agent_was_asked_for_has_the_present_run_told() {
+    let db = site(|tx| {
+        tx.put_network(overlay("field", 7));
+        put(tx, &vm_in("field", &[], "web", "h1"));
+    })
+    .await;
+    let newest = version(&db.snapshot(), &host_name("h1"));
+    let mut changes = db.network_changes();
+    // The agent was started anew while the call was under way, and was passed over for that.
+    db.change(|tx| fixtures::networked(tx, "h1", "192.0.2.1", "next"))
+        .await;
+    changes.mark_unchanged();
+    db.change(|tx| tx.networks_taken(&host_name("h1"), "run", newest))
+        .await;
+    assert!(changes.has_changed().unwrap(), "nobody looks again");
+    assert!(due(&db.snapshot()).contains(&(host_name("h1"), newest)));
+}

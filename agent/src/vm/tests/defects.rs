@@ -1,7 +1,12 @@
 //! What must not be lost when the agent itself, its disk or a message fails.
 
+use dalgu_proto::vm::{Nic, Plug};
+
 use super::*;
-use crate::vm::tend::BEGIN_ANEW;
+use crate::{
+    network::compile::tests::{plugged as ports_of, told as told_of_networks},
+    vm::tend::BEGIN_ANEW,
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_vms_task_that_fails_begins_anew_and_forgets_nothing() {
@@ -325,4 +330,44 @@ async fn a_guest_whose_restart_cannot_be_done_for_a_while_is_not_given_up() {
         .await;
     let running = |status: &Status| status.power == Some(PowerState::Running) && status.failure.is_none();
     host.until(vm(1), "runs again", running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_waits_for_a_network_is_not_done_once_the_vm_is_to_be_off() {
+    let host = one_host().await;
+    let networks = host.vms.networks().clone();
+    let make = |stop: &CancellationToken| {
+        let (networks, stop) = (networks.clone(), stop.clone());
+        tokio::spawn(async move { networks.run(stop).await })
+    };
+    let stop = CancellationToken::new();
+    let made = make(&stop);
+    let mut document = told_of_networks();
+    document
+        .networks
+        .retain(|told| told.network.name.as_str() == "site");
+    networks.tell(document.clone()).await.unwrap();
+    let mut with = intent(1, PowerState::Running);
+    let ports = ports_of(&document, "web-1").into_iter();
+    let nics = ports.map(|port| Nic {
+        name: format!("to-{}", port.port.network),
+        plug: Plug::Network(port.port),
+        mac: port.mac,
+    });
+    with.spec.nics = nics.collect();
+    let mut off = with.clone();
+    (off.generation, off.power, off.power_sequence) = (Generation(2), PowerState::Stopped, 2);
+    host.create(vm(1), with).await;
+    host.until_settled(vm(1), 1).await;
+    // From here on there is something to make, and nobody who makes it.
+    stop.cancel();
+    made.await.unwrap();
+    networks.expect(&ports_of(&document, "web-1"));
+    host.sim.crash_guest(vm(1));
+    sleep(Duration::from_secs(1)).await;
+    host.create(vm(1), off).await;
+    make(&CancellationToken::new());
+    let status = host.until_settled(vm(1), 2).await;
+    assert_eq!(status.power, Some(PowerState::Stopped));
+    assert_eq!(host.sim.run(vm(1)), Some(1), "it was started for what is over");
 }

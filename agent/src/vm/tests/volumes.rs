@@ -153,3 +153,30 @@ async fn a_volume_that_comes_while_the_first_disks_are_made_is_made_too() {
     host.until_settled(vm(1), 2).await;
     assert_eq!(host.sim.local_volumes(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_made_for_an_older_intent_does_not_bring_back_a_volume_at_the_next_start() {
+    // The domain is defined with the volume, and the look after that is still under way.
+    let host = Host::with_looks(&Authority::new(), "h1", Duration::from_secs(1)).await;
+    tell(&host, vm(1), intent(1, PowerState::Running), false).await;
+    host.until_settled(vm(1), 1).await;
+    let mut latest = Intent {
+        power_sequence: 1,
+        ..with_ledger(2, 8)
+    };
+    tell(&host, vm(1), latest.clone(), true).await;
+    let disks = || host.sim.definition(vm(1)).unwrap().spec.disks.len();
+    while disks() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    latest.generation = Generation(3);
+    latest.spec.disks.truncate(1);
+    tell(&host, vm(1), latest, false).await;
+    host.until_settled(vm(1), 3).await;
+    assert_eq!(disks(), 1, "another VM may have it by now");
+    host.sim.crash_guest(vm(1));
+    host.until(vm(1), "its restart", |_| host.sim.run(vm(1)) == Some(2))
+        .await;
+    let has = host.sim.hardware(vm(1)).await.unwrap().unwrap();
+    assert!(!has.disks.contains_key("data"), "{has:?}");
+}

@@ -310,6 +310,8 @@ impl Tx {
 
     /// Notes that this run of a host's agent has taken the document of that version. Not stored.
     pub fn networks_taken(&mut self, host: &HostName, run_id: &str, version: u64) {
+        // Another change may have come meanwhile, or another run of the agent, which nobody told while the call was under way.
+        self.touch_networks();
         let Some(live) = self.state.live.get(host).filter(|live| live.run_id == run_id) else {
             return;
         };
@@ -319,8 +321,6 @@ impl Tx {
             ..(**live).clone()
         };
         self.set_live(host.clone(), live);
-        // Another change may have come meanwhile.
-        self.touch_networks();
     }
 }
 
