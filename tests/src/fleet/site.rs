@@ -430,7 +430,12 @@ impl Site {
                 flag(vm.delete_time.is_some(), ", to be deleted"),
             );
             let (name, id, owner, epoch) = (&vm.name, vm.id, &vm.owner, vm.epoch);
-            format!("controller: {name} ({id}) on {owner}, {epoch:?}{unconfirmed}{deleted}")
+            let seen = state.iter().find_map(|state| state.observation(vm));
+            let seen = seen.map(|seen| (seen.observed, seen.phase, seen.power, seen.fault.clone()));
+            let wanted = (vm.intent.generation, vm.intent.power);
+            format!(
+                "controller: {name} ({id}) on {owner}, {epoch:?}{unconfirmed}{deleted}, wants {wanted:?}, has seen {seen:?}"
+            )
         });
         let (entries, domains) = (self.entries(), self.domains());
         let each = entries.into_iter().zip(domains).enumerate();
