@@ -321,13 +321,31 @@ impl Images {
                 });
             }
         }
-        self.0.files.sync(&name).await?;
-        if self.0.files.digest(&name).await? != (digest.clone(), size) {
-            self.start_anew(&name, progress).await?;
+        let whole = self.whole(&name, digest, size, source, progress).await;
+        if let Err(Trouble::Here(_)) = &whole {
+            // What has come may have its name already, or be lost: nothing is known of it any more.
+            progress.set(0);
+        }
+        whole
+    }
+
+    /// Looks at all that has come, and keeps it.
+    async fn whole(
+        &self,
+        name: &str,
+        digest: &Digest,
+        size: u64,
+        source: &Source,
+        progress: &Progress,
+    ) -> Result<(), Trouble> {
+        let host = || source.host.clone();
+        self.0.files.sync(name).await?;
+        if self.0.files.digest(name).await? != (digest.clone(), size) {
+            self.start_anew(name, progress).await?;
             return Err(Trouble::Wrong { host: host() });
         }
-        let inspected = self.0.files.inspect(&name).await?;
-        self.publish(&name, digest, size, inspected.virtual_size_bytes)
+        let inspected = self.0.files.inspect(name).await?;
+        self.publish(name, digest, size, inspected.virtual_size_bytes)
             .await?;
         Ok(())
     }

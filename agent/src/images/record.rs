@@ -70,21 +70,35 @@ fn record_name(id: ImageId) -> String {
     format!("{id}.json")
 }
 
+/// A record that is being written.
+fn passing_name(id: ImageId) -> String {
+    format!("{id}.json.new")
+}
+
 /// Replaces an import's record: it is the old or the new one, whatever happens.
 pub(super) async fn save(files: &dyn Files, id: ImageId, record: &Record) -> io::Result<()> {
     let bytes = serde_json::to_vec(record).map_err(io::Error::other)?;
-    let passing = format!("{id}.json.new");
+    let passing = passing_name(id);
     // A longer one may have been left there.
     files.remove(&passing).await?;
-    files.write(&passing, 0, Bytes::from(bytes)).await?;
-    files.sync(&passing).await?;
-    files.rename(&passing, &record_name(id)).await
+    let saved = async {
+        files.write(&passing, 0, Bytes::from(bytes)).await?;
+        files.sync(&passing).await?;
+        files.rename(&passing, &record_name(id)).await
+    };
+    let saved = saved.await;
+    if saved.is_err() {
+        // It may be there all the same. Where it stays, the import's end or the next start removes it.
+        let _ = files.remove(&passing).await;
+    }
+    saved
 }
 
 /// Removes everything of an import but a copy that it led to.
 pub(super) async fn forget(files: &dyn Files, id: ImageId) -> io::Result<()> {
     files.remove(&upload_name(id)).await?;
     files.remove(&making_name(id)).await?;
+    files.remove(&passing_name(id)).await?;
     files.remove(&record_name(id)).await
 }
 

@@ -415,7 +415,7 @@ fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
     let enough = |digest: &Digest| {
         wanted
             .get(digest)
-            .is_some_and(|(copies, _)| holders(state, digest).count() >= *copies)
+            .is_none_or(|(copies, _)| holders(state, digest).count() >= *copies)
     };
     for host in state.hosts.keys().filter(|host| is_ready(state, host)) {
         // A host is told to import only what is stored.

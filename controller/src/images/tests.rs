@@ -385,6 +385,22 @@ async fn what_a_failed_fetch_has_left_goes_when_enough_others_have_the_image() {
 }
 
 #[tokio::test]
+async fn what_a_failed_fetch_has_left_goes_also_where_a_vm_elsewhere_is_all_that_knows_the_image() {
+    let failed = [(1, ImagePhase::Failed)];
+    let (_, steps) = planned(|tx| {
+        // Its image was deleted from the catalogue.
+        let image = fixtures::image("12", 1);
+        let mut vm = fixtures::vm_of(&image, "web", "h1");
+        vm.disks_made = true;
+        tx.put_vm(vm);
+        ready(tx, "h1", &[1]);
+        host(tx, "h2", HostState::Ready, 100 * GIB, &failed);
+    })
+    .await;
+    assert_eq!(steps, [remove("h2", Some(1), None)]);
+}
+
+#[tokio::test]
 async fn what_a_failed_fetch_has_left_goes_although_a_volume_starts_from_the_image_that_no_vm_has() {
     let failed = [(1, ImagePhase::Failed)];
     let (_, steps) = planned(|tx| {

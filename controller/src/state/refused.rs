@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use crate::verbs::Error;
 
-/// For so long: more than a message is under way, and not for long where somebody asks under the same id on purpose.
-pub const KEPT: Duration = Duration::from_mins(2);
+/// For so long: more than a message is under way and a controller stands still in all, and not for long where somebody asks under
+/// the same id on purpose.
+pub const KEPT: Duration = Duration::from_mins(4);
 /// At most so many, the latest.
 const MOST: usize = 10_000;
 
@@ -60,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_known_for_two_minutes_and_by_its_content() {
+    fn a_refusal_is_known_for_four_minutes_and_by_its_content() {
         let (mut refused, begun) = (Refused::default(), Instant::now());
         note(&mut refused, begun, "a");
         refused.forget(begun + KEPT);

@@ -49,7 +49,7 @@ pub(super) fn serving(images: &Images) -> Caller {
     caller_in_process(PeerServiceServer::new(service(images)))
 }
 
-async fn store_with(content: &[u8]) -> (Images, Digest) {
+pub(super) async fn store_with(content: &[u8]) -> (Images, Digest) {
     let memory = Memory::new(1 << 40);
     let digest = digest_of(content);
     memory

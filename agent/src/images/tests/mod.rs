@@ -3,6 +3,7 @@
 mod dying;
 mod fetching;
 mod importing;
+mod lying;
 mod removing;
 mod uploading;
 
