@@ -417,6 +417,14 @@ fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
             .get(digest)
             .is_none_or(|(copies, _)| holders(state, digest).count() >= *copies)
     };
+    // A cordoned host fetches nothing more, unless every one is to have it.
+    let goes_on = |host: &HostName, digest: &Digest| {
+        let everywhere = wanted
+            .get(digest)
+            .is_some_and(|(copies, _)| *copies == usize::MAX);
+        let cordoned = state.hosts.get(host).is_some_and(|host| host.cordon.is_some());
+        !cordoned || everywhere
+    };
     for host in state.hosts.keys().filter(|host| is_ready(state, host)) {
         // A host is told to import only what is stored.
         let imports_of = stock(state, host).map(|stock| stock.imports.keys());
@@ -429,7 +437,9 @@ fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
         }));
         let copies = stock(state, host).map(|stock| &stock.copies);
         let useless = |digest: &Digest, held: &Held| match held.phase {
-            ImagePhase::Failed if known(digest) => enough(digest) && !waits_for(state, host, digest),
+            ImagePhase::Failed if known(digest) => {
+                (enough(digest) || !goes_on(host, digest)) && !waits_for(state, host, digest)
+            }
             ImagePhase::Failed => true,
             ImagePhase::Ready => !known(digest) && !held.in_use && old(held) && !imports(host),
             _ => false,

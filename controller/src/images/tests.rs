@@ -385,6 +385,28 @@ async fn what_a_failed_fetch_has_left_goes_when_enough_others_have_the_image() {
 }
 
 #[tokio::test]
+async fn what_a_failed_fetch_has_left_goes_from_a_cordoned_host_which_fetches_no_more() {
+    let failed = [(1, ImagePhase::Failed)];
+    for (replicas, expected) in [
+        (Replicas::Count(2), vec![remove("h2", Some(1), None)]),
+        (Replicas::All, vec![fetch(1, "h2")]),
+    ] {
+        let (_, steps) = planned(|tx| {
+            let mut image = fixtures::image("12", 1);
+            image.replicas = replicas;
+            tx.put_image(image);
+            ready(tx, "h1", &[1]);
+            host(tx, "h2", HostState::Ready, 100 * GIB, &failed);
+            let mut closed = (*tx.hosts[&fixtures::host_name("h2")]).clone();
+            closed.cordon = Some("memory".into());
+            tx.put_host(closed);
+        })
+        .await;
+        assert_eq!(steps, expected, "{replicas:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_failed_fetch_has_left_goes_also_where_a_vm_elsewhere_is_all_that_knows_the_image() {
     let failed = [(1, ImagePhase::Failed)];
     let (_, steps) = planned(|tx| {

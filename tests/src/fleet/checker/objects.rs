@@ -52,6 +52,8 @@ pub struct Objects {
     deleted: BTreeSet<String>,
     /// Volumes whose hosts were forgotten, and their files with them.
     left: BTreeSet<VolumeId>,
+    /// Backups whose hosts were forgotten: what is there stays there, as the event says.
+    left_backups: BTreeSet<BackupId>,
     /// What was last written to each.
     written: BTreeMap<VolumeId, u64>,
     /// What was last seen of each VM's disks.
@@ -254,6 +256,9 @@ impl Checker {
 
     /// What was stored of snapshots and backups: a VM that is backed up stays where it is, and keeps its layers.
     pub fn copies_stored(&mut self, state: &State) {
+        let backups = state.backups.values();
+        let left = backups.filter(|backup| !state.hosts.contains_key(&backup.host));
+        self.objects.left_backups.extend(left.map(|backup| backup.id));
         for vm in state.vms.values() {
             let disks = self.objects.disks.entry(vm.id).or_default();
             disks.stored(vm.snapshots.revert);
@@ -288,7 +293,8 @@ impl Checker {
             }
             for id in &holdings.backups {
                 let known = state.backups.get(id);
-                if known.is_none_or(|backup| backup.state != BackupState::Available) {
+                let whole = known.is_some_and(|backup| backup.state == BackupState::Available);
+                if !whole && !self.objects.left_backups.contains(id) {
                     return wrong(
                         "I4 nothing without an owner",
                         format!("{host} has backup {id}, which is {known:?}"),
