@@ -26,8 +26,8 @@ use crate::{
     drains::advance,
     hosts,
     model::{
-        EventKind, EventRecord, HostRecord, HostState, MigrationRecord, OperationKind, OperationRecord,
-        OperationState, Pending, Phase, Visibility, VmFault, VmPhase, VmRecord,
+        EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
+        OperationRecord, OperationState, Pending, Phase, Visibility, VmFault, VmPhase, VmRecord,
     },
     placement::PoolView,
     reconcile::{plan, step},
@@ -49,6 +49,15 @@ fn vm_state(state: VmState) -> v1::VmState {
         VmState::Failed => v1::VmState::Failed,
         VmState::Unreachable => v1::VmState::Unreachable,
         VmState::Resolving => v1::VmState::Resolving,
+    }
+}
+
+/// Why an operation, or what a drain does with a VM, did not succeed.
+fn operation_error(fault: &Fault) -> v1::OperationError {
+    v1::OperationError {
+        code: fault.code,
+        reason: fault.reason.clone(),
+        message: fault.message.clone(),
     }
 }
 
@@ -238,11 +247,7 @@ pub fn operation(state: &State, record: &OperationRecord, now: Timestamp) -> v1:
         vm_uid: record.vm.to_string(),
         generation: record.generation.0,
         request_id: record.request_id.clone(),
-        error: record.error.as_ref().map(|error| v1::OperationError {
-            code: error.code,
-            reason: error.reason.clone(),
-            message: error.message.clone(),
-        }),
+        error: record.error.as_ref().map(operation_error),
         migration: migration.map(|migration| progress(state, migration)),
         status_message: text,
         create_time: Some(time::to_wire(record.create_time)),

@@ -280,10 +280,8 @@ fn begin(
             (Direction::Back, DrainMode::Stop) => Act::Start,
             (Direction::Back, _) => Act::Move(Some(host.clone())),
         };
-        if under_way >= limits.under_way || refused.len() >= limits.refusals {
-            continue;
-        }
-        if drained.failures >= MOST_FAILURES {
+        let enough = under_way >= limits.under_way || refused.len() >= limits.refusals;
+        if enough || drained.failures >= MOST_FAILURES {
             continue;
         }
         match act.begin(tx, &caller, &name, policy) {

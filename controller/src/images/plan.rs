@@ -331,6 +331,12 @@ fn missed(state: &State) -> impl Iterator<Item = (&HostName, &Digest)> {
     })
 }
 
+/// Whether a host takes copies of an image: a cordoned one only of those that are to be `everywhere`.
+fn takes(state: &State, host: &HostName, everywhere: bool) -> bool {
+    let known = state.hosts.get(host);
+    known.is_some_and(|host| everywhere || host.cordon.is_none())
+}
+
 /// How well a host could take a copy, the best first: one that has not failed to, with the most room.
 fn place<'a>(
     state: &'a State,
@@ -340,10 +346,9 @@ fn place<'a>(
     everywhere: bool,
 ) -> Option<(bool, std::cmp::Reverse<u64>, &'a HostName)> {
     let stock = stock(state, host)?;
-    let open = everywhere || state.hosts.get(host)?.cordon.is_none();
     let phase = phase(state, host, digest);
     let room = stock.available_bytes.saturating_sub(bytes) >= short_below(stock).max(1);
-    let free = open && room && phase != Some(ImagePhase::Ready);
+    let free = takes(state, host, everywhere) && room && phase != Some(ImagePhase::Ready);
     free.then_some((
         phase == Some(ImagePhase::Failed),
         std::cmp::Reverse(stock.available_bytes),
@@ -417,13 +422,9 @@ fn leave(state: &State, now: Timestamp, steps: &mut Vec<Step>) {
             .get(digest)
             .is_none_or(|(copies, _)| holders(state, digest).count() >= *copies)
     };
-    // A cordoned host fetches nothing more, unless every one is to have it.
     let goes_on = |host: &HostName, digest: &Digest| {
-        let everywhere = wanted
-            .get(digest)
-            .is_some_and(|(copies, _)| *copies == usize::MAX);
-        let cordoned = state.hosts.get(host).is_some_and(|host| host.cordon.is_some());
-        !cordoned || everywhere
+        let copies = wanted.get(digest).map(|(copies, _)| *copies);
+        takes(state, host, copies == Some(usize::MAX))
     };
     for host in state.hosts.keys().filter(|host| is_ready(state, host)) {
         // A host is told to import only what is stored.

@@ -88,11 +88,7 @@ fn drained_vm(own: &HostName, drain: &Drain, name: &VmName, drained: &DrainedVm)
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default(),
-        error: drained.fault.as_ref().map(|fault| v1::OperationError {
-            code: fault.code,
-            reason: fault.reason.clone(),
-            message: fault.message.clone(),
-        }),
+        error: drained.fault.as_ref().map(super::operation_error),
         options: options(drain.direction, name, drained),
         tried_again: drain.is_active() && drained.stage == Stage::Blocked && drained.passes,
     }
