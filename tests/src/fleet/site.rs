@@ -443,7 +443,8 @@ impl Site {
             let host = Node::Host(host);
             let entries = entries.into_iter().map(move |vm| {
                 let (name, id, what, epoch) = (vm.name, vm.id, vm.disposition, vm.epoch);
-                format!("{host}: {name} ({id}) {what:?}, {epoch:?}")
+                let (done, changes) = (vm.done, vm.changes);
+                format!("{host}: {name} ({id}) {what:?}, {epoch:?}, {done:?}, {changes:?}")
             });
             let domains = domains.into_iter();
             entries.chain(domains.map(move |domain| format!("{host}: domain {domain:?}")))

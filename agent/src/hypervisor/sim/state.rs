@@ -182,6 +182,15 @@ impl Guest {
         self.reason = reason;
     }
 
+    /// Is off: what it has from now on is what the next start brings.
+    fn off(&mut self, reason: PowerReason) {
+        self.copies.clear();
+        if let Some(definition) = &self.definition {
+            self.hardware = Hardware::of(&definition.spec);
+        }
+        self.to(DomainState::Stopped, reason);
+    }
+
     /// How long its processors have run in all.
     pub(super) fn ran(&self) -> Duration {
         self.ran + self.since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -513,12 +522,7 @@ impl State {
         if let Some(job) = &guest.job {
             job.abort.cancel();
         }
-        guest.copies.clear();
-        // What it has from now on is what the next start brings.
-        if let Some(definition) = &guest.definition {
-            guest.hardware = Hardware::of(&definition.spec);
-        }
-        guest.to(DomainState::Stopped, reason);
+        guest.off(reason);
         if !guest.persistent {
             self.domains.remove(&id);
         }
@@ -534,8 +538,7 @@ impl State {
         self.domains.retain(|_, guest| guest.persistent);
         // Also those that were off: why is nowhere on disk.
         for guest in self.domains.values_mut() {
-            guest.copies.clear();
-            guest.to(DomainState::Stopped, PowerReason::Unknown);
+            guest.off(PowerReason::Unknown);
         }
     }
 

@@ -238,6 +238,21 @@ async fn a_crash_of_an_earlier_run_does_not_end_a_later_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_power_cut_leaves_a_domain_with_what_its_next_start_brings() {
+    let (sim, fixture) = alone();
+    let mut vm = running(&sim, &fixture).await;
+    vm.spec.disks.retain(|disk| disk.name != "data");
+    sim.define(&vm).await.unwrap();
+    let disks = async || {
+        let hardware = sim.hardware(vm.id).await.unwrap().unwrap();
+        hardware.disks.into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(disks().await, ["data", "root"], "it runs with what it has");
+    sim.reboot_host();
+    assert_eq!(disks().await, ["root"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restart_fails_calls_under_way_and_leaves_guests_alone() {
     let cluster = cluster();
     let config = SimConfig {
