@@ -131,6 +131,7 @@ impl Agent {
         };
         let vms = Vms::new(shared, stop.clone());
         let images = images::server::Service {
+            latest: Arc::default(),
             gate: gate.clone(),
             images: parts.images,
         };

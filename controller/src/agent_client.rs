@@ -13,7 +13,10 @@ mod volume;
 use std::{
     collections::BTreeMap,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -178,6 +181,8 @@ type Client = AgentServiceClient<Caller>;
 /// The agents of the site.
 pub struct Agents {
     silent: Semaphore,
+    /// Number of the last command.
+    order: AtomicU64,
     dial: Arc<dyn Dial>,
     channels: Mutex<BTreeMap<HostName, (String, Caller)>>,
 }
@@ -187,6 +192,7 @@ impl Agents {
     pub fn new(dial: Arc<dyn Dial>) -> Self {
         Self {
             silent: Semaphore::new(CALLS_TO_SILENT_HOSTS),
+            order: AtomicU64::new(0),
             dial,
             channels: Mutex::default(),
         }
@@ -234,6 +240,7 @@ impl Agents {
             session: record.session.0,
             host: host.to_string(),
             controller_run_id: state.run_id.to_string(),
+            order: self.order.fetch_add(1, Ordering::Relaxed) + 1,
         };
         Ok((self.channel(host, &record.address)?, Some(context)))
     }

@@ -62,11 +62,15 @@ pub enum Mutant {
     ImageNotAwaited,
     /// A VM may be moved while a backup of it is taken.
     BackupNotExcluded,
+    /// A volume that a VM has may be given to another.
+    VolumeGivenTwice,
+    /// The agent removes the file of a volume that a VM here still has.
+    VolumePurgedInUse,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -95,6 +99,8 @@ impl Mutant {
         Self::RulesAfterRun,
         Self::ImageNotAwaited,
         Self::BackupNotExcluded,
+        Self::VolumeGivenTwice,
+        Self::VolumePurgedInUse,
     ];
 }
 

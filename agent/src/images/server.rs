@@ -1,7 +1,10 @@
 //! The store's gRPC services: commands for the controller, and reading for other hosts of the site. Who may call, what the wire
 //! means, and nothing else.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use dalgu_proto::{
     agent::v1::{
@@ -34,6 +37,46 @@ pub struct Service {
     pub gate: Arc<Gate>,
     /// The store.
     pub images: Images,
+    /// The last command about images that was obeyed.
+    pub latest: Arc<Mutex<Latest>>,
+}
+
+/// Number of a command, and the run of the controller that counts so. One process of an agent has one session at most with each, and
+/// the [`Gate`] stops what is for an earlier session.
+#[derive(Debug, Default)]
+pub struct Latest {
+    run: String,
+    order: u64,
+}
+
+impl Latest {
+    /// Whether a command is later than all that came, which it then is the last of.
+    fn advance(&mut self, context: &wire::CommandContext) -> bool {
+        if context.order == 0 {
+            return true;
+        }
+        if self.run != context.controller_run_id {
+            self.run.clone_from(&context.controller_run_id);
+            self.order = 0;
+        }
+        let later = context.order > self.order;
+        self.order = self.order.max(context.order);
+        later
+    }
+}
+
+impl Service {
+    /// Obeys a command unless a later one has come: a removal that was under way for long would take the copy that has been made
+    /// since.
+    async fn pass(&self, context: Option<wire::CommandContext>) -> Result<(), Status> {
+        pass(&self.gate, context.clone()).await?;
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if context.is_none_or(|context| latest.advance(&context)) {
+            return Ok(());
+        }
+        let message = "a later command about images has come before this one; ask again with a new number";
+        Err(reason::status(Code::Aborted, "OVERTAKEN", message))
+    }
 }
 
 /// Lets only agents in.
@@ -205,7 +248,7 @@ impl AgentImageService for Service {
         request: Request<wire::ImportImageRequest>,
     ) -> Result<Response<wire::ImageReport>, Status> {
         let request = request.into_inner();
-        pass(&self.gate, request.context.clone()).await?;
+        self.pass(request.context.clone()).await?;
         let order = order(request)?;
         let id = order.id;
         self.images.import(order).map_err(|error| status(&error))?;
@@ -217,7 +260,7 @@ impl AgentImageService for Service {
         request: Request<wire::FetchImageRequest>,
     ) -> Result<Response<wire::ImageReport>, Status> {
         let request = request.into_inner();
-        pass(&self.gate, request.context).await?;
+        self.pass(request.context).await?;
         let image = request
             .image
             .ok_or_else(|| reason::invalid("image", "must be given"))?;
@@ -232,7 +275,7 @@ impl AgentImageService for Service {
         request: Request<wire::RemoveImageRequest>,
     ) -> Result<Response<wire::RemoveImageResponse>, Status> {
         let request = request.into_inner();
-        pass(&self.gate, request.context).await?;
+        self.pass(request.context).await?;
         let given = |text: String| Some(text).filter(|text| !text.is_empty());
         let digest: Option<Digest> = given(request.digest)
             .map(|digits| digits.parse())

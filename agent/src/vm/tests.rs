@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use dalgu_proto::{
     tls::{self, Identity, server::Acceptor},
-    vm::{PowerReason, PowerState, RestartMode, Spec},
+    vm::{PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tokio::{
@@ -518,10 +518,15 @@ impl Pair {
     }
 
     async fn prepare(&self) -> Result<Status, Error> {
-        let intent = Intent {
+        self.prepare_with(RestartPolicy::default()).await
+    }
+
+    async fn prepare_with(&self, restart_policy: RestartPolicy) -> Result<Status, Error> {
+        let mut intent = Intent {
             epoch: self.epoch.next(),
             ..intent(1, PowerState::Running)
         };
+        intent.spec.restart_policy = restart_policy;
         let source = self.source.name.parse().unwrap();
         self.destination
             .vms

@@ -422,11 +422,14 @@ impl Driver {
                     .snapshots
                     .as_ref()
                     .is_some_and(|set| !set.layers.is_empty());
-                // It runs since it was begun on the source; whether it was let go on here the next look shows.
+                // It runs since it was begun on the source; whether it was let go on here the next look shows. One that has
+                // ended here meanwhile is started again, or not, by its restart policy.
+                let ended = left == Some(DomainState::Stopped);
                 vm.done = ledger::Done {
                     defined: Some(epoch),
                     volumes: true,
                     power_begun: intent.power_sequence,
+                    power: if ended { intent.power_sequence } else { 0 },
                     restart: intent.restart_sequence,
                     ..ledger::Done::default()
                 };

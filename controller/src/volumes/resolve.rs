@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::{
     ids::{HostName, VmName, VolumeId, VolumeName},
+    mutant::{self, Mutant},
     vm::{CloneMode, Disk, DiskFormat, Spec, VolumeRef},
 };
 
@@ -94,7 +95,7 @@ pub fn volumes(state: &State, disks: &mut [Disk], known: &[Disk]) -> Result<(), 
         if volume.delete_time.is_some() {
             return Err(Error::Deleted(name));
         }
-        if let Some(vm) = holder(state, volume.id) {
+        if let Some(vm) = holder(state, volume.id).filter(|_| !mutant::on(Mutant::VolumeGivenTwice)) {
             let vm = vm.name.clone();
             return Err(Error::InUse { volume: name, vm });
         }

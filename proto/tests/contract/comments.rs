@@ -29,6 +29,7 @@ const UNITLESS: &[&str] = &[
     "number",
     "layer",
     "replaces",
+    "order",
 ];
 
 /// Words of a comment that name a unit, or say that there is none.

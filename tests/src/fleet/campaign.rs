@@ -307,7 +307,9 @@ fn about(mutant: Mutant) -> Option<&'static str> {
         Mutant::LeaseFreedEarly
         | Mutant::RulesAfterRun
         | Mutant::ImageNotAwaited
-        | Mutant::BackupNotExcluded => Some("objects"),
+        | Mutant::BackupNotExcluded
+        | Mutant::VolumeGivenTwice
+        | Mutant::VolumePurgedInUse => Some("objects"),
         _ => None,
     }
 }

@@ -30,6 +30,7 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             session: state.hosts[&story::host("h1").unwrap()].session.0,
             host: "h1".into(),
             controller_run_id: state.run_id.to_string(),
+            order: 0,
         })
     };
     let mask = |path: &str| {

@@ -67,9 +67,19 @@ impl Host {
         self.client.delete_vm(request).await.unwrap();
     }
 
+    /// The context of a command with a number.
+    fn numbered(&self, order: u64) -> Option<wire::CommandContext> {
+        let context = self.context()?;
+        Some(wire::CommandContext { order, ..context })
+    }
+
     async fn import(&mut self) -> wire::ImageReport {
+        self.import_as(0).await
+    }
+
+    async fn import_as(&mut self, order: u64) -> wire::ImageReport {
         let request = wire::ImportImageRequest {
-            context: self.context(),
+            context: self.numbered(order),
             image_uid: IMAGE.to_owned(),
             format: v1::ImageFormat::Raw.into(),
             size_bytes: 3 << 20,
@@ -84,8 +94,12 @@ impl Host {
     }
 
     async fn remove_image(&mut self) -> Result<(), tonic::Status> {
+        self.remove_image_as(0).await
+    }
+
+    async fn remove_image_as(&mut self, order: u64) -> Result<(), tonic::Status> {
         let request = wire::RemoveImageRequest {
-            context: self.context(),
+            context: self.numbered(order),
             digest: sha256(&content()).to_string(),
             image_uid: String::new(),
         };
@@ -145,6 +159,30 @@ async fn a_vm_waits_for_its_image_which_comes_from_another_host_and_stays_as_lon
     let gone = |report: &wire::ReportRequest| report.host == "h2" && report.vms.is_empty();
     site.until("gone", gone).await;
     second.remove_image().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_comes_after_a_later_import_leaves_the_copy_that_it_made() {
+    let site = a_site();
+    let mut host = site.start("h1", site.sim("h1"), Folder::default()).await;
+    site.until("a host", |report| report.host == "h1").await;
+    host.import_as(2).await;
+    site.until("imported", has_copy("h1", false)).await;
+    let removed = |host: &Host| {
+        let file = crate::images::copy_name(&sha256(&content()));
+        !host.images.names().contains(&file)
+    };
+    for late in [1, 2] {
+        let refused = host.remove_image_as(late).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), dalgu_proto::reason::of(&refused).as_deref()),
+            (Code::Aborted, Some("OVERTAKEN")),
+            "{late}"
+        );
+        assert!(!removed(&host), "{late}");
+    }
+    host.remove_image_as(3).await.unwrap();
+    assert!(removed(&host));
 }
 
 #[tokio::test(start_paused = true)]

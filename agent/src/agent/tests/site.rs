@@ -419,6 +419,7 @@ impl Host {
             term: 1,
             session: 1,
             host: self.name.clone(),
+            order: 0,
         })
     }
 

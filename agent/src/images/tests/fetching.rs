@@ -39,6 +39,7 @@ fn service(images: &Images) -> Service {
     let site = "6f1c6c5e-5d8b-4c39-9f0e-0a4a7a6c1c55".parse().unwrap();
     let gate = Gate::new(site, "h2".parse().unwrap(), None, ledger, ledger::Host::default());
     Service {
+        latest: Arc::default(),
         gate: Arc::new(gate),
         images: images.clone(),
     }

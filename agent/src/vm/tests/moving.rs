@@ -121,6 +121,24 @@ async fn a_vm_that_has_arrived_goes_on_at_the_sources_word_without_the_controlle
 }
 
 #[tokio::test]
+async fn a_guest_that_dies_where_it_has_arrived_is_started_again_by_its_restart_policy_alone() {
+    for (policy, expected) in [
+        (RestartPolicy::Never, PowerState::Stopped),
+        (RestartPolicy::OnFailure, PowerState::Running),
+    ] {
+        let pair = Pair::new().await;
+        pair.prepare_with(policy).await.unwrap();
+        pair.send().await.unwrap();
+        pair.transfer_over().await;
+        pair.settle().await;
+        pair.destination.sim.crash_guest(vm(1));
+        pair.finish(true, 2).await;
+        let status = pair.destination.until_settled(vm(1), 1).await;
+        assert_eq!(status.power, Some(expected), "{policy:?}");
+    }
+}
+
+#[tokio::test]
 async fn progress_is_seen_while_the_transfer_goes_on() {
     let pair = Pair::new().await;
     pair.prepare().await.unwrap();
