@@ -11,6 +11,7 @@ pub mod backup;
 pub mod host;
 pub mod image;
 pub mod network;
+pub mod placement;
 pub mod site;
 pub mod snapshot;
 pub mod values;
@@ -127,6 +128,9 @@ pub enum Command {
     /// Security groups: who may talk to whom.
     #[command(subcommand, visible_alias = "security-groups")]
     SecurityGroup(network::GroupCommand),
+    /// Placement groups: VMs that are to be together or apart.
+    #[command(subcommand, visible_alias = "placement-groups")]
+    PlacementGroup(placement::GroupCommand),
     /// Volumes: disks that outlive the VMs that have them.
     #[command(subcommand, visible_alias = "volumes")]
     Volume(volume::VolumeCommand),
@@ -144,6 +148,8 @@ pub enum Command {
     Events(EventsArgs),
     /// Why a VM is where it is, where it could go, or where a new one would go.
     Explain(Box<vm::ExplainArgs>),
+    /// How many more VMs of one size fit, and how many so that hosts or racks can still be lost.
+    Capacity(placement::CapacityArgs),
     /// Controllers this command knows.
     #[command(subcommand)]
     Context(ContextCommand),

@@ -26,6 +26,7 @@ pub mod host;
 pub mod image;
 pub mod network;
 pub mod op;
+pub mod placement;
 pub mod show;
 pub mod site;
 pub mod snapshot;
@@ -63,6 +64,8 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
         Command::Backup(command) => Box::pin(backup::run(command, &mut session)).await,
         Command::Network(command) => Box::pin(network::run(command, &mut session)).await,
         Command::SecurityGroup(command) => Box::pin(network::group::run(command, &mut session)).await,
+        Command::PlacementGroup(command) => Box::pin(placement::run(command, &mut session)).await,
+        Command::Capacity(args) => placement::capacity(args, &mut session).await,
         Command::Volume(command) => Box::pin(volume::run(command, &mut session)).await,
         Command::Apply(args) => Box::pin(apply::run(args, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,

@@ -101,6 +101,21 @@ pub fn security_groups() -> ArgValueCandidates {
     })
 }
 
+/// Names of placement groups.
+pub fn placement_groups() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        ask(async |client| {
+            let request = v1::ListPlacementGroupsRequest {
+                page_size: 1000,
+                ..Default::default()
+            };
+            let page = client.placement().list_placement_groups(request).await?;
+            let groups = page.into_inner().placement_groups.into_iter();
+            Ok(groups.map(|group| group.name).collect())
+        })
+    })
+}
+
 /// Ids of operations that have not ended.
 pub fn operations() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {

@@ -23,6 +23,7 @@ pub mod image;
 pub mod json;
 pub mod network;
 pub mod operation;
+pub mod placement;
 pub mod site;
 pub mod snapshot;
 pub mod table;

@@ -10,6 +10,7 @@ use dalgu_proto::{
     },
     image::{Digest, Format},
     network::Port,
+    placement::{Group, Rule},
     v1,
     vm::{
         CloneMode, Disk, DiskFormat, KernelBoot, Nic, Plug, PowerReason, PowerState, RestartMode,
@@ -75,6 +76,8 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         labels: BTreeMap::new(),
         description: String::new(),
         drain_mode: Default::default(),
+        placement_groups: Default::default(),
+        tolerations: Default::default(),
         intent: intent(),
         owner: host_name(owner),
         epoch: Epoch(1),
@@ -98,6 +101,7 @@ pub(crate) fn host(name: &str) -> HostRecord {
         name: host_name(name),
         address: "127.0.0.1:1".into(),
         labels: BTreeMap::new(),
+        taints: Default::default(),
         cpu_overcommit_ratio: 4.0,
         reserved_memory_mib: 512,
         cordon: None,
@@ -218,6 +222,21 @@ pub(crate) fn inventory() -> Inventory {
         bridges: vec!["br0".into()],
         accelerator: "tcg".into(),
         ..Inventory::default()
+    }
+}
+
+/// A required group, by a label or by hosts.
+pub(crate) fn placement_group(name: &str, rule: Rule, key: Option<&str>) -> PlacementGroupRecord {
+    PlacementGroupRecord {
+        group: Group {
+            name: name.parse().unwrap(),
+            rule,
+            preferred: false,
+            topology_key: key.map(str::to_owned),
+        },
+        description: String::new(),
+        create_time: Timestamp::UNIX_EPOCH,
+        revision: 0,
     }
 }
 

@@ -23,6 +23,7 @@ pub mod model;
 pub mod networks;
 pub mod pki;
 pub mod placement;
+pub mod placement_groups;
 pub mod reconcile;
 pub mod server;
 pub mod space;

@@ -2,7 +2,7 @@
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
 //! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`NetworkRecord`], [`GroupRecord`],
-//! [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod backup;
@@ -12,6 +12,7 @@ mod image;
 mod live;
 mod migration;
 mod network;
+mod placement_group;
 mod snapshot;
 mod volume;
 
@@ -24,8 +25,9 @@ use dalgu_proto::{
     host::Inventory,
     ids::{
         BackupId, Epoch, Generation, GroupName, HostName, ImageId, MigrationId, NetworkName, OperationId,
-        ScheduleName, Session, VmId, VmName, VolumeName,
+        PlacementGroupName, ScheduleName, Session, VmId, VmName, VolumeName,
     },
+    placement::{Taint, Toleration},
     vm::{Disk, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
@@ -44,6 +46,7 @@ pub use self::{
     },
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
+    placement_group::PlacementGroupRecord,
     snapshot::{SnapshotRecord, SnapshotState, Snapshots},
     volume::VolumeRecord,
 };
@@ -125,6 +128,12 @@ pub struct VmRecord {
     /// What becomes of it when its host is drained.
     #[serde(default, skip_serializing_if = "DrainMode::is_default")]
     pub drain_mode: DrainMode,
+    /// Placement groups that it is in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub placement_groups: BTreeSet<PlacementGroupName>,
+    /// Taints of hosts that it puts up with.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tolerations: BTreeSet<Toleration>,
     /// What its processors should do.
     pub intent: Intent,
     /// The only host that may run it.
@@ -226,6 +235,9 @@ pub struct HostRecord {
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What keeps VMs away that do not tolerate it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub taints: BTreeSet<Taint>,
     /// Virtual processors that may be reserved per logical processor.
     pub cpu_overcommit_ratio: f64,
     /// Memory kept for the host itself.
@@ -413,6 +425,10 @@ pub enum Outcome {
     Group(GroupName),
     /// A security group was deleted.
     GroupDeleted,
+    /// A new placement group.
+    PlacementGroup(PlacementGroupName),
+    /// A placement group was deleted.
+    PlacementGroupDeleted,
     /// A new or changed volume.
     Volume(VolumeName),
     /// A new backup.

@@ -21,7 +21,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use dalgu_proto::{
     ids::{
         BackupId, ClusterId, GroupName, HostName, ImageId, ImageName, MigrationId, NetworkName, OperationId,
-        ScheduleName, Session, Term, VmId, VmName, VolumeId, VolumeName,
+        PlacementGroupName, ScheduleName, Session, Term, VmId, VmName, VolumeId, VolumeName,
     },
     image::Digest,
 };
@@ -38,8 +38,8 @@ pub use self::{
 };
 use crate::model::{
     BackupRecord, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord, Members,
-    MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, Refusal, RequestRecord,
-    ScheduleRecord, VmRecord, VolumeRecord,
+    MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, PlacementGroupRecord,
+    Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
 };
 use crate::{agent_wire::Reported, hosts::pools::Level, placement::PoolPolicy, space::Space};
 
@@ -177,6 +177,10 @@ pub struct State {
     pub backup_progress: OrdMap<BackupId, (u64, u64)>,
     /// Schedules of backups by name.
     pub schedules: OrdMap<ScheduleName, Arc<ScheduleRecord>>,
+    /// Placement groups by name.
+    pub placement_groups: OrdMap<PlacementGroupName, Arc<PlacementGroupRecord>>,
+    /// VMs in each placement group that has some.
+    pub placement_members: OrdMap<PlacementGroupName, OrdSet<VmId>>,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -246,6 +250,8 @@ impl State {
             open_backups: OrdSet::new(),
             backup_progress: OrdMap::new(),
             schedules: OrdMap::new(),
+            placement_groups: OrdMap::new(),
+            placement_members: OrdMap::new(),
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),

@@ -179,6 +179,10 @@ name!(
     /// Name of a security group, unique on the site.
     GroupName, "security group name"
 );
+name!(
+    /// Name of a placement group, unique on the site.
+    PlacementGroupName, "placement group name"
+);
 id!(
     /// Identifies a network.
     NetworkId, "network uid"

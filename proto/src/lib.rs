@@ -32,6 +32,7 @@ pub mod image;
 pub mod metrics;
 pub mod mutant;
 pub mod network;
+pub mod placement;
 pub mod reason;
 pub mod secret;
 pub mod size;

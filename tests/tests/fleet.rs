@@ -257,6 +257,8 @@ async fn only_its_owner_speaks_for_a_vm() {
             labels: BTreeMap::new(),
             description: String::new(),
             drain_mode: Default::default(),
+            placement_groups: Default::default(),
+            tolerations: Default::default(),
             stopped: false,
             host: Some(host("h1")),
             policy: Policy::default(),

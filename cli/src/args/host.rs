@@ -84,6 +84,30 @@ pub enum HostCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
+    /// Taints a host: no VM comes that does not tolerate it, and with `:prefer` only where there is no other. VMs that are there stay.
+    Taint {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// KEY=VALUE, or KEY=VALUE:prefer.
+        #[arg(required = true, value_parser = values::taint, value_name = "TAINT")]
+        taints: Vec<v1::Taint>,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Takes taints off a host.
+    Untaint {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// Keys of the taints.
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
     /// Sets labels (KEY=VALUE) and removes them (KEY-).
     Label {
         /// Name of the host.

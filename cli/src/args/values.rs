@@ -180,6 +180,48 @@ pub fn label(text: &str) -> Result<(String, String), Error> {
     }
 }
 
+/// Reads a toleration: KEY=VALUE, or KEY for any value.
+pub fn toleration(text: &str) -> Result<v1::Toleration, Error> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() || key.ends_with('-') {
+        return Err(Error::Label(text.to_owned()));
+    }
+    Ok(v1::Toleration {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    })
+}
+
+/// A change of one toleration.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TolerationChange {
+    /// Put up with it.
+    Add(v1::Toleration),
+    /// Put up with no taint of that key any more.
+    Remove(String),
+}
+
+/// Reads KEY=VALUE, KEY, or KEY-.
+pub fn toleration_change(text: &str) -> Result<TolerationChange, Error> {
+    match text.strip_suffix('-') {
+        Some(key) if !key.is_empty() && !key.contains('=') => Ok(TolerationChange::Remove(key.to_owned())),
+        _ => toleration(text).map(TolerationChange::Add),
+    }
+}
+
+/// Reads a taint: KEY=VALUE, with `:prefer` behind it for a soft one.
+pub fn taint(text: &str) -> Result<v1::Taint, Error> {
+    let (pair, soft) = match text.strip_suffix(":prefer") {
+        Some(pair) => (pair, true),
+        None => (text, false),
+    };
+    let (key, value) = label(pair).map_err(|_| Error::Label(text.to_owned()))?;
+    if value.contains(':') {
+        return Err(Error::Label(text.to_owned()));
+    }
+    Ok(v1::Taint { key, value, soft })
+}
+
 /// A change of one label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LabelChange {

@@ -194,6 +194,17 @@ pub struct FirstBootArgs {
     pub hostname: Option<String>,
 }
 
+/// Groups and tolerations of a VM.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlacementArgs {
+    /// Placement group that it is in; may be given again.
+    #[arg(long = "placement-group", value_name = "GROUP", add = complete::placement_groups())]
+    pub groups: Vec<String>,
+    /// Taint of hosts that it puts up with: KEY=VALUE, or KEY for any value; may be given again.
+    #[arg(long = "tolerate", value_parser = values::toleration, value_name = "TAINT")]
+    pub tolerations: Vec<v1::Toleration>,
+}
+
 /// A VM to be created.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
@@ -212,6 +223,9 @@ pub struct CreateArgs {
     /// What becomes of it when its host is drained [default: live-migrate].
     #[arg(long, value_enum, value_name = "MODE")]
     pub drain_mode: Option<DrainMode>,
+    /// What it is to be together with or apart from, and what it puts up with.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
     /// Place it on this host, or refuse [default: the controller chooses].
     #[arg(long, value_name = "HOST", add = complete::hosts())]
     pub host: Option<String>,
@@ -242,6 +256,15 @@ pub struct UpdateArgs {
     /// What becomes of it when its host is drained.
     #[arg(long, value_enum, value_name = "MODE", group = "change")]
     pub drain_mode: Option<DrainMode>,
+    /// Join a placement group; may be given again.
+    #[arg(long = "join-group", value_name = "GROUP", group = "change", add = complete::placement_groups())]
+    pub join_groups: Vec<String>,
+    /// Leave a placement group; may be given again.
+    #[arg(long = "leave-group", value_name = "GROUP", group = "change", add = complete::placement_groups())]
+    pub leave_groups: Vec<String>,
+    /// Put up with a taint of hosts, KEY=VALUE or KEY, or with one no more: KEY-; may be given again.
+    #[arg(long = "tolerate", value_parser = values::toleration_change, value_name = "CHANGE", group = "change")]
+    pub tolerations: Vec<values::TolerationChange>,
     /// New restart policy.
     #[arg(long, value_enum, value_name = "POLICY", group = "change")]
     pub restart_policy: Option<RestartPolicy>,
@@ -303,7 +326,7 @@ const EXPLAIN_HELP: &str = "\
 #[command(after_help = EXPLAIN_HELP)]
 pub struct ExplainArgs {
     /// Name of the VM; leave it out to describe a VM that does not exist.
-    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "max_vcpus", "max_memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "user_data", "network_config", "ssh_keys", "hostname", "firmware", "tpm", "file"])]
+    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "max_vcpus", "max_memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "user_data", "network_config", "ssh_keys", "hostname", "firmware", "tpm", "file", "groups", "tolerations"])]
     pub vm: Option<String>,
     /// Describe a VM that does not exist by the flags that follow; implied when no VM is named.
     #[arg(long = "spec", conflicts_with = "vm")]
@@ -314,6 +337,9 @@ pub struct ExplainArgs {
     /// Consider only this host.
     #[arg(long, value_name = "HOST", add = complete::hosts())]
     pub host: Option<String>,
+    /// What it would be together with or apart from, and put up with.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
     /// What it would be made of.
     #[command(flatten)]
     pub spec: SpecArgs,

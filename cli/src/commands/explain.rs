@@ -50,6 +50,8 @@ async fn ask(subject: Subject, args: &ExplainArgs, session: &Session<'_>) -> Res
     let request = v1::ExplainPlacementRequest {
         subject: Some(subject),
         host,
+        placement_groups: args.placement.groups.clone(),
+        tolerations: args.placement.tolerations.clone(),
     };
     session
         .read(async |client| client.placement().explain_placement(request.clone()).await)

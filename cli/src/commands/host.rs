@@ -92,8 +92,50 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
             name,
             changes,
             request,
-        } => label(&name, &changes, &request, session).await,
+        } => {
+            let labels = |host: &v1::Host| v1::Host {
+                labels: changed(&host.labels, &changes),
+                ..Default::default()
+            };
+            let host = update(&name, "labels", labels, &request, session).await?;
+            let labels = human::labels(&host.labels);
+            done(session, &host, &format!("labelled {labels}"))
+        }
+        HostCommand::Taint {
+            name,
+            taints,
+            request,
+        } => {
+            let keys: Vec<_> = taints.iter().map(|taint| taint.key.clone()).collect();
+            taint(&name, &keys, &taints, &request, session).await
+        }
+        HostCommand::Untaint { name, keys, request } => taint(&name, &keys, &[], &request, session).await,
     }
+}
+
+/// Takes taints of some keys off a host, and puts others on it.
+async fn taint(
+    name: &str,
+    off: &[String],
+    on: &[v1::Taint],
+    args: &RequestArgs,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    let taints = |host: &v1::Host| {
+        let mut taints = host.taints.clone();
+        taints.retain(|taint| !off.contains(&taint.key));
+        taints.extend_from_slice(on);
+        v1::Host {
+            taints,
+            ..Default::default()
+        }
+    };
+    let host = update(name, "taints", taints, args, session).await?;
+    let text = match human::taints(&host.taints) {
+        text if text == "-" => "without taints".to_owned(),
+        text => format!("tainted {text}; its VMs run on"),
+    };
+    done(session, &host, &text)
 }
 
 fn id(request: &RequestArgs) -> String {
@@ -164,25 +206,26 @@ pub fn overtaken(error: &Error) -> bool {
     error.has_reason("ETAG_MISMATCH")
 }
 
-async fn label(
+/// Changes one field of a host; `new` gives its value, in a host of which nothing else counts.
+async fn update(
     name: &str,
-    changes: &[LabelChange],
+    path: &str,
+    new: impl Fn(&v1::Host) -> v1::Host,
     args: &RequestArgs,
     session: &mut Session<'_>,
-) -> Result<(), Error> {
+) -> Result<v1::Host, Error> {
     let mut attempt = 1;
-    let host = loop {
+    loop {
         let host: v1::Host = get(&session.client, name).await?;
         let new = v1::Host {
             name: name.to_owned(),
-            labels: changed(&host.labels, changes),
-            etag: host.etag,
-            ..Default::default()
+            etag: host.etag.clone(),
+            ..new(&host)
         };
         let request = v1::UpdateHostRequest {
             host: Some(new),
             update_mask: Some(FieldMask {
-                paths: vec!["labels".to_owned()],
+                paths: vec![path.to_owned()],
             }),
             request_id: id(args),
         };
@@ -194,10 +237,8 @@ async fn label(
             Err(error) if overtaken(&error) && attempt < ATTEMPTS && args.request_id.is_none() => {
                 attempt += 1
             }
-            outcome => break outcome?,
+            outcome => return outcome,
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    let labels = human::labels(&host.labels);
-    done(session, &host, &format!("labelled {labels}"))
+    }
 }

@@ -31,6 +31,8 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
                 .drain_mode
                 .map_or(v1::DrainMode::Unspecified, Into::into)
                 .into(),
+            placement_groups: args.placement.groups.clone(),
+            tolerations: args.placement.tolerations.clone(),
             ..Default::default()
         };
         return Ok((vm, None));
@@ -60,6 +62,8 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
         drain_mode: args
             .drain_mode
             .map_or(read.drain_mode, |mode| v1::DrainMode::from(mode).into()),
+        placement_groups: given(&args.placement.groups, read.placement_groups),
+        tolerations: given(&args.placement.tolerations, read.tolerations),
         ..Default::default()
     };
     if vm.name.is_empty() {
@@ -69,6 +73,11 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
         )));
     }
     Ok((vm, note))
+}
+
+/// What flags say, else what the file says.
+fn given<T: Clone>(flags: &[T], file: Vec<T>) -> Vec<T> {
+    if flags.is_empty() { file } else { flags.to_vec() }
 }
 
 /// Takes out the MAC addresses that Dalgu made, and all in networks of the site: they are another VM's. Gives them with their

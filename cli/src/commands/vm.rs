@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use dalgu_proto::v1;
 use tonic::Status;
 
-use super::{PAGE, Session, events, map, matches, request_id, show::show, snapshot, spec};
+use super::{PAGE, Session, events, map, matches, placement, request_id, show::show, snapshot, spec};
 use crate::{
     args::vm::{CreateArgs, VerbArgs, VmCommand},
     client::Client,
@@ -115,6 +115,7 @@ async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error
     if let Some(note) = note {
         session.term.say(&note)?;
     }
+    placement::are_there(&vm.placement_groups, session).await?;
     let request = v1::CreateVmRequest {
         vm: Some(vm),
         stopped: args.stopped,

@@ -162,6 +162,9 @@ impl Resource for v1::Host {
         if !self.hypervisor_error.is_empty() {
             page.painted("Hypervisor error", &Cell::painted(&self.hypervisor_error, BAD));
         }
+        if !self.taints.is_empty() {
+            page.line("Taints", human::taints(&self.taints));
+        }
         page.line("Labels", human::labels(&self.labels))
             .line("Address", human::or_dash(&self.address));
         page.line(

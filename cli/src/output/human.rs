@@ -177,7 +177,7 @@ macro_rules! named {
 
 named! {
     BackupKind BackupState CloneMode Direction DiskFormat DrainMode DrainState DrainedVmState EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
-    OperationState PowerReason PowerState Protocol RestartPolicy
+    OperationState PlacementRule PowerReason PowerState Protocol RestartPolicy
     FindingSeverity SiteDifferenceKind SnapshotState VmState VolumeState
 }
 
@@ -201,6 +201,26 @@ pub fn labels(labels: &HashMap<String, String>) -> String {
     } else {
         pairs.join(",")
     }
+}
+
+/// Taints in the order of their keys: "a=1,b=2:prefer".
+pub fn taints(taints: &[v1::Taint]) -> String {
+    let soft = |taint: &v1::Taint| if taint.soft { ":prefer" } else { "" };
+    let mut texts: Vec<_> = taints
+        .iter()
+        .map(|taint| format!("{}={}{}", taint.key, taint.value, soft(taint)))
+        .collect();
+    texts.sort();
+    or_dash(&texts.join(","))
+}
+
+/// Tolerations: "a=1,b" where any value of b is.
+pub fn tolerations(tolerations: &[v1::Toleration]) -> String {
+    let text = |toleration: &v1::Toleration| match toleration.value.as_str() {
+        "" => toleration.key.clone(),
+        value => format!("{}={value}", toleration.key),
+    };
+    or_dash(&tolerations.iter().map(text).collect::<Vec<_>>().join(","))
 }
 
 /// What an operation does, as the start of a sentence.

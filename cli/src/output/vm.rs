@@ -150,6 +150,10 @@ impl Resource for v1::Vm {
         if !spec.host_selector.is_empty() {
             page.line("Host selector", human::labels(&spec.host_selector));
         }
+        page.line_if("Placement groups", &self.placement_groups.join(","));
+        if !self.tolerations.is_empty() {
+            page.line("Tolerates", human::tolerations(&self.tolerations));
+        }
         page.line("UID", human::or_dash(&self.uid))
             .line("Generation", generation(self));
         page.line("Epoch", status.epoch.to_string())

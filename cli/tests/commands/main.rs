@@ -15,6 +15,7 @@ mod host;
 mod image;
 mod network;
 mod op;
+mod placement;
 mod vm;
 mod wait;
 mod watch;

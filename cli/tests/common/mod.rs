@@ -61,6 +61,12 @@ pub struct Script {
     pub hosts: Answers<v1::Host>,
     /// To calls of the placement service.
     pub placements: Answers<v1::Placement>,
+    /// To calls of the placement service that answer with a group.
+    pub placement_groups: Answers<v1::PlacementGroup>,
+    /// To ListPlacementGroups.
+    pub placement_group_lists: Answers<v1::ListPlacementGroupsResponse>,
+    /// To EstimateCapacity.
+    pub capacities: Answers<v1::Capacity>,
     /// To GetDiagnosis.
     pub diagnoses: Answers<v1::Diagnosis>,
     /// To calls of the image service that answer with an image; the last one to GetImage is repeated.
@@ -252,6 +258,10 @@ impl Fake {
     }
 }
 
+fn taint(taint: &v1::Taint) -> String {
+    format!(" {}={} {}", taint.key, taint.value, taint.soft)
+}
+
 #[tonic::async_trait]
 impl HostService for Fake {
     async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
@@ -275,8 +285,13 @@ impl HostService for Fake {
             request.update_mask.unwrap_or_default(),
         );
         self.host(format!(
-            "update_host {} {} {:?} {:?} {}",
-            host.name, host.etag, mask.paths, host.labels, request.request_id
+            "update_host {} {} {:?} {:?}{} {}",
+            host.name,
+            host.etag,
+            mask.paths,
+            host.labels,
+            host.taints.iter().map(taint).collect::<String>(),
+            request.request_id
         ))
     }
 
@@ -357,6 +372,69 @@ impl PlacementService for Fake {
             None => "nothing".to_owned(),
         };
         self.placement(format!("explain_placement {subject} {}", request.host))
+    }
+
+    async fn estimate_capacity(
+        &self,
+        request: Request<v1::EstimateCapacityRequest>,
+    ) -> Result<Response<v1::Capacity>, Status> {
+        let request = request.into_inner();
+        let mut script = self.script();
+        script.seen.push(format!(
+            "estimate_capacity {} {} {:?} {}",
+            request.vcpus, request.memory_mib, request.topology_key, request.keep
+        ));
+        next(&mut script.capacities, "estimate_capacity")
+    }
+
+    async fn get_placement_group(
+        &self,
+        request: Request<v1::GetPlacementGroupRequest>,
+    ) -> Result<Response<v1::PlacementGroup>, Status> {
+        let mut script = self.script();
+        script
+            .seen
+            .push(format!("get_placement_group {}", request.into_inner().name));
+        next(&mut script.placement_groups, "a placement group")
+    }
+
+    async fn list_placement_groups(
+        &self,
+        request: Request<v1::ListPlacementGroupsRequest>,
+    ) -> Result<Response<v1::ListPlacementGroupsResponse>, Status> {
+        let mut script = self.script();
+        script.seen.push(format!(
+            "list_placement_groups {:?}",
+            request.into_inner().page_token
+        ));
+        next(&mut script.placement_group_lists, "list_placement_groups")
+    }
+
+    async fn create_placement_group(
+        &self,
+        request: Request<v1::CreatePlacementGroupRequest>,
+    ) -> Result<Response<v1::PlacementGroup>, Status> {
+        let group = request.into_inner().placement_group.unwrap_or_default();
+        let mut script = self.script();
+        script.seen.push(format!(
+            "create_placement_group {} {} {} {:?}",
+            group.name,
+            group.rule().as_str_name(),
+            group.preferred,
+            group.topology_key
+        ));
+        next(&mut script.placement_groups, "a placement group")
+    }
+
+    async fn delete_placement_group(
+        &self,
+        request: Request<v1::DeletePlacementGroupRequest>,
+    ) -> Result<Response<v1::DeletePlacementGroupResponse>, Status> {
+        let mut script = self.script();
+        script
+            .seen
+            .push(format!("delete_placement_group {}", request.into_inner().name));
+        Ok(Response::new(v1::DeletePlacementGroupResponse {}))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, ops::Bound, time::Duration};
 
 use dalgu_proto::{
     ids::HostName,
-    reason,
+    placement, reason,
     v1::{self, host_service_server::HostService},
 };
 use tonic::{Request, Response, Status};
@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-const MUTABLE: [&str; 3] = ["labels", "cpu_overcommit_ratio", "reserved_memory_mib"];
-const MUTABLE_TEXT: &str = "labels, cpu_overcommit_ratio, reserved_memory_mib";
+const MUTABLE: [&str; 4] = ["labels", "cpu_overcommit_ratio", "reserved_memory_mib", "taints"];
+const MUTABLE_TEXT: &str = "labels, cpu_overcommit_ratio, reserved_memory_mib, taints";
 const RATIO: std::ops::RangeInclusive<f64> = 0.1..=64.0;
 const MAX_REASON: usize = 256;
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(3600);
@@ -152,6 +152,10 @@ impl HostService for Services {
         for path in request::mask(message.update_mask.clone(), &MUTABLE, MUTABLE_TEXT)? {
             match path.as_str() {
                 "labels" => change.labels = Some(request::labels("host.labels", &host.labels)?),
+                "taints" => {
+                    let taints = placement::taints("host.taints", &host.taints);
+                    change.taints = Some(taints.map_err(super::vm::bad)?);
+                }
                 "cpu_overcommit_ratio" if !RATIO.contains(&host.cpu_overcommit_ratio) => {
                     let message = format!(
                         "must be {} to {}, got {}",

@@ -1,24 +1,50 @@
-//! `dalgu.v1.PlacementService`.
+//! `dalgu.v1.PlacementService`. What is peculiar to placement groups is in [`group`].
+
+mod group;
 
 use dalgu_proto::{
     ids::{HostName, VmName},
+    placement::{groups, tolerations},
     reason,
     v1::{self, explain_placement_request::Subject, placement_service_server::PlacementService},
     vm::Spec,
 };
 use tonic::{Request, Response, Status};
 
-use super::{Services, peer};
+use super::{Services, peer, vm::bad};
 use crate::{
     hosts, images, networks,
-    placement::{self, Request as Question},
-    verbs::{Error, migrate},
+    placement::{self, Capacity, Request as Question, Rules},
+    placement_groups,
+    verbs::{Error, migrate, placement_group},
 };
+
+/// Most domains for which room can be kept.
+const MAX_KEEP: u32 = 1000;
 
 fn vm_name(value: &str) -> Result<VmName, Status> {
     value
         .parse()
         .map_err(|error: dalgu_proto::ids::Error| reason::invalid("vm", error.to_string()))
+}
+
+/// A VM of the size that capacity is asked for, which boots anything.
+fn question(m: &v1::EstimateCapacityRequest) -> Result<Question, Status> {
+    let spec = v1::VmSpec {
+        vcpus: m.vcpus,
+        memory_mib: m.memory_mib,
+        host_selector: m.host_selector.clone(),
+        kernel_boot: Some(v1::KernelBoot {
+            kernel: "any".to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let rules = Rules {
+        tolerations: tolerations("tolerations", &m.tolerations).map_err(bad)?,
+        ..Rules::default()
+    };
+    Ok(Question::new(Spec::try_from(spec).map_err(bad)?).with_rules(rules))
 }
 
 #[tonic::async_trait]
@@ -78,7 +104,11 @@ impl PlacementService for Services {
                     other => Error::from(other).into(),
                 })?;
                 let needs = networks::resolve::needs(&state, &spec);
-                Question::new(spec).with_needs(needs).on(host)
+                let groups = groups("placement_groups", &request.placement_groups).map_err(bad)?;
+                let tolerations = tolerations("tolerations", &request.tolerations).map_err(bad)?;
+                placement_group::are_there(&state, &groups)?;
+                let rules = placement_groups::of_new(&state, &groups, &tolerations);
+                Question::new(spec).with_needs(needs).with_rules(rules).on(host)
             }
             Some(Subject::Vm(name)) => {
                 let name = vm_name(&name)?;
@@ -91,5 +121,61 @@ impl PlacementService for Services {
         let rule = &self.config.placement.policy;
         let decision = placement::decide(&question, &hosts::views(&state), rule);
         Ok(Response::new(placement::to_wire(&decision, Some(self.db.now()))))
+    }
+
+    async fn estimate_capacity(
+        &self,
+        request: Request<v1::EstimateCapacityRequest>,
+    ) -> Result<Response<v1::Capacity>, Status> {
+        let question = question(request.get_ref())?;
+        let m = request.into_inner();
+        if m.keep > MAX_KEEP {
+            return Err(reason::invalid("keep", format!("must be 0 to {MAX_KEEP}")));
+        }
+        let key = Some(m.topology_key.as_str()).filter(|key| !key.is_empty());
+        let keep = usize::try_from(m.keep).unwrap_or(usize::MAX);
+        let state = self.db.snapshot();
+        let capacity = Capacity::of(&question, &hosts::views(&state), key, keep);
+        let domains = capacity.domains.into_iter();
+        Ok(Response::new(v1::Capacity {
+            vms: capacity.vms,
+            vms_keeping: capacity.keeping,
+            domains: domains
+                .map(|(domain, of)| v1::DomainCapacity {
+                    domain,
+                    hosts: of.hosts,
+                    vms: of.vms,
+                    held_vms: of.held,
+                })
+                .collect(),
+        }))
+    }
+
+    async fn get_placement_group(
+        &self,
+        request: Request<v1::GetPlacementGroupRequest>,
+    ) -> Result<Response<v1::PlacementGroup>, Status> {
+        group::get(self, &request.get_ref().name)
+    }
+
+    async fn list_placement_groups(
+        &self,
+        request: Request<v1::ListPlacementGroupsRequest>,
+    ) -> Result<Response<v1::ListPlacementGroupsResponse>, Status> {
+        group::list(self, request.get_ref())
+    }
+
+    async fn create_placement_group(
+        &self,
+        request: Request<v1::CreatePlacementGroupRequest>,
+    ) -> Result<Response<v1::PlacementGroup>, Status> {
+        group::create(self, &request).await
+    }
+
+    async fn delete_placement_group(
+        &self,
+        request: Request<v1::DeletePlacementGroupRequest>,
+    ) -> Result<Response<v1::DeletePlacementGroupResponse>, Status> {
+        group::delete(self, &request).await
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, ops::Bound};
 
 use dalgu_proto::{
     ids::{HostName, VmName},
-    reason,
+    placement, reason,
     v1::{self, vm_service_server::VmService},
     vm::{Invalid, MEMORY_MIB, RestartMode, Spec, first_boot::Documents},
 };
@@ -28,10 +28,12 @@ use crate::{
 const MAX_DESCRIPTION: usize = 1024;
 const MAX_GRACE_SECONDS: u32 = 3600;
 const MAX_DOWNTIME_MS: u32 = 10_000;
-const MUTABLE: [&str; 10] = [
+const MUTABLE: [&str; 12] = [
     "labels",
     "description",
     "drain_mode",
+    "placement_groups",
+    "tolerations",
     "spec.restart_policy",
     "spec.vcpus",
     "spec.memory_mib",
@@ -40,7 +42,7 @@ const MUTABLE: [&str; 10] = [
     "spec.disks",
     "spec.nics",
 ];
-const MUTABLE_TEXT: &str = "labels, description, drain_mode, spec.restart_policy, spec.vcpus, spec.memory_mib, spec.max_vcpus, \
+const MUTABLE_TEXT: &str = "labels, description, drain_mode, placement_groups, tolerations, spec.restart_policy, spec.vcpus, spec.memory_mib, spec.max_vcpus, \
     spec.max_memory_mib, spec.disks, spec.nics";
 
 type Answer = Result<Response<v1::Operation>, Status>;
@@ -99,6 +101,11 @@ pub(super) fn vm_name(field: &str, value: &str) -> Result<VmName, Status> {
         .map_err(|error: dalgu_proto::ids::Error| reason::invalid(field, error.to_string()))
 }
 
+/// A field that does not hold an allowed value.
+pub(super) fn bad(invalid: Invalid) -> Status {
+    reason::invalid(&invalid.field, invalid.message)
+}
+
 /// Checks a VM to be made.
 fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, Status> {
     let vm = request
@@ -137,6 +144,8 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
         documents,
         labels: request::labels("vm.labels", &vm.labels)?,
         drain_mode: wire::drain_mode("vm.drain_mode", vm.drain_mode)?.unwrap_or_default(),
+        placement_groups: placement::groups("vm.placement_groups", &vm.placement_groups).map_err(bad)?,
+        tolerations: placement::tolerations("vm.tolerations", &vm.tolerations).map_err(bad)?,
         description: request::text("vm.description", vm.description, MAX_DESCRIPTION)?,
         stopped: request.stopped,
         host: host_name("host", &request.host)?,
@@ -161,6 +170,14 @@ fn update(services: &Services, vm: &v1::Vm, paths: &[String]) -> Result<Update, 
             "drain_mode" => {
                 let mode = wire::drain_mode("vm.drain_mode", vm.drain_mode)?;
                 update.drain_mode = Some(mode.unwrap_or_default());
+            }
+            "placement_groups" => {
+                let groups = placement::groups("vm.placement_groups", &vm.placement_groups);
+                update.placement.groups = Some(groups.map_err(bad)?);
+            }
+            "tolerations" => {
+                let tolerations = placement::tolerations("vm.tolerations", &vm.tolerations);
+                update.placement.tolerations = Some(tolerations.map_err(bad)?);
             }
             "spec.vcpus" => update.vcpus = Some(given.vcpus),
             "spec.memory_mib" => update.memory_mib = Some(given.memory_mib),

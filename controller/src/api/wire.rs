@@ -94,6 +94,8 @@ pub fn vm(state: &State, vm: &VmRecord) -> v1::Vm {
         create_time: Some(time::to_wire(vm.create_time)),
         delete_time: vm.delete_time.map(time::to_wire),
         drain_mode: drain::mode(vm.drain_mode).into(),
+        placement_groups: vm.placement_groups.iter().map(ToString::to_string).collect(),
+        tolerations: vm.tolerations.iter().cloned().map(Into::into).collect(),
     }
 }
 
@@ -189,6 +191,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
             .and_then(|live| live.hypervisor_error.clone())
             .unwrap_or_default(),
         machine_id: host.machine_id.clone(),
+        taints: host.taints.iter().cloned().map(Into::into).collect(),
         drain: advance::seen(state, host).map(|seen| drain(&host.name, &seen)),
     }
 }

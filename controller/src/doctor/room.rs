@@ -10,7 +10,8 @@ use dalgu_proto::ids::HostName;
 use super::{Finding, Invariant, Look, Severity, View};
 use crate::{
     hosts,
-    model::{HostRecord, MigrationRecord, VmRecord},
+    model::{HostRecord, MigrationRecord, PlacementGroupRecord, VmRecord},
+    placement_groups,
     state::State,
 };
 
@@ -170,7 +171,29 @@ pub(super) fn not_over_committed(view: &View<'_>) -> Look {
         }
     }
     pools(view.state, &mut find);
+    look.findings.extend(rules(view.state));
     look
+}
+
+/// Placement groups whose required rule does not hold, while none of their VMs moves.
+fn rules(state: &State) -> impl Iterator<Item = Finding> {
+    let groups = state.placement_groups.values();
+    let at_rest = |record: &&std::sync::Arc<PlacementGroupRecord>| {
+        let mut members = placement_groups::of_group(state, &record.group);
+        !record.group.preferred && members.all(|vm| state.active_migration(vm.id).is_none())
+    };
+    groups.filter(at_rest).filter_map(|record| {
+        Some(Finding {
+            invariant: Invariant::I5,
+            severity: Severity::Warning,
+            kind: "PLACEMENT_RULE_BROKEN",
+            subject: format!("placement group {}", record.group.name),
+            seen: placement_groups::broken(state, record)?,
+            next_step: "migrate one of them to where the rule holds (`dalgu explain VM --move` says where), or take it out of the group \
+                        (`dalgu vm update VM --leave-group GROUP`)"
+                .to_owned(),
+        })
+    })
 }
 
 /// Pools that are nearly full, or in which more is promised than may be; a shared one once.

@@ -320,6 +320,29 @@ async fn a_deletion_that_is_still_to_be_done_is_found() {
 }
 
 #[tokio::test]
+async fn a_placement_rule_that_does_not_hold_is_found_while_nothing_moves() {
+    use dalgu_proto::placement::Rule::AntiAffinity;
+    let beside = |moving: bool| {
+        move |tx: &mut Tx, vm: &VmRecord| {
+            tx.put_placement_group(fixtures::placement_group("apart", AntiAffinity, None));
+            let mut other = fixtures::vm("other", "h1");
+            other.placement_groups.insert("apart".parse().unwrap());
+            changed(tx, vm, |vm| {
+                vm.placement_groups.insert("apart".parse().unwrap());
+            });
+            tx.put_vm(other.clone());
+            see(tx, &other, |_| {});
+            if moving {
+                tx.put_migration(fixtures::migration(&other, "h2"));
+            }
+        }
+    };
+    let broken = (I5, Warning, "PLACEMENT_RULE_BROKEN");
+    assert_eq!(found(beside(false)).await, [broken]);
+    assert!(!found(beside(true)).await.contains(&broken));
+}
+
+#[tokio::test]
 async fn promises_beyond_what_a_host_has_are_found_with_who_takes_the_rest() {
     let shrunk = |change: fn(&mut crate::model::HostRecord)| {
         move |tx: &mut Tx, _: &VmRecord| {

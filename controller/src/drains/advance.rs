@@ -369,6 +369,7 @@ fn passes(error: &Error) -> bool {
             | Error::ChangeInProgress { .. }
             | Error::BackupInProgress { .. }
             | Error::NoCapacity { .. }
+            | Error::PlacementConflict(_)
             | Error::LowSpace(_)
             | Error::Deleting(_)
     )

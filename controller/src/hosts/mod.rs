@@ -78,6 +78,7 @@ fn look<'a>(
         cordoned: host.cordon.is_some(),
         cordon_reason: host.cordon.as_deref().unwrap_or_default().into(),
         labels: Cow::Borrowed(&host.labels),
+        taints: Cow::Borrowed(&host.taints),
         cpus: host.inventory.cpus,
         cpu_overcommit_ratio: host.cpu_overcommit_ratio,
         memory_mib: host.inventory.memory_bytes / MIB,

@@ -1,6 +1,9 @@
 //! Registration and reports of hosts, as changes of the state. Called by `api::registrar` inside transactions.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use dalgu_proto::{
     host::{Inventory, Usage},
@@ -348,6 +351,7 @@ fn blank(new: &Registration, tx: &Tx) -> HostRecord {
         name: new.host.clone(),
         address: new.address.clone(),
         labels: BTreeMap::new(),
+        taints: BTreeSet::new(),
         cpu_overcommit_ratio: DEFAULT_OVERCOMMIT,
         reserved_memory_mib: default_reserved_memory_mib(new.inventory.memory_bytes >> 20),
         cordon: None,

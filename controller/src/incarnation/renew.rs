@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     model::{
         BackupRecord, Code, Fault, GroupRecord, HostRecord, ImageRecord, MigrationRecord, NetworkRecord,
-        OperationRecord, OperationState, Phase, ScheduleRecord, VmRecord, VolumeRecord,
+        OperationRecord, OperationState, Phase, PlacementGroupRecord, ScheduleRecord, VmRecord, VolumeRecord,
     },
     state::{Meta, Observing},
     store::{Image, Table},
@@ -113,6 +113,11 @@ fn object((table, key, value): (Table, &str, &str), revision: u64, now: Timestam
             schedule.revision = revision;
             write(&schedule)
         }
+        Table::PlacementGroups => {
+            let mut group: PlacementGroupRecord = read(table, key, value)?;
+            group.revision = revision;
+            write(&group)
+        }
         _ => value.to_owned(),
     })
 }
@@ -179,7 +184,8 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
             | Table::Groups
             | Table::Volumes
             | Table::Backups
-            | Table::BackupSchedules => object((table, &key, &value), revision, now)?,
+            | Table::BackupSchedules
+            | Table::PlacementGroups => object((table, &key, &value), revision, now)?,
             Table::Operations => {
                 let mut operation: OperationRecord = read(table, &key, &value)?;
                 if operation.is_active() {

@@ -41,6 +41,10 @@ pub enum Constraint {
     Feature,
     /// A volume of it is on another host.
     Volume,
+    /// The host has a taint that the VM does not put up with.
+    Taint,
+    /// A placement group keeps the VM away.
+    Group,
 }
 
 impl Constraint {
@@ -60,6 +64,8 @@ impl Constraint {
             Self::Accelerator => "ACCELERATOR",
             Self::Feature => "FEATURE",
             Self::Volume => "VOLUME",
+            Self::Taint => "TAINT",
+            Self::Group => "GROUP",
         }
     }
 }
@@ -146,6 +152,29 @@ pub(super) enum Lack<'a> {
         volume: &'a str,
         host: &'a str,
     },
+    Taint {
+        key: &'a str,
+        value: &'a str,
+    },
+    /// The host has no label that says which domain it is of.
+    GroupDomain {
+        group: &'a str,
+        key: &'a str,
+    },
+    /// A member is in the host's domain.
+    GroupApart {
+        group: &'a str,
+        vm: &'a str,
+        key: Option<&'a str>,
+        domain: &'a str,
+    },
+    /// Members are in another domain; `None` while they move.
+    GroupTogether {
+        group: &'a str,
+        vm: &'a str,
+        key: Option<&'a str>,
+        domain: Option<&'a str>,
+    },
 }
 
 /// Finds all tests that the host fails, in the order of [`Constraint`].
@@ -215,6 +244,7 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
         volume,
         host: host.as_str(),
     }));
+    found.extend(request.rules.lacks(host));
     found
 }
 
@@ -311,6 +341,10 @@ impl Lack<'_> {
             Self::Accelerator { .. } => Constraint::Accelerator,
             Self::Feature { .. } => Constraint::Feature,
             Self::Volume { .. } => Constraint::Volume,
+            Self::Taint { .. } => Constraint::Taint,
+            Self::GroupDomain { .. } | Self::GroupApart { .. } | Self::GroupTogether { .. } => {
+                Constraint::Group
+            }
         }
     }
 
@@ -404,6 +438,29 @@ impl Lack<'_> {
                 format!("does not offer {}: {}", feature.as_str(), feature.remedy())
             }
             Self::Volume { volume, host } => format!("does not have volume {volume}, which is on {host}"),
+            Self::Taint { key, value } => {
+                format!("has the taint {key}={value}, which the VM does not tolerate")
+            }
+            Self::GroupDomain { group, key } => format!("has no label {key}, by which group {group} goes"),
+            Self::GroupApart {
+                group,
+                vm,
+                key: Some(key),
+                domain,
+            } => format!("VM {vm} of group {group} is on {key} {domain}"),
+            Self::GroupApart { group, vm, .. } => format!("VM {vm} of group {group} is on this host"),
+            Self::GroupTogether {
+                group,
+                vm,
+                key,
+                domain: Some(domain),
+            } => format!(
+                "VM {vm} of group {group} is on {} {domain}, and they stay together",
+                key.unwrap_or("host")
+            ),
+            Self::GroupTogether { group, vm, .. } => {
+                format!("VM {vm} of group {group}, with which it stays together, is moving")
+            }
         }
     }
 }

@@ -177,6 +177,8 @@ fn sentence(plan: &Plan<'_>, request: &Request) -> String {
             Change::AnyHost
                 | Change::DropSelector { .. }
                 | Change::LeaveVolume { .. }
+                | Change::Tolerate { .. }
+                | Change::LeaveGroup { .. }
                 | Change::AskVcpus { .. }
                 | Change::AskMemory { .. }
                 | Change::AskStorage { .. }
@@ -206,11 +208,17 @@ fn another_host(request: &Request, hosts: &[Refused<'_>]) -> Hint {
     if request.host.is_some() && missing.is_none() {
         changes.push(Change::AnyHost);
     }
-    changes.push(Change::AddHost {
+    // A host that was never there is in no domain of a member.
+    let mut fitting = vec![];
+    let add = Change::AddHost {
         name: missing.cloned(),
         cpus,
         memory_mib,
-    });
+    };
+    add.apply(&mut request.clone(), &mut fitting);
+    let broken = fitting.iter().flat_map(|host| request.rules.lacks(host));
+    changes.extend(broken.filter_map(|lack| repair::in_request(&lack, request)));
+    changes.push(add);
     let text = listed(&changes);
     Hint {
         changes,

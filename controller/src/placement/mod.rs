@@ -7,11 +7,13 @@
 //!
 //! Pure: no runtime, store, clock, randomness or log. Only `wire` knows the generated types.
 
+mod capacity;
 mod engine;
 mod filter;
 mod hint;
 mod remedy;
 mod repair;
+mod rules;
 mod score;
 mod view;
 mod wire;
@@ -31,10 +33,12 @@ use serde::{Deserialize, Serialize};
 
 use self::score::Score;
 pub use self::{
+    capacity::{Capacity, DomainCapacity},
     engine::Engine,
     filter::{Constraint, Shortfall},
     hint::Hint,
     remedy::Change,
+    rules::{Held, Members, Rules, broken, conflict, domain},
     score::{Part, Rule},
     view::{
         Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,

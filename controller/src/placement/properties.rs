@@ -1,8 +1,15 @@
 //! What holds for every request and every set of hosts, however odd.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
-use dalgu_proto::vm::{Nic, Plug, Spec};
+use dalgu_proto::{
+    ids::VmName,
+    placement::{Group, Rule, Taint, Toleration},
+    vm::{Nic, Plug, Spec},
+};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{tests::disk, *};
@@ -16,8 +23,8 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         any::<bool>(),
     );
     let host = || option::weighted(0.2, (1..9_u32).prop_map(host_name));
-    (vm, host(), host(), any::<bool>()).prop_map(
-        |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm)| {
+    (vm, host(), host(), any::<bool>(), rules()).prop_map(
+        |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm, rules)| {
             let mut spec = Spec {
                 vcpus,
                 memory_mib,
@@ -48,9 +55,73 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
                 exclude,
                 accelerator,
                 needs: Needs::default(),
+                rules,
             }
         },
     )
+}
+
+/// Groups with members in racks and on hosts, and tolerations; of most requests none.
+pub(super) fn rules() -> impl Strategy<Value = Rules> {
+    let domains = || {
+        let domain = || (0..4_usize, 1..3_u32);
+        vec(domain(), 0..4)
+    };
+    let group = (any::<bool>(), any::<bool>(), any::<bool>(), domains(), 0..2_u32);
+    let members = |(index, (apart, preferred, by_rack, domains, more)): (usize, GroupNumbers)| {
+        let vm: VmName = format!("vm{index}").parse().unwrap();
+        let named = |(number, vms): &(usize, u32)| {
+            let domain = match by_rack {
+                true => ["a", "b", "c", "d"][*number].to_owned(),
+                false => format!("h{}", number * 2 + 1),
+            };
+            (
+                domain,
+                Held {
+                    vms: *vms,
+                    first: vm.clone(),
+                },
+            )
+        };
+        let domains: BTreeMap<_, _> = domains.iter().map(named).collect();
+        let others = domains.values().map(|held| held.vms).sum::<u32>() + more;
+        Members {
+            group: Group {
+                name: format!("g{index}").parse().unwrap(),
+                rule: if apart { Rule::AntiAffinity } else { Rule::Affinity },
+                preferred,
+                topology_key: by_rack.then(|| "rack".to_owned()),
+            },
+            first: (others > 0).then(|| vm.clone()),
+            domains,
+            others,
+        }
+    };
+    let tolerated = option::weighted(0.3, option::of(select(vec!["db".to_owned(), "web".to_owned()])));
+    let some = (vec(group, 0..3), tolerated).prop_map(move |(groups, tolerated)| Rules {
+        groups: groups.into_iter().enumerate().map(members).collect(),
+        tolerations: tolerated
+            .map(|value| Toleration {
+                key: "use".into(),
+                value,
+            })
+            .into_iter()
+            .collect(),
+    });
+    option::weighted(0.4, some).prop_map(Option::unwrap_or_default)
+}
+
+/// Whether a group keeps apart, whether it is preferred, whether it goes by racks, its members, and how many more there are elsewhere.
+type GroupNumbers = (bool, bool, bool, Vec<(usize, u32)>, u32);
+
+/// Taints of a host: of most none.
+pub(super) fn taints() -> impl Strategy<Value = BTreeSet<Taint>> {
+    let taint = (any::<bool>(), any::<bool>()).prop_map(|(soft, db)| Taint {
+        key: "use".into(),
+        value: if db { "db" } else { "web" }.into(),
+        soft,
+    });
+    option::weighted(0.15, taint).prop_map(|taint| taint.into_iter().collect())
 }
 
 const POOLS: [&str; 3] = ["local", "fast", "nfs"];
@@ -126,7 +197,7 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
     let flags = (
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.2),
-        any::<bool>(),
+        0..3_usize,
         prop::bool::weighted(0.8),
         0..4_usize,
     );
@@ -137,21 +208,22 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
         0..2000_u64,
     );
     let used = (0..24_u32, 0..10_000_u64, 0..9_u32, 0..3_u32, 0..2000_u64);
-    vec((flags, sizes, used, pools(), usage()), 0..6).prop_map(|hosts| {
+    vec((flags, sizes, used, pools(), usage(), taints()), 0..6).prop_map(|hosts| {
         hosts
             .into_iter()
             .zip(1..)
-            .map(|((flags, sizes, used, pools, usage), number)| HostView {
+            .map(|((flags, sizes, used, pools, usage, taints), number)| HostView {
                 name: host_name(number),
                 ready: flags.0,
                 cordoned: flags.1,
                 labels: Cow::Owned(
-                    flags
-                        .2
-                        .then(|| ("rack".to_owned(), "a".to_owned()))
+                    ["a", "b"]
+                        .get(flags.2)
+                        .map(|rack| ("rack".to_owned(), (*rack).to_owned()))
                         .into_iter()
                         .collect(),
                 ),
+                taints: Cow::Owned(taints),
                 accelerator: if flags.3 { "kvm" } else { "tcg" }.into(),
                 guest_features: Cow::default(),
                 bridges: BRIDGES

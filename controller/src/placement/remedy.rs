@@ -4,16 +4,20 @@
 //! [`Change::apply`] is what a change means. A hint is only given after its changes have been applied to the same
 //! request and hosts and all tests passed.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use dalgu_proto::{
     host::GuestFeature,
     ids::HostName,
+    placement::{Rule, Toleration},
     vm::{Disk, Nic, Spec},
 };
 use serde::{Deserialize, Serialize};
 
-use super::view::{HostView, PoolView, Request};
+use super::{
+    rules::Members,
+    view::{HostView, PoolView, Request},
+};
 
 /// A change to a host, to the request or to the site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +97,27 @@ pub enum Change {
         /// What is missing.
         feature: GuestFeature,
     },
+    /// Take a taint off a host.
+    RemoveTaint {
+        /// The host.
+        host: HostName,
+        /// The taint's key.
+        key: String,
+    },
     /// Leave the choice of the host open.
     AnyHost,
+    /// Have the VM put up with a taint.
+    Tolerate {
+        /// The taint's key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// Do without a placement group.
+    LeaveGroup {
+        /// The group.
+        group: String,
+    },
     /// Do without a label in the selector.
     DropSelector {
         /// The label's key.
@@ -141,6 +164,14 @@ impl Change {
         match self {
             Self::AnyHost => request.host = None,
             Self::DropSelector { key } => drop(request.spec.host_selector.remove(key)),
+            Self::Tolerate { key, value } => {
+                let (key, value) = (key.clone(), Some(value.clone()));
+                request.rules.tolerations.insert(Toleration { key, value });
+            }
+            Self::LeaveGroup { group } => {
+                let other = |members: &Members| members.group.name.as_str() != group;
+                request.rules.groups.retain(other);
+            }
             Self::LeaveVolume { volume, .. } => {
                 let named = |disk: &Disk| {
                     disk.volume
@@ -174,7 +205,8 @@ impl Change {
             | Self::AddPool { host, .. }
             | Self::RepairPool { host, .. }
             | Self::AddBridge { host, .. }
-            | Self::AddFeature { host, .. } => {
+            | Self::AddFeature { host, .. }
+            | Self::RemoveTaint { host, .. } => {
                 if let Some(host) = hosts.iter_mut().find(|candidate| candidate.name == *host) {
                     self.apply_to(host);
                 }
@@ -208,6 +240,7 @@ impl Change {
             }
             Self::AddBridge { bridge, .. } => host.bridges.to_mut().push(bridge.clone()),
             Self::AddFeature { feature, .. } => host.guest_features.to_mut().push(*feature),
+            Self::RemoveTaint { key, .. } => host.taints.to_mut().retain(|taint| taint.key != *key),
             // The rest changes no host.
             _ => {}
         }
@@ -234,9 +267,12 @@ impl Change {
                 let all = asked(request, pool);
                 (2, thousandths(all.saturating_sub(*at_most_mib), all))
             }
-            Self::SetLabel { .. } | Self::DropSelector { .. } => (2, 1000),
+            Self::SetLabel { .. }
+            | Self::DropSelector { .. }
+            | Self::RemoveTaint { .. }
+            | Self::Tolerate { .. } => (2, 1000),
             Self::MakeReady { .. } => (4, 0),
-            Self::LeaveVolume { .. } => (6, 0),
+            Self::LeaveVolume { .. } | Self::LeaveGroup { .. } => (6, 0),
             Self::AddBridge { .. } | Self::RepairPool { .. } | Self::AddFeature { .. } => (5, 0),
             Self::AddPool { .. } => (8, 0),
             Self::AddHost { .. } => (100, 0),
@@ -281,7 +317,7 @@ fn shrink(spec: &mut Spec, pool: &str, at_most_mib: u64) {
 }
 
 /// A host that has just what a request needs.
-fn host_for(request: &Request, name: HostName) -> HostView<'static> {
+pub(super) fn host_for(request: &Request, name: HostName) -> HostView<'static> {
     let spec = &request.spec;
     HostView {
         name,
@@ -289,7 +325,8 @@ fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         state: "".into(),
         cordoned: false,
         cordon_reason: "".into(),
-        labels: Cow::Owned(spec.host_selector.clone()),
+        labels: Cow::Owned(labels_for(request)),
+        taints: Cow::default(),
         cpus: spec.vcpus,
         cpu_overcommit_ratio: 1.0,
         memory_mib: spec.reserved_memory_mib(),
@@ -310,6 +347,26 @@ fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
     }
+}
+
+/// Labels that a selector asks for, and a domain for each group that goes by a label: that of the members, or a new one.
+fn labels_for(request: &Request) -> BTreeMap<String, String> {
+    let mut labels = request.spec.host_selector.clone();
+    for members in request.rules.required() {
+        let Some(key) = &members.group.topology_key else {
+            continue;
+        };
+        let wanted = match members.group.rule {
+            Rule::Affinity => members.domains.keys().next().cloned(),
+            Rule::AntiAffinity => None,
+        };
+        let mut new = (1_u64..).map(|number| format!("new-{number}"));
+        let unused = || new.find(|value| !members.domains.contains_key(value));
+        if let Some(value) = wanted.or_else(unused) {
+            labels.entry(key.clone()).or_insert(value);
+        }
+    }
+    labels
 }
 
 fn unused_name(request: &Request, hosts: &[HostView]) -> HostName {
@@ -345,6 +402,9 @@ impl fmt::Display for Change {
             }
             Self::AnyHost => f.write_str("name no host"),
             Self::DropSelector { key } => write!(f, "leave label {key} out of the host selector"),
+            Self::RemoveTaint { host, key } => write!(f, "take the taint {key} off {host}"),
+            Self::Tolerate { key, value } => write!(f, "have the VM tolerate the taint {key}={value}"),
+            Self::LeaveGroup { group } => write!(f, "leave the VM out of group {group}"),
             Self::LeaveVolume { volume, host } => {
                 write!(f, "leave out volume {volume}, which is on {host}")
             }

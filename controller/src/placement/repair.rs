@@ -16,7 +16,10 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         | Lack::SameHost
         | Lack::CpuCount { .. }
         | Lack::Accelerator { .. }
-        | Lack::Volume { .. } => return None,
+        | Lack::Volume { .. }
+        | Lack::GroupDomain { .. }
+        | Lack::GroupApart { .. }
+        | Lack::GroupTogether { .. } => return None,
         Lack::State { state } => Change::MakeReady {
             host: name,
             state: state.to_owned(),
@@ -76,14 +79,31 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
             bridge: bridge.to_owned(),
         },
         Lack::Feature { feature } => Change::AddFeature { host: name, feature },
+        Lack::Taint { key, .. } => Change::RemoveTaint {
+            host: name,
+            key: key.to_owned(),
+        },
     })
 }
 
 /// What would have to change in the request to make up for a lack; `None` where nothing there can. What a running VM
-/// is made of cannot be changed by asking for its migration otherwise.
+/// is made of cannot be changed by asking for its migration otherwise; its groups and tolerations can.
 pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
     let change = match *lack {
         Lack::RequestedHost { .. } => return Some(Change::AnyHost),
+        Lack::Taint { key, value } => {
+            return Some(Change::Tolerate {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            });
+        }
+        Lack::GroupDomain { group, .. }
+        | Lack::GroupApart { group, .. }
+        | Lack::GroupTogether { group, .. } => {
+            return Some(Change::LeaveGroup {
+                group: group.to_owned(),
+            });
+        }
         Lack::Selector { key, .. } => Change::DropSelector { key: key.to_owned() },
         Lack::Volume { volume, host } => Change::LeaveVolume {
             volume: volume.to_owned(),

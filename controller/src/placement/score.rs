@@ -1,7 +1,8 @@
 //! Which of the hosts that fit is best. Called by [`super::decide`] for each of them, and by the engine for those that it looks at.
 //!
 //! A [`Score`] is compared field by field in the order they are written, lower first, and ends in the host's name: no
-//! two scores are equal, and the same input gives the same answer. Measured load comes first, but only in coarse
+//! two scores are equal, and the same input gives the same answer. What was asked for but not required comes before what was measured.
+//! Measured load comes first of the rest, but only in coarse
 //! steps, so that noise does not decide; between hosts of the same step the reservations do, which are exact; between equally
 //! reserved ones the finer steps of the load.
 //!
@@ -217,6 +218,8 @@ impl Cost {
 /// A host's score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Score<'a> {
+    /// How much the host goes against what is only preferred.
+    pub(super) against: u32,
     pub(super) steps: Steps,
     pub(super) cost: Cost,
     pub(super) busy: Busy,
@@ -229,6 +232,7 @@ impl<'a> Score<'a> {
         let Load { steps, busy } = Load::of(host);
         let cost = Cost::of(rule, Size::of(request), Size::free(host), Size::capacity(host));
         Self {
+            against: request.rules.against(&host.name, &host.labels, &host.taints),
             steps,
             cost,
             busy,
@@ -245,6 +249,7 @@ impl<'a> Score<'a> {
         let percent = |millionths: u32| f64::from(millionths) / 10_000.0;
         let Cost(first, second) = self.cost;
         let mut parts = vec![
+            part("against_preferences", self.against.into()),
             part("no_telemetry", u8::from(self.steps.no_telemetry).into()),
             part("pressure", self.steps.pressure.into()),
             part("network", self.steps.network.into()),

@@ -55,6 +55,7 @@ pub(super) fn host(name: &str) -> HostView<'static> {
         cordoned: false,
         cordon_reason: "".into(),
         labels: Cow::default(),
+        taints: Cow::default(),
         cpus: 8,
         cpu_overcommit_ratio: 4.0,
         memory_mib: 16_384,
@@ -452,7 +453,7 @@ fn the_wire_says_the_same_as_the_decision() {
     );
     assert_eq!(wire.decide_time.unwrap().seconds, 1_700_000_000);
     let wire = to_wire(&decision, None);
-    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 7));
+    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 8));
     assert_eq!(
         (
             wire.verdicts[1].rank,

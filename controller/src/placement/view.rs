@@ -11,8 +11,11 @@ use std::{
 use dalgu_proto::{
     host::{self, GuestFeature},
     ids::{HostName, VolumeId, VolumeName},
+    placement::Taint,
     vm::{Disk, Spec},
 };
+
+use super::rules::Rules;
 
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
@@ -33,6 +36,8 @@ pub struct Request {
     pub accelerator: Option<String>,
     /// What its networks and volumes, and the backup that it is made from, ask of a host.
     pub needs: Needs,
+    /// What its placement groups and the taints of hosts say.
+    pub rules: Rules,
 }
 
 /// What a host must have for a VM besides what its specification says.
@@ -66,6 +71,7 @@ impl Request {
             exclude: None,
             accelerator: None,
             needs: Needs::default(),
+            rules: Rules::default(),
         }
     }
 
@@ -77,6 +83,7 @@ impl Request {
             exclude: Some(source),
             accelerator: Some(accelerator.to_owned()),
             needs: Needs::default(),
+            rules: Rules::default(),
         }
     }
 
@@ -90,6 +97,12 @@ impl Request {
     #[must_use]
     pub fn with_needs(self, needs: Needs) -> Self {
         Self { needs, ..self }
+    }
+
+    /// The same request for a VM of which groups and tolerations say this.
+    #[must_use]
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// Whether a disk is a volume that has its room.
@@ -327,6 +340,8 @@ pub struct HostView<'a> {
     pub cordon_reason: Cow<'a, str>,
     /// Labels.
     pub labels: Cow<'a, BTreeMap<String, String>>,
+    /// What keeps VMs away that do not tolerate it.
+    pub taints: Cow<'a, BTreeSet<Taint>>,
     /// Logical processors.
     pub cpus: u32,
     /// Virtual processors that may be reserved per logical processor.

@@ -5,6 +5,8 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
+use dalgu_proto::placement::Rule;
+
 use super::{Db, Hooks};
 use crate::{
     backups::tests,
@@ -13,19 +15,21 @@ use crate::{
     store::{Image, Store, Table, memory::Disk, sqlite::Sqlite},
 };
 
-/// Each with the images, the networks and groups, and the volumes, backups and schedules in it.
-const SAMPLES: [(&str, usize, usize, usize); 4] = [
-    (include_str!("samples/schema-1.sql"), 0, 0, 0),
-    (include_str!("samples/schema-2.sql"), 1, 0, 0),
-    (include_str!("samples/schema-3.sql"), 1, 1, 0),
-    (include_str!("samples/schema-4.sql"), 1, 1, 1),
+/// Each with the images, the networks and groups, the volumes, backups and schedules, and the placement groups in it.
+const SAMPLES: [(&str, usize, usize, usize, usize); 5] = [
+    (include_str!("samples/schema-1.sql"), 0, 0, 0, 0),
+    (include_str!("samples/schema-2.sql"), 1, 0, 0, 0),
+    (include_str!("samples/schema-3.sql"), 1, 1, 0, 0),
+    (include_str!("samples/schema-4.sql"), 1, 1, 1, 0),
+    (include_str!("samples/schema-5.sql"), 1, 1, 1, 1),
 ];
 
 /// The site that the sample is of: one record of each kind.
 async fn site() -> Image {
     let disk = Disk::default();
     let db = Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
-    let vm = fixtures::vm_in("field", &["ssh"], "web", "h1");
+    let mut vm = fixtures::vm_in("field", &["ssh"], "web", "h1");
+    vm.placement_groups.insert("apart".parse().unwrap());
     let migration = fixtures::migration(&vm, "h2");
     let backup = tests::backup(&vm, 1, 0, BackupState::Available, None);
     db.change(|tx| {
@@ -40,6 +44,11 @@ async fn site() -> Image {
         tx.put_volume(fixtures::volume("ledger", Some("h1")));
         tx.put_backup(backup);
         tx.put_schedule(tests::schedule("nightly"));
+        tx.put_placement_group(fixtures::placement_group(
+            "apart",
+            Rule::AntiAffinity,
+            Some("rack"),
+        ));
         tx.put_request(RequestRecord {
             key: "operator/x/1".into(),
             body: "b".into(),
@@ -77,17 +86,17 @@ fn sql(image: &Image) -> String {
     for (revision, value) in &image.events {
         writeln!(text, "INSERT INTO events VALUES ({revision}, {});", quoted(value)).unwrap();
     }
-    text + "PRAGMA user_version = 4;\n"
+    text + "PRAGMA user_version = 5;\n"
 }
 
 #[tokio::test]
 async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
     if std::env::var_os("UPDATE_STORE_SAMPLE").is_some() {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-4.sql");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-5.sql");
         std::fs::write(path, sql(&site().await)).unwrap();
         return;
     }
-    for (sample, images, networks, stored) in SAMPLES {
+    for (sample, images, networks, stored, placement_groups) in SAMPLES {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dalgu.db");
         rusqlite::Connection::open(&path)
@@ -110,11 +119,26 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
             state.volumes.len(),
             state.backups.len(),
             state.schedules.len(),
+            state.placement_groups.len(),
+            state.placement_members.len(),
         ];
         assert_eq!(
             count,
             [
-                1, 2, 1, 1, 1, 1, images, networks, networks, stored, stored, stored
+                1,
+                2,
+                1,
+                1,
+                1,
+                1,
+                images,
+                networks,
+                networks,
+                stored,
+                stored,
+                stored,
+                placement_groups,
+                placement_groups,
             ]
         );
         let vm = state.vms.values().next().unwrap();

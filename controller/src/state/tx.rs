@@ -6,6 +6,7 @@
 mod backup;
 mod image;
 mod network;
+mod placement_group;
 mod volume;
 
 use std::{cell::RefCell, collections::BTreeSet, ops::Deref, sync::Arc};
@@ -212,6 +213,7 @@ impl Tx {
         let before = old.as_ref().map(|(hosts, old)| (&**old, hosts));
         self.move_ports(before, Some((&vm, &hosts)));
         self.move_volumes(before.map(|(old, _)| old), Some(&vm));
+        self.move_members(before.map(|(old, _)| old), Some(&vm));
         if let Some((hosts, old)) = old {
             self.hold(&old, hosts, false);
             self.hold_pools(&old, false);
@@ -247,6 +249,7 @@ impl Tx {
         let hosts = holders(&old, migration.as_deref());
         self.move_ports(Some((&old, &hosts)), None);
         self.move_volumes(Some(&old), None);
+        self.move_members(Some(&old), None);
         self.leave_volumes(&old);
         self.hold(&old, hosts, false);
         self.hold_pools(&old, false);

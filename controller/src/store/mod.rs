@@ -40,11 +40,13 @@ pub enum Table {
     Backups,
     /// Schedules of backups by name.
     BackupSchedules,
+    /// Placement groups by name.
+    PlacementGroups,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
@@ -57,6 +59,7 @@ impl Table {
         Self::Volumes,
         Self::Backups,
         Self::BackupSchedules,
+        Self::PlacementGroups,
     ];
 
     /// Its name in the database.
@@ -74,6 +77,7 @@ impl Table {
             Self::Volumes => "volumes",
             Self::Backups => "backups",
             Self::BackupSchedules => "backup_schedules",
+            Self::PlacementGroups => "placement_groups",
         }
     }
 
@@ -84,6 +88,7 @@ impl Table {
             Self::Images => 2,
             Self::Networks | Self::Groups => 3,
             Self::Volumes | Self::Backups | Self::BackupSchedules => 4,
+            Self::PlacementGroups => 5,
         }
     }
 }

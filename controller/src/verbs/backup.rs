@@ -313,6 +313,8 @@ pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Resu
         documents: Default::default(),
         labels: BTreeMap::new(),
         drain_mode: Default::default(),
+        placement_groups: Default::default(),
+        tolerations: Default::default(),
         description: format!("restored from backup {id} of {}", backup.vm_name),
         stopped: ask.stopped,
         host,

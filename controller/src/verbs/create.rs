@@ -1,18 +1,20 @@
 //! A new VM.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::{
-    ids::{Epoch, Generation, HostName, VmId, VmName},
+    ids::{Epoch, Generation, HostName, PlacementGroupName, VmId, VmName},
+    placement::Toleration,
     vm::{PowerState, RestartMode, Spec, first_boot::Documents},
 };
 
-use super::{Caller, Error, MacHolder, accept, new_operation, room};
+use super::{Caller, Error, MacHolder, accept, new_operation, placement_group, room};
 use crate::{
     hosts, images,
     model::{DrainMode, EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
     networks,
     placement::{self, Decision, Needs, Policy, Request},
+    placement_groups,
     state::{State, Tx},
     volumes,
 };
@@ -43,6 +45,10 @@ pub struct Create {
     pub description: String,
     /// What becomes of it when its host is drained.
     pub drain_mode: DrainMode,
+    /// Placement groups that it is in.
+    pub placement_groups: BTreeSet<PlacementGroupName>,
+    /// Taints of hosts that it puts up with.
+    pub tolerations: BTreeSet<Toleration>,
     /// Leave it powered off.
     pub stopped: bool,
     /// Only this host.
@@ -76,8 +82,11 @@ pub fn place(
         {
             Err(Error::Initializing)
         }
-        None => Err(Error::NoCapacity {
-            decision: Box::new(decision),
+        None => Err(match placement::conflict(request, &hosts::views(state)) {
+            Some(conflict) => Error::PlacementConflict(conflict),
+            None => Error::NoCapacity {
+                decision: Box::new(decision),
+            },
         }),
     }
 }
@@ -126,7 +135,12 @@ pub fn check(
             restored_bytes = restored_bytes.saturating_add(disk.size_mib << 20);
         }
     }
-    let request = Request::new(spec.clone()).with_needs(needs).on(new.host.clone());
+    placement_group::are_there(state, &new.placement_groups)?;
+    let rules = placement_groups::of_new(state, &new.placement_groups, &new.tolerations);
+    let request = Request::new(spec.clone())
+        .with_needs(needs)
+        .with_rules(rules)
+        .on(new.host.clone());
     let (owner, decision) = place(state, &request, decide)?;
     if let Some(host) = state.hosts.get(&owner) {
         images::resolve::clone_modes(&mut spec, host)?;
@@ -210,6 +224,8 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         labels: new.labels,
         description: new.description,
         drain_mode: new.drain_mode,
+        placement_groups: new.placement_groups,
+        tolerations: new.tolerations,
         intent: Intent {
             generation: Generation(1),
             power,

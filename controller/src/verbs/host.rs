@@ -1,10 +1,10 @@
 //! What operators change about hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dalgu_proto::ids::HostName;
+use dalgu_proto::{ids::HostName, placement::Taint};
 
-use super::{Error, check_etag, drain, volume};
+use super::{Error, check_etag, drain, placement_group, volume};
 use crate::{
     model::{EventKind, HostRecord, Outcome},
     state::Tx,
@@ -15,6 +15,8 @@ use crate::{
 pub struct Update {
     /// Labels, all of them.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Taints, all of them.
+    pub taints: Option<BTreeSet<Taint>>,
     /// Virtual processors per logical one.
     pub cpu_overcommit_ratio: Option<f64>,
     /// Memory kept for the host.
@@ -41,6 +43,8 @@ pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Out
     }
     let mut host = old.clone();
     host.labels = update.labels.unwrap_or(host.labels);
+    host.taints = update.taints.unwrap_or(host.taints);
+    placement_group::keeps_rules(tx, &old, &host)?;
     host.cpu_overcommit_ratio = update.cpu_overcommit_ratio.unwrap_or(host.cpu_overcommit_ratio);
     host.reserved_memory_mib = update.reserved_memory_mib.unwrap_or(host.reserved_memory_mib);
     if host != old {

@@ -16,6 +16,7 @@ use crate::{
     model::{EventKind, HostState, MigrationRecord, Observation, OperationKind, Outcome, Phase, VmRecord},
     networks,
     placement::{Policy, Request},
+    placement_groups,
     state::{State, Tx},
 };
 
@@ -49,6 +50,7 @@ pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> R
     }
     Request::migration(vm.held().into_owned(), vm.owner.clone(), &accelerator)
         .with_needs(needs)
+        .with_rules(placement_groups::of_vm(state, vm, destination.as_ref()))
         .on(destination)
 }
 

@@ -11,6 +11,7 @@ pub mod host;
 pub mod image;
 pub mod migrate;
 pub mod network;
+pub mod placement_group;
 pub mod power;
 mod reason;
 pub mod snapshot;
@@ -19,8 +20,8 @@ pub mod volume;
 
 use dalgu_proto::{
     ids::{
-        BackupId, GroupName, HostName, NetworkName, OperationId, ScheduleName, SnapshotName, VmName,
-        VolumeName,
+        BackupId, GroupName, HostName, NetworkName, OperationId, PlacementGroupName, ScheduleName,
+        SnapshotName, VmName, VolumeName,
     },
     mutant::{self, Mutant},
     snapshot::MAX_SNAPSHOTS,
@@ -150,6 +151,27 @@ pub enum Error {
         /// Who.
         user: String,
     },
+    /// No such placement group.
+    #[error("there is no placement group named {0}; see `dalgu placement-group list`")]
+    PlacementGroupNotFound(PlacementGroupName),
+    /// The name is taken.
+    #[error("a placement group named {0} exists already: choose another name, or delete it first")]
+    PlacementGroupExists(PlacementGroupName),
+    /// VMs are in it.
+    #[error(
+        "placement group {group} has {vms} VMs, {first} among them: take them out first (`dalgu vm update {first} --leave-group {group}`)"
+    )]
+    PlacementGroupInUse {
+        /// The group.
+        group: PlacementGroupName,
+        /// How many.
+        vms: usize,
+        /// One of them.
+        first: VmName,
+    },
+    /// Rules of where VMs may be exclude each other.
+    #[error("{0}")]
+    PlacementConflict(String),
     /// As many as a site may have.
     #[error("the site has {most} {what}, the most that it may have: delete some that nobody needs")]
     TooMany {

@@ -3,14 +3,17 @@
 //! A VM that grows must have room on its own host, by placement's own tests, in the same transaction: then the room is its own.
 //! What shrinks is given back when its host has carried that out ([`settle`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use dalgu_proto::{
     host::GuestFeature,
     vm::{CloneMode, Disk, Firmware, Nic, Plug, RestartPolicy, Spec, first_boot::MEDIUM},
 };
 
-use super::{Caller, Error, backup, check_etag, confirmed, create, find, room};
+use super::{Caller, Error, backup, check_etag, confirmed, create, find, placement_group, room};
 use crate::{
     hosts, images,
     model::{Change, DrainMode, EventKind, Observation, Outcome, VmRecord},
@@ -30,6 +33,8 @@ pub struct Update {
     pub description: Option<String>,
     /// What becomes of it when its host is drained.
     pub drain_mode: Option<DrainMode>,
+    /// Placement groups and tolerations.
+    pub placement: placement_group::Update,
     /// When its agent starts it again.
     pub restart_policy: Option<RestartPolicy>,
     /// Virtual processors.
@@ -70,6 +75,7 @@ pub fn update(
     vm.labels = update.labels.unwrap_or(vm.labels);
     vm.description = update.description.unwrap_or(vm.description);
     vm.drain_mode = update.drain_mode.unwrap_or(vm.drain_mode);
+    placement_group::update(tx, &mut vm, update.placement)?;
     if vm.spec != old.spec {
         vm.intent.generation = vm.intent.generation.next();
     }
@@ -426,6 +432,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     // It stays where it is, whether or not its host takes new ones.
     view.ready = true;
     view.cordoned = false;
+    view.taints = Cow::default();
     view.vcpus_reserved = view.vcpus_reserved.saturating_sub(before.vcpus);
     view.memory_mib_reserved = view
         .memory_mib_reserved

@@ -17,5 +17,6 @@ mod lifecycle;
 mod migration;
 mod network;
 mod networks;
+mod placement;
 mod restore;
 mod site;

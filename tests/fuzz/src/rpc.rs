@@ -405,6 +405,7 @@ async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()
             v1::ExplainPlacementRequest {
                 host: other.into(),
                 subject: Some(v1::explain_placement_request::Subject::Spec(vm(&name).spec?)),
+                ..Default::default()
             }
         ),
         25 if flag => call!(get_network, v1::GetNetworkRequest { name: net }),

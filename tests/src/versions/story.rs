@@ -429,7 +429,7 @@ async fn reads(operator: &Operator) -> Result<()> {
     };
     let request = v1::ExplainPlacementRequest {
         subject: Some(v1::explain_placement_request::Subject::Spec(huge)),
-        host: String::new(),
+        ..Default::default()
     };
     placements.explain_placement(request).await?;
     let request = v1::ListOperationsRequest {

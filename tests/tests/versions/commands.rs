@@ -60,7 +60,16 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             subject: Some(v1::explain_placement_request::Subject::Spec(
                 story::vm("new").spec.unwrap(),
             )),
-            host: String::new(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "PlacementService/CreatePlacementGroup" => v1::CreatePlacementGroupRequest {
+            placement_group: Some(v1::PlacementGroup {
+                name: "apart".into(),
+                rule: v1::PlacementRule::AntiAffinity.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
         }
         .encode_to_vec(),
         "EventService/WatchEvents" => v1::WatchEventsRequest::default().encode_to_vec(),

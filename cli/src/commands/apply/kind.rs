@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     client::{CALL_TIMEOUT, Client},
-    commands::{Session, request_id},
+    commands::{Session, placement, request_id},
     exit::Error,
     output::json,
 };
@@ -88,6 +88,8 @@ impl Kind {
                 ("labels", "labels"),
                 ("description", "description"),
                 ("drainMode", "drain_mode"),
+                ("placementGroups", "placement_groups"),
+                ("tolerations", "tolerations"),
                 ("spec.restartPolicy", "spec.restart_policy"),
                 ("spec.vcpus", "spec.vcpus"),
                 ("spec.memoryMib", "spec.memory_mib"),
@@ -246,12 +248,18 @@ impl Declared {
                 }
             }
             Self::Vm(vm) => {
+                // In the order in which the controller says them.
+                vm.placement_groups.sort();
+                vm.tolerations
+                    .sort_by(|a, b| (&a.key, &a.value).cmp(&(&b.key, &b.value)));
                 **vm = v1::Vm {
                     name: std::mem::take(&mut vm.name),
                     spec: vm.spec.take(),
                     labels: std::mem::take(&mut vm.labels),
                     description: std::mem::take(&mut vm.description),
                     drain_mode: vm.drain_mode,
+                    placement_groups: std::mem::take(&mut vm.placement_groups),
+                    tolerations: std::mem::take(&mut vm.tolerations),
                     ..v1::Vm::default()
                 }
             }
@@ -377,6 +385,7 @@ impl Declared {
                     .await?;
             }
             Self::Vm(vm) => {
+                placement::are_there(&vm.placement_groups, session).await?;
                 let request = v1::CreateVmRequest {
                     vm: Some(*vm),
                     request_id,

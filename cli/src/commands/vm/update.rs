@@ -7,7 +7,7 @@ use prost_types::FieldMask;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    args::{WaitArgs, vm::UpdateArgs},
+    args::{WaitArgs, values::TolerationChange, vm::UpdateArgs},
     client::CALL_TIMEOUT,
     commands::{Session, host, request_id, show::get},
     exit::Error,
@@ -100,6 +100,14 @@ fn changed(args: &UpdateArgs, old: &v1::Vm) -> Result<v1::UpdateVmRequest, Error
         new.drain_mode = v1::DrainMode::from(mode).into();
         paths.push("drain_mode");
     }
+    if !(args.join_groups.is_empty() && args.leave_groups.is_empty()) {
+        new.placement_groups = groups(args, old)?;
+        paths.push("placement_groups");
+    }
+    if !args.tolerations.is_empty() {
+        new.tolerations = tolerations(&old.tolerations, &args.tolerations);
+        paths.push("tolerations");
+    }
     let mut spec = old.spec.clone().unwrap_or_default();
     if let Some(policy) = args.restart_policy {
         spec.restart_policy = v1::RestartPolicy::from(policy).into();
@@ -150,6 +158,30 @@ fn changed(args: &UpdateArgs, old: &v1::Vm) -> Result<v1::UpdateVmRequest, Error
         }),
         request_id: request_id(args.request_id.as_ref()),
     })
+}
+
+fn groups(args: &UpdateArgs, old: &v1::Vm) -> Result<Vec<String>, Error> {
+    let mut groups = old.placement_groups.clone();
+    for name in &args.leave_groups {
+        let place = groups.iter().position(|group| group == name);
+        groups.remove(place.ok_or_else(|| none(args, "placement group", name))?);
+    }
+    groups.extend(args.join_groups.iter().cloned());
+    Ok(groups)
+}
+
+fn tolerations(old: &[v1::Toleration], changes: &[TolerationChange]) -> Vec<v1::Toleration> {
+    let mut tolerations = old.to_vec();
+    for change in changes {
+        match change {
+            TolerationChange::Add(new) => {
+                tolerations.retain(|toleration| toleration != new);
+                tolerations.push(new.clone());
+            }
+            TolerationChange::Remove(key) => tolerations.retain(|toleration| toleration.key != *key),
+        }
+    }
+    tolerations
 }
 
 fn none(args: &UpdateArgs, what: &str, name: &str) -> Error {

@@ -2,21 +2,27 @@
 //!
 //! What the order of the index has decided already (room for processors and memory, ready, not cordoned) is not tested again.
 
-use dalgu_proto::{ids::HostName, vm::Nic};
+use std::collections::HashMap;
+
+use dalgu_proto::{
+    ids::HostName,
+    placement::{Group, Rule},
+    vm::Nic,
+};
 
 use super::{
     Engine, Slot,
     host::{Host, Row, Traits},
 };
-use crate::placement::{Request, score::Size};
+use crate::placement::{Members, Request, score::Size};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Ask<'a> {
     request: &'a Request,
     pub(super) size: Size,
-    /// The only host that can take it, where there is but one.
-    pub(super) only: Option<&'a HostName>,
+    /// The only hosts that can take it, where there are but few.
+    pub(super) only: Option<Vec<Slot>>,
     /// Features and bridges that it needs.
     traits: u64,
     /// Numbers of the pools that its disks are on, and the room they need there.
@@ -27,6 +33,12 @@ pub(super) struct Ask<'a> {
     exclude: Option<Slot>,
     /// It asks for what no row has: an accelerator, several labels, or a bridge without a bit.
     by_name: bool,
+    /// A group refuses hosts.
+    grouped: bool,
+    /// Hosts may go against what is only preferred.
+    prefers: bool,
+    /// None goes less against it than that.
+    pub(super) floor: u32,
 }
 
 impl<'a> Ask<'a> {
@@ -41,6 +53,10 @@ impl<'a> Ask<'a> {
         if named.any(|other| Some(other) != only) {
             return None;
         }
+        let only = match only {
+            Some(host) => Some(vec![*engine.slots.get(host)?]),
+            None => together(request, engine),
+        };
         let number = |name: &str| engine.names.pools.id(name);
         let disks = request.pools().map(|(name, mib)| Some((number(name)?, mib)));
         let sources = request.needs.pools.iter().map(|name| number(name));
@@ -52,7 +68,7 @@ impl<'a> Ask<'a> {
         // One label is tested by the choice of the index, unless there is but one host.
         let mut by_name = request.accelerator.is_some()
             || request.spec.host_selector.len() > 1
-            || (only.is_some() && !request.spec.host_selector.is_empty());
+            || ((only.is_some() || pins(request).next().is_some()) && !request.spec.host_selector.is_empty());
         for bridge in bridges(request) {
             match engine.names.traits.bridge(bridge) {
                 Some(bit) => traits |= bit,
@@ -71,6 +87,9 @@ impl<'a> Ask<'a> {
                 .as_ref()
                 .and_then(|host| engine.slots.get(host).copied()),
             by_name,
+            grouped: request.rules.required().next().is_some(),
+            prefers: engine.softly_tainted > 0 || request.rules.preferred().next().is_some(),
+            floor: floor(request, engine),
         })
     }
 
@@ -82,6 +101,25 @@ impl<'a> Ask<'a> {
             && self.exclude != Some(slot)
             && self.has_room(row, engine)
             && (!self.by_name || self.is_met_by_name(&engine.hosts[slot as usize]))
+            && (!(self.grouped || row.tainted) || self.is_let_in(&engine.hosts[slot as usize]))
+    }
+
+    /// How much a host goes against what is only preferred.
+    pub(super) fn against(&self, slot: Slot, engine: &Engine) -> u32 {
+        if !self.prefers {
+            return 0;
+        }
+        let Host { name, kind, .. } = &engine.hosts[slot as usize];
+        self.request.rules.against(name, &kind.labels, &kind.taints)
+    }
+
+    /// Whether neither a group nor a taint keeps it away.
+    fn is_let_in(&self, host: &Host) -> bool {
+        let (rules, kind) = (&self.request.rules, &*host.kind);
+        rules.repelled(&kind.taints, false).next().is_none()
+            && rules
+                .required()
+                .all(|members| members.holds(&host.name, &kind.labels))
     }
 
     fn has_room(&self, row: &Row, engine: &Engine) -> bool {
@@ -104,6 +142,52 @@ impl<'a> Ask<'a> {
             && (request.spec.host_selector.iter()).all(|(key, value)| kind.labels.get(key) == Some(value))
             && bridges(request).all(bridged)
     }
+}
+
+/// The hosts that have members with which it stays on one host; `None` where no group says so.
+fn together(request: &Request, engine: &Engine) -> Option<Vec<Slot>> {
+    let groups = request.rules.required();
+    let mut bound = groups.filter(|members| {
+        let Group {
+            rule, topology_key, ..
+        } = &members.group;
+        *rule == Rule::Affinity && topology_key.is_none() && members.others > 0
+    });
+    let hosts = bound.next()?.domains.keys();
+    let slot = |host: &String| engine.slots.get(&host.parse::<HostName>().ok()?).copied();
+    Some(hosts.filter_map(slot).collect())
+}
+
+/// Labels that a host must have because members with which it stays in one domain are there.
+pub(super) fn pins(request: &Request) -> impl Iterator<Item = (&String, &String)> {
+    let affinity = |members: &&Members| members.group.rule == Rule::Affinity;
+    let groups = request.rules.required().filter(affinity);
+    groups.filter_map(|members| {
+        let mut domains = members.domains.keys();
+        let pin = (members.group.topology_key.as_ref()?, domains.next()?);
+        domains.next().is_none().then_some(pin)
+    })
+}
+
+/// No host goes less against what is only preferred.
+fn floor(request: &Request, engine: &Engine) -> u32 {
+    let least = |members: &Members| match &members.group.topology_key {
+        // Where nobody is, an anti-affinity holds; most sites have more hosts than groups have members.
+        None => {
+            let domains = members.domains.keys();
+            let there = domains.map(|domain| members.against_in(domain)).min();
+            match members.group.rule {
+                Rule::Affinity => there.unwrap_or(members.others),
+                Rule::AntiAffinity => 0,
+            }
+        }
+        Some(key) => {
+            let domains = engine.labels.get(key).into_iter().flat_map(HashMap::keys);
+            let least = domains.map(|domain| members.against_in(domain)).min();
+            least.unwrap_or(members.others)
+        }
+    };
+    request.rules.preferred().map(least).fold(0, u32::saturating_add)
 }
 
 fn bridges(request: &Request) -> impl Iterator<Item = &str> {

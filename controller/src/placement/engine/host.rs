@@ -2,11 +2,11 @@
 //! kept once ([`Kind`]).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use dalgu_proto::{host::GuestFeature, ids::HostName};
+use dalgu_proto::{host::GuestFeature, ids::HostName, placement::Taint};
 
 use crate::placement::{
     HostView, PoolView,
@@ -17,14 +17,21 @@ use crate::placement::{
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Kind {
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) taints: BTreeSet<Taint>,
     pub(super) bridges: Vec<String>,
     pub(super) accelerator: String,
 }
 
 impl Kind {
+    /// Whether it has taints that only make it worse.
+    pub(super) fn is_softly_tainted(&self) -> bool {
+        self.taints.iter().any(|taint| taint.soft)
+    }
+
     pub(super) fn of(view: &HostView<'_>) -> Self {
         Self {
             labels: view.labels.clone().into_owned(),
+            taints: view.taints.clone().into_owned(),
             bridges: view.bridges.clone().into_owned(),
             accelerator: view.accelerator.clone().into_owned(),
         }
@@ -32,7 +39,10 @@ impl Kind {
 
     /// Whether a host is of this kind.
     pub(super) fn is_of(&self, view: &HostView<'_>) -> bool {
-        self.labels == *view.labels && self.bridges == *view.bridges && self.accelerator == view.accelerator
+        self.labels == *view.labels
+            && self.taints == *view.taints
+            && self.bridges == *view.bridges
+            && self.accelerator == view.accelerator
     }
 }
 
@@ -82,6 +92,8 @@ pub(super) struct Row {
     /// Features and bridges that it has, see [`Traits`].
     pub(super) traits: u64,
     pub(super) cpus: u32,
+    /// It has taints that refuse VMs.
+    pub(super) tainted: bool,
     near: [Pool; NEAR],
     far: Option<Box<[Pool]>>,
 }
@@ -97,6 +109,7 @@ impl Row {
         Self {
             traits: names.traits.of(view),
             cpus: view.cpus,
+            tainted: view.taints.iter().any(|taint| !taint.soft),
             near,
             far: (!far.is_empty()).then_some(far),
         }

@@ -109,7 +109,7 @@ impl Index {
     /// Finds the best hosts that meet a request.
     pub(super) fn search<'a>(&'a self, ask: &Ask<'_>, engine: &'a Engine, best: &mut Best<'a>) {
         for ((steps, capacity), group) in &self.groups {
-            if best.is_beyond(*steps, None) {
+            if best.is_beyond(*steps, None, ask.floor) {
                 return;
             }
             let mut search = Search {
@@ -200,7 +200,7 @@ impl<'a> Search<'_, '_, 'a> {
     fn is_beyond(&self, row: usize, memory_mib: u64) -> bool {
         let vcpus = self.group.vcpus[row];
         let bound = self.at_least(Size { vcpus, memory_mib });
-        self.best.is_beyond(self.steps, Some(bound))
+        self.best.is_beyond(self.steps, Some(bound), self.ask.floor)
     }
 
     fn at_least(&self, free: Size) -> Cost {
@@ -209,9 +209,11 @@ impl<'a> Search<'_, '_, 'a> {
 
     /// To spread: free memory with less of which a host is not among the best.
     fn least_memory(&self) -> u64 {
-        let worst = self.best.worst().filter(|worst| worst.steps == self.steps);
-        let floor = worst.map_or(0, |worst| worst.cost.least_free(self.capacity.memory_mib));
-        self.ask.size.memory_mib.saturating_add(floor)
+        let floor = self.ask.floor;
+        let worst = self.best.worst();
+        let worst = worst.filter(|worst| worst.steps == self.steps && worst.against <= floor);
+        let least = worst.map_or(0, |worst| worst.cost.least_free(self.capacity.memory_mib));
+        self.ask.size.memory_mib.saturating_add(least)
     }
 
     /// Looks through a row as far as it may have better hosts.
@@ -235,13 +237,14 @@ impl<'a> Search<'_, '_, 'a> {
             }
             let free = Size { vcpus, memory_mib };
             let cost = self.at_least(free);
-            if self.best.is_beyond(self.steps, Some(cost)) {
+            if self.best.is_beyond(self.steps, Some(cost), self.ask.floor) {
                 return;
             }
             let Some(name) = &entry.name else {
                 continue;
             };
             let score = Score {
+                against: self.ask.against(entry.slot, self.engine),
                 steps: self.steps,
                 cost: cost.with_worth(self.engine.rule(), self.ask.size, free, self.capacity),
                 busy: entry.busy,
@@ -274,9 +277,11 @@ impl<'a> Best<'a> {
         self.scores.get(self.few - 1)
     }
 
-    /// Whether hosts of such steps, and from such a cost on where one is given, can only be worse.
-    fn is_beyond(&self, steps: Steps, cost: Option<Cost>) -> bool {
-        self.worst().is_some_and(|worst| match cost {
+    /// Whether hosts of such steps, and from such a cost on where one is given, can only be worse; none goes less than `floor` against what
+    /// is preferred.
+    fn is_beyond(&self, steps: Steps, cost: Option<Cost>, floor: u32) -> bool {
+        let worst = self.worst().filter(|worst| worst.against <= floor);
+        worst.is_some_and(|worst| match cost {
             None => steps > worst.steps,
             Some(cost) => (steps, cost) > (worst.steps, worst.cost),
         })

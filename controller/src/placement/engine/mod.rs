@@ -12,9 +12,10 @@
 //!                        └ steps of the load, capacity
 //! ```
 //!
-//! A score begins with the steps of the load and goes on with a cost that follows from what is free of which capacity; so
+//! But for what is only preferred, a score begins with the steps of the load and goes on with a cost that follows from what is free of which capacity; so
 //! groups come in the order of the score, and rows and entries of one group in the order of the cost. What else a host must
-//! have (pools, bridges, features, ...) is tested at the entries, in [`ask`]. The plain scan ([`super::decide`]) stays: it is the
+//! have (pools, bridges, features, groups, ...) is tested at the entries, in [`ask`]. What is only preferred comes first of all and is
+//! in no index: a search goes on until what it has goes as little against that as any host can. The plain scan ([`super::decide`]) stays: it is the
 //! oracle of the property tests, and what explains a refusal.
 //!
 //! Must not: read a clock, or differ from the scan in any answer.
@@ -27,7 +28,7 @@ mod index;
 mod properties;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -60,6 +61,8 @@ pub struct Engine {
     names: Names,
     all: Index,
     labels: HashMap<String, HashMap<String, Index>>,
+    /// Hosts with taints that only make them worse.
+    softly_tainted: usize,
 }
 
 impl Engine {
@@ -75,6 +78,7 @@ impl Engine {
             names: Names::default(),
             all: Index::new(policy),
             labels: HashMap::new(),
+            softly_tainted: 0,
         }
     }
 
@@ -111,6 +115,7 @@ impl Engine {
         let Some(slot) = self.slots.get(&view.name).copied() else {
             let host = Host::new(Arc::new(view.name.clone()), self.kind(view), view);
             let slot = Slot::try_from(self.hosts.len()).expect("fewer hosts than 2^32");
+            self.softly_tainted += usize::from(host.kind.is_softly_tainted());
             self.hosts.push(host);
             self.rows.push(row);
             self.slots.insert(view.name.clone(), slot);
@@ -118,11 +123,13 @@ impl Engine {
             return;
         };
         let before = &self.hosts[slot as usize];
-        let name = before.name.clone();
-        let kind = match before.kind.is_of(view) {
-            true => before.kind.clone(),
+        let (name, before_kind) = (before.name.clone(), before.kind.clone());
+        let kind = match before_kind.is_of(view) {
+            true => before_kind.clone(),
             false => self.kind(view),
         };
+        self.softly_tainted += usize::from(kind.is_softly_tainted());
+        self.softly_tainted -= usize::from(before_kind.is_softly_tainted());
         let host = Host::new(name, kind, view);
         if !self.hosts[slot as usize].is_indexed_as(&host) {
             self.reindex(slot, false);
@@ -138,6 +145,7 @@ impl Engine {
             return;
         };
         self.reindex(slot, false);
+        self.softly_tainted -= usize::from(self.hosts[slot as usize].kind.is_softly_tainted());
         let last = Slot::try_from(self.hosts.len() - 1).expect("as many as have slots");
         if last != slot {
             self.reindex(last, false);
@@ -183,10 +191,10 @@ impl Engine {
     fn best(&self, request: &Request, few: usize) -> Vec<Score<'_>> {
         let mut best = Best::new(few);
         if let Some(ask) = Ask::new(request, self) {
-            match ask.only {
-                Some(name) => best.extend(self.score(name, &ask)),
+            match &ask.only {
+                Some(slots) => best.extend(slots.iter().filter_map(|slot| self.score(*slot, &ask))),
                 None => {
-                    if let Some(index) = self.smallest(&request.spec.host_selector) {
+                    if let Some(index) = self.smallest(request) {
                         index.search(&ask, self, &mut best);
                     }
                 }
@@ -196,8 +204,7 @@ impl Engine {
     }
 
     /// The score of one host, if it can take the VM.
-    fn score(&self, name: &HostName, ask: &Ask<'_>) -> Option<Score<'_>> {
-        let slot = *self.slots.get(name)?;
+    fn score(&self, slot: Slot, ask: &Ask<'_>) -> Option<Score<'_>> {
         let host = &self.hosts[slot as usize];
         let Place {
             steps,
@@ -207,6 +214,7 @@ impl Engine {
         } = host.place?;
         let fits = ask.size.vcpus <= free.vcpus && ask.size.memory_mib <= free.memory_mib;
         (fits && ask.is_met_by(slot, self)).then(|| Score {
+            against: ask.against(slot, self),
             steps,
             cost: Cost::of(self.rule(), ask.size, free, capacity),
             busy,
@@ -214,10 +222,10 @@ impl Engine {
         })
     }
 
-    /// The index with the fewest hosts that has all those that a selector allows; `None` where no host has one of its labels.
-    fn smallest(&self, selector: &BTreeMap<String, String>) -> Option<&Index> {
+    /// The index with the fewest hosts that has all those that a request's labels allow; `None` where no host has one of these.
+    fn smallest(&self, request: &Request) -> Option<&Index> {
         let mut smallest = &self.all;
-        for (key, value) in selector {
+        for (key, value) in request.spec.host_selector.iter().chain(ask::pins(request)) {
             let index = self.labels.get(key)?.get(value)?;
             if index.len() < smallest.len() {
                 smallest = index;
@@ -298,7 +306,10 @@ impl Engine {
                     .iter()
                     .map(move |(value, index)| ((key.clone(), value.clone()), index.places()))
             });
-            (engine.all.places(), labels.collect::<BTreeMap<_, _>>())
+            (
+                engine.all.places(),
+                labels.collect::<std::collections::BTreeMap<_, _>>(),
+            )
         };
         self.len() == other.len()
             && self

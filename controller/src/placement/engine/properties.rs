@@ -8,14 +8,19 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use super::*;
 use crate::placement::{
     Bound, Needs, UsageView, decide,
-    properties::{host_name, hosts, policy, request},
+    properties::{host_name, hosts, policy, request, rules, taints},
     tests,
 };
 
 /// A host of a site whose hosts are much alike: few sizes, few loads, three racks; so most comparisons are close.
 fn alike() -> impl Strategy<Value = HostView<'static>> {
     let numbers = (0..2_usize, 0..5_u32, 0..5_u64, 0..9_u32, 0..4_usize);
-    let flags = (prop::bool::weighted(0.95), prop::bool::weighted(0.05), 0..4_usize);
+    let flags = (
+        prop::bool::weighted(0.95),
+        prop::bool::weighted(0.05),
+        0..4_usize,
+        taints(),
+    );
     let pool = (select(vec![0_u64, 2000, 6000, 90_000]), any::<bool>());
     (numbers, flags, pool).prop_map(|((size, vcpus, memory, odd_memory, load), flags, pool)| {
         let mut host = tests::host("h1");
@@ -34,6 +39,7 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
                 .into_iter()
                 .collect(),
         );
+        host.taints = Cow::Owned(flags.3);
         host.pools[0].reserved_mib = pool.0;
         host.pools[0].shared = pool.1;
         host
@@ -65,7 +71,8 @@ fn agreed(mut hosts: Vec<HostView<'static>>) -> Vec<HostView<'static>> {
 
 /// Requests of every kind, and such as most of [`alike`] can take.
 fn ask() -> impl Strategy<Value = Request> {
-    let common = (1..5_u32, 1..5_u64, 0..4_usize, 0..2000_u64).prop_map(|(vcpus, memory, rack, disk)| {
+    let common = (1..5_u32, 1..5_u64, 0..4_usize, 0..2000_u64, rules());
+    let common = common.prop_map(|(vcpus, memory, rack, disk, rules)| {
         let mut spec = Spec {
             vcpus,
             memory_mib: memory * 1024,
@@ -75,7 +82,7 @@ fn ask() -> impl Strategy<Value = Request> {
         if let Some(rack) = ["a", "b"].get(rack) {
             spec.host_selector.insert("rack".into(), (*rack).into());
         }
-        Request::new(spec)
+        Request::new(spec).with_rules(rules)
     });
     let volume = prop::option::weighted(0.05, (1..9_u32).prop_map(host_name));
     (prop_oneof![request(), common], volume).prop_map(|(request, volume)| {

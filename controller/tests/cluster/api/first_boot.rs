@@ -122,7 +122,7 @@ async fn a_host_without_the_parts_is_not_chosen_and_the_refusal_says_what_to_ins
             firmware: v1::Firmware::UefiSecureBoot.into(),
             ..spec()
         })),
-        host: String::new(),
+        ..Default::default()
     };
     let answer = clients
         .placement

@@ -14,7 +14,7 @@ async fn placement_explains_itself_before_and_after() {
             memory_mib,
             ..spec()
         })),
-        host: String::new(),
+        ..Default::default()
     };
     let fits = clients
         .placement
@@ -48,7 +48,7 @@ async fn placement_explains_itself_before_and_after() {
     assert_eq!(kept.host, clients.vm("web").await.status.unwrap().host);
     let moving = v1::ExplainPlacementRequest {
         subject: Some(v1::explain_placement_request::Subject::Vm("web".into())),
-        host: String::new(),
+        ..Default::default()
     };
     let moving = clients
         .placement

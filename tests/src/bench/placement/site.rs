@@ -1,10 +1,11 @@
 //! A site for the engine, as many would be: racks and rooms, three models of host, local and shared pools, loads of every step; and
-//! requests for it, a fifth of which are bound by labels.
+//! requests for it, a fifth of which are bound by labels, and a fifth of groups that are kept apart.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dalgu_controller::placement::{HostView, PoolPolicy, PoolView, Request, UsageView};
+use dalgu_controller::placement::{Held, HostView, Members, PoolPolicy, PoolView, Request, Rules, UsageView};
+use dalgu_proto::placement::{Group, Rule};
 use dalgu_proto::vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec};
 use fastrand::Rng;
 
@@ -51,6 +52,7 @@ pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
             ("rack".to_owned(), format!("r{}", number / RACK)),
             ("room".to_owned(), format!("m{}", number / RACK % ROOMS)),
         ])),
+        taints: Cow::default(),
         cpus,
         cpu_overcommit_ratio: 2.0,
         memory_mib: gib << 10,
@@ -81,7 +83,7 @@ fn usage(cpus: u32, rng: &mut Rng) -> UsageView {
     }
 }
 
-/// A request: CPU, memory, one or two disks, an interface; one in ten only for a room, one in ten only for a rack.
+/// A request: CPU, memory, one or two disks, an interface; one in ten only for a room, one in ten only for a rack; see [`rules`].
 pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
     let (vcpus, gib) = FLAVOURS[rng.usize(0..FLAVOURS.len())];
     let disk = |name: &str, pool: &str, size_mib| Disk {
@@ -127,6 +129,39 @@ pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
         max_vcpus: None,
         max_memory_mib: None,
     })
+    .with_rules(rules(hosts, rng))
+}
+
+/// In one of five requests a group that is kept apart by racks and has members in some, half of them only as far as that can be.
+fn rules(hosts: usize, rng: &mut Rng) -> Rules {
+    if rng.usize(0..5) > 0 {
+        return Rules::default();
+    }
+    let first = "member-1".parse::<dalgu_proto::ids::VmName>().expect("a name");
+    let domains: BTreeMap<_, _> = (0..rng.usize(1..9))
+        .map(|_| {
+            let held = Held {
+                vms: 1,
+                first: first.clone(),
+            };
+            (format!("r{}", rng.usize(0..hosts) / RACK), held)
+        })
+        .collect();
+    let members = Members {
+        group: Group {
+            name: "apart".parse().expect("a name"),
+            rule: Rule::AntiAffinity,
+            preferred: rng.bool(),
+            topology_key: Some("rack".to_owned()),
+        },
+        others: u32::try_from(domains.len()).expect("some"),
+        first: Some(first),
+        domains,
+    };
+    Rules {
+        groups: vec![members],
+        ..Rules::default()
+    }
 }
 
 /// Reserves, or gives back, what a request needs on a host.
@@ -158,6 +193,7 @@ pub(super) fn seen<'a>(host: &'a HostView<'_>) -> HostView<'a> {
         state: Cow::Borrowed(&host.state),
         cordon_reason: Cow::Borrowed(&host.cordon_reason),
         labels: Cow::Borrowed(&host.labels),
+        taints: Cow::Borrowed(&host.taints),
         pools: host.pools.iter().map(pool).collect(),
         bridges: Cow::Borrowed(&host.bridges),
         accelerator: Cow::Borrowed(&host.accelerator),

@@ -1,0 +1,87 @@
+//! How many more VMs of one size fit, and how many so that the site can still lose hosts. Called by the API.
+//!
+//! VMs of one size are slots: a host has so many free, and holds so many in what is there already. Disks are not counted, as pools that
+//! hosts share would make the answer depend on the order of the creations.
+
+use std::collections::BTreeMap;
+
+use super::{
+    filter,
+    score::Size,
+    view::{HostView, Request},
+};
+
+/// How many more VMs of one size fit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Capacity {
+    /// In all.
+    pub vms: u64,
+    /// So many that what the fullest domains hold then has room in the others.
+    pub keeping: u64,
+    /// By domain; the name is empty for hosts without the label.
+    pub domains: BTreeMap<String, DomainCapacity>,
+}
+
+/// How many more fit in one domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DomainCapacity {
+    /// Hosts counted in it.
+    pub hosts: u32,
+    /// VMs that still fit.
+    pub vms: u64,
+    /// What it holds already, in VMs of that size, rounded up.
+    pub held: u64,
+}
+
+impl Capacity {
+    /// Counts the VMs of a request, whose disks do not count, on the hosts that its selector and tolerations allow. Hosts with the same value
+    /// of `key` fail as one, each by itself without a key; room is kept for `keep` of these.
+    pub fn of(request: &Request, hosts: &[HostView<'_>], key: Option<&str>, keep: usize) -> Self {
+        let allowed = |host: &&HostView<'_>| {
+            let mut selector = request.spec.host_selector.iter();
+            selector.all(|(key, value)| host.labels.get(key) == Some(value))
+                && request.rules.repelled(&host.taints, false).next().is_none()
+        };
+        let mut domains = BTreeMap::<String, DomainCapacity>::new();
+        for host in hosts.iter().filter(allowed) {
+            let name = match key {
+                None => host.name.to_string(),
+                Some(key) => host.labels.get(key).cloned().unwrap_or_default(),
+            };
+            let domain = domains.entry(name).or_default();
+            domain.hosts = domain.hosts.saturating_add(1);
+            domain.vms = domain.vms.saturating_add(fitting(request, host));
+            domain.held = domain.held.saturating_add(held(request, host));
+        }
+        let vms = domains.values().map(|domain| domain.vms).sum();
+        // All that the fullest domains can hold, and all that they hold, must find room elsewhere.
+        let mut whole: Vec<u64> = domains.values().map(|domain| domain.vms + domain.held).collect();
+        whole.sort_unstable_by(|a, b| b.cmp(a));
+        let kept: u64 = whole.iter().take(keep).sum();
+        Self {
+            vms,
+            keeping: u64::saturating_sub(vms, kept),
+            domains,
+        }
+    }
+}
+
+/// VMs that a host can still take.
+fn fitting(request: &Request, host: &HostView<'_>) -> u64 {
+    if !filter::lacks(request, host).is_empty() {
+        return 0;
+    }
+    let (vm, free) = (Size::of(request), Size::free(host));
+    let by_vcpus = u64::from(free.vcpus / vm.vcpus.max(1));
+    by_vcpus.min(free.memory_mib / vm.memory_mib.max(1))
+}
+
+/// What a host holds, in such VMs.
+fn held(request: &Request, host: &HostView<'_>) -> u64 {
+    let vm = Size::of(request);
+    let by_vcpus = u64::from(host.vcpus_reserved.div_ceil(vm.vcpus.max(1)));
+    by_vcpus.max(host.memory_mib_reserved.div_ceil(vm.memory_mib.max(1)))
+}
+
+#[cfg(test)]
+mod tests;
