@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image tour-image demo test samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale bench-placement fmt lint advisories
+.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image tour-image demo test samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale bench-placement bench-planner fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -38,9 +38,10 @@ bench-lifecycle: PROGRAMS = lab lab-reaper bench-lifecycle
 bench-provision: PROGRAMS = lab lab-reaper bench-provision
 bench-scale:     PROGRAMS = bench-scale
 bench-placement: PROGRAMS = bench-placement
+bench-planner:   PROGRAMS = bench-planner
 fleet:           PROGRAMS = fleet
 # What measures, or runs for long, is optimised.
-chaos bench-lifecycle bench-provision bench-scale bench-placement fleet: PROFILE = lab
+chaos bench-lifecycle bench-provision bench-scale bench-placement bench-planner fleet: PROFILE = lab
 
 lab: programs ## Bring up HOSTS=3 real libvirt hosts here, with a controller and agents
 	@$(as_root) $(bin)/lab up --hosts $(HOSTS)
@@ -88,6 +89,9 @@ bench-scale: programs ## Measure a controller with 2,000 hosts and 20,000 VMs, k
 
 bench-placement: programs ## Measure how fast placement decides, up to 100,000 hosts, and how well it packs a trace (DATA=dir): target/bench/placement.json
 	@$(bin)/bench-placement $(if $(DATA),--trace $(DATA)/$(or $(TRACE),azure_v1_dev.csv.gz))
+
+bench-planner: programs ## Measure plans: rebalancing beside hbal's figures, 5,000 nodes, and with DATA=dir consolidation of a PlanetLab day: target/bench/planner.json
+	@$(bin)/bench-planner $(if $(DATA),--planetlab $(DATA)/$(or $(DAY),planetlab-20110303.tar.xz))
 
 chaos: programs ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
 	@$(as_root) $(bin)/chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))

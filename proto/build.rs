@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "dalgu/v1/network.proto",
     "dalgu/v1/operation.proto",
     "dalgu/v1/placement.proto",
+    "dalgu/v1/plan.proto",
     "dalgu/v1/site.proto",
     "dalgu/v1/snapshot.proto",
     "dalgu/v1/telemetry.proto",

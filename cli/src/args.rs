@@ -12,6 +12,7 @@ pub mod host;
 pub mod image;
 pub mod network;
 pub mod placement;
+pub mod plan;
 pub mod site;
 pub mod snapshot;
 pub mod values;
@@ -134,6 +135,9 @@ pub enum Command {
     /// Volumes: disks that outlive the VMs that have them.
     #[command(subcommand, visible_alias = "volumes")]
     Volume(volume::VolumeCommand),
+    /// Plans: which VMs had better run elsewhere, shown before any moves.
+    #[command(subcommand, visible_alias = "plans")]
+    Plan(plan::PlanCommand),
     /// Makes networks, security groups, volumes and VMs as files declare them, after showing what changes.
     Apply(apply::ApplyArgs),
     /// Operations: long work that goes on after its command has returned.
@@ -265,6 +269,8 @@ pub enum EventKind {
     SecurityGroup,
     /// Of volumes.
     Volume,
+    /// Of plans of moves.
+    Plan,
 }
 
 const CONTEXT_HELP: &str = "\

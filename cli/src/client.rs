@@ -10,9 +10,9 @@ use v1::{
     backup_service_client::BackupServiceClient, event_service_client::EventServiceClient,
     host_service_client::HostServiceClient, image_service_client::ImageServiceClient,
     network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient,
-    placement_service_client::PlacementServiceClient, site_service_client::SiteServiceClient,
-    snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
-    volume_service_client::VolumeServiceClient,
+    placement_service_client::PlacementServiceClient, plan_service_client::PlanServiceClient,
+    site_service_client::SiteServiceClient, snapshot_service_client::SnapshotServiceClient,
+    vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
 };
 
 use crate::config::Target;
@@ -210,6 +210,11 @@ impl Client {
     /// Snapshots of VMs.
     pub fn snapshots(&self) -> SnapshotServiceClient<Channel> {
         SnapshotServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Plans of moves.
+    pub fn plans(&self) -> PlanServiceClient<Channel> {
+        PlanServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// The site.

@@ -27,6 +27,7 @@ pub mod image;
 pub mod network;
 pub mod op;
 pub mod placement;
+pub mod plan;
 pub mod show;
 pub mod site;
 pub mod snapshot;
@@ -67,6 +68,7 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
         Command::PlacementGroup(command) => Box::pin(placement::run(command, &mut session)).await,
         Command::Capacity(args) => placement::capacity(args, &mut session).await,
         Command::Volume(command) => Box::pin(volume::run(command, &mut session)).await,
+        Command::Plan(command) => Box::pin(plan::run(command, &mut session)).await,
         Command::Apply(args) => Box::pin(apply::run(args, &mut session)).await,
         Command::Op(command) => op::run(command, &mut session).await,
         Command::Site(command) => site::run(command, &mut session).await,

@@ -95,6 +95,12 @@ pub enum Error {
     /// Ctrl-C while waiting for that.
     #[error("interrupted; the drain of {0} goes on")]
     DrainInterrupted(String),
+    /// A plan was not carried out in full.
+    #[error("{0}")]
+    PlanEnded(String),
+    /// Ctrl-C while waiting for its end.
+    #[error("interrupted; plan {0} goes on")]
+    PlanInterrupted(String),
     /// A backup was not taken.
     #[error("{}", not_taken(.0))]
     BackupFailed(Box<v1::Backup>),
@@ -216,12 +222,14 @@ impl Error {
             | Self::ImageRefused { .. }
             | Self::NotChanged(_)
             | Self::DrainEnded(_)
+            | Self::PlanEnded(_)
             | Self::BackupFailed(_) => Exit::OperationFailed,
             Self::TooLate(_) => Exit::Refused,
             Self::Unwell(_) => Exit::Unwell,
-            Self::Interrupted(_) | Self::ImportInterrupted(_) | Self::DrainInterrupted(_) => {
-                Exit::Interrupted
-            }
+            Self::Interrupted(_)
+            | Self::ImportInterrupted(_)
+            | Self::DrainInterrupted(_)
+            | Self::PlanInterrupted(_) => Exit::Interrupted,
             Self::Output(_) | Self::Format(..) => Exit::Other,
         }
     }
@@ -237,6 +245,9 @@ impl Error {
             )),
             Self::DrainInterrupted(host) => Some(format!(
                 "`dalgu host show {host} --watch` shows how far it is, `dalgu host cancel-drain {host}` gives it up"
+            )),
+            Self::PlanInterrupted(plan) => Some(format!(
+                "`dalgu plan show {plan}` shows how far it is, `dalgu plan cancel {plan}` gives it up"
             )),
             Self::ChangeTimedOut(vm) => Some(format!("`dalgu vm show {vm}` shows how far it is")),
             Self::ImageTimedOut { image, .. } => Some(format!(

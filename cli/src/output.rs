@@ -24,6 +24,7 @@ pub mod json;
 pub mod network;
 pub mod operation;
 pub mod placement;
+pub mod plan;
 pub mod site;
 pub mod snapshot;
 pub mod table;

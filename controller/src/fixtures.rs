@@ -6,7 +6,7 @@ use dalgu_proto::{
     host::{Inventory, Pool},
     ids::{
         ClusterId, Epoch, Generation, GroupId, HostName, ImageId, MigrationId, NetworkId, OperationId,
-        Session, VmId, VolumeId,
+        PlanId, Session, VmId, VolumeId,
     },
     image::{Digest, Format},
     network::Port,
@@ -175,6 +175,46 @@ pub(crate) fn operation(vm: &VmRecord, kind: OperationKind, power: Option<PowerS
         create_time: Timestamp::UNIX_EPOCH,
         end_time: None,
         cancel_requested: false,
+    }
+}
+
+/// A plan that runs and moves this VM.
+pub(crate) fn plan(vm: &VmRecord, destination: &str) -> PlanRecord {
+    let figures = PlanFigures {
+        hosts_on: 2,
+        ..PlanFigures::default()
+    };
+    let step = PlanStep {
+        vm: vm.id,
+        name: vm.name.clone(),
+        source: vm.owner.clone(),
+        destination: host_name(destination),
+        generation: vm.intent.generation,
+        copied_bytes: 128 << 20,
+        predicted_seconds: 1.5,
+        max_downtime_ms: 100,
+        state: StepState::Waiting,
+        operation: None,
+        fault: None,
+    };
+    PlanRecord {
+        id: PlanId::from_uuid(Uuid::now_v7()),
+        kind: PlanKind::Evacuate,
+        hosts: vec![vm.owner.clone()],
+        state: PlanState::Running,
+        hash: "ab".into(),
+        steps: vec![step],
+        predicted_seconds: 1.5,
+        before: figures,
+        predicted: figures,
+        realised: None,
+        principal: "operator/x".into(),
+        create_time: Timestamp::UNIX_EPOCH,
+        approved_by: Some("operator/x".into()),
+        approve_time: Some(Timestamp::UNIX_EPOCH),
+        deadline: None,
+        end_time: None,
+        message: "1 VM moves".into(),
     }
 }
 

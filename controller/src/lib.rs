@@ -24,6 +24,8 @@ pub mod networks;
 pub mod pki;
 pub mod placement;
 pub mod placement_groups;
+pub mod planner;
+pub mod plans;
 pub mod reconcile;
 pub mod server;
 pub mod space;

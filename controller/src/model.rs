@@ -2,7 +2,7 @@
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
 //! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`NetworkRecord`], [`GroupRecord`],
-//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`PlanRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod backup;
@@ -13,6 +13,7 @@ mod live;
 mod migration;
 mod network;
 mod placement_group;
+mod plan;
 mod snapshot;
 mod volume;
 
@@ -25,7 +26,7 @@ use dalgu_proto::{
     host::Inventory,
     ids::{
         BackupId, Epoch, Generation, GroupName, HostName, ImageId, MigrationId, NetworkName, OperationId,
-        PlacementGroupName, ScheduleName, Session, VmId, VmName, VolumeName,
+        PlacementGroupName, PlanId, ScheduleName, Session, VmId, VmName, VolumeName,
     },
     placement::{Taint, Toleration},
     vm::{Disk, PowerState, RestartMode, Spec, first_boot::Documents},
@@ -47,6 +48,7 @@ pub use self::{
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
     placement_group::PlacementGroupRecord,
+    plan::{PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep, StepState},
     snapshot::{SnapshotRecord, SnapshotState, Snapshots},
     volume::VolumeRecord,
 };
@@ -439,6 +441,8 @@ pub enum Outcome {
     Schedule(ScheduleName),
     /// A schedule of backups was deleted.
     ScheduleDeleted,
+    /// A new or changed plan.
+    Plan(PlanId),
 }
 
 /// A request that bore an id.
@@ -472,6 +476,8 @@ pub enum EventKind {
     SecurityGroup,
     /// A volume.
     Volume,
+    /// A plan of moves.
+    Plan,
 }
 
 /// One change.

@@ -251,7 +251,7 @@ fn jittered(time: Duration, part: u32) -> Duration {
 }
 
 /// What reflection lists: the descriptions name the agents' service too, which is not served here.
-const SERVED: [&str; 15] = [
+const SERVED: [&str; 16] = [
     v1::vm_service_server::SERVICE_NAME,
     v1::host_service_server::SERVICE_NAME,
     v1::operation_service_server::SERVICE_NAME,
@@ -262,6 +262,7 @@ const SERVED: [&str; 15] = [
     v1::network_service_server::SERVICE_NAME,
     v1::volume_service_server::SERVICE_NAME,
     v1::snapshot_service_server::SERVICE_NAME,
+    v1::plan_service_server::SERVICE_NAME,
     v1::backup_service_server::SERVICE_NAME,
     registrar_service_server::SERVICE_NAME,
     tonic_health::pb::health_server::SERVICE_NAME,

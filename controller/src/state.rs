@@ -21,7 +21,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use dalgu_proto::{
     ids::{
         BackupId, ClusterId, GroupName, HostName, ImageId, ImageName, MigrationId, NetworkName, OperationId,
-        PlacementGroupName, ScheduleName, Session, Term, VmId, VmName, VolumeId, VolumeName,
+        PlacementGroupName, PlanId, ScheduleName, Session, Term, VmId, VmName, VolumeId, VolumeName,
     },
     image::Digest,
 };
@@ -39,7 +39,7 @@ pub use self::{
 use crate::model::{
     BackupRecord, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord, Members,
     MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, PlacementGroupRecord,
-    Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
+    PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
 };
 use crate::{agent_wire::Reported, hosts::pools::Level, placement::PoolPolicy, space::Space};
 
@@ -181,6 +181,8 @@ pub struct State {
     pub placement_groups: OrdMap<PlacementGroupName, Arc<PlacementGroupRecord>>,
     /// VMs in each placement group that has some.
     pub placement_members: OrdMap<PlacementGroupName, OrdSet<VmId>>,
+    /// Plans of moves by id, and so by age.
+    pub plans: OrdMap<PlanId, Arc<PlanRecord>>,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -252,6 +254,7 @@ impl State {
             schedules: OrdMap::new(),
             placement_groups: OrdMap::new(),
             placement_members: OrdMap::new(),
+            plans: OrdMap::new(),
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),

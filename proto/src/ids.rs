@@ -211,6 +211,10 @@ id!(
     /// Identifies a backup of a VM; also the name of its checkpoint.
     BackupId, "backup uid"
 );
+id!(
+    /// Identifies a plan of moves.
+    PlanId, "plan id"
+);
 name!(
     /// Name of a schedule of backups, unique on the site.
     ScheduleName, "backup schedule name"

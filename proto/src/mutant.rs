@@ -64,13 +64,11 @@ pub enum Mutant {
     BackupNotExcluded,
     /// A volume that a VM has may be given to another.
     VolumeGivenTwice,
-    /// The agent removes the file of a volume that a VM here still has.
-    VolumePurgedInUse,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 29] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -100,7 +98,6 @@ impl Mutant {
         Self::ImageNotAwaited,
         Self::BackupNotExcluded,
         Self::VolumeGivenTwice,
-        Self::VolumePurgedInUse,
     ];
 }
 

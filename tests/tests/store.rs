@@ -170,8 +170,8 @@ fn a_disk_that_fails_or_is_full_ends_the_writer_and_costs_nothing_that_was_ackno
 fn a_controller_whose_disk_fails_ends_with_code_70_and_forgets_nothing() -> Result<()> {
     for (fault, when) in [
         ("fdatasync,fsync:error=EIO", "12"),
-        ("write,pwrite64:error=ENOSPC", "40+"),
-        ("write,pwrite64:error=EIO", "55"),
+        ("write,pwrite64:error=ENOSPC", "50+"),
+        ("write,pwrite64:error=EIO", "65"),
     ] {
         let dir = scratch()?;
         let data = dir.path().join("controller");

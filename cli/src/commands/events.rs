@@ -21,6 +21,7 @@ pub async fn run(subject: &str, args: &EventsArgs, session: &mut Session<'_>) ->
         EventKind::Network => v1::EventKind::Network,
         EventKind::SecurityGroup => v1::EventKind::SecurityGroup,
         EventKind::Volume => v1::EventKind::Volume,
+        EventKind::Plan => v1::EventKind::Plan,
     });
     let wanted = |event: &v1::Event| kind.is_none_or(|kind| event.kind() == kind);
     let (events, version) = past(subject, args.limit, &wanted, session).await?;

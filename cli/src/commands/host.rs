@@ -1,6 +1,6 @@
 //! `dalgu host`.
 
-mod drain;
+pub mod drain;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -138,7 +138,8 @@ async fn taint(
     done(session, &host, &text)
 }
 
-fn id(request: &RequestArgs) -> String {
+/// The id of a request.
+pub fn id(request: &RequestArgs) -> String {
     request_id(request.request_id.as_ref())
 }
 

@@ -177,7 +177,7 @@ macro_rules! named {
 
 named! {
     BackupKind BackupState CloneMode Direction DiskFormat DrainMode DrainState DrainedVmState EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
-    OperationState PlacementRule PowerReason PowerState Protocol RestartPolicy
+    OperationState PlacementRule PlanKind PlanState PlanStepState PowerReason PowerState Protocol RestartPolicy
     FindingSeverity SiteDifferenceKind SnapshotState VmState VolumeState
 }
 

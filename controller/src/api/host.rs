@@ -81,7 +81,7 @@ impl Services {
 }
 
 /// Time that a drain has.
-fn deadline(seconds: u32) -> Result<Duration, Status> {
+pub(super) fn deadline(seconds: u32) -> Result<Duration, Status> {
     match seconds {
         0 => Ok(DEFAULT_DEADLINE),
         1..=MAX_DEADLINE_SECONDS => Ok(Duration::from_secs(seconds.into())),

@@ -11,6 +11,7 @@ pub mod network;
 pub mod operation;
 pub mod page;
 pub mod placement;
+pub mod plan;
 pub mod registrar;
 pub mod request;
 pub mod site;
@@ -32,6 +33,7 @@ use crate::{
     agent_client::Agents,
     config::Config,
     metrics::Metrics,
+    plans::usage::Usage,
     state::Db,
     verbs::{self, MacHolder},
 };
@@ -47,6 +49,8 @@ pub struct Services {
     pub config: Arc<Config>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What VMs have used of the processors, for plans.
+    pub plan_usage: Usage,
     /// The controller is going down: streams and waits end.
     pub stop: CancellationToken,
 }

@@ -4,11 +4,12 @@ mod backup;
 mod drain;
 mod image;
 mod network;
+mod plan;
 mod snapshot;
 mod volume;
 
 use dalgu_proto::{
-    ids::{GroupName, HostName, NetworkName, OperationId, VmName, VolumeName},
+    ids::{GroupName, HostName, NetworkName, OperationId, PlanId, VmName, VolumeName},
     image::Reference,
     time, v1,
 };
@@ -19,6 +20,7 @@ pub use self::{
     drain::{drain, drain_mode},
     image::image,
     network::{interface, network, security_group},
+    plan::plan,
     snapshot::snapshot,
     volume::volume,
 };
@@ -30,7 +32,7 @@ use crate::{
         OperationRecord, OperationState, Pending, Phase, Visibility, VmFault, VmPhase, VmRecord,
     },
     placement::PoolView,
-    reconcile::{plan, step},
+    reconcile::{plan as work, step},
     state::State,
     status::{self, VmState},
     verbs::etag,
@@ -278,7 +280,7 @@ fn active(
     };
     let of_vm = state.active_migration(vm.id).map(AsRef::as_ref);
     let input = step::input(state, vm, of_vm, &[], now);
-    let text = plan::waiting_for(&input, record);
+    let text = work::waiting_for(&input, record);
     (
         if begun {
             v1::OperationState::Running
@@ -370,6 +372,10 @@ pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
             let record = state.volumes.get(&name)?;
             Some(v1::event::Object::Volume(volume(state, record)))
         }),
+        EventKind::Plan => event.subject.parse().ok().and_then(|id: PlanId| {
+            let record = state.plans.get(&id)?;
+            Some(v1::event::Object::Plan(plan(state, record)))
+        }),
     };
     v1::Event {
         resource_version: event.revision,
@@ -393,5 +399,6 @@ pub fn event_kind(kind: EventKind) -> v1::EventKind {
         EventKind::Network => v1::EventKind::Network,
         EventKind::SecurityGroup => v1::EventKind::SecurityGroup,
         EventKind::Volume => v1::EventKind::Volume,
+        EventKind::Plan => v1::EventKind::Plan,
     }
 }

@@ -13,7 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     model::{
         BackupRecord, Code, Fault, GroupRecord, HostRecord, ImageRecord, MigrationRecord, NetworkRecord,
-        OperationRecord, OperationState, Phase, PlacementGroupRecord, ScheduleRecord, VmRecord, VolumeRecord,
+        OperationRecord, OperationState, Phase, PlacementGroupRecord, PlanRecord, PlanState, ScheduleRecord,
+        VmRecord, VolumeRecord,
     },
     state::{Meta, Observing},
     store::{Image, Table},
@@ -186,6 +187,15 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
             | Table::Backups
             | Table::BackupSchedules
             | Table::PlacementGroups => object((table, &key, &value), revision, now)?,
+            Table::Plans => {
+                let mut plan: PlanRecord = read(table, &key, &value)?;
+                if !plan.state.is_over() {
+                    plan.state = PlanState::Cancelled;
+                    plan.end_time = Some(now);
+                    plan.message = message.to_owned();
+                }
+                write(&plan)
+            }
             Table::Operations => {
                 let mut operation: OperationRecord = read(table, &key, &value)?;
                 if operation.is_active() {

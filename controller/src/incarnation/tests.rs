@@ -34,6 +34,24 @@ async fn an_etag_from_before_a_restore_matches_nothing_after_it() {
     assert!(state.hosts[&host_name("h1")].revision > before.revision);
 }
 
+#[tokio::test]
+async fn a_plan_that_ran_when_the_backup_was_taken_is_given_up() {
+    let disk = Disk::default();
+    let open = |disk: &Disk| Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let db = open(&disk);
+    db.change(|tx| {
+        let vm = fixtures::vm("web", "h1");
+        tx.put_plan(fixtures::plan(&vm, "h2"));
+    })
+    .await;
+    let image = disk.open().load().unwrap();
+    let (restored, _) = renew(image, Past::default(), jiff::Timestamp::UNIX_EPOCH).unwrap();
+    let state = open(&Disk::of(restored)).snapshot();
+    let plan = state.plans.values().next().unwrap();
+    assert_eq!(plan.state, crate::model::PlanState::Cancelled, "{}", plan.message);
+    assert!(plan.end_time.is_some());
+}
+
 /// A restored site of hosts h1 to h3 with the VM web, which the store has on h1.
 async fn restored() -> (Db, VmRecord) {
     let open = |disk: &Disk| Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();

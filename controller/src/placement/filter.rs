@@ -325,6 +325,14 @@ fn short(pool: &PoolView<'_>, needed: u64) -> u64 {
 }
 
 impl Lack<'_> {
+    /// Whether moves of VMs can change it: what is free. That a VM is on a host already is no lack of the host either.
+    pub(super) fn is_room(&self) -> bool {
+        matches!(
+            self,
+            Self::SameHost | Self::CpuFree { .. } | Self::Memory { .. } | Self::Storage { .. }
+        )
+    }
+
     /// Which test it is.
     pub(super) fn constraint(&self) -> Constraint {
         match self {

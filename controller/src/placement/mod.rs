@@ -242,6 +242,16 @@ fn not_placed(request: &Request, verdicts: &[Verdict]) -> String {
     )
 }
 
+/// Whether a host could have a VM if it had the room: what no move of another VM changes.
+pub fn may_have(request: &Request, host: &HostView<'_>) -> bool {
+    filter::lacks(request, host).iter().all(filter::Lack::is_room)
+}
+
+/// Whether guests on a host are likely to notice its load: pressure, busy processors or used memory of the second step.
+pub fn is_pressed(host: &HostView<'_>) -> bool {
+    score::Load::of(host).steps.is_pressed()
+}
+
 fn plural(count: usize, noun: &str) -> String {
     if count == 1 {
         format!("1 {noun}")

@@ -72,6 +72,13 @@ pub(super) struct Busy {
     network: u8,
 }
 
+impl Steps {
+    /// Whether guests are likely to notice.
+    pub(super) fn is_pressed(self) -> bool {
+        self.pressure >= 2
+    }
+}
+
 impl Load {
     /// What is known of a host's load.
     pub(super) fn of(host: &HostView<'_>) -> Self {

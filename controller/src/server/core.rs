@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     drains, hosts, housekeeping, images,
     metrics::{Metrics, Page},
-    networks,
+    networks, plans,
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
     store::{self, Store},
@@ -125,6 +125,7 @@ impl Core {
             agents: agents.clone(),
             config: config.clone(),
             metrics: metrics.clone(),
+            plan_usage: plans::usage::Usage::default(),
             stop: stop.clone(),
         };
         let tasks = TaskTracker::new();
@@ -157,6 +158,12 @@ impl Core {
             policy: config.placement.policy,
         };
         tasks.spawn(vital("drains", fail.clone(), drains.run(stop.clone())));
+        let plans = plans::runner::Runner {
+            db: db.clone(),
+            policy: config.placement.policy,
+            usage: services.plan_usage.clone(),
+        };
+        tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
         let runner = Runner {
             db,
             agents,
@@ -291,6 +298,10 @@ fn routes(services: &Services) -> Routes {
         ))
         .add_service(guarded!(
             v1::snapshot_service_server::SnapshotServiceServer::new(s.clone()),
+            api::only_operators
+        ))
+        .add_service(guarded!(
+            v1::plan_service_server::PlanServiceServer::new(s.clone()),
             api::only_operators
         ))
         .add_service(guarded!(RegistrarServiceServer::new(s.clone()), api::only_agents))

@@ -12,8 +12,8 @@ use super::{Meta, State, Tx, fleet::Fleet, refused::Refused};
 use crate::{
     model::{
         BackupRecord, EventRecord, GroupRecord, HostLive, HostRecord, ImageRecord, MigrationRecord,
-        NetworkRecord, OperationRecord, PlacementGroupRecord, RequestRecord, ScheduleRecord, VmRecord,
-        VolumeRecord,
+        NetworkRecord, OperationRecord, PlacementGroupRecord, PlanRecord, RequestRecord, ScheduleRecord,
+        VmRecord, VolumeRecord,
     },
     store::{self, Image, Table},
 };
@@ -127,6 +127,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
             Table::Networks => tx.index_network(Arc::new(parse::<NetworkRecord>(name, key, value)?)),
             Table::Backups => tx.index_backup(Arc::new(parse::<BackupRecord>(name, key, value)?)),
             Table::BackupSchedules => tx.index_schedule(Arc::new(parse::<ScheduleRecord>(name, key, value)?)),
+            Table::Plans => tx.index_plan(Arc::new(parse::<PlanRecord>(name, key, value)?)),
             Table::Groups => tx.index_group(Arc::new(parse::<GroupRecord>(name, key, value)?)),
             Table::PlacementGroups => {
                 tx.index_placement_group(Arc::new(parse::<PlacementGroupRecord>(name, key, value)?))

@@ -15,7 +15,7 @@ use crate::{
     store::{Image, Store, Table, memory::Disk, sqlite::Sqlite},
 };
 
-/// Each with the images, the networks and groups, the volumes, backups and schedules, and the placement groups in it.
+/// Each with the images, the networks and groups, the volumes, backups and schedules, and the placement groups and plans in it.
 const SAMPLES: [(&str, usize, usize, usize, usize); 5] = [
     (include_str!("samples/schema-1.sql"), 0, 0, 0, 0),
     (include_str!("samples/schema-2.sql"), 1, 0, 0, 0),
@@ -32,7 +32,9 @@ async fn site() -> Image {
     vm.placement_groups.insert("apart".parse().unwrap());
     let migration = fixtures::migration(&vm, "h2");
     let backup = tests::backup(&vm, 1, 0, BackupState::Available, None);
+    let plan = fixtures::plan(&vm, "h2");
     db.change(|tx| {
+        tx.put_plan(plan);
         tx.put_host(fixtures::host("h1"));
         tx.put_host(fixtures::host("h2"));
         tx.put_operation(fixtures::operation(&vm, OperationKind::Migrate, None));
@@ -96,7 +98,7 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
         std::fs::write(path, sql(&site().await)).unwrap();
         return;
     }
-    for (sample, images, networks, stored, placement_groups) in SAMPLES {
+    for (sample, images, networks, stored, placed) in SAMPLES {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dalgu.db");
         rusqlite::Connection::open(&path)
@@ -121,24 +123,12 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
             state.schedules.len(),
             state.placement_groups.len(),
             state.placement_members.len(),
+            state.plans.len(),
         ];
         assert_eq!(
             count,
             [
-                1,
-                2,
-                1,
-                1,
-                1,
-                1,
-                images,
-                networks,
-                networks,
-                stored,
-                stored,
-                stored,
-                placement_groups,
-                placement_groups,
+                1, 2, 1, 1, 1, 1, images, networks, networks, stored, stored, stored, placed, placed, placed
             ]
         );
         let vm = state.vms.values().next().unwrap();

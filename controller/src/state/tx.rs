@@ -7,6 +7,7 @@ mod backup;
 mod image;
 mod network;
 mod placement_group;
+mod plan;
 mod volume;
 
 use std::{cell::RefCell, collections::BTreeSet, ops::Deref, sync::Arc};

@@ -42,11 +42,13 @@ pub enum Table {
     BackupSchedules,
     /// Placement groups by name.
     PlacementGroups,
+    /// Plans of moves by id.
+    Plans,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
@@ -60,6 +62,7 @@ impl Table {
         Self::Backups,
         Self::BackupSchedules,
         Self::PlacementGroups,
+        Self::Plans,
     ];
 
     /// Its name in the database.
@@ -78,6 +81,7 @@ impl Table {
             Self::Backups => "backups",
             Self::BackupSchedules => "backup_schedules",
             Self::PlacementGroups => "placement_groups",
+            Self::Plans => "plans",
         }
     }
 
@@ -88,7 +92,7 @@ impl Table {
             Self::Images => 2,
             Self::Networks | Self::Groups => 3,
             Self::Volumes | Self::Backups | Self::BackupSchedules => 4,
-            Self::PlacementGroups => 5,
+            Self::PlacementGroups | Self::Plans => 5,
         }
     }
 }

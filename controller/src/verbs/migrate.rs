@@ -98,35 +98,29 @@ pub(super) fn snapshots_settled(state: &State, vm: &VmRecord) -> Result<(), Erro
     })
 }
 
-/// Begins a migration.
-pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrate) -> Result<Outcome, Error> {
-    room(tx)?;
-    let vm = find(tx, name)?;
-    check_etag(etag, vm.revision, name)?;
+/// Refuses what cannot move now, wherever to.
+pub fn possible(state: &State, vm: &VmRecord) -> Result<(), Error> {
     if vm.delete_time.is_some() {
-        return Err(Error::Deleting(vm.name));
+        return Err(Error::Deleting(vm.name.clone()));
     }
-    confirmed(&vm)?;
-    if tx.active_migrations.contains_key(&vm.id) {
-        return Err(Error::MigrationInProgress(vm.name));
+    confirmed(vm)?;
+    if state.active_migrations.contains_key(&vm.id) {
+        return Err(Error::MigrationInProgress(vm.name.clone()));
     }
-    backup::none_under_way(tx, &vm)?;
-    if ask.destination.as_ref() == Some(&vm.owner) {
-        return Err(Error::SameHost {
-            vm: vm.name,
-            host: vm.owner,
-        });
-    }
-    match hosts::state_of(tx, &vm.owner) {
+    backup::none_under_way(state, vm)?;
+    match hosts::state_of(state, &vm.owner) {
         HostState::Ready => {}
         HostState::Initializing => return Err(Error::Initializing),
-        HostState::Unreachable => return Err(Error::HostUnreachable(vm.owner)),
+        HostState::Unreachable => return Err(Error::HostUnreachable(vm.owner.clone())),
     }
-    if let Some(next) = changing(tx, &vm) {
-        return Err(Error::ChangeInProgress { vm: vm.name, next });
+    if let Some(next) = changing(state, vm) {
+        return Err(Error::ChangeInProgress {
+            vm: vm.name.clone(),
+            next,
+        });
     }
-    keeps_snapshots(tx, &vm)?;
-    let seen = tx.observation(&vm).and_then(|observation| observation.power);
+    keeps_snapshots(state, vm)?;
+    let seen = state.observation(vm).and_then(|observation| observation.power);
     let wanted = vm.intent.power;
     if seen != Some(PowerState::Running) || wanted != PowerState::Running {
         let is = if wanted == PowerState::Paused || seen == Some(PowerState::Paused) {
@@ -135,11 +129,26 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
             "not running"
         };
         return Err(Error::NotRunning {
-            vm: vm.name,
+            vm: vm.name.clone(),
             is,
             next: "only a running VM can migrate",
         });
     }
+    Ok(())
+}
+
+/// Begins a migration.
+pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrate) -> Result<Outcome, Error> {
+    room(tx)?;
+    let vm = find(tx, name)?;
+    check_etag(etag, vm.revision, name)?;
+    if ask.destination.as_ref() == Some(&vm.owner) {
+        return Err(Error::SameHost {
+            vm: vm.name,
+            host: vm.owner,
+        });
+    }
+    possible(tx, &vm)?;
     let (destination, decision) = place(tx, &request(tx, &vm, ask.destination), |request| {
         tx.decide(request, ask.policy, VERDICTS_KEPT)
     })?;

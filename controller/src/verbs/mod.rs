@@ -12,6 +12,7 @@ pub mod image;
 pub mod migrate;
 pub mod network;
 pub mod placement_group;
+pub mod plan;
 pub mod power;
 mod reason;
 pub mod snapshot;
@@ -20,7 +21,7 @@ pub mod volume;
 
 use dalgu_proto::{
     ids::{
-        BackupId, GroupName, HostName, NetworkName, OperationId, PlacementGroupName, ScheduleName,
+        BackupId, GroupName, HostName, NetworkName, OperationId, PlacementGroupName, PlanId, ScheduleName,
         SnapshotName, VmName, VolumeName,
     },
     mutant::{self, Mutant},
@@ -351,6 +352,51 @@ pub enum Error {
         /// Others that show it.
         hosts: Vec<HostName>,
     },
+    /// No such plan.
+    #[error("there is no plan {0}; the last ones that have ended are kept, see `dalgu plan list`")]
+    PlanNotFound(String),
+    /// One is carried out.
+    #[error(
+        "plan {0} is being carried out: wait for its end (`dalgu plan show {0}`), or give it up (`dalgu plan cancel {0}`)"
+    )]
+    PlanInProgress(PlanId),
+    /// It does not wait for approval.
+    #[error("plan {plan} is {is}: only one that is proposed can be approved")]
+    PlanNotProposed {
+        /// The plan.
+        plan: PlanId,
+        /// How far it is.
+        is: &'static str,
+    },
+    /// What was approved is something else.
+    #[error(
+        "that is not the hash of plan {0}: look at it again (`dalgu plan show {0}`) and approve what it says"
+    )]
+    PlanHash(PlanId),
+    /// The site is another one by now.
+    #[error("plan {0} was made more than an hour ago: make a new one")]
+    PlanOutdated(PlanId),
+    /// There is nothing to give up.
+    #[error("plan {plan} is {is} already")]
+    PlanEnded {
+        /// The plan.
+        plan: PlanId,
+        /// How it ended.
+        is: &'static str,
+    },
+    /// It is not where a plan expects it.
+    #[error("{vm} is on {found} and no longer on {expected}: make a new plan")]
+    VmMoved {
+        /// The VM.
+        vm: VmName,
+        /// Where it was.
+        expected: HostName,
+        /// Where it is.
+        found: HostName,
+    },
+    /// It is not what a plan was made for.
+    #[error("{0} was changed since the plan was made: make a new plan")]
+    VmChanged(VmName),
     /// It moves.
     #[error("{0} is migrating already: wait for that operation, or cancel it")]
     MigrationInProgress(VmName),

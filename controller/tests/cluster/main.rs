@@ -18,5 +18,6 @@ mod migration;
 mod network;
 mod networks;
 mod placement;
+mod plan;
 mod restore;
 mod site;

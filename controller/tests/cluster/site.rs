@@ -14,7 +14,7 @@ use dalgu_proto::{
         self, event_service_client::EventServiceClient, host_service_client::HostServiceClient,
         image_service_client::ImageServiceClient, network_service_client::NetworkServiceClient,
         operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
-        vm_service_client::VmServiceClient,
+        plan_service_client::PlanServiceClient, vm_service_client::VmServiceClient,
     },
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -55,6 +55,7 @@ pub struct Clients {
     pub placement: PlacementServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
     pub networks: NetworkServiceClient<Channel>,
+    pub plans: PlanServiceClient<Channel>,
 }
 
 impl Clients {
@@ -67,6 +68,7 @@ impl Clients {
             placement: PlacementServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel.clone()),
             networks: NetworkServiceClient::new(channel.clone()),
+            plans: PlanServiceClient::new(channel.clone()),
         }
     }
 

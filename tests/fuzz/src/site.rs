@@ -11,6 +11,7 @@ use dalgu_controller::{
     config::Config,
     networks::plan,
     pki,
+    plans::usage::Usage,
     state::{self, Db, Hooks, Reserved, State},
     store::{Store, memory::Disk},
 };
@@ -70,6 +71,7 @@ impl Site {
             agents: Arc::new(Agents::new(Arc::new(IDENTITY.clone()))),
             config: Arc::new(Config::default()),
             metrics: Arc::default(),
+            plan_usage: Usage::default(),
             stop: CancellationToken::new(),
         };
         Ok(Self { services, disk })

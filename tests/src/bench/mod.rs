@@ -1,12 +1,13 @@
 //! The benchmark of VMs' lives: Dalgu against `virsh` on the same host in the same run, and what the daemons themselves
 //! take. Called by the program `bench-lifecycle`; times are taken at the gRPC API, so that no program's start counts.
 //! [`provision`] is the benchmark of VMs made from images, [`scale`] that of the controller with thousands of hosts,
-//! [`placement`] that of placement by itself.
+//! [`placement`] that of placement by itself, [`planner`] that of plans.
 
 mod agents;
 mod baseline;
 mod lifecycle;
 pub mod placement;
+pub mod planner;
 pub mod process;
 pub mod provision;
 pub mod report;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use dalgu_tests::bench::placement::{engine, judge, packing};
+use dalgu_tests::bench::placement::{AIMS, engine, judge, packing};
 use dalgu_tests::bench::report::Report;
 
 /// Measures how fast placement decides.
@@ -75,7 +75,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     outcome?;
     report.write(&file)?;
     println!("written to {}", file.display());
-    let judged = judge(&report);
+    let judged = judge(&report, &AIMS);
     judged.iter().for_each(|(line, _)| println!("{line}"));
     anyhow::ensure!(
         judged.iter().all(|(_, reached)| *reached),

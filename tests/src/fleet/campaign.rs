@@ -308,8 +308,7 @@ fn about(mutant: Mutant) -> Option<&'static str> {
         | Mutant::RulesAfterRun
         | Mutant::ImageNotAwaited
         | Mutant::BackupNotExcluded
-        | Mutant::VolumeGivenTwice
-        | Mutant::VolumePurgedInUse => Some("objects"),
+        | Mutant::VolumeGivenTwice => Some("objects"),
         _ => None,
     }
 }
@@ -330,6 +329,7 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
         Mutant::RunNotCompared => 72,
         Mutant::EpochNotCompared => 109,
         Mutant::RestoreDoesNotObserve => 132,
+        Mutant::VolumeGivenTwice => 210,
         Mutant::SessionNotChecked => 243,
         Mutant::SettledMayBegin => 299,
         Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,

@@ -35,6 +35,7 @@ const PURE: &[&str] = &[
     "controller/src/images/resolve.rs",
     "controller/src/migration/decide.rs",
     "controller/src/placement",
+    "controller/src/planner",
     "controller/src/reconcile/plan.rs",
     "controller/src/volumes/resolve.rs",
 ];

@@ -21,6 +21,7 @@ const NOT_FOR_PEOPLE: &[(&str, &str)] = &[
     ("dalgu.v1.Event", "image."),
     ("dalgu.v1.Event", "security_group."),
     ("dalgu.v1.Event", "volume."),
+    ("dalgu.v1.Event", "plan."),
 ];
 
 fn now() -> Timestamp {
@@ -67,6 +68,7 @@ fn a_value_that_only_a_newer_controller_knows_is_shown_by_its_number() {
     assert!(every_enum_of::<v1::SecurityGroup>() >= 2);
     assert!(every_enum_of::<v1::PlacementGroup>() >= 1);
     assert!(every_enum_of::<v1::Volume>() >= 3);
+    assert!(every_enum_of::<v1::Plan>() >= 3);
     assert!(every_enum_of::<v1::Site>() >= 1);
     assert_eq!(every_enum_of::<v1::Placement>(), 0, "else it is to be shown");
 }

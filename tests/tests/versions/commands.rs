@@ -88,6 +88,11 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "PlanService/CreatePlan" => v1::CreatePlanRequest {
+            kind: v1::PlanKind::Consolidate.into(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "SnapshotService/CreateSnapshot" => v1::CreateSnapshotRequest {
             snapshot: Some(v1::Snapshot {
                 vm: "web".into(),

@@ -63,7 +63,8 @@ pub async fn restore(
     follow(host, time, session).await
 }
 
-fn seconds(time: &DrainTime) -> Result<u32, Error> {
+/// A deadline in seconds; 0 where none was given.
+pub fn seconds(time: &DrainTime) -> Result<u32, Error> {
     let Some(deadline) = time.deadline else {
         return Ok(0);
     };

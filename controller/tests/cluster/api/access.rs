@@ -79,6 +79,7 @@ async fn each_service_is_for_those_it_is_meant_for() {
             "dalgu.v1.NetworkService",
             "dalgu.v1.OperationService",
             "dalgu.v1.PlacementService",
+            "dalgu.v1.PlanService",
             "dalgu.v1.SiteService",
             "dalgu.v1.SnapshotService",
             "dalgu.v1.VmService",

@@ -37,8 +37,8 @@ pub const AIMS: [(&str, Bound, f64); 7] = [
 
 /// Each aim that was measured, in words, and whether it was reached.
 #[must_use]
-pub fn judge(report: &Report) -> Vec<(String, bool)> {
-    let judged = AIMS.iter().filter_map(|(name, bound, limit)| {
+pub fn judge(report: &Report, aims: &[(&str, Bound, f64)]) -> Vec<(String, bool)> {
+    let judged = aims.iter().filter_map(|(name, bound, limit)| {
         let found = report.0.iter().find(|measure| measure.name == *name)?;
         let (reached, side) = match bound {
             Bound::Most => (found.value <= *limit, "at most"),
@@ -55,6 +55,7 @@ pub fn judge(report: &Report) -> Vec<(String, bool)> {
 }
 
 /// A figure that was taken once.
-fn one(name: String, unit: &'static str, value: f64) -> Option<Measure> {
+#[must_use]
+pub fn one(name: String, unit: &'static str, value: f64) -> Option<Measure> {
     Measure::of(name, unit, &[value])
 }

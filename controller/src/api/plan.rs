@@ -1,0 +1,146 @@
+//! `dalgu.v1.PlanService`.
+
+use dalgu_proto::{
+    ids::{HostName, PlanId},
+    reason,
+    v1::{self, plan_service_server::PlanService},
+};
+use tonic::{Request, Response, Status};
+
+use super::{Services, host::deadline, request, wire};
+use crate::{
+    model::{Outcome, PlanKind},
+    state::Tx,
+    verbs::{
+        self, Caller, Error,
+        plan::{self, Create},
+    },
+};
+
+/// Moves of one plan at most.
+const MAX_MOVES: u32 = 1000;
+
+type Answer = Result<Response<v1::Plan>, Status>;
+
+fn plan_id(value: &str) -> Result<PlanId, Status> {
+    value
+        .parse()
+        .map_err(|error: dalgu_proto::ids::Error| reason::invalid("id", error.to_string()))
+}
+
+/// Checks what is asked for.
+fn create(m: &v1::CreatePlanRequest) -> Result<Create, Status> {
+    let kind = match v1::PlanKind::try_from(m.kind) {
+        Ok(v1::PlanKind::Rebalance) => PlanKind::Rebalance,
+        Ok(v1::PlanKind::Consolidate) => PlanKind::Consolidate,
+        Ok(v1::PlanKind::Evacuate) => PlanKind::Evacuate,
+        Ok(v1::PlanKind::Unspecified) => return Err(reason::invalid("kind", "must be given")),
+        Err(_) => return Err(reason::invalid("kind", "is not one that this version knows")),
+    };
+    match (kind, m.hosts.is_empty()) {
+        (PlanKind::Evacuate, true) => {
+            return Err(reason::invalid("hosts", "must name the hosts to be emptied"));
+        }
+        (PlanKind::Rebalance | PlanKind::Consolidate, false) => {
+            return Err(reason::invalid(
+                "hosts",
+                "can be given only with PLAN_KIND_EVACUATE",
+            ));
+        }
+        _ => {}
+    }
+    let host = |name: &String| name.parse::<HostName>();
+    let hosts: Result<Vec<_>, _> = m.hosts.iter().map(host).collect();
+    let moves = match m.max_moves {
+        0 => MAX_MOVES,
+        1..=MAX_MOVES => m.max_moves,
+        _ => {
+            return Err(reason::invalid(
+                "max_moves",
+                format!("must be 1 to {MAX_MOVES}, or 0 for {MAX_MOVES}"),
+            ));
+        }
+    };
+    Ok(Create {
+        kind,
+        hosts: hosts.map_err(|error| reason::invalid("hosts", error.to_string()))?,
+        moves: usize::try_from(moves).unwrap_or(usize::MAX),
+        copied_mib: match m.max_copied_bytes {
+            0 => u64::MAX,
+            bytes => bytes >> 20,
+        },
+    })
+}
+
+impl Services {
+    /// Does a verb once, and answers with its plan.
+    async fn plan(
+        &self,
+        caller: Caller,
+        change: impl FnOnce(&mut Tx, &Caller) -> Result<Outcome, Error>,
+    ) -> Answer {
+        let record = self
+            .db
+            .transact(|tx| {
+                let Outcome::Plan(id) = verbs::once(tx, &caller, |tx| change(tx, &caller))? else {
+                    return Err(Error::RequestReused(caller.request_id.clone()));
+                };
+                plan::find(tx, id)
+            })
+            .await?;
+        Ok(Response::new(wire::plan(&self.db.snapshot(), &record)))
+    }
+}
+
+#[tonic::async_trait]
+impl PlanService for Services {
+    async fn create_plan(&self, request: Request<v1::CreatePlanRequest>) -> Answer {
+        let m = request.get_ref();
+        let ask = create(m)?;
+        let caller = request::caller(&request, &m.request_id, &format!("CreatePlan {ask:?}"))?;
+        self.plan(caller, |tx, caller| {
+            plan::create(tx, caller, &ask, &self.plan_usage)
+        })
+        .await
+    }
+
+    async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Answer {
+        let id = plan_id(&request.get_ref().id)?;
+        let state = self.db.snapshot();
+        let record = plan::find(&state, id)?;
+        Ok(Response::new(wire::plan(&state, &record)))
+    }
+
+    async fn list_plans(
+        &self,
+        _request: Request<v1::ListPlansRequest>,
+    ) -> Result<Response<v1::ListPlansResponse>, Status> {
+        let state = self.db.snapshot();
+        let mut plans: Vec<_> = state.plans.values().collect();
+        plans.sort_by_key(|plan| std::cmp::Reverse(plan.create_time));
+        Ok(Response::new(v1::ListPlansResponse {
+            plans: plans.into_iter().map(|plan| wire::plan(&state, plan)).collect(),
+        }))
+    }
+
+    async fn approve_plan(&self, request: Request<v1::ApprovePlanRequest>) -> Answer {
+        let m = request.get_ref();
+        let (id, within) = (plan_id(&m.id)?, deadline(m.deadline_seconds)?);
+        let content = format!("ApprovePlan {id} {} {within:?}", m.hash);
+        let caller = request::caller(&request, &m.request_id, &content)?;
+        self.plan(caller, |tx, caller| {
+            plan::approve(tx, caller, id, &m.hash, within)
+        })
+        .await
+    }
+
+    async fn cancel_plan(&self, request: Request<v1::CancelPlanRequest>) -> Answer {
+        let m = request.get_ref();
+        let id = plan_id(&m.id)?;
+        let caller = request::caller(&request, &m.request_id, &format!("CancelPlan {id}"))?;
+        self.plan(caller, |tx, caller| {
+            plan::cancel(tx, caller, id, &self.plan_usage)
+        })
+        .await
+    }
+}

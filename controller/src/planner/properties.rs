@@ -1,0 +1,236 @@
+//! What holds for every plan of every site, by an account kept here.
+
+use proptest::{collection::vec, prelude::*};
+
+use super::{
+    tests::{host, vm},
+    *,
+};
+
+/// Small sites, some of them overfull, with closed hosts, rules, pools and VMs that do not move.
+fn sites() -> impl Strategy<Value = Site> {
+    let hosts = vec(
+        (
+            0..3_usize,
+            prop::bool::weighted(0.85),
+            prop::bool::weighted(0.2),
+            0..20_u64,
+        ),
+        2..7,
+    );
+    let vms = vec(
+        (
+            0..64_usize,
+            1..9_u32,
+            1..9_u64,
+            0.0..4.0_f64,
+            0..8_usize,
+            0..9_u64,
+        ),
+        0..20,
+    );
+    (hosts, vms).prop_map(|(hosts, vms)| {
+        let count = hosts.len();
+        let rows: Vec<_> = hosts
+            .iter()
+            .map(|(size, open, contended, pool)| Host {
+                vcpus: [16, 24, 48][*size],
+                memory_mib: [16, 24, 64][*size],
+                open: *open,
+                contended: *contended,
+                pools_mib: vec![*pool],
+                ..host([4.0, 8.0, 16.0][*size])
+            })
+            .collect();
+        let vms = vms
+            .into_iter()
+            .map(|(at, vcpus, memory_mib, cpus, kind, disk)| Vm {
+                vcpus,
+                memory_mib,
+                rule: usize::from(kind == 0),
+                pinned: if kind == 1 { "it does not move" } else { "" },
+                disks: if kind == 2 { vec![(0, disk)] } else { Vec::new() },
+                ..vm(at % count, cpus)
+            });
+        let rules = vec![Rule::new(count, |_| true), Rule::new(count, |host| host % 2 == 0)];
+        Site::new(rows, vms.collect(), rules)
+    })
+}
+
+/// Every planner's plan.
+fn plans(site: &Site) -> Vec<Plan> {
+    let even = Rebalance {
+        contended: None,
+        gain_per_gib: 0.0,
+        ..Rebalance::default()
+    };
+    vec![
+        rebalance(site, &Rebalance::default()),
+        rebalance(site, &even),
+        consolidate(site, &Consolidation::default()),
+        evacuate(site, &[0]),
+    ]
+}
+
+/// Reserved on each host: processors, memory, and what came to its pool.
+fn account(site: &Site, at: &[Slot], host: Slot) -> (u32, u64, u64) {
+    let here = || site.vms().iter().zip(at).filter(move |(_, at)| **at == host);
+    let disks = here()
+        .filter(|(vm, _)| vm.host != host)
+        .flat_map(|(vm, _)| &vm.disks);
+    (
+        here().map(|(vm, _)| vm.vcpus).sum(),
+        here().map(|(vm, _)| vm.memory_mib).sum(),
+        disks.map(|(_, mib)| mib).sum(),
+    )
+}
+
+fn room_after(site: &Site, at: &[Slot], to: Slot) -> Result<(), TestCaseError> {
+    let (vcpus, memory, disk) = account(site, at, to);
+    let host = &site.hosts()[to];
+    prop_assert!(
+        vcpus <= host.vcpus && memory <= host.memory_mib,
+        "host {to} is overfull"
+    );
+    let left: u64 = site
+        .vms()
+        .iter()
+        .zip(at)
+        .filter(|(vm, at)| vm.host == to && **at != to)
+        .flat_map(|(vm, _)| &vm.disks)
+        .map(|(_, mib)| mib)
+        .sum();
+    prop_assert!(
+        disk <= host.pools_mib[0] + left,
+        "the pool of host {to} is overfull"
+    );
+    Ok(())
+}
+
+/// Places the VMs of a host that fails on the others, first fit.
+fn can_lose(site: &Site, lost: Slot) -> bool {
+    let mut free: Vec<_> = (0..site.hosts().len())
+        .map(|host| {
+            let (row, held) = (&site.hosts()[host], site.held(host));
+            let open = host != lost && row.open;
+            (
+                if open {
+                    row.vcpus.saturating_sub(held.vcpus)
+                } else {
+                    0
+                },
+                row.memory_mib.saturating_sub(held.memory_mib),
+            )
+        })
+        .collect();
+    site.here(lost).iter().all(|slot| {
+        let vm = &site.vms()[*slot];
+        let fits = free
+            .iter_mut()
+            .find(|(vcpus, memory)| *vcpus >= vm.vcpus && *memory >= vm.memory_mib);
+        fits.map(|(vcpus, memory)| (*vcpus -= vm.vcpus, *memory -= vm.memory_mib))
+            .is_some()
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_prefix_of_a_plan_breaks_room_a_rule_or_what_may_not_move(site in sites()) {
+        for plan in plans(&site) {
+            let mut at: Vec<_> = site.vms().iter().map(|vm| vm.host).collect();
+            let mut seen = vec![false; at.len()];
+            for step in plan.moves() {
+                let vm = &site.vms()[step.vm];
+                prop_assert_eq!(at[step.vm], step.from);
+                prop_assert!(!std::mem::replace(&mut seen[step.vm], true), "a VM moves twice");
+                prop_assert!(vm.pinned.is_empty() && site.hosts()[step.to].open);
+                prop_assert!(site.rule(vm.rule).allows(step.to));
+                at[step.vm] = step.to;
+                room_after(&site, &at, step.to)?;
+            }
+        }
+    }
+
+    #[test]
+    fn no_prefix_of_a_plan_takes_away_the_room_for_a_host_that_fails(site in sites()) {
+        if !site.has_spare_room() {
+            return Ok(());
+        }
+        for plan in plans(&site) {
+            let mut now = site.clone();
+            for step in plan.moves() {
+                now.apply(step.vm, step.to);
+                let anew = Site::new(now.hosts().to_vec(), now.vms().to_vec(), vec![]);
+                prop_assert!(now.has_spare_room() && anew.has_spare_room());
+            }
+        }
+    }
+
+    #[test]
+    fn where_there_is_said_to_be_room_for_any_host_that_fails_there_is(site in sites()) {
+        let lossless = (0..site.hosts().len()).all(|host| can_lose(&site, host));
+        prop_assert!(lossless || !site.has_spare_room());
+    }
+
+    #[test]
+    fn moves_that_run_at_the_same_time_never_hold_more_than_there_is(site in sites(), order in vec(0..64_usize, 64)) {
+        for plan in plans(&site) {
+            // A VM that moves is on both hosts; which of the possible things comes next is drawn.
+            let mut stage = vec![0_u8; plan.moves().len()];
+            for pick in order.iter().chain(std::iter::repeat_n(&0, 128)) {
+                let ended = |step: usize, stage: &[u8]| plan.waits_for(step).all(|other| stage[other] == 2);
+                let possible: Vec<_> = (0..stage.len()).filter(|step| stage[*step] == 1 || (stage[*step] == 0 && ended(*step, &stage))).collect();
+                let Some(step) = possible.get(pick % possible.len().max(1)) else { break };
+                stage[*step] += 1;
+                let to = plan.moves()[*step].to;
+                let mut held = (0, 0);
+                for (slot, vm) in site.vms().iter().enumerate() {
+                    let moved = plan.moves().iter().position(|step| step.vm == slot);
+                    let here = match moved.map(|step| (stage[step], plan.moves()[step])) {
+                        None | Some((0, _)) => vm.host == to,
+                        Some((1, step)) => step.from == to || step.to == to,
+                        Some((_, step)) => step.to == to,
+                    };
+                    if here {
+                        held = (held.0 + vm.vcpus, held.1 + vm.memory_mib);
+                    }
+                }
+                let host = &site.hosts()[to];
+                prop_assert!(held.0 <= host.vcpus && held.1 <= host.memory_mib, "host {to} is overfull");
+            }
+            prop_assert!(stage.iter().all(|stage| *stage == 2), "a move never came to its turn");
+        }
+    }
+
+    #[test]
+    fn the_same_site_gives_the_same_plan(site in sites()) {
+        let again = Site::new(site.hosts().to_vec(), site.vms().to_vec(), vec![site.rule(0).clone(), site.rule(1).clone()]);
+        for (first, second) in plans(&site).iter().zip(plans(&again)) {
+            prop_assert_eq!(first.moves(), second.moves());
+        }
+    }
+
+    #[test]
+    fn under_constant_load_no_plan_undoes_the_one_before(site in sites()) {
+        let settings = Consolidation::default();
+        let first = consolidate(&site, &settings);
+        let second = consolidate(first.site(), &settings);
+        for step in second.moves() {
+            // A host that took VMs is not full now, and one that was emptied is not needed again.
+            let took = first.moves().iter().any(|before| before.to == step.from);
+            let emptied = site.is_on(step.to) && !first.site().is_on(step.to);
+            prop_assert!(!emptied, "host {} was emptied and is filled again", step.to);
+            prop_assert!(!took || !second.site().is_on(step.from), "host {} took VMs and is relieved", step.from);
+        }
+    }
+
+    #[test]
+    fn a_rebalanced_site_is_more_even_and_has_no_more_contended_hosts(site in sites()) {
+        let settings = Rebalance::default();
+        let plan = rebalance(&site, &settings);
+        prop_assert!(score(plan.site(), settings.weights) <= score(&site, settings.weights) + 1e-9);
+        let again = rebalance(plan.site(), &settings);
+        let took = |host: Slot| plan.moves().iter().any(|step| step.to == host);
+        prop_assert!(again.moves().iter().all(|step| !took(step.from)), "a host that took VMs gives some away");
+    }
+}

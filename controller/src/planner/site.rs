@@ -1,0 +1,393 @@
+//! The site as the planner sees it: numbers in rows, one for each host and one for each VM.
+//!
+//! Filled in by `views` from what placement sees, and by benchmarks. Every move of every plan passes [`Site::check`] on the site as it
+//! is after the moves before it, and only then [`Site::apply`]: so no prefix of a plan breaks what holds for the whole.
+//!
+//! Room is what VMs reserve, never what they use. Besides, a host may fail: the site *has spare room* while the VMs of any one host fit
+//! into what the others have free, whatever order they come in. A plan does not take that away, nor makes it less where it is lacking.
+
+use std::fmt;
+
+/// Place of a host or of a VM in its row.
+pub type Slot = usize;
+
+/// Shares of the largest host, in millionths.
+const WHOLE: u64 = 1_000_000;
+
+/// How much a VM uses of the processors: what is expected until the next look, and how far that varies.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Load {
+    /// Expected in the long run, in processors.
+    pub mean: f64,
+    /// Its variance.
+    pub variance: f64,
+    /// Expected next, in processors: closer to what it uses now.
+    pub next: f64,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Vm {
+    /// Where it is.
+    pub host: Slot,
+    /// Virtual processors it reserves.
+    pub vcpus: u32,
+    /// Memory it reserves.
+    pub memory_mib: u64,
+    /// What it uses.
+    pub load: Load,
+    /// What a move copies: memory, and disks that are not shared.
+    pub transfer_mib: u64,
+    /// Which hosts may have it: a row of [`Site::rules`].
+    pub rule: Slot,
+    /// Why it cannot move now; empty when it can.
+    pub pinned: &'static str,
+    /// Room that its disks need in pools of the destination's own, by the pool's place.
+    pub disks: Vec<(Slot, u64)>,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Host {
+    /// Virtual processors that VMs may reserve.
+    pub vcpus: u32,
+    /// Memory that VMs may reserve.
+    pub memory_mib: u64,
+    /// What its processors can do together, in the unit of the VMs' loads.
+    pub cpus: f64,
+    /// What one of them can do: more a VM with one virtual processor never gets.
+    pub core: f64,
+    /// What a fully used processor costs, in any unit that is the same for all hosts: the dearer ones are emptied first.
+    pub cost: f64,
+    /// Whether it takes VMs.
+    pub open: bool,
+    /// Measured pressure says that its VMs wait for it.
+    pub contended: bool,
+    /// It has had VMs moved to it or from it so lately that it is not to be emptied.
+    pub resting: bool,
+    /// Free room of its pools, by the pool's place; a pool that it has not got has none.
+    pub pools_mib: Vec<u64>,
+}
+
+/// Which hosts may have a VM: one bit for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule(Vec<u64>);
+
+impl Rule {
+    /// The hosts for which this is true.
+    pub fn new(hosts: usize, may: impl Fn(Slot) -> bool) -> Self {
+        let mut bits = vec![0; hosts.div_ceil(64)];
+        for host in (0..hosts).filter(|host| may(*host)) {
+            bits[host / 64] |= 1 << (host % 64);
+        }
+        Self(bits)
+    }
+
+    /// Whether a host may have it.
+    pub fn allows(&self, host: Slot) -> bool {
+        self.0[host / 64] >> (host % 64) & 1 == 1
+    }
+}
+
+/// What is on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Held {
+    /// Virtual processors that are reserved.
+    pub vcpus: u32,
+    /// Memory that is reserved.
+    pub memory_mib: u64,
+    /// Sum of what is expected of the VMs in the long run.
+    pub mean: f64,
+    /// Sum of the variances.
+    pub variance: f64,
+    /// Sum of what is expected next.
+    pub next: f64,
+}
+
+/// Why a VM may not move to a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is there.
+    SameHost,
+    /// It does not move.
+    Pinned(&'static str),
+    /// The host takes none.
+    Closed,
+    /// A rule says no: a label, a bridge, a pool, a feature.
+    Rule,
+    /// Virtual processors are lacking.
+    Vcpus,
+    /// Memory is lacking.
+    Memory,
+    /// Room in a pool is lacking.
+    Pool,
+    /// Were a host to fail then, its VMs might find no room.
+    SpareRoom,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SameHost => "it is there already",
+            Self::Pinned(why) => why,
+            Self::Closed => "the host takes no VMs",
+            Self::Rule => "the host lacks what the VM needs",
+            Self::Vcpus => "too few virtual processors are free",
+            Self::Memory => "too little memory is free",
+            Self::Pool => "too little room is free in a pool",
+            Self::SpareRoom => "the VMs of a host that fails might find no room then",
+        })
+    }
+}
+
+/// The site.
+#[derive(Debug, Clone)]
+pub struct Site {
+    hosts: Vec<Host>,
+    vms: Vec<Vm>,
+    rules: Vec<Rule>,
+    here: Vec<Vec<Slot>>,
+    held: Vec<Held>,
+    spare: Spare,
+}
+
+impl Site {
+    /// Hosts and VMs, and the rules that the VMs name.
+    pub fn new(hosts: Vec<Host>, vms: Vec<Vm>, rules: Vec<Rule>) -> Self {
+        let mut here = vec![Vec::new(); hosts.len()];
+        let mut held = vec![Held::default(); hosts.len()];
+        for (slot, vm) in vms.iter().enumerate() {
+            here[vm.host].push(slot);
+            held[vm.host].put(vm);
+        }
+        let spare = Spare::new(&hosts, &vms, &held);
+        Self {
+            hosts,
+            vms,
+            rules,
+            here,
+            held,
+            spare,
+        }
+    }
+
+    /// The hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The VMs.
+    pub fn vms(&self) -> &[Vm] {
+        &self.vms
+    }
+
+    /// A rule.
+    pub fn rule(&self, rule: Slot) -> &Rule {
+        &self.rules[rule]
+    }
+
+    /// The VMs of a host.
+    pub fn here(&self, host: Slot) -> &[Slot] {
+        &self.here[host]
+    }
+
+    /// What is on a host.
+    pub fn held(&self, host: Slot) -> &Held {
+        &self.held[host]
+    }
+
+    /// Whether a host has VMs.
+    pub fn is_on(&self, host: Slot) -> bool {
+        !self.here[host].is_empty()
+    }
+
+    /// Whether the VMs of any one host would find room on the others.
+    pub fn has_spare_room(&self) -> bool {
+        self.spare.margin() >= 0
+    }
+
+    /// Whether a VM may move to a host now.
+    pub fn check(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
+        self.fits(vm, to)?;
+        match self.spare.allows(self, vm, to) {
+            true => Ok(()),
+            false => Err(Refusal::SpareRoom),
+        }
+    }
+
+    /// The part of [`Site::check`] that looks at the destination alone.
+    pub fn fits(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
+        let (vm, host, held) = (&self.vms[vm], &self.hosts[to], &self.held[to]);
+        let refused = [
+            (vm.host == to, Refusal::SameHost),
+            (!vm.pinned.is_empty(), Refusal::Pinned(vm.pinned)),
+            (!host.open, Refusal::Closed),
+            (held.vcpus + vm.vcpus > host.vcpus, Refusal::Vcpus),
+            (held.memory_mib + vm.memory_mib > host.memory_mib, Refusal::Memory),
+        ];
+        if let Some((_, refusal)) = refused.into_iter().find(|(refused, _)| *refused) {
+            return Err(refusal);
+        }
+        if !self.rules[vm.rule].allows(to) {
+            return Err(Refusal::Rule);
+        }
+        let room = |(pool, mib): &(Slot, u64)| host.pools_mib.get(*pool).is_some_and(|free| free >= mib);
+        match vm.disks.iter().all(room) {
+            true => Ok(()),
+            false => Err(Refusal::Pool),
+        }
+    }
+
+    /// Moves a VM for which [`Site::check`] has said yes.
+    pub fn apply(&mut self, vm: Slot, to: Slot) {
+        let from = self.vms[vm].host;
+        self.here[from].retain(|other| *other != vm);
+        self.here[to].push(vm);
+        let moved = &mut self.vms[vm];
+        moved.host = to;
+        self.held[from].take(moved);
+        self.held[to].put(moved);
+        for (pool, mib) in &moved.disks {
+            for (host, comes) in [(from, false), (to, true)] {
+                if let Some(free) = self.hosts[host].pools_mib.get_mut(*pool) {
+                    *free = if comes {
+                        free.saturating_sub(*mib)
+                    } else {
+                        free.saturating_add(*mib)
+                    };
+                }
+            }
+        }
+        self.spare.moved(&self.hosts, &self.held, [from, to]);
+    }
+}
+
+impl Held {
+    fn put(&mut self, vm: &Vm) {
+        self.vcpus += vm.vcpus;
+        self.memory_mib += vm.memory_mib;
+        self.mean += vm.load.mean;
+        self.variance += vm.load.variance;
+        self.next += vm.load.next;
+    }
+
+    fn take(&mut self, vm: &Vm) {
+        self.vcpus -= vm.vcpus;
+        self.memory_mib -= vm.memory_mib;
+        self.mean = (self.mean - vm.load.mean).max(0.0);
+        self.variance = (self.variance - vm.load.variance).max(0.0);
+        self.next = (self.next - vm.load.next).max(0.0);
+    }
+}
+
+/// Room for the VMs of a host that fails, kept up to date with each move.
+///
+/// A VM finds no room on a host only where less than the largest VM's processors, or memory, is free. So were one of host h's VMs
+/// to find none, each other host would have taken, in processors or in memory, at least what it has free beyond the largest
+/// VM: of host g, the lesser share `s` of the two. Therefore all of h's VMs find room if the sum of the others' `s` is at least `u`, the sum of
+/// h's shares in processors and memory. That is enough and not more than enough is asked: a site that can do without a host may be said not to.
+#[derive(Debug, Clone, Default)]
+struct Spare {
+    largest: (u32, u64),
+    whole: (u64, u64),
+    rows: Vec<(i64, i64)>,
+    sum: i64,
+    /// The most that is asked of the sum, over all hosts: `s + u`.
+    most: i64,
+}
+
+impl Spare {
+    fn new(hosts: &[Host], vms: &[Vm], held: &[Held]) -> Self {
+        let mut spare = Self {
+            largest: (
+                vms.iter().map(|vm| vm.vcpus).max().unwrap_or(0),
+                vms.iter().map(|vm| vm.memory_mib).max().unwrap_or(0),
+            ),
+            whole: (
+                hosts
+                    .iter()
+                    .map(|host| u64::from(host.vcpus))
+                    .max()
+                    .unwrap_or(0)
+                    .max(1),
+                hosts.iter().map(|host| host.memory_mib).max().unwrap_or(0).max(1),
+            ),
+            ..Self::default()
+        };
+        spare.rows = hosts
+            .iter()
+            .zip(held)
+            .map(|(host, held)| spare.row(host, held))
+            .collect();
+        spare.sum = spare.rows.iter().map(|(s, _)| s).sum();
+        spare.most = spare.asked();
+        spare
+    }
+
+    fn row(&self, host: &Host, held: &Held) -> (i64, i64) {
+        let share = |value: u64, whole: u64, up: bool| {
+            let value = u128::from(value) * u128::from(WHOLE);
+            let whole = u128::from(whole);
+            i64::try_from(if up { value.div_ceil(whole) } else { value / whole }).unwrap_or(i64::MAX)
+        };
+        let beyond = |capacity: u64, held: u64, largest: u64| {
+            capacity
+                .saturating_sub(held)
+                .saturating_sub(largest.saturating_sub(1))
+        };
+        let vcpus = beyond(host.vcpus.into(), held.vcpus.into(), self.largest.0.into());
+        let memory = beyond(host.memory_mib, held.memory_mib, self.largest.1);
+        let spare = share(vcpus, self.whole.0, false).min(share(memory, self.whole.1, false));
+        let used = share(held.vcpus.into(), self.whole.0, true) + share(held.memory_mib, self.whole.1, true);
+        (if host.open { spare } else { 0 }, used)
+    }
+
+    fn asked(&self) -> i64 {
+        self.rows.iter().map(|(s, u)| s + u).max().unwrap_or(0)
+    }
+
+    fn margin(&self) -> i64 {
+        self.sum - self.most
+    }
+
+    fn allows(&self, site: &Site, vm: Slot, to: Slot) -> bool {
+        let moved = &site.vms[vm];
+        let from = moved.host;
+        let (mut less, mut more) = (site.held[from], site.held[to]);
+        less.take(moved);
+        more.put(moved);
+        let (left, come) = (
+            self.row(&site.hosts[from], &less),
+            self.row(&site.hosts[to], &more),
+        );
+        let sum = self.sum - self.rows[from].0 - self.rows[to].0 + left.0 + come.0;
+        let least = self.margin().min(0);
+        let new = (left.0 + left.1).max(come.0 + come.1);
+        if sum - self.most.max(new) >= least {
+            return true;
+        }
+        // What asks the most may be one of the two hosts as they were.
+        let others = self
+            .rows
+            .iter()
+            .enumerate()
+            .filter(|(host, _)| *host != from && *host != to);
+        let most = others.map(|(_, (s, u))| s + u).fold(new, i64::max);
+        sum - most >= least
+    }
+
+    fn moved(&mut self, hosts: &[Host], held: &[Held], changed: [Slot; 2]) {
+        let mut again = false;
+        for host in changed {
+            let (s, u) = self.rows[host];
+            again |= s + u == self.most;
+            let row = self.row(&hosts[host], &held[host]);
+            self.sum += row.0 - s;
+            self.rows[host] = row;
+            self.most = self.most.max(row.0 + row.1);
+        }
+        if again {
+            self.most = self.asked();
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What plans do, by example.
+
+use super::*;
+
+pub(super) fn host(cpus: f64) -> Host {
+    Host {
+        vcpus: 64,
+        memory_mib: 65_536,
+        cpus,
+        core: 1.0,
+        cost: 1.0,
+        open: true,
+        ..Host::default()
+    }
+}
+
+pub(super) fn vm(host: Slot, cpus: f64) -> Vm {
+    Vm {
+        host,
+        vcpus: 4,
+        memory_mib: 2048,
+        load: Load {
+            mean: cpus,
+            variance: 0.01,
+            next: cpus,
+        },
+        transfer_mib: 2048,
+        ..Vm::default()
+    }
+}
+
+fn site(hosts: usize, vms: Vec<Vm>) -> Site {
+    Site::new(vec![host(8.0); hosts], vms, vec![Rule::new(hosts, |_| true)])
+}
+
+fn moves(plan: &Plan) -> Vec<(Slot, Slot, Slot)> {
+    plan.moves()
+        .iter()
+        .map(|step| (step.vm, step.from, step.to))
+        .collect()
+}
+
+#[test]
+fn a_site_without_contention_is_left_as_it_is_however_uneven() {
+    let site = site(3, (0..6).map(|_| vm(0, 1.0)).collect());
+    assert_eq!(moves(&rebalance(&site, &Rebalance::default())), []);
+    let even = Rebalance {
+        contended: None,
+        ..Rebalance::default()
+    };
+    assert_eq!(rebalance(&site, &even).moves().len(), 4);
+}
+
+#[test]
+fn a_contended_host_gives_away_no_more_than_it_has_to() {
+    let site = site(3, (0..4).map(|_| vm(0, 2.0)).collect());
+    let plan = rebalance(&site, &Rebalance::default());
+    assert_eq!(plan.moves().len(), 1, "{:?}", moves(&plan));
+    assert_eq!(plan.moves()[0].from, 0);
+}
+
+#[test]
+fn a_host_that_measures_pressure_gives_a_vm_away_though_it_seems_to_have_room() {
+    let mut hosts = vec![host(8.0); 2];
+    hosts[0].contended = true;
+    let vms = vec![vm(0, 1.0), vm(0, 1.5)];
+    let site = Site::new(hosts, vms, vec![Rule::new(2, |_| true)]);
+    assert_eq!(rebalance(&site, &Rebalance::default()).moves().len(), 1);
+}
+
+#[test]
+fn a_move_that_gains_less_than_it_copies_is_not_made() {
+    let site = site(3, (0..4).map(|_| vm(0, 2.0)).collect());
+    let dear = Rebalance {
+        gain_per_gib: 10.0,
+        ..Rebalance::default()
+    };
+    assert_eq!(moves(&rebalance(&site, &dear)), []);
+}
+
+#[test]
+fn a_budget_of_moves_and_of_bytes_is_kept() {
+    let site = site(4, (0..12).map(|_| vm(0, 0.5)).collect());
+    let even = Rebalance {
+        contended: None,
+        ..Rebalance::default()
+    };
+    assert_eq!(rebalance(&site, &Rebalance { moves: 3, ..even }).moves().len(), 3);
+    let plan = rebalance(
+        &site,
+        &Rebalance {
+            transfer_mib: 5000,
+            ..even
+        },
+    );
+    assert_eq!(plan.transfer_mib(), 4096);
+}
+
+#[test]
+fn hosts_are_emptied_where_the_others_can_take_their_vms() {
+    let site = site(3, vec![vm(0, 2.0), vm(1, 1.0), vm(2, 1.5)]);
+    let plan = consolidate(&site, &Consolidation::default());
+    let on = (0..3).filter(|host| plan.site().is_on(*host)).count();
+    assert_eq!((on, plan.moves().len()), (1, 2), "{:?}", moves(&plan));
+}
+
+#[test]
+fn a_host_with_a_vm_that_does_not_move_is_not_emptied_of_the_others() {
+    let mut pinned = vm(1, 0.5);
+    pinned.pinned = "it has a volume of its host's own";
+    let site = site(2, vec![vm(0, 3.0), vm(0, 3.0), vm(0, 1.0), vm(1, 0.5), pinned]);
+    let plan = consolidate(&site, &Consolidation::default());
+    assert!(plan.site().is_on(1), "{:?}", moves(&plan));
+}
+
+#[test]
+fn a_host_that_is_too_full_is_relieved_of_what_costs_least_and_an_empty_one_is_used_if_need_be() {
+    let mut light = vm(0, 1.0);
+    light.transfer_mib = 512;
+    let site = site(2, vec![vm(0, 4.0), vm(0, 3.2), light]);
+    let plan = consolidate(&site, &Consolidation::default());
+    assert_eq!(moves(&plan), [(2, 0, 1)]);
+}
+
+#[test]
+fn what_has_never_been_seen_counts_as_fully_busy() {
+    let mut samples = Samples::default();
+    assert_eq!(samples.load(4.0).mean, 4.0);
+    for _ in 0..40 {
+        samples.push(0.5);
+    }
+    let load = samples.load(4.0);
+    assert!((load.mean - 0.5).abs() < 1e-6 && load.variance < 0.01, "{load:?}");
+    samples.push(3.0);
+    let burst = samples.load(4.0);
+    assert!(
+        burst.next > 2.0 && burst.mean < 1.2 && burst.variance > load.variance,
+        "{burst:?}"
+    );
+}
+
+#[test]
+fn a_refusal_says_what_is_lacking() {
+    let mut hosts = vec![host(8.0); 5];
+    hosts[1].open = false;
+    hosts[2].vcpus = 3;
+    hosts[3].memory_mib = 1024;
+    let mut only = vm(0, 1.0);
+    only.disks = vec![(0, 10)];
+    let site = Site::new(hosts, vec![only], vec![Rule::new(5, |_| true)]);
+    let found: Vec<_> = (0..5).map(|host| site.check(0, host)).collect();
+    let refused = [
+        Refusal::SameHost,
+        Refusal::Closed,
+        Refusal::Vcpus,
+        Refusal::Memory,
+        Refusal::Pool,
+    ];
+    assert_eq!(found, refused.map(Err));
+}
+
+#[test]
+fn evacuation_empties_the_named_hosts_and_leaves_what_finds_no_room() {
+    let mut large = vm(0, 1.0);
+    large.memory_mib = 70_000;
+    let site = site(3, vec![vm(0, 1.0), large, vm(1, 7.0)]);
+    let plan = evacuate(&site, &[0]);
+    assert_eq!(moves(&plan), [(0, 0, 2)]);
+}

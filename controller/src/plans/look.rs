@@ -1,0 +1,247 @@
+//! The state as the planner's rows, and its plans in names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dalgu_proto::ids::{HostName, VmId};
+
+use super::usage::Usage;
+use crate::{
+    hosts,
+    model::{DrainMode, PlanFigures, PlanStep, StepState, VmRecord},
+    placement::{HostView, Request, is_pressed, may_have},
+    planner::{Figures, Host, Plan, Rule, Site, Slot, Vm},
+    state::State,
+    verbs::migrate::{self, DEFAULT_DOWNTIME_MS},
+};
+
+/// Migrations that the rate of copying is taken from, the last ones.
+const RECENT: usize = 32;
+/// Bytes a second where none has been made yet: a Gigabit link.
+const ASSUMED_RATE: f64 = 110e6;
+const MIB: u64 = 1 << 20;
+
+/// The site in rows, and whose they are.
+pub struct Look {
+    /// The rows.
+    pub site: Site,
+    hosts: Vec<HostName>,
+    vms: Vec<VmId>,
+}
+
+impl Look {
+    /// The site as it is now, with what is known of the VMs' use.
+    pub fn of(state: &State, usage: &Usage) -> Self {
+        let views = hosts::views(state);
+        let slots: BTreeMap<_, _> = views
+            .iter()
+            .enumerate()
+            .map(|(slot, view)| (&view.name, slot))
+            .collect();
+        let pools = pool_places(&views);
+        let mut rules = Rules::new(&views);
+        let mut rows: Vec<_> = views.iter().map(|view| host(view, &pools)).collect();
+        let (mut vms, mut ids) = (Vec::new(), Vec::new());
+        for vm in state.vms.values() {
+            let Some(slot) = slots.get(&vm.owner).copied() else {
+                continue;
+            };
+            let request = migrate::request(state, vm, None);
+            let size = (request.spec.vcpus, request.spec.reserved_memory_mib());
+            // What is free, and what these VMs hold: everything else that holds room there is not the planner's.
+            rows[slot].vcpus = rows[slot].vcpus.saturating_add(size.0);
+            rows[slot].memory_mib = rows[slot].memory_mib.saturating_add(size.1);
+            let disks = own_disks(&request, &views[slot], &pools);
+            let copied = disks
+                .iter()
+                .fold(vm.spec.memory_mib, |sum, (_, mib)| sum.saturating_add(*mib));
+            vms.push(Vm {
+                host: slot,
+                vcpus: size.0,
+                memory_mib: size.1,
+                load: usage.samples(vm.id).load(vm.spec.vcpus.into()),
+                transfer_mib: copied,
+                rule: rules.of(&request),
+                pinned: pinned(state, vm),
+                disks,
+            });
+            ids.push(vm.id);
+        }
+        let hosts = views.iter().map(|view| view.name.clone()).collect();
+        Self {
+            site: Site::new(rows, vms, rules.rows),
+            hosts,
+            vms: ids,
+        }
+    }
+
+    /// The rows of these hosts; the first that there is none of.
+    pub fn slots(&self, names: &[HostName]) -> Result<Vec<Slot>, HostName> {
+        let slot = |name: &HostName| self.hosts.binary_search(name).map_err(|_| name.clone());
+        names.iter().map(slot).collect()
+    }
+
+    /// A plan's moves by name, and how long all of them are likely to take: hosts copy at the same time, each one VM after the other.
+    pub fn steps(&self, state: &State, plan: &Plan) -> (Vec<PlanStep>, f64) {
+        let rate = rate(state);
+        let mut busy = vec![0.0_f64; self.hosts.len()];
+        let mut steps = Vec::new();
+        for step in plan.moves() {
+            let Some(vm) = state.vms.get(&self.vms[step.vm]) else {
+                continue;
+            };
+            let copied_bytes = self.site.vms()[step.vm].transfer_mib.saturating_mul(MIB);
+            #[expect(clippy::cast_precision_loss, reason = "only an estimate follows")]
+            let predicted_seconds = copied_bytes as f64 / rate;
+            busy[step.from] += predicted_seconds;
+            busy[step.to] += predicted_seconds;
+            steps.push(PlanStep {
+                vm: vm.id,
+                name: vm.name.clone(),
+                source: self.hosts[step.from].clone(),
+                destination: self.hosts[step.to].clone(),
+                generation: vm.intent.generation,
+                copied_bytes,
+                predicted_seconds,
+                max_downtime_ms: DEFAULT_DOWNTIME_MS,
+                state: StepState::Waiting,
+                operation: None,
+                fault: None,
+            });
+        }
+        (steps, busy.into_iter().fold(0.0, f64::max))
+    }
+}
+
+/// Numbers as they are stored.
+pub fn figures(figures: &Figures) -> PlanFigures {
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    PlanFigures {
+        hosts_on: count(figures.on),
+        hosts_contended: count(figures.contended),
+        unevenness_percent: figures.score * 100.0,
+        spare_host: figures.spare,
+    }
+}
+
+fn host(view: &HostView<'_>, pools: &BTreeMap<String, Slot>) -> Host {
+    let mut pools_mib = vec![0; pools.len()];
+    for pool in view
+        .pools
+        .iter()
+        .filter(|pool| !pool.shared && pool.error.is_none())
+    {
+        pools_mib[pools[&*pool.name]] = pool.free_mib();
+    }
+    Host {
+        vcpus: view.vcpus_free(),
+        memory_mib: view.memory_mib_free(),
+        cpus: view.cpus.max(1).into(),
+        core: 1.0,
+        cost: 1.0,
+        open: view.ready && !view.cordoned,
+        contended: is_pressed(view),
+        resting: false,
+        pools_mib,
+    }
+}
+
+fn pool_places(views: &[HostView<'_>]) -> BTreeMap<String, Slot> {
+    let names: BTreeSet<_> = views
+        .iter()
+        .flat_map(|view| &view.pools)
+        .map(|pool| pool.name.to_string())
+        .collect();
+    names.into_iter().zip(0..).collect()
+}
+
+/// What a move copies of its disks, by pool: what other hosts do not see where it is.
+fn own_disks(request: &Request, source: &HostView<'_>, pools: &BTreeMap<String, Slot>) -> Vec<(Slot, u64)> {
+    let own = request
+        .pools()
+        .filter(|(name, _)| source.pool(name).is_none_or(|pool| !pool.shared));
+    own.filter_map(|(name, mib)| Some((*pools.get(name)?, mib)))
+        .collect()
+}
+
+/// Why a VM is left where it is.
+fn pinned(state: &State, vm: &VmRecord) -> &'static str {
+    // Where the other members are changes with each move.
+    let mut groups = vm.placement_groups.iter();
+    let bound = groups.any(|name| {
+        let known = state.placement_groups.get(name);
+        known.is_some_and(|known| !known.group.preferred)
+    });
+    match vm.drain_mode {
+        DrainMode::LiveMigrate if bound => "its placement group holds it",
+        DrainMode::LiveMigrate => match migrate::possible(state, vm) {
+            Ok(()) => "",
+            Err(_) => "it cannot migrate now",
+        },
+        _ => "its drain mode says that it is not moved",
+    }
+}
+
+/// Bytes a second of the last migrations.
+fn rate(state: &State) -> f64 {
+    let done = state
+        .migrations
+        .values()
+        .rev()
+        .filter_map(|migration| migration.progress);
+    let (mut bytes, mut ms) = (0_u64, 0_u64);
+    for progress in done.take(RECENT) {
+        bytes = bytes
+            .saturating_add(progress.memory_processed_bytes)
+            .saturating_add(progress.disk_processed_bytes);
+        ms = ms.saturating_add(progress.elapsed_ms);
+    }
+    #[expect(clippy::cast_precision_loss, reason = "only an estimate follows")]
+    let rate = bytes as f64 / (ms as f64 / 1000.0);
+    if ms > 0 && bytes > 0 { rate } else { ASSUMED_RATE }
+}
+
+/// Which hosts may have which VMs, one row for all VMs that ask for the same.
+struct Rules<'a> {
+    views: &'a [HostView<'a>],
+    known: BTreeMap<String, Slot>,
+    rows: Vec<Rule>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(views: &'a [HostView<'a>]) -> Self {
+        Self {
+            views,
+            known: BTreeMap::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    fn of(&mut self, request: &Request) -> Slot {
+        let spec = &request.spec;
+        let pools: Vec<_> = request.pools().map(|(name, _)| name).collect();
+        let bridges: Vec<_> = spec
+            .nics
+            .iter()
+            .filter_map(dalgu_proto::vm::Nic::bridge)
+            .collect();
+        let features: Vec<_> = spec.features().collect();
+        let asked = (
+            spec.vcpus,
+            &spec.host_selector,
+            bridges,
+            features,
+            pools,
+            &request.accelerator,
+            &request.needs,
+            &request.rules,
+        );
+        let key = format!("{asked:?}");
+        if let Some(known) = self.known.get(&key) {
+            return *known;
+        }
+        let row = Rule::new(self.views.len(), |host| may_have(request, &self.views[host]));
+        self.rows.push(row);
+        self.known.insert(key, self.rows.len() - 1);
+        self.rows.len() - 1
+    }
+}

@@ -1,0 +1,17 @@
+//! Plans of moves: made of the site, shown, approved by their hash, and carried out as migrations.
+//!
+//! ```text
+//!   CreatePlan ──> Proposed ──ApprovePlan──> Running ──every move made──> Done
+//!                     │                        ├──reality differs, a move fails, the deadline──> Stopped
+//!                     └──given up, or another──┴──given up──> Cancelled
+//! ```
+//!
+//! [`look`] turns the state into the rows that [`planner`](crate::planner) decides on; [`usage`] keeps what VMs have used in the last
+//! hours; [`advance`] makes one pass over the plan that runs, and [`runner`] makes the passes. A plan begins nothing of its own kind: it asks for
+//! migrations by the same verb as an operator, each to the host that the plan names, so every test of placement is made once more. What it had
+//! begun is in the store: after a restart of the controller it goes on.
+
+pub mod advance;
+pub mod look;
+pub mod runner;
+pub mod usage;

@@ -1,0 +1,202 @@
+//! Making, approving and giving up plans of moves.
+
+use std::{fmt::Write as _, time::Duration};
+
+use dalgu_proto::ids::{HostName, PlanId};
+use ring::digest;
+
+use super::{Caller, Error, room};
+use crate::{
+    model::{EventKind, Outcome, PlanKind, PlanRecord, PlanState},
+    planner::{Consolidation, Plan, Rebalance, consolidate, evacuate, rebalance},
+    plans::{
+        advance,
+        look::{Look, figures},
+        usage::Usage,
+    },
+    state::{State, Tx},
+};
+
+/// Plans that have ended and are kept.
+const KEPT: usize = 32;
+/// For so long a plan may be approved: later the site is another one.
+const FRESH: Duration = Duration::from_secs(3600);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Create {
+    /// What for.
+    pub kind: PlanKind,
+    /// Hosts to be emptied.
+    pub hosts: Vec<HostName>,
+    /// Moves at most.
+    pub moves: usize,
+    /// What they copy at most, in MiB.
+    pub copied_mib: u64,
+}
+
+/// The plan of that id.
+pub fn find(state: &State, id: PlanId) -> Result<PlanRecord, Error> {
+    let plan = state.plans.get(&id).map(|plan| (**plan).clone());
+    plan.ok_or_else(|| Error::PlanNotFound(id.to_string()))
+}
+
+/// Makes a plan. One without moves has ended already.
+pub fn create(tx: &mut Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Result<Outcome, Error> {
+    room(tx)?;
+    if let Some(running) = tx.plans.values().find(|plan| plan.state == PlanState::Running) {
+        return Err(Error::PlanInProgress(running.id));
+    }
+    let mut record = make(tx, caller, ask, usage)?;
+    let proposed: Vec<_> = tx
+        .plans
+        .values()
+        .filter(|plan| plan.state == PlanState::Proposed)
+        .cloned()
+        .collect();
+    for old in proposed {
+        let mut old = (*old).clone();
+        advance::end(
+            tx,
+            &mut old,
+            PlanState::Cancelled,
+            "PlanCancelled",
+            "another was made",
+            usage,
+        );
+        tx.put_plan(old);
+    }
+    if record.steps.is_empty() {
+        record.state = PlanState::Done;
+        record.end_time = Some(tx.now());
+    }
+    let message = format!("{}: {}", record.kind.as_str(), record.message);
+    tx.event(EventKind::Plan, "PlanMade", record.id, message, None);
+    let id = record.id;
+    tx.put_plan(record);
+    forget(tx);
+    Ok(Outcome::Plan(id))
+}
+
+fn make(tx: &Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Result<PlanRecord, Error> {
+    let look = Look::of(tx, usage);
+    let hosts = look
+        .slots(&ask.hosts)
+        .map_err(|name| Error::HostNotFound(name.to_string()))?;
+    let mut plan = match ask.kind {
+        PlanKind::Rebalance => rebalance(&look.site, &Rebalance::default()),
+        PlanKind::Consolidate => consolidate(
+            &look.site,
+            &Consolidation {
+                moves: ask.moves,
+                ..Consolidation::default()
+            },
+        ),
+        PlanKind::Evacuate => evacuate(&look.site, &hosts),
+    };
+    // Every beginning of a plan is a plan.
+    plan = plan.within(&look.site, ask.moves, ask.copied_mib);
+    let (steps, predicted_seconds) = look.steps(tx, &plan);
+    let mut record = PlanRecord {
+        id: PlanId::from_uuid(tx.new_id()),
+        kind: ask.kind,
+        hosts: ask.hosts.clone(),
+        state: PlanState::Proposed,
+        hash: String::new(),
+        steps,
+        predicted_seconds,
+        before: figures(&Plan::new(&look.site).figures()),
+        predicted: figures(&plan.figures()),
+        realised: None,
+        principal: caller.principal.clone(),
+        create_time: tx.now(),
+        approved_by: None,
+        approve_time: None,
+        deadline: None,
+        end_time: None,
+        message: String::new(),
+    };
+    record.hash = hash(&record);
+    record.message = advance::summary(&record);
+    Ok(record)
+}
+
+/// SHA-256 of all that a plan does.
+fn hash(plan: &PlanRecord) -> String {
+    let mut text = format!("{} {}\n", plan.id, plan.kind.as_str());
+    for step in &plan.steps {
+        let (generation, bytes, stop) = (step.generation, step.copied_bytes, step.max_downtime_ms);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{} {} {} {generation} {bytes} {stop}",
+            step.vm, step.source, step.destination
+        );
+    }
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn forget(tx: &mut Tx) {
+    let over: Vec<_> = tx
+        .plans
+        .values()
+        .filter(|plan| plan.state.is_over())
+        .map(|plan| plan.id)
+        .collect();
+    for id in over.iter().take(over.len().saturating_sub(KEPT)) {
+        tx.delete_plan(*id);
+    }
+}
+
+/// Has a plan carried out.
+pub fn approve(
+    tx: &mut Tx,
+    caller: &Caller,
+    id: PlanId,
+    hash: &str,
+    within: Duration,
+) -> Result<Outcome, Error> {
+    room(tx)?;
+    let mut plan = find(tx, id)?;
+    if plan.state != PlanState::Proposed {
+        return Err(Error::PlanNotProposed {
+            plan: id,
+            is: plan.state.as_str(),
+        });
+    }
+    if plan.hash != hash {
+        return Err(Error::PlanHash(id));
+    }
+    let now = tx.now();
+    if plan
+        .create_time
+        .saturating_add(FRESH)
+        .is_ok_and(|until| now > until)
+    {
+        return Err(Error::PlanOutdated(id));
+    }
+    plan.state = PlanState::Running;
+    plan.approved_by = Some(caller.principal.clone());
+    plan.approve_time = Some(now);
+    plan.deadline = Some(now.saturating_add(within).unwrap_or(now));
+    let message = format!("{}: approved by {}", plan.kind.as_str(), caller.principal);
+    tx.event(EventKind::Plan, "PlanApproved", id, message, None);
+    tx.put_plan(plan);
+    Ok(Outcome::Plan(id))
+}
+
+/// Gives a plan up.
+pub fn cancel(tx: &mut Tx, caller: &Caller, id: PlanId, usage: &Usage) -> Result<Outcome, Error> {
+    let mut plan = find(tx, id)?;
+    if plan.state.is_over() {
+        return Err(Error::PlanEnded {
+            plan: id,
+            is: plan.state.as_str(),
+        });
+    }
+    let why = format!("given up by {}; what was begun goes on", caller.principal);
+    advance::end(tx, &mut plan, PlanState::Cancelled, "PlanCancelled", &why, usage);
+    tx.put_plan(plan);
+    Ok(Outcome::Plan(id))
+}

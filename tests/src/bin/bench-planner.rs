@@ -1,0 +1,65 @@
+//! `bench-planner`: measures the planner by itself. Called by `make bench-planner`; all work is in `dalgu_tests::bench::planner`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use dalgu_tests::bench::planner::{self, consolidation};
+use dalgu_tests::bench::report::Report;
+
+/// Measures how good plans are, and how soon they are made.
+#[derive(Parser)]
+struct Arguments {
+    /// Nodes of the sites that are evened out.
+    #[arg(long, value_delimiter = ',', default_value = "50,5000")]
+    nodes: Vec<usize>,
+    /// How often each is, for the median of the times.
+    #[arg(long, default_value_t = 9)]
+    runs: usize,
+    /// A day of PlanetLab traces to consolidate: a directory, or an archive that `tar` unpacks. Without it that part is left out, which the
+    /// output says.
+    #[arg(long)]
+    planetlab: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench-planner: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("find this program")?;
+    let target = program.parent().and_then(Path::parent);
+    let file = target
+        .context("the program is in no build directory")?
+        .join("bench")
+        .join("planner.json");
+    let mut report = Report::default();
+    planner::run(&arguments.nodes, arguments.runs, &mut report);
+    let outcome = match &arguments.planetlab {
+        Some(day) => consolidation::run(day, &mut report),
+        None => {
+            println!("no traces were given: consolidation is not measured");
+            Ok(())
+        }
+    };
+    consolidation::recorded(&mut report);
+    println!("\n{report}");
+    // A file says that the run was whole.
+    outcome?;
+    report.write(&file)?;
+    println!("written to {}", file.display());
+    let judged = planner::judge(&report);
+    judged.iter().for_each(|(line, _)| println!("{line}"));
+    anyhow::ensure!(
+        judged.iter().all(|(_, reached)| *reached),
+        "not every aim was reached"
+    );
+    Ok(())
+}
