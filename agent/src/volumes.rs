@@ -13,6 +13,9 @@ use dalgu_proto::ids::{VmId, VolumeId};
 
 pub mod server;
 
+#[cfg(test)]
+mod tests;
+
 type Held = BTreeMap<VmId, BTreeSet<VolumeId>>;
 
 /// See the module's documentation. Cheap to clone.

@@ -64,11 +64,13 @@ pub enum Mutant {
     BackupNotExcluded,
     /// A volume that a VM has may be given to another.
     VolumeGivenTwice,
+    /// The agent removes the file of a volume that a VM here still has.
+    VolumePurgedInUse,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -98,6 +100,7 @@ impl Mutant {
         Self::ImageNotAwaited,
         Self::BackupNotExcluded,
         Self::VolumeGivenTwice,
+        Self::VolumePurgedInUse,
     ];
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dalgu_proto::{
     agent::v1::{self as wire, agent_volume_service_server::AgentVolumeService},
     ids::VolumeId,
+    mutant::{self, Mutant},
     reason,
 };
 use tonic::{Code, Request, Response, Status};
@@ -35,7 +36,8 @@ impl AgentVolumeService for Service {
             .volume_uid
             .parse()
             .map_err(|error: dalgu_proto::ids::Error| reason::invalid("volume_uid", error.to_string()))?;
-        if let Some(vm) = self.volumes.holder(volume, None) {
+        let holder = self.volumes.holder(volume, None);
+        if let Some(vm) = holder.filter(|_| !mutant::on(Mutant::VolumePurgedInUse)) {
             let message = format!("VM {vm} of this host has volume {volume}; it is not deleted");
             return Err(reason::status(Code::FailedPrecondition, "VOLUME_IN_USE", message));
         }

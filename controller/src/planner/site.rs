@@ -1,6 +1,6 @@
 //! The site as the planner sees it: numbers in rows, one for each host and one for each VM.
 //!
-//! Filled in by `views` from what placement sees, and by benchmarks. Every move of every plan passes [`Site::check`] on the site as it
+//! Filled in by [`crate::plans::look`] from what placement sees, and by benchmarks. Every move of every plan passes [`Site::check`] on the site as it
 //! is after the moves before it, and only then [`Site::apply`]: so no prefix of a plan breaks what holds for the whole.
 //!
 //! Room is what VMs reserve, never what they use. Besides, a host may fail: the site *has spare room* while the VMs of any one host fit

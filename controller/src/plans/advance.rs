@@ -194,7 +194,7 @@ pub fn end(tx: &mut Tx, plan: &mut PlanRecord, state: PlanState, event: &str, wh
     plan.state = state;
     plan.end_time = Some(tx.now());
     if plan.approve_time.is_some() {
-        let look = Look::of(tx, usage);
+        let look = Look::of(tx, usage, tx.now());
         plan.realised = Some(figures(&Plan::new(&look.site).figures()));
     }
     let (moved, all) = (plan.count(StepState::Moved), plan.steps.len());

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::ids::{HostName, VmId};
+use jiff::{SignedDuration, Timestamp};
 
 use super::usage::Usage;
 use crate::{
@@ -16,6 +17,8 @@ use crate::{
 
 /// Migrations that the rate of copying is taken from, the last ones.
 const RECENT: usize = 32;
+/// A host to which a plan has moved VMs is not emptied by another for so long: else two plans could send VMs back and forth.
+const REST: SignedDuration = SignedDuration::from_mins(15);
 /// Bytes a second where none has been made yet: a Gigabit link.
 const ASSUMED_RATE: f64 = 110e6;
 const MIB: u64 = 1 << 20;
@@ -30,7 +33,7 @@ pub struct Look {
 
 impl Look {
     /// The site as it is now, with what is known of the VMs' use.
-    pub fn of(state: &State, usage: &Usage) -> Self {
+    pub fn of(state: &State, usage: &Usage, now: Timestamp) -> Self {
         let views = hosts::views(state);
         let slots: BTreeMap<_, _> = views
             .iter()
@@ -39,7 +42,12 @@ impl Look {
             .collect();
         let pools = pool_places(&views);
         let mut rules = Rules::new(&views);
-        let mut rows: Vec<_> = views.iter().map(|view| host(view, &pools)).collect();
+        let resting = resting(state, now);
+        let row = |view: &HostView<'_>| Host {
+            resting: resting.contains(&view.name),
+            ..host(view, &pools)
+        };
+        let mut rows: Vec<_> = views.iter().map(row).collect();
         let (mut vms, mut ids) = (Vec::new(), Vec::new());
         for vm in state.vms.values() {
             let Some(slot) = slots.get(&vm.owner).copied() else {
@@ -121,6 +129,15 @@ pub fn figures(figures: &Figures) -> PlanFigures {
         unevenness_percent: figures.score * 100.0,
         spare_host: figures.spare,
     }
+}
+
+/// Hosts to which a plan has moved VMs lately.
+fn resting(state: &State, now: Timestamp) -> BTreeSet<&HostName> {
+    let plans = state.plans.values().rev();
+    let lately = plans.filter(|plan| plan.end_time.is_some_and(|end| now.duration_since(end) < REST));
+    let steps = lately.flat_map(|plan| &plan.steps);
+    let moved = steps.filter(|step| step.state == StepState::Moved);
+    moved.map(|step| &step.destination).collect()
 }
 
 fn host(view: &HostView<'_>, pools: &BTreeMap<String, Slot>) -> Host {
@@ -243,5 +260,36 @@ impl<'a> Rules<'a> {
         self.rows.push(row);
         self.known.insert(key, self.rows.len() - 1);
         self.rows.len() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fixtures, state::Db, state::Hooks, store::memory::Disk};
+
+    #[tokio::test]
+    async fn a_host_that_a_plan_has_filled_rests_for_a_quarter_of_an_hour() {
+        let now = Timestamp::UNIX_EPOCH + REST;
+        for (step, ended, expected) in [
+            (StepState::Moved, Some(now), vec!["h2"]),
+            (StepState::Failed, Some(now), vec![]),
+            (StepState::Moved, Some(now - REST), vec![]),
+            (StepState::Moved, None, vec![]),
+        ] {
+            let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+            db.change(|tx| {
+                let mut plan = fixtures::plan(&fixtures::vm("web", "h1"), "h2");
+                plan.end_time = ended;
+                for known in &mut plan.steps {
+                    known.state = step;
+                }
+                tx.put_plan(plan);
+            })
+            .await;
+            let state = db.snapshot();
+            let found: Vec<_> = resting(&state, now).into_iter().map(HostName::as_str).collect();
+            assert_eq!(found, expected, "{step:?} {ended:?}");
+        }
     }
 }

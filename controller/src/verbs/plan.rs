@@ -79,7 +79,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Resu
 }
 
 fn make(tx: &Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Result<PlanRecord, Error> {
-    let look = Look::of(tx, usage);
+    let look = Look::of(tx, usage, tx.now());
     let hosts = look
         .slots(&ask.hosts)
         .map_err(|name| Error::HostNotFound(name.to_string()))?;

@@ -332,7 +332,10 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
         Mutant::VolumeGivenTwice => 210,
         Mutant::SessionNotChecked => 243,
         Mutant::SettledMayBegin => 299,
-        Mutant::AnswerBeforeCommit | Mutant::AnybodySpeaks | Mutant::OldReportsCount => return None,
+        Mutant::AnswerBeforeCommit
+        | Mutant::AnybodySpeaks
+        | Mutant::OldReportsCount
+        | Mutant::VolumePurgedInUse => return None,
         _ => 1,
     })
 }
@@ -345,6 +348,8 @@ pub fn directed(mutant: Mutant) -> Option<&'static str> {
         // What was taken over wrongly is put right by the next report, and nothing follows from it before.
         Mutant::AnybodySpeaks => Some("only_its_owner_speaks_for_a_vm"),
         Mutant::OldReportsCount => Some("an_older_report_does_not_replace_a_newer_one"),
+        // The controller asks for it only where no VM may have it any more.
+        Mutant::VolumePurgedInUse => Some("the_file_of_a_volume_that_a_vm_here_has_stays_whoever_asks"),
         _ => None,
     }
 }
