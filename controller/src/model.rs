@@ -54,6 +54,11 @@ pub use self::{
 };
 use crate::placement::Decision;
 
+/// Whether labels are all that a selector asks for.
+pub fn matches(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
 /// The codes of google.rpc.Code that faults bear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {

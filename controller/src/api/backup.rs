@@ -109,7 +109,7 @@ impl BackupService for Services {
         let wanted = |one: &&BackupRecord| {
             vm.as_ref().is_none_or(|vm| one.vm_name == *vm)
                 && (schedule.is_none() || one.schedule == schedule)
-                && request::matches(&one.labels, &selector)
+                && crate::model::matches(&one.labels, &selector)
         };
         let (backups, next_page_token) = page.take(found.filter(wanted), |one| one.id.to_string());
         Ok(Response::new(v1::ListBackupsResponse {

@@ -124,11 +124,7 @@ impl HostService for Services {
         };
         let state = self.db.snapshot();
         let all = state.hosts.range((from, Bound::Unbounded)).map(|(_, host)| host);
-        let found = all.filter(|host| {
-            selector
-                .iter()
-                .all(|(key, value)| host.labels.get(key) == Some(value))
-        });
+        let found = all.filter(|host| crate::model::matches(&host.labels, &selector));
         let (hosts, next_page_token) = page.take(found, |host| host.name.to_string());
         let hosts = hosts.into_iter().map(|host| wire::host(&state, host)).collect();
         Ok(Response::new(v1::ListHostsResponse {

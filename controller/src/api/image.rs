@@ -218,7 +218,7 @@ impl ImageService for Services {
         let wanted = |image: &&ImageRecord| {
             image.is_visible_to(&principal)
                 && name.as_ref().is_none_or(|name| image.name == *name)
-                && request::matches(&image.labels, &selector)
+                && crate::model::matches(&image.labels, &selector)
         };
         let found = state.image_names.range((from, Bound::Unbounded));
         let found = found.filter_map(|(_, id)| state.images.get(id).map(AsRef::as_ref));

@@ -136,7 +136,7 @@ impl NetworkService for Services {
         };
         let state = self.db.snapshot();
         let found = state.networks.range((from, Bound::Unbounded)).map(|(_, one)| one);
-        let found = found.filter(|one| request::matches(&one.labels, &selector));
+        let found = found.filter(|one| crate::model::matches(&one.labels, &selector));
         let (networks, next_page_token) = page.take(found, |one| one.network.name.to_string());
         let networks = networks.into_iter().map(|one| wire::network(&state, one));
         Ok(Response::new(v1::ListNetworksResponse {

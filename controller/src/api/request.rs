@@ -41,11 +41,6 @@ pub fn labels(field: &str, labels: &HashMap<String, String>) -> Result<BTreeMap<
     check_labels(labels).map_err(|message| reason::invalid(field, message))
 }
 
-/// Whether labels match a selector.
-pub fn matches(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String>) -> bool {
-    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
 /// Checks an update mask: it names at least one field, and only those that can be changed.
 pub fn mask(
     mask: Option<prost_types::FieldMask>,

@@ -267,7 +267,8 @@ impl VmService for Services {
             .range((from, Bound::Unbounded))
             .filter_map(|(_, id)| state.vms.get(id))
             .filter(|vm| {
-                host.as_ref().is_none_or(|host| vm.owner == *host) && request::matches(&vm.labels, &selector)
+                host.as_ref().is_none_or(|host| vm.owner == *host)
+                    && crate::model::matches(&vm.labels, &selector)
             });
         let (vms, next_page_token) = page.take(found, |vm| vm.name.to_string());
         let vms = vms.into_iter().map(|vm| wire::vm(&state, vm)).collect();

@@ -124,7 +124,7 @@ impl VolumeService for Services {
         };
         let state = self.db.snapshot();
         let found = state.volumes.range((from, Bound::Unbounded)).map(|(_, one)| one);
-        let found = found.filter(|one| request::matches(&one.labels, &selector));
+        let found = found.filter(|one| crate::model::matches(&one.labels, &selector));
         let (volumes, next_page_token) = page.take(found, |one| one.name.to_string());
         let volumes = volumes.into_iter().map(|one| wire::volume(&state, one));
         Ok(Response::new(v1::ListVolumesResponse {

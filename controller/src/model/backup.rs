@@ -228,7 +228,6 @@ impl ScheduleRecord {
 
     /// Whether it is for a VM with these labels.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
-        let mut wanted = self.selector.iter();
-        wanted.all(|(key, value)| labels.get(key) == Some(value))
+        super::matches(labels, &self.selector)
     }
 }

@@ -10,6 +10,7 @@ use super::{
     score::Size,
     view::{HostView, Request},
 };
+use crate::model::matches;
 
 /// How many more VMs of one size fit.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,8 +39,7 @@ impl Capacity {
     /// of `key` fail as one, each by itself without a key; room is kept for `keep` of these.
     pub fn of(request: &Request, hosts: &[HostView<'_>], key: Option<&str>, keep: usize) -> Self {
         let allowed = |host: &&HostView<'_>| {
-            let mut selector = request.spec.host_selector.iter();
-            selector.all(|(key, value)| host.labels.get(key) == Some(value))
+            matches(&host.labels, &request.spec.host_selector)
                 && request.rules.repelled(&host.taints, false).next().is_none()
         };
         let mut domains = BTreeMap::<String, DomainCapacity>::new();

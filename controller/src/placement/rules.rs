@@ -11,6 +11,7 @@ use dalgu_proto::{
 };
 
 use super::{filter::Lack, view::HostView, view::Request};
+use crate::model::matches;
 
 /// Labels of a host.
 type Labels = BTreeMap<String, String>;
@@ -233,9 +234,7 @@ impl Term<'_> {
     fn allows(&self, host: &HostView<'_>) -> bool {
         match self {
             Self::Group(members) => members.holds(&host.name, &host.labels),
-            Self::Selector(labels) => labels
-                .iter()
-                .all(|(key, value)| host.labels.get(key) == Some(value)),
+            Self::Selector(labels) => matches(&host.labels, labels),
         }
     }
 

@@ -2,10 +2,21 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::Serialize;
+
+/// Where a benchmark of this name leaves its figures: below the build directory that this program is in.
+///
+/// # Errors
+/// If the program is in no build directory.
+pub fn place(name: &str) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("find this program")?;
+    let target = program.parent().and_then(Path::parent);
+    let target = target.context("the program is in no build directory")?;
+    Ok(target.join("bench").join(name).with_extension("json"))
+}
 
 /// One figure, with the same thing done another way beside it where there is one.
 #[derive(Debug, Clone, PartialEq, Serialize)]

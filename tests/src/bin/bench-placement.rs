@@ -1,13 +1,12 @@
 //! `bench-placement`: measures placement by itself. Called by `make bench-placement`; all work is in
 //! `dalgu_tests::bench::placement`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser;
 use dalgu_tests::bench::placement::{AIMS, engine, judge, packing};
-use dalgu_tests::bench::report::Report;
+use dalgu_tests::bench::report::{self, Report};
 
 /// Measures how fast placement decides.
 #[derive(Parser)]
@@ -50,12 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("find this program")?;
-    let target = program.parent().and_then(Path::parent);
-    let file = target
-        .context("the program is in no build directory")?
-        .join("bench")
-        .join("placement.json");
+    let file = report::place("placement")?;
     let mut report = Report::default();
     let settings = engine::Settings {
         hosts: arguments.hosts,

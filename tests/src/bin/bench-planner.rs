@@ -1,12 +1,11 @@
 //! `bench-planner`: measures the planner by itself. Called by `make bench-planner`; all work is in `dalgu_tests::bench::planner`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser;
 use dalgu_tests::bench::planner::{self, consolidation};
-use dalgu_tests::bench::report::Report;
+use dalgu_tests::bench::report::{self, Report};
 
 /// Measures how good plans are, and how soon they are made.
 #[derive(Parser)]
@@ -34,12 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("find this program")?;
-    let target = program.parent().and_then(Path::parent);
-    let file = target
-        .context("the program is in no build directory")?
-        .join("bench")
-        .join("planner.json");
+    let file = report::place("planner")?;
     let mut report = Report::default();
     planner::run(&arguments.nodes, arguments.runs, &mut report);
     let outcome = match &arguments.planetlab {

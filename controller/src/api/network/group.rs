@@ -66,7 +66,7 @@ pub fn list(
     };
     let state = services.db.snapshot();
     let found = state.groups.range((from, Bound::Unbounded)).map(|(_, one)| one);
-    let found = found.filter(|one| request::matches(&one.labels, &selector));
+    let found = found.filter(|one| crate::model::matches(&one.labels, &selector));
     let (groups, next_page_token) = page.take(found, |one| one.group.name.to_string());
     let groups = groups.into_iter().map(|one| wire::security_group(&state, one));
     Ok(Response::new(ListSecurityGroupsResponse {

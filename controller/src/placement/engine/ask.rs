@@ -14,7 +14,10 @@ use super::{
     Engine, Slot,
     host::{Host, Row, Traits},
 };
-use crate::placement::{Members, Request, score::Size};
+use crate::{
+    model::matches,
+    placement::{Members, Request, score::Size},
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -139,7 +142,7 @@ impl<'a> Ask<'a> {
         let accelerator = request.accelerator.as_ref();
         let bridged = |bridge| kind.bridges.iter().any(|there| there == bridge);
         accelerator.is_none_or(|needed| *needed == kind.accelerator)
-            && (request.spec.host_selector.iter()).all(|(key, value)| kind.labels.get(key) == Some(value))
+            && matches(&kind.labels, &request.spec.host_selector)
             && bridges(request).all(bridged)
     }
 }
