@@ -218,3 +218,85 @@ async fn whoever_dies_amid_a_change_of_disks_it_is_carried_out_and_nothing_is_le
     })
     .await
 }
+
+/// libvirt's note of a running domain, in which it finds it again.
+const NOTE: &str = "/run/libvirt/qemu/shop.xml";
+
+/// The same note without the device that bears this alias: what it was while QEMU was being told of it.
+fn without(note: &str, element: &str, alias: &str) -> anyhow::Result<String> {
+    let alias = note
+        .find(&format!("<alias name='{alias}'/>"))
+        .context("no such device")?;
+    let begin = note[..alias].rfind(&format!("<{element} ")).context("no begin")?;
+    let end = format!("</{element}>");
+    let end = alias + note[alias..].find(&end).context("no end")? + end.len();
+    Ok([&note[..begin], &note[end..]].concat())
+}
+
+/// libvirtd dies after QEMU has been told of two disks and an interface, and before it has noted them; of one disk, QEMU has the
+/// files only.
+async fn half_plugged(lab: &Lab) -> anyhow::Result<()> {
+    dalgu(lab, &create("shop", LOCAL, &["--disk", "data=16MiB"])).await?;
+    writes(lab).await?;
+    dalgu(lab, &["volume", "create", "v", "--size", "32MiB"]).await?;
+    let more = ["--add-disk", "vol,volume=v", "--add-disk", "extra=16MiB"];
+    let update = ["vm", "update", "shop", "--add-nic", "more=br0"];
+    dalgu(lab, &[&update[..], &more].concat()).await?;
+    let is_whole = async |all: usize| {
+        let is_done = words::vm(lab, "shop").await.is_ok_and(|vm| {
+            let at = |pointer: &str| number_at(&vm.all, pointer);
+            at("/status/observedGeneration") == at("/generation") && pending(&vm).is_empty()
+        });
+        let nics = lab.virsh(1, &["domiflist", "shop"]).await.unwrap_or_default();
+        let disks = files(lab).await.unwrap_or_default();
+        let disks = disks.lines().filter(|line| line.trim_start().starts_with("vd"));
+        is_done && disks.count() == all && nics.lines().filter(|line| line.contains("br0")).count() == 2
+    };
+    wait_for("the devices", LIMIT, async || is_whole(4).await).await?;
+    for daemon in [Daemon::Agent(1), Daemon::Libvirtd(1)] {
+        lab.signal(daemon, Signal::SIGKILL).await?;
+    }
+    let file = lab.layout().host(1).outside(NOTE);
+    let mut note = fs::read_to_string(&file)?;
+    for (element, alias) in [
+        ("disk", "ua-disk-vol"),
+        ("disk", "ua-disk-extra"),
+        ("interface", "ua-nic-more"),
+    ] {
+        note = without(&note, element, alias)?;
+    }
+    fs::write(file, note)?;
+    lab.start(Daemon::Libvirtd(1)).await?;
+    let out = r#"{"execute":"device_del","arguments":{"id":"ua-disk-extra"}}"#;
+    lab.virsh(1, &["qemu-monitor-command", "shop", out]).await?;
+    let plugged = r#"{"execute":"qom-list","arguments":{"path":"/machine/peripheral"}}"#;
+    wait_for("the device to be out", LIMIT, async || {
+        let left = lab.virsh(1, &["qemu-monitor-command", "shop", plugged]).await;
+        left.is_ok_and(|left| left.contains("ua-disk-vol") && !left.contains("ua-disk-extra"))
+    })
+    .await?;
+    let known = [files(lab).await?, lab.virsh(1, &["domiflist", "shop"]).await?].concat();
+    ensure!(
+        known.matches("vd").count() == 2 && known.matches("br0").count() == 1,
+        "{known}"
+    );
+    lab.start(Daemon::Agent(1)).await?;
+    // The agent had seen it all carried out, and looks again with the next change.
+    dalgu(lab, &["vm", "update", "shop", "--add-disk", "last=8MiB"]).await?;
+    wait_for("the devices again", LIMIT, async || is_whole(5).await).await?;
+    writes(lab).await?;
+    dalgu(lab, &["vm", "delete", "shop", "--force"]).await?;
+    dalgu(lab, &["volume", "delete", "v"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn what_qemu_has_of_a_device_that_libvirt_has_not_noted_is_taken_out_and_plugged_in_anew()
+-> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        half_plugged(lab).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}

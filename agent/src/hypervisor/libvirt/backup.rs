@@ -10,7 +10,6 @@
 //! a failed backup's is merged into the one before it, so that nothing is lost for the next.
 
 mod files;
-mod leftover;
 #[cfg(test)]
 mod tests;
 
@@ -29,9 +28,10 @@ use virt_sys as sys;
 use self::files::Target;
 use super::{
     domain::Ours,
-    error::{is_no_domain, is_unsupported, is_unsupported_here, is_wrong_state, of},
+    error::{is_absent, of},
     ffi::{self, Checkpoints, Params},
     host::Host,
+    leftover,
     read::{self, Device},
     tree::Element,
 };
@@ -321,11 +321,6 @@ pub(super) fn job(connect: &Connect, id: VmId, ended: bool) -> Result<Job, Error
     }
 }
 
-/// It is not there, or off, or its driver knows no backups.
-fn is_absent(error: &Raw) -> bool {
-    is_no_domain(error) || is_wrong_state(error) || is_unsupported_here(error) || is_unsupported(error)
-}
-
 /// Verifies what a job has copied, and gives it its name.
 pub(super) fn finish(host: &Host, begun: Begun) -> Result<Manifest, Error> {
     let manifest = Manifest {
@@ -408,7 +403,7 @@ pub(super) fn undo(connect: &Connect, cluster: ClusterId, vm: VmId, id: BackupId
         // It was frozen for a moment only; an agent that died in it has left it so.
         let _ = ffi::thaw(domain);
     } else if ffi::backup_xml(domain).is_err() {
-        leftover::remove(domain, id).map_err(failed)?;
+        leftover::end_backup(domain, id, &partial_name(id)).map_err(failed)?;
     }
     known.delete(&id.to_string()).map_err(failed)
 }

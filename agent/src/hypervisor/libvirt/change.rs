@@ -16,10 +16,10 @@ use super::{
     error::{is_guests_fault, of},
     ffi::{self, Value},
     host::Host,
-    moving,
+    leftover, moving,
     read::{self, Device, HOLE, Parts},
     snapshot,
-    tree::XmlError,
+    tree::{Element, XmlError},
     xml::{self, NAMESPACE, PREFIX},
 };
 use crate::hypervisor::{Change, Definition, DomainState, Error, Hardware, SPARE_PORTS};
@@ -236,10 +236,20 @@ impl Live {
         let Some(xml) = make(place) else { return Ok(()) };
         let target = target(place);
         self.name_places(Some((name, &target)))?;
-        let attached = self
-            .ours
-            .handle
-            .attach_device_flags(&xml?, sys::VIR_DOMAIN_AFFECT_LIVE);
+        let xml = xml?;
+        let domain = &self.ours.handle;
+        let attach = || domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE);
+        let attached = attach().or_else(|error| {
+            let device = Element::parse(&xml).ok();
+            match device.map_or(Ok(false), |device| leftover::unplug(domain, &device)) {
+                Ok(true) => attach(),
+                Ok(false) => Err(error),
+                Err(other) => {
+                    tracing::warn!(vm = %self.id, %other, "QEMU cannot be asked what it has of a device");
+                    Err(error)
+                }
+            }
+        });
         self.done(attached)
     }
 

@@ -63,6 +63,11 @@ pub(super) fn is_unsupported_here(error: &virt::error::Error) -> bool {
     code(error) == OPERATION_UNSUPPORTED
 }
 
+/// It is not there, or off, or its driver knows no backups.
+pub(super) fn is_absent(error: &virt::error::Error) -> bool {
+    is_no_domain(error) || is_wrong_state(error) || is_unsupported_here(error) || is_unsupported(error)
+}
+
 /// Whether it says that an argument, such as a flag, is not known.
 pub(super) fn is_invalid_argument(error: &virt::error::Error) -> bool {
     code(error) == INVALID_ARG

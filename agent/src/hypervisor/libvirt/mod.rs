@@ -15,6 +15,7 @@ mod domain;
 mod error;
 mod ffi;
 mod host;
+mod leftover;
 mod migrate;
 mod moving;
 pub mod pool;

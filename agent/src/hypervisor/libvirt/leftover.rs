@@ -1,0 +1,229 @@
+//! What QEMU has that libvirt knows nothing of. A libvirtd that is killed between telling QEMU and noting it leaves it: of a backup, the
+//! copying jobs and the files that they write, beside which no other backup begins; of a device that was being plugged in, the device
+//! and what is behind it, for which QEMU refuses to plug it in again.
+
+use std::{collections::BTreeSet, iter, thread, time::Duration};
+
+use dalgu_proto::ids::BackupId;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use virt::domain::Domain;
+
+use super::{
+    error,
+    tree::{Element, Node as Child},
+};
+
+type Raw = virt::error::Error;
+
+/// A job or a device that is told to go does so within this, or is looked at again with the next try.
+const LOOKS: u32 = 50;
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What the names begin with that Dalgu gives to devices.
+const DEVICES: &str = "ua-";
+
+#[derive(Deserialize)]
+struct Job {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Node {
+    node_name: String,
+    #[serde(default)]
+    file: String,
+}
+
+/// Something in QEMU's tree of objects.
+#[derive(Deserialize)]
+struct Object {
+    name: String,
+}
+
+/// Ends the copying jobs of a domain of which libvirt knows no backup, and closes the files in the directory of this backup.
+pub(super) fn end_backup(domain: &Domain, id: BackupId, directory: &str) -> Result<(), Raw> {
+    let mut jobs = copying(domain)?;
+    for job in jobs.iter().filter(|job| job.status != "concluded") {
+        tell(domain, "job-cancel", &json!({ "id": job.id }))?;
+    }
+    for _ in 0..LOOKS {
+        if jobs.iter().all(|job| job.status == "concluded") {
+            break;
+        }
+        thread::park_timeout(LOOK);
+        jobs = copying(domain)?;
+    }
+    for job in &jobs {
+        tracing::warn!(%id, job = job.id, "QEMU had a backup that libvirt knows nothing of; it is ended");
+        tell(domain, "job-dismiss", &json!({ "id": job.id }))?;
+    }
+    let below = format!("{directory}/");
+    let left = close(domain, |file| file.contains(&below))?.left;
+    if left > 0 {
+        tracing::warn!(%id, left, "QEMU does not close the files of a backup");
+    }
+    Ok(())
+}
+
+/// Takes out of QEMU the devices that libvirt does not know of, and closes their files and those of the device that it could not plug
+/// in, as this is its XML. A guest may hold one: then it stays, and goes with a later try. Returns whether anything has gone.
+pub(super) fn unplug(domain: &Domain, device: &Element) -> Result<bool, Raw> {
+    let Ok(known) = Element::parse(&domain.xml_desc(0)?) else {
+        return Ok(false);
+    };
+    let known = known
+        .at(&["devices"])
+        .map_or(&[][..], |devices| &devices.children);
+    let known: Vec<_> = known
+        .iter()
+        .filter_map(|child| match child {
+            Child::Element(device) => Some(device),
+            Child::Text(_) => None,
+        })
+        .collect();
+    let aliases: BTreeSet<_> = known.iter().filter_map(|device| alias(device)).collect();
+    let left = plugged(domain, &aliases)?;
+    for alias in &left {
+        tracing::warn!(
+            alias,
+            "QEMU has a device that libvirt knows nothing of; it is taken out"
+        );
+        tell(domain, "device_del", &json!({ "id": alias }))?;
+    }
+    let mut looks = 0..LOOKS;
+    let mut still = left.clone();
+    while !still.is_empty() && looks.next().is_some() {
+        thread::park_timeout(LOOK);
+        still = plugged(domain, &aliases)?;
+    }
+    let mut gone = still.len() < left.len();
+    for alias in left.iter().map(String::as_str).chain(alias(device)) {
+        gone |= tell(domain, "netdev_del", &json!({ "id": format!("host{alias}") }))?;
+    }
+    // Where a job is under way, its files are not the devices'.
+    if ask::<Vec<Job>>(domain, "query-jobs", &json!({}))?.is_empty() {
+        let known: BTreeSet<_> = known.iter().flat_map(|device| files_of(device)).collect();
+        let own = files_of(device);
+        gone |= close(domain, |file| own.contains(file) || !known.contains(file))?.closed;
+    }
+    Ok(gone)
+}
+
+/// What a device is called in QEMU.
+fn alias(device: &Element) -> Option<&str> {
+    device.at(&["alias"])?.attribute("name")
+}
+
+/// Devices of Dalgu's that QEMU has, besides those that are known.
+fn plugged(domain: &Domain, known: &BTreeSet<&str>) -> Result<Vec<String>, Raw> {
+    let place = json!({ "path": "/machine/peripheral" });
+    let all: Vec<Object> = ask(domain, "qom-list", &place)?;
+    let all = all.into_iter().map(|object| object.name);
+    Ok(all
+        .filter(|name| name.starts_with(DEVICES) && !known.contains(name.as_str()))
+        .collect())
+}
+
+/// The files of a disk, its own and those behind it.
+fn files_of(disk: &Element) -> BTreeSet<&str> {
+    let layers = iter::successors(Some(disk), |layer| layer.at(&["backingStore"]));
+    layers
+        .filter_map(|layer| layer.at(&["source"])?.attribute("file"))
+        .collect()
+}
+
+fn copying(domain: &Domain) -> Result<Vec<Job>, Raw> {
+    let jobs: Vec<Job> = ask(domain, "query-jobs", &json!({}))?;
+    Ok(jobs.into_iter().filter(|job| job.kind == "backup").collect())
+}
+
+/// The block nodes whose file is of a kind.
+fn nodes(domain: &Domain, is_of_it: impl Fn(&str) -> bool) -> Result<Vec<Node>, Raw> {
+    let mut nodes: Vec<Node> = ask(domain, "query-named-block-nodes", &json!({ "flat": true }))?;
+    // Not what the guest's firmware is in, nor what QEMU itself has made.
+    let is_disks = |name: &str| {
+        name.strip_prefix("libvirt-")
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    nodes.retain(|node| is_disks(&node.node_name) && is_of_it(&node.file));
+    Ok(nodes)
+}
+
+/// What came of closing files.
+struct Closing {
+    /// Some were closed.
+    closed: bool,
+    /// So many were not: something is done with them.
+    left: usize,
+}
+
+/// Closes the block nodes whose file is of a kind: those on top first, which is as often as a file has nodes.
+fn close(domain: &Domain, is_of_it: impl Fn(&str) -> bool) -> Result<Closing, Raw> {
+    let mut closed = false;
+    loop {
+        let open = nodes(domain, &is_of_it)?;
+        let mut some = false;
+        for node in &open {
+            // One that another stands on is refused; it is the next round's.
+            some |= tell(domain, "blockdev-del", &json!({ "node-name": node.node_name }))?;
+        }
+        closed |= some;
+        if !some {
+            let left = open.len();
+            return Ok(Closing { closed, left });
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer<T> {
+    #[serde(rename = "return")]
+    value: Option<T>,
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+/// What QEMU itself answers. `None`: it does not do it, or the domain is off.
+fn exchange<T: DeserializeOwned>(
+    domain: &Domain,
+    command: &str,
+    arguments: &Value,
+) -> Result<Option<T>, Raw> {
+    let question = json!({ "execute": command, "arguments": arguments }).to_string();
+    let answer = match domain.qemu_monitor_command(&question, 0) {
+        Err(error) if error::is_absent(&error) => return Ok(None),
+        answer => answer?,
+    };
+    match serde_json::from_str::<Answer<T>>(&answer) {
+        Ok(Answer { value, error: None }) => Ok(value),
+        Ok(Answer {
+            error: Some(refusal), ..
+        }) => {
+            tracing::debug!(command, %arguments, refusal.desc, "QEMU does not do it");
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::warn!(command, %error, answer, "QEMU's answer is not what was expected");
+            Ok(None)
+        }
+    }
+}
+
+/// A question to QEMU; a domain that is off has nothing.
+fn ask<T: DeserializeOwned + Default>(domain: &Domain, command: &str, arguments: &Value) -> Result<T, Raw> {
+    Ok(exchange(domain, command, arguments)?.unwrap_or_default())
+}
+
+/// An order to QEMU; whether it has carried it out.
+fn tell(domain: &Domain, command: &str, arguments: &Value) -> Result<bool, Raw> {
+    Ok(exchange::<Value>(domain, command, arguments)?.is_some())
+}
