@@ -182,11 +182,10 @@ pub fn count(counts: &mut Counts, what: &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn subject() -> Subject {
-        Subject {
+impl Subject {
+    /// A VM that runs.
+    pub fn example() -> Self {
+        Self {
             name: "c1".to_owned(),
             want: Want::Running,
             settled: None,
@@ -197,11 +196,16 @@ mod tests {
             deaths: Vec::new(),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[tokio::test]
     async fn a_vm_is_not_killed_so_often_that_its_agent_gives_it_up() {
         let mut books = Books::default();
-        books.subjects.insert("u".to_owned(), subject());
+        books.subjects.insert("u".to_owned(), Subject::example());
         for _ in 0..MOST_DEATHS {
             assert!(books.may_die("u"));
             books.killed("u");

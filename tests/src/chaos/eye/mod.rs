@@ -102,7 +102,7 @@ impl Eye {
         self.note_changes(&now);
         self.count_copies(&now).await;
         self.compare_with_wishes(&now);
-        self.read_guests();
+        self.read_guests(&now);
         self.torn.note(&now);
         for Forbidden { rule, line, host } in self.logs.read_on(&self.lab) {
             let mut books = self.books.borrow_mut();
@@ -228,7 +228,7 @@ impl Eye {
     }
 
     /// Every count once and in order, and no boot that nobody asked for.
-    fn read_guests(&mut self) {
+    fn read_guests(&mut self, now: &[Process]) {
         let uids: Vec<_> = self.books.borrow().subjects.keys().cloned().collect();
         for uid in uids {
             let guest = self.guests.entry(uid.clone()).or_default();
@@ -240,8 +240,9 @@ impl Eye {
                 .subjects
                 .get(&uid)
                 .is_some_and(|subject| subject.boots_due > 0);
+            let here = now.iter().any(|process| process.uid == uid);
             for found in guest.tale.read_on(due) {
-                note(&mut self.books.borrow_mut(), &uid, found, since);
+                note(&mut self.books.borrow_mut(), &uid, found, since, here);
             }
         }
     }
@@ -290,8 +291,8 @@ fn name_of(books: &Books, uid: &str) -> String {
     )
 }
 
-/// `since` is when was listened before: what was found was said after that.
-fn note(books: &mut Books, uid: &str, found: Found, since: Option<Instant>) {
+/// `since` is when was listened before: what was found was said after that. `here`: it has a process.
+fn note(books: &mut Books, uid: &str, found: Found, since: Option<Instant>, here: bool) {
     let name = name_of(books, uid);
     let Some(subject) = books.subjects.get_mut(uid) else {
         return;
@@ -301,7 +302,10 @@ fn note(books: &mut Books, uid: &str, found: Found, since: Option<Instant>) {
         Found::Boot => {
             let due = subject.boots_due;
             subject.boots_due = due.saturating_sub(1);
-            subject.victim = None;
+            // Without a process it is the boot of before its death, read after it.
+            if here {
+                subject.victim = None;
+            }
             books.checked("a boot was asked for");
             books.tell(&format!("eye: {name} boots"));
             if due == 0 {
@@ -349,5 +353,22 @@ impl Guest {
                 self.tale.hear(number, &said);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chaos::books::Subject;
+
+    #[tokio::test]
+    async fn a_boot_that_is_read_after_the_guests_death_does_not_bring_it_back() {
+        let mut books = Books::default();
+        books.subjects.insert("u".to_owned(), Subject::example());
+        books.killed("u");
+        note(&mut books, "u", Found::Boot, None, false);
+        assert!(books.subjects["u"].victim.is_some(), "it was read late");
+        note(&mut books, "u", Found::Boot, None, true);
+        assert!(books.subjects["u"].victim.is_none(), "it is started again");
     }
 }
