@@ -10,10 +10,11 @@ use tonic::{Request, Response, Status};
 use super::{Services, host::deadline, request, wire};
 use crate::{
     model::{Outcome, PlanKind},
+    plans::look::{beside, measure},
     state::Tx,
     verbs::{
         self, Caller, Error,
-        plan::{self, Create},
+        plan::{self, Create, Draft},
     },
 };
 
@@ -98,10 +99,11 @@ impl PlanService for Services {
         let m = request.get_ref();
         let ask = create(m)?;
         let caller = request::caller(&request, &m.request_id, &format!("CreatePlan {ask:?}"))?;
-        self.plan(caller, |tx, caller| {
-            plan::create(tx, caller, &ask, &self.plan_usage)
-        })
-        .await
+        let (state, usage, now) = (self.db.snapshot(), self.plan_usage.clone(), self.db.now());
+        let of = ask.clone();
+        let draft = beside(move || Draft::of(&state, &usage, now, &of)).await;
+        self.plan(caller, |tx, caller| plan::create(tx, caller, &ask, draft?))
+            .await
     }
 
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Answer {
@@ -138,9 +140,8 @@ impl PlanService for Services {
         let m = request.get_ref();
         let id = plan_id(&m.id)?;
         let caller = request::caller(&request, &m.request_id, &format!("CancelPlan {id}"))?;
-        self.plan(caller, |tx, caller| {
-            plan::cancel(tx, caller, id, &self.plan_usage)
-        })
-        .await
+        let site = measure(&self.db, &self.plan_usage).await;
+        self.plan(caller, |tx, caller| plan::cancel(tx, caller, id, site))
+            .await
     }
 }

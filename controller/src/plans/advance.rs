@@ -3,15 +3,13 @@
 
 use dalgu_proto::ids::{HostName, PlanId};
 
-use super::{look::Look, look::figures, usage::Usage};
 use crate::{
     hosts,
     model::{
-        Code, EventKind, Fault, HostState, OperationState, Outcome, PlanKind, PlanRecord, PlanState,
-        PlanStep, StepState,
+        Code, EventKind, Fault, HostState, OperationState, Outcome, PlanFigures, PlanKind, PlanRecord,
+        PlanState, PlanStep, StepState,
     },
     placement::Policy,
-    planner::Plan,
     state::{State, Tx},
     verbs::{
         Caller, Error,
@@ -22,25 +20,35 @@ use crate::{
 /// Moves of a plan that are under way at the same time.
 const UNDER_WAY: usize = 4;
 
-/// Makes a pass.
-pub fn advance(tx: &mut Tx, id: PlanId, policy: Policy, usage: &Usage) {
+/// Whether a pass has left anything to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// There is more to come, or the plan has ended.
+    Made,
+    /// The plan has nothing more to do, and ends in a pass that is told how the site is now.
+    Last,
+}
+
+/// Makes a pass. `site` is how the site was just before, where that has been looked at.
+pub fn advance(tx: &mut Tx, id: PlanId, policy: Policy, site: Option<PlanFigures>) -> Pass {
     let Some(old) = tx
         .plans
         .get(&id)
         .filter(|plan| plan.state == PlanState::Running)
         .cloned()
     else {
-        return;
+        return Pass::Made;
     };
     let mut plan = (*old).clone();
     follow(tx, &mut plan);
     if plan.count(StepState::Failed) == 0 && plan.deadline.is_none_or(|deadline| tx.now() < deadline) {
         begin(tx, &mut plan, policy);
     }
-    conclude(tx, &mut plan, usage);
+    let pass = conclude(tx, &mut plan, site);
     if plan != *old {
         tx.put_plan(plan);
     }
+    pass
 }
 
 /// Reads what has become of the moves that were begun; of a plan that has ended, too: they go on.
@@ -162,9 +170,9 @@ fn reachable(state: &State, host: &HostName) -> Result<(), Error> {
 }
 
 /// Ends a plan that has nothing more to do, or may not go on. What is under way goes on to its end before that is told.
-fn conclude(tx: &mut Tx, plan: &mut PlanRecord, usage: &Usage) {
+fn conclude(tx: &mut Tx, plan: &mut PlanRecord, site: Option<PlanFigures>) -> Pass {
     if plan.count(StepState::Moving) > 0 {
-        return;
+        return Pass::Made;
     }
     let failed = plan.steps.iter().find(|step| step.state == StepState::Failed);
     let late = plan.deadline.is_some_and(|deadline| tx.now() >= deadline);
@@ -184,18 +192,26 @@ fn conclude(tx: &mut Tx, plan: &mut PlanRecord, usage: &Usage) {
             "PlanStopped",
             "its deadline has passed".to_owned(),
         ),
-        None => return,
+        None => return Pass::Made,
     };
-    end(tx, plan, state, event, &message, usage);
+    let Some(site) = site else { return Pass::Last };
+    end(tx, plan, state, event, &message, Some(site));
+    Pass::Made
 }
 
-/// Ends a plan, and notes what came of it.
-pub fn end(tx: &mut Tx, plan: &mut PlanRecord, state: PlanState, event: &str, why: &str, usage: &Usage) {
+/// Ends a plan, and notes what came of it: `site` is how it is now, for a plan that was approved.
+pub fn end(
+    tx: &mut Tx,
+    plan: &mut PlanRecord,
+    state: PlanState,
+    event: &str,
+    why: &str,
+    site: Option<PlanFigures>,
+) {
     plan.state = state;
     plan.end_time = Some(tx.now());
     if plan.approve_time.is_some() {
-        let look = Look::of(tx, usage, tx.now());
-        plan.realised = Some(figures(&Plan::new(&look.site).figures()));
+        plan.realised = site;
     }
     let (moved, all) = (plan.count(StepState::Moved), plan.steps.len());
     let separator = if why.is_empty() { "" } else { "; " };

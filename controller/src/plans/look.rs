@@ -1,9 +1,13 @@
 //! The state as the planner's rows, and its plans in names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::resume_unwind,
+};
 
 use dalgu_proto::ids::{HostName, VmId};
 use jiff::{SignedDuration, Timestamp};
+use tokio::task::spawn_blocking;
 
 use super::usage::Usage;
 use crate::{
@@ -11,7 +15,7 @@ use crate::{
     model::{DrainMode, PlanFigures, PlanStep, StepState, VmRecord},
     placement::{HostView, Request, is_pressed, may_have},
     planner::{Figures, Host, Plan, Rule, Site, Slot, Vm},
-    state::State,
+    state::{Db, State},
     verbs::migrate::{self, DEFAULT_DOWNTIME_MS},
 };
 
@@ -22,6 +26,24 @@ const REST: SignedDuration = SignedDuration::from_mins(15);
 /// Bytes a second where none has been made yet: a Gigabit link.
 const ASSUMED_RATE: f64 = 110e6;
 const MIB: u64 = 1 << 20;
+
+/// How the site is now.
+pub async fn measure(db: &Db, usage: &Usage) -> PlanFigures {
+    let (state, usage, now) = (db.snapshot(), usage.clone(), db.now());
+    beside(move || Look::of(&state, &usage, now).figures()).await
+}
+
+/// Computes something long beside the tasks that serve.
+pub async fn beside<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(compute).await {
+        Ok(computed) => computed,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime ends, and with it whoever waits.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
 
 /// The site in rows, and whose they are.
 pub struct Look {
@@ -80,6 +102,11 @@ impl Look {
             hosts,
             vms: ids,
         }
+    }
+
+    /// How the site is.
+    pub fn figures(&self) -> PlanFigures {
+        figures(&Plan::new(&self.site).figures())
     }
 
     /// The rows of these hosts; the first that there is none of.

@@ -9,7 +9,8 @@ use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    advance,
+    advance::{Pass, advance},
+    look::measure,
     usage::{SAMPLE, Usage},
 };
 use crate::{
@@ -61,9 +62,13 @@ impl Runner {
             // After a restore nobody is commanded before an operator has looked at what hosts have; nor when agents obey
             // another controller.
             if state.meta.observing.is_none() && state.replaced_by.is_none() {
-                self.db
-                    .change(|tx| advance::advance(tx, plan, self.policy, &self.usage))
-                    .await;
+                let pass = self.db.change(|tx| advance(tx, plan, self.policy, None)).await;
+                if pass == Pass::Last {
+                    let site = measure(&self.db, &self.usage).await;
+                    self.db
+                        .change(|tx| advance(tx, plan, self.policy, Some(site)))
+                        .await;
+                }
             }
             drop(state);
             sleep(LOOK).await;

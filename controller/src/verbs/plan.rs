@@ -3,12 +3,13 @@
 use std::{fmt::Write as _, time::Duration};
 
 use dalgu_proto::ids::{HostName, PlanId};
+use jiff::Timestamp;
 use ring::digest;
 
 use super::{Caller, Error, room};
 use crate::{
-    model::{EventKind, Outcome, PlanKind, PlanRecord, PlanState},
-    planner::{Consolidation, Plan, Rebalance, consolidate, evacuate, rebalance},
+    model::{EventKind, Outcome, PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep},
+    planner::{Consolidation, Rebalance, consolidate, evacuate, rebalance},
     plans::{
         advance,
         look::{Look, figures},
@@ -41,13 +42,53 @@ pub fn find(state: &State, id: PlanId) -> Result<PlanRecord, Error> {
     plan.ok_or_else(|| Error::PlanNotFound(id.to_string()))
 }
 
-/// Makes a plan. One without moves has ended already.
-pub fn create(tx: &mut Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Result<Outcome, Error> {
+/// What a plan does, of a site as it was looked at.
+#[derive(Debug)]
+pub struct Draft {
+    steps: Vec<PlanStep>,
+    predicted_seconds: f64,
+    before: PlanFigures,
+    predicted: PlanFigures,
+}
+
+impl Draft {
+    /// Searches for the moves. It takes long on a large site: not inside a transaction.
+    pub fn of(state: &State, usage: &Usage, now: Timestamp, ask: &Create) -> Result<Self, Error> {
+        let look = Look::of(state, usage, now);
+        let hosts = look
+            .slots(&ask.hosts)
+            .map_err(|name| Error::HostNotFound(name.to_string()))?;
+        let plan = match ask.kind {
+            PlanKind::Rebalance => rebalance(&look.site, &Rebalance::default()),
+            PlanKind::Consolidate => consolidate(
+                &look.site,
+                &Consolidation {
+                    moves: ask.moves,
+                    ..Consolidation::default()
+                },
+            ),
+            PlanKind::Evacuate => evacuate(&look.site, &hosts),
+        };
+        // Every beginning of a plan is a plan.
+        let plan = plan.within(&look.site, ask.moves, ask.copied_mib);
+        let (steps, predicted_seconds) = look.steps(state, &plan);
+        Ok(Self {
+            steps,
+            predicted_seconds,
+            before: look.figures(),
+            predicted: figures(&plan.figures()),
+        })
+    }
+}
+
+/// Makes a plan. One without moves has ended already. The site may have changed since the draft: each step is checked again when its turn
+/// comes.
+pub fn create(tx: &mut Tx, caller: &Caller, ask: &Create, draft: Draft) -> Result<Outcome, Error> {
     room(tx)?;
     if let Some(running) = tx.plans.values().find(|plan| plan.state == PlanState::Running) {
         return Err(Error::PlanInProgress(running.id));
     }
-    let mut record = make(tx, caller, ask, usage)?;
+    let mut record = make(tx, caller, ask, draft);
     let proposed: Vec<_> = tx
         .plans
         .values()
@@ -62,7 +103,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Resu
             PlanState::Cancelled,
             "PlanCancelled",
             "another was made",
-            usage,
+            None,
         );
         tx.put_plan(old);
     }
@@ -78,35 +119,17 @@ pub fn create(tx: &mut Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Resu
     Ok(Outcome::Plan(id))
 }
 
-fn make(tx: &Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Result<PlanRecord, Error> {
-    let look = Look::of(tx, usage, tx.now());
-    let hosts = look
-        .slots(&ask.hosts)
-        .map_err(|name| Error::HostNotFound(name.to_string()))?;
-    let mut plan = match ask.kind {
-        PlanKind::Rebalance => rebalance(&look.site, &Rebalance::default()),
-        PlanKind::Consolidate => consolidate(
-            &look.site,
-            &Consolidation {
-                moves: ask.moves,
-                ..Consolidation::default()
-            },
-        ),
-        PlanKind::Evacuate => evacuate(&look.site, &hosts),
-    };
-    // Every beginning of a plan is a plan.
-    plan = plan.within(&look.site, ask.moves, ask.copied_mib);
-    let (steps, predicted_seconds) = look.steps(tx, &plan);
+fn make(tx: &Tx, caller: &Caller, ask: &Create, draft: Draft) -> PlanRecord {
     let mut record = PlanRecord {
         id: PlanId::from_uuid(tx.new_id()),
         kind: ask.kind,
         hosts: ask.hosts.clone(),
         state: PlanState::Proposed,
         hash: String::new(),
-        steps,
-        predicted_seconds,
-        before: figures(&Plan::new(&look.site).figures()),
-        predicted: figures(&plan.figures()),
+        steps: draft.steps,
+        predicted_seconds: draft.predicted_seconds,
+        before: draft.before,
+        predicted: draft.predicted,
         realised: None,
         principal: caller.principal.clone(),
         create_time: tx.now(),
@@ -118,7 +141,7 @@ fn make(tx: &Tx, caller: &Caller, ask: &Create, usage: &Usage) -> Result<PlanRec
     };
     record.hash = hash(&record);
     record.message = advance::summary(&record);
-    Ok(record)
+    record
 }
 
 /// SHA-256 of all that a plan does.
@@ -186,8 +209,8 @@ pub fn approve(
     Ok(Outcome::Plan(id))
 }
 
-/// Gives a plan up.
-pub fn cancel(tx: &mut Tx, caller: &Caller, id: PlanId, usage: &Usage) -> Result<Outcome, Error> {
+/// Gives a plan up. `site` is how the site is now.
+pub fn cancel(tx: &mut Tx, caller: &Caller, id: PlanId, site: PlanFigures) -> Result<Outcome, Error> {
     let mut plan = find(tx, id)?;
     if plan.state.is_over() {
         return Err(Error::PlanEnded {
@@ -196,7 +219,14 @@ pub fn cancel(tx: &mut Tx, caller: &Caller, id: PlanId, usage: &Usage) -> Result
         });
     }
     let why = format!("given up by {}; what was begun goes on", caller.principal);
-    advance::end(tx, &mut plan, PlanState::Cancelled, "PlanCancelled", &why, usage);
+    advance::end(
+        tx,
+        &mut plan,
+        PlanState::Cancelled,
+        "PlanCancelled",
+        &why,
+        Some(site),
+    );
     tx.put_plan(plan);
     Ok(Outcome::Plan(id))
 }
