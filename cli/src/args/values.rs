@@ -47,6 +47,14 @@ pub enum Error {
     /// Not a disk and a pool.
     #[error("{0:?} is not a disk and its pool: write NAME=POOL")]
     DiskPool(String),
+    /// Not an interface and a security group.
+    #[error("{0:?} is not a network interface and its security group: write NAME=GROUP")]
+    NicGroup(String),
+    /// Not limits of an interface.
+    #[error(
+        "{0:?} is not a network interface and its limits: write NAME,receive=RATE[,send=RATE], each once, with `none` to lift one, or NAME,none"
+    )]
+    NicLimits(String),
     /// Not a network interface.
     #[error(
         "{0:?} is not a network interface: write NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP][,receive=RATE][,send=RATE], or \

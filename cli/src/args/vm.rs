@@ -301,6 +301,15 @@ pub struct UpdateArgs {
     /// Remove a network interface; may be given again.
     #[arg(long = "remove-nic", value_name = "NAME", group = "change")]
     pub remove_nics: Vec<String>,
+    /// Limit what an interface in a network receives and sends: NAME,receive=RATE[,send=RATE], `none` in place of a rate to lift one, or NAME,none to lift both; may be given again.
+    #[arg(long = "limit-nic", value_parser = values::network::nic_limits, value_name = "NAME,LIMIT", group = "change")]
+    pub limit_nics: Vec<(String, values::network::NicLimits)>,
+    /// Give an interface in a network one more security group: NAME=GROUP; may be given again.
+    #[arg(long = "add-nic-group", value_parser = values::network::nic_group, value_name = "NAME=GROUP", group = "change")]
+    pub add_nic_groups: Vec<(String, String)>,
+    /// Take a security group from an interface: NAME=GROUP; may be given again.
+    #[arg(long = "remove-nic-group", value_parser = values::network::nic_group, value_name = "NAME=GROUP", group = "change")]
+    pub remove_nic_groups: Vec<(String, String)>,
     /// Wait until its host has done all that it can; what is left for the next start is told.
     #[arg(long)]
     pub wait: bool,

@@ -155,6 +155,50 @@ async fn changed_rules_end_what_they_refuse_and_a_dead_agent_ends_nothing() -> a
 
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
+async fn a_limit_of_an_interface_holds_and_is_lifted_while_the_guest_runs() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let site = Site::new(lab).await?;
+        site.create("web", 11, "h1", &["web"], "").await?;
+        site.says("web", "address is 10.20.0.11").await?;
+        site.join(1).await?;
+        let mut probe = site.probe().await?;
+        probe.hears("10.20.0.11:0").await?;
+        // A burst, and then a Mbit each second; with its headers a packet is 1034 bytes.
+        let most = |time: Duration| (262_144.0 + 125_000.0 * time.as_secs_f64()) / 1034.0 + 1.0;
+        for limit in ["eth0,receive=1Mbit", "eth0,receive=none,send=1Mbit"] {
+            dalgu(lab, &["vm", "update", "web", "--limit-nic", limit]).await?;
+            site.limits(1, 1).await?;
+            let (came, time) = probe.pour("10.20.0.11:0", 4000).await?;
+            eprintln!(
+                "{limit}: {came} of 4000 came back in {time:?}, at most {:.0}",
+                most(time)
+            );
+            #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+            let held = (came as f64) <= most(time);
+            ensure!(held && came > 0, "{limit}: {came} in {time:?}");
+        }
+        dalgu(lab, &["vm", "update", "web", "--limit-nic", "eth0,none"]).await?;
+        site.limits(1, 0).await?;
+        let mut last = String::new();
+        let freed = wait_for("more than a limit lets through", BOOT_LIMIT, async || {
+            let Ok((came, time)) = probe.pour("10.20.0.11:0", 4000).await else {
+                return false;
+            };
+            last = format!("{came} of 4000 came back in {time:?}");
+            #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+            let came = came as f64;
+            came > most(time)
+        });
+        freed.await.with_context(|| last.clone())?;
+        eprintln!("without: {last}");
+        dalgu(lab, &["vm", "delete", "web", "--force"]).await?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
 async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is_left() -> anyhow::Result<()>
 {
     with_lab(&e2e::hosts(1), async |lab| {

@@ -142,6 +142,30 @@ impl Probe {
         Ok(watch)
     }
 
+    /// Asks a guest so often by ICMP, with 1000 bytes each time; how many answers came, and in which time.
+    pub async fn pour(&self, to: &str, questions: usize) -> anyhow::Result<(usize, Duration)> {
+        let socket = self.socket(to, SockProtocol::Icmp).await?;
+        let begun = Instant::now();
+        let mut question = ECHO.to_vec();
+        question.resize(1000, 7);
+        let mut bytes = [0; 1000];
+        let mut came = 0;
+        for sent in 0..questions {
+            // What the sender's own queue has no room for is not sent.
+            let _ = socket.send(&question).await;
+            if sent % 8 == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            while socket.try_recv(&mut bytes).is_ok() {
+                came += 1;
+            }
+        }
+        while let Ok(Ok(_)) = timeout(Duration::from_secs(1), socket.recv(&mut bytes)).await {
+            came += 1;
+        }
+        Ok((came, begun.elapsed()))
+    }
+
     /// Opens a connection.
     pub async fn converse(&self, with: &str) -> anyhow::Result<Conversation> {
         let with: SocketAddr = with.parse()?;

@@ -106,6 +106,16 @@ impl<'a> Site<'a> {
         .await
     }
 
+    /// Waits until a host's filters have so many limits.
+    pub async fn limits(&self, host: u8, wanted: usize) -> anyhow::Result<()> {
+        wait_for("the filters to follow the limits", REST_LIMIT, async || {
+            let table = ["nft", "list", "table", "bridge", "dalgu"];
+            let table = self.lab.exec(host, &table).await;
+            table.is_ok_and(|table| table.matches("limit rate over").count() == wanted)
+        })
+        .await
+    }
+
     /// Waits until hosts have nothing of the network any more.
     pub async fn is_gone_from(&self, hosts: std::ops::RangeInclusive<u8>) -> anyhow::Result<()> {
         for host in hosts {

@@ -50,6 +50,62 @@ pub fn nic(text: &str) -> Result<v1::Nic, Error> {
     Ok(nic)
 }
 
+/// A change of an interface's limits in Mbit per second: what is `None` stays, and 0 lifts a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NicLimits {
+    receive: Option<u32>,
+    send: Option<u32>,
+}
+
+impl NicLimits {
+    /// Makes this change.
+    pub fn apply(self, nic: &mut v1::Nic) {
+        for (limit, change) in [
+            (&mut nic.receive_limit_mbit_per_second, self.receive),
+            (&mut nic.send_limit_mbit_per_second, self.send),
+        ] {
+            *limit = change.unwrap_or(*limit);
+        }
+    }
+}
+
+/// Reads NAME,receive=RATE[,send=RATE] or NAME,none.
+pub fn nic_limits(text: &str) -> Result<(String, NicLimits), Error> {
+    let bad = || Error::NicLimits(text.to_owned());
+    let (name, options) = text
+        .split_once(',')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or_else(bad)?;
+    if options == "none" {
+        let (receive, send) = (Some(0), Some(0));
+        return Ok((name.to_owned(), NicLimits { receive, send }));
+    }
+    let mut limits = NicLimits::default();
+    for option in options.split(',') {
+        let (option, value) = option.split_once('=').ok_or_else(bad)?;
+        let limit = match option {
+            "receive" => &mut limits.receive,
+            "send" => &mut limits.send,
+            _ => return Err(bad()),
+        };
+        let rate = if value == "none" { 0 } else { rate_mbit(value)? };
+        if limit.replace(rate).is_some() {
+            return Err(bad());
+        }
+    }
+    Ok((name.to_owned(), limits))
+}
+
+/// Reads NAME=GROUP.
+pub fn nic_group(text: &str) -> Result<(String, String), Error> {
+    match text.split_once('=') {
+        Some((name, group)) if !name.is_empty() && !group.is_empty() => {
+            Ok((name.to_owned(), group.to_owned()))
+        }
+        _ => Err(Error::NicGroup(text.to_owned())),
+    }
+}
+
 /// Reads a rate such as 100Mbit or 1Gbit, in Mbit per second.
 fn rate_mbit(text: &str) -> Result<u32, Error> {
     let bad = || Error::Rate(text.to_owned());

@@ -141,13 +141,15 @@ fn changed(args: &UpdateArgs, old: &v1::Vm) -> Result<v1::UpdateVmRequest, Error
         disks(args, &mut spec.disks)?;
         paths.push("spec.disks");
     }
-    if !(args.add_nics.is_empty() && args.remove_nics.is_empty()) {
-        for name in &args.remove_nics {
-            let place = spec.nics.iter().position(|nic| nic.name == *name);
-            spec.nics
-                .remove(place.ok_or_else(|| none(args, "interface", name))?);
-        }
-        spec.nics.extend(args.add_nics.iter().cloned());
+    let touched = [
+        args.add_nics.len(),
+        args.remove_nics.len(),
+        args.limit_nics.len(),
+        args.add_nic_groups.len(),
+        args.remove_nic_groups.len(),
+    ];
+    if touched.into_iter().sum::<usize>() > 0 {
+        nics(args, &mut spec.nics)?;
         paths.push("spec.nics");
     }
     new.spec = Some(spec);
@@ -216,6 +218,35 @@ fn disks(args: &UpdateArgs, disks: &mut Vec<v1::Disk>) -> Result<(), Error> {
     Ok(())
 }
 
+fn nics(args: &UpdateArgs, nics: &mut Vec<v1::Nic>) -> Result<(), Error> {
+    let place = |nics: &[v1::Nic], name: &str| {
+        let place = nics.iter().position(|nic| nic.name == name);
+        place.ok_or_else(|| none(args, "interface", name))
+    };
+    for name in &args.remove_nics {
+        nics.remove(place(nics, name)?);
+    }
+    for (name, limits) in &args.limit_nics {
+        let nic = place(nics, name)?;
+        limits.apply(&mut nics[nic]);
+    }
+    for (name, group) in &args.remove_nic_groups {
+        let nic = place(nics, name)?;
+        let groups = &mut nics[nic].security_groups;
+        let held = groups.iter().position(|held| held == group);
+        groups.remove(held.ok_or_else(|| none(args, "security group", &format!("{group} on {name}")))?);
+    }
+    for (name, group) in &args.add_nic_groups {
+        let nic = place(nics, name)?;
+        let groups = &mut nics[nic].security_groups;
+        if !groups.contains(group) {
+            groups.push(group.clone());
+        }
+    }
+    nics.extend(args.add_nics.iter().cloned());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -234,7 +265,11 @@ mod tests {
                     values::disk("root=1GiB").unwrap(),
                     values::disk("data=2GiB,pool=fast").unwrap(),
                 ],
-                nics: vec![values::network::nic("eth0=br0").unwrap()],
+                nics: vec![
+                    values::network::nic("eth0=br0").unwrap(),
+                    values::network::nic("eth1,network=field,ip=10.0.0.7,group=db,group=web,send=1Gbit")
+                        .unwrap(),
+                ],
                 ..Default::default()
             }),
             ..Default::default()
@@ -258,7 +293,7 @@ mod tests {
             "--remove-disk",
             "data",
             "--add-nic",
-            "eth1=br1",
+            "eth2=br1",
             "--remove-nic",
             "eth0",
             "--move-disk",
@@ -282,7 +317,29 @@ mod tests {
             .collect();
         assert_eq!(disks, [("root", 2048), ("more", 8)]);
         let nics: Vec<_> = spec.nics.iter().map(|nic| &*nic.bridge).collect();
-        assert_eq!((nics, spec.vcpus, vm.etag), (vec!["br1"], 4, "r7".to_owned()));
+        assert_eq!((nics, spec.vcpus, vm.etag), (vec!["", "br1"], 4, "r7".to_owned()));
+    }
+
+    #[test]
+    fn an_interface_keeps_what_was_not_asked_about() {
+        let request = asked(&[
+            "--limit-nic",
+            "eth1,receive=100Mbit,send=none",
+            "--add-nic-group",
+            "eth1=ssh",
+            "--add-nic-group",
+            "eth1=web",
+            "--remove-nic-group",
+            "eth1=db",
+        ])
+        .unwrap();
+        assert_eq!(request.update_mask.unwrap().paths, ["spec.nics"]);
+        let nics = request.vm.unwrap().spec.unwrap().nics;
+        let wanted = "eth1,network=field,ip=10.0.0.7,group=web,group=ssh,receive=100Mbit";
+        assert_eq!(
+            nics,
+            ["eth0=br0", wanted].map(|nic| values::network::nic(nic).unwrap())
+        );
     }
 
     #[test]
@@ -293,6 +350,9 @@ mod tests {
             ["--move-disk", "logs=fast"],
             ["--limit-disk", "logs,none"],
             ["--remove-nic", "logs"],
+            ["--limit-nic", "logs,none"],
+            ["--add-nic-group", "logs=web"],
+            ["--remove-nic-group", "eth0=logs"],
         ] {
             let error = asked(&words).unwrap_err();
             assert!(
