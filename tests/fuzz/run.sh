@@ -25,8 +25,8 @@ part=200
 RUSTC_WORKSPACE_WRAPPER=$PWD/tests/fuzz/rustc-coverage.sh \
     cargo build --quiet --profile "$profile" --package dalgu-fuzz --features libfuzzer --bin fuzz || exit 1
 mkdir -p "$work"
-# The next build has other flags and may put its program in the same place.
-cp "$bin/fuzz" "$work/fuzz" || exit 1
+# The next build has other flags and may put its program in the same place; another run may have this one open.
+cp --remove-destination "$bin/fuzz" "$work/fuzz" || exit 1
 cargo build --quiet --profile "$profile" --package dalgu-fuzz --bin inputs || exit 1
 
 targets=("$@")
