@@ -76,6 +76,8 @@ pub struct Config {
     pub pool_overcommit_ratio: Ratio,
     /// Where VMs go.
     pub placement: Placement,
+    /// Moves without an operator.
+    pub rebalance: Rebalance,
     /// How much the port bears; not in the file.
     #[serde(skip)]
     pub limits: Limits,
@@ -111,6 +113,37 @@ pub struct Placement {
     pub policy: Policy,
 }
 
+/// Plans that relieve contended hosts, made and approved without an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rebalance {
+    /// Whether there are any.
+    pub automatic: bool,
+    /// VMs that they move in an hour at most.
+    pub moves_per_hour: u32,
+}
+
+impl Default for Rebalance {
+    fn default() -> Self {
+        Self {
+            automatic: false,
+            moves_per_hour: 10,
+        }
+    }
+}
+
+impl Rebalance {
+    /// VMs that are moved in an hour at most; none where it is off.
+    pub fn moves_an_hour(self) -> usize {
+        if self.automatic {
+            usize::try_from(self.moves_per_hour).unwrap_or(usize::MAX)
+        } else {
+            0
+        }
+    }
+}
+
+const MOVES_PER_HOUR: RangeInclusive<u32> = 1..=1_000;
 const REPORT_INTERVAL_MS: RangeInclusive<u32> = 500..=60_000;
 const UNREACHABLE_AFTER_INTERVALS: RangeInclusive<u32> = 2..=100;
 const POOL_PERCENT: RangeInclusive<u32> = 1..=100;
@@ -136,6 +169,7 @@ impl Default for Config {
             pool_full_percent: 95,
             pool_overcommit_ratio: Ratio(100),
             placement: Placement::default(),
+            rebalance: Rebalance::default(),
             limits: Limits::default(),
         }
     }
@@ -172,6 +206,11 @@ impl Config {
             &OPERATION_RETENTION_HOURS,
         )?;
         within("volume_grace_hours", self.volume_grace_hours, &VOLUME_GRACE_HOURS)?;
+        within(
+            "rebalance.moves_per_hour",
+            self.rebalance.moves_per_hour,
+            &MOVES_PER_HOUR,
+        )?;
         within("pool_full_percent", self.pool_full_percent, &POOL_PERCENT)?;
         let below_full = 1..=self.pool_full_percent;
         within("pool_warn_percent", self.pool_warn_percent, &below_full)?;
@@ -298,7 +337,8 @@ mod tests {
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_hours = 0\nstore_reserve_mib = 9\n\
-             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\n";
+             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\n\
+             [rebalance]\nautomatic = true\nmoves_per_hour = 7\n";
         let expected = Config {
             data_dir: "/d".into(),
             tls_dir: Some("/t".into()),
@@ -314,6 +354,10 @@ mod tests {
             pool_full_percent: 90,
             pool_overcommit_ratio: Ratio(129),
             placement: Placement { policy: Policy::Pack },
+            rebalance: Rebalance {
+                automatic: true,
+                moves_per_hour: 7,
+            },
             limits: Limits::default(),
         };
         assert_eq!(Config::parse(text).unwrap(), expected);
@@ -340,6 +384,10 @@ mod tests {
             ("pool_full_percent = 101", "must be 1 to 100"),
             ("pool_warn_percent = 96", "must be 1 to 95"),
             ("pool_overcommit_ratio = 0.5", "must be 1.0 to 100.0"),
+            (
+                "[rebalance]\nmoves_per_hour = 0",
+                "rebalance.moves_per_hour = 0: must be 1 to 1000",
+            ),
             (
                 "data_dir = 'dalgu'",
                 "data_dir = \"dalgu\": must be an absolute path",

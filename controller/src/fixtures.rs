@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dalgu_proto::{
-    host::{Inventory, Pool},
+    host::{Inventory, Pool, Usage},
     ids::{
         ClusterId, Epoch, Generation, GroupId, HostName, ImageId, MigrationId, NetworkId, OperationId,
         PlanId, Session, VmId, VolumeId,
@@ -18,6 +18,7 @@ use dalgu_proto::{
     },
 };
 use jiff::Timestamp;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{agent_wire::Reported, model::*, placement::Decision, verbs::Caller};
@@ -113,6 +114,20 @@ pub(crate) fn host(name: &str) -> HostRecord {
         agent_version: String::new(),
         create_time: Timestamp::UNIX_EPOCH,
         revision: 0,
+    }
+}
+
+/// A host that has just reported.
+pub(crate) fn live(now: Timestamp) -> HostLive {
+    HostLive {
+        state: HostState::Ready,
+        report_time: Some(now),
+        complete: true,
+        usage: Some(Usage {
+            sample_time: now,
+            ..Usage::default()
+        }),
+        ..HostLive::silent(Instant::now())
     }
 }
 

@@ -5,11 +5,9 @@ mod files;
 use std::sync::Arc;
 
 use dalgu_proto::{
-    host::Usage,
     ids::{Epoch, Generation, VmId},
     vm::{PowerReason, PowerState},
 };
-use tokio::time::Instant;
 
 use super::*;
 use crate::{
@@ -23,19 +21,6 @@ use crate::{
     state::{Db, Hooks, Observing, Tx},
     store::memory::Disk,
 };
-
-fn live(now: Timestamp) -> HostLive {
-    HostLive {
-        state: HostState::Ready,
-        report_time: Some(now),
-        complete: true,
-        usage: Some(Usage {
-            sample_time: now,
-            ..Usage::default()
-        }),
-        ..HostLive::silent(Instant::now())
-    }
-}
 
 fn observed(vm: &VmRecord, now: Timestamp) -> Observation {
     Observation {
@@ -63,7 +48,7 @@ fn domain(id: VmId, marked: bool, running: bool) -> Unmanaged {
 }
 
 fn with_live(tx: &mut Tx, host: &str, change: impl FnOnce(&mut HostLive)) {
-    let mut live = live(tx.now());
+    let mut live = fixtures::live(tx.now());
     change(&mut live);
     tx.set_live(host_name(host), live);
 }

@@ -3,6 +3,7 @@
 
 use dalgu_proto::ids::{HostName, PlanId};
 
+use super::automatic;
 use crate::{
     hosts,
     model::{
@@ -218,6 +219,17 @@ pub fn end(
     plan.message = format!("{moved} of {all} VMs moved{separator}{why}");
     let message = format!("{}: {}", plan.kind.as_str(), plan.message);
     tx.event(EventKind::Plan, event, plan.id, message, None);
+    if plan.principal == automatic::PRINCIPAL && automatic::is_wrong(plan) {
+        let contended = |figures: PlanFigures| figures.hosts_contended;
+        let message = format!(
+            "contended hosts: {} before, {} expected, {} now; after two such of three no plan is approved without an operator for a day",
+            contended(plan.before),
+            contended(plan.predicted),
+            plan.realised
+                .map_or_else(|| "unknown".to_owned(), |now| contended(now).to_string())
+        );
+        tx.event(EventKind::Plan, "PlanPredictionWrong", plan.id, message, None);
+    }
 }
 
 /// What a new plan does, in a sentence.

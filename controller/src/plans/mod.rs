@@ -7,11 +7,13 @@
 //! ```
 //!
 //! [`look`] turns the state into the rows that [`planner`](crate::planner) decides on; [`usage`] keeps what VMs have used in the last
-//! hours; [`advance`] makes one pass over the plan that runs, and [`runner`] makes the passes. A plan begins nothing of its own kind: it asks for
+//! hours; [`advance`] makes one pass over the plan that runs, and [`runner`] makes the passes; where the site is set to relieve contended hosts by itself it
+//! plans and approves as far as [`automatic`] allows. A plan begins nothing of its own kind: it asks for
 //! migrations by the same verb as an operator, each to the host that the plan names, so every test of placement is made once more. What it had
 //! begun is in the store: after a restart of the controller it goes on.
 
 pub mod advance;
+pub mod automatic;
 pub mod look;
 pub mod runner;
 pub mod usage;

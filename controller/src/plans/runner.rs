@@ -1,6 +1,6 @@
 //! Makes the passes over the plan that runs, and takes the samples of what VMs use.
 //!
-//! A task of the controller. It looks every second while a plan runs, and every five minutes otherwise.
+//! A task of the controller. It looks every second while a plan runs, and every five minutes whether contended hosts are to be relieved.
 
 use std::time::Duration;
 
@@ -10,17 +10,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     advance::{Pass, advance},
-    look::measure,
+    automatic::{PRINCIPAL, allowance},
+    look::{beside, measure},
     usage::{SAMPLE, Usage},
 };
 use crate::{
-    model::PlanState,
+    model::{Outcome, PlanKind, PlanState},
     placement::Policy,
     state::{Db, State},
+    verbs::{
+        Caller, Error,
+        plan::{self, Create, Draft},
+    },
 };
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// So many looks after the start the use of VMs is known well enough to move some without an operator: half an hour.
+const LEARNT: u32 = 6;
+/// Within this such a plan ends.
+const DEADLINE: Duration = Duration::from_secs(3600);
 
 /// What the runner works with.
 #[derive(Clone)]
@@ -31,6 +40,8 @@ pub struct Runner {
     pub policy: Policy,
     /// What VMs have used.
     pub usage: Usage,
+    /// So many VMs an hour are moved away from contended hosts without an operator.
+    pub moves_an_hour: usize,
 }
 
 impl Runner {
@@ -43,10 +54,63 @@ impl Runner {
 
     async fn watch(&self) {
         let mut tick = interval(SAMPLE);
+        let (mut looks, mut contended) = (0_u32, false);
         loop {
             tick.tick().await;
             self.usage.sample(&self.db.snapshot());
+            looks = looks.saturating_add(1);
+            if self.moves_an_hour > 0 && looks > LEARNT {
+                contended = self.relieve(contended).await;
+            }
         }
+    }
+
+    /// Makes and approves a plan that relieves contended hosts, where that could be done at the look before as well. Returns whether it can be
+    /// now, and has not been.
+    async fn relieve(&self, before: bool) -> bool {
+        let (state, usage, now) = (self.db.snapshot(), self.usage.clone(), self.db.now());
+        if state.meta.observing.is_some() || state.replaced_by.is_some() {
+            return false;
+        }
+        let moves = match allowance(&state, now, self.moves_an_hour) {
+            Ok(moves) => moves,
+            Err(held) => {
+                tracing::debug!(%held, "contended hosts are not looked for");
+                return false;
+            }
+        };
+        let ask = Create {
+            kind: PlanKind::Rebalance,
+            hosts: Vec::new(),
+            moves,
+            copied_mib: u64::MAX,
+        };
+        let of = ask.clone();
+        let draft = match beside(move || Draft::of(&state, &usage, now, &of)).await {
+            Ok(draft) if !draft.is_empty() => draft,
+            _ => return false,
+        };
+        if !before {
+            return true;
+        }
+        let caller = Caller {
+            principal: PRINCIPAL.into(),
+            request_id: String::new(),
+            body: String::new(),
+        };
+        let made = self.db.transact(|tx| -> Result<(), Error> {
+            if allowance(tx, tx.now(), self.moves_an_hour).is_ok()
+                && let Outcome::Plan(id) = plan::create(tx, &caller, &ask, draft)?
+            {
+                let hash = plan::find(tx, id)?.hash;
+                plan::approve(tx, &caller, id, &hash, DEADLINE)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = made.await {
+            tracing::warn!(%error, "no plan is made for contended hosts");
+        }
+        false
     }
 
     async fn work(&self) {
@@ -80,4 +144,55 @@ fn running(state: &State) -> Option<PlanId> {
     let plans = state.plans.values().rev();
     let mut running = plans.filter(|plan| plan.state == PlanState::Running);
     running.next().map(|plan| plan.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fixtures, state::Hooks, store::memory::Disk};
+
+    #[tokio::test]
+    async fn a_host_that_is_contended_at_two_looks_is_relieved_without_an_operator_by_one_plan() {
+        let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+        // Four VMs of whose use nothing is known, on four processors.
+        db.change(|tx| {
+            for host in ["h1", "h2"] {
+                tx.put_host(fixtures::host(host));
+                tx.set_live(fixtures::host_name(host), fixtures::live(tx.now()));
+            }
+            for name in ["a", "b", "c", "d"] {
+                let vm = fixtures::vm(name, "h1");
+                tx.observe(vm.id, Some(fixtures::observation(&vm)));
+                tx.put_vm(vm);
+            }
+        })
+        .await;
+        let runner = Runner {
+            db: db.clone(),
+            policy: Policy::default(),
+            usage: Usage::default(),
+            moves_an_hour: 10,
+        };
+        assert!(runner.relieve(false).await, "it is contended");
+        assert!(db.snapshot().plans.is_empty(), "once may be a moment");
+        assert!(!runner.relieve(true).await);
+        let state = db.snapshot();
+        let plan = state.plans.values().next().expect("a plan");
+        assert_eq!(
+            (plan.state, plan.principal.as_str(), plan.approved_by.as_deref()),
+            (PlanState::Running, PRINCIPAL, Some(PRINCIPAL))
+        );
+        assert!(
+            plan.steps
+                .iter()
+                .all(|step| step.destination == fixtures::host_name("h2")),
+            "{plan:?}"
+        );
+        assert!(
+            plan.predicted.hosts_contended < plan.before.hosts_contended,
+            "{plan:?}"
+        );
+        assert!(!runner.relieve(true).await);
+        assert_eq!(db.snapshot().plans.len(), 1, "one at a time");
+    }
 }

@@ -162,6 +162,7 @@ impl Core {
             db: db.clone(),
             policy: config.placement.policy,
             usage: services.plan_usage.clone(),
+            moves_an_hour: config.rebalance.moves_an_hour(),
         };
         tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
         let runner = Runner {

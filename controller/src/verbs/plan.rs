@@ -79,6 +79,11 @@ impl Draft {
             predicted: figures(&plan.figures()),
         })
     }
+
+    /// Whether it moves nothing.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
 }
 
 /// Makes a plan. One without moves has ended already. The site may have changed since the draft: each step is checked again when its turn
