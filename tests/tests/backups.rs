@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
 use dalgu_tests::e2e::story;
-use dalgu_tests::e2e::words::{self, LOCAL, Vm, create, dalgu, try_dalgu};
+use dalgu_tests::e2e::words::{self, LOCAL, Vm, create_with, dalgu, try_dalgu};
 use dalgu_tests::e2e::{self, REST_LIMIT};
-use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
+use dalgu_tests::lab::{Daemon, Lab, guest, run, wait_for, with_lab};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -23,9 +23,14 @@ const BULK_MIB: usize = 32;
 /// As much that a backup is not over before somebody has died.
 const MUCH_MIB: usize = 256;
 
-fn acknowledged(lab: &Lab, vm: &Vm) -> anyhow::Result<u64> {
+/// What the guest has said on its console.
+fn said(lab: &Lab, vm: &Vm) -> anyhow::Result<String> {
     let said = fs::read(story::file(lab, vm.host_number()?, &vm.uid))?;
-    let said = String::from_utf8_lossy(&said).into_owned();
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+fn acknowledged(lab: &Lab, vm: &Vm) -> anyhow::Result<u64> {
+    let said = said(lab, vm)?;
     let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let counts = whole
         .lines()
@@ -172,14 +177,13 @@ async fn nothing_left(lab: &Lab, vm: &Vm) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The guest's agent answers, and says when it freezes and thaws.
 async fn begun(lab: &Lab, mib: usize) -> anyhow::Result<Vm> {
     give_bulk(lab, mib)?;
     let bulk = format!("bulk={mib}MiB,image=bulk.raw");
-    dalgu(
-        lab,
-        &create("web", LOCAL, &["--disk", "data=64MiB", "--disk", &bulk]),
-    )
-    .await?;
+    let cmdline = format!("{} dalgu.agent", guest::CMDLINE);
+    let disks = ["--disk", "data=64MiB", "--disk", &bulk];
+    dalgu(lab, &create_with("web", LOCAL, &cmdline, &disks)).await?;
     let vm = words::vm(lab, "web").await?;
     more_writes(lab, &vm, 10).await?;
     Ok(vm)
@@ -310,11 +314,18 @@ async fn deaths(lab: &Lab) -> anyhow::Result<()> {
             if left.await.is_err() {
                 nothing_left(lab, &vm).await?;
             }
+            let thawed = wait_for("the guest to be thawed", LIMIT, async || {
+                said(lab, &vm).is_ok_and(|said| said.rfind("thawed") >= said.rfind("frozen"))
+            });
+            thawed
+                .await
+                .with_context(|| format!("{daemon:?} killed {delay_ms} ms on"))?;
             // What is whole is deleted at once: it would fill the disk.
             gone(lab).await?;
         }
     }
     ensure!(failed > 0, "nobody died amid a backup");
+    ensure!(said(lab, &vm)?.contains("frozen"), "it was never frozen");
     // Power off gets through.
     let backup = under_way(lab).await?;
     dalgu(lab, &["vm", "stop", "web", "--force"]).await?;

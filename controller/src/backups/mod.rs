@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Backups of one VM.
-pub const MAX_OF_VM: usize = 64;
+pub const MAX_OF_VM: usize = 400;
 /// Backups of a site.
 pub const MAX_BACKUPS: usize = 10_000;
 /// Schedules of a site.

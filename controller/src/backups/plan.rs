@@ -27,6 +27,8 @@ const OF_HOST: usize = 2;
 const AT_ONCE: usize = 32;
 /// Of each VM so many are remembered that were not taken.
 const FAILED_KEPT: usize = 3;
+/// What stands in the way of a backup for a moment, such as a migration, is waited for so long.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A backup that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,22 @@ pub struct Due {
     pub vm: VmId,
     /// What it is to hold.
     pub kind: BackupKind,
+    /// Since when.
+    pub time: Timestamp,
+}
+
+impl Due {
+    /// Whether what stands in its way for a moment has done so for too long.
+    pub fn is_late(&self, now: Timestamp) -> bool {
+        after(self.time, PATIENCE) < now
+    }
+}
+
+/// Backups of a VM that a schedule may have at the same time: those that it keeps, what they need, what failed, and one that is taken.
+pub fn most(schedule: &ScheduleRecord) -> u64 {
+    let young = (u64::from(schedule.keep_days) * 86_400).div_ceil(schedule.every_seconds.max(1));
+    let kept = young.max(schedule.keep_last.into());
+    kept + u64::from(schedule.incrementals) + FAILED_KEPT as u64 + 1
 }
 
 fn after(time: Timestamp, wait: Duration) -> Timestamp {
@@ -115,7 +133,7 @@ pub fn due(state: &State, now: Timestamp) -> Vec<Due> {
         }
     }
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-    for (schedule, vm) in wanted.into_values() {
+    for ((time, _), (schedule, vm)) in wanted {
         let place = busy.entry(&vm.owner).or_default();
         if *place < OF_HOST && found.len() < AT_ONCE && seen.insert(vm.id) {
             *place += 1;
@@ -123,6 +141,7 @@ pub fn due(state: &State, now: Timestamp) -> Vec<Due> {
                 schedule: schedule.name.clone(),
                 vm: vm.id,
                 kind: kind(state, schedule, vm.id),
+                time,
             });
         }
     }

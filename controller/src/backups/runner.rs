@@ -88,7 +88,7 @@ impl Runner {
         for due in plan::due(state, now) {
             let begun = self.db.transact(|tx| verbs::backup::scheduled(tx, &due)).await;
             if let Err(error) = begun {
-                tracing::warn!(schedule = %due.schedule, vm = %due.vm, %error, "a backup that is due cannot be begun");
+                tracing::warn!(schedule = %due.schedule, vm = %due.vm, %error, "a backup that is due waits");
             }
         }
         if plan::expired(state, now).is_empty() {

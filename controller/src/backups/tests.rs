@@ -1,6 +1,6 @@
 //! What is due, and what is kept, case by case.
 
-use std::{slice::from_ref, sync::Arc};
+use std::{slice::from_ref, sync::Arc, time::Duration};
 
 use dalgu_proto::{
     host::GuestFeature,
@@ -88,6 +88,7 @@ pub(crate) fn backup(
         checkpoint: state == BackupState::Available,
         files: Vec::new(),
         full_reason: String::new(),
+        unbegun: false,
         create_time: at(hours),
         point_time: Some(at(hours)),
         complete_time: None,
@@ -312,6 +313,7 @@ async fn a_backup_is_refused_before_it_is_begun_where_its_pool_is_full_and_one_t
         schedule: nightly.name.clone(),
         vm: vm.id,
         kind: BackupKind::Auto,
+        time: db.now(),
     };
     db.transact(|tx| verbs::backup::scheduled(tx, &due))
         .await
@@ -320,4 +322,101 @@ async fn a_backup_is_refused_before_it_is_begun_where_its_pool_is_full_and_one_t
     db.change(|tx| verbs::backup::condemn(tx, begun, "")).await;
     free(64).await;
     create().await.unwrap();
+}
+
+#[test]
+fn a_schedule_knows_how_many_backups_of_a_vm_it_may_come_to() {
+    let of = |every_hours: u64, incrementals, keep_last, keep_days| {
+        plan::most(&ScheduleRecord {
+            every_seconds: every_hours * 3600,
+            incrementals,
+            keep_last,
+            keep_days,
+            ..schedule("nightly")
+        })
+    };
+    assert_eq!(of(24, 6, 14, 30), 30 + 6 + 4);
+    assert_eq!(of(24, 0, 60, 1), 60 + 4);
+    assert_eq!(of(7, 0, 1, 1), 4 + 4);
+}
+
+/// A VM on host h1, heard from, and a schedule for it by which a backup is due.
+async fn due_one(pool: &str) -> (Db, Due) {
+    let db = Db::open(
+        memory::Disk::default().open(),
+        fixtures::cluster_id(),
+        Hooks::default(),
+    )
+    .unwrap();
+    let (vm, nightly) = (gold("web"), schedule("nightly"));
+    let due = Due {
+        schedule: nightly.name.clone(),
+        vm: vm.id,
+        kind: BackupKind::Auto,
+        time: db.now(),
+    };
+    db.change(|tx| {
+        let mut host = fixtures::host("h1");
+        host.inventory.guest_features.push(GuestFeature::Backup);
+        tx.put_host(host);
+        tx.set_live(fixtures::host_name("h1"), fixtures::live(tx.now()));
+        tx.observe(vm.id, Some(fixtures::observation(&vm)));
+        tx.put_vm(vm);
+        tx.put_schedule(ScheduleRecord {
+            pool: pool.to_owned(),
+            ..nightly
+        });
+    })
+    .await;
+    (db, due)
+}
+
+#[tokio::test]
+async fn one_that_is_due_and_cannot_be_begun_has_failed_for_all_to_see_and_goes_without_a_host() {
+    let (db, due) = due_one("vault").await;
+    db.transact(|tx| verbs::backup::scheduled(tx, &due))
+        .await
+        .unwrap();
+    let state = db.snapshot();
+    let failed = state.backups.values().next().unwrap().clone();
+    let fault = failed.error.clone().unwrap();
+    assert_eq!(
+        (failed.state, &*fault.reason),
+        (BackupState::Failed, "POOL_NOT_FOUND")
+    );
+    let nightly = state.schedules.values().next().unwrap();
+    assert_eq!(plan::failures(&state, nightly), 1);
+    let vm = state.vms.values().next().unwrap();
+    assert!(
+        plan::next_time(&state, nightly, vm) > failed.create_time,
+        "it is tried again later"
+    );
+    db.change(|tx| verbs::backup::condemn(tx, failed.id, "")).await;
+    assert!(db.snapshot().backups.is_empty(), "no host has anything of it");
+}
+
+#[tokio::test]
+async fn what_stands_in_its_way_for_a_moment_is_waited_for_and_no_longer() {
+    let (db, due) = due_one("local").await;
+    db.change(|tx| {
+        let vm = tx.vms.values().next().unwrap().clone();
+        tx.put_migration(fixtures::migration(&vm, "h2"));
+    })
+    .await;
+    let waits = db.transact(|tx| verbs::backup::scheduled(tx, &due)).await;
+    assert!(
+        matches!(waits, Err(verbs::Error::MigrationInProgress(_))),
+        "{waits:?}"
+    );
+    assert!(db.snapshot().backups.is_empty());
+    let late = Due {
+        time: db.now() - Duration::from_secs(901),
+        ..due
+    };
+    db.transact(|tx| verbs::backup::scheduled(tx, &late))
+        .await
+        .unwrap();
+    let state = db.snapshot();
+    let failed = state.backups.values().next().unwrap();
+    assert_eq!(failed.error.as_ref().unwrap().reason, "MIGRATION_IN_PROGRESS");
 }

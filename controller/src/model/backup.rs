@@ -120,6 +120,9 @@ pub struct BackupRecord {
     /// Why it is full although it need not have been.
     #[serde(default)]
     pub full_reason: String,
+    /// It was due and could not be begun: no host was told of it, and nothing of it is anywhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unbegun: bool,
     /// When it was asked for.
     pub create_time: Timestamp,
     /// The moment that it is of.

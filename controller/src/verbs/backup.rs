@@ -17,13 +17,15 @@ use super::{
 use crate::{
     backups::{self, MAX_BACKUPS, MAX_OF_VM, MAX_SCHEDULES, plan::Due},
     hosts,
-    model::{BackupKind, BackupRecord, BackupState, HostState, Outcome, ScheduleRecord, VmRecord},
+    model::{BackupKind, BackupRecord, BackupState, Fault, HostState, Outcome, ScheduleRecord, VmRecord},
     placement::Policy,
     state::{State, Tx},
 };
 
 /// What a host leaves free in a pool, in MiB: it begins no backup there with less.
 const LEAST_FREE_MIB: u64 = 64;
+/// What a site may have too many of.
+const SITES: &str = "backups";
 
 /// A new backup.
 #[derive(Debug, Clone)]
@@ -98,7 +100,11 @@ fn has_room(state: &State, host: &HostName, pool: &str) -> Result<(), Error> {
     }
 }
 
-/// Begins a backup that is due.
+/// Begins a backup that is due. One that cannot be begun has failed, for everybody to see, and is tried again as any other; what stands in
+/// its way for a moment is waited for.
+///
+/// # Errors
+/// Where it is waited for.
 pub fn scheduled(tx: &mut Tx, due: &Due) -> Result<Outcome, Error> {
     let found = tx.vms.get(&due.vm).cloned();
     let vm = found.ok_or_else(|| Error::VmNotFound(due.vm.to_string()))?;
@@ -111,7 +117,45 @@ pub fn scheduled(tx: &mut Tx, due: &Due) -> Result<Outcome, Error> {
         schedule: Some(schedule.name),
     };
     let message = format!("due by schedule {}", due.schedule);
-    begin(tx, &vm, new, &message)
+    match begin(tx, &vm, new.clone(), &message) {
+        Err(error) if passes(&error) && !due.is_late(tx.now()) => Err(error),
+        // No room for more of them.
+        Err(error @ (Error::LowSpace(_) | Error::TooMany { what: SITES, .. })) => Err(error),
+        Err(error) => Ok(not_begun(tx, &vm, new, &error)),
+        begun => begun,
+    }
+}
+
+/// Whether what refuses a backup is over by itself soon.
+const fn passes(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Initializing
+            | Error::BackupInProgress { .. }
+            | Error::MigrationInProgress(_)
+            | Error::ChangeInProgress { .. }
+    )
+}
+
+/// Writes down that a backup was due and could not be begun.
+fn not_begun(tx: &mut Tx, vm: &VmRecord, new: CreateBackup, error: &Error) -> Outcome {
+    let (code, reason) = error.reason();
+    let fault = Fault {
+        code: code as i32,
+        reason: reason.to_owned(),
+        message: error.to_string(),
+    };
+    let backup = BackupRecord {
+        state: BackupState::Failed,
+        unbegun: true,
+        complete_time: Some(tx.now()),
+        error: Some(fault),
+        ..record(tx, vm, new)
+    };
+    let id = backup.id;
+    tx.backup_event(&backup, "BackupFailed", &format!("{reason}: {error}"));
+    tx.put_backup(backup);
+    Outcome::Backup(id)
 }
 
 fn begin(tx: &mut Tx, vm: &VmRecord, new: CreateBackup, message: &str) -> Result<Outcome, Error> {
@@ -120,7 +164,7 @@ fn begin(tx: &mut Tx, vm: &VmRecord, new: CreateBackup, message: &str) -> Result
     let shared = check_host(tx, vm, &new.pool)?;
     let too_many = |what, most| Err(Error::TooMany { what, most });
     if tx.backups.len() >= MAX_BACKUPS {
-        return too_many("backups", MAX_BACKUPS);
+        return too_many(SITES, MAX_BACKUPS);
     }
     if backups::of_vm(tx, vm.id).count() >= MAX_OF_VM {
         return too_many("backups of this VM", MAX_OF_VM);
@@ -133,20 +177,34 @@ fn begin(tx: &mut Tx, vm: &VmRecord, new: CreateBackup, message: &str) -> Result
         return Err(Error::NoCheckpoint(vm.name.clone()));
     }
     let backup = BackupRecord {
+        shared,
+        parent,
+        ..record(tx, vm, new)
+    };
+    let id = backup.id;
+    tx.backup_event(&backup, "BackupCreated", message);
+    tx.put_backup(backup);
+    Ok(Outcome::Backup(id))
+}
+
+/// A backup that nobody has been told of yet.
+fn record(tx: &Tx, vm: &VmRecord, new: CreateBackup) -> BackupRecord {
+    BackupRecord {
         id: BackupId::from_uuid(tx.new_id()),
         vm: vm.id,
         vm_name: vm.name.clone(),
         spec: vm.spec.clone(),
         pool: new.pool,
-        shared,
+        shared: false,
         host: vm.owner.clone(),
         kind: new.kind,
-        parent,
+        parent: None,
         state: BackupState::Pending,
         quiesced: false,
         checkpoint: false,
         files: Vec::new(),
         full_reason: String::new(),
+        unbegun: false,
         create_time: tx.now(),
         point_time: None,
         complete_time: None,
@@ -155,11 +213,7 @@ fn begin(tx: &mut Tx, vm: &VmRecord, new: CreateBackup, message: &str) -> Result
         schedule: new.schedule,
         error: None,
         revision: 0,
-    };
-    let id = backup.id;
-    tx.backup_event(&backup, "BackupCreated", message);
-    tx.put_backup(backup);
-    Ok(Outcome::Backup(id))
+    }
 }
 
 /// Refuses a backup of a VM that is not at rest as far as its disks are concerned.
@@ -254,7 +308,10 @@ pub fn condemn(tx: &mut Tx, id: BackupId, message: &str) {
     let Some(backup) = tx.backups.get(&id).cloned() else {
         return;
     };
-    if backup.state != BackupState::Deleting {
+    if backup.unbegun {
+        tx.backup_event(&backup, "BackupDeleted", message);
+        tx.delete_backup(id);
+    } else if backup.state != BackupState::Deleting {
         tx.backup_event(&backup, "BackupDeleting", message);
         tx.put_backup(BackupRecord {
             state: BackupState::Deleting,
@@ -344,10 +401,25 @@ pub fn create_schedule(tx: &mut Tx, new: ScheduleRecord) -> Result<Outcome, Erro
             most: MAX_SCHEDULES,
         });
     }
+    fits(&new)?;
     let name = new.name.clone();
     let create_time = tx.now();
     tx.put_schedule(ScheduleRecord { create_time, ..new });
     Ok(Outcome::Schedule(name))
+}
+
+/// Refuses a schedule that would come to have more backups of a VM than there may be.
+fn fits(schedule: &ScheduleRecord) -> Result<(), Error> {
+    let most = backups::plan::most(schedule);
+    if most <= MAX_OF_VM as u64 {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "backup_schedule.keep_days",
+        format!(
+            "keeps up to {most} backups of a VM at once, and there may be {MAX_OF_VM}: keep fewer days, or take them less often"
+        ),
+    ))
 }
 
 /// Changes a schedule.
@@ -363,6 +435,7 @@ pub fn update_schedule(
     let mut new = old.clone();
     change(&mut new);
     if new != old {
+        fits(&new)?;
         tx.put_schedule(new);
     }
     Ok(Outcome::Schedule(name.clone()))

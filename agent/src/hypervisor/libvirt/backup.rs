@@ -395,13 +395,14 @@ pub(super) fn undo(connect: &Connect, cluster: ClusterId, vm: VmId, id: BackupId
         Err(error) if is_absent(&error) => return Ok(()),
         known => known.map_err(failed)?,
     };
+    // It was frozen for a moment only; an agent that died in it has left it so, whether or not the job had begun or goes on. One
+    // without an agent of its own says so.
+    let _ = ffi::thaw(domain);
     if is_job_of(domain, id) {
         match ffi::abort_job(domain) {
             Err(error) if !is_absent(&error) => return Err(failed(error)),
             _ => {}
         }
-        // It was frozen for a moment only; an agent that died in it has left it so.
-        let _ = ffi::thaw(domain);
     } else if ffi::backup_xml(domain).is_err() {
         leftover::end_backup(domain, id, &partial_name(id)).map_err(failed)?;
     }
