@@ -69,6 +69,7 @@ pub(super) struct Driver {
     pub(super) volumes_gone: bool,
     pub(super) started: bool,
     pub(super) resume_failed: bool,
+    pub(super) resumed: Option<Instant>,
     pub(super) shutdown: Option<Asked>,
     pub(super) reboot: Option<Asked>,
     /// Outlives the intent under which it was asked.
@@ -120,6 +121,7 @@ impl Driver {
             volumes_gone: false,
             started: false,
             resume_failed: false,
+            resumed: None,
             shutdown: None,
             reboot: None,
             leaving: None,
@@ -315,6 +317,7 @@ impl Driver {
         self.volumes_gone = false;
         self.started = false;
         self.resume_failed = false;
+        self.resumed = None;
         self.shutdown = None;
         self.reboot = None;
         self.tried.clear();
@@ -348,6 +351,7 @@ impl Driver {
             volumes_gone: self.volumes_gone,
             started: self.started,
             resume_failed: self.resume_failed,
+            resumed: self.resumed.map(|at| at.elapsed()),
             shutdown: self.shutdown.map(|asked| asked.ago(now)),
             reboot: self.reboot.map(|asked| asked.ago(now)),
             leaving: self.leaving.and_then(|leaving| leaving.left(now)),
@@ -410,6 +414,7 @@ impl Driver {
         if matches!(step, Step::Start | Step::Restart) {
             vm.done.starting = true;
             self.resume_failed = false;
+            self.resumed = None;
         }
         if freezes {
             vm.changes.frozen = true;

@@ -36,6 +36,9 @@ pub const CRASH_WINDOW: Duration = Duration::from_mins(10);
 /// one that was still booting missed the first request.
 pub const ASK_AGAIN: Duration = Duration::from_secs(10);
 
+/// A guest that was let go on and stands again is let go on once more after this time.
+pub const RESUME_AGAIN: Duration = Duration::from_secs(5);
+
 /// A guest that has not rebooted after this time is not asked any more. The restart then counts as done: it was asked
 /// for, and it is never forced.
 pub const REBOOT_WAIT: Duration = Duration::from_mins(1);
@@ -61,6 +64,8 @@ pub struct Memory {
     pub started: bool,
     /// The guest could not be let go on, for the present intent.
     pub resume_failed: bool,
+    /// So long ago it was let go on, for the present intent.
+    pub resumed: Option<Duration>,
     /// The guest was asked to shut down for the present intent.
     pub shutdown: Option<Asked>,
     /// It was asked to reboot for the present intent, and has not been seen to.
@@ -312,10 +317,11 @@ fn power(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> Step {
 /// Lets a frozen guest go on. One whose start was cut short, as by libvirtd's death, and that does not go on has never run
 /// and holds nothing: it is powered off, and started anew.
 fn let_go_on(vm: &Vm, memory: &Memory) -> Step {
-    if vm.done.starting && memory.resume_failed {
-        Step::Destroy
-    } else {
-        Step::Resume
+    match memory.resumed {
+        _ if vm.done.starting && memory.resume_failed => Step::Destroy,
+        // It stands again, as where its disk is still full.
+        Some(since) if since < RESUME_AGAIN => Step::Wait(RESUME_AGAIN - since),
+        _ => Step::Resume,
     }
 }
 

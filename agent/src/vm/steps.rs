@@ -316,6 +316,7 @@ impl Driver {
                 self.shutdown = Some(self.asked(self.shutdown));
                 self.may_leave(asked.grace);
             }
+            Step::Resume => self.resumed = Some(Instant::now()),
             Step::RestartGuest(RestartMode::Reboot) | Step::RebootAgain => {
                 self.reboot = Some(self.asked(self.reboot));
             }

@@ -493,9 +493,24 @@ async fn a_vm_that_stands_because_its_pool_is_full_goes_on_when_there_is_room() 
         ensure!(events.contains("because of an I/O error"), "{events}");
         let before = pids_of(lab, &vm.uid)?;
 
-        lab.exec(1, &["rm", &filler]).await?;
-        dalgu(lab, &["vm", "resume", "full"]).await?;
+        // QEMU tells of errors once a second at most: of the second one when there is room and the guest goes on. libvirt then takes
+        // it for paused.
+        let again = "virsh -q -c qemu:///system resume full";
+        let late = format!("{again} && sleep 0.1 && {again} && sleep 0.1 && rm {filler} && {again}");
+        lab.exec(1, &["sh", "-c", &late]).await?;
         let mut story = Story::default();
+        story.more(lab, &vm, 10).await?;
+        wait_for("libvirt to know that it runs", BOOT_LIMIT, async || {
+            let state = lab.virsh(1, &["domstate", "full"]).await;
+            let now = words::vm(lab, "full").await;
+            state.is_ok_and(|state| state.trim() == "running") && now.is_ok_and(|now| now.state == "RUNNING")
+        })
+        .await?;
+        dalgu(lab, &["vm", "pause", "full"]).await?;
+        let status = r#"{"execute":"query-status"}"#;
+        let status = lab.virsh(1, &["qemu-monitor-command", "full", status]).await?;
+        ensure!(status.contains("\"running\":false"), "it is not paused: {status}");
+        dalgu(lab, &["vm", "resume", "full"]).await?;
         story.more(lab, &vm, 30).await?;
         story.is_whole()?;
         ensure!(pids_of(lab, &vm.uid)? == before, "it has another process");

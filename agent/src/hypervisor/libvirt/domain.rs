@@ -5,12 +5,14 @@ use dalgu_proto::{
     ids::{ClusterId, VmId},
     vm::PowerReason,
 };
+use serde::Deserialize;
+use serde_json::json;
 use virt::{connect::Connect, domain::Domain as Handle};
 use virt_sys as sys;
 
 use super::{
     error::{general, is_invalid_argument, is_no_domain, is_no_metadata, is_unsupported, is_wrong_state, of},
-    ffi, process,
+    ffi, process, qmp,
     read::{self, Names},
     xml::NAMESPACE,
 };
@@ -104,6 +106,25 @@ fn look_at(handle: &Handle, cluster: ClusterId) -> Result<Domain, Raw> {
     })
 }
 
+/// Whether the guest of a domain runs which libvirt takes for paused by an I/O error. QEMU tells of such errors once a second at most, so that
+/// of one may be told when the guest goes on already; libvirt then has it paused for good, and neither pauses it nor lets it go on. QEMU
+/// is stopped for a moment and continued, of which libvirt hears.
+fn goes_on(handle: &Handle) -> Result<bool, Raw> {
+    #[derive(Deserialize, Default)]
+    struct Status {
+        running: bool,
+    }
+    let status: Status = qmp::ask(handle, "query-status", &json!({}))?;
+    if !status.running {
+        return Ok(false);
+    }
+    tracing::warn!(
+        domain = handle.name()?,
+        "libvirt takes a guest for paused by an I/O error that runs; it is told better"
+    );
+    Ok(qmp::tell(handle, "stop", &json!({}))? && qmp::tell(handle, "cont", &json!({}))?)
+}
+
 /// Every domain. One that vanishes meanwhile is left out.
 pub(super) fn list(connect: &Connect, cluster: ClusterId) -> Result<Vec<Domain>, Error> {
     let failed = |error: Raw| general("list", &error);
@@ -120,7 +141,16 @@ pub(super) fn list(connect: &Connect, cluster: ClusterId) -> Result<Vec<Domain>,
 
 /// One domain.
 pub(super) fn get(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<Option<Domain>, Error> {
-    let look = || look_at(&connect.lookup_domain_by_uuid(id.uuid())?, cluster);
+    let look = || {
+        let handle = connect.lookup_domain_by_uuid(id.uuid())?;
+        let seen = look_at(&handle, cluster)?;
+        let doubtful =
+            seen.mark.is_some() && seen.state == DomainState::Paused && seen.reason == PowerReason::IoError;
+        if doubtful && goes_on(&handle)? {
+            return look_at(&handle, cluster);
+        }
+        Ok(seen)
+    };
     match look() {
         Ok(domain) => Ok(Some(domain)),
         Err(error) if is_no_domain(&error) => Ok(None),

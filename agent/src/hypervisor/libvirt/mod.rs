@@ -20,6 +20,7 @@ mod migrate;
 mod moving;
 pub mod pool;
 mod process;
+mod qmp;
 pub mod read;
 mod snapshot;
 mod stats;

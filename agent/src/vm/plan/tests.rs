@@ -86,6 +86,7 @@ pub(super) const READY: Memory = Memory {
     volumes_gone: false,
     started: false,
     resume_failed: false,
+    resumed: None,
     shutdown: None,
     reboot: None,
     leaving: None,
@@ -118,6 +119,20 @@ fn each_power_request_leads_to_its_step() {
         let step = next(&vm(power), Some(&domain(state, PowerReason::Unknown)), &READY);
         assert_eq!(step, expected, "{power:?} while {state:?}");
     }
+}
+
+#[test]
+fn a_guest_that_stands_again_after_it_was_let_go_on_is_let_go_on_once_more_after_a_time() {
+    let stands = domain(DomainState::Paused, PowerReason::IoError);
+    let after = |seconds| {
+        let memory = Memory {
+            resumed: Some(Duration::from_secs(seconds)),
+            ..READY
+        };
+        next(&vm(PowerState::Running), Some(&stands), &memory)
+    };
+    assert_eq!(after(1), Step::Wait(RESUME_AGAIN - Duration::from_secs(1)));
+    assert_eq!(after(5), Step::Resume);
 }
 
 #[test]

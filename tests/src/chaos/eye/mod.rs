@@ -102,7 +102,7 @@ impl Eye {
         self.note_changes(&now);
         self.count_copies(&now).await;
         self.compare_with_wishes(&now);
-        self.read_guests(&now);
+        self.read_guests();
         self.torn.note(&now);
         for Forbidden { rule, line, host } in self.logs.read_on(&self.lab) {
             let mut books = self.books.borrow_mut();
@@ -228,7 +228,7 @@ impl Eye {
     }
 
     /// Every count once and in order, and no boot that nobody asked for.
-    fn read_guests(&mut self, now: &[Process]) {
+    fn read_guests(&mut self) {
         let uids: Vec<_> = self.books.borrow().subjects.keys().cloned().collect();
         for uid in uids {
             let guest = self.guests.entry(uid.clone()).or_default();
@@ -240,9 +240,8 @@ impl Eye {
                 .subjects
                 .get(&uid)
                 .is_some_and(|subject| subject.boots_due > 0);
-            let here = now.iter().any(|process| process.uid == uid);
             for found in guest.tale.read_on(due) {
-                note(&mut self.books.borrow_mut(), &uid, found, since, here);
+                note(&mut self.books.borrow_mut(), &uid, found, since);
             }
         }
     }
@@ -291,8 +290,8 @@ fn name_of(books: &Books, uid: &str) -> String {
     )
 }
 
-/// `since` is when was listened before: what was found was said after that. `here`: it has a process.
-fn note(books: &mut Books, uid: &str, found: Found, since: Option<Instant>, here: bool) {
+/// `since` is when was listened before: what was found was said after that.
+fn note(books: &mut Books, uid: &str, found: Found, since: Option<Instant>) {
     let name = name_of(books, uid);
     let Some(subject) = books.subjects.get_mut(uid) else {
         return;
@@ -302,8 +301,8 @@ fn note(books: &mut Books, uid: &str, found: Found, since: Option<Instant>, here
         Found::Boot => {
             let due = subject.boots_due;
             subject.boots_due = due.saturating_sub(1);
-            // Without a process it is the boot of before its death, read after it.
-            if here {
+            // Else it may be the boot of before its death, read after it.
+            if subject.victim < since {
                 subject.victim = None;
             }
             books.checked("a boot was asked for");
@@ -362,13 +361,16 @@ mod tests {
     use crate::chaos::books::Subject;
 
     #[tokio::test]
-    async fn a_boot_that_is_read_after_the_guests_death_does_not_bring_it_back() {
+    async fn a_boot_of_before_the_guests_death_that_is_read_after_it_does_not_bring_it_back() {
         let mut books = Books::default();
         books.subjects.insert("u".to_owned(), Subject::example());
+        let before = Instant::now();
         books.killed("u");
-        note(&mut books, "u", Found::Boot, None, false);
-        assert!(books.subjects["u"].victim.is_some(), "it was read late");
-        note(&mut books, "u", Found::Boot, None, true);
+        let death = books.subjects["u"].victim.unwrap();
+        note(&mut books, "u", Found::Boot, Some(before));
+        assert!(books.subjects["u"].victim.is_some(), "it may have been before");
+        let after = death + Duration::from_millis(1);
+        note(&mut books, "u", Found::Boot, Some(after));
         assert!(books.subjects["u"].victim.is_none(), "it is started again");
     }
 }
