@@ -4,6 +4,7 @@
 //!
 //! What Dalgu says is never taken as proof of what Dalgu did: [`census`] asks `virsh`, `/proc` and the file systems.
 
+pub mod beside;
 pub mod census;
 pub mod changes;
 pub mod grpcurl;

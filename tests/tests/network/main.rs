@@ -39,6 +39,7 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
         probe.hears("10.20.0.11:0").await?;
         let mut conversation = probe.converse("10.20.0.11:7").await?;
         conversation.says("before").await?;
+        let heard = site.listen().await?;
         let watch = probe.watch("10.20.0.11:0", "10.20.0.11:9").await?;
         dalgu(lab, &["vm", "migrate", "web", "--host", "h1"]).await?;
         let seen = watch.end(Duration::from_secs(1)).await?;
@@ -56,6 +57,9 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
             "it does not answer after it moved: {seen:?}"
         );
         conversation.says("after").await?;
+        let announced = heard.announcing(&site::mac(11));
+        eprintln!("announced itself {announced} times");
+        ensure!(announced > 0, "nobody was told where it is now");
         let operations = json(lab, &["op", "list", "--vm", "web"]).await?;
         let migration = operations.as_array().context("no list")?.iter();
         let migration = migration

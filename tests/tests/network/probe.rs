@@ -259,6 +259,11 @@ impl Heard {
         self.count(|frame| sender(frame) == octets(mac) && holds(frame, address))
     }
 
+    /// How many frames say to everybody where this sender is: RARP, ARP about itself, and neighbour advertisements.
+    pub fn announcing(&self, mac: &str) -> usize {
+        self.count(|frame| sender(frame) == octets(mac) && announces(frame))
+    }
+
     fn count(&self, wanted: impl Fn(&[u8]) -> bool) -> usize {
         let frames = self.frames.lock().unwrap();
         frames.iter().filter(|frame| wanted(frame)).count()
@@ -274,6 +279,16 @@ fn octets(mac: &str) -> Vec<u8> {
 
 fn sender(frame: &[u8]) -> &[u8] {
     frame.get(6..12).unwrap_or_default()
+}
+
+fn announces(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x80, 0x35]) => true,
+        Some([0x08, 0x06]) => frame.get(28..32) == frame.get(38..42),
+        // ICMPv6 right behind the header, type 136.
+        Some([0x86, 0xdd]) => frame.get(20) == Some(&58) && frame.get(54) == Some(&136),
+        _ => false,
+    }
 }
 
 fn holds(frame: &[u8], address: [u8; 4]) -> bool {

@@ -1,13 +1,11 @@
 //! A network with a group, VMs in it, and a machine beside them: it has a cable into the network's bridge on one of the hosts.
 
-use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use anyhow::{Context as _, ensure};
 use dalgu_agent::network::names;
+use dalgu_tests::e2e::beside::Machine;
 use dalgu_tests::e2e::words::{self, dalgu, end_of};
 use dalgu_tests::e2e::{BOOT_LIMIT, REST_LIMIT, grpcurl, story};
-use dalgu_tests::lab::{Lab, guest, run, wait_for};
+use dalgu_tests::lab::{Lab, guest, wait_for};
 use serde_json::json;
 
 use super::probe::{Heard, Probe};
@@ -17,8 +15,6 @@ pub const NETWORK: &str = "app";
 /// Last part of the probe's address.
 const PROBE: u8 = 200;
 
-static PROBES: AtomicUsize = AtomicUsize::new(0);
-
 /// The MAC address of the interface whose IPv4 address ends so.
 pub fn mac(last: u8) -> String {
     format!("52:54:00:00:20:{last:02x}")
@@ -27,23 +23,16 @@ pub fn mac(last: u8) -> String {
 /// See the module's documentation.
 pub struct Site<'a> {
     lab: &'a Lab,
-    /// The machine's namespace.
-    namespace: String,
-    /// The host's end of its cable.
-    cable: String,
+    machine: Machine,
 }
 
 impl<'a> Site<'a> {
     /// Makes the network, and a group that lets in what guests answer: ICMP, and TCP and UDP to port 7.
     pub async fn new(lab: &'a Lab) -> anyhow::Result<Self> {
-        let number = PROBES.fetch_add(1, Ordering::Relaxed);
-        let id = lab.layout().id();
         let site = Self {
             lab,
-            namespace: format!("dalgu-probe-{id}-{number}"),
-            cable: format!("probe{id}-{number}"),
+            machine: Machine::new(lab),
         };
-        site.remove();
         let subnet = "10.20.0.0/24,gateway=10.20.0.1";
         dalgu(
             lab,
@@ -62,35 +51,10 @@ impl<'a> Site<'a> {
 
     /// Plugs the probe into the network's bridge on a host that has a VM in it.
     pub async fn join(&self, host: u8) -> anyhow::Result<()> {
-        let (namespace, cable) = (&self.namespace, &self.cable);
-        let bridge = names::bridge(&NETWORK.parse()?);
-        let place = self.lab.layout().host(host).namespace.clone();
-        let mac = mac(PROBE);
-        for line in [
-            format!("ip netns add {namespace}"),
-            format!("ip -n {namespace} link set lo up"),
-            format!("ip -n {place} link add {cable} type veth peer name eth0 netns {namespace}"),
-            format!("ip -n {place} link set {cable} master {bridge} up"),
-            format!("ip -n {namespace} link set eth0 address {mac} mtu 1450"),
-            format!("ip -n {namespace} address add 10.20.0.{PROBE}/24 dev eth0"),
-            format!("ip -n {namespace} link set eth0 up"),
-        ] {
-            let (program, words) = line.split_once(' ').context("a line")?;
-            run(program, words.split(' ')).await?;
-        }
-        // So that it may ask by ICMP without privileges, as a datagram.
-        let groups = "net.ipv4.ping_group_range=0 0";
-        run("ip", ["netns", "exec", namespace, "sysctl", "-q", "-w", groups]).await?;
-        Ok(())
-    }
-
-    /// The cable goes with either of its ends.
-    fn remove(&self) {
-        // It may not be there.
-        let _ = std::process::Command::new("ip")
-            .args(["netns", "del", &self.namespace])
-            .stderr(Stdio::null())
-            .status();
+        let address = format!("10.20.0.{PROBE}/24");
+        self.machine
+            .join(self.lab, NETWORK, host, &mac(PROBE), &[&address])
+            .await
     }
 
     /// Waits until a host's filters let TCP to port 7 in, or do not.
@@ -239,17 +203,11 @@ impl<'a> Site<'a> {
 
     /// The machine beside the hosts.
     pub async fn probe(&self) -> anyhow::Result<Probe> {
-        Probe::new(&self.namespace).await
+        Probe::new(self.machine.namespace()).await
     }
 
     /// Everything that reaches the machine beside the hosts from now on.
     pub async fn listen(&self) -> anyhow::Result<Heard> {
-        Heard::new(&self.namespace).await
-    }
-}
-
-impl Drop for Site<'_> {
-    fn drop(&mut self) {
-        self.remove();
+        Heard::new(self.machine.namespace()).await
     }
 }
