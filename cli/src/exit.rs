@@ -44,6 +44,9 @@ pub enum Error {
     /// The arguments do not make sense together, or a file does not hold what it should.
     #[error("{0}")]
     Usage(String),
+    /// What is there cannot be changed in its present state.
+    #[error("{0}")]
+    NotNow(String),
     /// No controller is configured.
     #[error(transparent)]
     Config(#[from] config::Error),
@@ -224,7 +227,7 @@ impl Error {
             | Self::DrainEnded(_)
             | Self::PlanEnded(_)
             | Self::BackupFailed(_) => Exit::OperationFailed,
-            Self::TooLate(_) => Exit::Refused,
+            Self::TooLate(_) | Self::NotNow(_) => Exit::Refused,
             Self::Unwell(_) => Exit::Unwell,
             Self::Interrupted(_)
             | Self::ImportInterrupted(_)

@@ -28,8 +28,8 @@ each other, and files each other:
         disks: [{name: root, image: debian, sizeMib: 10240}, {name: data, volume: ledger}]
         nics: [{name: eth0, network: field, securityGroups: [web]}]
 
-What an object does not say is left as it is. Of its disks, interfaces, rules and labels, where they are given, all are meant:
-one that is not named is taken away. Objects that are not in the file are left alone. The same file again changes nothing.";
+What an object does not say is left as it is; what it says to be empty, 0 or false is to be so. Of its disks, interfaces, rules
+and labels, where they are given, all are meant: one that is not named is taken away. Objects that are not in the file are left alone. The same file again changes nothing.";
 
 /// What should be, and how to get there.
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ pub struct ApplyArgs {
     /// Do not ask.
     #[arg(short, long)]
     pub yes: bool,
-    /// How to wait for VMs that are made.
+    /// How to wait for VMs that are made or changed.
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -3,57 +3,55 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 
-use dalgu_proto::{
-    network,
-    v1::{self, Declaration},
-    vm,
-};
-use serde::Deserialize as _;
 use serde_json::Value;
 use tonic::Code;
 
-use super::Session;
-use crate::{
-    args::apply::ApplyArgs,
-    exit::Error,
-    output::{human, json},
-    progress,
-};
+use super::{Session, vm};
+use crate::{args::apply::ApplyArgs, exit::Error, output::human};
 
 mod diff;
 mod kind;
-#[cfg(test)]
-mod tests;
+mod normal;
+mod object;
+mod said;
+mod work;
 
 use diff::Difference;
-use kind::{Declared, Kind};
+use kind::Declared;
+use object::Object;
 
 /// What is to be done with one object.
 enum Step {
-    /// It is as declared.
-    Nothing,
+    /// It is as declared; here is what is there.
+    Nothing(Declared),
     /// It is not there.
     Create(Declared),
     /// It is otherwise.
-    Update {
-        /// The object with what was declared put into it.
-        object: Declared,
-        /// What changes.
-        differences: Vec<Difference>,
-        /// Names of the fields for the call.
-        mask: Vec<String>,
-    },
+    Update(Box<Update>),
+}
+
+/// A change of an object that is there.
+struct Update {
+    /// What was compared, and shown.
+    there: Declared,
+    /// What was declared.
+    wanted: Value,
+    /// What changes.
+    differences: Vec<Difference>,
+    /// Names of the fields for the call.
+    mask: Vec<String>,
 }
 
 /// Does the command.
 pub async fn run(args: ApplyArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let mut declaration = Declaration::default();
+    let mut objects = Vec::new();
     for path in &args.files {
         let text = super::spec::text(path)?;
-        read(&text, &mut declaration).map_err(|why| Error::Usage(format!("{}: {why}", path.display())))?;
+        let read = object::read(&text).map_err(|why| Error::Usage(format!("{}: {why}", path.display())))?;
+        objects.extend(read);
     }
     let mut steps = Vec::new();
-    for object in declared(declaration)? {
+    for object in object::in_order(objects)? {
         steps.push(step(object, session).await?);
     }
     let changes = show(&steps, session)?;
@@ -63,87 +61,38 @@ pub async fn run(args: ApplyArgs, session: &mut Session<'_>) -> Result<(), Error
     if !args.yes && !confirmed(session)? {
         return Err(Error::Usage("nothing was changed".to_owned()));
     }
-    carry_out(steps, &args, session).await
-}
-
-/// Puts a file's documents into the declaration.
-fn read(text: &str, declaration: &mut Declaration) -> Result<(), String> {
-    for document in serde_norway::Deserializer::from_str(text) {
-        let value = serde_norway::Value::deserialize(document).map_err(|error| error.to_string())?;
-        if value.is_null() {
-            continue;
-        }
-        let more: Declaration = json::message("dalgu.v1.Declaration", value)?;
-        declaration.security_groups.extend(more.security_groups);
-        declaration.networks.extend(more.networks);
-        declaration.vms.extend(more.vms);
-        declaration.volumes.extend(more.volumes);
-        declaration.backup_schedules.extend(more.backup_schedules);
-    }
-    Ok(())
-}
-
-/// The objects in the order in which they can be made: each after what it names.
-fn declared(declaration: Declaration) -> Result<Vec<Declared>, Error> {
-    let groups = declaration
-        .security_groups
-        .into_iter()
-        .map(Declared::SecurityGroup);
-    let networks = declaration
-        .networks
-        .into_iter()
-        .map(|network| Declared::Network(Box::new(network)));
-    let vms = declaration.vms.into_iter().map(|vm| Declared::Vm(Box::new(vm)));
-    let volumes = declaration
-        .volumes
-        .into_iter()
-        .map(|volume| Declared::Volume(Box::new(volume)));
-    let schedules = declaration
-        .backup_schedules
-        .into_iter()
-        .map(|schedule| Declared::BackupSchedule(Box::new(schedule)));
-    let all: Vec<_> = groups
-        .chain(networks)
-        .chain(volumes)
-        .chain(schedules)
-        .chain(vms)
-        .collect();
-    for (index, object) in all.iter().enumerate() {
-        let twin = |other: &&Declared| (other.kind(), other.name()) == (object.kind(), object.name());
-        if all[..index].iter().any(|other| twin(&other)) {
-            return Err(Error::Usage(format!("{} is declared twice", object.title())));
-        }
-    }
-    Ok(all)
+    work::carry_out(steps, &args, session).await
 }
 
 /// Compares an object with what is there.
-async fn step(object: Declared, session: &Session<'_>) -> Result<Step, Error> {
-    let declared = object.declared()?;
-    let current = match object.current(&session.client).await {
-        Ok(current) => current,
-        Err(status) if status.code() == Code::NotFound => return Ok(Step::Create(object)),
+async fn step(object: Object, session: &Session<'_>) -> Result<Step, Error> {
+    let wanted = object.wanted()?;
+    let there = match object.declared.current(&session.client).await {
+        Ok(there) => there,
+        Err(status) if status.code() == Code::NotFound => return Ok(Step::Create(object.declared)),
         Err(status) => return Err(status.into()),
     };
-    let current = current.value()?;
-    let differences = diff::differences(&current, &declared);
-    if differences.is_empty() {
-        return Ok(Step::Nothing);
+    if let Some(hindrance) = there.hindrance() {
+        return Err(Error::NotNow(hindrance));
     }
-    let (mask, fixed) = object.kind().mask(&differences);
+    let differences = diff::differences(&there.value()?, &wanted);
+    if differences.is_empty() && there.deleted().is_none() {
+        return Ok(Step::Nothing(there));
+    }
+    let (mask, fixed) = there.kind().mask(&differences);
     if !fixed.is_empty() {
         return Err(Error::Usage(format!(
             "{} exists already and its {} cannot be changed: delete it first, or take that out of the file",
-            object.title(),
+            there.title(),
             fixed.join(", ")
         )));
     }
-    let object = Declared::from_value(object.kind(), diff::merged(&current, &declared))?;
-    Ok(Step::Update {
-        object,
+    Ok(Step::Update(Box::new(Update {
+        there,
+        wanted,
         differences,
         mask,
-    })
+    })))
 }
 
 /// Shows what is to be done; how many objects change.
@@ -151,17 +100,21 @@ fn show(steps: &[Step], session: &mut Session<'_>) -> Result<usize, Error> {
     let (mut created, mut updated, mut same) = (0, 0, 0);
     for step in steps {
         match step {
-            Step::Nothing => same += 1,
+            Step::Nothing(there) => {
+                same += 1;
+                say_waits(there, session)?;
+            }
             Step::Create(object) => {
                 created += 1;
                 session.term.print(&format!("+ {}\n", object.title()))?;
             }
-            Step::Update {
-                object, differences, ..
-            } => {
+            Step::Update(update) => {
                 updated += 1;
-                let mut text = format!("~ {}\n", object.title());
-                for difference in differences {
+                let mut text = format!("~ {}\n", update.there.title());
+                if let Some(time) = update.there.deleted() {
+                    text += &format!("  - deleteTime: {time} (its deletion is taken back)\n");
+                }
+                for difference in &update.differences {
                     text += &line(difference);
                 }
                 session.term.print(&text)?;
@@ -172,6 +125,20 @@ fn show(steps: &[Step], session: &mut Session<'_>) -> Result<usize, Error> {
         "{created} to make, {updated} to change, {same} as declared"
     ))?;
     Ok(created + updated)
+}
+
+/// Says what a VM that is as declared does not have yet.
+fn say_waits(there: &Declared, session: &mut Session<'_>) -> Result<(), Error> {
+    match there {
+        Declared::Vm(vm) if vm::pending(vm).next().is_some() => {
+            session.term.say(&format!(
+                "{} is as declared, but does not have all of it yet",
+                there.title()
+            ))?;
+            vm::say_pending(vm, session)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn line(difference: &Difference) -> String {
@@ -206,111 +173,4 @@ fn confirmed(session: &mut Session<'_>) -> Result<bool, Error> {
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-async fn carry_out(steps: Vec<Step>, args: &ApplyArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let limit = args.wait.limit();
-    let mut operations = Vec::new();
-    // Groups that name each other can only be made without those rules at first.
-    let missing: Vec<String> = steps
-        .iter()
-        .filter_map(|step| match step {
-            Step::Create(object) if object.kind() == Kind::SecurityGroup => Some(object.name().to_owned()),
-            _ => None,
-        })
-        .collect();
-    let mut later = Vec::new();
-    for step in steps {
-        match step {
-            Step::Nothing => {}
-            Step::Create(Declared::SecurityGroup(group)) => {
-                let first = kind::without_rules_for(&group, &missing);
-                let whole = (first.rules != group.rules).then_some(group);
-                let made = Declared::SecurityGroup(first).create(limit, session).await;
-                later.extend(whole);
-                done("made", "security group", &made?.0, session)?;
-            }
-            Step::Create(object) => {
-                complete(&mut later, session).await?;
-                let (title, (name, operation)) =
-                    (object.kind().title(), object.create(limit, session).await?);
-                match operation {
-                    Some(operation) => operations.push(operation),
-                    None => done("made", title, &name, session)?,
-                }
-            }
-            Step::Update { object, mask, .. } => {
-                complete(&mut later, session).await?;
-                let (title, name) = (object.kind().title(), object.name().to_owned());
-                object.update(mask, session).await?;
-                done("changed", title, &name, session)?;
-            }
-        }
-    }
-    complete(&mut later, session).await?;
-    for operation in operations {
-        if args.wait.no_wait {
-            session.accepted(&operation)?;
-            continue;
-        }
-        let operation = progress::wait(&session.client, operation, limit, session.term).await?;
-        session.ended(operation).await?;
-    }
-    Ok(())
-}
-
-/// Gives groups the rules that could not be there before all groups were.
-async fn complete(later: &mut Vec<v1::SecurityGroup>, session: &mut Session<'_>) -> Result<(), Error> {
-    for group in later.drain(..) {
-        Declared::SecurityGroup(group)
-            .update(vec!["rules".to_owned()], session)
-            .await?;
-    }
-    Ok(())
-}
-
-fn done(what: &str, title: &str, name: &str, session: &mut Session<'_>) -> Result<(), Error> {
-    Ok(session
-        .term
-        .say(&format!("{what} {title} {}", human::clean(name)))?)
-}
-
-/// What a VM is declared to be, as the controller would say it.
-fn normal_vm(vm: &v1::Vm) -> Result<v1::Vm, vm::Invalid> {
-    let spec = vm.spec.clone().map(vm::Spec::try_from).transpose()?;
-    Ok(v1::Vm {
-        spec: spec.map(Into::into),
-        ..vm.clone()
-    })
-}
-
-/// As [`normal_vm`].
-fn normal_network(network: &v1::Network) -> Result<v1::Network, vm::Invalid> {
-    let normal = v1::Network::from(network::Network::try_from(network.clone())?);
-    Ok(v1::Network {
-        labels: network.labels.clone(),
-        description: network.description.clone(),
-        ..normal
-    })
-}
-
-/// As [`normal_vm`].
-fn normal_volume(volume: &v1::Volume) -> Result<v1::Volume, vm::Invalid> {
-    let disk = v1::Disk::from(vm::Disk::try_from(volume)?);
-    Ok(v1::Volume {
-        size_mib: disk.size_mib,
-        pool: disk.pool,
-        format: disk.format,
-        ..volume.clone()
-    })
-}
-
-/// As [`normal_vm`].
-fn normal_group(group: &v1::SecurityGroup) -> Result<v1::SecurityGroup, vm::Invalid> {
-    let normal = v1::SecurityGroup::from(network::Group::try_from(group.clone())?);
-    Ok(v1::SecurityGroup {
-        labels: group.labels.clone(),
-        description: group.description.clone(),
-        ..normal
-    })
 }

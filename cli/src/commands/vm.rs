@@ -2,6 +2,8 @@
 
 mod update;
 
+pub use update::{carried_out, pending, say_pending};
+
 use std::{collections::HashMap, time::Duration};
 
 use dalgu_proto::v1;

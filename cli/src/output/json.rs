@@ -18,7 +18,8 @@ fn descriptor<R: Resource>() -> MessageDescriptor {
     named(R::MESSAGE)
 }
 
-fn named(name: &str) -> MessageDescriptor {
+/// What the message of that full name is made of.
+pub fn named(name: &str) -> MessageDescriptor {
     POOL.get_message_by_name(name)
         .expect("callers name messages of the descriptors; tests check it")
 }
@@ -83,6 +84,16 @@ where
 {
     let dynamic = DynamicMessage::deserialize(named(name), value).map_err(|error| error.to_string())?;
     M::decode(prost::Message::encode_to_vec(&dynamic).as_slice()).map_err(|error| error.to_string())
+}
+
+/// A value of JSON or YAML, checked, in the canonical form; what is empty, 0 or false is left out. `name` is the message's full name.
+pub fn canonical<'de, D>(name: &str, value: D) -> Result<Value, String>
+where
+    D: serde::Deserializer<'de>,
+    D::Error: std::fmt::Display,
+{
+    let dynamic = DynamicMessage::deserialize(named(name), value).map_err(|error| error.to_string())?;
+    serde_json::to_value(&dynamic).map_err(|error| error.to_string())
 }
 
 /// Reads one object from YAML, of which JSON is a part.

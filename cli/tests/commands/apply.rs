@@ -295,3 +295,356 @@ async fn an_address_means_the_same_with_and_without_its_prefix_and_what_a_networ
         refused.err
     );
 }
+
+fn group(name: &str, etag: &str, rules: &[(&str, u32)]) -> v1::SecurityGroup {
+    let rule = |(group, port): &(&str, u32)| v1::SecurityRule {
+        direction: v1::Direction::Ingress.into(),
+        protocol: v1::Protocol::Tcp.into(),
+        first_port: *port,
+        last_port: *port,
+        remote: Some(v1::security_rule::Remote::Group((*group).into())),
+        ..Default::default()
+    };
+    v1::SecurityGroup {
+        name: name.into(),
+        etag: etag.into(),
+        rules: rules.iter().map(rule).collect(),
+        ..Default::default()
+    }
+}
+
+/// The calls that change something.
+fn changes(controller: &Controller) -> Vec<String> {
+    let seen = controller.fake.script().seen.clone();
+    let reads = ["get_", "wait_"];
+    seen.into_iter()
+        .filter(|call| !reads.iter().any(|read| call.starts_with(read)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_group_whose_rules_are_declared_to_be_none_is_emptied() {
+    let controller = Controller::start();
+    let there = group("web", "e1", &[("desk", 22)]);
+    controller.fake.script().groups = [Ok(there), Ok(group("web", "e2", &[]))].into();
+    let file = "securityGroups: [{name: web, rules: []}]";
+    let outcome = apply(&controller, file, &["--yes"]).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    insta::assert_snapshot!(outcome.out, @r"
+    ~ security group web
+        rules: [{direction: DIRECTION_INGRESS, firstPort: 22, group: desk, lastPort: 22, protocol: PROTOCOL_TCP}] -> []
+    ");
+    assert_eq!(changes(&controller), [r#"update_security_group e1 ["rules"] []"#]);
+    controller
+        .fake
+        .script()
+        .groups
+        .push_back(Ok(group("web", "e2", &[])));
+    let again = apply(&controller, file, &["--yes"]).await;
+    assert_eq!((again.code, again.out.as_str()), (0, ""), "{}", again.err);
+}
+
+#[tokio::test]
+async fn limits_groups_and_labels_that_are_declared_to_be_none_are_taken_away() {
+    let mut there = applied();
+    let spec = there.spec.as_mut().unwrap();
+    spec.max_vcpus = 4;
+    spec.disks[1].limits = Some(v1::DiskLimits {
+        write_mib_per_second: 5,
+        ..Default::default()
+    });
+    spec.nics = vec![v1::Nic {
+        name: "eth0".into(),
+        network: "field".into(),
+        security_groups: vec!["web".into()],
+        send_limit_mbit_per_second: 7,
+        ..Default::default()
+    }];
+    let file = "\
+vms:
+- name: web
+  labels: {}
+  spec:
+    vcpus: 2
+    memoryMib: 256
+    maxVcpus: 0
+    disks: [{name: root, image: debian, sizeMib: 1024}, {name: data, sizeMib: 2048, limits: {writeMibPerSecond: 0}}]
+    nics: [{name: eth0, network: field, securityGroups: [], sendLimitMbitPerSecond: 0}]
+";
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        script.vms.push_back(Ok(there.clone()));
+        script.updates.push_back(Ok(there));
+    }
+    let outcome = apply(&controller, file, &["--yes"]).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    insta::assert_snapshot!(outcome.out, @r"
+    ~ VM web
+        labels: {tier: front} -> {}
+        spec.disks[data].limits.writeMibPerSecond: 5 -> 0
+        spec.maxVcpus: 4 -> 0
+        spec.nics[eth0].securityGroups: [web] -> []
+        spec.nics[eth0].sendLimitMbitPerSecond: 7 -> 0
+    ");
+    let mut wanted = controller.fake.script().updated.remove(0);
+    let spec = wanted.spec.as_mut().unwrap();
+    assert_eq!((spec.max_vcpus, spec.nics[0].send_limit_mbit_per_second), (0, 0));
+    assert_eq!(spec.nics[0].security_groups, [""; 0]);
+    assert_eq!(spec.disks[1].limits, Some(v1::DiskLimits::default()));
+    assert!(wanted.labels.is_empty());
+    // The controller says none where there are none.
+    spec.disks[1].limits = None;
+    controller.fake.script().vms.push_back(Ok(wanted));
+    let again = apply(&controller, file, &[]).await;
+    assert_eq!((again.code, again.out.as_str()), (0, ""), "{}", again.err);
+}
+
+#[tokio::test]
+async fn a_field_without_a_value_is_refused_by_its_path() {
+    let controller = Controller::start();
+    let file = "securityGroups:\n- name: web\n  rules:\n#  - {direction: DIRECTION_INGRESS}\n";
+    let outcome = apply(&controller, file, &["--yes"]).await;
+    assert_eq!((outcome.code, outcome.out.as_str()), (2, ""));
+    let wanted = "securityGroups[web].rules has no value: write []";
+    assert!(outcome.err.contains(wanted), "{}", outcome.err);
+}
+
+#[tokio::test]
+async fn a_group_that_is_there_gains_a_rule_for_one_that_is_made_further_down() {
+    let file = "\
+securityGroups:
+- name: app
+  rules: [{direction: DIRECTION_INGRESS, protocol: PROTOCOL_TCP, firstPort: 80, group: web}]
+- name: db
+  rules: [{direction: DIRECTION_INGRESS, protocol: PROTOCOL_TCP, firstPort: 5432, group: web}]
+- name: web
+  rules: []
+";
+    let controller = Controller::start();
+    {
+        let missing = || Err(not_there("SECURITY_GROUP_NOT_FOUND"));
+        let mut script = controller.fake.script();
+        // What is there of app, db and web; then the answers to the changes.
+        script.groups = [missing(), Ok(group("db", "e1", &[])), missing()].into();
+        script
+            .groups
+            .extend((0..4).map(|_| Ok(v1::SecurityGroup::default())));
+    }
+    let outcome = apply(&controller, file, &["--yes"]).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    assert_eq!(
+        changes(&controller),
+        [
+            "create_security_group app 0",
+            "create_security_group web 0",
+            r#"update_security_group  ["rules"] [80]"#,
+            r#"update_security_group e1 ["rules"] [5432]"#,
+        ]
+    );
+}
+
+const VOLUME: &str = "volumes: [{name: ledger, sizeMib: 96}]";
+
+/// The volume as the controller shows it.
+fn ledger(size_mib: u64, etag: &str) -> v1::Volume {
+    v1::Volume {
+        name: "ledger".into(),
+        size_mib,
+        pool: "local".into(),
+        format: v1::DiskFormat::Qcow2.into(),
+        etag: etag.into(),
+        ..Default::default()
+    }
+}
+
+fn in_state(volume: v1::Volume, state: v1::VolumeState) -> v1::Volume {
+    let status = v1::VolumeStatus {
+        state: state.into(),
+        ..Default::default()
+    };
+    v1::Volume {
+        status: Some(status),
+        delete_time: super::ago(60),
+        purge_time: super::ago(-60),
+        ..volume
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_volume_that_is_declared_is_had_back_and_then_changed() {
+    let controller = Controller::start();
+    let deleted = || in_state(ledger(64, "e1"), v1::VolumeState::Deleted);
+    controller.fake.script().volumes = [Ok(deleted()), Ok(ledger(64, "e2")), Ok(ledger(96, "e3"))].into();
+    let outcome = apply(&controller, VOLUME, &["--yes"]).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    insta::assert_snapshot!(outcome.out, @r"
+    ~ volume ledger
+      - deleteTime: 2026-11-23T11:59:00Z (its deletion is taken back)
+        sizeMib: 64 -> 96
+    ");
+    insta::assert_snapshot!(outcome.err, @r"
+    0 to make, 1 to change, 0 as declared
+    took back the deletion of volume ledger
+    changed volume ledger
+    ");
+    assert_eq!(
+        changes(&controller),
+        ["undelete_volume ledger e1", r#"update_volume e2 ["size_mib"] 96"#]
+    );
+    // Otherwise as declared: nothing but that.
+    let file = "volumes: [{name: ledger, sizeMib: 64}]";
+    controller.fake.script().seen.clear();
+    controller.fake.script().volumes = [Ok(deleted()), Ok(ledger(64, "e2"))].into();
+    let outcome = apply(&controller, file, &["--yes"]).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    assert_eq!(changes(&controller), ["undelete_volume ledger e1"]);
+}
+
+#[tokio::test]
+async fn what_is_being_removed_is_not_called_as_declared() {
+    let controller = Controller::start();
+    let purging = in_state(ledger(96, "e1"), v1::VolumeState::Purging);
+    let mut deleting = applied();
+    deleting.delete_time = super::ago(1);
+    {
+        let mut script = controller.fake.script();
+        script.volumes.push_back(Ok(purging));
+        script.vms.push_back(Ok(deleting));
+    }
+    let volume = apply(&controller, VOLUME, &["--yes"]).await;
+    assert_eq!((volume.code, volume.out.as_str()), (5, ""));
+    insta::assert_snapshot!(volume.err, @"error: volume ledger is being removed for good: wait until `dalgu volume show ledger` finds none, then apply the file again to have it made anew");
+    let vm = apply(&controller, FILE, &["--yes"]).await;
+    assert_eq!((vm.code, vm.out.as_str()), (5, ""));
+    insta::assert_snapshot!(vm.err, @"error: VM web is being deleted: wait until `dalgu vm show web` finds none, then apply the file again to have it made anew");
+    assert_eq!(changes(&controller), [""; 0]);
+}
+
+/// A VM that has the volume.
+fn holder(vcpus: u32, size_mib: u64, etag: &str) -> v1::Vm {
+    let mut vm = applied();
+    vm.etag = etag.into();
+    let spec = vm.spec.as_mut().unwrap();
+    spec.vcpus = vcpus;
+    spec.disks[1].volume = "ledger".into();
+    spec.disks[1].size_mib = size_mib;
+    vm
+}
+
+const GROWN: &str = "\
+volumes: [{name: ledger, sizeMib: 96}]
+vms:
+- name: web
+  description: larger
+  spec:
+    vcpus: 2
+    memoryMib: 256
+    disks: [{name: root, image: debian, sizeMib: 1024}, {name: data, volume: ledger, limits: {writeMibPerSecond: 5}}]
+";
+
+fn overtaken() -> Status {
+    reason::status(Code::Aborted, "ETAG_MISMATCH", "web was changed by somebody else")
+}
+
+#[tokio::test]
+async fn a_volume_that_is_grown_does_not_stand_in_the_way_of_a_change_of_its_vm() {
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        script.volumes = [Ok(ledger(64, "v1")), Ok(ledger(96, "v2"))].into();
+        script.vms = [Ok(holder(2, 64, "e1")), Ok(holder(2, 96, "e2"))].into();
+        script.updates = [Err(overtaken()), Ok(holder(2, 96, "e3"))].into();
+    }
+    let outcome = apply(&controller, GROWN, &["--yes"]).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    let wanted = [
+        r#"update_volume v1 ["size_mib"] 96"#,
+        r#"update_vm e1 ["description", "spec.disks"] ["tier=front"]"#,
+        r#"update_vm e2 ["description", "spec.disks"] ["tier=front"]"#,
+    ];
+    assert_eq!(changes(&controller), wanted);
+    // What the volume has become is kept.
+    let asked = controller.fake.script().updated.pop().unwrap();
+    assert_eq!(asked.spec.unwrap().disks[1].size_mib, 96);
+}
+
+#[tokio::test]
+async fn what_somebody_else_changed_of_what_was_shown_is_left_alone() {
+    // The volume grew further, other processors, another label: each is another's change.
+    let mut labelled = holder(2, 96, "e2");
+    labelled.labels.insert("tier".into(), "back".into());
+    for other in [holder(2, 128, "e2"), holder(3, 96, "e2"), labelled] {
+        let controller = Controller::start();
+        {
+            let mut script = controller.fake.script();
+            script.volumes = [Ok(ledger(64, "v1")), Ok(ledger(96, "v2"))].into();
+            script.vms = [Ok(holder(2, 64, "e1")), Ok(other)].into();
+            script.updates = [Err(overtaken()), Ok(holder(2, 96, "e3"))].into();
+        }
+        let outcome = apply(&controller, GROWN, &["--yes"]).await;
+        assert_eq!(outcome.code, 4, "{}", outcome.err);
+        assert!(outcome.err.contains("ETAG_MISMATCH"), "{}", outcome.err);
+        assert_eq!(controller.fake.script().updates.len(), 1);
+    }
+}
+
+/// A VM that has not all of its memory yet.
+fn waiting(generation: u64, observed: u64) -> v1::Vm {
+    let mut vm = applied();
+    vm.generation = generation;
+    let status = vm.status.as_mut().unwrap();
+    status.observed_generation = observed;
+    if observed == generation {
+        status.pending_changes = vec![v1::PendingChange {
+            field: "vcpus".into(),
+            current: "1".into(),
+            wanted: "2".into(),
+            message: "at its next start".into(),
+        }];
+    }
+    vm
+}
+
+#[tokio::test]
+async fn what_a_vm_does_not_have_yet_is_said_of_one_that_was_changed_and_of_one_that_is_as_declared() {
+    let controller = Controller::start();
+    let old = {
+        let mut vm = waiting(1, 0);
+        vm.spec.as_mut().unwrap().vcpus = 1;
+        vm
+    };
+    {
+        let mut script = controller.fake.script();
+        // Compared; changed; asked after until its host has seen it; compared again.
+        script.vms = [
+            Ok(old.clone()),
+            Ok(waiting(2, 1)),
+            Ok(waiting(2, 2)),
+            Ok(waiting(2, 2)),
+        ]
+        .into();
+        script.updates.push_back(Ok(waiting(2, 1)));
+    }
+    let changed = apply(&controller, FILE, &["--yes"]).await;
+    assert_eq!(changed.code, 0, "{}", changed.err);
+    insta::assert_snapshot!(changed.err, @r"
+    0 to make, 1 to change, 0 as declared
+    changed VM web
+    VM web does not have all of it yet
+    pending: vcpus is 1, to be 2: at its next start
+    ");
+    let same = apply(&controller, FILE, &[]).await;
+    assert_eq!((same.code, same.out.as_str()), (0, ""), "{}", same.err);
+    insta::assert_snapshot!(same.err, @r"
+    VM web is as declared, but does not have all of it yet
+    pending: vcpus is 1, to be 2: at its next start
+    0 to make, 0 to change, 1 as declared
+    ");
+    // Not waited for, it is not asked after.
+    controller.fake.script().vms.push_back(Ok(old));
+    controller.fake.script().updates.push_back(Ok(waiting(2, 1)));
+    let accepted = apply(&controller, FILE, &["--yes", "--no-wait"]).await;
+    assert_eq!(accepted.code, 0, "{}", accepted.err);
+    assert!(!accepted.err.contains("pending"), "{}", accepted.err);
+}

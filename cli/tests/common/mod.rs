@@ -30,6 +30,7 @@ use v1::{
     placement_service_server::{PlacementService, PlacementServiceServer},
     site_service_server::{SiteService, SiteServiceServer},
     vm_service_server::{VmService, VmServiceServer},
+    volume_service_server::{VolumeService, VolumeServiceServer},
 };
 
 type Answers<T> = VecDeque<Result<T, Status>>;
@@ -47,6 +48,8 @@ pub struct Script {
     pub vms: Answers<v1::Vm>,
     /// To UpdateVm.
     pub updates: Answers<v1::Vm>,
+    /// VMs as UpdateVm was given them.
+    pub updated: Vec<v1::Vm>,
     /// To ListVms.
     pub lists: Answers<v1::ListVmsResponse>,
     /// To ListHosts.
@@ -87,6 +90,8 @@ pub struct Script {
     pub groups: Answers<v1::SecurityGroup>,
     /// To ListSecurityGroups.
     pub group_lists: Answers<v1::ListSecurityGroupsResponse>,
+    /// To calls of the volume service that answer with a volume.
+    pub volumes: Answers<v1::Volume>,
     /// To DeleteNetwork and DeleteSecurityGroup.
     pub network_deletions: Answers<()>,
     /// To ReadConsole.
@@ -147,6 +152,7 @@ macro_rules! verbs {
             async fn update_vm(&self, request: Request<v1::UpdateVmRequest>) -> Result<Response<v1::Vm>, Status> {
                 let request = request.into_inner();
                 let (mask, vm) = (request.update_mask.unwrap_or_default(), request.vm.unwrap_or_default());
+                self.script().updated.push(vm.clone());
                 let mut labels: Vec<_> = vm.labels.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
                 labels.sort();
                 let mut script = self.script();
@@ -657,6 +663,69 @@ network_calls! {
     };
 }
 
+impl Fake {
+    fn volume(&self, seen: String) -> Result<Response<v1::Volume>, Status> {
+        let mut script = self.script();
+        script.seen.push(seen);
+        next(&mut script.volumes, "a volume")
+    }
+}
+
+#[tonic::async_trait]
+impl VolumeService for Fake {
+    async fn get_volume(
+        &self,
+        request: Request<v1::GetVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        self.volume(format!("get_volume {}", request.into_inner().name))
+    }
+
+    async fn list_volumes(
+        &self,
+        _: Request<v1::ListVolumesRequest>,
+    ) -> Result<Response<v1::ListVolumesResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<v1::CreateVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let volume = request.into_inner().volume.unwrap_or_default();
+        self.volume(format!("create_volume {} {}", volume.name, volume.size_mib))
+    }
+
+    async fn update_volume(
+        &self,
+        request: Request<v1::UpdateVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let request = request.into_inner();
+        let (mask, volume) = (
+            request.update_mask.unwrap_or_default(),
+            request.volume.unwrap_or_default(),
+        );
+        self.volume(format!(
+            "update_volume {} {:?} {}",
+            volume.etag, mask.paths, volume.size_mib
+        ))
+    }
+
+    async fn delete_volume(
+        &self,
+        _: Request<v1::DeleteVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn undelete_volume(
+        &self,
+        request: Request<v1::UndeleteVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let request = request.into_inner();
+        self.volume(format!("undelete_volume {} {}", request.name, request.etag))
+    }
+}
+
 /// The fake controller on a socket in a directory of its own, in a runtime of its own that can be torn down.
 pub struct Controller {
     /// Its script.
@@ -698,6 +767,7 @@ impl Controller {
             .add_service(SiteServiceServer::new(self.fake.clone()))
             .add_service(ImageServiceServer::new(self.fake.clone()))
             .add_service(NetworkServiceServer::new(self.fake.clone()))
+            .add_service(VolumeServiceServer::new(self.fake.clone()))
             .add_service(EventServiceServer::new(self.fake.clone()));
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

@@ -18,6 +18,25 @@ pub struct Difference {
     pub wanted: Option<Value>,
 }
 
+/// Whether a declaration means all of a field's value, and not only the parts of it that it names: limits that are given without
+/// any are none.
+fn is_whole(name: &str, declared: &Map<String, Value>) -> bool {
+    MAPS.contains(&name) || (name == "limits" && declared.is_empty())
+}
+
+/// Whether a value says what a field is that does not occur: nothing, 0, false.
+pub fn is_nothing(name: &str, value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) if MAPS.contains(&name) => fields.is_empty(),
+        Value::Object(fields) => fields.iter().all(|(name, value)| is_nothing(name, value)),
+        Value::Bool(true) => false,
+    }
+}
+
 /// Whether the elements of a list are told apart by names, as disks are.
 fn are_named(list: &[Value]) -> bool {
     list.iter().all(|item| item.get("name").is_some())
@@ -33,8 +52,14 @@ pub fn normalized(declared: &Value, normal: &Value) -> Value {
     match (declared, normal) {
         (Value::Object(declared), Value::Object(normal)) => {
             let fields = declared.iter().map(|(name, value)| {
-                let normal = normal.get(name).unwrap_or(value);
-                (name.clone(), normalized(value, normal))
+                let value = match (normal.get(name), value) {
+                    (Some(normal), value) => normalized(value, normal),
+                    (None, Value::Object(_)) => normalized(value, &Value::Object(Map::new())),
+                    (None, value) if is_nothing(name, value) => value.clone(),
+                    // Said with a word for what is so without it, such as FIRMWARE_BIOS.
+                    (None, _) => Value::Null,
+                };
+                (name.clone(), value)
             });
             Value::Object(fields.collect())
         }
@@ -61,7 +86,7 @@ pub fn differences(current: &Value, declared: &Value) -> Vec<Difference> {
 
 fn walk(path: &str, current: Option<&Value>, declared: &Value, found: &mut Vec<Difference>) {
     match (current, declared) {
-        (Some(Value::Object(current)), Value::Object(declared)) if !MAPS.contains(&last(path)) => {
+        (Some(Value::Object(current)), Value::Object(declared)) if !is_whole(last(path), declared) => {
             for (name, value) in declared {
                 let path = if path.is_empty() {
                     name.clone()
@@ -93,6 +118,7 @@ fn walk(path: &str, current: Option<&Value>, declared: &Value, found: &mut Vec<D
                 wanted: None,
             }));
         }
+        (None, declared) if is_nothing(last(path), declared) => {}
         (current, declared) if current == Some(declared) || is_named_version(path, current, declared) => {}
         (current, declared) => found.push(Difference {
             path: path.to_owned(),
@@ -123,7 +149,7 @@ fn is_named_version(path: &str, current: Option<&Value>, declared: &Value) -> bo
 pub fn merged(current: &Value, declared: &Value) -> Value {
     fn merge(name: &str, current: &Value, declared: &Value) -> Value {
         match (current, declared) {
-            (Value::Object(current), Value::Object(declared)) if !MAPS.contains(&name) => {
+            (Value::Object(current), Value::Object(declared)) if !is_whole(name, declared) => {
                 let mut all: Map<_, _> = current.clone();
                 for (name, value) in declared {
                     let old = current.get(name).unwrap_or(&Value::Null);
@@ -147,6 +173,8 @@ pub fn merged(current: &Value, declared: &Value) -> Value {
 /// A value on one line.
 pub fn text(value: &Value) -> String {
     match value {
+        Value::Null => "default".to_owned(),
+        Value::String(text) if text.is_empty() => "\"\"".to_owned(),
         Value::String(text) => text.clone(),
         Value::Object(fields) => {
             let mut line = String::new();
@@ -247,6 +275,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_declared_as_nothing_is_otherwise_than_what_is_there() {
+        let current = json!({"rules": [{"firstPort": 22}], "paused": true, "keepDays": 30, "description": "old", "labels": {"a": ""},
+        "spec": {"firmware": "FIRMWARE_UEFI", "disks": [
+            {"name": "root", "limits": {"readMibPerSecond": "5"}}, {"name": "data", "limits": {"readMibPerSecond": "5"}},
+        ]}});
+        let declared = json!({"rules": [], "paused": false, "keepDays": 0, "description": "", "labels": {},
+        "spec": {"firmware": null, "disks": [
+            {"name": "root", "limits": {"readMibPerSecond": 0}}, {"name": "data", "limits": {}},
+        ]}});
+        let wanted = [
+            "rules",
+            "paused",
+            "keepDays",
+            "description",
+            "labels",
+            "spec.firmware",
+            "spec.disks[root].limits.readMibPerSecond",
+            "spec.disks[data].limits",
+        ];
+        let mut found = paths(&current, &declared);
+        found.sort_by_key(|path| wanted.iter().position(|other| other == path));
+        assert_eq!(found, wanted);
+        let merged = merged(&current, &declared);
+        assert_eq!(paths(&merged, &declared), [] as [String; 0]);
+        assert_eq!(merged["spec"]["disks"][1]["limits"], json!({}));
+        let bare = json!({"spec": {"disks": [{"name": "root"}, {"name": "data"}]}});
+        assert_eq!(paths(&bare, &declared), [] as [String; 0]);
+        // A label without a value is a label.
+        assert_eq!(paths(&bare, &json!({"labels": {"a": ""}})), ["labels"]);
+    }
+
+    #[test]
     fn only_what_was_declared_is_kept_of_the_normal_form() {
         let declared = json!({"mac": "52:54:00:AB:00:01", "rules": [{"cidr": "192.0.2.7"}]});
         let rules = json!([{"cidr": "192.0.2.7/32", "lastPort": 22}]);
@@ -254,5 +314,10 @@ mod tests {
         // A rule is compared as a whole.
         let wanted = json!({"mac": "52:54:00:ab:00:01", "rules": rules});
         assert_eq!(normalized(&declared, &normal), wanted);
+        // What the normal form leaves out is so by default, in whatever words; and nothing stays nothing of its kind.
+        let declared = json!({"firmware": "FIRMWARE_BIOS", "paused": false, "limits": {"readMibPerSecond": 0}, "labels": {}});
+        let wanted =
+            json!({"firmware": null, "paused": false, "limits": {"readMibPerSecond": 0}, "labels": {}});
+        assert_eq!(normalized(&declared, &json!({})), wanted);
     }
 }

@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use dalgu_proto::v1;
+use dalgu_proto::{v1, vm::Invalid};
 use prost_types::FieldMask;
 use serde_json::Value;
 use tonic::Status;
 
-use super::{
-    diff::{self, Difference},
-    normal_group, normal_network, normal_vm, normal_volume,
-};
+use super::{diff::Difference, normal};
 use crate::{
     client::{CALL_TIMEOUT, Client},
     commands::{Session, placement, request_id},
@@ -18,8 +15,8 @@ use crate::{
     output::json,
 };
 
-/// A kind of object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A kind of object; in the order in which they can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A security group.
     SecurityGroup,
@@ -34,6 +31,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them, each with the field of a file that lists them.
+    pub const LISTS: [(Self, &'static str); 5] = [
+        (Self::SecurityGroup, "securityGroups"),
+        (Self::Network, "networks"),
+        (Self::Volume, "volumes"),
+        (Self::BackupSchedule, "backupSchedules"),
+        (Self::Vm, "vms"),
+    ];
+
     /// For people.
     pub const fn title(self) -> &'static str {
         match self {
@@ -98,6 +104,47 @@ impl Kind {
                 ("spec.disks", "spec.disks"),
                 ("spec.nics", "spec.nics"),
             ],
+        }
+    }
+
+    /// Fields that only the controller says.
+    const fn output_only(self) -> &'static [&'static str] {
+        match self {
+            Self::SecurityGroup | Self::Network => &["uid", "interfaces", "etag", "createTime"],
+            Self::Volume => &[
+                "uid",
+                "imageDigest",
+                "status",
+                "etag",
+                "createTime",
+                "deleteTime",
+                "purgeTime",
+            ],
+            Self::BackupSchedule => &["lastTime", "nextTime", "vms", "failures", "etag", "createTime"],
+            Self::Vm => &[
+                "uid",
+                "desiredPowerState",
+                "status",
+                "generation",
+                "etag",
+                "createTime",
+                "deleteTime",
+            ],
+        }
+    }
+
+    /// Takes out what only the controller says.
+    pub fn keep_chosen(self, value: &mut Value) {
+        if let Some(fields) = value.as_object_mut() {
+            fields.retain(|name, _| !self.output_only().contains(&name.as_str()));
+        }
+    }
+
+    /// Fields that can be changed, but not be empty.
+    pub const fn never_empty(self) -> &'static [&'static str] {
+        match self {
+            Self::BackupSchedule => &["labelSelector", "pool", "keepLast"],
+            _ => &[],
         }
     }
 
@@ -207,86 +254,42 @@ impl Declared {
         object.map_err(|why| Error::Format("JSON", why))
     }
 
-    /// Takes out what only the controller says: what `-o yaml` shows may be given back.
-    fn chosen(&self) -> Self {
-        let mut own = self.clone();
-        match &mut own {
-            Self::SecurityGroup(group) => {
-                *group = v1::SecurityGroup {
-                    name: std::mem::take(&mut group.name),
-                    rules: std::mem::take(&mut group.rules),
-                    labels: std::mem::take(&mut group.labels),
-                    description: std::mem::take(&mut group.description),
-                    ..v1::SecurityGroup::default()
-                }
-            }
+    /// The same, as the controller would say it.
+    pub fn normal(&self) -> Result<Self, Invalid> {
+        match self {
+            Self::SecurityGroup(group) => normal::group(group).map(Self::SecurityGroup),
             Self::Network(network) => {
-                (network.uid, network.etag) = (String::new(), String::new());
-                (network.interfaces, network.create_time) = (0, None);
+                normal::network(network).map(|network| Self::Network(Box::new(network)))
             }
-            Self::Volume(volume) => {
-                **volume = v1::Volume {
-                    uid: String::new(),
-                    image_digest: String::new(),
-                    status: None,
-                    etag: String::new(),
-                    create_time: None,
-                    delete_time: None,
-                    purge_time: None,
-                    ..std::mem::take(&mut **volume)
-                }
-            }
-            Self::BackupSchedule(schedule) => {
-                **schedule = v1::BackupSchedule {
-                    last_time: None,
-                    next_time: None,
-                    vms: 0,
-                    failures: 0,
-                    etag: String::new(),
-                    create_time: None,
-                    ..std::mem::take(&mut **schedule)
-                }
-            }
-            Self::Vm(vm) => {
-                // In the order in which the controller says them.
-                vm.placement_groups.sort();
-                vm.tolerations
-                    .sort_by(|a, b| (&a.key, &a.value).cmp(&(&b.key, &b.value)));
-                **vm = v1::Vm {
-                    name: std::mem::take(&mut vm.name),
-                    spec: vm.spec.take(),
-                    labels: std::mem::take(&mut vm.labels),
-                    description: std::mem::take(&mut vm.description),
-                    drain_mode: vm.drain_mode,
-                    placement_groups: std::mem::take(&mut vm.placement_groups),
-                    tolerations: std::mem::take(&mut vm.tolerations),
-                    ..v1::Vm::default()
-                }
-            }
-        }
-        own
-    }
-
-    /// What is declared, in the form in which the controller would say it.
-    pub fn declared(&self) -> Result<Value, Error> {
-        let chosen = self.chosen();
-        let normal = match &chosen {
-            Self::SecurityGroup(group) => normal_group(group).map(Self::SecurityGroup),
-            Self::Network(network) => normal_network(network).map(|network| Self::Network(Box::new(network))),
-            Self::Volume(volume) => normal_volume(volume).map(|volume| Self::Volume(Box::new(volume))),
+            Self::Volume(volume) => normal::volume(volume).map(|volume| Self::Volume(Box::new(volume))),
             // It has no other form.
             Self::BackupSchedule(schedule) => Ok(Self::BackupSchedule(schedule.clone())),
-            Self::Vm(vm) => normal_vm(vm).map(|vm| Self::Vm(Box::new(vm))),
-        };
-        let normal = normal
-            .map_err(|error| Error::Usage(format!("{}: {error}", self.title())))?
-            .value()?;
-        let mut value = diff::normalized(&chosen.value()?, &normal);
-        // Documents are shown by nobody: what can be compared is what is said in their place.
-        if let (Some(spec), Some(told)) = (value.get_mut("spec"), normal.pointer("/spec/firstBoot")) {
-            spec["firstBoot"] = told.clone();
+            Self::Vm(vm) => normal::vm(vm).map(|vm| Self::Vm(Box::new(vm))),
         }
-        Ok(value)
+    }
+
+    /// What hinders that it is changed now, and what to do.
+    pub fn hindrance(&self) -> Option<String> {
+        let gone = match self {
+            Self::Vm(vm) if vm.delete_time.is_some() => ("being deleted", "vm"),
+            Self::Volume(volume) if state_of(volume) == v1::VolumeState::Purging => {
+                ("being removed for good", "volume")
+            }
+            _ => return None,
+        };
+        let ((what, word), name) = (gone, crate::output::human::clean(self.name()));
+        Some(format!(
+            "{} is {what}: wait until `dalgu {word} show {name}` finds none, then apply the file again to have it made anew",
+            self.title()
+        ))
+    }
+
+    /// Since when it is deleted and to be had back.
+    pub fn deleted(&self) -> Option<String> {
+        match self {
+            Self::Volume(volume) => volume.delete_time.as_ref().map(ToString::to_string),
+            _ => None,
+        }
     }
 
     /// The object that is there.
@@ -339,7 +342,7 @@ impl Declared {
     ) -> Result<(String, Option<v1::Operation>), Error> {
         let name = self.name().to_owned();
         let request_id = request_id(None);
-        match self.chosen() {
+        match self.clone() {
             Self::SecurityGroup(group) => {
                 let request = v1::CreateSecurityGroupRequest {
                     security_group: Some(group),
@@ -402,84 +405,81 @@ impl Declared {
         Ok((name, None))
     }
 
-    /// Changes the fields of the mask to what this says.
-    pub async fn update(self, paths: Vec<String>, session: &mut Session<'_>) -> Result<(), Error> {
+    /// Changes the fields of the mask to what this says, if its etag is the current one. Answers what is there then.
+    pub async fn update(self, paths: Vec<String>, session: &mut Session<'_>) -> Result<Self, Error> {
         let (update_mask, request_id) = (Some(FieldMask { paths }), request_id(None));
-        // What was compared is what is changed.
-        let etag = match &self {
-            Self::SecurityGroup(group) => group.etag.clone(),
-            Self::Network(network) => network.etag.clone(),
-            Self::Volume(volume) => volume.etag.clone(),
-            Self::BackupSchedule(schedule) => schedule.etag.clone(),
-            Self::Vm(vm) => vm.etag.clone(),
-        };
-        match self.chosen() {
-            Self::SecurityGroup(mut group) => {
-                group.etag = etag;
+        match self {
+            Self::SecurityGroup(group) => {
                 let request = v1::UpdateSecurityGroupRequest {
                     security_group: Some(group),
                     update_mask,
                     request_id,
                 };
-                session
-                    .change(CALL_TIMEOUT, async |client| {
-                        client.networks().update_security_group(request.clone()).await
-                    })
-                    .await?;
+                let call =
+                    async |client: &Client| client.networks().update_security_group(request.clone()).await;
+                session.change(CALL_TIMEOUT, call).await.map(Self::SecurityGroup)
             }
-            Self::Network(mut network) => {
-                network.etag = etag;
+            Self::Network(network) => {
                 let request = v1::UpdateNetworkRequest {
                     network: Some(*network),
                     update_mask,
                     request_id,
                 };
-                session
-                    .change(CALL_TIMEOUT, async |client| {
-                        client.networks().update_network(request.clone()).await
-                    })
-                    .await?;
+                let call = async |client: &Client| client.networks().update_network(request.clone()).await;
+                let network = session.change(CALL_TIMEOUT, call).await?;
+                Ok(Self::Network(Box::new(network)))
             }
-            Self::Volume(mut volume) => {
-                volume.etag = etag;
+            Self::Volume(volume) => {
                 let request = v1::UpdateVolumeRequest {
                     volume: Some(*volume),
                     update_mask,
                     request_id,
                 };
-                session
-                    .change(CALL_TIMEOUT, async |client| {
-                        client.volumes().update_volume(request.clone()).await
-                    })
-                    .await?;
+                let call = async |client: &Client| client.volumes().update_volume(request.clone()).await;
+                let volume = session.change(CALL_TIMEOUT, call).await?;
+                Ok(Self::Volume(Box::new(volume)))
             }
-            Self::BackupSchedule(mut schedule) => {
-                schedule.etag = etag;
+            Self::BackupSchedule(schedule) => {
                 let request = v1::UpdateBackupScheduleRequest {
                     backup_schedule: Some(*schedule),
                     update_mask,
                     request_id,
                 };
-                session
-                    .change(CALL_TIMEOUT, async |client| {
-                        client.backups().update_backup_schedule(request.clone()).await
-                    })
-                    .await?;
+                let call =
+                    async |client: &Client| client.backups().update_backup_schedule(request.clone()).await;
+                let schedule = session.change(CALL_TIMEOUT, call).await?;
+                Ok(Self::BackupSchedule(Box::new(schedule)))
             }
-            Self::Vm(mut vm) => {
-                vm.etag = etag;
+            Self::Vm(vm) => {
                 let request = v1::UpdateVmRequest {
                     vm: Some(*vm),
                     update_mask,
                     request_id,
                 };
-                session
-                    .change(CALL_TIMEOUT, async |client| {
-                        client.vms().update_vm(request.clone()).await
-                    })
-                    .await?;
+                let call = async |client: &Client| client.vms().update_vm(request.clone()).await;
+                let vm = session.change(CALL_TIMEOUT, call).await?;
+                Ok(Self::Vm(Box::new(vm)))
             }
         }
-        Ok(())
     }
+
+    /// Takes the deletion of a volume back. Answers what is there then.
+    pub async fn undelete(self, session: &mut Session<'_>) -> Result<Self, Error> {
+        let Self::Volume(volume) = self else {
+            return Ok(self);
+        };
+        let request = v1::UndeleteVolumeRequest {
+            name: volume.name,
+            etag: volume.etag,
+            request_id: request_id(None),
+        };
+        let call = async |client: &Client| client.volumes().undelete_volume(request.clone()).await;
+        let volume = session.change(CALL_TIMEOUT, call).await?;
+        Ok(Self::Volume(Box::new(volume)))
+    }
+}
+
+fn state_of(volume: &v1::Volume) -> v1::VolumeState {
+    let status = volume.status.as_ref();
+    status.map_or(v1::VolumeState::Unspecified, v1::VolumeStatus::state)
 }

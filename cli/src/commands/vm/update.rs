@@ -38,30 +38,40 @@ pub(super) async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Resul
         sleep(Duration::from_millis(50)).await;
     };
     if args.wait {
-        vm = carried_out(&args, vm, session).await?;
+        vm = carried_out(vm, args.timeout.unwrap_or(WaitArgs::DEFAULT), session).await?;
     }
     match session.format {
         Format::Table | Format::Wide => {
             session.term.say(&format!("changed {}", human::clean(&vm.name)))?;
-            for pending in vm.status.iter().flat_map(|status| &status.pending_changes) {
-                let text = format!(
-                    "pending: {} is {}, to be {}: {}",
-                    pending.field, pending.current, pending.wanted, pending.message
-                );
-                session.term.say(&human::clean(&text))?;
-            }
-            Ok(())
+            say_pending(&vm, session)
         }
         format => output::one(session.term, format, &vm),
     }
 }
 
-/// Waits until the VM's host has done all that it can.
-async fn carried_out(args: &UpdateArgs, vm: v1::Vm, session: &Session<'_>) -> Result<v1::Vm, Error> {
-    let limit = Instant::now() + args.timeout.unwrap_or(WaitArgs::DEFAULT);
-    let wanted = vm.generation;
+/// What a VM does not have yet of its specification.
+pub fn pending(vm: &v1::Vm) -> impl Iterator<Item = &v1::PendingChange> {
+    vm.status.iter().flat_map(|status| &status.pending_changes)
+}
+
+/// Says that.
+pub fn say_pending(vm: &v1::Vm, session: &mut Session<'_>) -> Result<(), Error> {
+    for pending in pending(vm) {
+        let text = format!(
+            "pending: {} is {}, to be {}: {}",
+            pending.field, pending.current, pending.wanted, pending.message
+        );
+        session.term.say(&human::clean(&text))?;
+    }
+    Ok(())
+}
+
+/// Waits until the VM's host has done all that it can of what the VM is now to be.
+pub async fn carried_out(vm: v1::Vm, limit: Duration, session: &Session<'_>) -> Result<v1::Vm, Error> {
+    let limit = Instant::now() + limit;
+    let (name, wanted) = (vm.name, vm.generation);
     loop {
-        let vm: v1::Vm = get(&session.client, &args.name).await?;
+        let vm: v1::Vm = get(&session.client, &name).await?;
         let status = vm.status.clone().unwrap_or_default();
         // Where a disk has not gone to its pool yet, that goes on by itself; what else is pending waits for others.
         let mut pending = status.pending_changes.iter();
@@ -71,11 +81,11 @@ async fn carried_out(args: &UpdateArgs, vm: v1::Vm, session: &Session<'_>) -> Re
         }
         let fault = status.error.filter(|error| !error.retrying);
         if let Some(fault) = fault {
-            let text = format!("{}: {} ({})", args.name, fault.message, fault.reason);
+            let text = format!("{name}: {} ({})", fault.message, fault.reason);
             return Err(Error::NotChanged(human::clean(&text)));
         }
         if Instant::now() >= limit {
-            return Err(Error::ChangeTimedOut(human::clean(&args.name)));
+            return Err(Error::ChangeTimedOut(human::clean(&name)));
         }
         sleep(LOOK).await;
     }
