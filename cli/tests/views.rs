@@ -564,6 +564,7 @@ fn image(state: v1::ImageState) -> v1::Image {
         size_bytes: 600 << 20,
         sha256: "cd".repeat(32),
         os: "debian-12".into(),
+        firmware: v1::Firmware::Uefi.into(),
         labels: map(&[("tier", "base")]),
         description: "for all".into(),
         owner: "operator/admin".into(),

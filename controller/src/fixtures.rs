@@ -309,6 +309,7 @@ pub(crate) fn image(version: &str, number: u8) -> ImageRecord {
         size_bytes: 1 << 30,
         sha256: Some(digest(number)),
         os: String::new(),
+        firmware: Default::default(),
         labels: BTreeMap::new(),
         description: String::new(),
         owner: "operator/test".to_owned(),

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 use dalgu_proto::{image::Reference, v1};
 
-use super::{host::RequestArgs, values};
+use super::{host::RequestArgs, values, vm::Firmware};
 use crate::complete;
 
 /// Images.
@@ -88,6 +88,9 @@ pub struct ImportArgs {
     /// Kind of operating system, for example debian-12.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     pub os: String,
+    /// What starts it: VMs made from it have that where they do not say [default: bios].
+    #[arg(long, value_enum, value_name = "FIRMWARE")]
+    pub firmware: Option<Firmware>,
     /// Label of the image; may be given again.
     #[arg(long = "label", value_parser = values::label, value_name = "KEY=VALUE")]
     pub labels: Vec<(String, String)>,

@@ -166,7 +166,7 @@ pub struct SpecArgs {
     /// What its guest is told at the first boot.
     #[command(flatten)]
     pub first_boot: FirstBootArgs,
-    /// What starts it [default: bios].
+    /// What starts it [default: what the image of the first disk says, else bios].
     #[arg(long, value_enum, value_name = "FIRMWARE", conflicts_with = "file")]
     pub firmware: Option<Firmware>,
     /// Give it a TPM 2.0 in software.

@@ -22,6 +22,14 @@ pub fn state(image: &v1::Image) -> String {
     word
 }
 
+/// What starts it, in words.
+fn firmware(image: &v1::Image) -> String {
+    human::value::<v1::Firmware>(match image.firmware() {
+        v1::Firmware::Unspecified => v1::Firmware::Bios.into(),
+        other => other.into(),
+    })
+}
+
 fn state_cell(image: &v1::Image) -> Cell {
     let status = image.status.clone().unwrap_or_default();
     let style = match status.state() {
@@ -67,6 +75,7 @@ impl Resource for v1::Image {
             "VMS",
             "AGE",
             "OS",
+            "FIRMWARE",
             "FORMAT",
             "VISIBILITY",
             "OWNER",
@@ -88,6 +97,7 @@ impl Resource for v1::Image {
         ];
         if wide {
             row.push(Cell::plain(human::or_dash(&self.os)));
+            row.push(Cell::plain(firmware(self)));
             row.push(Cell::plain(
                 human::value::<v1::ImageFormat>(self.format).to_lowercase(),
             ));
@@ -115,6 +125,7 @@ impl Resource for v1::Image {
         page.line("Disk", size(status.virtual_size_bytes))
             .line("Stored", size(status.stored_bytes))
             .line_if("OS", &self.os)
+            .line("Firmware", firmware(self))
             .line_if("Description", &self.description)
             .line("Labels", human::labels(&self.labels))
             .line("Visibility", human::value::<v1::ImageVisibility>(self.visibility))

@@ -123,6 +123,9 @@ fn create(request: &v1::CreateImageRequest) -> Result<Create, Status> {
         size_bytes: image.size_bytes,
         sha256,
         os: one_line("image.os", request::text("image.os", image.os, MAX_OS)?)?,
+        firmware: v1::Firmware::try_from(image.firmware)
+            .map_err(|_| reason::invalid("image.firmware", "is not a value of Firmware"))?
+            .into(),
         labels: request::labels("image.labels", &image.labels)?,
         description: request::text("image.description", image.description, MAX_DESCRIPTION)?,
         visibility: visibility(image.visibility)?,

@@ -130,6 +130,7 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
         .ok_or_else(|| reason::invalid("vm.spec", "must be given"))?;
     let documents = spec.first_boot.as_ref().map(Documents::from).unwrap_or_default();
     let invalid = |invalid: Invalid| reason::invalid(&format!("vm.spec.{}", invalid.field), invalid.message);
+    let firmware_given = spec.firmware != i32::from(v1::Firmware::Unspecified);
     let spec = Spec::try_from(spec).map_err(invalid)?;
     if let Some(index) = spec.disks.iter().position(|disk| disk.backup.is_some()) {
         let field = format!("vm.spec.disks[{index}].backup");
@@ -141,6 +142,7 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
     Ok(Create {
         name,
         spec,
+        firmware_given,
         documents,
         labels: request::labels("vm.labels", &vm.labels)?,
         drain_mode: wire::drain_mode("vm.drain_mode", vm.drain_mode)?.unwrap_or_default(),

@@ -5,7 +5,7 @@
 
 use dalgu_proto::{
     image::Reference,
-    vm::{CloneMode, DISK_MIB, Disk, DiskFormat, Spec},
+    vm::{CloneMode, DISK_MIB, Disk, DiskFormat, Firmware, Spec},
 };
 
 use crate::{
@@ -103,6 +103,14 @@ pub fn images(state: &State, spec: &mut Spec, principal: &str) -> Result<u64, Er
         bytes = bytes.saturating_add(image(state, index, disk, principal)?);
     }
     Ok(bytes)
+}
+
+/// What starts the operating system of the image that a VM's first disk is made from, if it is from one.
+pub fn firmware(state: &State, spec: &Spec, principal: &str) -> Option<Firmware> {
+    let first = spec.disks.first().filter(|disk| disk.volume.is_none())?;
+    let text = first.image.as_ref().filter(|text| Reference::is_meant(text))?;
+    let image = find(state, &text.parse().ok()?, principal).ok()?;
+    Some(image.firmware)
 }
 
 /// As [`images`], for one disk.

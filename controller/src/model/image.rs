@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use dalgu_proto::{
     ids::{HostName, ImageId, ImageName},
     image::{Digest, Format},
+    vm::Firmware,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,9 @@ pub struct ImageRecord {
     /// Kind of operating system.
     #[serde(default)]
     pub os: String,
+    /// What starts it.
+    #[serde(default)]
+    pub firmware: Firmware,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

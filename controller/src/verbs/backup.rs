@@ -367,6 +367,7 @@ pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Resu
     let new = Create {
         name: ask.name,
         spec: restored(&backup, ask.keep_addresses),
+        firmware_given: true,
         documents: Default::default(),
         labels: BTreeMap::new(),
         drain_mode: Default::default(),

@@ -37,6 +37,8 @@ pub struct Create {
     pub name: VmName,
     /// What it is made of.
     pub spec: Spec,
+    /// The specification says what firmware it has; else its image does.
+    pub firmware_given: bool,
     /// Documents of its first boot.
     pub documents: Documents,
     /// Labels.
@@ -123,6 +125,10 @@ pub fn check(
     let mut spec = new.spec.clone();
     volumes::resolve::volumes(state, &mut spec.disks, &[])?;
     let image_bytes = images::resolve::images(state, &mut spec, principal)?;
+    if !new.firmware_given && spec.kernel_boot.is_none() {
+        let of_image = images::resolve::firmware(state, &spec, principal);
+        spec.firmware = of_image.unwrap_or_default();
+    }
     networks::resolve::ports(state, &mut spec, None)?;
     let mut needs = Needs {
         volumes: volumes::resolve::bound(state, &spec),

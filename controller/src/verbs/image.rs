@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use dalgu_proto::{
     ids::{HostName, ImageId, ImageName},
     image::{Digest, Format},
+    vm::Firmware,
 };
 
 use super::{Caller, Error, check_etag, room};
@@ -34,6 +35,8 @@ pub struct Create {
     pub sha256: Option<Digest>,
     /// Kind of operating system.
     pub os: String,
+    /// What starts it.
+    pub firmware: Firmware,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Description.
@@ -94,6 +97,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         size_bytes,
         sha256: new.sha256,
         os: new.os,
+        firmware: new.firmware,
         labels: new.labels,
         description: new.description,
         owner: caller.principal.clone(),

@@ -192,6 +192,26 @@ async fn an_image_is_uploaded_and_copied_and_stays_as_long_as_a_vm_has_a_disk_of
 }
 
 #[tokio::test]
+async fn a_vm_starts_from_what_its_image_says_unless_it_says_otherwise_itself() {
+    let mut site = Site::new(1).await;
+    let mut clients = site.start().await;
+    let mut new = image("12", b"bytes");
+    new.image.as_mut().unwrap().firmware = v1::Firmware::Uefi.into();
+    clients.images.create_image(new).await.unwrap();
+    upload(&clients, "12", b"bytes").await.unwrap();
+    let shown = until(&clients, "12", ImageState::Available).await;
+    assert_eq!(shown.firmware(), v1::Firmware::Uefi);
+    // The only host has none for its guests.
+    let asked = with_image("web", root("debian:12"));
+    let refused = clients.vms.create_vm(asked.clone()).await.unwrap_err();
+    assert!(refused.message().contains("UEFI"), "{refused}");
+    let mut bios = asked;
+    bios.vm.as_mut().unwrap().spec.as_mut().unwrap().firmware = v1::Firmware::Bios.into();
+    let made = clients.vms.create_vm(bios).await.unwrap();
+    clients.succeeded(made.into_inner()).await;
+}
+
+#[tokio::test]
 async fn a_disk_that_does_not_fit_its_image_is_refused_with_both_numbers() {
     let mut site = Site::new(1).await;
     let mut clients = site.start().await;

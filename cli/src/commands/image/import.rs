@@ -149,6 +149,7 @@ async fn described(
         size_bytes,
         sha256: sha256.map(String::from).unwrap_or_default(),
         os: args.os.clone(),
+        firmware: args.firmware.map_or(v1::Firmware::Unspecified, Into::into).into(),
         labels: map(args.labels.clone()),
         description: args.description.clone(),
         visibility: if args.private {

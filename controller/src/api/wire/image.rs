@@ -18,6 +18,7 @@ pub fn image(state: &State, image: &ImageRecord) -> v1::Image {
         size_bytes: image.size_bytes,
         sha256: image.sha256.clone().map(String::from).unwrap_or_default(),
         os: image.os.clone(),
+        firmware: v1::Firmware::from(image.firmware).into(),
         labels: image.labels.clone().into_iter().collect(),
         description: image.description.clone(),
         owner: image.owner.clone(),

@@ -41,6 +41,7 @@ const BAD: &[(&str, Change)] = &[
     ("image.replicas", |image| image.replicas = i32::MAX),
     ("image.os", |image| image.os = "x".repeat(64)),
     ("image.os", |image| image.os = "\u{1b}[2J".into()),
+    ("image.firmware", |image| image.firmware = 77),
     ("image.description", |image| image.description = "x".repeat(1025)),
     ("image.labels", |image| {
         drop(image.labels.insert(String::new(), "x".into()))
