@@ -10,6 +10,7 @@ pub mod agent_wire;
 pub mod api;
 pub mod backup;
 pub mod backups;
+pub mod blocking;
 pub mod config;
 pub mod doctor;
 pub mod drains;

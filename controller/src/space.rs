@@ -13,7 +13,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::state::Db;
+use crate::{blocking::beside, state::Db};
 
 /// Time between two samples.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -94,10 +94,9 @@ pub async fn run(db: Db, source: Source, reserve_bytes: u64, stop: CancellationT
             _ = tick.tick() => {}
         }
         let source = source.clone();
-        match tokio::task::spawn_blocking(move || source()).await {
-            Ok(Ok(sample)) => note(&db, sample, reserve_bytes).await,
-            Ok(Err(error)) => tracing::warn!(%error, "the room for the store cannot be found out"),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        match beside(move || source()).await {
+            Ok(sample) => note(&db, sample, reserve_bytes).await,
+            Err(error) => tracing::warn!(%error, "the room for the store cannot be found out"),
         }
     }
 }

@@ -9,8 +9,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, host::deadline, request, wire};
 use crate::{
+    blocking::beside,
     model::{Outcome, PlanKind},
-    plans::look::{beside, measure},
+    plans::look::measure,
     state::Tx,
     verbs::{
         self, Caller, Error,

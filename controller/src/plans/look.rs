@@ -1,16 +1,13 @@
 //! The state as the planner's rows, and its plans in names.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    panic::resume_unwind,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::ids::{HostName, VmId};
 use jiff::{SignedDuration, Timestamp};
-use tokio::task::spawn_blocking;
 
 use super::usage::Usage;
 use crate::{
+    blocking::beside,
     hosts,
     model::{DrainMode, PlanFigures, PlanStep, StepState, VmRecord},
     placement::{HostView, Request, is_pressed, may_have},
@@ -31,18 +28,6 @@ const MIB: u64 = 1 << 20;
 pub async fn measure(db: &Db, usage: &Usage) -> PlanFigures {
     let (state, usage, now) = (db.snapshot(), usage.clone(), db.now());
     beside(move || Look::of(&state, &usage, now).figures()).await
-}
-
-/// Computes something long beside the tasks that serve.
-pub async fn beside<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> T {
-    match spawn_blocking(compute).await {
-        Ok(computed) => computed,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // The runtime ends, and with it whoever waits.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }
 
 /// The site in rows, and whose they are.

@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     advance::{Pass, advance},
     automatic::{PRINCIPAL, allowance},
-    look::{beside, measure},
+    look::measure,
     usage::{SAMPLE, Usage},
 };
 use crate::{
+    blocking::beside,
     model::{Outcome, PlanKind, PlanState},
     placement::Policy,
     state::{Db, State},
