@@ -322,7 +322,8 @@ async fn incident_29_and_43_a_controller_on_a_copy_of_the_store_is_refused_by_th
         second.lure(false).await?;
 
         ensure!(pids_of(lab, &vm.uid)? == pids, "a VM was restarted");
-        // This needs h2 to obey the first again.
+        // This needs h2 to obey the first again, which hears from it soon.
+        at_rest(lab, &[], REST_LIMIT).await?;
         dalgu(lab, &["vm", "migrate", "moving", "--host", "h2"]).await?;
         at_rest(lab, &[], REST_LIMIT).await?;
         let off = words::vm(lab, "off").await?;
