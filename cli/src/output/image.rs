@@ -24,9 +24,10 @@ pub fn state(image: &v1::Image) -> String {
 
 /// What starts it, in words.
 fn firmware(image: &v1::Image) -> String {
-    human::value::<v1::Firmware>(match image.firmware() {
-        v1::Firmware::Unspecified => v1::Firmware::Bios.into(),
-        other => other.into(),
+    human::value::<v1::Firmware>(match image.firmware {
+        0 => v1::Firmware::Bios.into(),
+        // Also one that only a newer controller knows.
+        other => other,
     })
 }
 
