@@ -63,7 +63,7 @@ pub(super) fn is_unsupported_here(error: &virt::error::Error) -> bool {
     code(error) == OPERATION_UNSUPPORTED
 }
 
-/// It is not there, or off, or its driver knows no backups.
+/// Whether it says that a domain is not there, or off, or that its driver has no such call.
 pub(super) fn is_absent(error: &virt::error::Error) -> bool {
     is_no_domain(error) || is_wrong_state(error) || is_unsupported_here(error) || is_unsupported(error)
 }
