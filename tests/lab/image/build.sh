@@ -40,6 +40,9 @@ kernel=linux-image-cloud-amd64
 offered=$(apt-cache policy "$kernel")
 case $offered in *'Candidate: (none)'* | '') kernel=linux-image-virtual ;; esac
 packages+=("$kernel")
+# The resolver that takes its servers from DHCP is a package of its own in newer releases.
+resolver=systemd-resolved
+case $(apt-cache policy "$resolver") in *'Candidate: (none)'* | '') ;; *) packages+=("$resolver") ;; esac
 
 inputs=$( { cat "$here/build.sh"; apt-cache policy "${packages[@]}" | grep '^  Candidate:'; } | sha256sum)
 if [ -e "$out" ] && [ "$(cat "$out.inputs" 2>/dev/null)" = "$inputs" ]; then
@@ -69,7 +72,8 @@ FSTAB
 cat >"$root/etc/cloud/cloud.cfg.d/90-datasource.cfg" <<'CLOUD'
 datasource_list: [ NoCloud, None ]
 CLOUD
-systemctl --root="$root" --quiet enable systemd-networkd.service
+systemctl --root="$root" --quiet enable systemd-networkd.service systemd-resolved.service
+ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 # Each machine that is made from the image gets its own.
 rm -f "$root"/etc/ssh/ssh_host_* "$root/etc/hostname" "$root/var/lib/dbus/machine-id"
 echo uninitialized >"$root/etc/machine-id"
