@@ -98,6 +98,12 @@ pub enum Error {
     /// Ctrl-C while waiting for that.
     #[error("interrupted; the drain of {0} goes on")]
     DrainInterrupted(String),
+    /// Not all hosts were maintained.
+    #[error("{0}")]
+    RollEnded(String),
+    /// Ctrl-C while hosts were empty.
+    #[error("interrupted; {0} stay empty and cordoned")]
+    RollInterrupted(String),
     /// A plan was not carried out in full.
     #[error("{0}")]
     PlanEnded(String),
@@ -225,6 +231,7 @@ impl Error {
             | Self::ImageRefused { .. }
             | Self::NotChanged(_)
             | Self::DrainEnded(_)
+            | Self::RollEnded(_)
             | Self::PlanEnded(_)
             | Self::BackupFailed(_) => Exit::OperationFailed,
             Self::TooLate(_) | Self::NotNow(_) => Exit::Refused,
@@ -232,6 +239,7 @@ impl Error {
             Self::Interrupted(_)
             | Self::ImportInterrupted(_)
             | Self::DrainInterrupted(_)
+            | Self::RollInterrupted(_)
             | Self::PlanInterrupted(_) => Exit::Interrupted,
             Self::Output(_) | Self::Format(..) => Exit::Other,
         }
@@ -249,6 +257,9 @@ impl Error {
             Self::DrainInterrupted(host) => Some(format!(
                 "`dalgu host show {host} --watch` shows how far it is, `dalgu host cancel-drain {host}` gives it up"
             )),
+            Self::RollInterrupted(_) => {
+                Some("`dalgu host restore` opens each of them and brings its VMs back".to_owned())
+            }
             Self::PlanInterrupted(plan) => Some(format!(
                 "`dalgu plan show {plan}` shows how far it is, `dalgu plan cancel {plan}` gives it up"
             )),

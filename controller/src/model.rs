@@ -68,6 +68,8 @@ pub enum Code {
     Unknown = 2,
     /// Not done in time.
     DeadlineExceeded = 4,
+    /// There is no room.
+    ResourceExhausted = 8,
     /// The state does not allow it.
     FailedPrecondition = 9,
     /// Broken off.

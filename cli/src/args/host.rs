@@ -75,6 +75,9 @@ pub enum HostCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
+    /// Maintains hosts group by group: empties a group, runs a command for each of its hosts, brings the VMs back, and goes on with the next. A
+    /// group is never so large that the VMs of a host that fails meanwhile would find no room.
+    Roll(RollArgs),
     /// Forgets a host that has no VM.
     Delete {
         /// Name of the host.
@@ -140,6 +143,38 @@ pub struct DrainArgs {
     /// The request.
     #[command(flatten)]
     pub request: RequestArgs,
+}
+
+/// Rolling maintenance.
+#[derive(Debug, Args)]
+pub struct RollArgs {
+    /// Names of the hosts.
+    #[arg(add = complete::hosts(), required_unless_present = "selector", value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// The hosts with this label; may be given again.
+    #[arg(short = 'l', long = "selector", value_parser = values::label, value_name = "KEY=VALUE", conflicts_with = "hosts")]
+    pub selector: Vec<(String, String)>,
+    /// What is done with an empty host: a shell command here, with the host's name in DALGU_HOST. All goes on when it ends with 0.
+    #[arg(long, value_name = "COMMAND", required_unless_present = "dry_run")]
+    pub exec: Option<String>,
+    /// The command restarts the host: wait for its agent to report from a new start.
+    #[arg(long)]
+    pub reboots: bool,
+    /// Hosts that are empty at once, at most 1000 [default: as many as there is room for].
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "COUNT")]
+    pub max_hosts: u32,
+    /// Go on where the VMs of a host that fails meanwhile would find no room.
+    #[arg(long)]
+    pub without_spare_host: bool,
+    /// Time that emptying a group may take, and bringing its VMs back, for example 10m or 2h [default: 1h].
+    #[arg(long, value_parser = values::duration, value_name = "TIME")]
+    pub deadline: Option<Duration>,
+    /// Time that a host may take to report again after the command.
+    #[arg(long, value_parser = values::duration, default_value = "15m", value_name = "TIME")]
+    pub back_within: Duration,
+    /// Change nothing; show the groups, and what holds hosts that cannot be emptied.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// How long a drain may take, and whether to wait for its end.

@@ -54,7 +54,7 @@ pub async fn run(command: PlanCommand, session: &mut Session<'_>) -> Result<(), 
             let request = v1::ApprovePlanRequest {
                 id,
                 hash,
-                deadline_seconds: seconds(&time)?,
+                deadline_seconds: seconds(time.deadline)?,
                 request_id: request_id(&request),
             };
             let approve = async |client: &Client| client.plans().approve_plan(request.clone()).await;

@@ -137,3 +137,63 @@ impl Resource for v1::Plan {
         page
     }
 }
+
+impl Resource for v1::MaintenancePlan {
+    const MESSAGE: &'static str = "dalgu.v1.MaintenancePlan";
+    const PLURAL: &'static str = "groups of hosts";
+
+    fn key(&self) -> Cow<'_, str> {
+        let hosts: Vec<_> = self
+            .groups
+            .iter()
+            .flat_map(|group| &group.hosts)
+            .map(String::as_str)
+            .collect();
+        Cow::Owned(hosts.join("\n"))
+    }
+
+    fn columns(_wide: bool) -> &'static [&'static str] {
+        &["GROUPS", "HELD"]
+    }
+
+    fn row(&self, _wide: bool, _now: Timestamp) -> Vec<Cell> {
+        vec![
+            Cell::plain(self.groups.len().to_string()),
+            Cell::plain(self.held.len().to_string()),
+        ]
+    }
+
+    fn describe(&self, _now: Timestamp) -> human::Page {
+        let group = |(number, group): (usize, &v1::MaintenanceGroup)| {
+            vec![
+                Cell::plain((number + 1).to_string()),
+                Cell::plain(group.hosts.join(", ")),
+                Cell::plain(group.moves.to_string()),
+                Cell::plain(human::bytes(group.copied_bytes)),
+                Cell::plain(seconds(group.predicted_seconds)),
+            ]
+        };
+        let held = |held: &v1::HeldHost| {
+            let error = held.error.clone().unwrap_or_default();
+            vec![
+                Cell::painted(&held.host, BAD),
+                Cell::plain(human::or_dash(&held.vm)),
+                Cell::plain(error.reason),
+                Cell::plain(error.message),
+            ]
+        };
+        let mut page = human::Page::default();
+        page.line("Groups", self.groups.len().to_string());
+        page.table(
+            "Groups",
+            &["#", "HOSTS", "VMS", "COPIES", "TIME"],
+            self.groups.iter().enumerate().map(group).collect(),
+        );
+        page.table(
+            "Held",
+            &["HOST", "VM", "REASON", "MESSAGE"],
+            self.held.iter().map(held).collect(),
+        );
+        page
+    }
+}

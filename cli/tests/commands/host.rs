@@ -136,3 +136,149 @@ async fn a_drain_that_is_blocked_says_what_can_be_done_and_fails() {
     assert!(outcome.out.contains("web is not to be moved"), "{}", outcome.out);
     assert_eq!(outcome.err, "nothing was changed; h1 would have VMs: 1\n");
 }
+
+fn maintenance(groups: &[&[&str]]) -> v1::MaintenancePlan {
+    let group = |hosts: &&[&str]| v1::MaintenanceGroup {
+        hosts: hosts.iter().map(ToString::to_string).collect(),
+        moves: 1,
+        predicted_seconds: 3.0,
+        ..Default::default()
+    };
+    v1::MaintenancePlan {
+        groups: groups.iter().map(group).collect(),
+        ..Default::default()
+    }
+}
+
+fn ready(name: &str, boot_id: &str) -> v1::Host {
+    v1::Host {
+        name: name.into(),
+        state: v1::HostState::Ready.into(),
+        boot_id: boot_id.into(),
+        ..drained(v1::DrainState::Done, vec![])
+    }
+}
+
+#[tokio::test]
+async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command_runs() {
+    let controller = Controller::start();
+    let answers = [
+        // Drained, not back yet, back with another start, restored; and the second.
+        ready("h1", "1"),
+        ready("h1", "1"),
+        ready("h1", "2"),
+        ready("h1", "2"),
+        ready("h2", "1"),
+        ready("h2", "2"),
+        ready("h2", "2"),
+    ];
+    for groups in [[["h1"].as_slice(), &["h2"]].as_slice(), &[&["h2"]]] {
+        controller
+            .fake
+            .script()
+            .maintenance
+            .push_back(Ok(maintenance(groups)));
+    }
+    controller.fake.script().hosts.extend(answers.map(Ok));
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let exec = format!("echo \"$DALGU_HOST\" >> {}", log.display());
+    let outcome = controller
+        .run(&[
+            "host",
+            "roll",
+            "h1",
+            "h2",
+            "--exec",
+            &exec,
+            "--reboots",
+            "--max-hosts",
+            "1",
+        ])
+        .await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "h1\nh2\n");
+    let expected = [
+        r#"plan_maintenance ["h1", "h2"] 1 false"#,
+        "drain_host h1 0 DRAIN_MODE_UNSPECIFIED false",
+        "get_host h1",
+        "get_host h1",
+        "restore_host h1 0",
+        r#"plan_maintenance ["h2"] 1 false"#,
+        "drain_host h2 0 DRAIN_MODE_UNSPECIFIED false",
+        "get_host h2",
+        "restore_host h2 0",
+    ];
+    assert_eq!(controller.fake.script().seen, expected);
+}
+
+#[tokio::test]
+async fn maintenance_stops_where_a_command_fails_and_says_which_hosts_are_left() {
+    let controller = Controller::start();
+    let plan = maintenance(&[&["h1"], &["h2"]]);
+    controller.fake.script().maintenance.push_back(Ok(plan));
+    controller.fake.script().hosts.push_back(Ok(ready("h1", "1")));
+    let outcome = controller
+        .run(&["host", "roll", "h1", "h2", "--exec", "exit 3"])
+        .await;
+    assert_eq!(outcome.code, 8);
+    for expected in [
+        "h1: the command ended with exit status: 3",
+        "dalgu host restore",
+        "not maintained: h1 h2",
+    ] {
+        assert!(outcome.err.contains(expected), "{}", outcome.err);
+    }
+    let asked = controller.fake.script().seen.clone();
+    assert!(!asked.iter().any(|call| call.starts_with("restore")), "{asked:?}");
+}
+
+#[tokio::test]
+async fn what_was_moved_is_brought_back_where_a_group_cannot_be_emptied() {
+    let controller = Controller::start();
+    controller
+        .fake
+        .script()
+        .maintenance
+        .push_back(Ok(maintenance(&[&["h1"]])));
+    let blocked = vec![drained_vm("web", v1::DrainedVmState::Blocked, "")];
+    for host in [drained(v1::DrainState::Blocked, blocked), ready("h1", "1")] {
+        controller.fake.script().hosts.push_back(Ok(host));
+    }
+    let outcome = controller.run(&["host", "roll", "h1", "--exec", "false"]).await;
+    assert_eq!(outcome.code, 8);
+    assert!(outcome.err.contains("could be emptied"), "{}", outcome.err);
+    assert!(!outcome.err.contains("the command"), "{}", outcome.err);
+    let asked = controller.fake.script().seen.clone();
+    assert_eq!(asked.last().unwrap(), "restore_host h1 0");
+}
+
+#[tokio::test]
+async fn hosts_that_cannot_be_maintained_are_shown_with_what_holds_them() {
+    let controller = Controller::start();
+    let plan = v1::MaintenancePlan {
+        held: vec![v1::HeldHost {
+            host: "h1".into(),
+            vm: "web".into(),
+            error: Some(v1::OperationError {
+                code: 9,
+                reason: "ASKS".into(),
+                message: "web is not to be moved".into(),
+            }),
+        }],
+        ..Default::default()
+    };
+    controller
+        .fake
+        .script()
+        .maintenance
+        .extend([Ok(plan.clone()), Ok(plan)]);
+    let outcome = controller.run(&["host", "roll", "h1", "--dry-run"]).await;
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    assert!(outcome.out.contains("web is not to be moved"), "{}", outcome.out);
+    let outcome = controller.run(&["host", "roll", "h1", "--exec", "true"]).await;
+    assert_eq!(outcome.code, 8);
+    assert!(outcome.out.contains("ASKS") && outcome.err.contains("not maintained: h1"));
+    // Without a command there is nothing to do.
+    assert_eq!(controller.run(&["host", "roll", "h1"]).await.code, 2);
+}

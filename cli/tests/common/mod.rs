@@ -28,6 +28,7 @@ use v1::{
     network_service_server::{NetworkService, NetworkServiceServer},
     operation_service_server::{OperationService, OperationServiceServer},
     placement_service_server::{PlacementService, PlacementServiceServer},
+    plan_service_server::{PlanService, PlanServiceServer},
     site_service_server::{SiteService, SiteServiceServer},
     vm_service_server::{VmService, VmServiceServer},
     volume_service_server::{VolumeService, VolumeServiceServer},
@@ -62,6 +63,8 @@ pub struct Script {
     pub events: Answers<v1::ListEventsResponse>,
     /// To calls of the host service that answer with a host.
     pub hosts: Answers<v1::Host>,
+    /// To PlanMaintenance.
+    pub maintenance: Answers<v1::MaintenancePlan>,
     /// To calls of the placement service.
     pub placements: Answers<v1::Placement>,
     /// To calls of the placement service that answer with a group.
@@ -354,6 +357,45 @@ impl HostService for Fake {
         _: Request<v1::DeleteHostRequest>,
     ) -> Result<Response<v1::DeleteHostResponse>, Status> {
         Err(Status::unimplemented("not in the script"))
+    }
+}
+
+#[tonic::async_trait]
+impl PlanService for Fake {
+    async fn create_plan(&self, _: Request<v1::CreatePlanRequest>) -> Result<Response<v1::Plan>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn get_plan(&self, _: Request<v1::GetPlanRequest>) -> Result<Response<v1::Plan>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn list_plans(
+        &self,
+        _: Request<v1::ListPlansRequest>,
+    ) -> Result<Response<v1::ListPlansResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn approve_plan(&self, _: Request<v1::ApprovePlanRequest>) -> Result<Response<v1::Plan>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn cancel_plan(&self, _: Request<v1::CancelPlanRequest>) -> Result<Response<v1::Plan>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn plan_maintenance(
+        &self,
+        request: Request<v1::PlanMaintenanceRequest>,
+    ) -> Result<Response<v1::MaintenancePlan>, Status> {
+        let request = request.into_inner();
+        let mut script = self.script();
+        script.seen.push(format!(
+            "plan_maintenance {:?} {} {}",
+            request.hosts, request.max_hosts, request.without_spare_host
+        ));
+        next(&mut script.maintenance, "plan_maintenance")
     }
 }
 
@@ -764,6 +806,7 @@ impl Controller {
             .add_service(OperationServiceServer::new(self.fake.clone()))
             .add_service(HostServiceServer::new(self.fake.clone()))
             .add_service(PlacementServiceServer::new(self.fake.clone()))
+            .add_service(PlanServiceServer::new(self.fake.clone()))
             .add_service(SiteServiceServer::new(self.fake.clone()))
             .add_service(ImageServiceServer::new(self.fake.clone()))
             .add_service(NetworkServiceServer::new(self.fake.clone()))

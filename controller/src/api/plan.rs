@@ -11,7 +11,8 @@ use super::{Services, host::deadline, request, wire};
 use crate::{
     blocking::beside,
     model::{Outcome, PlanKind},
-    plans::look::measure,
+    planner,
+    plans::{look::measure, maintenance},
     state::Tx,
     verbs::{
         self, Caller, Error,
@@ -21,6 +22,8 @@ use crate::{
 
 /// Moves of one plan at most.
 const MAX_MOVES: u32 = 1000;
+/// Hosts that can be asked about at once.
+const MAX_HOSTS: u32 = 1000;
 
 type Answer = Result<Response<v1::Plan>, Status>;
 
@@ -51,27 +54,35 @@ fn create(m: &v1::CreatePlanRequest) -> Result<Create, Status> {
         }
         _ => {}
     }
-    let host = |name: &String| name.parse::<HostName>();
-    let hosts: Result<Vec<_>, _> = m.hosts.iter().map(host).collect();
-    let moves = match m.max_moves {
-        0 => MAX_MOVES,
-        1..=MAX_MOVES => m.max_moves,
-        _ => {
-            return Err(reason::invalid(
-                "max_moves",
-                format!("must be 1 to {MAX_MOVES}, or 0 for {MAX_MOVES}"),
-            ));
-        }
-    };
     Ok(Create {
         kind,
-        hosts: hosts.map_err(|error| reason::invalid("hosts", error.to_string()))?,
-        moves: usize::try_from(moves).unwrap_or(usize::MAX),
+        hosts: hosts(&m.hosts)?,
+        moves: count("max_moves", m.max_moves, MAX_MOVES)?,
         copied_mib: match m.max_copied_bytes {
             0 => u64::MAX,
             bytes => bytes >> 20,
         },
     })
+}
+
+fn hosts(names: &[String]) -> Result<Vec<HostName>, Status> {
+    let hosts: Result<_, _> = names.iter().map(|name| name.parse::<HostName>()).collect();
+    hosts.map_err(|error| reason::invalid("hosts", error.to_string()))
+}
+
+/// A count of which 0 means the most.
+fn count(field: &str, value: u32, most: u32) -> Result<usize, Status> {
+    let value = match value {
+        0 => most,
+        value if value <= most => value,
+        _ => {
+            return Err(reason::invalid(
+                field,
+                format!("must be 1 to {most}, or 0 for {most}"),
+            ));
+        }
+    };
+    Ok(usize::try_from(value).unwrap_or(usize::MAX))
 }
 
 impl Services {
@@ -112,6 +123,29 @@ impl PlanService for Services {
         let state = self.db.snapshot();
         let record = plan::find(&state, id)?;
         Ok(Response::new(wire::plan(&state, &record)))
+    }
+
+    async fn plan_maintenance(
+        &self,
+        request: Request<v1::PlanMaintenanceRequest>,
+    ) -> Result<Response<v1::MaintenancePlan>, Status> {
+        let m = request.into_inner();
+        if !(1..=MAX_HOSTS as usize).contains(&m.hosts.len()) {
+            return Err(reason::invalid(
+                "hosts",
+                format!("must name 1 to {MAX_HOSTS} hosts"),
+            ));
+        }
+        let ask = maintenance::Ask {
+            hosts: hosts(&m.hosts)?,
+            settings: planner::Maintenance {
+                at_once: count("max_hosts", m.max_hosts, MAX_HOSTS)?,
+                spare: !m.without_spare_host,
+            },
+        };
+        let (state, usage, now) = (self.db.snapshot(), self.plan_usage.clone(), self.db.now());
+        let (groups, held) = beside(move || maintenance::group(&state, &usage, now, &ask)).await?;
+        Ok(Response::new(wire::maintenance(&groups, &held)))
     }
 
     async fn list_plans(

@@ -20,7 +20,7 @@ pub use self::{
     drain::{drain, drain_mode},
     image::image,
     network::{interface, network, security_group},
-    plan::plan,
+    plan::{maintenance, plan},
     snapshot::snapshot,
     volume::volume,
 };

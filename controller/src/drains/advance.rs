@@ -226,7 +226,8 @@ fn block(drained: &mut DrainedVm, fault: Fault, passes: bool) {
     drained.passes = passes;
 }
 
-fn is_off(state: &State, vm: &VmRecord) -> bool {
+/// Whether a VM is off, and is to be.
+pub fn is_off(state: &State, vm: &VmRecord) -> bool {
     let seen = state.observation(vm).is_some_and(|seen| seen.is_off());
     seen && vm.intent.power == PowerState::Stopped
 }
@@ -267,12 +268,7 @@ fn begin(
                 continue;
             }
             (Direction::Out, DrainMode::Ask) => {
-                let message = format!("{name} is not to be moved or stopped before somebody says so");
-                block(
-                    drained,
-                    Fault::new(Code::FailedPrecondition, "ASKS", message),
-                    false,
-                );
+                block(drained, asks(&name), false);
                 continue;
             }
             (Direction::Out, DrainMode::LiveMigrate) => Act::Move(None),
@@ -295,13 +291,7 @@ fn begin(
             }
             Err(error) => {
                 refused.push(drained.vm);
-                let (code, reason) = error.reason();
-                let fault = Fault {
-                    code: code as i32,
-                    reason: reason.to_owned(),
-                    message: error.to_string(),
-                };
-                block(drained, fault, passes(&error));
+                block(drained, error.fault(), passes(&error));
             }
         }
     }
@@ -359,8 +349,14 @@ impl Act {
     }
 }
 
+/// What a VM is told of whose mode says that people decide.
+pub fn asks(name: &VmName) -> Fault {
+    let message = format!("{name} is not to be moved or stopped before somebody says so");
+    Fault::new(Code::FailedPrecondition, "ASKS", message)
+}
+
 /// Whether a refusal may pass without anybody's help.
-fn passes(error: &Error) -> bool {
+pub const fn passes(error: &Error) -> bool {
     matches!(
         error,
         Error::Initializing

@@ -3,7 +3,8 @@
 //! ```text
 //!   views, forecasts ──> Site ──┬─> rebalance ───┐
 //!                               ├─> consolidate ─┼──> Plan: moves in order, each checked on the site as it is by then
-//!                               └─> evacuate ────┘
+//!                               ├─> evacuate ────┘
+//!                               └─> groups: hosts that can be empty at the same time
 //! ```
 //!
 //! A VM moves once in a plan at most. A move may begin before those in front of it have ended, unless one of them leaves the host that it goes to:
@@ -13,6 +14,7 @@
 
 mod consolidate;
 mod forecast;
+mod maintenance;
 mod rebalance;
 mod site;
 
@@ -24,6 +26,7 @@ mod tests;
 pub use self::{
     consolidate::{Fill, Settings as Consolidation, consolidate, evacuate},
     forecast::Samples,
+    maintenance::{Group, Held as HeldBy, Settings as Maintenance, groups},
     rebalance::{Dimension, Settings as Rebalance, rebalance, score},
     site::{Held, Host, Load, Refusal, Rule, Site, Slot, Vm},
 };

@@ -107,8 +107,8 @@ fn room_after(site: &Site, at: &[Slot], to: Slot) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Places the VMs of a host that fails on the others, first fit.
-fn can_lose(site: &Site, lost: Slot) -> bool {
+/// Places the VMs of a host that fails on the others, first fit, in this order.
+fn can_lose(site: &Site, lost: Slot, vms: &[Slot]) -> bool {
     let mut free: Vec<_> = (0..site.hosts().len())
         .map(|host| {
             let (row, held) = (&site.hosts()[host], site.held(host));
@@ -123,7 +123,7 @@ fn can_lose(site: &Site, lost: Slot) -> bool {
             )
         })
         .collect();
-    site.here(lost).iter().all(|slot| {
+    vms.iter().all(|slot| {
         let vm = &site.vms()[*slot];
         let fits = free
             .iter_mut()
@@ -168,8 +168,35 @@ proptest! {
 
     #[test]
     fn where_there_is_said_to_be_room_for_any_host_that_fails_there_is(site in sites()) {
-        let lossless = (0..site.hosts().len()).all(|host| can_lose(&site, host));
+        let lossless = (0..site.hosts().len()).all(|host| can_lose(&site, host, site.here(host)));
         prop_assert!(lossless || !site.has_spare_room());
+    }
+
+    #[test]
+    fn a_group_of_hosts_is_emptied_within_the_room_of_the_others_and_any_one_of_those_may_fail(site in sites(), at_once in 1..4_usize) {
+        let hosts: Vec<_> = (0..site.hosts().len()).collect();
+        let (groups, held) = groups(&site, &hosts, |_| true, Maintenance { at_once, spare: true });
+        let mut told: Vec<_> = groups.iter().flat_map(|group| &group.hosts).chain(held.iter().map(|(host, _)| host)).collect();
+        told.sort_unstable();
+        prop_assert!(told.into_iter().eq(&hosts), "each host is in one group, or held");
+        for group in groups {
+            let mut at: Vec<_> = site.vms().iter().map(|vm| vm.host).collect();
+            for step in group.plan.moves() {
+                at[step.vm] = step.to;
+                prop_assert!(site.hosts()[step.to].open && !group.hosts.contains(&step.to));
+                prop_assert!(site.rule(site.vms()[step.vm].rule).allows(step.to));
+                room_after(&site, &at, step.to)?;
+            }
+            prop_assert!(group.hosts.len() <= at_once && at.iter().all(|host| !group.hosts.contains(host)), "it is empty");
+            let after = group.plan.site();
+            let others = (0..hosts.len()).filter(|host| after.hosts()[*host].open);
+            for lost in others {
+                let mut vms = after.here(lost).to_vec();
+                vms.sort_by_key(|vm| std::cmp::Reverse((after.vms()[*vm].memory_mib, after.vms()[*vm].vcpus)));
+                let either = can_lose(after, lost, &vms) || can_lose(after, lost, after.here(lost));
+                prop_assert!(either, "{lost} may not fail");
+            }
+        }
     }
 
     #[test]

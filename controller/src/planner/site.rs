@@ -215,12 +215,19 @@ impl Site {
         }
     }
 
-    /// The part of [`Site::check`] that looks at the destination alone.
+    /// The part of [`Site::check`] that looks at the VM and the destination alone.
     pub fn fits(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
+        match self.vms[vm].pinned {
+            "" => self.has_room(vm, to),
+            why => Err(Refusal::Pinned(why)),
+        }
+    }
+
+    /// Whether a host has room for a VM, and may have it, were it to move.
+    pub fn has_room(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
         let (vm, host, held) = (&self.vms[vm], &self.hosts[to], &self.held[to]);
         let refused = [
             (vm.host == to, Refusal::SameHost),
-            (!vm.pinned.is_empty(), Refusal::Pinned(vm.pinned)),
             (!host.open, Refusal::Closed),
             (held.vcpus + vm.vcpus > host.vcpus, Refusal::Vcpus),
             (held.memory_mib + vm.memory_mib > host.memory_mib, Refusal::Memory),
@@ -238,7 +245,13 @@ impl Site {
         }
     }
 
-    /// Moves a VM for which [`Site::check`] has said yes.
+    /// Has some hosts take no VMs any more.
+    pub fn close(&mut self, hosts: &[Slot]) {
+        hosts.iter().for_each(|host| self.hosts[*host].open = false);
+        self.spare = Spare::new(&self.hosts, &self.vms, &self.held);
+    }
+
+    /// Moves a VM for which [`Site::check`] has said yes, or [`Site::has_room`] where room for a host that fails is looked at in the end.
     pub fn apply(&mut self, vm: Slot, to: Slot) {
         let from = self.vms[vm].host;
         self.here[from].retain(|other| *other != vm);

@@ -167,3 +167,66 @@ fn evacuation_empties_the_named_hosts_and_leaves_what_finds_no_room() {
     let plan = evacuate(&site, &[0]);
     assert_eq!(moves(&plan), [(0, 0, 2)]);
 }
+
+fn grouped(site: &Site, hosts: &[Slot], settings: Maintenance) -> (Vec<Vec<Slot>>, Vec<(Slot, HeldBy)>) {
+    let (groups, held) = groups(site, hosts, |_| true, settings);
+    (groups.into_iter().map(|group| group.hosts).collect(), held)
+}
+
+#[test]
+fn as_many_hosts_are_maintained_at_once_as_the_others_have_room_for_and_one_may_still_fail() {
+    // Six hosts, each half full: three can be empty when nothing fails, two when a host may.
+    let vms = || (0..48).map(|slot| vm(slot / 8, 1.0)).collect();
+    let all: Vec<_> = (0..6).collect();
+    let settings = |at_once, spare| Maintenance { at_once, spare };
+    for (at_once, spare, expected) in [
+        (10, false, vec![vec![0, 1, 2], vec![3, 4, 5]]),
+        (10, true, vec![vec![0, 1], vec![2, 3], vec![4, 5]]),
+        (1, true, (0..6).map(|host| vec![host]).collect()),
+    ] {
+        let found = grouped(&site(6, vms()), &all, settings(at_once, spare));
+        assert_eq!(
+            found,
+            (expected, vec![]),
+            "{at_once} at once, room for a failure: {spare}"
+        );
+    }
+}
+
+#[test]
+fn a_host_that_cannot_be_emptied_is_named_with_what_holds_it() {
+    let mut vms = vec![vm(0, 1.0), vm(1, 1.0)];
+    vms[1].rule = 1;
+    let rules = vec![Rule::new(3, |_| true), Rule::new(3, |host| host == 1)];
+    let site = Site::new(vec![host(8.0); 3], vms, rules);
+    let settings = Maintenance {
+        at_once: 1,
+        spare: false,
+    };
+    let held = vec![(1, HeldBy::Vm(1))];
+    assert_eq!(
+        grouped(&site, &[0, 1, 2], settings),
+        (vec![vec![0], vec![2]], held)
+    );
+    // One that stays through it holds nothing.
+    let (groups, held) = groups(&site, &[1], |vm| vm != 1, settings);
+    assert_eq!((groups[0].plan.moves().len(), held), (0, vec![]));
+}
+
+#[test]
+fn a_site_that_cannot_lose_a_host_is_not_maintained_unless_that_is_allowed() {
+    // Two hosts that can stand in for each other: while one is maintained, nothing stands in.
+    let site = site(2, vec![vm(0, 1.0), vm(1, 1.0)]);
+    for (spare, expected) in [
+        (
+            true,
+            (vec![], vec![(0, HeldBy::SpareRoom), (1, HeldBy::SpareRoom)]),
+        ),
+        (false, (vec![vec![0], vec![1]], vec![])),
+    ] {
+        assert_eq!(
+            grouped(&site, &[0, 1], Maintenance { at_once: 9, spare }),
+            expected
+        );
+    }
+}

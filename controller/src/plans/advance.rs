@@ -122,16 +122,7 @@ fn begin(tx: &mut Tx, plan: &mut PlanRecord, policy: Policy) {
                 Fault::new(Code::Unknown, "UNKNOWN", "no migration was begun"),
             ),
             Err(error) => {
-                let (code, reason) = error.reason();
-                let message = error.to_string();
-                fail(
-                    step,
-                    Fault {
-                        code: code as i32,
-                        reason: reason.to_owned(),
-                        message,
-                    },
-                );
+                fail(step, error.fault());
                 return;
             }
         }

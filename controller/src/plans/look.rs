@@ -100,6 +100,16 @@ impl Look {
         names.iter().map(slot).collect()
     }
 
+    /// Whose row this is.
+    pub fn host(&self, slot: Slot) -> &HostName {
+        &self.hosts[slot]
+    }
+
+    /// Whose row this is.
+    pub fn vm(&self, slot: Slot) -> VmId {
+        self.vms[slot]
+    }
+
     /// A plan's moves by name, and how long all of them are likely to take: hosts copy at the same time, each one VM after the other.
     pub fn steps(&self, state: &State, plan: &Plan) -> (Vec<PlanStep>, f64) {
         let rate = rate(state);

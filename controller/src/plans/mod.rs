@@ -11,9 +11,12 @@
 //! plans and approves as far as [`automatic`] allows. A plan begins nothing of its own kind: it asks for
 //! migrations by the same verb as an operator, each to the host that the plan names, so every test of placement is made once more. What it had
 //! begun is in the store: after a restart of the controller it goes on.
+//!
+//! [`maintenance`] makes no plan of its own: it says which hosts can be emptied at the same time, and drains do the rest.
 
 pub mod advance;
 pub mod automatic;
 pub mod look;
+pub mod maintenance;
 pub mod runner;
 pub mod usage;

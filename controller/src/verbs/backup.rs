@@ -17,7 +17,7 @@ use super::{
 use crate::{
     backups::{self, MAX_BACKUPS, MAX_OF_VM, MAX_SCHEDULES, plan::Due},
     hosts,
-    model::{BackupKind, BackupRecord, BackupState, Fault, HostState, Outcome, ScheduleRecord, VmRecord},
+    model::{BackupKind, BackupRecord, BackupState, HostState, Outcome, ScheduleRecord, VmRecord},
     placement::Policy,
     state::{State, Tx},
 };
@@ -139,20 +139,14 @@ const fn passes(error: &Error) -> bool {
 
 /// Writes down that a backup was due and could not be begun.
 fn not_begun(tx: &mut Tx, vm: &VmRecord, new: CreateBackup, error: &Error) -> Outcome {
-    let (code, reason) = error.reason();
-    let fault = Fault {
-        code: code as i32,
-        reason: reason.to_owned(),
-        message: error.to_string(),
-    };
     let backup = BackupRecord {
         state: BackupState::Failed,
         unbegun: true,
         complete_time: Some(tx.now()),
-        error: Some(fault),
+        error: Some(error.fault()),
         ..record(tx, vm, new)
     };
-    let id = backup.id;
+    let (id, (_, reason)) = (backup.id, error.reason());
     tx.backup_event(&backup, "BackupFailed", &format!("{reason}: {error}"));
     tx.put_backup(backup);
     Outcome::Backup(id)

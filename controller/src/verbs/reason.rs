@@ -3,9 +3,19 @@
 use tonic::Code;
 
 use super::Error;
-use crate::{networks, volumes};
+use crate::{model::Fault, networks, volumes};
 
 impl Error {
+    /// What is kept of it, where it is not an answer to anybody.
+    pub fn fault(&self) -> Fault {
+        let (code, reason) = self.reason();
+        Fault {
+            code: code as i32,
+            reason: reason.to_owned(),
+            message: self.to_string(),
+        }
+    }
+
     /// Code and reason.
     #[allow(clippy::too_many_lines, reason = "a table")]
     pub const fn reason(&self) -> (Code, &'static str) {

@@ -318,3 +318,67 @@ async fn a_drain_can_be_seen_before_it_is_begun_and_given_up_after() {
     eventually("what was begun is shown as it ended", moved).await;
     assert_eq!(place(&clients, "web").await.0, "h2");
 }
+
+#[tokio::test]
+async fn hosts_to_be_maintained_are_sorted_into_groups_that_can_be_emptied_at_once() {
+    let mut site = Site::new(4).await;
+    let mut clients = site.start().await;
+    for (host, vm, mode) in [
+        ("h1", "a", DrainMode::LiveMigrate),
+        ("h2", "b", DrainMode::Ask),
+        ("h3", "c", DrainMode::LiveMigrate),
+        ("h3", "d", DrainMode::Stop),
+    ] {
+        vms(&mut clients, host, &[(vm, mode)]).await;
+    }
+    let ask = |hosts: &[&str], max_hosts, without_spare_host| v1::PlanMaintenanceRequest {
+        hosts: hosts.iter().map(ToString::to_string).collect(),
+        max_hosts,
+        without_spare_host,
+    };
+    for (max_hosts, without_spare_host, expected) in [
+        // With h2 alone left, nothing would stand in for it.
+        (0, false, vec![(vec!["h1", "h3"], 2), (vec!["h4"], 0)]),
+        (0, true, vec![(vec!["h1", "h3", "h4"], 2)]),
+        (1, false, vec![(vec!["h1"], 1), (vec!["h3"], 1), (vec!["h4"], 0)]),
+    ] {
+        let request = ask(&["h1", "h2", "h3", "h4", "h1"], max_hosts, without_spare_host);
+        let plan = clients
+            .plans
+            .plan_maintenance(request)
+            .await
+            .unwrap()
+            .into_inner();
+        let groups: Vec<_> = plan
+            .groups
+            .iter()
+            .map(|group| (group.hosts.clone(), group.moves))
+            .collect();
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(hosts, moves)| (hosts.into_iter().map(str::to_owned).collect(), moves))
+            .collect();
+        assert_eq!(groups, expected);
+        let held = &plan.held[0];
+        assert_eq!((held.host.as_str(), held.vm.as_str()), ("h2", "b"));
+        assert_eq!(held.error.as_ref().unwrap().reason, "ASKS");
+    }
+    // What is said to go at once does.
+    for name in ["h1", "h3"] {
+        clients.hosts.drain_host(drain(name)).await.unwrap();
+    }
+    for name in ["h1", "h3"] {
+        assert_eq!(over(&clients, name).await.state(), DrainState::Done);
+    }
+
+    for (request, field) in [
+        (ask(&[], 0, false), "hosts"),
+        (ask(&["h1"], 1001, false), "max_hosts"),
+        (ask(&["No Name"], 0, false), "hosts"),
+    ] {
+        let error = clients.plans.plan_maintenance(request).await.unwrap_err();
+        assert!(error.message().contains(field), "{error:?}");
+    }
+    let unknown = clients.plans.plan_maintenance(ask(&["h9"], 0, false)).await;
+    assert_eq!(reason(unknown), "HOST_NOT_FOUND");
+}

@@ -7,7 +7,7 @@ use crate::descriptors::{Enum, enums, messages};
 /// First words of calls that change nothing, or that may be repeated without a request id (Cancel: the operation's own
 /// id serves; Upload: each piece says where it belongs).
 const WITHOUT_REQUEST_ID: &[&str] = &[
-    "Get", "List", "Watch", "Wait", "Read", "Explain", "Estimate", "Cancel", "Upload",
+    "Get", "List", "Watch", "Wait", "Read", "Explain", "Estimate", "Plan", "Cancel", "Upload",
 ];
 
 /// What does not keep the habits; one line each.

@@ -93,6 +93,11 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "PlanService/PlanMaintenance" => v1::PlanMaintenanceRequest {
+            hosts: vec!["h1".into()],
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "SnapshotService/CreateSnapshot" => v1::CreateSnapshotRequest {
             snapshot: Some(v1::Snapshot {
                 vm: "web".into(),

@@ -14,13 +14,13 @@ use crate::{
 };
 
 /// Time between two looks.
-const LOOK: Duration = Duration::from_millis(500);
+pub const LOOK: Duration = Duration::from_millis(500);
 
 /// Empties a host.
 pub async fn drain(args: DrainArgs, session: &mut Session<'_>) -> Result<(), Error> {
     let request = v1::DrainHostRequest {
         name: args.name,
-        deadline_seconds: seconds(&args.time)?,
+        deadline_seconds: seconds(args.time.deadline)?,
         mode: args.mode.map_or(v1::DrainMode::Unspecified, Into::into).into(),
         validate_only: args.dry_run,
         request_id: id(&args.request),
@@ -53,7 +53,7 @@ pub async fn restore(
 ) -> Result<(), Error> {
     let request = v1::RestoreHostRequest {
         name,
-        deadline_seconds: seconds(time)?,
+        deadline_seconds: seconds(time.deadline)?,
         request_id: id(request),
     };
     let host = change(session, async |client| {
@@ -64,8 +64,8 @@ pub async fn restore(
 }
 
 /// A deadline in seconds; 0 where none was given.
-pub fn seconds(time: &DrainTime) -> Result<u32, Error> {
-    let Some(deadline) = time.deadline else {
+pub fn seconds(deadline: Option<Duration>) -> Result<u32, Error> {
+    let Some(deadline) = deadline else {
         return Ok(0);
     };
     match u32::try_from(deadline.as_millis().div_ceil(1000)) {
@@ -77,27 +77,32 @@ pub fn seconds(time: &DrainTime) -> Result<u32, Error> {
 
 /// Tells what becomes of each VM until the drain has ended.
 async fn follow(mut host: v1::Host, time: &DrainTime, session: &mut Session<'_>) -> Result<(), Error> {
+    if !time.no_wait {
+        host = to_end(host, "", session).await?;
+    }
+    if !matches!(session.format, Format::Table | Format::Wide) {
+        output::one(session.term, session.format, &host)?;
+    }
+    session.term.say(&ended(&host)?).map_err(Error::from)
+}
+
+/// The host when its drain has ended. What becomes of each VM is told people, each time after `before`.
+pub async fn to_end(mut host: v1::Host, before: &str, session: &mut Session<'_>) -> Result<v1::Host, Error> {
     let people = matches!(session.format, Format::Table | Format::Wide);
     let begun = host.drain.as_ref().and_then(|drain| drain.begin_time);
     let mut told = BTreeMap::new();
     loop {
         let drain = host.drain.clone().unwrap_or_default();
-        if people {
-            for vm in &drain.vms {
-                let text = line(vm);
-                if told.get(&vm.vm) != Some(&text) {
-                    session.term.say(&text)?;
-                    told.insert(vm.vm.clone(), text);
-                }
+        for vm in drain.vms.iter().filter(|_| people) {
+            let text = format!("{before}{}", line(vm));
+            if told.get(&vm.vm) != Some(&text) {
+                session.term.say(&text)?;
+                told.insert(vm.vm.clone(), text);
             }
         }
         // Another drain has been begun since: this one has ended.
-        let over = drain.begin_time != begun || drain.state() != v1::DrainState::Active;
-        if over || time.no_wait {
-            if !people {
-                output::one(session.term, session.format, &host)?;
-            }
-            return ended(&host, session);
+        if drain.begin_time != begun || drain.state() != v1::DrainState::Active {
+            return Ok(host);
         }
         // Cancel safe: the drain is the controller's.
         tokio::select! {
@@ -124,16 +129,17 @@ fn line(vm: &v1::DrainedVm) -> String {
     human::clean(&text)
 }
 
-fn ended(host: &v1::Host, session: &mut Session<'_>) -> Result<(), Error> {
+/// How a drain stands, in a sentence; an error where it has not done what it should.
+pub fn ended(host: &v1::Host) -> Result<String, Error> {
     let name = human::clean(&host.name);
     let drain = host.drain.clone().unwrap_or_default();
     let did = if drain.restoring { "restored" } else { "drained" };
     let summary = human::clean(&drain.summary);
     match drain.state() {
-        v1::DrainState::Active => Ok(session.term.say(&format!(
+        v1::DrainState::Active => Ok(format!(
             "{name} is being {did}; `dalgu host show {name}` shows how far it is"
-        ))?),
-        v1::DrainState::Done => Ok(session.term.say(&format!("{name} is {did}; {summary}"))?),
+        )),
+        v1::DrainState::Done => Ok(format!("{name} is {did}; {summary}")),
         v1::DrainState::Cancelled => Err(Error::DrainEnded(format!(
             "that {name} is {did} was given up; {summary}"
         ))),

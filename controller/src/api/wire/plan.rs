@@ -4,7 +4,10 @@ use dalgu_proto::{time, v1};
 
 use crate::{
     model::{PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep, StepState},
-    plans::advance,
+    plans::{
+        advance,
+        maintenance::{Group, Held},
+    },
     state::State,
 };
 
@@ -96,5 +99,24 @@ pub fn plan(now: &State, plan: &PlanRecord) -> v1::Plan {
         deadline: plan.deadline.map(time::to_wire),
         end_time: plan.end_time.map(time::to_wire),
         message: plan.message.clone(),
+    }
+}
+
+/// Hosts in groups.
+pub fn maintenance(groups: &[Group], held: &[Held]) -> v1::MaintenancePlan {
+    let group = |group: &Group| v1::MaintenanceGroup {
+        hosts: group.hosts.iter().map(ToString::to_string).collect(),
+        moves: u32::try_from(group.moves).unwrap_or(u32::MAX),
+        copied_bytes: group.copied_mib.saturating_mul(1 << 20),
+        predicted_seconds: group.predicted_seconds,
+    };
+    let held_host = |held: &Held| v1::HeldHost {
+        host: held.host.to_string(),
+        vm: held.vm.as_ref().map(ToString::to_string).unwrap_or_default(),
+        error: Some(super::operation_error(&held.fault)),
+    };
+    v1::MaintenancePlan {
+        groups: groups.iter().map(group).collect(),
+        held: held.iter().map(held_host).collect(),
     }
 }
