@@ -432,6 +432,7 @@ pub(crate) fn volume(name: &str, host: Option<&str>) -> VolumeRecord {
         image: None,
         digest: None,
         clone_mode: CloneMode::Any,
+        firmware: Default::default(),
         labels: BTreeMap::new(),
         description: String::new(),
         host: host.map(host_name),

@@ -301,7 +301,8 @@ pub enum Firmware {
 }
 
 impl Firmware {
-    fn is_bios(&self) -> bool {
+    /// Whether it is what a VM has where nothing is said.
+    pub fn is_bios(&self) -> bool {
         *self == Self::Bios
     }
 }

@@ -99,6 +99,15 @@ async fn a_site_becomes_what_its_file_declares_in_one_run_and_stays_so() -> anyh
         let said = is_as_declared(lab, &second, 7).await?;
         ensure!(said.contains(PENDING), "{said}");
 
+        // One field of what is there is enough.
+        let one = "volumes: [{name: ledger, description: books}]\nvms: [{name: shop, spec: {restartPolicy: RESTART_POLICY_ALWAYS}}]\n";
+        let changed = apply(lab, one).await?;
+        ensure!(changed.code == 0 && changed.stderr.contains("0 to make, 2 to change"), "{changed:?}");
+        is_as_declared(lab, one, 2).await?;
+        let shop = words::vm(lab, "shop").await?;
+        ensure!(shop.vcpus == 2 && shop.all["spec"]["restartPolicy"] == "RESTART_POLICY_ALWAYS", "{}", shop.all);
+        is_as_declared(lab, &second, 7).await?;
+
         dalgu(lab, &["volume", "delete", "spare"]).await?;
         let back = apply(lab, &second).await?;
         ensure!(

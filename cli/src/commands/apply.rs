@@ -66,12 +66,15 @@ pub async fn run(args: ApplyArgs, session: &mut Session<'_>) -> Result<(), Error
 
 /// Compares an object with what is there.
 async fn step(object: Object, session: &Session<'_>) -> Result<Step, Error> {
-    let wanted = object.wanted()?;
     let there = match object.declared.current(&session.client).await {
         Ok(there) => there,
-        Err(status) if status.code() == Code::NotFound => return Ok(Step::Create(object.declared)),
+        Err(status) if status.code() == Code::NotFound => {
+            object.wanted(None)?;
+            return Ok(Step::Create(object.declared));
+        }
         Err(status) => return Err(status.into()),
     };
+    let wanted = object.wanted(Some(&there))?;
     if let Some(hindrance) = there.hindrance() {
         return Err(Error::NotNow(hindrance));
     }

@@ -22,9 +22,9 @@ pub fn state(image: &v1::Image) -> String {
     word
 }
 
-/// What starts it, in words.
-fn firmware(image: &v1::Image) -> String {
-    human::value::<v1::Firmware>(match image.firmware {
+/// What starts an image's operating system, in words.
+pub fn firmware(value: i32) -> String {
+    human::value::<v1::Firmware>(match value {
         0 => v1::Firmware::Bios.into(),
         // Also one that only a newer controller knows.
         other => other,
@@ -98,7 +98,7 @@ impl Resource for v1::Image {
         ];
         if wide {
             row.push(Cell::plain(human::or_dash(&self.os)));
-            row.push(Cell::plain(firmware(self)));
+            row.push(Cell::plain(firmware(self.firmware)));
             row.push(Cell::plain(
                 human::value::<v1::ImageFormat>(self.format).to_lowercase(),
             ));
@@ -126,7 +126,7 @@ impl Resource for v1::Image {
         page.line("Disk", size(status.virtual_size_bytes))
             .line("Stored", size(status.stored_bytes))
             .line_if("OS", &self.os)
-            .line("Firmware", firmware(self))
+            .line("Firmware", firmware(self.firmware))
             .line_if("Description", &self.description)
             .line("Labels", human::labels(&self.labels))
             .line("Visibility", human::value::<v1::ImageVisibility>(self.visibility))

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use dalgu_proto::v1::{self, VolumeState as S};
 use jiff::Timestamp;
 
-use super::{BAD, Cell, GOOD, Resource, WARN, human};
+use super::{BAD, Cell, GOOD, Resource, WARN, human, image};
 
 fn state(volume: &v1::Volume) -> Cell {
     let status = volume.status.clone().unwrap_or_default();
@@ -36,6 +36,14 @@ fn made_as(volume: &v1::Volume) -> String {
     match v1::CloneMode::try_from(volume.clone_mode) {
         Ok(v1::CloneMode::Unspecified) => String::new(),
         _ => human::value::<v1::CloneMode>(volume.clone_mode).to_ascii_lowercase(),
+    }
+}
+
+/// What starts the operating system of its image; empty where it has none.
+fn firmware(volume: &v1::Volume) -> String {
+    match volume.image.as_str() {
+        "" => String::new(),
+        _ => image::firmware(volume.firmware),
     }
 }
 
@@ -86,6 +94,7 @@ impl Resource for v1::Volume {
                 human::value::<v1::DiskFormat>(self.format).to_ascii_lowercase(),
             )
             .line_if("Image", &self.image)
+            .line_if("Firmware", &firmware(self))
             .line_if("Made as", &made_as(self))
             .line_if("Description", &self.description)
             .line("Labels", human::labels(&self.labels))

@@ -123,6 +123,40 @@ async fn what_is_otherwise_is_shown_and_changed_with_the_etag_of_what_was_compar
 }
 
 #[tokio::test]
+async fn a_file_that_names_one_field_changes_that_and_leaves_the_rest() {
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        script.vms.push_back(Ok(applied()));
+        script.updates.push_back(Ok(applied()));
+    }
+    let done = apply(&controller, "vms: [{name: web, spec: {vcpus: 4}}]", &["--yes"]).await;
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (0, "~ VM web\n    spec.vcpus: 2 -> 4\n"),
+        "{}",
+        done.err
+    );
+    assert_eq!(
+        controller.fake.script().seen,
+        [r#"update_vm e1 ["spec.vcpus"] ["tier=front"]"#]
+    );
+}
+
+#[tokio::test]
+async fn bios_is_the_same_whether_a_controller_says_it_in_words_or_as_older_ones_did_not_at_all() {
+    let text = FILE.replace("vcpus: 2", "firmware: FIRMWARE_BIOS\n    vcpus: 2");
+    for said in [v1::Firmware::Unspecified, v1::Firmware::Bios] {
+        let controller = Controller::start();
+        let mut vm = applied();
+        vm.spec.as_mut().unwrap().set_firmware(said);
+        controller.fake.script().vms.push_back(Ok(vm));
+        let outcome = apply(&controller, &text, &[]).await;
+        assert_eq!((outcome.code, outcome.out.as_str()), (0, ""), "{}", outcome.err);
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_changed_is_named_and_nothing_is_done() {
     let controller = Controller::start();
     controller.fake.script().vms.push_back(Ok(applied()));
@@ -163,6 +197,8 @@ async fn a_file_that_makes_no_sense_is_refused_with_the_place() {
     ];
     for (text, wanted) in cases {
         let controller = Controller::start();
+        // What is said of a VM may be completed by one that is there: so that is asked first.
+        controller.fake.script().vms.push_back(Err(missing()));
         let outcome = apply(&controller, text, &["--yes"]).await;
         assert_eq!(
             (outcome.code, outcome.out.as_str()),

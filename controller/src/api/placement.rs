@@ -84,6 +84,7 @@ impl PlacementService for Services {
         let question = match request.subject {
             None => return Err(reason::invalid("subject", "give a spec, or the name of a VM")),
             Some(Subject::Spec(spec)) => {
+                let firmware_given = spec.firmware() != v1::Firmware::Unspecified;
                 let mut spec = Spec::try_from(spec).map_err(|invalid| {
                     reason::invalid(&format!("spec.{}", invalid.field), invalid.message)
                 })?;
@@ -103,6 +104,9 @@ impl PlacementService for Services {
                     } => reason::invalid(&format!("spec.nics[{index}].{field}"), message),
                     other => Error::from(other).into(),
                 })?;
+                if !firmware_given {
+                    spec.firmware = images::resolve::firmware(&state, &spec, &principal).unwrap_or_default();
+                }
                 let needs = networks::resolve::needs(&state, &spec);
                 let groups = groups("placement_groups", &request.placement_groups).map_err(bad)?;
                 let tolerations = tolerations("tolerations", &request.tolerations).map_err(bad)?;

@@ -35,6 +35,7 @@ fn create(volume: &v1::Volume) -> Result<Create, Status> {
     let output_only = [
         ("volume.uid", !volume.uid.is_empty()),
         ("volume.image_digest", !volume.image_digest.is_empty()),
+        ("volume.firmware", volume.firmware != 0),
         ("volume.status", volume.status.is_some()),
         ("volume.etag", !volume.etag.is_empty()),
         ("volume.create_time", volume.create_time.is_some()),

@@ -11,6 +11,7 @@ use dalgu_proto::{
 use crate::{
     model::{HostRecord, ImageRecord, ImageState},
     state::State,
+    volumes,
 };
 
 const MIB: u64 = 1 << 20;
@@ -105,10 +106,18 @@ pub fn images(state: &State, spec: &mut Spec, principal: &str) -> Result<u64, Er
     Ok(bytes)
 }
 
-/// What starts the operating system of the image that a VM's first disk is made from, if it is from one.
+/// What starts the operating system of the image that a VM's first disk, or the volume that it is, is made from, if it boots from one.
 pub fn firmware(state: &State, spec: &Spec, principal: &str) -> Option<Firmware> {
-    let first = spec.disks.first().filter(|disk| disk.volume.is_none())?;
-    let text = first.image.as_ref().filter(|text| Reference::is_meant(text))?;
+    let first = spec.disks.first().filter(|_| spec.kernel_boot.is_none())?;
+    if first.volume.is_some() {
+        return volumes::resolve::of_disk(state, first).map(|volume| volume.firmware);
+    }
+    firmware_of_disk(state, first, principal)
+}
+
+/// What starts the operating system of the image that a disk is made from, if it is from one.
+pub fn firmware_of_disk(state: &State, disk: &Disk, principal: &str) -> Option<Firmware> {
+    let text = disk.image.as_ref().filter(|text| Reference::is_meant(text))?;
     let image = find(state, &text.parse().ok()?, principal).ok()?;
     Some(image.firmware)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dalgu_proto::{
     ids::{HostName, VolumeId, VolumeName},
     image::Digest,
-    vm::{CloneMode, Disk, DiskFormat, VolumeRef},
+    vm::{CloneMode, Disk, DiskFormat, Firmware, VolumeRef},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,9 @@ pub struct VolumeRecord {
     /// How it is made from that; decided when it is first attached.
     #[serde(default)]
     pub clone_mode: CloneMode,
+    /// What starts the operating system of that image; kept here, since a full copy outlives the image.
+    #[serde(default, skip_serializing_if = "Firmware::is_bios")]
+    pub firmware: Firmware,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -125,9 +125,8 @@ pub fn check(
     let mut spec = new.spec.clone();
     volumes::resolve::volumes(state, &mut spec.disks, &[])?;
     let image_bytes = images::resolve::images(state, &mut spec, principal)?;
-    if !new.firmware_given && spec.kernel_boot.is_none() {
-        let of_image = images::resolve::firmware(state, &spec, principal);
-        spec.firmware = of_image.unwrap_or_default();
+    if !new.firmware_given {
+        spec.firmware = images::resolve::firmware(state, &spec, principal).unwrap_or_default();
     }
     networks::resolve::ports(state, &mut spec, None)?;
     let mut needs = Needs {

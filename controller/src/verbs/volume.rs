@@ -78,6 +78,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         "VolumeCreated",
         format!("made by {}", caller.principal),
     );
+    let firmware = images::resolve::firmware_of_disk(tx, &disk, &caller.principal);
     let volume = VolumeRecord {
         id: VolumeId::from_uuid(tx.new_id()),
         name: new.name.clone(),
@@ -87,6 +88,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         image: disk.image,
         digest: disk.digest,
         clone_mode: disk.clone_mode,
+        firmware: firmware.unwrap_or_default(),
         labels: new.labels,
         description: new.description,
         host: None,

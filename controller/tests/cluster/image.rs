@@ -205,10 +205,79 @@ async fn a_vm_starts_from_what_its_image_says_unless_it_says_otherwise_itself() 
     let asked = with_image("web", root("debian:12"));
     let refused = clients.vms.create_vm(asked.clone()).await.unwrap_err();
     assert!(refused.message().contains("UEFI"), "{refused}");
+    let subject = v1::explain_placement_request::Subject::Spec(asked.vm.clone().unwrap().spec.unwrap());
+    let explained = v1::ExplainPlacementRequest {
+        subject: Some(subject),
+        ..Default::default()
+    };
+    let explained = clients
+        .placement
+        .explain_placement(explained)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(explained.host, "", "{explained:?}");
     let mut bios = asked;
     bios.vm.as_mut().unwrap().spec.as_mut().unwrap().firmware = v1::Firmware::Bios.into();
     let made = clients.vms.create_vm(bios).await.unwrap();
     clients.succeeded(made.into_inner()).await;
+    // Said in words, so that who sends it again does not ask for what the image says.
+    let mut shown = clients.vm("web").await;
+    assert_eq!(shown.spec.as_ref().unwrap().firmware(), v1::Firmware::Bios);
+    let mut again = create("web-2");
+    shown.spec.as_mut().unwrap().nics[0].mac.clear();
+    again.vm.as_mut().unwrap().spec = shown.spec;
+    let made = clients.vms.create_vm(again).await.unwrap();
+    clients.succeeded(made.into_inner()).await;
+}
+
+#[tokio::test]
+async fn a_volume_of_an_image_keeps_its_firmware_for_the_vm_that_boots_from_it() {
+    let mut site = Site::new(1).await;
+    let mut clients = site.start().await;
+    let mut new = image("12", b"bytes");
+    new.image.as_mut().unwrap().firmware = v1::Firmware::Uefi.into();
+    clients.images.create_image(new).await.unwrap();
+    upload(&clients, "12", b"bytes").await.unwrap();
+    until(&clients, "12", ImageState::Available).await;
+    let volume = |name: &str, image: &str| v1::CreateVolumeRequest {
+        volume: Some(v1::Volume {
+            name: name.into(),
+            image: image.into(),
+            size_mib: 8,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let boot = clients
+        .volumes
+        .create_volume(volume("boot", "debian:12"))
+        .await
+        .unwrap();
+    assert_eq!(boot.into_inner().firmware(), v1::Firmware::Uefi);
+    let blank = clients.volumes.create_volume(volume("blank", "")).await.unwrap();
+    assert_eq!(blank.into_inner().firmware(), v1::Firmware::Bios);
+    let from = |vm: &str, volume: &str| {
+        with_image(
+            vm,
+            v1::Disk {
+                name: "root".into(),
+                volume: volume.into(),
+                ..Default::default()
+            },
+        )
+    };
+    // The only host offers neither volumes nor UEFI to its guests: what it lacks is what the VM would have had.
+    let mut bios = from("web", "boot");
+    bios.vm.as_mut().unwrap().spec.as_mut().unwrap().firmware = v1::Firmware::Bios.into();
+    for (asked, uefi) in [
+        (from("web", "boot"), true),
+        (bios, false),
+        (from("web", "blank"), false),
+    ] {
+        let refused = clients.vms.create_vm(asked).await.unwrap_err();
+        assert_eq!(refused.message().contains("UEFI"), uefi, "{refused}");
+    }
 }
 
 #[tokio::test]

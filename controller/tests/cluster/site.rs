@@ -15,6 +15,7 @@ use dalgu_proto::{
         image_service_client::ImageServiceClient, network_service_client::NetworkServiceClient,
         operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
         plan_service_client::PlanServiceClient, vm_service_client::VmServiceClient,
+        volume_service_client::VolumeServiceClient,
     },
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -56,6 +57,7 @@ pub struct Clients {
     pub images: ImageServiceClient<Channel>,
     pub networks: NetworkServiceClient<Channel>,
     pub plans: PlanServiceClient<Channel>,
+    pub volumes: VolumeServiceClient<Channel>,
 }
 
 impl Clients {
@@ -69,6 +71,7 @@ impl Clients {
             images: ImageServiceClient::new(channel.clone()),
             networks: NetworkServiceClient::new(channel.clone()),
             plans: PlanServiceClient::new(channel.clone()),
+            volumes: VolumeServiceClient::new(channel.clone()),
         }
     }
 

@@ -423,8 +423,8 @@ impl From<v1::Firmware> for Firmware {
 impl From<Firmware> for v1::Firmware {
     fn from(firmware: Firmware) -> Self {
         match firmware {
-            // As programs say it that know of no other.
-            Firmware::Bios => Self::Unspecified,
+            // In words: what is said of a VM may be sent again, where nothing said means what its image has.
+            Firmware::Bios => Self::Bios,
             Firmware::Uefi => Self::Uefi,
             Firmware::UefiSecureBoot => Self::UefiSecureBoot,
         }

@@ -28,6 +28,24 @@ fn everything_in_the_proto_files_is_documented() {
 }
 
 #[test]
+fn the_readmes_show_what_reflection_tells_of_a_call() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let proto = fs::read_to_string(root.join("dalgu/v1/vm.proto")).expect("it can be read");
+    let (before, _) = proto.split_once("  rpc MigrateVm(").expect("the call is there");
+    let lines = before.lines().rev().take_while(|line| line.starts_with("  //"));
+    let mut comment: Vec<_> = lines.map(str::trim_start).collect();
+    comment.reverse();
+    let shown = format!(
+        "describe dalgu.v1.VmService.MigrateVm\n{}\nrpc MigrateVm ( ",
+        comment.join("\n")
+    );
+    for name in ["README.md", "README.ko.md"] {
+        let readme = fs::read_to_string(root.join("..").join(name)).expect("it can be read");
+        assert!(readme.contains(&shown), "{name} does not show:\n{shown}");
+    }
+}
+
+#[test]
 fn enums_requests_and_names_keep_the_habits() {
     refuse(
         &habits::findings(&published()),

@@ -56,7 +56,7 @@ pub fn normalized(declared: &Value, normal: &Value) -> Value {
                     (Some(normal), value) => normalized(value, normal),
                     (None, Value::Object(_)) => normalized(value, &Value::Object(Map::new())),
                     (None, value) if is_nothing(name, value) => value.clone(),
-                    // Said with a word for what is so without it, such as FIRMWARE_BIOS.
+                    // Said with a word for what is so without it.
                     (None, _) => Value::Null,
                 };
                 (name.clone(), value)

@@ -114,6 +114,7 @@ impl Kind {
             Self::Volume => &[
                 "uid",
                 "imageDigest",
+                "firmware",
                 "status",
                 "etag",
                 "createTime",
@@ -326,9 +327,13 @@ impl Declared {
             }
             Kind::Vm => {
                 let request = v1::GetVmRequest { name };
-                let vm = client
+                let mut vm = client
                     .call(async |client| client.vms().get_vm(request.clone()).await)
                     .await?;
+                // An older controller says BIOS by saying nothing.
+                if let Some(spec) = vm.spec.as_mut().filter(|spec| spec.firmware == 0) {
+                    spec.set_firmware(v1::Firmware::Bios);
+                }
                 Ok(Self::Vm(Box::new(vm)))
             }
         }

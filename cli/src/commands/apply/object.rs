@@ -65,8 +65,9 @@ impl Object {
         Ok(Self { declared, said })
     }
 
-    /// What is declared, in the form in which the controller would say it.
-    pub fn wanted(&self) -> Result<Value, Error> {
+    /// What is declared, in the form in which the controller would say it. Of an object that is there a declaration need not say more
+    /// than what is to be otherwise: what a new one could not do without is what `there` says.
+    pub fn wanted(&self, there: Option<&Declared>) -> Result<Value, Error> {
         let title = self.declared.title();
         let refused = |why: String| Error::Usage(format!("{title}: {why}"));
         for name in self.declared.kind().never_empty() {
@@ -76,17 +77,31 @@ impl Object {
                 )));
             }
         }
-        let normal = self
-            .declared
-            .normal()
-            .map_err(|error| refused(error.to_string()))?;
+        let normal = match (self.declared.normal(), there) {
+            (Err(_), Some(there)) => self.completed(there)?.normal(),
+            (alone, _) => alone,
+        };
+        let normal = normal.map_err(|error| refused(error.to_string()))?;
         let normal = normal.value()?;
         let mut value = diff::normalized(&self.said, &normal);
         // Documents are shown by nobody: what can be compared is what is said in their place.
-        if let (Some(spec), Some(told)) = (value.get_mut("spec"), normal.pointer("/spec/firstBoot")) {
-            spec["firstBoot"] = told.clone();
+        let told = normal.pointer("/spec/firstBoot");
+        if let (Some(said), Some(told)) = (value.pointer_mut("/spec/firstBoot"), told) {
+            *said = told.clone();
         }
         Ok(value)
+    }
+
+    /// What is declared, and for the rest what is there.
+    fn completed(&self, there: &Declared) -> Result<Declared, Error> {
+        let mut there = there.value()?;
+        if self.said.pointer("/spec/firstBoot").is_some()
+            && let Some(spec) = there.get_mut("spec").and_then(Value::as_object_mut)
+        {
+            // The digests of its documents are not those of the declared ones.
+            spec.remove("firstBoot");
+        }
+        Declared::from_value(self.declared.kind(), diff::merged(&there, &self.said))
     }
 }
 
@@ -110,6 +125,9 @@ fn leave_to_controller(kind: Kind, said: &mut Value) {
         }
         Kind::Volume => leave(said, &["sizeMib", "cloneMode"]),
         Kind::Vm => {
+            if let Some(spec) = said.get_mut("spec") {
+                leave(spec, &["firmware"]);
+            }
             items(said, "/spec/nics").for_each(|nic| leave(nic, &["mac", "ipv4Address", "ipv6Address"]));
             for disk in items(said, "/spec/disks") {
                 leave(disk, &["pool", "sizeMib", "cloneMode"]);

@@ -48,6 +48,7 @@ pub fn volume(state: &State, record: &VolumeRecord) -> v1::Volume {
         create_time: Some(time::to_wire(record.create_time)),
         delete_time: record.delete_time.map(time::to_wire),
         purge_time: record.purge_time.map(time::to_wire),
+        firmware: v1::Firmware::from(record.firmware).into(),
     }
 }
 

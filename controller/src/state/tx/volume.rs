@@ -182,6 +182,10 @@ impl Tx {
                 image: disk.image.clone(),
                 digest: disk.digest.clone(),
                 clone_mode: disk.clone_mode,
+                firmware: match vm.spec.disks.first() {
+                    Some(first) if first.name == disk.name => vm.spec.firmware,
+                    _ => Default::default(),
+                },
                 labels: BTreeMap::new(),
                 description: String::new(),
                 host: Some(vm.owner.clone()),

@@ -35,9 +35,13 @@ fn first(text: &str) -> Object {
 
 /// What of a schedule that is there is to change by the file, the call's mask, and what it is to be then.
 fn compared(there: v1::BackupSchedule, text: &str) -> (Vec<String>, Vec<String>, Declared) {
+    compared_with(Declared::BackupSchedule(Box::new(there)), text)
+}
+
+fn compared_with(there: Declared, text: &str) -> (Vec<String>, Vec<String>, Declared) {
     let object = first(text);
-    let current = Declared::BackupSchedule(Box::new(there)).value().unwrap();
-    let wanted = object.wanted().unwrap();
+    let current = there.value().unwrap();
+    let wanted = object.wanted(Some(&there)).unwrap();
     let differences = diff::differences(&current, &wanted);
     let (mask, fixed) = object.declared.kind().mask(&differences);
     assert_eq!(fixed, [""; 0]);
@@ -124,7 +128,7 @@ fn what_cannot_be_empty_is_refused_by_its_name() {
         ("pool: ''", "pool"),
     ] {
         let object = first(&format!("backupSchedules: [{{name: nightly, {field}}}]"));
-        let error = object.wanted().unwrap_err().to_string();
+        let error = object.wanted(None).unwrap_err().to_string();
         let wanted = format!("backup schedule nightly: {name} cannot be empty or 0: ");
         assert!(error.starts_with(&wanted), "{error}");
     }
@@ -132,7 +136,7 @@ fn what_cannot_be_empty_is_refused_by_its_name() {
 
 /// What a file's first object is to be.
 fn wanted(text: &str) -> Value {
-    first(text).wanted().unwrap()
+    first(text).wanted(None).unwrap()
 }
 
 #[test]
@@ -174,7 +178,7 @@ vms:
     assert_eq!(
         vm,
         serde_json::json!({"name": "web", "drainMode": "DRAIN_MODE_LIVE_MIGRATE", "placementGroups": [], "spec": {
-            "vcpus": 1, "memoryMib": "64", "maxVcpus": 0, "firmware": null, "restartPolicy": "RESTART_POLICY_ON_FAILURE",
+            "vcpus": 1, "memoryMib": "64", "maxVcpus": 0, "firmware": "FIRMWARE_BIOS", "restartPolicy": "RESTART_POLICY_ON_FAILURE",
             "disks": disks,
             "nics": [{"name": "eth0", "network": "field", "securityGroups": [], "sendLimitMbitPerSecond": 0}],
         }})
@@ -185,4 +189,131 @@ vms:
 fn what_is_shown_of_an_object_can_be_given_back() {
     let shown = "vms: [{name: web, uid: u, etag: e, generation: 3, status: {state: VM_STATE_RUNNING}, createTime: '2026-11-23T12:00:00Z'}]";
     assert_eq!(wanted(shown), serde_json::json!({"name": "web"}));
+}
+
+/// A VM as a controller shows it.
+fn shop() -> v1::Vm {
+    let disk = v1::Disk {
+        name: "root".into(),
+        image: "debian:12".into(),
+        image_digest: "ab".repeat(32),
+        size_mib: 1024,
+        pool: "fast".into(),
+        format: v1::DiskFormat::Qcow2.into(),
+        ..Default::default()
+    };
+    let nic = v1::Nic {
+        name: "eth0".into(),
+        network: "field".into(),
+        mac: "52:54:00:00:00:01".into(),
+        ipv4_address: "10.20.0.7".into(),
+        ..Default::default()
+    };
+    let told = v1::FirstBoot {
+        pool: "fast".into(),
+        user_data_digest: Some(v1::DocumentDigest {
+            sha256: "cd".repeat(32),
+            size_bytes: 9,
+        }),
+        ..Default::default()
+    };
+    v1::Vm {
+        name: "shop".into(),
+        spec: Some(v1::VmSpec {
+            vcpus: 2,
+            memory_mib: 512,
+            disks: vec![disk],
+            nics: vec![nic],
+            first_boot: Some(told),
+            firmware: v1::Firmware::Uefi.into(),
+            ..Default::default()
+        }),
+        etag: "e1".into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn of_a_vm_that_is_there_the_field_that_changes_is_enough() {
+    let there = || Declared::Vm(Box::new(shop()));
+    for (text, path, mask) in [
+        ("spec: {memoryMib: 1024}", "spec.memoryMib", "spec.memory_mib"),
+        (
+            "spec: {disks: [{name: root, sizeMib: 2048}]}",
+            "spec.disks[root].sizeMib",
+            "spec.disks",
+        ),
+        (
+            "spec: {nics: [{name: eth0, securityGroups: [web]}]}",
+            "spec.nics[eth0].securityGroups",
+            "spec.nics",
+        ),
+        ("labels: {a: b}", "labels", "labels"),
+    ] {
+        let file = format!("vms: [{{name: shop, {text}}}]");
+        let (paths, masks, merged) = compared_with(there(), &file);
+        assert_eq!(
+            (paths, masks),
+            (vec![path.to_owned()], vec![mask.to_owned()]),
+            "{text}"
+        );
+        let Declared::Vm(merged) = merged else {
+            panic!("{merged:?}");
+        };
+        let (merged, shop) = (merged.spec.unwrap(), shop().spec.unwrap());
+        assert_eq!(
+            (merged.vcpus, &merged.first_boot),
+            (2, &shop.first_boot),
+            "what is not said stays"
+        );
+        assert_eq!(merged.disks[0].image, "debian:12");
+        assert_eq!(merged.nics[0].network, "field");
+    }
+    let same = "vms: [{name: shop, spec: {memoryMib: 512, disks: [{name: root, image: debian}]}}]";
+    assert_eq!(compared_with(there(), same).0, [""; 0]);
+    // A value that cannot be is refused for itself, and a new VM still has to be described.
+    let alone = first("vms: [{name: shop, spec: {memoryMib: 8}}]");
+    let error = |there: Option<&Declared>| alone.wanted(there).unwrap_err().to_string();
+    assert!(
+        error(Some(&there())).starts_with("VM shop: memory_mib: must be 32"),
+        "{}",
+        error(Some(&there()))
+    );
+    assert!(
+        error(None).starts_with("VM shop: vcpus: must be 1"),
+        "{}",
+        error(None)
+    );
+}
+
+#[test]
+fn of_a_volume_that_is_there_the_field_that_changes_is_enough() {
+    let volume = v1::Volume {
+        name: "ledger".into(),
+        size_mib: 64,
+        pool: "local".into(),
+        format: v1::DiskFormat::Raw.into(),
+        ..Default::default()
+    };
+    let there = Declared::Volume(Box::new(volume));
+    let (paths, mask, _) = compared_with(there, "volumes: [{name: ledger, description: books}]");
+    assert_eq!(
+        (paths, mask),
+        (vec!["description".to_owned()], vec!["description".to_owned()])
+    );
+}
+
+#[test]
+fn firmware_is_said_in_words_or_left_to_what_the_image_says() {
+    let firmware = |said: &str| {
+        let text = format!("vms: [{{name: shop, spec: {{firmware: {said}}}}}]");
+        compared_with(Declared::Vm(Box::new(shop())), &text)
+    };
+    assert_eq!(firmware("FIRMWARE_UEFI").0, [""; 0]);
+    assert_eq!(firmware("FIRMWARE_UNSPECIFIED").0, [""; 0]);
+    let object = first("vms: [{name: shop, spec: {firmware: FIRMWARE_BIOS}}]");
+    let there = Declared::Vm(Box::new(shop()));
+    let differences = diff::differences(&there.value().unwrap(), &object.wanted(Some(&there)).unwrap());
+    let (_, fixed) = Kind::Vm.mask(&differences);
+    assert_eq!(fixed, ["spec.firmware"]);
 }
