@@ -35,7 +35,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    backup::{BackupFile, BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, ScheduleRecord},
+    backup::{
+        BackupFile, BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, ScheduleRecord,
+        VmTraits,
+    },
     drain::{Direction, Drain, DrainMode, DrainState, DrainedVm, Stage},
     file::{FileOf, PoolFile},
     image::{

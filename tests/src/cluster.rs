@@ -31,7 +31,8 @@ use dalgu_proto::{
     tls::{self, Identity},
     v1::{
         self, backup_service_client::BackupServiceClient, host_service_client::HostServiceClient,
-        operation_service_client::OperationServiceClient, site_service_client::SiteServiceClient,
+        network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient,
+        placement_service_client::PlacementServiceClient, site_service_client::SiteServiceClient,
         snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
         volume_service_client::VolumeServiceClient,
     },
@@ -231,6 +232,16 @@ impl Cluster {
     /// A client for backups.
     pub async fn backups(&self) -> Result<BackupServiceClient<Channel>> {
         Ok(BackupServiceClient::new(self.channel().await?))
+    }
+
+    /// A client for networks and security groups.
+    pub async fn networks(&self) -> Result<NetworkServiceClient<Channel>> {
+        Ok(NetworkServiceClient::new(self.channel().await?))
+    }
+
+    /// A client for placement groups.
+    pub async fn placement(&self) -> Result<PlacementServiceClient<Channel>> {
+        Ok(PlacementServiceClient::new(self.channel().await?))
     }
 
     /// A client for the site.

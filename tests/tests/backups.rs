@@ -122,6 +122,27 @@ async fn restored(lab: &Lab, backup: &Value, name: &str, (before, after): (u64, 
     Ok(())
 }
 
+/// It is what it was, and its guest is told of the address that it has now.
+fn is_like_web(lab: &Lab, vm: &Vm) -> anyhow::Result<()> {
+    let (labels, mode) = (&vm.all["labels"], &vm.all["drainMode"]);
+    ensure!(
+        labels["tier"] == "gold" && mode == "DRAIN_MODE_STOP",
+        "{}",
+        vm.all
+    );
+    let pool = lab
+        .layout()
+        .host(vm.host_number()?)
+        .outside("/var/lib/dalgu/local");
+    let medium = fs::read(pool.join(&vm.uid).join("first_boot.raw"))?;
+    let medium = String::from_utf8_lossy(&medium);
+    let mac = vm.all["spec"]["nics"][0]["mac"].as_str().unwrap();
+    for word in ["shop-1", mac, vm.uid.as_str()] {
+        ensure!(medium.contains(word), "its guest is not told of {word}");
+    }
+    Ok(())
+}
+
 fn backups_dir(lab: &Lab) -> PathBuf {
     lab.layout().shared().join("backups")
 }
@@ -182,8 +203,16 @@ async fn begun(lab: &Lab, mib: usize) -> anyhow::Result<Vm> {
     give_bulk(lab, mib)?;
     let bulk = format!("bulk={mib}MiB,image=bulk.raw");
     let cmdline = format!("{} dalgu.agent", guest::CMDLINE);
-    let disks = ["--disk", "data=64MiB", "--disk", &bulk];
-    dalgu(lab, &create_with("web", LOCAL, &cmdline, &disks)).await?;
+    let mut more = vec!["--disk", "data=64MiB", "--disk", &bulk];
+    more.extend([
+        "--hostname",
+        "shop-1",
+        "--label",
+        "tier=gold",
+        "--drain-mode",
+        "stop",
+    ]);
+    dalgu(lab, &create_with("web", LOCAL, &cmdline, &more)).await?;
     let vm = words::vm(lab, "web").await?;
     more_writes(lab, &vm, 10).await?;
     Ok(vm)
@@ -199,6 +228,7 @@ async fn moments(lab: &Lab) -> anyhow::Result<()> {
     let next = take(lab, "web", &["--incremental"]).await?;
     let second = (before, acknowledged(lab, &vm)?);
     ensure!(next["parent"] == full["uid"], "{next}");
+    ensure!(full["quiesced"] == true, "the guest's agent freezes: {full}");
     println!(
         "full {} bytes, incremental {} bytes",
         stored(&full),
@@ -213,6 +243,7 @@ async fn moments(lab: &Lab) -> anyhow::Result<()> {
     // A restored VM lives: it counts on from what its disk holds.
     dalgu(lab, &["vm", "start", "two"]).await?;
     let two = words::vm(lab, "two").await?;
+    is_like_web(lab, &two)?;
     more_writes(lab, &two, 3).await?;
 
     // It moves in spite of its checkpoints, and the next one begins anew.
@@ -232,6 +263,7 @@ async fn moments(lab: &Lab) -> anyhow::Result<()> {
     let count = lines(&content(lab, &moved, "data").await?)?;
     let off = take(lab, "web", &[]).await?;
     ensure!(off["kind"] == "BACKUP_KIND_FULL", "{off}");
+    ensure!(off["quiesced"] != true, "nobody froze anything: {off}");
     restored(lab, &off, "three", (count, count)).await?;
     // Its QEMU ended in order, so the checkpoint is good.
     dalgu(lab, &["vm", "start", "web"]).await?;
@@ -248,7 +280,18 @@ async fn moments(lab: &Lab) -> anyhow::Result<()> {
         dalgu(lab, &["vm", "delete", name, "--force"]).await?;
     }
     // They outlive their VM.
-    dalgu(lab, &["backup", "restore", uid(&next), "late", "--stopped"]).await?;
+    let late = [
+        "backup",
+        "restore",
+        uid(&next),
+        "late",
+        "--stopped",
+        "--label",
+        "tier=none",
+    ];
+    dalgu(lab, &late).await?;
+    let late = words::vm(lab, "late").await?;
+    ensure!(late.all["labels"]["tier"] == "none", "{}", late.all);
     dalgu(lab, &["vm", "delete", "late"]).await?;
     gone(lab).await
 }

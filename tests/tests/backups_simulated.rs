@@ -76,6 +76,93 @@ async fn restored(cluster: &Cluster, backup: &v1::Backup, name: &str) -> Result<
     id_of(cluster, name).await
 }
 
+async fn shown(cluster: &Cluster, name: &str) -> Result<v1::Vm> {
+    let vms = cluster.list_vms().await?;
+    vms.into_iter().find(|vm| vm.name == name).context("no such VM")
+}
+
+async fn placement_group(cluster: &Cluster, name: &str) -> Result<()> {
+    let group = v1::PlacementGroup {
+        name: name.into(),
+        rule: v1::PlacementRule::AntiAffinity.into(),
+        ..Default::default()
+    };
+    let request = v1::CreatePlacementGroupRequest {
+        placement_group: Some(group),
+        ..Default::default()
+    };
+    cluster.placement().await?.create_placement_group(request).await?;
+    Ok(())
+}
+
+/// A VM with all that a department says of one besides what it is made of.
+async fn furnished(cluster: &Cluster) -> Result<v1::Vm> {
+    placement_group(cluster, "apart").await?;
+    placement_group(cluster, "gone").await?;
+    let group = v1::SecurityGroup {
+        name: "ssh".into(),
+        ..Default::default()
+    };
+    let mut networks = cluster.networks().await?;
+    networks
+        .create_security_group(v1::CreateSecurityGroupRequest {
+            security_group: Some(group),
+            ..Default::default()
+        })
+        .await?;
+    let network = v1::Network {
+        name: "field".into(),
+        kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork::default())),
+        ipv4: Some(v1::Subnet {
+            cidr: "10.20.0.0/24".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    networks
+        .create_network(v1::CreateNetworkRequest {
+            network: Some(network),
+            ..Default::default()
+        })
+        .await?;
+    let mut web = vm("web");
+    web.labels = [("tier", "gold"), ("system", "tax")]
+        .map(|(key, value)| (key.into(), value.into()))
+        .into();
+    web.set_drain_mode(v1::DrainMode::Stop);
+    web.placement_groups = vec!["apart".into(), "gone".into()];
+    web.tolerations = vec![v1::Toleration {
+        key: "dmz".into(),
+        value: String::new(),
+    }];
+    let spec = web.spec.as_mut().context("no spec")?;
+    spec.nics = vec![v1::Nic {
+        name: "eth0".into(),
+        network: "field".into(),
+        security_groups: vec!["ssh".into()],
+        ..Default::default()
+    }];
+    spec.first_boot = Some(v1::FirstBoot {
+        user_data: "#cloud-config\n{}\n".into(),
+        network_config: "version: 2\n".into(),
+        hostname: "shop".into(),
+        ..Default::default()
+    });
+    let request = v1::CreateVmRequest {
+        vm: Some(web),
+        host: "h1".into(),
+        ..Default::default()
+    };
+    cluster.vms().await?.create_vm(request).await?;
+    for operation in cluster.until_at_rest().await? {
+        ensure!(
+            operation.state() == v1::OperationState::Succeeded,
+            "{operation:?}"
+        );
+    }
+    shown(cluster, "web").await
+}
+
 async fn delete(cluster: &Cluster, backup: &v1::Backup, with_children: bool) -> Result<(), tonic::Status> {
     let request = v1::DeleteBackupRequest {
         uid: backup.uid.clone(),
@@ -141,6 +228,126 @@ async fn each_backup_becomes_what_the_disk_held_at_its_moment() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn a_vm_that_is_restored_is_what_it_was_and_says_what_it_has_to_do_without() -> Result<()> {
+    let cluster = Cluster::start(2).await?;
+    let web = furnished(&cluster).await?;
+    let backup = whole(&cluster, "web", v1::BackupKind::Auto).await?;
+    ensure!(
+        (
+            &backup.vm_labels,
+            backup.vm_drain_mode(),
+            &backup.vm_placement_groups
+        ) == (&web.labels, v1::DrainMode::Stop, &web.placement_groups),
+        "{backup:?}"
+    );
+    // Beside the VM that it was taken of, what keeps both apart holds on no host that has the files.
+    let beside = v1::RestoreBackupRequest {
+        uid: backup.uid.clone(),
+        name: "look".into(),
+        ..Default::default()
+    };
+    let mut backups = cluster.backups().await?;
+    refused(backups.restore_backup(beside.clone()).await, "NO_CAPACITY")?;
+    let anew = v1::RestoreBackupRequest {
+        without_placement_groups: true,
+        labels: [("tier".into(), "none".into()), ("look".into(), "1".into())].into(),
+        ..beside
+    };
+    backups.restore_backup(anew).await?;
+    cluster.until_at_rest().await?;
+    let look = shown(&cluster, "look").await?;
+    let labels = [("tier", "none"), ("look", "1"), ("system", "tax")];
+    let labels = labels
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+    ensure!(
+        look.labels == labels && look.placement_groups.is_empty(),
+        "{look:?}"
+    );
+    ensure!(
+        look.drain_mode() == v1::DrainMode::Stop && look.tolerations == web.tolerations,
+        "{look:?}"
+    );
+    let (spec, old) = (look.spec.context("no spec")?, web.spec.context("no spec")?);
+    let (nic, old_nic) = (&spec.nics[0], &old.nics[0]);
+    ensure!(
+        nic.mac != old_nic.mac && nic.ipv4_address != old_nic.ipv4_address,
+        "{nic:?}"
+    );
+    ensure!(nic.security_groups == ["ssh"], "{nic:?}");
+    let told = spec
+        .first_boot
+        .context("it is told nothing of its new addresses")?;
+    ensure!(
+        told.hostname == "shop" && told.user_data_digest.is_none(),
+        "{told:?}"
+    );
+    ensure!(told.network_config_digest.is_none(), "{told:?}");
+    for word in [
+        "from backup",
+        "user data (not kept)",
+        "network configuration (not kept",
+    ] {
+        ensure!(look.description.contains(word), "{}", look.description);
+    }
+
+    // When it is gone, and some of what it named is gone too.
+    for name in ["web", "look"] {
+        let request = v1::DeleteVmRequest {
+            name: name.into(),
+            force: true,
+            ..Default::default()
+        };
+        cluster.vms().await?.delete_vm(request).await?;
+    }
+    cluster.until_at_rest().await?;
+    let group = v1::DeletePlacementGroupRequest {
+        name: "gone".into(),
+        ..Default::default()
+    };
+    cluster.placement().await?.delete_placement_group(group).await?;
+    let group = v1::DeleteSecurityGroupRequest {
+        name: "ssh".into(),
+        ..Default::default()
+    };
+    cluster.networks().await?.delete_security_group(group).await?;
+    let again = v1::RestoreBackupRequest {
+        uid: backup.uid.clone(),
+        name: "web".into(),
+        keep_addresses: true,
+        ..Default::default()
+    };
+    backups.restore_backup(again).await?;
+    for operation in cluster.until_at_rest().await? {
+        ensure!(
+            operation.state() == v1::OperationState::Succeeded,
+            "{operation:?}"
+        );
+    }
+    let back = shown(&cluster, "web").await?;
+    ensure!(
+        back.labels == web.labels && back.placement_groups == ["apart"],
+        "{back:?}"
+    );
+    ensure!(
+        back.description
+            .ends_with("; left out: security group ssh of eth0 (gone), placement group gone (gone)"),
+        "{}",
+        back.description
+    );
+    let spec = back.spec.context("no spec")?;
+    ensure!(
+        spec.nics[0].mac == old.nics[0].mac && spec.nics[0].security_groups.is_empty(),
+        "{spec:?}"
+    );
+    ensure!(
+        spec.first_boot.is_none(),
+        "its guest finds its network as it left it: {spec:?}"
+    );
+    cluster.check().await
 }
 
 #[tokio::test]

@@ -104,6 +104,12 @@ pub struct RestoreArgs {
     /// Give it the MAC and network addresses that the VM had, which must be free.
     #[arg(long)]
     pub keep_addresses: bool,
+    /// Label of the new VM, besides those that the VM had or instead of one with the same key; may be given again.
+    #[arg(long = "label", value_parser = values::label, value_name = "KEY=VALUE")]
+    pub labels: Vec<(String, String)>,
+    /// Put it in none of the placement groups that the VM was in, as where their rules leave no room beside it.
+    #[arg(long)]
+    pub no_placement_groups: bool,
     /// Waiting.
     #[command(flatten)]
     pub wait: WaitArgs,

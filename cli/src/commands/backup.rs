@@ -16,7 +16,7 @@ use crate::{
     },
     client::{CALL_TIMEOUT, Client},
     exit::Error,
-    output::{self, Format},
+    output::{self, Format, human},
     progress::Progress,
     watch::{Page, Snapshot, pages},
 };
@@ -169,9 +169,29 @@ async fn restore(args: RestoreArgs, session: &mut Session<'_>) -> Result<(), Err
         stopped: args.stopped,
         keep_addresses: args.keep_addresses,
         request_id: request_id(args.wait.request_id.as_ref()),
+        labels: map(args.labels),
+        without_placement_groups: args.no_placement_groups,
     };
     let wait: &WaitArgs = &args.wait;
     let limit = wait.timeout.unwrap_or(LIMIT);
     let restore = async |client: &Client| client.backups().restore_backup(request.clone()).await;
-    session.operate(wait, limit, restore).await
+    session.operate(wait, limit, restore).await?;
+    said(&request.name, session).await
+}
+
+/// Says what the controller says of a VM that was restored: what it was made from, and what it has to do without.
+async fn said(name: &str, session: &mut Session<'_>) -> Result<(), Error> {
+    if !matches!(session.format, Format::Table | Format::Wide) {
+        return Ok(());
+    }
+    let request = v1::GetVmRequest {
+        name: name.to_owned(),
+    };
+    let read = async |client: &Client| client.vms().get_vm(request.clone()).await;
+    // The VM is there whether this can be said of it or not.
+    let Ok(vm) = session.read(read).await else {
+        return Ok(());
+    };
+    let (name, description) = (human::clean(&vm.name), human::clean(&vm.description));
+    Ok(session.term.say(&format!("{name}: {description}"))?)
 }

@@ -86,6 +86,8 @@ impl Resource for v1::Backup {
             .line("Schedule", human::or_dash(&self.schedule))
             .line("Labels", human::labels(&self.labels))
             .line_if("Description", &self.description)
+            .line("Labels of the VM", human::labels(&self.vm_labels))
+            .line_if("Its placement groups", &self.vm_placement_groups.join(", "))
             .line("UID of the VM", &self.vm_uid)
             .line("ETag", human::or_dash(&self.etag));
         let rows = self.files.iter().map(|file| {

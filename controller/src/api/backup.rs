@@ -161,6 +161,8 @@ impl BackupService for Services {
             host,
             stopped: m.stopped,
             keep_addresses: m.keep_addresses,
+            labels: request::labels("labels", &m.labels)?,
+            without_placement_groups: m.without_placement_groups,
             policy: self.config.placement.policy,
         };
         let caller = request::caller(&request, &m.request_id, &format!("RestoreBackup {id} {ask:?}"))?;

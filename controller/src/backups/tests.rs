@@ -75,6 +75,7 @@ pub(crate) fn backup(
         vm: vm.id,
         vm_name: vm.name.clone(),
         spec: vm.spec.clone(),
+        traits: vm.into(),
         pool: "local".into(),
         shared: false,
         host: vm.owner.clone(),

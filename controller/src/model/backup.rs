@@ -1,16 +1,20 @@
 //! Backups of VMs and their schedules as they are stored.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use dalgu_proto::{
-    ids::{BackupId, HostName, ScheduleName, VmId, VmName},
+    ids::{BackupId, HostName, PlacementGroupName, ScheduleName, VmId, VmName},
     image::Digest,
+    placement::Toleration,
     vm::Spec,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Fault;
+use super::{DrainMode, Fault, VmRecord};
 
 /// What a backup is to hold, or holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +88,34 @@ pub struct BackupFile {
     pub sha256: Digest,
 }
 
+/// What a VM was besides what it was made of, for the one that is made of its backup.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmTraits {
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What became of it when its host was drained.
+    #[serde(default)]
+    pub drain_mode: DrainMode,
+    /// Placement groups that it was in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub placement_groups: BTreeSet<PlacementGroupName>,
+    /// Taints of hosts that it put up with.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tolerations: BTreeSet<Toleration>,
+}
+
+impl From<&VmRecord> for VmTraits {
+    fn from(vm: &VmRecord) -> Self {
+        Self {
+            labels: vm.labels.clone(),
+            drain_mode: vm.drain_mode,
+            placement_groups: vm.placement_groups.clone(),
+            tolerations: vm.tolerations.clone(),
+        }
+    }
+}
+
 /// A backup.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackupRecord {
@@ -95,6 +127,9 @@ pub struct BackupRecord {
     pub vm_name: VmName,
     /// What the VM was made of.
     pub spec: Spec,
+    /// What the VM was besides; nothing in what an older controller has written.
+    #[serde(default)]
+    pub traits: VmTraits,
     /// Pool of the files.
     pub pool: String,
     /// Whether other hosts see the pool too.

@@ -6,7 +6,7 @@ use dalgu_proto::{
     host::GuestFeature,
     ids::{BackupId, HostName, ScheduleName, VmName},
     mutant::{self, Mutant},
-    vm::{BackupRef, CloneMode, Plug, Spec},
+    vm::{BackupRef, CloneMode, FirstBoot, Plug, Spec, check_labels},
 };
 
 use super::{
@@ -24,6 +24,8 @@ use crate::{
 
 /// What a host leaves free in a pool, in MiB: it begins no backup there with less.
 const LEAST_FREE_MIB: u64 = 64;
+/// Longest description of a VM that is made from a backup, in bytes; all of it is of ASCII.
+const MAX_DESCRIPTION: usize = 1024;
 /// What a site may have too many of.
 const SITES: &str = "backups";
 
@@ -53,6 +55,10 @@ pub struct Restore {
     pub stopped: bool,
     /// With the addresses that the VM had.
     pub keep_addresses: bool,
+    /// Its labels, over those that the VM had.
+    pub labels: BTreeMap<String, String>,
+    /// In none of the placement groups that the VM was in.
+    pub without_placement_groups: bool,
     /// Which host is best.
     pub policy: Policy,
 }
@@ -188,6 +194,7 @@ fn record(tx: &Tx, vm: &VmRecord, new: CreateBackup) -> BackupRecord {
         vm: vm.id,
         vm_name: vm.name.clone(),
         spec: vm.spec.clone(),
+        traits: vm.into(),
         pool: new.pool,
         shared: false,
         host: vm.owner.clone(),
@@ -314,10 +321,10 @@ pub fn condemn(tx: &mut Tx, id: BackupId, message: &str) {
     }
 }
 
-/// What a VM is made of that is made from a backup.
-fn restored(backup: &BackupRecord, keep_addresses: bool) -> Spec {
+/// What a VM is made of that is made from a backup, and what of that has to be left out.
+fn restored(state: &State, backup: &BackupRecord, keep_addresses: bool) -> (Spec, Vec<String>) {
     let mut spec = backup.spec.clone();
-    spec.first_boot = None;
+    let mut left_out = Vec::new();
     for disk in &mut spec.disks {
         disk.image = None;
         disk.digest = None;
@@ -329,14 +336,46 @@ fn restored(backup: &BackupRecord, keep_addresses: bool) -> Spec {
             disk: disk.name.clone(),
         });
     }
-    for nic in spec.nics.iter_mut().filter(|_| !keep_addresses) {
-        nic.mac = String::new();
+    for nic in &mut spec.nics {
+        if !keep_addresses {
+            nic.mac = String::new();
+        }
         if let Plug::Network(port) = &mut nic.plug {
-            port.ipv4 = None;
-            port.ipv6 = None;
+            if !keep_addresses {
+                port.ipv4 = None;
+                port.ipv6 = None;
+            }
+            let gone = port
+                .groups
+                .extract_if(.., |group| !state.groups.contains_key(group));
+            left_out.extend(gone.map(|group| format!("security group {group} of {} (gone)", nic.name)));
         }
     }
-    spec
+    if keep_addresses {
+        // It finds its network as it left it: a new first boot would have it set up anew.
+        spec.first_boot = None;
+    } else if let Some(told) = &mut spec.first_boot {
+        told_anew(told, &mut left_out);
+    }
+    (spec, left_out)
+}
+
+/// What a guest is told that gets new addresses, so that it looks for these and not for those that it was told of first. Documents are
+/// kept no longer than until disks are made.
+fn told_anew(told: &mut FirstBoot, left_out: &mut Vec<String>) {
+    if told.user_data.take().is_some() {
+        left_out.push("user data (not kept)".to_owned());
+    }
+    if told.network_config.take().is_some() {
+        left_out.push("network configuration (not kept: its interfaces use DHCP)".to_owned());
+    }
+}
+
+/// The labels of a VM that is made from a backup.
+fn labels(backup: &BackupRecord, given: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+    let mut labels = backup.traits.labels.clone();
+    labels.extend(given);
+    check_labels(&labels).map_err(|message| Error::invalid("labels", message))
 }
 
 /// Makes a VM from a backup, on a host that sees its files.
@@ -358,21 +397,34 @@ pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Resu
         }
         (false, _) => Some(backup.host.clone()),
     };
+    let (spec, mut left_out) = restored(tx, &backup, ask.keep_addresses);
+    let mut placement_groups = backup.traits.placement_groups.clone();
+    if ask.without_placement_groups {
+        placement_groups.clear();
+    }
+    let gone = placement_groups.extract_if(.., |group| !tx.placement_groups.contains_key(group));
+    left_out.extend(gone.map(|group| format!("placement group {group} (gone)")));
+    let left_out = match left_out.as_slice() {
+        [] => String::new(),
+        all => format!("; left out: {}", all.join(", ")),
+    };
+    let mut description = format!("restored from backup {id} of {}{left_out}", backup.vm_name);
+    description.truncate(MAX_DESCRIPTION);
     let new = Create {
         name: ask.name,
-        spec: restored(&backup, ask.keep_addresses),
+        spec,
         firmware_given: true,
         documents: Default::default(),
-        labels: BTreeMap::new(),
-        drain_mode: Default::default(),
-        placement_groups: Default::default(),
-        tolerations: Default::default(),
-        description: format!("restored from backup {id} of {}", backup.vm_name),
+        labels: labels(&backup, ask.labels)?,
+        drain_mode: backup.traits.drain_mode,
+        placement_groups,
+        tolerations: backup.traits.tolerations.clone(),
+        description,
         stopped: ask.stopped,
         host,
         policy: ask.policy,
     };
-    tx.backup_event(&backup, "BackupRestoring", &format!("as {}", new.name));
+    tx.backup_event(&backup, "BackupRestoring", &format!("as {}{left_out}", new.name));
     create::create(tx, caller, new)
 }
 

@@ -351,7 +351,8 @@ pub(super) fn copy(host: &Host, order: &Order, sources: &[Source]) -> Result<Man
             targets,
             kind: Kind::Full,
             full_reason,
-            quiesced: true,
+            // Nobody froze anything: what its guest left may be tidy, or what it had when it was cut off.
+            quiesced: false,
             checkpoint: false,
             point_time,
         },

@@ -103,7 +103,8 @@ impl State {
             spec: order.spec.clone(),
             kind,
             full_reason,
-            quiesced: !running,
+            // Its guests have no agent.
+            quiesced: false,
             checkpoint: running
                 && order
                     .spec

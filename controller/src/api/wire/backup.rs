@@ -2,7 +2,7 @@
 
 use dalgu_proto::{time, v1};
 
-use super::etag;
+use super::{drain, etag};
 use crate::{
     backups::plan,
     model::{BackupFile, BackupKind, BackupRecord, BackupState, ScheduleRecord},
@@ -65,6 +65,21 @@ pub fn backup(state: &State, backup: &BackupRecord) -> v1::Backup {
             time: backup.complete_time.map(time::to_wire),
         }),
         etag: etag(backup.revision),
+        vm_labels: backup.traits.labels.clone().into_iter().collect(),
+        vm_drain_mode: drain::mode(backup.traits.drain_mode).into(),
+        vm_placement_groups: backup
+            .traits
+            .placement_groups
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        vm_tolerations: backup
+            .traits
+            .tolerations
+            .iter()
+            .cloned()
+            .map(Into::into)
+            .collect(),
     }
 }
 
