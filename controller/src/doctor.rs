@@ -5,6 +5,7 @@
 //! docs/failure-modes.md; each says what it looked at, what it found, and what it cannot see. Nothing is changed, and nothing is
 //! asked of anybody here: what hosts' pools hold, which they are asked for, comes with the [`View`].
 
+mod backups;
 mod copies;
 mod files;
 mod images;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use dalgu_proto::{ids::VmId, metrics};
+use jiff::Timestamp;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -184,7 +185,7 @@ impl Collector for Snapshot {
         operations(&state, &mut encoder)?;
         images(&state, &mut encoder)?;
         volumes(&state, &mut encoder)?;
-        backups(&state, &mut encoder)?;
+        backups(&state, self.db.now(), &mut encoder)?;
         room(&state, &mut encoder)?;
         pools(&state, &mut encoder)?;
         let one = |encoder: &mut DescriptorEncoder<'_>, name, help, value: u64| {
@@ -305,26 +306,32 @@ fn volumes(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt
     Ok(())
 }
 
-fn backups(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+fn backups(state: &State, now: Timestamp, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
     let gauge = number(0);
     let mut family = encoder.encode_descriptor("backups", "Backups by state", None, gauge.metric_type())?;
     for wanted in BackupState::ALL {
         let of_state = state.backups.values().filter(|backup| backup.state == wanted);
         number(of_state.count() as u64).encode(family.encode_family(&[("state", wanted.as_str())])?)?;
     }
-    type Read = fn(&State, &ScheduleRecord) -> u64;
-    let families: [(&str, &str, Option<Unit>, Read); 2] = [
+    type Read = fn(&State, &ScheduleRecord, Timestamp) -> u64;
+    let families: [(&str, &str, Option<Unit>, Read); 3] = [
         (
             "backup_schedule_failures",
             "Backups of a schedule that have failed since each VM's last good one",
             None,
-            |state, schedule| plan::failures(state, schedule) as u64,
+            |state, schedule, _| plan::failures(state, schedule) as u64,
+        ),
+        (
+            "backup_schedule_overdue",
+            "VMs of a schedule that have had no good backup by it for twice the time between two",
+            None,
+            |state, schedule, now| plan::overdue(state, schedule, now).count() as u64,
         ),
         (
             "backup_schedule_oldest_success_timestamp",
             "Moment of the last good backup of the VM of a schedule whose last good one is the oldest; 0 where one has none",
             Some(Unit::Seconds),
-            |state, schedule| {
+            |state, schedule, _| {
                 let last = plan::last_good(state, schedule);
                 last.map_or(0, |time| u64::try_from(time.as_second()).unwrap_or(0))
             },
@@ -334,7 +341,7 @@ fn backups(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt
         let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
         for schedule in state.schedules.values() {
             let labels = [("schedule", schedule.name.as_str())];
-            number(read(state, schedule)).encode(family.encode_family(&labels)?)?;
+            number(read(state, schedule, now)).encode(family.encode_family(&labels)?)?;
         }
     }
     Ok(())

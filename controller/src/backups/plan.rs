@@ -120,8 +120,7 @@ pub fn due(state: &State, now: Timestamp) -> Vec<Due> {
     for schedule in state.schedules.values().filter(|schedule| !schedule.paused) {
         for vm in selected(state, schedule) {
             let time = next_time(state, schedule, vm);
-            let ready = vm.disks_made && !vm.unconfirmed && !vm.spec.disks.is_empty();
-            if time <= now && ready && under_way(state, vm.id).is_none() {
+            if time <= now && may_be_taken(vm) && under_way(state, vm.id).is_none() {
                 wanted.entry((time, vm.id)).or_insert((schedule, vm));
             }
         }
@@ -185,18 +184,67 @@ fn not_kept(schedule: &ScheduleRecord, backups: &[&BackupRecord], now: Timestamp
     old.chain(failed).map(|backup| backup.id).collect()
 }
 
+/// The moment of the last good backup of a VM by a schedule.
+fn last_good_of(state: &State, schedule: &ScheduleRecord, vm: VmId) -> Option<Timestamp> {
+    let mut newest_first = by_schedule(state, schedule, vm).rev();
+    let good = newest_first.find(|backup| backup.state == BackupState::Available)?;
+    Some(good.point_time.unwrap_or(good.create_time))
+}
+
 /// The moment of the last good backup of a schedule's VM whose last good one is the oldest; `None` where one has none.
 pub fn last_good(state: &State, schedule: &ScheduleRecord) -> Option<Timestamp> {
-    let of_vm = |vm: &VmRecord| {
-        let mut good = by_schedule(state, schedule, vm.id).rev();
-        good.find_map(|backup| {
-            backup
-                .point_time
-                .filter(|_| backup.state == BackupState::Available)
-        })
-    };
-    let all: Option<Vec<_>> = selected(state, schedule).map(of_vm).collect();
+    let all: Option<Vec<_>> = selected(state, schedule)
+        .map(|vm| last_good_of(state, schedule, vm.id))
+        .collect();
     all?.into_iter().min()
+}
+
+/// A VM that has gone without a good backup of a schedule for too long.
+#[derive(Debug, Clone)]
+pub struct Overdue<'a> {
+    /// The VM.
+    pub vm: &'a VmRecord,
+    /// The moment of its last good backup by the schedule.
+    pub last_good: Option<Timestamp>,
+    /// The newest that has failed since.
+    pub failed: Option<&'a BackupRecord>,
+    /// From when on the VM and the schedule were both there.
+    began: Timestamp,
+}
+
+impl Overdue<'_> {
+    /// Since when it goes without one.
+    pub fn since(&self) -> Timestamp {
+        self.last_good.unwrap_or(self.began)
+    }
+}
+
+/// VMs of a schedule whose last good backup by it, or where there is none their own beginning or that of the schedule, is longer ago
+/// than twice the time between two. Of a schedule that is paused none; and none of which no backup can be taken for a reason that is told
+/// otherwise: it is not made yet, or nobody knows since a restore where it is.
+pub fn overdue<'a>(
+    state: &'a State,
+    schedule: &'a ScheduleRecord,
+    now: Timestamp,
+) -> impl Iterator<Item = Overdue<'a>> {
+    let of_vm = move |vm: &'a VmRecord| {
+        let mut ended = by_schedule(state, schedule, vm.id).rev();
+        let ended = ended.find(|backup| !backup.state.is_open());
+        Overdue {
+            vm,
+            last_good: last_good_of(state, schedule, vm.id),
+            failed: ended.filter(|backup| backup.state == BackupState::Failed),
+            began: schedule.create_time.max(vm.create_time),
+        }
+    };
+    let vms = selected(state, schedule).filter(move |vm| !schedule.paused && may_be_taken(vm));
+    vms.map(of_vm)
+        .filter(move |overdue| after(overdue.since(), schedule.every() * 2) < now)
+}
+
+/// Whether there is something of a VM to be backed up, as far as is known.
+fn may_be_taken(vm: &VmRecord) -> bool {
+    vm.disks_made && !vm.unconfirmed && !vm.spec.disks.is_empty()
 }
 
 /// Backups of a schedule that have failed since each VM's last good one.

@@ -267,6 +267,61 @@ fn failures_are_counted_since_the_last_good_one() {
     assert_eq!(plan::failures(&state, &nightly), 2);
 }
 
+#[test]
+fn a_vm_is_overdue_once_it_has_gone_without_a_good_backup_for_twice_the_interval() {
+    use BackupState::{Available, Failed, Running};
+    let (vm, nightly) = (gold("web"), schedule("nightly"));
+    let overdue = |vm: &VmRecord, nightly: &ScheduleRecord, backups: &[BackupRecord], hours| {
+        let state = state(from_ref(vm), from_ref(nightly), backups);
+        let found = plan::overdue(&state, nightly, at(hours));
+        let mut found = found.map(|one| (one.last_good, one.since(), one.failed.map(|failed| failed.id)));
+        found.next()
+    };
+    // It counts from the later of both beginnings.
+    assert_eq!(overdue(&vm, &nightly, &[], 48), None);
+    assert_eq!(overdue(&vm, &nightly, &[], 49), Some((None, at(0), None)));
+    let younger = VmRecord {
+        create_time: at(10),
+        ..vm.clone()
+    };
+    assert_eq!(overdue(&younger, &nightly, &[], 58), None);
+    assert_eq!(overdue(&younger, &nightly, &[], 59), Some((None, at(10), None)));
+    let backups = [
+        backup(&vm, 1, 1, Available, None),
+        backup(&vm, 2, 25, Failed, None),
+        backup(&vm, 3, 26, Running, None),
+    ];
+    assert_eq!(overdue(&vm, &nightly, &backups, 49), None);
+    let told = Some((Some(at(1)), at(1), Some(backups[1].id)));
+    assert_eq!(overdue(&vm, &nightly, &backups, 50), told);
+    // What was taken by hand, or by another schedule, is not what this one promises.
+    let mut by_hand = backup(&vm, 4, 40, Available, None);
+    by_hand.schedule = None;
+    let all = [backups[0].clone(), by_hand];
+    assert_eq!(overdue(&vm, &nightly, &all, 50), Some((Some(at(1)), at(1), None)));
+    let paused = ScheduleRecord {
+        paused: true,
+        ..nightly.clone()
+    };
+    assert_eq!(overdue(&vm, &paused, &backups, 50), None);
+    for unable in [
+        VmRecord {
+            disks_made: false,
+            ..vm.clone()
+        },
+        VmRecord {
+            unconfirmed: true,
+            ..vm.clone()
+        },
+        VmRecord {
+            delete_time: Some(at(2)),
+            ..vm.clone()
+        },
+    ] {
+        assert_eq!(overdue(&unable, &nightly, &backups, 50), None);
+    }
+}
+
 #[tokio::test]
 async fn a_backup_is_refused_before_it_is_begun_where_its_pool_is_full_and_one_that_is_due_fails_in_sight() {
     let db = Db::open(

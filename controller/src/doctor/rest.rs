@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dalgu_proto::vm::{PowerReason, PowerState, RestartPolicy};
 
-use super::{Finding, Invariant, Look, Severity, View, images, networks, volumes};
+use super::{Finding, Invariant, Look, Severity, View, backups, images, networks, volumes};
 use crate::{
     model::{MigrationRecord, Observation, OperationKind, OperationRecord, Phase, VmPhase, VmRecord},
     reconcile::plan,
@@ -64,6 +64,7 @@ pub(super) fn as_asked(view: &View<'_>) -> Look {
         look.findings.extend(unlike_asked(view, vm));
     }
     networks::are_told(view, &mut look);
+    backups::are_taken(view, &mut look);
     look.findings.extend(drains_without_end(view));
     look
 }

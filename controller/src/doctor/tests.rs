@@ -12,10 +12,11 @@ use dalgu_proto::{
 use super::*;
 use crate::{
     agent_wire::Reported,
+    backups::tests as backups,
     fixtures::{self, host_name},
     model::{
-        Code, Fault, HostLive, MigrationLive, Observation, OperationKind, Phase, Refusal, Unmanaged, VmFault,
-        VmPhase,
+        BackupRecord, BackupState, Code, Fault, HostLive, MigrationLive, Observation, OperationKind, Phase,
+        Refusal, ScheduleRecord, Unmanaged, VmFault, VmPhase,
     },
     space::Space,
     state::{Db, Hooks, Observing, Tx},
@@ -593,6 +594,58 @@ async fn a_deletion_of_an_image_that_does_not_end_names_who_is_waited_for() {
     assert_eq!(pending(diagnosis(deleting(60)).await), None);
     let told = pending(diagnosis(deleting(3600)).await).unwrap();
     assert_eq!(told.next_step, "bring back h2, or delete those hosts");
+}
+
+#[tokio::test]
+async fn a_vm_that_its_schedule_has_not_backed_up_for_twice_its_interval_is_told() {
+    let diagnosis = diagnosis(|tx, vm| {
+        let mut gold = VmRecord {
+            name: vm.name.clone(),
+            id: vm.id,
+            ..backups::gold("web")
+        };
+        let day = Duration::from_hours(24);
+        // The first looks back far enough, and the second does not.
+        for (name, created) in [("nightly", tx.now() - 3 * day), ("weekly", tx.now() - day)] {
+            tx.put_schedule(ScheduleRecord {
+                create_time: created,
+                every_seconds: day.as_secs(),
+                ..backups::schedule(name)
+            });
+        }
+        gold.create_time = tx.now() - 3 * day;
+        tx.put_vm(gold.clone());
+        see(tx, &gold, |_| {});
+        let error = Fault {
+            code: 9,
+            reason: "STORAGE".into(),
+            message: "no space left".into(),
+        };
+        tx.put_backup(BackupRecord {
+            error: Some(error),
+            ..backups::backup(&gold, 1, 0, BackupState::Failed, None)
+        });
+    })
+    .await;
+    let told: Vec<_> = diagnosis
+        .findings
+        .iter()
+        .map(|f| (f.invariant, f.severity, f.kind))
+        .collect();
+    assert_eq!(told, [(I3, Warning, "BACKUP_OVERDUE")]);
+    let finding = &diagnosis.findings[0];
+    assert_eq!(finding.subject, "vm web");
+    assert_eq!(
+        finding.seen,
+        "it has been there for 72 h 0 min and has no good backup by schedule nightly, which takes one every 24 h 0 min; the last \
+         attempt failed: no space left (STORAGE)"
+    );
+    assert!(
+        finding
+            .next_step
+            .contains("`dalgu backup create web --pool local`"),
+        "{finding:?}"
+    );
 }
 
 #[tokio::test]
