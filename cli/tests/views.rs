@@ -117,6 +117,7 @@ fn failed() -> v1::Vm {
             memory_mib: 8192,
             first_boot: Some(v1::FirstBoot {
                 hostname: "db-1.city".into(),
+                pool: "fast".into(),
                 ssh_authorized_keys: vec!["ssh-ed25519 AAAA kim@city".into()],
                 user_data_digest: Some(v1::DocumentDigest {
                     sha256: "ab".repeat(32),

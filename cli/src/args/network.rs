@@ -174,11 +174,12 @@ pub enum GroupCommand {
 }
 
 const RULE_HELP: &str = "\
-A rule is DIRECTION,PROTOCOL[,PORTS][,WITH]:
+A rule is DIRECTION,PROTOCOL[,PORTS][,WITH][,description=TEXT]:
   ingress,tcp,22,from=10.0.0.0/8       SSH from these addresses
   ingress,any,from-group=web           everything from interfaces of the group web in the same network
   ingress,udp,5000-5010                these ports, from everybody
   egress,tcp,443,to=192.0.2.7          with it, nothing else goes out
+  ingress,icmp,description=ping, as monitoring does    the text is the last part, and may have commas
 
 An interface lets in what a rule of one of its groups allows, and nothing where it has none. It lets out everything, unless
 one of its groups has a rule for egress.";
@@ -189,7 +190,7 @@ one of its groups has a rule for egress.";
 pub struct CreateGroupArgs {
     /// Name of the group.
     pub name: String,
-    /// What it lets through: DIRECTION,PROTOCOL[,PORTS][,WITH]; may be given again.
+    /// What it lets through: DIRECTION,PROTOCOL[,PORTS][,WITH][,description=TEXT]; may be given again.
     #[arg(long = "rule", value_parser = values::network::rule, value_name = "RULE")]
     pub rules: Vec<v1::SecurityRule>,
     /// Label of the group; may be given again.
@@ -213,10 +214,10 @@ pub struct UpdateGroupArgs {
     /// What it lets through from now on, instead of all that it had; may be given again.
     #[arg(long = "rule", value_parser = values::network::rule, value_name = "RULE", group = "change", conflicts_with_all = ["add", "remove"])]
     pub rules: Vec<v1::SecurityRule>,
-    /// What it lets through besides; may be given again.
+    /// What it lets through besides, or the description of a rule that it has; may be given again.
     #[arg(long = "add-rule", value_parser = values::network::rule, value_name = "RULE", group = "change")]
     pub add: Vec<v1::SecurityRule>,
-    /// A rule that it has no longer; may be given again.
+    /// A rule that it has no longer, with or without its description; may be given again.
     #[arg(long = "remove-rule", value_parser = values::network::rule, value_name = "RULE", group = "change")]
     pub remove: Vec<v1::SecurityRule>,
     /// Set a label (KEY=VALUE) or remove it (KEY-); may be given again.

@@ -192,6 +192,9 @@ pub struct FirstBootArgs {
     /// Host name [default: the VM's name].
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     pub hostname: Option<String>,
+    /// Pool of the volume that tells it [default: that of the first disk].
+    #[arg(long, value_name = "POOL", conflicts_with = "file")]
+    pub first_boot_pool: Option<String>,
 }
 
 /// Groups and tolerations of a VM.
@@ -335,7 +338,7 @@ const EXPLAIN_HELP: &str = "\
 #[command(after_help = EXPLAIN_HELP)]
 pub struct ExplainArgs {
     /// Name of the VM; leave it out to describe a VM that does not exist.
-    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "max_vcpus", "max_memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "user_data", "network_config", "ssh_keys", "hostname", "firmware", "tpm", "file", "groups", "tolerations"])]
+    #[arg(add = complete::vms(), conflicts_with_all = ["vcpus", "memory", "max_vcpus", "max_memory", "disks", "nics", "kernel", "host_selector", "restart_policy", "user_data", "network_config", "ssh_keys", "hostname", "first_boot_pool", "firmware", "tpm", "file", "groups", "tolerations"])]
     pub vm: Option<String>,
     /// Describe a VM that does not exist by the flags that follow; implied when no VM is named.
     #[arg(long = "spec", conflicts_with = "vm")]

@@ -148,6 +148,7 @@ fn first_boot(args: &FirstBootArgs) -> Result<Option<v1::FirstBoot>, Error> {
         network_config: document(&args.network_config)?.unwrap_or_default(),
         ssh_authorized_keys: keys,
         hostname: args.hostname.clone().unwrap_or_default(),
+        pool: args.first_boot_pool.clone().unwrap_or_default(),
         ..Default::default()
     };
     Ok((first_boot != v1::FirstBoot::default()).then_some(first_boot))
@@ -275,6 +276,8 @@ mod tests {
             &keys,
             "--hostname",
             "shop",
+            "--first-boot-pool",
+            "fast",
             "--firmware",
             "uefi-secure",
             "--tpm",
@@ -283,8 +286,12 @@ mod tests {
         let told = spec.first_boot.clone().unwrap();
         assert_eq!(told.user_data, "#cloud-config\n{}\n");
         assert_eq!(
-            (told.network_config.as_str(), told.hostname.as_str()),
-            ("version: 2\n", "shop")
+            (
+                told.network_config.as_str(),
+                told.hostname.as_str(),
+                told.pool.as_str()
+            ),
+            ("version: 2\n", "shop", "fast")
         );
         assert_eq!(
             told.ssh_authorized_keys,

@@ -53,16 +53,24 @@ pub async fn run(command: VolumeCommand, session: &mut Session<'_>) -> Result<()
     }
 }
 
-/// Says until when a deletion can be taken back.
+/// Says until when a deletion can be taken back; never, where the site gives no time for it.
 fn deleted(volume: &v1::Volume, session: &mut Session<'_>) -> Result<(), Error> {
     if !matches!(session.format, Format::Table | Format::Wide) {
         return output::one(session.term, session.format, volume);
     }
     let name = human::clean(&volume.name);
-    let purge = human::clock(volume.purge_time.as_ref());
-    Ok(session.term.say(&format!(
-        "{name} is deleted; until {purge}, `dalgu volume undelete {name}` takes that back"
-    ))?)
+    let seconds =
+        |time: &Option<prost_types::Timestamp>| time.as_ref().map(|time| (time.seconds, time.nanos));
+    let at_once = seconds(&volume.purge_time) <= seconds(&volume.delete_time);
+    let status = volume.status.as_ref();
+    let purging = status.is_some_and(|status| status.state() == v1::VolumeState::Purging);
+    let text = if at_once || purging {
+        format!("{name} is deleted, and its data are being removed: there is no way back")
+    } else {
+        let purge = human::clock(volume.purge_time.as_ref());
+        format!("{name} is deleted; until {purge}, `dalgu volume undelete {name}` takes that back")
+    };
+    Ok(session.term.say(&text)?)
 }
 
 async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error> {

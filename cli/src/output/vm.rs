@@ -57,7 +57,8 @@ fn boot(page: &mut human::Page, spec: &v1::VmSpec) {
         .line_if(
             "Network configuration",
             &digest(&first_boot.network_config_digest),
-        );
+        )
+        .line("First-boot pool", human::or_dash(&first_boot.pool));
     for key in &first_boot.ssh_authorized_keys {
         page.line("SSH key", key);
     }

@@ -17,6 +17,7 @@ mod network;
 mod op;
 mod placement;
 mod vm;
+mod volume;
 mod wait;
 mod watch;
 

@@ -109,7 +109,14 @@ async fn a_change_is_tried_again_when_somebody_elses_came_before() {
         ]
         .into();
         script.groups = [
-            Ok(group("r1", &["ingress,tcp,22", "ingress,tcp,80"])),
+            Ok(group(
+                "r1",
+                &[
+                    "ingress,tcp,22,description=SSH",
+                    "ingress,tcp,80,description=web",
+                    "ingress,tcp,81,description=old",
+                ],
+            )),
             Ok(group("r2", &[])),
         ]
         .into();
@@ -125,9 +132,11 @@ async fn a_change_is_tried_again_when_somebody_elses_came_before() {
         "--remove-rule",
         "ingress,tcp,22",
         "--add-rule",
-        "ingress,tcp,443",
+        "ingress,tcp,443,description=TLS, to all",
         "--add-rule",
         "ingress,tcp,80",
+        "--add-rule",
+        "ingress,tcp,81,description=new",
     ];
     let outcome = controller.run(&args).await;
     assert_eq!((outcome.code, outcome.err.as_str()), (0, "changed ssh\n"));
@@ -138,7 +147,7 @@ async fn a_change_is_tried_again_when_somebody_elses_came_before() {
         "get_network field",
         "update_network r2 [\"labels\", \"dns_servers\"] []",
         "get_security_group ssh",
-        "update_security_group r1 [\"rules\"] [80, 443]",
+        "update_security_group r1 [\"rules\"] [80 web, 81 new, 443 TLS, to all]",
     ];
     assert_eq!(seen, wanted);
 }

@@ -700,8 +700,9 @@ network_calls! {
     };
     update_security_group(UpdateSecurityGroupRequest) -> SecurityGroup from groups: |m| {
         let group = m.security_group.unwrap_or_default();
-        let ports: Vec<_> = group.rules.iter().map(|rule| rule.first_port).collect();
-        format!("{} {:?} {ports:?}", group.etag, m.update_mask.unwrap_or_default().paths)
+        let rule = |rule: &v1::SecurityRule| format!("{} {}", rule.first_port, rule.description).trim_end().to_owned();
+        let rules = group.rules.iter().map(rule).collect::<Vec<_>>().join(", ");
+        format!("{} {:?} [{rules}]", group.etag, m.update_mask.unwrap_or_default().paths)
     };
 }
 
@@ -754,9 +755,9 @@ impl VolumeService for Fake {
 
     async fn delete_volume(
         &self,
-        _: Request<v1::DeleteVolumeRequest>,
+        request: Request<v1::DeleteVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        Err(Status::unimplemented("not in the script"))
+        self.volume(format!("delete_volume {}", request.into_inner().name))
     }
 
     async fn undelete_volume(

@@ -150,10 +150,16 @@ pub fn subnet(text: &str) -> Result<v1::Subnet, Error> {
     Ok(subnet)
 }
 
-/// Reads DIRECTION,PROTOCOL[,PORTS][,WITH].
+/// Reads DIRECTION,PROTOCOL[,PORTS][,WITH][,description=TEXT].
 pub fn rule(text: &str) -> Result<v1::SecurityRule, Error> {
     let bad = |why: &'static str| Error::Rule(text.to_owned(), why);
-    let mut pieces = text.split(',').peekable();
+    // All that follows, so that it may have commas.
+    let (parts, description) = match text.split_once(",description=") {
+        Some((_, "")) => return Err(bad("a part after the protocol lacks its value")),
+        Some((parts, description)) => (parts, description),
+        None => (text, ""),
+    };
+    let mut pieces = parts.split(',').peekable();
     let direction = match pieces.next() {
         Some("ingress") => v1::Direction::Ingress,
         Some("egress") => v1::Direction::Egress,
@@ -193,7 +199,7 @@ pub fn rule(text: &str) -> Result<v1::SecurityRule, Error> {
         }
     };
     if pieces.next().is_some() {
-        return Err(bad("nothing follows after with whom"));
+        return Err(bad("only description=TEXT follows after with whom"));
     }
     Ok(v1::SecurityRule {
         direction: direction.into(),
@@ -201,7 +207,7 @@ pub fn rule(text: &str) -> Result<v1::SecurityRule, Error> {
         first_port,
         last_port,
         remote,
-        description: String::new(),
+        description: description.to_owned(),
     })
 }
 
@@ -318,6 +324,9 @@ mod tests {
         let read = rule("egress,udp,5000-5010,to=192.0.2.7").unwrap();
         assert_eq!((read.first_port, read.last_port), (5000, 5010));
         assert_eq!(rule("ingress,icmp").unwrap().remote, None);
+        let read = rule("ingress,tcp,22,from=10.0.0.0/8,description=the office, and home").unwrap();
+        assert_eq!(read.remote, Some(Remote::Cidr("10.0.0.0/8".into())));
+        assert_eq!(read.description, "the office, and home");
         assert_eq!(rule("egress,tcp").unwrap().last_port, 0);
     }
 
@@ -337,7 +346,8 @@ mod tests {
             ("egress,tcp,22,from=10.0.0.0/8", "egress to="),
             ("ingress,tcp,22,from=", "lacks its value"),
             ("ingress,tcp,22,from", "lacks its value"),
-            ("ingress,tcp,22,from=10.0.0.0/8,from-group=a", "nothing follows"),
+            ("ingress,tcp,22,from=10.0.0.0/8,from-group=a", "only description="),
+            ("ingress,tcp,22,description=", "lacks its value"),
         ] {
             let error = rule(bad).unwrap_err().to_string();
             assert!(error.contains(why), "{bad}: {error}");

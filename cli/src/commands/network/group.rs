@@ -99,7 +99,8 @@ async fn update(args: UpdateGroupArgs, session: &mut Session<'_>) -> Result<(), 
     done("changed", &group, session)
 }
 
-/// The rules that it has then. A rule is known by what it lets through, whatever its description says.
+/// The rules that it has then. A rule is known by what it lets through, whatever its description says: one that is added again gets
+/// the description that it is given then.
 fn rules(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> Option<Vec<v1::SecurityRule>> {
     if !args.rules.is_empty() {
         return Some(args.rules.clone());
@@ -112,10 +113,12 @@ fn rules(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> Option<Vec<v1::Secu
         ..rule.clone()
     };
     let mut rules = old.rules.clone();
-    rules.retain(|rule| !args.remove.contains(&bare(rule)));
+    rules.retain(|rule| !args.remove.iter().any(|gone| bare(gone) == bare(rule)));
     for rule in &args.add {
-        if !rules.iter().any(|there| bare(there) == *rule) {
-            rules.push(rule.clone());
+        match rules.iter_mut().find(|there| bare(there) == bare(rule)) {
+            Some(_) if rule.description.is_empty() => {}
+            Some(there) => there.description.clone_from(&rule.description),
+            None => rules.push(rule.clone()),
         }
     }
     Some(rules)
