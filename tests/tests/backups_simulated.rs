@@ -1,6 +1,8 @@
 //! Backups on a whole simulated site: what a disk held at the moment of a backup is what a VM made of it begins with, and
 //! neither a controller nor an agent that dies loses or doubles one.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result, ensure};
 use dalgu_agent::hypervisor::sim::{Call, Fault};
 use dalgu_proto::{ids::VmId, reason, v1};
@@ -294,7 +296,17 @@ async fn a_vm_that_is_restored_is_what_it_was_and_says_what_it_has_to_do_without
         ensure!(look.description.contains(word), "{}", look.description);
     }
 
-    // When it is gone, and some of what it named is gone too.
+    when_all_is_gone(&cluster, &backup, &web.labels, &old).await?;
+    cluster.check().await
+}
+
+/// It comes back when it is gone, and some of what it named is gone too.
+async fn when_all_is_gone(
+    cluster: &Cluster,
+    backup: &v1::Backup,
+    labels: &HashMap<String, String>,
+    old: &v1::VmSpec,
+) -> Result<()> {
     for name in ["web", "look"] {
         let request = v1::DeleteVmRequest {
             name: name.into(),
@@ -320,16 +332,16 @@ async fn a_vm_that_is_restored_is_what_it_was_and_says_what_it_has_to_do_without
         keep_addresses: true,
         ..Default::default()
     };
-    backups.restore_backup(again).await?;
+    cluster.backups().await?.restore_backup(again).await?;
     for operation in cluster.until_at_rest().await? {
         ensure!(
             operation.state() == v1::OperationState::Succeeded,
             "{operation:?}"
         );
     }
-    let back = shown(&cluster, "web").await?;
+    let back = shown(cluster, "web").await?;
     ensure!(
-        back.labels == web.labels && back.placement_groups == ["apart"],
+        back.labels == *labels && back.placement_groups == ["apart"],
         "{back:?}"
     );
     ensure!(
@@ -347,7 +359,7 @@ async fn a_vm_that_is_restored_is_what_it_was_and_says_what_it_has_to_do_without
         spec.first_boot.is_none(),
         "its guest finds its network as it left it: {spec:?}"
     );
-    cluster.check().await
+    Ok(())
 }
 
 #[tokio::test]
