@@ -33,7 +33,7 @@ pub struct Peer {
 #[derive(Debug, Clone, Default)]
 pub struct Word {
     came: CancellationToken,
-    stopped_for: Arc<OnceLock<Duration>>,
+    stopped_at: Arc<OnceLock<Instant>>,
 }
 
 impl Word {
@@ -42,10 +42,12 @@ impl Word {
         self.came.cancel();
     }
 
-    /// How long the VM had stood still when it came.
+    /// For how long the VM has stood still by now.
     pub fn note(&self, stopped_for: Duration) {
-        // Said twice, it is the same word.
-        let _ = self.stopped_for.set(stopped_for);
+        if let Some(at) = Instant::now().checked_sub(stopped_for) {
+            // Said twice, it is the same word.
+            let _ = self.stopped_at.set(at);
+        }
     }
 
     /// Returns when it has come. Cancel safe.
@@ -53,9 +55,9 @@ impl Word {
         self.came.cancelled().await;
     }
 
-    /// How long the VM had stood still when it came, where that was told; it may be told a moment later.
-    pub fn stopped_for(&self) -> Option<Duration> {
-        self.stopped_for.get().copied()
+    /// When the VM had stopped, by this host's clock, where that was told; it may be told a moment later.
+    pub fn stopped_at(&self) -> Option<Instant> {
+        self.stopped_at.get().copied()
     }
 }
 

@@ -59,21 +59,32 @@ pub struct Seen {
     pub links: BTreeMap<String, Link>,
     /// Of the overlays' devices: where they flood to.
     pub floods: BTreeMap<String, BTreeSet<String>>,
+    /// Of the same: the MAC addresses that they send elsewhere, and where.
+    pub learnt: BTreeMap<String, BTreeSet<(String, String)>>,
 }
 
 impl Seen {
     /// Sorts what the two programs show.
     pub fn new(links: Vec<Link>, entries: Vec<Entry>) -> Self {
         let mut floods: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        let all = entries.into_iter().filter(|entry| entry.mac == ALL);
-        for entry in all {
-            floods.entry(entry.ifname).or_default().extend(entry.dst);
+        let mut learnt: BTreeMap<String, BTreeSet<(String, String)>> = BTreeMap::new();
+        for Entry { mac, ifname, dst } in entries {
+            let Some(dst) = dst else { continue };
+            if mac == ALL {
+                floods.entry(ifname).or_default().insert(dst);
+            } else {
+                learnt.entry(ifname).or_default().insert((mac, dst));
+            }
         }
         let links = links
             .into_iter()
             .map(|link| (link.ifname.clone(), link))
             .collect();
-        Self { links, floods }
+        Self {
+            links,
+            floods,
+            learnt,
+        }
     }
 
     /// Whether a device is there.
@@ -213,6 +224,11 @@ fn vxlan(script: &mut Script, segment: &Segment, seen: &Seen) {
     }
     for peer in before.difference(peers) {
         script.bridge.push(format!("fdb del {ALL} dev {name} dst {peer}"));
+    }
+    // What was learnt of a host that has left would send packets there for minutes.
+    let learnt = seen.learnt.get(&name).filter(|_| same).into_iter().flatten();
+    for (mac, peer) in learnt.filter(|(_, peer)| !peers.contains(peer)) {
+        script.bridge.push(format!("fdb del {mac} dev {name} dst {peer}"));
     }
 }
 

@@ -22,6 +22,10 @@ use dalgu_proto::{
     host::GuestFeature,
     ids::{NetworkName, VmId},
 };
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, select_all},
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
@@ -32,6 +36,7 @@ use crate::ledger::{self, Ledger};
 
 pub mod compile;
 pub mod document;
+mod ear;
 pub mod links;
 pub mod names;
 mod process;
@@ -154,8 +159,8 @@ pub trait System: Send + Sync {
     /// An interface has arrived with its VM: what comes for it goes to its tap from now on.
     async fn arrived(&self, plugged: &Plugged);
 
-    /// Packets that a tap has taken from its VM so far; `None` where that is not known.
-    fn sent(&self, tap: &str) -> Option<u64>;
+    /// When the guest behind a tap first speaks from now on; `None` where that cannot be heard.
+    fn first_word(&self, tap: &str) -> Option<BoxFuture<'static, Instant>>;
 
     /// Ends what it started.
     async fn stop(&self);
@@ -184,7 +189,12 @@ impl State {
     }
 
     fn wanted(&mut self, overlay_address: Option<IpAddr>) -> Wanted {
-        let ports = compile::number(&self.numbers, self.here());
+        let here = self.here();
+        if self.kept.left_out != Document::default() {
+            // What an interface needed may be needed no more.
+            self.kept = self.kept.told(self.kept.told.clone(), &here);
+        }
+        let ports = compile::number(&self.numbers, here);
         let numbers = ports
             .iter()
             .map(|(plugged, number)| (plugged.tap.clone(), *number));
@@ -347,11 +357,13 @@ impl Networks {
         }
     }
 
-    /// Packets that a VM's interfaces have sent here so far; `None` where that is not known, or it has none.
-    pub fn sent(&self, ports: &[Plugged]) -> Option<u64> {
-        let sent = ports.iter().map(|plugged| self.0.system.sent(&plugged.tap));
-        let sent: Vec<_> = sent.collect::<Option<_>>()?;
-        (!sent.is_empty()).then(|| sent.iter().sum())
+    /// When a VM first speaks here from now on, by any of its interfaces; `None` where that cannot be heard, or it has none.
+    pub fn first_word(&self, ports: &[Plugged]) -> Option<BoxFuture<'static, Instant>> {
+        let taps = ports.iter().map(|plugged| &plugged.tap);
+        let words: Vec<_> = taps
+            .filter_map(|tap| self.0.system.first_word(tap))
+            .collect();
+        (!words.is_empty()).then(|| select_all(words).map(|(first, ..)| first).boxed())
     }
 
     /// Makes what is wanted, until `stop` is cancelled.

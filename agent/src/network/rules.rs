@@ -209,21 +209,21 @@ fn from(table: &mut Table, port: &Known<'_>) {
             "drop".into(),
         ],
     );
-    let sender = match port.network.ipv4 {
-        Some(_) => format!(
-            "arp saddr ip {{ {} }} ",
-            list(ipv4.iter().cloned().chain(["0.0.0.0".into()]))
-        ),
-        None => String::new(),
-    };
-    table.chain(
-        &format!("arp-{tap}"),
-        None,
-        &[
-            format!("arp htype 1 arp ptype ip arp saddr ether {mac} {sender}accept"),
-            "drop".into(),
-        ],
-    );
+    let arp = format!("arp htype 1 arp ptype ip arp saddr ether {mac}");
+    let mut rules = Vec::new();
+    match port.network.ipv4 {
+        None => rules.push(format!("{arp} accept")),
+        Some(_) => rules.extend(ipv4.iter().flat_map(|own| {
+            // Whoever asks who has another's address, before it has one itself, keeps that one from having it (RFC 5227, 2.1.1).
+            let asks = format!("arp saddr ip 0.0.0.0 arp daddr ip {own}");
+            [
+                format!("{arp} arp saddr ip {own} accept"),
+                format!("{arp} {asks} accept"),
+            ]
+        })),
+    }
+    rules.push("drop".into());
+    table.chain(&format!("arp-{tap}"), None, &rules);
     let mut rules = vec!["udp sport 67 drop".to_owned()];
     if port.network.ipv4.is_some() {
         rules.push("ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept".into());
@@ -242,16 +242,18 @@ fn from(table: &mut Table, port: &Known<'_>) {
             IpAddr::V6(address) => Some(format!("{:#034x}", u128::from(address))),
             IpAddr::V4(_) => None,
         });
-        // The address that an advertisement is about.
+        // The address that an advertisement or a question is about.
+        let own = list(targets);
         rules.push(format!(
-            "icmpv6 type nd-neighbor-advert @th,64,128 != {{ {} }} drop",
-            list(targets)
+            "icmpv6 type nd-neighbor-advert @th,64,128 != {{ {own} }} drop"
         ));
         rules.push(format!("ip6 saddr {{ {} }} accept", list(addresses)));
-        // Before it has an address a guest asks whether another has it, and for routers.
-        rules.push(
-            "ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept".into(),
-        );
+        // Before it has an address a guest asks whether another has it, and for routers. Whoever asks so about another's keeps that
+        // one from having it (RFC 4862, 5.4.3).
+        rules.push(format!(
+            "ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,128 {{ {own} }} accept"
+        ));
+        rules.push("ip6 saddr :: icmpv6 type { nd-router-solicit, mld2-listener-report } accept".into());
         rules.push("drop".into());
     }
     table.chain(&format!("ip6-{tap}"), None, &rules);

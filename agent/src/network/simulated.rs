@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use dalgu_proto::host::GuestFeature;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::{Plugged, Problems, System, Wanted};
 
@@ -34,7 +36,7 @@ impl System for Simulated {
 
     async fn arrived(&self, _plugged: &Plugged) {}
 
-    fn sent(&self, _tap: &str) -> Option<u64> {
+    fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
         None
     }
 

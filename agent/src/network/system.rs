@@ -16,18 +16,20 @@ use std::{
 
 use async_trait::async_trait;
 use dalgu_proto::host::GuestFeature;
+use futures::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use tokio::{
     io::AsyncWriteExt as _,
     process::Command,
     sync::{Mutex, Notify},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
     Plugged, Problems, System, Wanted,
     compile::{self, Segment},
     document::Kept,
+    ear,
     links::{self, Script, Seen},
     names,
     process::{Running, directory, end_former},
@@ -303,21 +305,24 @@ impl System for Linux {
         }
     }
 
-    fn sent(&self, tap: &str) -> Option<u64> {
-        let text = fs::read_to_string("/proc/net/dev").ok()?;
-        sent(&text, tap)
+    fn first_word(&self, tap: &str) -> Option<BoxFuture<'static, Instant>> {
+        match ear::listen(tap) {
+            Ok(first) => Some(Box::pin(async move {
+                match first.await {
+                    Ok(first) => first,
+                    // Nobody speaks at a tap that has gone.
+                    Err(_) => std::future::pending().await,
+                }
+            })),
+            Err(error) => {
+                tracing::warn!(tap, %error, "when a VM first speaks here cannot be heard");
+                None
+            }
+        }
     }
 
     async fn stop(&self) {
         // Guests go on without the agent, and so does what they ask for addresses and names. What was started is ended by the
         // next agent, or by systemd.
     }
-}
-
-/// Packets received by a device, after its bytes: see "proc/net/dev" in proc(5).
-fn sent(text: &str, tap: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|line| line.trim_start().strip_prefix(tap)?.strip_prefix(':'))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
 }

@@ -33,7 +33,7 @@ impl System for Failing {
         std::future::pending().await
     }
     async fn arrived(&self, _plugged: &Plugged) {}
-    fn sent(&self, _tap: &str) -> Option<u64> {
+    fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
         None
     }
     async fn stop(&self) {}
@@ -155,4 +155,22 @@ async fn what_an_interface_that_has_gone_had_is_taken_away_and_a_waiting_entry_i
     host.networks.hold(vm(), [], true);
     host.networks.tell(told()).await.unwrap();
     assert!(!last().contains(&ports[0].tap));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_was_left_out_goes_with_the_last_interface_in_it_and_nobody_tells_again() {
+    let host = host(0).await;
+    let ports = ports_of(&told(), "web-1");
+    host.networks.hold(vm(), ports.clone(), true);
+    host.networks.tell(told()).await.unwrap();
+    let none = Document {
+        version: 4,
+        ..Document::default()
+    };
+    host.networks.tell(none).await.unwrap();
+    assert_eq!(host.networks.ready(&ports).await, Ok(()));
+    host.networks.hold(vm(), [], true);
+    assert_eq!(host.networks.made(PATIENCE).await, Some(Problems::default()));
+    let last = host.system.made.lock().unwrap().last().cloned().unwrap();
+    assert_eq!(last.segments, Vec::new());
 }

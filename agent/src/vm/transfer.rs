@@ -16,7 +16,10 @@ use dalgu_proto::{
     vm::{CloneMode, Disk, PowerReason, PowerState},
 };
 use futures::future::BoxFuture;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -33,14 +36,12 @@ use crate::{
     images::Awaited,
     ledger::{self, Changes, Disposition, Role, Snapshots, Transfer},
     migration::transport::{self, Word},
-    network::{Networks, Plugged},
+    network::Plugged,
 };
 
 /// Progress of a transfer is read so often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-/// The first packet of a VM that has arrived is looked for so often, and so long.
-const PACKET_LOOK: Duration = Duration::from_millis(2);
-/// See [`PACKET_LOOK`].
+/// The first packet of a VM that has arrived is awaited so long.
 const PACKET_LIMIT: Duration = Duration::from_secs(10);
 /// A request to settle waits so long for a transfer to end; after that its caller asks again.
 const SETTLE_WAIT: Duration = Duration::from_secs(6);
@@ -150,15 +151,13 @@ impl Driver {
         }
         let (told, ports) = (Instant::now(), self.plugged());
         let networks = self.shared.networks.clone();
-        let before = networks.sent(&ports);
+        let first = networks.first_word(&ports);
         let going_on = self.shared.hypervisor.resume(self.id);
         let (going_on, ()) = futures::future::join(going_on, networks.arrived(&ports)).await;
         match going_on {
             Err(error) => tracing::warn!(%error, "the VM has arrived and does not go on yet"),
             Ok(()) => {
-                self.measuring = before.map(|before| {
-                    Box::pin(first_packet(networks, ports, before, told, word)) as BoxFuture<_>
-                });
+                self.measuring = first.map(|first| Box::pin(arrival(first, told, word)) as BoxFuture<_>);
             }
         }
     }
@@ -495,24 +494,14 @@ pub(super) async fn measured(measuring: &mut Option<BoxFuture<'static, Option<Ar
     }
 }
 
-/// Watches for the first packet that one of these interfaces sends after so many; `told` is when the source's word came.
-async fn first_packet(
-    networks: Networks,
-    ports: Vec<Plugged>,
-    before: u64,
-    told: Instant,
-    word: Word,
-) -> Option<Arrival> {
-    let mut look = tokio::time::interval(PACKET_LOOK);
-    while told.elapsed() < PACKET_LIMIT {
-        look.tick().await;
-        if networks.sent(&ports)? > before {
-            let delay = told.elapsed();
-            let blackout = word.stopped_for().map(|before| before + delay);
-            return Some(Arrival { delay, blackout });
-        }
-    }
-    None
+/// Waits until the guest has first spoken here; `told` is when the source's word came.
+async fn arrival(first: BoxFuture<'static, Instant>, told: Instant, word: Word) -> Option<Arrival> {
+    let first = timeout(PACKET_LIMIT, first).await.ok()?;
+    let since = |then| first.saturating_duration_since(then);
+    Some(Arrival {
+        delay: since(told),
+        blackout: word.stopped_at().map(since),
+    })
 }
 
 /// The whole of a transfer, on the source.

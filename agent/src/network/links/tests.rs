@@ -106,19 +106,26 @@ fn nothing_is_done_where_everything_is_right() {
 fn an_overlay_of_another_identifier_or_address_is_made_anew_and_peers_that_left_are_forgotten() {
     let segments = segments();
     let mut segment = segments[0].clone();
-    let seen = whole(&segments);
+    let mut seen = whole(&segments);
+    let name = names::device(names::VXLAN, &segment.network);
+    let learnt = [
+        ("52:54:00:00:00:07", "10.0.0.2"),
+        ("52:54:00:00:00:09", "10.0.0.3"),
+    ];
+    let learnt = learnt.map(|(mac, peer)| (mac.to_owned(), peer.to_owned()));
+    seen.learnt.insert(name.clone(), learnt.into());
     let Uplink::Vxlan { peers, .. } = &mut segment.uplink else {
         panic!()
     };
     peers.remove("10.0.0.3");
     peers.insert("10.0.0.4".to_owned());
     let script = make(&segment, &seen).unwrap();
-    let name = names::device(names::VXLAN, &segment.network);
     assert_eq!(
         script.bridge,
         [
             format!("fdb append {ALL} dev {name} dst 10.0.0.4"),
             format!("fdb del {ALL} dev {name} dst 10.0.0.3"),
+            format!("fdb del 52:54:00:00:00:09 dev {name} dst 10.0.0.3"),
         ]
     );
     assert!(script.ip.is_empty());

@@ -10,6 +10,8 @@ use std::{
 use async_trait::async_trait;
 use dalgu_agent::network::{Plugged, Problems, System, Wanted};
 use dalgu_proto::host::GuestFeature;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::fleet::{
     fate::{Fate, Kind},
@@ -114,7 +116,7 @@ impl System for Wires {
 
     async fn arrived(&self, _plugged: &Plugged) {}
 
-    fn sent(&self, _tap: &str) -> Option<u64> {
+    fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
         None
     }
 
