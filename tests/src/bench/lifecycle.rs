@@ -1,5 +1,7 @@
 //! Times one VM after another through its life, Dalgu and `virsh` in turns on the same host.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use dalgu_proto::v1;
 use tokio::time::Instant;
@@ -7,6 +9,7 @@ use tokio::time::Instant;
 use super::baseline::Template;
 use super::report::{Measure, Report};
 use super::{HOST, HOST_NAME, Settings, milliseconds};
+use crate::e2e::network::site::Site;
 use crate::lab::Lab;
 use crate::operator::{Operator, small_vm};
 use crate::serial::{Log, greetings, wait_until_ready};
@@ -254,5 +257,64 @@ pub async fn migrations(
         "ms",
         &downtime,
     ));
+    Ok(())
+}
+
+/// Moves a VM of an overlay between the first two hosts and back while a machine beside them asks it by UDP every 5 ms: for how long it
+/// could not be reached, and what its operation says of that.
+///
+/// # Errors
+/// If a migration fails, or says nothing of it.
+pub async fn blackouts(
+    lab: &Lab,
+    operator: &Operator,
+    settings: &Settings,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let site = Site::new(lab).await?;
+    site.keep_on(HOST_NAME).await?;
+    site.create("web", 11, HOST_NAME, &["web"], "").await?;
+    site.says("web", "address is 10.20.0.11").await?;
+    site.join(HOST).await?;
+    let probe = site.probe();
+    probe.hears("10.20.0.11:0").await?;
+    let (mut seen, mut reported, mut differences) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..settings.rounds {
+        let to = if round % 2 == 0 { HOST + 1 } else { HOST };
+        let watch = probe.watch([10, 20, 0, 11].into()).await?;
+        let request = v1::MigrateVmRequest {
+            name: "web".to_owned(),
+            destination_host: format!("h{to}"),
+            ..v1::MigrateVmRequest::default()
+        };
+        let moved = operator.vms().migrate_vm(request).await?.into_inner();
+        let ended = operator.finish(moved).await?;
+        let told = ended.migration.and_then(|migration| migration.network_blackout);
+        let told = Duration::try_from(told.context("no blackout is reported")?)?;
+        let blackout = watch.end(Duration::from_secs(1)).await?.blackout;
+        let [blackout, told] = [blackout, told].map(|time| time.as_secs_f64() * 1000.0);
+        println!("seen {blackout:.0} ms, reported {told:.0} ms");
+        seen.push(blackout);
+        reported.push(told);
+        differences.push(blackout - told);
+    }
+    for (what, samples) in [
+        ("longest time without an answer to UDP every 5 ms", &seen),
+        ("unreachable, as reported", &reported),
+        ("difference of the two", &differences),
+    ] {
+        let name = format!("live migration in an overlay: {what}");
+        report.add(Measure::of(name, "ms", samples));
+    }
+    for name in ["desk", "web"] {
+        let request = v1::DeleteVmRequest {
+            name: name.to_owned(),
+            force: true,
+            ..v1::DeleteVmRequest::default()
+        };
+        operator
+            .finish(operator.vms().delete_vm(request).await?.into_inner())
+            .await?;
+    }
     Ok(())
 }

@@ -103,6 +103,10 @@ pub async fn run(layout: Layout, settings: &Settings, report: &mut Report) -> an
             .await
             .context("live migrations")?;
     }
+    println!("{} live migrations in an overlay, watched", settings.rounds);
+    lifecycle::blackouts(&lab, &operator, settings, report)
+        .await
+        .context("live migrations in an overlay")?;
     println!("the daemons with 0, 1 and up to {} VMs", settings.vms);
     agents::measure(&lab, &operator, settings, report)
         .await

@@ -1,4 +1,4 @@
-//! The independent view: what `virsh`, `/proc` and the file systems of the hosts say is there, and whether that is
+//! The independent view: what `virsh`, `/proc`, the kernel's networks and the file systems of the hosts say is there, and whether that is
 //! what Dalgu says. Nothing here asks an agent, and nothing changes anything.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use super::words::{self, Vm, number_at};
 use crate::lab::Lab;
+
+mod networks;
 
 /// A domain that `virsh` lists.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -212,6 +214,7 @@ pub async fn disagreements(lab: &Lab, foreign: &[&str]) -> anyhow::Result<Vec<St
     found.extend(wrong_processes(lab, &running)?);
     found.extend(wrong_files(lab, &vms).await?);
     found.extend(wrong_reservations(lab, &vms).await?);
+    found.extend(networks::wrong(lab, &vms, foreign.is_empty()).await?);
     Ok(found)
 }
 

@@ -1,26 +1,37 @@
-//! A machine beside the hosts with a part in the overlay: it asks guests by ICMP and TCP, and listens to everything. ICMP because a
-//! guest's kernel answers it, every time and at once.
+//! A machine beside the hosts with a part in the overlay: it asks guests by UDP, ICMP and TCP, and listens to everything. A guest's kernel
+//! answers ICMP by itself, and UDP to a port on which nobody listens, every time and at once.
 
 use std::fs::File;
-use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::io::IoSliceMut;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use dalgu_tests::e2e::BOOT_LIMIT;
-use dalgu_tests::lab::wait_for;
+use nix::cmsg_space;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::TimeSpec;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::e2e::BOOT_LIMIT;
+use crate::lab::wait_for;
 
 /// The question: type 8; the kernel fills in the rest.
 const ECHO: [u8; 12] = [8, 0, 0, 0, 0, 0, 0, 1, b'w', b'h', b'e', b'n'];
 /// A question every so often.
 const PERIOD: Duration = Duration::from_millis(5);
+/// UDP to it is let in; nobody listens there.
+const OPEN: u16 = 7;
+/// UDP to it is not let in.
+const CLOSED: u16 = 9;
 /// An answer takes longer only where there is none; an emulated guest that arrives takes its time.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -49,7 +60,7 @@ pub struct Probe {
 /// What was seen of a guest that moved.
 #[derive(Debug)]
 pub struct Seen {
-    /// Longest time between two answers.
+    /// Longest time between two answers, by the kernel's times of their frames: a busy machine does not lengthen it.
     pub blackout: Duration,
     /// Refused questions that reached the guest: it said that nobody listens.
     pub got_through: usize,
@@ -59,16 +70,18 @@ pub struct Seen {
 
 /// A guest is being watched.
 pub struct Watch {
-    answers: Arc<Mutex<Vec<Instant>>>,
-    refused: Arc<Mutex<usize>>,
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    guest: Ipv4Addr,
+    heard: Heard,
+    _asking: AbortOnDropHandle<()>,
 }
 
 impl Probe {
-    pub async fn new(namespace: &str) -> anyhow::Result<Self> {
-        Ok(Self {
+    /// In this network namespace.
+    #[must_use]
+    pub fn new(namespace: &str) -> Self {
+        Self {
             namespace: namespace.to_owned(),
-        })
+        }
     }
 
     async fn socket(&self, to: &str, protocol: SockProtocol) -> anyhow::Result<Arc<tokio::net::UdpSocket>> {
@@ -85,7 +98,10 @@ impl Probe {
     }
 
     /// Waits until a guest answers.
-    pub async fn hears(&mut self, from: &str) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn hears(&self, from: &str) -> anyhow::Result<()> {
         let socket = self.socket(from, SockProtocol::Icmp).await?;
         wait_for("an answer by ICMP", BOOT_LIMIT, async || {
             let _ = socket.send(&ECHO).await;
@@ -98,51 +114,46 @@ impl Probe {
         .await
     }
 
-    /// Asks a guest all the time, and a port of its that is refused.
-    pub async fn watch(&self, open: &str, closed: &str) -> anyhow::Result<Watch> {
-        let open = self.socket(open, SockProtocol::Icmp).await?;
-        let closed = self.socket(closed, SockProtocol::Udp).await?;
-        let answers: Arc<Mutex<Vec<Instant>>> = Arc::default();
-        let refused: Arc<Mutex<usize>> = Arc::default();
-        let (to, told) = (open.clone(), refused.clone());
+    /// Asks a guest by UDP all the time, at a port that it may be asked at and at one where that is refused.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn watch(&self, guest: Ipv4Addr) -> anyhow::Result<Watch> {
+        // Not connected: it is not told what is refused, which would take a question's place.
+        let socket = inside(&self.namespace, || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+        .await?;
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
+        let heard = Heard::new(&self.namespace).await?;
         let asking = tokio::spawn(async move {
             let mut tick = interval(PERIOD);
             loop {
                 tick.tick().await;
-                let _ = to.send(&ECHO).await;
-                // Both the question and the answer to an earlier one can say that it was turned away.
-                let mut bytes = [0; 16];
-                let sent = closed.send(b"refused").await.is_err();
-                if sent
-                    || matches!(closed.try_recv(&mut bytes), Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
-                {
-                    *told.lock().unwrap() += 1;
+                for port in [OPEN, CLOSED] {
+                    // What finds no way is asked again.
+                    let _ = socket.send_to(b"when", (guest, port)).await;
                 }
             }
         });
-        let heard = answers.clone();
-        let hearing = tokio::spawn(async move {
-            let mut bytes = [0; 16];
-            loop {
-                if open.recv(&mut bytes).await.is_ok() {
-                    heard.lock().unwrap().push(Instant::now());
-                }
-            }
-        });
-        let tasks = vec![AbortOnDropHandle::new(asking), AbortOnDropHandle::new(hearing)];
         let watch = Watch {
-            answers,
-            refused,
-            _tasks: tasks,
+            guest,
+            heard,
+            _asking: AbortOnDropHandle::new(asking),
         };
         wait_for("answers", BOOT_LIMIT, async || {
-            watch.answers.lock().unwrap().len() > 50
+            watch.heard.answers(guest, OPEN).len() > 50
         })
         .await?;
         Ok(watch)
     }
 
     /// Asks a guest so often by ICMP, with 1000 bytes each time; how many answers came, and in which time.
+    ///
+    /// # Errors
+    /// If there is no such namespace.
     pub async fn pour(&self, to: &str, questions: usize) -> anyhow::Result<(usize, Duration)> {
         let socket = self.socket(to, SockProtocol::Icmp).await?;
         let begun = Instant::now();
@@ -167,6 +178,9 @@ impl Probe {
     }
 
     /// Opens a connection.
+    ///
+    /// # Errors
+    /// If nobody answers.
     pub async fn converse(&self, with: &str) -> anyhow::Result<Conversation> {
         let with: SocketAddr = with.parse()?;
         let stream = inside(&self.namespace, move || {
@@ -182,15 +196,21 @@ impl Probe {
 
 impl Watch {
     /// Watches for a while longer, and says what was seen.
+    ///
+    /// # Errors
+    /// If there were no answers.
     pub async fn end(self, longer: Duration) -> anyhow::Result<Seen> {
         let until = Instant::now() + longer;
         wait_for("the time after", BOOT_LIMIT, async || Instant::now() > until).await?;
-        let answers = self.answers.lock().unwrap().clone();
-        let gaps = answers.windows(2).map(|pair| pair[1] - pair[0]).enumerate();
-        let (place, blackout) = gaps.max_by_key(|(_, gap)| *gap).context("no answers")?;
+        let answers = self.heard.answers(self.guest, OPEN);
+        let gaps = answers.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        let (place, blackout) = gaps
+            .enumerate()
+            .max_by_key(|(_, gap)| *gap)
+            .context("no answers")?;
         Ok(Seen {
             blackout,
-            got_through: *self.refused.lock().unwrap(),
+            got_through: self.heard.answers(self.guest, CLOSED).len(),
             answers_after: answers.len() - place - 1,
         })
     }
@@ -200,11 +220,19 @@ impl Watch {
 pub struct Conversation(tokio::net::TcpStream);
 
 impl Conversation {
+    /// Says something, and hears it said back.
+    ///
+    /// # Errors
+    /// If it is not.
     pub async fn says(&mut self, what: &str) -> anyhow::Result<()> {
         self.0.write_all(what.as_bytes()).await?;
         self.hears(what).await
     }
 
+    /// Hears something.
+    ///
+    /// # Errors
+    /// If nothing or something else comes.
     pub async fn hears(&mut self, what: &str) -> anyhow::Result<()> {
         let mut bytes = vec![0; what.len()];
         timeout(ANSWER, self.0.read_exact(&mut bytes))
@@ -215,65 +243,116 @@ impl Conversation {
     }
 }
 
-/// Every frame that came.
+/// Every frame that came, and when by the kernel's clock.
 pub struct Heard {
-    frames: Arc<Mutex<Vec<Vec<u8>>>>,
+    frames: Arc<Mutex<Vec<(Duration, Vec<u8>)>>>,
 }
 
 impl Heard {
+    /// Begins to listen in a namespace.
+    ///
+    /// # Errors
+    /// If there is none of that name.
     pub async fn new(namespace: &str) -> anyhow::Result<Self> {
         let socket = inside(namespace, || {
-            let socket = socket(
-                AddressFamily::Packet,
-                SockType::Raw,
-                SockFlag::empty(),
-                SockProtocol::EthAll,
-            )?;
+            let kind = (AddressFamily::Packet, SockType::Raw);
+            let socket = socket(kind.0, kind.1, SockFlag::empty(), SockProtocol::EthAll)?;
+            setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
             Ok(socket)
         })
         .await?;
-        let frames: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let frames: Arc<Mutex<Vec<_>>> = Arc::default();
         let kept = Arc::downgrade(&frames);
         std::thread::spawn(move || {
-            let mut bytes = [0; 2048];
-            while let Ok(length) = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+            while let Ok(frame) = receive(&socket) {
                 let Some(kept) = kept.upgrade() else { return };
-                kept.lock().unwrap().push(bytes[..length].to_vec());
+                kept.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
             }
         });
         Ok(Self { frames })
     }
 
+    /// When a guest said that nobody listens at this port of its.
+    #[must_use]
+    pub fn answers(&self, guest: Ipv4Addr, port: u16) -> Vec<Duration> {
+        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = frames.iter().filter(|(_, frame)| is_answer(frame, guest, port));
+        answers.map(|(when, _)| *when).collect()
+    }
+
     /// How many frames bear this sender.
+    #[must_use]
     pub fn from(&self, mac: &str) -> usize {
         self.count(|frame| sender(frame) == octets(mac))
     }
 
     /// How many frames hold this address anywhere.
-    pub fn holding(&self, address: [u8; 4]) -> usize {
+    #[must_use]
+    pub fn holding(&self, address: &[u8]) -> usize {
         self.count(|frame| holds(frame, address))
     }
 
     /// How many frames bear this sender and hold this address.
-    pub fn holding_of(&self, mac: &str, address: [u8; 4]) -> usize {
+    #[must_use]
+    pub fn holding_of(&self, mac: &str, address: &[u8]) -> usize {
         self.count(|frame| sender(frame) == octets(mac) && holds(frame, address))
     }
 
     /// How many frames say to everybody where this sender is: RARP, ARP about itself, and neighbour advertisements.
+    #[must_use]
     pub fn announcing(&self, mac: &str) -> usize {
         self.count(|frame| sender(frame) == octets(mac) && announces(frame))
     }
 
+    /// How many frames of this sender ask for an address by DHCP.
+    #[must_use]
+    pub fn asking(&self, mac: &str) -> usize {
+        self.count(|frame| {
+            let is_dhcp = frame.get(23) == Some(&17) && frame.get(36..38) == Some(&67_u16.to_be_bytes());
+            sender(frame) == octets(mac) && is_dhcp
+        })
+    }
+
     fn count(&self, wanted: impl Fn(&[u8]) -> bool) -> usize {
-        let frames = self.frames.lock().unwrap();
-        frames.iter().filter(|frame| wanted(frame)).count()
+        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        frames.iter().filter(|(_, frame)| wanted(frame)).count()
     }
 }
 
+fn receive(socket: &OwnedFd) -> nix::Result<(Duration, Vec<u8>)> {
+    let mut bytes = [0; 2048];
+    let mut space = cmsg_space!(TimeSpec);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let frame = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::empty(),
+    )?;
+    let when = frame.cmsgs()?.find_map(|told| match told {
+        ControlMessageOwned::ScmTimestampns(when) => Some(Duration::from(when)),
+        _ => None,
+    });
+    let length = frame.bytes;
+    Ok((when.unwrap_or_default(), bytes[..length].to_vec()))
+}
+
+/// Whether a frame holds ICMP from this guest that says that nobody listens at a port (RFC 792: type 3, code 3, and the head of the
+/// datagram that it is about, which is of UDP).
+fn is_answer(frame: &[u8], guest: Ipv4Addr, port: u16) -> bool {
+    frame.get(12..14) == Some(&[8, 0])
+        && frame.get(23) == Some(&1)
+        && frame.get(26..30) == Some(&guest.octets())
+        && frame.get(34..36) == Some(&[3, 3])
+        && frame.get(51) == Some(&17)
+        && frame.get(64..66) == Some(&port.to_be_bytes())
+}
+
+/// None of an address that is none, which no frame bears.
 fn octets(mac: &str) -> Vec<u8> {
     let octets = mac.split(':');
     octets
-        .map(|octet| u8::from_str_radix(octet, 16).unwrap())
+        .filter_map(|octet| u8::from_str_radix(octet, 16).ok())
         .collect()
 }
 
@@ -291,6 +370,6 @@ fn announces(frame: &[u8]) -> bool {
     }
 }
 
-fn holds(frame: &[u8], address: [u8; 4]) -> bool {
-    frame.windows(4).any(|four| four == address)
+fn holds(frame: &[u8], address: &[u8]) -> bool {
+    frame.windows(address.len()).any(|part| part == address)
 }

@@ -1,14 +1,16 @@
 //! A network with a group, VMs in it, and a machine beside them: it has a cable into the network's bridge on one of the hosts.
 
+use std::process::Stdio;
+
 use anyhow::{Context as _, ensure};
 use dalgu_agent::network::names;
-use dalgu_tests::e2e::beside::Machine;
-use dalgu_tests::e2e::words::{self, dalgu, end_of};
-use dalgu_tests::e2e::{BOOT_LIMIT, REST_LIMIT, grpcurl, story};
-use dalgu_tests::lab::{Lab, guest, wait_for};
 use serde_json::json;
 
+use super::beside::Machine;
 use super::probe::{Heard, Probe};
+use crate::e2e::words::{self, dalgu, end_of};
+use crate::e2e::{BOOT_LIMIT, REST_LIMIT, grpcurl, story};
+use crate::lab::{Lab, guest, wait_for};
 
 /// The network.
 pub const NETWORK: &str = "app";
@@ -16,6 +18,7 @@ pub const NETWORK: &str = "app";
 const PROBE: u8 = 200;
 
 /// The MAC address of the interface whose IPv4 address ends so.
+#[must_use]
 pub fn mac(last: u8) -> String {
     format!("52:54:00:00:20:{last:02x}")
 }
@@ -28,17 +31,17 @@ pub struct Site<'a> {
 
 impl<'a> Site<'a> {
     /// Makes the network, and a group that lets in what guests answer: ICMP, and TCP and UDP to port 7.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn new(lab: &'a Lab) -> anyhow::Result<Self> {
         let site = Self {
             lab,
             machine: Machine::new(lab),
         };
-        let subnet = "10.20.0.0/24,gateway=10.20.0.1";
-        dalgu(
-            lab,
-            &["network", "create", NETWORK, "--overlay", "--ipv4", subnet],
-        )
-        .await?;
+        let network = ["network", "create", NETWORK, "--overlay"];
+        let subnets = ["--ipv4", "10.20.0.0/24,gateway=10.20.0.1", "--ipv6", "fd20::/64"];
+        dalgu(lab, &[&network[..], &subnets].concat()).await?;
         let rules = ["ingress,tcp,7", "ingress,udp,7", "ingress,icmp"];
         let rules = rules.iter().flat_map(|rule| ["--rule", rule]);
         let group: Vec<_> = ["security-group", "create", "web"]
@@ -50,27 +53,45 @@ impl<'a> Site<'a> {
     }
 
     /// Plugs the probe into the network's bridge on a host that has a VM in it.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn join(&self, host: u8) -> anyhow::Result<()> {
-        let address = format!("10.20.0.{PROBE}/24");
+        let (ipv4, ipv6) = (format!("10.20.0.{PROBE}/24"), format!("fd20::{PROBE:x}/64"));
         self.machine
-            .join(self.lab, NETWORK, host, &mac(PROBE), &[&address])
+            .join(self.lab, NETWORK, host, &mac(PROBE), &[&ipv4, &ipv6])
             .await
     }
 
     /// Waits until a host's filters let TCP to port 7 in, or do not.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn tcp_is_let_in(&self, host: u8, wanted: bool) -> anyhow::Result<()> {
-        let rule = "meta l4proto tcp ct original proto-dst 7 ";
-        wait_for("the filters to follow the rules", REST_LIMIT, async || {
-            let table = self
-                .lab
-                .exec(host, &["nft", "list", "table", "inet", "dalgu"])
-                .await;
-            table.is_ok_and(|table| table.contains(rule) == wanted)
-        })
-        .await
+        self.connections_know(host, "meta l4proto tcp ct original proto-dst 7 ", wanted)
+            .await
+    }
+
+    /// Waits until a host's rules about connections hold a text, or do not.
+    ///
+    /// # Errors
+    /// If it does not come to that.
+    pub async fn connections_know(&self, host: u8, text: &str, wanted: bool) -> anyhow::Result<()> {
+        let mut last = String::new();
+        let waited = wait_for("the filters to follow the rules", REST_LIMIT, async || {
+            let table = ["nft", "list", "table", "inet", "dalgu"];
+            last = self.lab.exec(host, &table).await.unwrap_or_default();
+            !last.is_empty() && last.contains(text) == wanted
+        });
+        waited
+            .await
+            .with_context(|| format!("{text:?} in h{host}'s {last}"))
     }
 
     /// Waits until a host's filters have so many limits.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn limits(&self, host: u8, wanted: usize) -> anyhow::Result<()> {
         wait_for("the filters to follow the limits", REST_LIMIT, async || {
             let table = ["nft", "list", "table", "bridge", "dalgu"];
@@ -81,6 +102,9 @@ impl<'a> Site<'a> {
     }
 
     /// Waits until hosts have nothing of the network any more.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn is_gone_from(&self, hosts: std::ops::RangeInclusive<u8>) -> anyhow::Result<()> {
         for host in hosts {
             wait_for("networks to be gone", REST_LIMIT, async || {
@@ -94,6 +118,9 @@ impl<'a> Site<'a> {
     }
 
     /// Waits until a host has the links of this network and of one VM in it, its DHCP and DNS, and none of another.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn has_only(&self, host: u8) -> anyhow::Result<()> {
         // It is in a network namespace of its own, and in the host's others.
         let services = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2>&1)\" = dnsmasq ] && \
@@ -128,6 +155,9 @@ impl<'a> Site<'a> {
     }
 
     /// Begins to make a VM with an interface in the overlay; answers the operation.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn begin(
         &self,
         name: &str,
@@ -141,6 +171,7 @@ impl<'a> Site<'a> {
             "disks": [{ "name": "root", "sizeMib": 8 }],
             "nics": [{
                 "name": "eth0", "network": NETWORK, "mac": mac(last), "ipv4Address": format!("10.20.0.{last}"),
+                "ipv6Address": format!("fd20::{last:x}"),
                 "securityGroups": groups,
             }],
             "kernelBoot": {
@@ -156,6 +187,9 @@ impl<'a> Site<'a> {
     }
 
     /// Makes a VM with an interface in the overlay.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn create(
         &self,
         name: &str,
@@ -170,12 +204,33 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    async fn said(&self, name: &str) -> anyhow::Result<String> {
+    /// Makes a VM that is off: its host keeps the network, and a probe there its way into it.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub async fn keep_on(&self, host: &str) -> anyhow::Result<()> {
+        let nic = format!("eth1,network={NETWORK},ip=10.20.0.10");
+        let words = words::create(
+            "desk",
+            words::LOCAL,
+            &["--host", host, "--stopped", "--nic", &nic],
+        );
+        dalgu(self.lab, &words).await.map(drop)
+    }
+
+    /// What a guest has said on the host that it is on.
+    ///
+    /// # Errors
+    /// If there is no such VM.
+    pub async fn said(&self, name: &str) -> anyhow::Result<String> {
         let vm = words::vm(self.lab, name).await?;
         Ok(std::fs::read_to_string(story::file(self.lab, vm.host_number()?, &vm.uid)).unwrap_or_default())
     }
 
     /// Waits until a guest has said something.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn says(&self, name: &str, what: &str) -> anyhow::Result<()> {
         let waited = wait_for(what, BOOT_LIMIT, async || {
             self.said(name).await.is_ok_and(|said| said.contains(what))
@@ -191,6 +246,9 @@ impl<'a> Site<'a> {
     }
 
     /// Whether a guest says something once more.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn heard_again(&self, name: &str, what: &str) -> anyhow::Result<bool> {
         let before = self.said(name).await?.matches(what).count();
         let more = wait_for(what, BOOT_LIMIT, async || {
@@ -202,11 +260,47 @@ impl<'a> Site<'a> {
     }
 
     /// The machine beside the hosts.
-    pub async fn probe(&self) -> anyhow::Result<Probe> {
-        Probe::new(self.machine.namespace()).await
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        Probe::new(self.machine.namespace())
+    }
+
+    /// Waits until a guest answers the machine beside the hosts over IPv6.
+    ///
+    /// # Errors
+    /// If it does not come to that.
+    pub async fn hears_over_ipv6(&self, last: u8) -> anyhow::Result<()> {
+        let guest = format!("fd20::{last:x}");
+        let ping = ["busybox", "ping6", "-c", "1", "-W", "1", &guest];
+        wait_for("an answer over IPv6", BOOT_LIMIT, async || {
+            self.machine.run(&ping).await.is_ok()
+        })
+        .await
+    }
+
+    /// Has the machine beside the hosts ask for an IPv6 address of the network, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// If it does not come to that.
+    pub fn ask_over_ipv6(&self, last: u8) -> anyhow::Result<tokio::process::Child> {
+        let guest = format!("fd20::{last:x}");
+        let words = [
+            "netns",
+            "exec",
+            self.machine.namespace(),
+            "busybox",
+            "ping6",
+            &guest,
+        ];
+        let mut command = tokio::process::Command::new("ip");
+        command.args(words).stdout(Stdio::null()).kill_on_drop(true);
+        Ok(command.spawn()?)
     }
 
     /// Everything that reaches the machine beside the hosts from now on.
+    ///
+    /// # Errors
+    /// If it does not come to that.
     pub async fn listen(&self) -> anyhow::Result<Heard> {
         Heard::new(self.machine.namespace()).await
     }

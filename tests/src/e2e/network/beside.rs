@@ -50,14 +50,26 @@ impl Machine {
         mac: &str,
         addresses: &[&str],
     ) -> anyhow::Result<()> {
-        let (namespace, cable) = (&self.namespace, &self.cable);
         let bridge = names::bridge(&network.parse()?);
-        let place = lab.layout().host(host).namespace.clone();
+        let place = format!("-n {} ", lab.layout().host(host).namespace);
+        self.plug(&place, &bridge, mac, addresses).await
+    }
+
+    /// Plugs it into what the hosts' own bridges `br0` lead to.
+    ///
+    /// # Errors
+    /// If the lab is not up.
+    pub async fn join_site(&self, lab: &Lab, mac: &str, addresses: &[&str]) -> anyhow::Result<()> {
+        self.plug("", &lab.layout().guest_bridge(), mac, addresses).await
+    }
+
+    async fn plug(&self, place: &str, bridge: &str, mac: &str, addresses: &[&str]) -> anyhow::Result<()> {
+        let (namespace, cable) = (&self.namespace, &self.cable);
         let mut lines = vec![
             format!("ip netns add {namespace}"),
             format!("ip -n {namespace} link set lo up"),
-            format!("ip -n {place} link add {cable} type veth peer name eth0 netns {namespace}"),
-            format!("ip -n {place} link set {cable} master {bridge} up"),
+            format!("ip {place}link add {cable} type veth peer name eth0 netns {namespace}"),
+            format!("ip {place}link set {cable} master {bridge} up"),
             format!("ip -n {namespace} link set eth0 address {mac} mtu 1450"),
         ];
         // An IPv6 address serves at once, without being looked for first.
