@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_agent::network::names;
-use dalgu_tests::e2e::census::at_rest;
+use dalgu_tests::e2e::census::{at_rest, disagreements};
 use dalgu_tests::e2e::network::beside::Machine;
 use dalgu_tests::e2e::network::probe::{Heard, Probe};
 use dalgu_tests::e2e::network::site::{self, Site};
 use dalgu_tests::e2e::words::{self, LOCAL, create, dalgu, json, try_dalgu};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
-use dalgu_tests::lab::{Lab, guest, wait_for, with_lab};
+use dalgu_tests::lab::{Daemon, Lab, guest, wait_for, with_lab};
+use nix::sys::signal::Signal;
 
 /// What the guest says when the other has answered it.
 const HEARD: &str = "heard web.app.internal";
@@ -93,12 +94,35 @@ async fn members_of_groups_come_and_go_while_their_guests_talk_and_both_ends_are
         .await?;
         is_answered(&site, "it may ask those behind the door").await?;
 
+        by_hand(lab).await?;
         for vm in ["desk", "web"] {
             dalgu(lab, &["vm", "delete", vm, "--force"]).await?;
         }
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await
+}
+
+/// What somebody has done on a host by hand is seen, each piece of it, and mended without anybody's word.
+async fn by_hand(lab: &Lab) -> anyhow::Result<()> {
+    at_rest(lab, &[], REST_LIMIT).await?;
+    let overlay = names::device(names::VXLAN, &site::NETWORK.parse()?);
+    let peer = lab.layout().host(2).ip;
+    let done = format!(
+        "bridge fdb del 00:00:00:00:00:00 dev {overlay} dst {peer} &&
+         bridge fdb append 52:54:00:00:00:99 dev {overlay} dst 192.0.2.99 &&
+         ip link add dev dgn0123456789 type bridge &&
+         nft add chain bridge dalgu from-dgt0123456789a"
+    );
+    // It must not mend it before it is seen.
+    lab.signal(Daemon::Agent(1), Signal::SIGSTOP).await?;
+    lab.exec(1, &["sh", "-c", &done]).await?;
+    let seen = disagreements(lab, &[]).await?.join("\n");
+    lab.signal(Daemon::Agent(1), Signal::SIGCONT).await?;
+    for piece in ["floods to", "192.0.2.99", "dgn0123456789", "dgt0123456789a"] {
+        ensure!(seen.contains(piece), "{piece} is not seen: {seen}");
+    }
+    at_rest(lab, &[], REST_LIMIT).await
 }
 
 /// A network of the site's own bridge, which has a machine in it that is no VM.
