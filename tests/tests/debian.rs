@@ -7,8 +7,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use dalgu_tests::e2e::network::beside::Machine;
 use dalgu_tests::e2e::census::at_rest;
+use dalgu_tests::e2e::network::beside::Machine;
 use dalgu_tests::e2e::words::{self, Vm, dalgu, json};
 use dalgu_tests::e2e::{self, REST_LIMIT, story};
 use dalgu_tests::lab::{Lab, run, wait_for, with_lab};

@@ -360,9 +360,7 @@ impl Networks {
     /// When a VM first speaks here from now on, by any of its interfaces; `None` where that cannot be heard, or it has none.
     pub fn first_word(&self, ports: &[Plugged]) -> Option<BoxFuture<'static, Instant>> {
         let taps = ports.iter().map(|plugged| &plugged.tap);
-        let words: Vec<_> = taps
-            .filter_map(|tap| self.0.system.first_word(tap))
-            .collect();
+        let words: Vec<_> = taps.filter_map(|tap| self.0.system.first_word(tap)).collect();
         (!words.is_empty()).then(|| select_all(words).map(|(first, ..)| first).boxed())
     }
 

@@ -243,9 +243,12 @@ impl Conversation {
     }
 }
 
+/// When a frame came, and its bytes.
+type Frame = (Duration, Vec<u8>);
+
 /// Every frame that came, and when by the kernel's clock.
 pub struct Heard {
-    frames: Arc<Mutex<Vec<(Duration, Vec<u8>)>>>,
+    frames: Arc<Mutex<Vec<Frame>>>,
 }
 
 impl Heard {
@@ -261,7 +264,7 @@ impl Heard {
             Ok(socket)
         })
         .await?;
-        let frames: Arc<Mutex<Vec<_>>> = Arc::default();
+        let frames: Arc<Mutex<Vec<Frame>>> = Arc::default();
         let kept = Arc::downgrade(&frames);
         std::thread::spawn(move || {
             while let Ok(frame) = receive(&socket) {
@@ -319,7 +322,7 @@ impl Heard {
     }
 }
 
-fn receive(socket: &OwnedFd) -> nix::Result<(Duration, Vec<u8>)> {
+fn receive(socket: &OwnedFd) -> nix::Result<Frame> {
     let mut bytes = [0; 2048];
     let mut space = cmsg_space!(TimeSpec);
     let mut parts = [IoSliceMut::new(&mut bytes)];
