@@ -29,6 +29,7 @@ pub mod planner;
 pub mod plans;
 pub mod reconcile;
 pub mod server;
+pub mod simulator;
 pub mod space;
 pub mod state;
 pub mod status;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use dalgu_controller::{backup, config::Config, pki, server};
+use dalgu_controller::{backup, config::Config, pki, server, simulator};
 use dalgu_proto::{daemon, ids::HostName};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -88,6 +88,8 @@ enum Command {
         #[arg(long)]
         incarnation: Option<u64>,
     },
+    /// Replays a trace of VMs through placement, beside the rules of other programs, and shows what came of it. Touches no site.
+    Simulate(Box<simulator::command::Arguments>),
     /// Serves.
     Run {
         /// Configuration file; see controller.toml for what can be set.
@@ -153,6 +155,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 "the backup is restored; start the controller, then see `dalgu site show`"
             );
         }
+        Command::Simulate(arguments) => print!("{}", simulator::command::run(&arguments)?),
         Command::Run { config } => {
             let config =
                 Config::load(&config).with_context(|| format!("the configuration {}", config.display()))?;

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-const PURE: [&str; 11] = [
+const PURE: [&str; 22] = [
     "doctor",
     "doctor.rs",
     "images/plan.rs",
@@ -10,6 +10,17 @@ const PURE: [&str; 11] = [
     "networks/plan.rs",
     "networks/resolve.rs",
     "placement",
+    "planner",
+    "simulator/chart.rs",
+    "simulator/city.rs",
+    "simulator/contender.rs",
+    "simulator/field.rs",
+    "simulator/forecast.rs",
+    "simulator/overcommit.rs",
+    "simulator/peers.rs",
+    "simulator/replay.rs",
+    "simulator/table.rs",
+    "simulator/trace",
     "migration",
     "reconcile/plan.rs",
     "status.rs",

@@ -15,6 +15,7 @@
 mod consolidate;
 mod forecast;
 mod maintenance;
+pub mod peak;
 mod rebalance;
 mod site;
 

@@ -37,6 +37,16 @@ const PURE: &[&str] = &[
     "controller/src/placement",
     "controller/src/planner",
     "controller/src/reconcile/plan.rs",
+    "controller/src/simulator/chart.rs",
+    "controller/src/simulator/city.rs",
+    "controller/src/simulator/contender.rs",
+    "controller/src/simulator/field.rs",
+    "controller/src/simulator/forecast.rs",
+    "controller/src/simulator/overcommit.rs",
+    "controller/src/simulator/peers.rs",
+    "controller/src/simulator/replay.rs",
+    "controller/src/simulator/table.rs",
+    "controller/src/simulator/trace",
     "controller/src/volumes/resolve.rs",
 ];
 
