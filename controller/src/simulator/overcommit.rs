@@ -405,7 +405,7 @@ pub(super) fn show(settings: &Settings, outcome: &Outcome) -> String {
         .map(|(name, value)| vec![name.to_owned(), value])
         .collect();
     format!(
-        "Over-commit by forecast, after the first week: filled to {}, relieved from {}, cap {}\n\n{}",
+        "Over-commit by forecast, after the first week: filled to {}, relieved from {}, cap {}\n{}",
         percent(settings.place),
         percent(settings.relieve),
         percent(settings.contended_from),

@@ -13,10 +13,8 @@ fn traces() -> impl Strategy<Value = Trace> {
     let vm = |used: bool| {
         let usage = vec(0.0..1.0_f32, if used { 1..4 } else { 0..1 });
         let life = option::weighted(0.8, 1..9000_u64);
-        (1..9_u32, 64..12_000_u64, 0..9000_u64, life, usage)
-    };
-    let of = |vms: Vec<(u32, u64, u64, Option<u64>, Vec<f32>)>| {
-        let vms = vms.into_iter().map(|(vcpus, guest_mib, arrive_s, life, cpu)| Vm {
+        let parts = (1..9_u32, 64..12_000_u64, 0..9000_u64, life, usage);
+        parts.prop_map(|(vcpus, guest_mib, arrive_s, life, cpu)| Vm {
             size: Size {
                 vcpus,
                 memory_mib: guest_mib + 64 + u64::from(vcpus) + guest_mib.div_ceil(128),
@@ -28,10 +26,9 @@ fn traces() -> impl Strategy<Value = Trace> {
                 cpu,
                 memory: Vec::new(),
             },
-        });
-        Trace::of(vms.collect())
+        })
     };
-    any::<bool>().prop_flat_map(move |used| vec(vm(used), 1..60).prop_map(of))
+    any::<bool>().prop_flat_map(move |used| vec(vm(used), 1..60).prop_map(Trace::of))
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
