@@ -12,8 +12,9 @@ use jiff::Timestamp;
 /// Where an enum is told only in JSON and YAML.
 const NOT_FOR_PEOPLE: &[(&str, &str)] = &[
     ("dalgu.v1.Vm", "spec.ha_tier"),
-    // What the VM was made of, which a VM made from it shows.
+    // What the VM was, which a VM made from it shows.
     ("dalgu.v1.Backup", "spec."),
+    ("dalgu.v1.Backup", "vm_drain_mode"),
     // The object as it was then; the event says what happened to it.
     ("dalgu.v1.Event", "vm."),
     ("dalgu.v1.Event", "host."),
