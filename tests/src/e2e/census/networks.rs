@@ -200,10 +200,11 @@ impl Seen {
     fn devices(&mut self, links: &Value) {
         let links = links.as_array().into_iter().flatten();
         for name in links.map(|link| text(link, "/ifname")) {
-            if name.starts_with("vnet") {
-                self.plain += 1;
-            } else if is_ours(&name) {
+            if is_ours(&name) {
                 self.all.insert(format!("device {name}"));
+            } else if name.starts_with("dg") || name.starts_with("vnet") {
+                // By Dalgu's name or by libvirt's.
+                self.plain += 1;
             }
         }
     }
