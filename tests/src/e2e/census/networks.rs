@@ -21,8 +21,9 @@ const LOOK: &str = r#"
 nft -j list ruleset
 echo @@; ip -json link show
 echo @@; bridge -json fdb show
-echo @@; for process in /proc/[0-9]*; do
-    [ "$(cat $process/comm 2>&1)" = dnsmasq ] && [ "$(readlink $process/ns/uts)" = "$(readlink /proc/self/ns/uts)" ] &&
+echo @@; for process in $(grep -slx dnsmasq /proc/[0-9]*/comm); do
+    process=${process%/comm}
+    [ "$(readlink $process/ns/uts)" = "$(readlink /proc/self/ns/uts)" ] &&
         tr '\0' '\n' <$process/cmdline | sed -n 's|^--conf-file=.*/\(.*\)/dnsmasq.conf$|\1|p'
 done
 echo @@; cd /run/dalgu/network 2>/dev/null && for network in *; do

@@ -123,7 +123,7 @@ impl<'a> Site<'a> {
     /// If it does not come to that.
     pub async fn has_only(&self, host: u8) -> anyhow::Result<()> {
         // It is in a network namespace of its own, and in the host's others.
-        let services = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2>&1)\" = dnsmasq ] && \
+        let services = "for p in $(grep -slx dnsmasq /proc/[0-9]*/comm); do p=${p%/comm}; \
                         [ \"$(readlink $p/ns/uts)\" = \"$(readlink /proc/self/ns/uts)\" ] && echo $p; done; true";
         let mut last = String::new();
         let waited = wait_for("other networks to be gone", REST_LIMIT, async || {
