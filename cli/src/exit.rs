@@ -102,7 +102,7 @@ pub enum Error {
     #[error("{0}")]
     RollEnded(String),
     /// Ctrl-C while hosts were empty.
-    #[error("interrupted; {0} stay empty and cordoned")]
+    #[error("interrupted; what was begun goes on, and these hosts stay closed: {0}")]
     RollInterrupted(String),
     /// A plan was not carried out in full.
     #[error("{0}")]

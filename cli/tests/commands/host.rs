@@ -155,6 +155,7 @@ fn ready(name: &str, boot_id: &str) -> v1::Host {
         name: name.into(),
         state: v1::HostState::Ready.into(),
         boot_id: boot_id.into(),
+        cordoned: true,
         ..drained(v1::DrainState::Done, vec![])
     }
 }
@@ -163,11 +164,15 @@ fn ready(name: &str, boot_id: &str) -> v1::Host {
 async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command_runs() {
     let controller = Controller::start();
     let answers = [
-        // Drained, not back yet, back with another start, restored; and the second.
+        // Closed, drained, empty still, not back yet, back with another start, restored; and the second.
+        ready("h1", "1"),
+        ready("h1", "1"),
         ready("h1", "1"),
         ready("h1", "1"),
         ready("h1", "2"),
         ready("h1", "2"),
+        ready("h2", "1"),
+        ready("h2", "1"),
         ready("h2", "1"),
         ready("h2", "2"),
         ready("h2", "2"),
@@ -200,16 +205,43 @@ async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command
     assert_eq!(std::fs::read_to_string(log).unwrap(), "h1\nh2\n");
     let expected = [
         r#"plan_maintenance ["h1", "h2"] 1 false"#,
+        "cordon_host h1 maintained with others",
         "drain_host h1 0 DRAIN_MODE_UNSPECIFIED false",
+        "get_host h1",
         "get_host h1",
         "get_host h1",
         "restore_host h1 0",
         r#"plan_maintenance ["h2"] 1 false"#,
+        "cordon_host h2 maintained with others",
         "drain_host h2 0 DRAIN_MODE_UNSPECIFIED false",
+        "get_host h2",
         "get_host h2",
         "restore_host h2 0",
     ];
-    assert_eq!(controller.fake.script().seen, expected);
+    let seen = controller.fake.script().seen.clone();
+    let without_id = seen.iter().map(|call| match call.starts_with("cordon") {
+        true => call.rsplit_once(' ').unwrap().0,
+        false => call,
+    });
+    assert_eq!(without_id.collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn no_command_runs_on_a_host_that_somebody_opened_meanwhile() {
+    let controller = Controller::start();
+    let plan = maintenance(&[&["h1"]]);
+    controller.fake.script().maintenance.push_back(Ok(plan));
+    let opened = v1::Host {
+        cordoned: false,
+        ..ready("h1", "1")
+    };
+    for host in [ready("h1", "1"), ready("h1", "1"), opened, ready("h1", "1")] {
+        controller.fake.script().hosts.push_back(Ok(host));
+    }
+    let outcome = controller.run(&["host", "roll", "h1", "--exec", "false"]).await;
+    assert_eq!(outcome.code, 8);
+    assert!(outcome.err.contains("opened or drained anew"), "{}", outcome.err);
+    assert!(!outcome.err.contains("the command"), "{}", outcome.err);
 }
 
 #[tokio::test]
@@ -217,7 +249,8 @@ async fn maintenance_stops_where_a_command_fails_and_says_which_hosts_are_left()
     let controller = Controller::start();
     let plan = maintenance(&[&["h1"], &["h2"]]);
     controller.fake.script().maintenance.push_back(Ok(plan));
-    controller.fake.script().hosts.push_back(Ok(ready("h1", "1")));
+    let closed = [ready("h1", "1"), ready("h1", "1"), ready("h1", "1")];
+    controller.fake.script().hosts.extend(closed.map(Ok));
     let outcome = controller
         .run(&["host", "roll", "h1", "h2", "--exec", "exit 3"])
         .await;
@@ -242,7 +275,8 @@ async fn what_was_moved_is_brought_back_where_a_group_cannot_be_emptied() {
         .maintenance
         .push_back(Ok(maintenance(&[&["h1"]])));
     let blocked = vec![drained_vm("web", v1::DrainedVmState::Blocked, "")];
-    for host in [drained(v1::DrainState::Blocked, blocked), ready("h1", "1")] {
+    let drain = drained(v1::DrainState::Blocked, blocked);
+    for host in [ready("h1", "1"), drain.clone(), drain, ready("h1", "1")] {
         controller.fake.script().hosts.push_back(Ok(host));
     }
     let outcome = controller.run(&["host", "roll", "h1", "--exec", "false"]).await;

@@ -52,7 +52,7 @@ pub fn advance(
     if tx.now() < drain.deadline {
         refused = begin(tx, host, &mut drain, policy, limits, resting);
     }
-    conclude(tx, &mut drain);
+    conclude(tx, host, &mut drain);
     if drain != old {
         store(tx, host, drain);
     }
@@ -372,12 +372,18 @@ pub const fn passes(error: &Error) -> bool {
 }
 
 /// Ends a drain that has nothing more to do, or no time.
-fn conclude(tx: &Tx, drain: &mut Drain) {
+fn conclude(tx: &Tx, host: &HostName, drain: &mut Drain) {
+    // One that was on its way here when the host was closed has to leave again.
+    let comes = |vm| {
+        let migration = tx.active_migration(vm);
+        migration.is_some_and(|migration| migration.destination == *host)
+    };
+    let awaited = drain.direction == Direction::Out && tx.active_migrations.keys().any(|vm| comes(*vm));
     let open = || drain.vms.values().filter(|drained| !drained.stage.is_over());
     let stuck = |drained: &DrainedVm| drained.stage == Stage::Blocked && !drained.passes;
-    let state = if open().next().is_none() {
+    let state = if open().next().is_none() && !awaited {
         DrainState::Done
-    } else if tx.now() >= drain.deadline || open().all(stuck) {
+    } else if tx.now() >= drain.deadline || (open().all(stuck) && !awaited) {
         DrainState::Blocked
     } else {
         return;

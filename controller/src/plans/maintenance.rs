@@ -9,7 +9,7 @@ use super::{look::Look, usage::Usage};
 use crate::{
     drains::advance::{asks, is_off, passes},
     hosts,
-    model::{Code, DrainMode, Fault, HostState, VmRecord},
+    model::{Code, Direction, DrainMode, Fault, HostState, VmRecord},
     planner::{self, HeldBy, Slot},
     state::State,
     verbs::{Error, migrate},
@@ -116,6 +116,19 @@ fn holds<'a>(
 ) -> Option<(Option<VmName>, Fault)> {
     if hosts::state_of(state, host) != HostState::Ready {
         return Some((None, Error::HostUnreachable(host.clone()).fault()));
+    }
+    let record = state.hosts.get(host)?;
+    if let Some(drain) = record.drain.as_ref().filter(|drain| drain.is_active()) {
+        let (host, back) = (host.clone(), drain.direction == Direction::Back);
+        return Some((None, Error::DrainInProgress { host, back }.fault()));
+    }
+    if let Some(reason) = &record.cordon {
+        let message =
+            format!("{host} is cordoned ({reason}), and would be opened: uncordon or restore it first");
+        return Some((
+            None,
+            Fault::new(Code::FailedPrecondition, "HOST_CORDONED", message),
+        ));
     }
     vms.find_map(|vm| {
         let fault = match vm.drain_mode {

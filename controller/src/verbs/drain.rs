@@ -106,7 +106,11 @@ pub fn restore(tx: &mut Tx, caller: &Caller, name: &str, within: Duration) -> Re
     };
     let mut drain = new(tx, caller, Direction::Back, within);
     let away = |stage| match last.direction {
-        Direction::Out => matches!(stage, Stage::Moved | Stage::Stopped),
+        // What is under way comes back when it is there.
+        Direction::Out => matches!(
+            stage,
+            Stage::Moved | Stage::Moving | Stage::Stopped | Stage::Stopping
+        ),
         // What the last attempt did not bring back.
         Direction::Back => !Stage::is_over(stage),
     };
@@ -114,8 +118,8 @@ pub fn restore(tx: &mut Tx, caller: &Caller, name: &str, within: Duration) -> Re
     drain.vms = vms
         .map(|(name, mut vm)| {
             vm.mode = match vm.stage {
-                Stage::Stopped => DrainMode::Stop,
-                Stage::Moved => DrainMode::LiveMigrate,
+                Stage::Stopped | Stage::Stopping => DrainMode::Stop,
+                Stage::Moved | Stage::Moving => DrainMode::LiveMigrate,
                 _ => vm.mode,
             };
             vm.stage = Stage::Waiting;

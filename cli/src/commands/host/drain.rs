@@ -8,7 +8,6 @@ use tokio::time::sleep;
 use super::{Session, change, id};
 use crate::{
     args::host::{DrainArgs, DrainTime, RequestArgs},
-    commands::show::get,
     exit::Error,
     output::{self, Format, host::drain_table, human},
 };
@@ -109,8 +108,19 @@ pub async fn to_end(mut host: v1::Host, before: &str, session: &mut Session<'_>)
             () = sleep(LOOK) => {}
             () = (session.term.interrupt)() => return Err(Error::DrainInterrupted(human::clean(&host.name))),
         }
-        host = get(&session.client, &host.name).await?;
+        host = look(&host.name, session).await?;
     }
+}
+
+/// A host as it is now; asked again while the controller is away.
+pub async fn look(name: &str, session: &mut Session<'_>) -> Result<v1::Host, Error> {
+    let request = v1::GetHostRequest {
+        name: name.to_owned(),
+    };
+    change(session, async |client| {
+        client.hosts().get_host(request.clone()).await
+    })
+    .await
 }
 
 fn line(vm: &v1::DrainedVm) -> String {

@@ -1,7 +1,7 @@
 //! `dalgu host roll`: hosts maintained group by group. The groups are the controller's answer, asked for anew before each of them; drains and restorations
 //! are the controller's too. Only what is done with an empty host is done from here.
 
-use std::{io, process::Stdio};
+use std::{cell::RefCell, io, process::Stdio};
 
 use dalgu_proto::v1;
 use futures::future;
@@ -12,86 +12,144 @@ use tokio::{
 
 use super::{
     Session, change,
-    drain::{LOOK, ended, seconds, to_end},
+    drain::{LOOK, ended, look, seconds, to_end},
     list, request_id,
 };
 use crate::{
     args::host::RollArgs,
-    commands::{map, show::get},
+    commands::map,
     exit::Error,
     output::{self, human},
 };
 
-/// Maintains hosts.
+/// Why a host of a group is closed before its VMs leave.
+const REASON: &str = "maintained with others";
+
+/// Maintains hosts. Ctrl-C counts at any time: what is the controller's goes on.
 pub async fn roll(args: RollArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let mut left = match args.selector.is_empty() {
-        true => args.hosts.clone(),
-        false => {
-            let hosts = list(&session.client, &map(args.selector.clone())).await?.0;
-            hosts.into_iter().map(|host| host.name).collect()
-        }
-    };
-    if left.is_empty() {
-        return Err(Error::Usage("no host has these labels".to_owned()));
-    }
+    let left = RefCell::new(hosts(&args, session).await?);
     if args.dry_run {
-        let plan = groups(&left, &args, session).await?;
+        let plan = groups(&left.borrow(), &args, session).await?;
         return output::one(session.term, session.format, &plan);
     }
-    while !left.is_empty() {
-        let plan = groups(&left, &args, session).await?;
-        let Some(group) = plan.groups.first() else {
+    let group = RefCell::new(Vec::new());
+    let interrupt = (session.term.interrupt)();
+    let ended = tokio::select! {
+        biased;
+        () = interrupt => Err(Error::RollInterrupted(human::clean(&group.borrow().join(", ")))),
+        ended = all(&left, &group, &args, session) => ended,
+    };
+    let (left, group) = (left.into_inner(), group.into_inner());
+    ended.map_err(|error| stopped(error, &group, &left))
+}
+
+async fn hosts(args: &RollArgs, session: &Session<'_>) -> Result<Vec<String>, Error> {
+    if args.selector.is_empty() {
+        return Ok(args.hosts.clone());
+    }
+    let (hosts, _) = list(&session.client, &map(args.selector.clone())).await?;
+    match hosts.is_empty() {
+        true => Err(Error::Usage("no host has these labels".to_owned())),
+        false => Ok(hosts.into_iter().map(|host| host.name).collect()),
+    }
+}
+
+/// All of them; `left` are those that are not maintained yet, `group` are those that may be closed.
+async fn all(
+    left: &RefCell<Vec<String>>,
+    group: &RefCell<Vec<String>>,
+    args: &RollArgs,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    while !left.borrow().is_empty() {
+        let asked = left.borrow().clone();
+        let plan = groups(&asked, args, session).await?;
+        let Some(first) = plan.groups.first() else {
             output::one(session.term, session.format, &plan)?;
-            let message = "none of the hosts that are left can be emptied now".to_owned();
-            return Err(stopped(Error::RollEnded(message), &left));
+            let message = "none of the hosts that are left can be emptied now";
+            return Err(Error::RollEnded(message.to_owned()));
         };
-        let (names, moves) = (group.hosts.join(", "), group.moves);
-        let seconds = group.predicted_seconds;
+        let names = &first.hosts;
         session.term.say(&human::clean(&format!(
-            "{names}: {moves} VMs move away first, likely within {seconds:.0} s"
+            "{}: {} VMs move away first, likely within {:.0} s",
+            names.join(", "),
+            first.moves,
+            first.predicted_seconds
         )))?;
-        maintain(&group.hosts, &args, session)
-            .await
-            .map_err(|error| stopped(error, &left))?;
-        left.retain(|host| !group.hosts.contains(host));
+        group.replace(names.clone());
+        maintain(names, args, session).await?;
+        left.borrow_mut().retain(|host| !names.contains(host));
+        bring_back(names, args, session).await?;
+        group.replace(Vec::new());
     }
     Ok(session.term.say("all hosts are maintained")?)
 }
 
-/// One group, there and back.
+/// Empties one group, and does with it what is to be done.
 async fn maintain(names: &[String], args: &RollArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let emptied = each(names, Way::Out, args, session).await?;
-    let blocked: Vec<_> = emptied.iter().filter_map(|host| ended(host).err()).collect();
-    if !blocked.is_empty() {
-        for error in blocked {
-            session.term.say(&error.to_string())?;
+    // All are closed before the first VM leaves: none of these hosts is where it goes.
+    for name in names {
+        let request = v1::CordonHostRequest {
+            name: name.clone(),
+            reason: REASON.to_owned(),
+            request_id: request_id(None),
+        };
+        change(session, async |client| {
+            client.hosts().cordon_host(request.clone()).await
+        })
+        .await?;
+    }
+    let drained = each(names, Way::Out, args, session).await?;
+    let mut hosts = Vec::new();
+    let mut blocked = false;
+    for before in &drained {
+        // The first may have waited long for the last.
+        let host = look(&before.name, session).await?;
+        if let Err(why) = is_empty(before, &host) {
+            session.term.say(&why.to_string())?;
+            blocked = true;
         }
-        each(names, Way::Back, args, session).await?;
-        let message = "not all of these hosts could be emptied; what was moved is brought back";
+        hosts.push(host);
+    }
+    if blocked {
+        bring_back(names, args, session).await?;
+        let message = "not all of these hosts could be emptied; their VMs are back";
         return Err(Error::RollEnded(message.to_owned()));
     }
-    execute(&emptied, args, session).await?;
-    back(&emptied, args, session).await?;
-    for host in each(names, Way::Back, args, session).await? {
-        session.term.say(&ended(&host)?)?;
+    execute(&hosts, args, session).await?;
+    report_again(&hosts, args, session).await
+}
+
+/// Whether a host is as its drain left it: closed, and without a VM that was not to stay.
+fn is_empty(before: &v1::Host, host: &v1::Host) -> Result<(), Error> {
+    ended(before)?;
+    let begun = |host: &v1::Host| host.drain.as_ref().and_then(|drain| drain.begin_time);
+    let drain = host.drain.clone().unwrap_or_default();
+    let same = begun(before) == begun(host) && !drain.restoring && drain.state() == v1::DrainState::Done;
+    match host.cordoned && same {
+        true => Ok(()),
+        false => Err(Error::RollEnded(format!(
+            "{} was opened or drained anew by somebody else meanwhile",
+            human::clean(&host.name)
+        ))),
     }
-    Ok(())
 }
 
 /// Which hosts can be empty at once.
 async fn groups(
     hosts: &[String],
     args: &RollArgs,
-    session: &Session<'_>,
+    session: &mut Session<'_>,
 ) -> Result<v1::MaintenancePlan, Error> {
     let request = v1::PlanMaintenanceRequest {
         hosts: hosts.to_vec(),
         max_hosts: args.max_hosts,
         without_spare_host: args.without_spare_host,
     };
-    session
-        .read(async |client| client.plans().plan_maintenance(request.clone()).await)
-        .await
+    change(session, async |client| {
+        client.plans().plan_maintenance(request.clone()).await
+    })
+    .await
 }
 
 #[derive(Clone, Copy)]
@@ -100,7 +158,7 @@ enum Way {
     Back,
 }
 
-/// Empties hosts, or brings their VMs back: all begun at once, each told of to its end.
+/// Empties hosts, or brings their VMs back: all begun at once, each told of to its end. One that is refused keeps none of the others from it.
 async fn each(
     names: &[String],
     way: Way,
@@ -108,7 +166,7 @@ async fn each(
     session: &mut Session<'_>,
 ) -> Result<Vec<v1::Host>, Error> {
     let deadline_seconds = seconds(args.deadline)?;
-    let mut hosts = Vec::new();
+    let (mut begun, mut refused) = (Vec::new(), Ok(()));
     for name in names {
         let (name, request_id) = (name.clone(), request_id(None));
         let host = match way {
@@ -136,14 +194,33 @@ async fn each(
                 .await
             }
         };
-        hosts.push(host?);
+        match host {
+            Ok(host) => begun.push(host),
+            Err(error) => refused = refused.and(Err(error)),
+        }
     }
     let mut over = Vec::new();
-    for host in hosts {
+    for host in begun {
         let before = format!("{}: ", host.name);
         over.push(to_end(host, &before, session).await?);
     }
-    Ok(over)
+    refused.map(|()| over)
+}
+
+/// Opens hosts, and brings their VMs back; says of each how that ended.
+async fn bring_back(names: &[String], args: &RollArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let mut all = Ok(());
+    for host in each(names, Way::Back, args, session).await? {
+        match ended(&host) {
+            Ok(said) => session.term.say(&said)?,
+            Err(error) => {
+                session.term.say(&error.to_string())?;
+                let message = "not every VM of these hosts is back".to_owned();
+                all = Err(Error::RollEnded(message));
+            }
+        }
+    }
+    all
 }
 
 /// Runs the command for each host, all at once; its output goes where messages go.
@@ -155,70 +232,57 @@ async fn execute(hosts: &[v1::Host], args: &RollArgs, session: &mut Session<'_>)
             .env("DALGU_HOST", &host.name)
             .stdin(Stdio::null())
             .stdout(io::stderr())
-            .kill_on_drop(true)
             .status()
             .await;
         (host.name.clone(), status)
     };
-    let all = future::join_all(hosts.iter().map(run));
-    let ends = tokio::select! {
-        ends = all => ends,
-        () = (session.term.interrupt)() => return Err(Error::RollInterrupted(names(hosts))),
-    };
-    let failed = ends.into_iter().filter_map(|(host, status)| match status {
-        Ok(status) if status.success() => None,
-        Ok(status) => Some(format!("{host}: the command ended with {status}")),
-        Err(error) => Some(format!("{host}: the command cannot be run: {error}")),
-    });
-    let failed: Vec<_> = failed.collect();
-    if failed.is_empty() {
-        return Ok(());
+    let mut failed = Ok(());
+    for (host, status) in future::join_all(hosts.iter().map(run)).await {
+        let why = match status {
+            Ok(status) if status.success() => continue,
+            Ok(status) => format!("{host}: the command ended with {status}"),
+            Err(error) => format!("{host}: the command cannot be run: {error}"),
+        };
+        session.term.say(&human::clean(&why))?;
+        failed = Err(Error::RollEnded("the command failed".to_owned()));
     }
-    Err(Error::RollEnded(format!(
-        "{}; {} stay empty and cordoned: `dalgu host restore` brings their VMs back",
-        failed.join("; "),
-        names(hosts)
-    )))
+    failed
 }
 
 /// Waits until the hosts report.
-async fn back(hosts: &[v1::Host], args: &RollArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let limit = Instant::now() + args.back_within;
+async fn report_again(hosts: &[v1::Host], args: &RollArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let limit = Instant::now().checked_add(args.back_within);
     for before in hosts {
         loop {
-            let host: v1::Host = get(&session.client, &before.name).await?;
+            let host = look(&before.name, session).await?;
             let another = !args.reboots || host.boot_id != before.boot_id;
             if host.state() == v1::HostState::Ready && another {
                 break;
             }
-            if Instant::now() >= limit {
-                let name = &before.name;
-                return Err(Error::RollEnded(format!(
-                    "{name} does not report again; {} stay empty and cordoned: `dalgu host restore` brings their VMs back",
-                    names(hosts)
-                )));
+            if limit.is_some_and(|limit| Instant::now() >= limit) {
+                let name = human::clean(&before.name);
+                return Err(Error::RollEnded(format!("{name} does not report again")));
             }
-            tokio::select! {
-                () = sleep(LOOK) => {}
-                () = (session.term.interrupt)() => return Err(Error::RollInterrupted(names(hosts))),
-            }
+            sleep(LOOK).await;
         }
     }
     Ok(())
 }
 
-fn names(hosts: &[v1::Host]) -> String {
-    let names: Vec<_> = hosts.iter().map(|host| host.name.as_str()).collect();
-    human::clean(&names.join(", "))
-}
-
-/// Says with what went wrong which hosts are left.
-fn stopped(error: Error, left: &[String]) -> Error {
-    match error {
-        Error::RollEnded(why) | Error::DrainEnded(why) => Error::RollEnded(format!(
-            "{why}\nnot maintained: {}",
-            human::clean(&left.join(" "))
-        )),
-        other => other,
+/// Says with what went wrong which hosts may be closed, and which are left.
+fn stopped(error: Error, group: &[String], left: &[String]) -> Error {
+    if matches!(error, Error::RollInterrupted(_)) {
+        return error;
     }
+    let mut text = error.to_string();
+    if !group.is_empty() {
+        let hosts = group.join(" ");
+        text += &format!(
+            "\nlook at these hosts; `dalgu host restore` opens one and brings its VMs back: {hosts}"
+        );
+    }
+    if !left.is_empty() {
+        text += &format!("\nnot maintained: {}", left.join(" "));
+    }
+    Error::RollEnded(text)
 }
