@@ -27,12 +27,12 @@ const REASON: &str = "maintained with others";
 
 /// Maintains hosts. Ctrl-C counts at any time: what is the controller's goes on.
 pub async fn roll(args: RollArgs, session: &mut Session<'_>) -> Result<(), Error> {
-    let left = RefCell::new(hosts(&args, session).await?);
+    let asked = hosts(&args, session).await?;
     if args.dry_run {
-        let plan = groups(&left.borrow(), &args, session).await?;
+        let plan = groups(&asked, &args, session).await?;
         return output::one(session.term, session.format, &plan);
     }
-    let group = RefCell::new(Vec::new());
+    let (left, group) = (RefCell::new(asked), RefCell::new(Vec::new()));
     let interrupt = (session.term.interrupt)();
     let ended = tokio::select! {
         biased;
