@@ -11,13 +11,13 @@
 use std::{
     fmt, io,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use dalgu_proto::ids::{HostName, MigrationId};
-use tokio::time::Instant;
+use tokio::{sync::SetOnce, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// The other host of a migration, as its source sees it.
@@ -33,7 +33,7 @@ pub struct Peer {
 #[derive(Debug, Clone, Default)]
 pub struct Word {
     came: CancellationToken,
-    stopped_at: Arc<OnceLock<Instant>>,
+    stopped_at: Arc<SetOnce<Instant>>,
 }
 
 impl Word {
@@ -55,9 +55,10 @@ impl Word {
         self.came.cancelled().await;
     }
 
-    /// When the VM had stopped, by this host's clock, where that was told; it may be told a moment later.
-    pub fn stopped_at(&self) -> Option<Instant> {
-        self.stopped_at.get().copied()
+    /// Returns when the VM had stopped, by this host's clock, once that was told: a moment later than the word, or never. Cancel
+    /// safe.
+    pub async fn stopped_at(&self) -> Instant {
+        *self.stopped_at.wait().await
     }
 }
 

@@ -100,6 +100,8 @@ pub struct Script {
     pub ip: Vec<String>,
     /// For `bridge`.
     pub bridge: Vec<String>,
+    /// For `bridge` too, of what may have gone by itself by then.
+    pub fading: Vec<String>,
 }
 
 impl Script {
@@ -228,7 +230,7 @@ fn vxlan(script: &mut Script, segment: &Segment, seen: &Seen) {
     // What was learnt of a host that has left would send packets there for minutes.
     let learnt = seen.learnt.get(&name).filter(|_| same).into_iter().flatten();
     for (mac, peer) in learnt.filter(|(_, peer)| !peers.contains(peer)) {
-        script.bridge.push(format!("fdb del {mac} dev {name} dst {peer}"));
+        script.fading.push(format!("fdb del {mac} dev {name} dst {peer}"));
     }
 }
 

@@ -24,7 +24,7 @@ use dalgu_proto::{
 };
 use futures::{
     FutureExt as _,
-    future::{BoxFuture, select_all},
+    future::{BoxFuture, join_all, select_all},
 };
 use tokio::{
     sync::watch,
@@ -160,7 +160,7 @@ pub trait System: Send + Sync {
     async fn arrived(&self, plugged: &Plugged);
 
     /// When the guest behind a tap first speaks from now on; `None` where that cannot be heard.
-    fn first_word(&self, tap: &str) -> Option<BoxFuture<'static, Instant>>;
+    async fn first_word(&self, tap: &str) -> Option<BoxFuture<'static, Instant>>;
 
     /// Ends what it started.
     async fn stop(&self);
@@ -358,9 +358,9 @@ impl Networks {
     }
 
     /// When a VM first speaks here from now on, by any of its interfaces; `None` where that cannot be heard, or it has none.
-    pub fn first_word(&self, ports: &[Plugged]) -> Option<BoxFuture<'static, Instant>> {
-        let taps = ports.iter().map(|plugged| &plugged.tap);
-        let words: Vec<_> = taps.filter_map(|tap| self.0.system.first_word(tap)).collect();
+    pub async fn first_word(&self, ports: &[Plugged]) -> Option<BoxFuture<'static, Instant>> {
+        let taps = ports.iter().map(|plugged| self.0.system.first_word(&plugged.tap));
+        let words: Vec<_> = join_all(taps).await.into_iter().flatten().collect();
         (!words.is_empty()).then(|| select_all(words).map(|(first, ..)| first).boxed())
     }
 

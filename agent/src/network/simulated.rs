@@ -36,7 +36,7 @@ impl System for Simulated {
 
     async fn arrived(&self, _plugged: &Plugged) {}
 
-    fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
+    async fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
         None
     }
 

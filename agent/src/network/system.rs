@@ -22,6 +22,7 @@ use tokio::{
     io::AsyncWriteExt as _,
     process::Command,
     sync::{Mutex, Notify},
+    task::spawn_blocking,
     time::{Instant, timeout},
 };
 
@@ -198,12 +199,22 @@ fn json<T: DeserializeOwned + Default>(text: &str) -> Result<T, Failed> {
     }
 }
 
+/// Lines as `ip` and `bridge` read them.
+fn batch(lines: &[String]) -> String {
+    lines.join("\n") + "\n"
+}
+
 async fn carry_out(script: &Script) -> Result<(), Failed> {
     for (program, lines) in [("ip", &script.ip), ("bridge", &script.bridge)] {
         if !lines.is_empty() {
             tracing::debug!(program, ?lines, "changing devices");
-            run(program, &["-batch", "-"], Some(&(lines.join("\n") + "\n"))).await?;
+            run(program, &["-batch", "-"], Some(&batch(lines))).await?;
         }
+    }
+    if !script.fading.is_empty() {
+        // What has gone by itself is a failure here, and what stays is seen by the next pass.
+        let gone = run("bridge", &["-force", "-batch", "-"], Some(&batch(&script.fading))).await;
+        tracing::debug!(lines = ?script.fading, ?gone, "removing what was learnt");
     }
     Ok(())
 }
@@ -215,7 +226,7 @@ async fn remove(segments: &[Segment]) -> Result<(), Failed> {
     if lines.is_empty() {
         return Ok(());
     }
-    let removed = run("ip", &["-force", "-batch", "-"], Some(&(lines.join("\n") + "\n"))).await;
+    let removed = run("ip", &["-force", "-batch", "-"], Some(&batch(&lines))).await;
     match left().await?.is_empty() {
         true => Ok(()),
         false => removed.map(drop),
@@ -305,8 +316,11 @@ impl System for Linux {
         }
     }
 
-    fn first_word(&self, tap: &str) -> Option<BoxFuture<'static, Instant>> {
-        match ear::listen(tap) {
+    async fn first_word(&self, tap: &str) -> Option<BoxFuture<'static, Instant>> {
+        let named = tap.to_owned();
+        // The kernel lets whoever opens it wait for some milliseconds.
+        let listening = spawn_blocking(move || ear::listen(&named)).await;
+        match listening.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(first) => Some(Box::pin(async move {
                 match first.await {
                     Ok(first) => first,

@@ -33,7 +33,7 @@ impl System for Failing {
         std::future::pending().await
     }
     async fn arrived(&self, _plugged: &Plugged) {}
-    fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
+    async fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
         None
     }
     async fn stop(&self) {}

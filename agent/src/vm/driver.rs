@@ -291,6 +291,7 @@ impl Driver {
                 self.unfinished = outcome.unfinished;
                 self.seen = Some(self.shared.clock.now());
                 self.looked = true;
+                self.listen().await;
                 self.note_reaction();
                 self.note_power().await;
                 self.note_layers().await;

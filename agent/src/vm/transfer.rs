@@ -43,6 +43,8 @@ use crate::{
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// The first packet of a VM that has arrived is awaited so long.
 const PACKET_LIMIT: Duration = Duration::from_secs(10);
+/// After that packet, the source's note of when the VM stood still is awaited so long: an older agent tells none.
+const NOTE_LIMIT: Duration = Duration::from_secs(1);
 /// A request to settle waits so long for a transfer to end; after that its caller asks again.
 const SETTLE_WAIT: Duration = Duration::from_secs(6);
 /// A QEMU that still waits for data so long after its streams were cut is powered off: it holds no VM.
@@ -117,6 +119,7 @@ impl Driver {
             };
             self.replace(vm).await?;
             self.start_afresh();
+            self.transfers.first_word = None;
         }
         let definition = self.definition().ok_or(Denied::NotHere(self.id))?;
         self.check_images(&definition)?;
@@ -151,14 +154,33 @@ impl Driver {
         }
         let (told, ports) = (Instant::now(), self.plugged());
         let networks = self.shared.networks.clone();
-        let first = networks.first_word(&ports);
+        let listening = self.transfers.first_word.take();
+        let first = async {
+            match listening {
+                Some(first) => Some(first),
+                // Better late than not at all.
+                None => networks.first_word(&ports).await,
+            }
+        };
         let going_on = self.shared.hypervisor.resume(self.id);
-        let (going_on, ()) = futures::future::join(going_on, networks.arrived(&ports)).await;
+        let (going_on, (), first) = futures::future::join3(going_on, networks.arrived(&ports), first).await;
         match going_on {
             Err(error) => tracing::warn!(%error, "the VM has arrived and does not go on yet"),
             Ok(()) => {
                 self.measuring = first.map(|first| Box::pin(arrival(first, told, word)) as BoxFuture<_>);
             }
+        }
+    }
+
+    /// Destination: begins to listen for the VM that comes, as soon as its interfaces are there: once it is to go on, there is no
+    /// time for that.
+    pub(super) async fn listen(&mut self) {
+        let comes = self
+            .domain
+            .as_ref()
+            .is_some_and(|domain| domain.state == DomainState::Incoming);
+        if comes && self.transfers.handed_over.is_some() && self.transfers.first_word.is_none() {
+            self.transfers.first_word = self.shared.networks.first_word(&self.plugged()).await;
         }
     }
 
@@ -376,6 +398,7 @@ impl Driver {
             return Err(Denied::Busy.into());
         }
         tracing::info!(%migration, owner, %epoch, "the migration's owner is known");
+        self.transfers.first_word = None;
         // A settlement of something that never began leaves what is here as it is.
         if entry.role.is_some() {
             if owner {
@@ -498,9 +521,10 @@ pub(super) async fn measured(measuring: &mut Option<BoxFuture<'static, Option<Ar
 async fn arrival(first: BoxFuture<'static, Instant>, told: Instant, word: Word) -> Option<Arrival> {
     let first = timeout(PACKET_LIMIT, first).await.ok()?;
     let since = |then| first.saturating_duration_since(then);
+    let stopped_at = timeout(NOTE_LIMIT, word.stopped_at()).await;
     Some(Arrival {
         delay: since(told),
-        blackout: word.stopped_at().map(since),
+        blackout: stopped_at.ok().map(since),
     })
 }
 

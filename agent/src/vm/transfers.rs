@@ -33,6 +33,8 @@ pub(super) struct Transfers {
     pub(super) running: Option<BoxFuture<'static, Ended>>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) handed_over: Option<Word>,
+    /// When the VM that comes first speaks here, once its interfaces are there.
+    pub(super) first_word: Option<BoxFuture<'static, Instant>>,
     pub(super) settled_at: Option<Instant>,
     pub(super) arrival: Option<(MigrationId, Arrival)>,
 }
@@ -50,6 +52,7 @@ impl Transfers {
             running: None,
             progress: watch::Sender::new(Progress::default()),
             handed_over: None,
+            first_word: None,
             settled_at: None,
             arrival: None,
         }

@@ -125,8 +125,11 @@ fn an_overlay_of_another_identifier_or_address_is_made_anew_and_peers_that_left_
         [
             format!("fdb append {ALL} dev {name} dst 10.0.0.4"),
             format!("fdb del {ALL} dev {name} dst 10.0.0.3"),
-            format!("fdb del 52:54:00:00:00:09 dev {name} dst 10.0.0.3"),
         ]
+    );
+    assert_eq!(
+        script.fading,
+        [format!("fdb del 52:54:00:00:00:09 dev {name} dst 10.0.0.3")]
     );
     assert!(script.ip.is_empty());
     let Uplink::Vxlan { vni: other, .. } = &mut segment.uplink else {

@@ -116,7 +116,7 @@ impl System for Wires {
 
     async fn arrived(&self, _plugged: &Plugged) {}
 
-    fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
+    async fn first_word(&self, _tap: &str) -> Option<BoxFuture<'static, Instant>> {
         None
     }
 
