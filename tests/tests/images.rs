@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -120,11 +120,18 @@ async fn an_image_is_imported_once_and_vms_on_every_host_are_made_from_it_and_mo
             &create("far", "root=64MiB,image=tiny:1.0", &["--host", other]),
         )
         .await?;
+        let fetched = || {
+            let store = lab.layout().host(other[1..].parse()?).outside(STORE);
+            // One that is fetched again is another file.
+            anyhow::Ok(fs::metadata(store.join(format!("{digest}.qcow2")))?.ino())
+        };
+        let once = fetched()?;
         dalgu(
             lab,
             &create("whole", "root,image=tiny,clone=full", &["--host", other]),
         )
         .await?;
+        ensure!(fetched()? == once, "{other} fetched the image twice");
         for name in ["near", "far", "whole"] {
             began_with_the_image(lab, &words::vm(lab, name).await?).await?;
         }

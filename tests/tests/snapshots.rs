@@ -320,9 +320,28 @@ async fn deaths(lab: &Lab, daemon: Daemon) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A guest whose agent freezes its file systems, and one whose agent is there and does not answer.
+/// Waits until the guest was frozen so often, where its agent freezes it at all, and has been let go on each time.
+async fn goes_on(lab: &Lab, vm: &Vm, agent: &str, times: usize) -> anyhow::Result<()> {
+    let frozen = if agent.ends_with("mute") { 0 } else { times };
+    wait_for("the guest to be let go on", LIMIT, async || {
+        let text = said(lab, vm).unwrap_or_default();
+        let mut heard = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| ["frozen", "thawed"].contains(line));
+        let count = heard.clone().filter(|line| *line == "frozen").count();
+        count == frozen && heard.next_back().is_none_or(|last| last == "thawed")
+    })
+    .await
+}
+
+/// A guest whose agent freezes its file systems, one whose agent does so too late, and one whose agent is there and does not answer.
 async fn freezing(lab: &Lab) -> anyhow::Result<()> {
-    for (parameter, frozen) in [("dalgu.agent", true), ("dalgu.agent=mute", false)] {
+    for (parameter, frozen) in [
+        ("dalgu.agent", true),
+        ("dalgu.agent=late", false),
+        ("dalgu.agent=mute", false),
+    ] {
         let cmdline = format!("{CMDLINE} {parameter}");
         dalgu(lab, &create_with(NAME, LOCAL[0], &cmdline, &["--disk", LOCAL[1]])).await?;
         let vm = words::vm(lab, NAME).await?;
@@ -335,13 +354,24 @@ async fn freezing(lab: &Lab) -> anyhow::Result<()> {
         let list = json(lab, &["snapshot", "list", NAME]).await?;
         let quiesced = list[0]["quiesced"].as_bool().unwrap_or(false);
         ensure!(quiesced == frozen, "{parameter}: {list}");
-        let text = said(lab, &vm)?;
-        for word in ["frozen", "thawed"] {
-            let heard = text.lines().any(|line| line.trim() == word);
-            ensure!(heard == frozen, "{parameter}: {word}");
-        }
+        goes_on(lab, &vm, parameter, 1).await?;
         more(lab, &vm, 5).await?;
         dalgu(lab, &["snapshot", "delete", NAME, "one"]).await?;
+        let backup = json(lab, &["backup", "create", NAME, "--pool", "shared", "--wait"]).await?;
+        ensure!(
+            backup["quiesced"].as_bool().unwrap_or(false) == frozen,
+            "{parameter}: {backup}"
+        );
+        goes_on(lab, &vm, parameter, 2).await?;
+        dalgu(
+            lab,
+            &[
+                "backup",
+                "delete",
+                backup["uid"].as_str().context("a backup has a uid")?,
+            ],
+        )
+        .await?;
         nothing_is_lost(lab, &vm).await?;
         dalgu(lab, &["vm", "delete", NAME, "--force"]).await?;
     }

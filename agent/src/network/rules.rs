@@ -477,9 +477,9 @@ fn connections(table: &mut Table, facts: &Facts<'_>, known: &[Known<'_>]) {
             format!("meta mark & 0x0000ffff == {SERVICE:#x} accept"),
             // Not of connections to conntrack: neighbours, routers, and who listens to which group.
             "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept".into(),
-            // Of a network whose addresses are not ours to give, the site's own server.
+            // Of a network whose addresses are not ours to give, the site's own server, which is no VM here.
             "udp sport { 67, 547 } udp dport { 68, 546 } accept".into(),
-            "udp sport { 68, 546 } udp dport { 67, 547 } accept".into(),
+            "meta mark & 0x0000ffff == 0 udp sport { 68, 546 } udp dport { 67, 547 } accept".into(),
             "ct state related meta l4proto { icmp, ipv6-icmp } accept".into(),
             "ct state { invalid, untracked } drop".into(),
             "ct state new tcp flags & (syn | rst) == 0 jump guess".into(),

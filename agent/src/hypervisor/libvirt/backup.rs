@@ -31,8 +31,9 @@ use super::{
     error::{is_absent, of},
     ffi::{self, Checkpoints, Params},
     host::Host,
-    leftover,
+    leftover, quiesce,
     read::{self, Device},
+    snapshot::agent_answers,
     tree::Element,
 };
 use crate::hypervisor::{
@@ -215,17 +216,19 @@ fn attempt(
     let backup = backup_xml(sources, &targets, parent.map(|parent| parent.backup)).to_xml()?;
     let checkpoint_xml = checkpoint.then(|| checkpoint_xml(order.id, sources).to_xml());
     let checkpoint_xml = checkpoint_xml.transpose()?;
-    let quiesced = match ffi::freeze(domain) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::info!(vm = %order.vm, error = error.message(), "the guest's file systems are not frozen for its backup");
-            false
-        }
-    };
+    let asked = agent_answers(&domain.xml_desc(0).map_err(failed)?)?;
+    let quiesced = asked
+        && ffi::freeze(domain)
+            .inspect_err(|error| {
+                tracing::info!(vm = %order.vm, error = error.message(), "the guest's file systems are not frozen for its backup");
+            })
+            .is_ok();
     let begun = ffi::begin_backup(domain, &backup, checkpoint_xml.as_deref());
     let point_time = Clock::system().now();
-    if quiesced && let Err(error) = ffi::thaw(domain) {
-        tracing::error!(vm = %order.vm, error = error.message(), "the guest's file systems may still be frozen");
+    match (asked, quiesced) {
+        (true, true) => quiesce::thaw(domain, order.vm, runtime),
+        (true, false) => quiesce::thaw_later(domain, order.vm, runtime),
+        (false, _) => {}
     }
     begun.map_err(failed)?;
     Ok(Begun {

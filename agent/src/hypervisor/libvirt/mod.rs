@@ -21,6 +21,7 @@ mod moving;
 pub mod pool;
 mod process;
 mod qmp;
+mod quiesce;
 pub mod read;
 mod snapshot;
 mod stats;
@@ -42,7 +43,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::VmUsage,
     ids::{BackupId, ClusterId, VmId, VolumeId},
-    vm::Disk,
+    vm::{CloneMode, Disk},
 };
 use tokio::{
     runtime::Handle,
@@ -77,9 +78,10 @@ const BACKUP_LOOKS: Duration = Duration::from_millis(500);
 const BACKUP_PATIENCE: Duration = Duration::from_secs(60);
 /// A copying that has not moved for so long has ended: a libvirtd that came back as it did may not know.
 const BACKUP_STALL: Duration = Duration::from_secs(120);
-/// Time for the disks of a VM; to make them from backups takes longer than from images, which are on the host.
+/// Time for the disks of a VM.
 const VOLUMES_TIME: Duration = Duration::from_secs(600);
-const RESTORE_TIME: Duration = Duration::from_secs(24 * 3600);
+/// As [`VOLUMES_TIME`], where their data is copied, of a backup or of an image.
+const COPIES_TIME: Duration = Duration::from_secs(24 * 3600);
 /// How long to wait, after a transfer, for libvirt's account of it.
 const ACCOUNT_WAIT: Duration = Duration::from_millis(500);
 
@@ -311,9 +313,13 @@ impl Hypervisor for Libvirt {
     }
 
     async fn create_volumes(&self, definition: &Definition, incoming: bool) -> Result<(), Error> {
-        let restores = definition.spec.disks.iter().any(|disk| disk.backup.is_some());
-        let after = if restores && !incoming {
-            RESTORE_TIME
+        let copied = |disk: &Disk| {
+            let of_image = disk.digest.is_some() && disk.clone_mode == CloneMode::Full;
+            disk.backup.is_some() || of_image
+        };
+        let copies = definition.spec.disks.iter().any(copied);
+        let after = if copies && !incoming {
+            COPIES_TIME
         } else {
             VOLUMES_TIME
         };
@@ -401,8 +407,9 @@ impl Hypervisor for Libvirt {
             .workers
             .run(CALL, Kind::Files, Some(id), after, files)
             .await?;
+        let runtime = Handle::current();
         self.on(CALL, Kind::Change, Some(id), 120, move |connect, cluster| {
-            snapshot::change(&host, connect, cluster, &definition, &order, &tops)
+            snapshot::change(&host, connect, cluster, &definition, &order, &tops, &runtime)
         })
         .await
     }

@@ -13,7 +13,7 @@ use dalgu_proto::{
     ids::{ClusterId, VmId},
     vm::Disk,
 };
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 use virt::connect::Connect;
 use virt_sys as sys;
 
@@ -22,6 +22,7 @@ use super::{
     error::{self, of},
     ffi,
     host::Host,
+    quiesce,
     read::{self, Device},
     storage::Link,
     tree::{Element, XmlError},
@@ -246,12 +247,13 @@ pub(super) fn change(
     definition: &Definition,
     change: &LayerChange,
     coming: &Tops,
+    runtime: &Handle,
 ) -> Result<bool, Error> {
     let id = definition.id;
     let ours = Ours::find(CALL, connect, id, cluster)?;
     let live = is_alive(&ours);
     match change {
-        LayerChange::Add(_) if live && !coming.is_empty() => take(host, &ours, definition, coming),
+        LayerChange::Add(_) if live && !coming.is_empty() => take(host, &ours, definition, coming, runtime),
         LayerChange::Merge(number) if live => merge(host, &ours, definition, *number).map(|()| false),
         LayerChange::Remove(number) => remove(host, &ours, definition, *number).map(|()| false),
         _ if coming.is_empty() => Ok(false),
@@ -267,7 +269,13 @@ pub(super) fn change(
 }
 
 /// Takes a snapshot of a domain that is not off. With the guest's agent, if that answers.
-fn take(host: &Host, ours: &Ours, definition: &Definition, coming: &Tops) -> Result<bool, Error> {
+fn take(
+    host: &Host,
+    ours: &Ours,
+    definition: &Definition,
+    coming: &Tops,
+    runtime: &Handle,
+) -> Result<bool, Error> {
     let id = ours.seen.id;
     let live = xml(ours, false)?;
     for disk in &definition.spec.disks {
@@ -298,6 +306,7 @@ fn take(host: &Host, ours: &Ours, definition: &Definition, coming: &Tops) -> Res
             Ok(_) => return Ok(true),
             Err(error) if error::is_agents_fault(&error) => {
                 tracing::warn!(vm = %id, error = error.message(), "the guest's agent does not freeze its file systems");
+                quiesce::thaw_later(&ours.handle, id, runtime);
             }
             Err(error) => return Err(of(CALL, id, &error)),
         }
