@@ -1,4 +1,4 @@
-//! Daemons that die in the middle of what is done to disks, volumes, snapshots and backups, on real hosts: each is carried out all the
+//! Daemons that die in the middle of what is done to disks, volumes, processors, interfaces, snapshots and backups, on real hosts: each is carried out all the
 //! same, once, and nothing is left over. Deaths that other files make (of what moves, and of backups as they are taken) are not made here.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::changes::{acknowledged, pending, said};
+use dalgu_tests::e2e::changes::{self, acknowledged, pending, said};
 use dalgu_tests::e2e::words::{self, LOCAL, create, dalgu, json, number_at};
 use dalgu_tests::e2e::{self, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
@@ -17,6 +17,8 @@ use serde_json::Value;
 
 /// A guest needs so long at most to go along with a change; its processors are emulated.
 const LIMIT: Duration = Duration::from_secs(120);
+/// Of the image, in MiB.
+const BULK_MIB: usize = 96;
 const DAEMONS: [Daemon; 3] = [Daemon::Agent(1), Daemon::Libvirtd(1), Daemon::Controller];
 
 /// Who dies, and after which time next.
@@ -131,6 +133,44 @@ async fn devices(death: &mut Death<'_>, name: &str) -> anyhow::Result<()> {
     .await
 }
 
+/// A processor comes, and goes with the next start; an interface comes and goes.
+async fn hardware(death: &mut Death<'_>) -> anyhow::Result<()> {
+    let lab = death.lab;
+    let update = ["vm", "update", "shop"];
+    death
+        .amid_change(&[&update[..], &["--vcpus", "2"]].concat())
+        .await?;
+    let counted = lab.virsh(1, &["vcpucount", "shop", "--live", "--active"]).await?;
+    ensure!(counted.trim() == "2", "{counted}");
+    for (change, nics) in [(["--add-nic", "more=br0"], 2), (["--remove-nic", "more"], 1)] {
+        death.amid_change(&[&update[..], &change].concat()).await?;
+        let there = lab.virsh(1, &["domiflist", "shop"]).await?;
+        ensure!(there.matches("br0").count() == nics, "{there}");
+    }
+    changes::update(lab, "shop", &["--vcpus", "1"]).await?;
+    Ok(())
+}
+
+/// A VM is made whose disk is a copy of an image; killed amid that, nobody leaves a part of one.
+async fn copies(death: &mut Death<'_>) -> anyhow::Result<()> {
+    let lab = death.lab;
+    let disk = ["--disk", "root,image=bulk,clone=full"];
+    let words = ["vm", "create", "copy", "--memory", "64MiB", "--stopped"];
+    death.amid_operation(&[&words[..], &disk].concat()).await?;
+    let vm = words::vm(lab, "copy").await?;
+    let file = format!("/var/lib/dalgu/local/{}/root.qcow2", vm.uid);
+    let file = lab.layout().host(1).outside(&file);
+    let differs = run("qemu-img", ["compare", "-U", &file.to_string_lossy(), &bulk(lab)]).await?;
+    ensure!(differs.contains("identical"), "{differs}");
+    dalgu(lab, &["vm", "delete", "copy"]).await?;
+    Ok(())
+}
+
+/// The file of an image, large enough that copying it takes a while.
+fn bulk(lab: &Lab) -> String {
+    lab.layout().dir().join("bulk.raw").to_string_lossy().into_owned()
+}
+
 /// A VM goes back to a snapshot. That libvirtd and agents die as snapshots come and go is in snapshots.rs.
 async fn snapshots(death: &mut Death<'_>) -> anyhow::Result<()> {
     let lab = death.lab;
@@ -179,7 +219,12 @@ async fn lives(lab: &Lab) -> anyhow::Result<()> {
     writeln!(config, "volume_grace_hours = 0")?;
     lab.signal(Daemon::Controller, Signal::SIGKILL).await?;
     lab.start(Daemon::Controller).await?;
-    dalgu(lab, &create("shop", LOCAL, &["--disk", "data=16MiB"])).await?;
+    let mut bytes = vec![0; BULK_MIB << 20];
+    fastrand::Rng::with_seed(7).fill(&mut bytes);
+    fs::write(bulk(lab), bytes)?;
+    dalgu(lab, &["image", "import", &bulk(lab), "--version", "1"]).await?;
+    let roomy = ["--disk", "data=16MiB", "--vcpus", "1", "--max-vcpus", "2"];
+    dalgu(lab, &create("shop", LOCAL, &roomy)).await?;
     writes(lab).await?;
     let backup = ["backup", "create", "shop", "--pool", "shared", "--wait"];
     let backup = json(lab, &backup).await?;
@@ -192,7 +237,9 @@ async fn lives(lab: &Lab) -> anyhow::Result<()> {
         };
         let begun = tokio::time::Instant::now();
         devices(&mut death, &format!("v{round}")).await?;
+        hardware(&mut death).await?;
         snapshots(&mut death).await?;
+        copies(&mut death).await?;
         let restore = ["backup", "restore", &backup, "again", "--stopped"];
         death.amid_operation(&restore).await?;
         dalgu(lab, &["vm", "delete", "again"]).await?;
@@ -204,6 +251,7 @@ async fn lives(lab: &Lab) -> anyhow::Result<()> {
             begun.elapsed()
         );
     }
+    dalgu(lab, &["image", "delete", "bulk:1"]).await?;
     dalgu(lab, &["backup", "delete", &backup]).await?;
     dalgu(lab, &["vm", "delete", "shop", "--force"]).await?;
     Ok(())
@@ -211,7 +259,8 @@ async fn lives(lab: &Lab) -> anyhow::Result<()> {
 
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
-async fn whoever_dies_amid_a_change_of_disks_it_is_carried_out_and_nothing_is_left() -> anyhow::Result<()> {
+async fn whoever_dies_amid_a_change_of_a_vms_hardware_it_is_carried_out_and_nothing_is_left()
+-> anyhow::Result<()> {
     with_lab(&e2e::hosts(1), async |lab| {
         lives(lab).await?;
         at_rest(lab, &[], REST_LIMIT).await

@@ -263,6 +263,18 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
                 dies(daemon, round * 30).await?;
                 site.tcp_is_let_in(1, let_in).await?;
             }
+            let domain = format!("r{round}.internal");
+            dalgu(lab, &["network", "update", site::NETWORK, "--domain", &domain]).await?;
+            dies(daemon, round * 40).await?;
+            wait_for("names in the new domain", BOOT_LIMIT, async || {
+                lab.exec(
+                    1,
+                    &["grep", "-rqs", &format!("web.{domain}"), "/run/dalgu/network"],
+                )
+                .await
+                .is_ok()
+            })
+            .await?;
             // A network comes to the host with its first VM, and goes with its last.
             dalgu(
                 lab,
