@@ -16,7 +16,7 @@ use dalgu_controller::{
 use dalgu_proto::{
     ids::{BackupId, HostName, VmId, VolumeId},
     image::Digest,
-    network::Protocol,
+    network::{Direction, Protocol, Rule},
     snapshot::Revert,
 };
 use jiff::Timestamp;
@@ -398,20 +398,46 @@ impl Checker {
                 ),
             });
         }
-        let groups = ports.iter().flat_map(|plugged| &plugged.port.groups);
-        let groups = groups.filter_map(|group| state.groups.get(group));
-        let mut rules = groups.flat_map(|group| &group.group.rules);
-        let missing = rules.find(|rule| {
-            let Protocol::Tcp(Some((first, _))) = rule.protocol else {
-                return false;
-            };
-            !kernel.rules.contains(&format!("ct original proto-dst {first} "))
+        let wrong = |what| {
+            let invariant = "I3 desired is actual";
+            Err(Violation { invariant, what })
+        };
+        for plugged in &ports {
+            let groups = plugged
+                .port
+                .groups
+                .iter()
+                .filter_map(|group| state.groups.get(group));
+            let rules = groups.flat_map(|group| &group.group.rules);
+            let wanted: BTreeSet<_> = rules.filter_map(first_port).collect();
+            let open = kernel.open.get(&plugged.tap).cloned().unwrap_or_default();
+            if wanted != open {
+                return wrong(format!(
+                    "{host} lets {open:?} in at {plugged:?}, its groups say {wanted:?}"
+                ));
+            }
+        }
+        let served = |plugged: &&Plugged| {
+            let network = state.networks.get(&plugged.port.network);
+            network.is_some_and(|network| network.network.subnets().any(|subnet| subnet.dhcp))
+        };
+        let macs = ports.iter().filter(served).map(|plugged| plugged.mac.as_str());
+        let macs: BTreeSet<_> = macs.collect();
+        let leases = &kernel.leases;
+        let leased: BTreeSet<_> = leases.iter().filter_map(|line| line.split(',').next()).collect();
+        if macs != leased {
+            return wrong(format!("{host} serves {leases:?}, its VMs have {macs:?}"));
+        }
+        let addresses = ports
+            .iter()
+            .filter(served)
+            .flat_map(|plugged| plugged.port.addresses());
+        let mut unserved = addresses.filter(|address| {
+            let address = address.to_string();
+            !leases.iter().any(|line| line.contains(&address))
         });
-        match missing {
-            Some(rule) => Err(Violation {
-                invariant: "I3 desired is actual",
-                what: format!("{host} does not know {rule:?}"),
-            }),
+        match unserved.next() {
+            Some(address) => wrong(format!("{host} serves {leases:?}, and not {address}")),
             None => Ok(()),
         }
     }
@@ -471,6 +497,14 @@ impl Checker {
             .iter()
             .try_for_each(|(host, holdings)| Self::kernel_at_rest(state, host, &holdings.kernel))?;
         self.copies_at_rest(state, hosts)
+    }
+}
+
+/// The first TCP port that a rule lets in.
+fn first_port(rule: &Rule) -> Option<u16> {
+    match rule.protocol {
+        Protocol::Tcp(Some((first, _))) if rule.direction == Direction::Ingress => Some(first),
+        _ => None,
     }
 }
 

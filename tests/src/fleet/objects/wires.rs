@@ -2,7 +2,7 @@
 //! the host's power.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -29,6 +29,10 @@ pub struct Kernel {
     pub bridges: BTreeSet<String>,
     /// Taps that the filters know.
     pub taps: BTreeSet<String>,
+    /// First TCP ports that are let in, by tap.
+    pub open: BTreeMap<String, BTreeSet<u16>>,
+    /// What is served by DHCP: a line of each interface, its MAC address first.
+    pub leases: BTreeSet<String>,
 }
 
 impl Kernel {
@@ -45,9 +49,39 @@ impl Kernel {
                 .iter()
                 .map(|segment| segment.bridge.clone())
                 .collect(),
+            open: open(&wanted.rules),
+            leases: leases(wanted),
             rules: wanted.rules.clone(),
         }
     }
+}
+
+/// What the chains of taps let in.
+fn open(rules: &str) -> BTreeMap<String, BTreeSet<u16>> {
+    let mut open: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    let mut tap = None;
+    for line in rules.lines().map(str::trim) {
+        if let Some(chain) = line.strip_prefix("chain ") {
+            tap = chain
+                .strip_prefix("in-")
+                .and_then(|name| name.split_whitespace().next());
+        }
+        let port = line.strip_prefix("meta l4proto tcp ct original proto-dst ");
+        let port = port.and_then(|rest| rest.split([' ', '-']).next()?.parse().ok());
+        if let (Some(tap), Some(port)) = (tap, port) {
+            open.entry(tap.to_owned()).or_default().insert(port);
+        }
+    }
+    open
+}
+
+fn leases(wanted: &Wanted) -> BTreeSet<String> {
+    let served = wanted
+        .segments
+        .iter()
+        .filter_map(|segment| segment.service.as_ref());
+    let lines = served.flat_map(|service| service.leases.lines());
+    lines.map(str::to_owned).collect()
 }
 
 /// Where other hosts' overlays reach a host.
