@@ -45,6 +45,8 @@ async fn state(lab: &Lab, name: &str) -> anyhow::Result<(String, String)> {
 async fn every_host_is_maintained(lab: &Lab) -> anyhow::Result<()> {
     let held = json(lab, &["host", "roll", "h1", "h2", "--dry-run"]).await?;
     ensure!(held["held"][0]["error"]["reason"] == "NO_SPARE_HOST", "{held}");
+    let unknown = try_dalgu(lab, &["host", "roll", "h1", "h9", "--exec", "true"]).await?;
+    ensure!(unknown.code == 3, "{unknown:?}");
     let log = lab.layout().dir().join("maintained");
     let dalgu_itself = lab.layout().bin_dir().join("dalgu");
     let place = r#"grep -m1 -o '"host": *"h[0-9]' | grep -o 'h[0-9]$'"#;

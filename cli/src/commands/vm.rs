@@ -178,7 +178,8 @@ async fn migrate(
     )
 }
 
-async fn list(
+/// All VMs that bear these labels; only those of a host, where one is given.
+pub async fn list(
     client: &Client,
     host: &str,
     selector: &HashMap<String, String>,

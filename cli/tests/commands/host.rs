@@ -150,6 +150,23 @@ fn maintenance(groups: &[&[&str]]) -> v1::MaintenancePlan {
     }
 }
 
+/// The VMs of a host: each with its name, what its owner wants and what is seen.
+fn list(vms: &[(&str, v1::PowerState, v1::PowerState)]) -> v1::ListVmsResponse {
+    let vm = |(name, wanted, seen): &(&str, v1::PowerState, v1::PowerState)| v1::Vm {
+        name: (*name).into(),
+        desired_power_state: (*wanted).into(),
+        status: Some(v1::VmStatus {
+            power_state: (*seen).into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    v1::ListVmsResponse {
+        vms: vms.iter().map(vm).collect(),
+        ..Default::default()
+    }
+}
+
 fn ready(name: &str, boot_id: &str) -> v1::Host {
     v1::Host {
         name: name.into(),
@@ -185,6 +202,8 @@ async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command
             .push_back(Ok(maintenance(groups)));
     }
     controller.fake.script().hosts.extend(answers.map(Ok));
+    let off = list(&[("spare", v1::PowerState::Stopped, v1::PowerState::Stopped)]);
+    controller.fake.script().lists.extend([Ok(off), Ok(list(&[]))]);
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let exec = format!("echo \"$DALGU_HOST\" >> {}", log.display());
@@ -208,6 +227,7 @@ async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command
         "cordon_host h1 maintained with others",
         "drain_host h1 0 DRAIN_MODE_UNSPECIFIED false",
         "get_host h1",
+        r#"list_vms "" of h1"#,
         "get_host h1",
         "get_host h1",
         "restore_host h1 0",
@@ -215,6 +235,7 @@ async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command
         "cordon_host h2 maintained with others",
         "drain_host h2 0 DRAIN_MODE_UNSPECIFIED false",
         "get_host h2",
+        r#"list_vms "" of h2"#,
         "get_host h2",
         "restore_host h2 0",
     ];
@@ -245,12 +266,68 @@ async fn no_command_runs_on_a_host_that_somebody_opened_meanwhile() {
 }
 
 #[tokio::test]
+async fn no_command_runs_on_a_host_with_a_vm_that_is_wanted_or_seen_to_run_and_was_not_to_stay() {
+    use v1::PowerState::{Running, Stopped};
+    let mut stays = ready("h1", "1");
+    stays.drain.as_mut().unwrap().vms = vec![v1::DrainedVm {
+        mode: v1::DrainMode::Leave.into(),
+        ..drained_vm("web", v1::DrainedVmState::Left, "")
+    }];
+    for (host, wanted, seen, empty) in [
+        (ready("h1", "1"), Running, Stopped, false),
+        (ready("h1", "1"), Stopped, Running, false),
+        (ready("h1", "1"), Stopped, Stopped, true),
+        (stays, Running, Running, true),
+    ] {
+        let controller = Controller::start();
+        let plan = maintenance(&[&["h1"]]);
+        controller.fake.script().maintenance.push_back(Ok(plan));
+        let vms = list(&[("web", wanted, seen)]);
+        controller.fake.script().lists.push_back(Ok(vms));
+        let hosts = vec![Ok(host); 5];
+        controller.fake.script().hosts.extend(hosts);
+        let outcome = controller.run(&["host", "roll", "h1", "--exec", "true"]).await;
+        assert_eq!(outcome.code == 0, empty, "{}", outcome.err);
+        let told = outcome
+            .err
+            .contains("VMs run on h1 that were not to stay there: web");
+        assert_eq!(told, !empty, "{}", outcome.err);
+        let asked = controller.fake.script().seen.clone();
+        assert_eq!(asked.last().unwrap(), "restore_host h1 0");
+    }
+}
+
+#[tokio::test]
+async fn an_error_before_anything_is_begun_is_told_as_it_is_and_a_later_one_with_what_is_left() {
+    let controller = Controller::start();
+    let unknown = || Err(tonic::Status::not_found("there is no host h9"));
+    controller.fake.script().maintenance.push_back(unknown());
+    let words = ["host", "roll", "h1", "h9", "--exec", "true"];
+    let outcome = controller.run(&words).await;
+    assert_eq!(outcome.code, 3, "{}", outcome.err);
+    assert!(outcome.err.contains("there is no host h9"), "{}", outcome.err);
+    assert!(!outcome.err.contains("not maintained"), "{}", outcome.err);
+
+    let plans = [Ok(maintenance(&[&["h1"]])), unknown()];
+    controller.fake.script().maintenance.extend(plans);
+    let hosts = vec![Ok(ready("h1", "1")); 5];
+    controller.fake.script().hosts.extend(hosts);
+    controller.fake.script().lists.push_back(Ok(list(&[])));
+    let outcome = controller.run(&words).await;
+    assert_eq!(outcome.code, 8, "{}", outcome.err);
+    for expected in ["there is no host h9", "not maintained: h9"] {
+        assert!(outcome.err.contains(expected), "{}", outcome.err);
+    }
+}
+
+#[tokio::test]
 async fn maintenance_stops_where_a_command_fails_and_says_which_hosts_are_left() {
     let controller = Controller::start();
     let plan = maintenance(&[&["h1"], &["h2"]]);
     controller.fake.script().maintenance.push_back(Ok(plan));
     let closed = [ready("h1", "1"), ready("h1", "1"), ready("h1", "1")];
     controller.fake.script().hosts.extend(closed.map(Ok));
+    controller.fake.script().lists.push_back(Ok(list(&[])));
     let outcome = controller
         .run(&["host", "roll", "h1", "h2", "--exec", "exit 3"])
         .await;

@@ -148,7 +148,9 @@ macro_rules! verbs {
 
             async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Result<Response<v1::ListVmsResponse>, Status> {
                 let mut script = self.script();
-                script.seen.push(format!("list_vms {:?}", request.into_inner().page_token));
+                let request = request.into_inner();
+                let host = match request.host.as_str() { "" => String::new(), host => format!(" of {host}") };
+                script.seen.push(format!("list_vms {:?}{host}", request.page_token));
                 next(&mut script.lists, "list_vms")
             }
 

@@ -1,7 +1,7 @@
 //! `dalgu host roll`: hosts maintained group by group. The groups are the controller's answer, asked for anew before each of them; drains and restorations
 //! are the controller's too. Only what is done with an empty host is done from here.
 
-use std::{cell::RefCell, io, process::Stdio};
+use std::{cell::RefCell, collections::HashMap, io, process::Stdio};
 
 use dalgu_proto::v1;
 use futures::future;
@@ -9,6 +9,7 @@ use tokio::{
     process::Command,
     time::{Instant, sleep},
 };
+use tonic::Response;
 
 use super::{
     Session, change,
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     args::host::RollArgs,
-    commands::map,
+    commands::{map, vm},
     exit::Error,
     output::{self, human},
 };
@@ -32,6 +33,7 @@ pub async fn roll(args: RollArgs, session: &mut Session<'_>) -> Result<(), Error
         let plan = groups(&asked, &args, session).await?;
         return output::one(session.term, session.format, &plan);
     }
+    let count = asked.len();
     let (left, group) = (RefCell::new(asked), RefCell::new(Vec::new()));
     let interrupt = (session.term.interrupt)();
     let ended = tokio::select! {
@@ -40,7 +42,13 @@ pub async fn roll(args: RollArgs, session: &mut Session<'_>) -> Result<(), Error
         ended = all(&left, &group, &args, session) => ended,
     };
     let (left, group) = (left.into_inner(), group.into_inner());
-    ended.map_err(|error| stopped(error, &group, &left))
+    let begun = !group.is_empty() || left.len() < count;
+    ended.map_err(|error| match error {
+        // Nothing was done: what is wrong counts, and what to do about it.
+        error if !begun && !matches!(error, Error::RollEnded(_)) => error,
+        Error::RollInterrupted(_) => error,
+        error => stopped(&error, &group, &left),
+    })
 }
 
 async fn hosts(args: &RollArgs, session: &Session<'_>) -> Result<Vec<String>, Error> {
@@ -105,7 +113,7 @@ async fn maintain(names: &[String], args: &RollArgs, session: &mut Session<'_>) 
     for before in &drained {
         // The first may have waited long for the last.
         let host = look(&before.name, session).await?;
-        if let Err(why) = is_empty(before, &host) {
+        if let Err(why) = is_empty(before, &host, session).await {
             session.term.say(&why.to_string())?;
             blocked = true;
         }
@@ -120,19 +128,45 @@ async fn maintain(names: &[String], args: &RollArgs, session: &mut Session<'_>) 
     report_again(&hosts, args, session).await
 }
 
-/// Whether a host is as its drain left it: closed, and without a VM that was not to stay.
-fn is_empty(before: &v1::Host, host: &v1::Host) -> Result<(), Error> {
+/// Whether a host is as its drain left it: closed, and without a VM that runs and was not to stay.
+async fn is_empty(before: &v1::Host, host: &v1::Host, session: &mut Session<'_>) -> Result<(), Error> {
     ended(before)?;
     let begun = |host: &v1::Host| host.drain.as_ref().and_then(|drain| drain.begin_time);
     let drain = host.drain.clone().unwrap_or_default();
     let same = begun(before) == begun(host) && !drain.restoring && drain.state() == v1::DrainState::Done;
-    match host.cordoned && same {
+    let name = human::clean(&host.name);
+    if !(host.cordoned && same) {
+        return Err(Error::RollEnded(format!(
+            "{name} was opened or drained anew by somebody else meanwhile"
+        )));
+    }
+    let (vms, _) = change(session, async |client| {
+        let list = vm::list(client, &host.name, &HashMap::new()).await;
+        list.map(Response::new)
+    })
+    .await?;
+    let stays = |vm: &v1::Vm| drain.vms.iter().any(|left| left.vm == vm.name && is_left(left));
+    let running = vms.iter().filter(|vm| !is_off(vm) && !stays(vm));
+    let running: Vec<_> = running.map(|vm| human::clean(&vm.name)).collect();
+    match running.is_empty() {
         true => Ok(()),
+        // A cordon keeps no owner from starting a VM that is there.
         false => Err(Error::RollEnded(format!(
-            "{} was opened or drained anew by somebody else meanwhile",
-            human::clean(&host.name)
+            "VMs run on {name} that were not to stay there: {}",
+            running.join(", ")
         ))),
     }
+}
+
+/// Whether a drain left a VM as it was, as its mode says.
+fn is_left(drained: &v1::DrainedVm) -> bool {
+    drained.mode() == v1::DrainMode::Leave && drained.state() == v1::DrainedVmState::Left
+}
+
+/// Whether a VM is off, and is to be.
+fn is_off(vm: &v1::Vm) -> bool {
+    let seen = vm.status.as_ref().map(v1::VmStatus::power_state);
+    vm.desired_power_state() == v1::PowerState::Stopped && seen == Some(v1::PowerState::Stopped)
 }
 
 /// Which hosts can be empty at once.
@@ -270,10 +304,7 @@ async fn report_again(hosts: &[v1::Host], args: &RollArgs, session: &mut Session
 }
 
 /// Says with what went wrong which hosts may be closed, and which are left.
-fn stopped(error: Error, group: &[String], left: &[String]) -> Error {
-    if matches!(error, Error::RollInterrupted(_)) {
-        return error;
-    }
+fn stopped(error: &Error, group: &[String], left: &[String]) -> Error {
     let mut text = error.to_string();
     if !group.is_empty() {
         let hosts = group.join(" ");
