@@ -145,6 +145,39 @@ fn what_cannot_be_read_is_told_with_its_line_and_what_would_do() {
 }
 
 #[test]
+fn a_trace_that_is_longer_than_what_is_replayed_is_refused_before_anything_is_made_of_it() {
+    let too_long = |text: &str| match Trace::read(text.as_bytes()) {
+        Err(Error::TooLong { days }) => Some(days),
+        Ok(_) => None,
+        Err(error) => panic!("{error}"),
+    };
+    let day_s = 24 * 3600;
+    let ours = |end_s: u64| too_long(&format!("{TRACE}100,{end_s},1,1024\n"));
+    assert_eq!(ours(366 * day_s), None);
+    assert_eq!(ours(366 * day_s + 1), Some(367));
+    assert_eq!(ours(999_999_999_999_999), Some(11_574_074_075));
+    let azure = "arrive_s,vcpu,mem_gb,dur_lo_s,dur_hi_s,censored\n0,1,1,0,9e14,0\n";
+    // It ends with its last arrival, however long a VM would live.
+    assert_eq!(too_long(azure), None);
+    assert_eq!(
+        too_long(&format!("{azure}900000000000000,1,1,0,1,0\n")),
+        Some(10_416_666_667)
+    );
+    let bitbrains = |sample: u64| {
+        let head = "vm,t,cores,cpu_cap_mhz,cpu_use_mhz,mem_cap_mib,mem_use_mib";
+        too_long(&format!("{head}\n7,0,1,1,1,1,1\n7,{sample},1,1,1,1,1\n"))
+    };
+    assert_eq!(bitbrains(366 * 288 - 1), None);
+    assert_eq!(bitbrains(366 * 288), Some(367));
+    assert_eq!(bitbrains(999_999_999_999_999), Some(3_472_222_222_223));
+    assert!(
+        refusal(&format!("{TRACE}100,31622401,1,1024\n")).starts_with(
+            "the trace spans 367 days, from its first arrival to its last departure or sample, and no more than 366 are replayed: see that"
+        )
+    );
+}
+
+#[test]
 fn a_replay_comes_to_what_is_reckoned_by_hand() {
     let outcome = replay(&trace(TRACE), &settings(2, HOST), Contender::Pack);
     assert_eq!((outcome.accepted, outcome.refused, outcome.peak_hosts), (3, 1, 2));

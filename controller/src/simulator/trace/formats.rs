@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::Read};
 
 use csv::{StringRecord, StringRecordsIntoIter};
 
-use super::{Column, Error, Line, STEP_S, Size, Trace, Usage, Vm, rounded};
+use super::{Column, Error, Line, STEP_S, Size, Trace, Usage, Vm, rounded, spans};
 
 const OWN: [&str; 4] = ["arrival_s", "departure_s", "vcpus", "memory_mib"];
 const AZURE: [&str; 6] = ["arrive_s", "vcpu", "mem_gb", "dur_lo_s", "dur_hi_s", "censored"];
@@ -180,8 +180,10 @@ fn bitbrains<R: Read>(columns: [Column; 7], lines: StringRecordsIntoIter<R>) -> 
             .checked_sub(vm.first)
             .and_then(|place| usize::try_from(place).ok());
         let place = place
-            .filter(|place| *place >= vm.samples.len() && *place < 1 << 24)
+            .filter(|place| *place >= vm.samples.len())
             .ok_or_else(|| line.wrong(sample, NEXT))?;
+        // Before those that are missing are filled in.
+        spans((at - vm.first) * STEP_S)?;
         let before = vm.samples.last().copied().unwrap_or_default();
         vm.samples.resize(place, before);
         #[expect(clippy::cast_possible_truncation, reason = "a few digits are enough")]

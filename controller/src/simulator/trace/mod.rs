@@ -21,6 +21,8 @@ use csv::StringRecord;
 
 /// Seconds between two samples of use, and between two points of a series.
 pub const STEP_S: u64 = 300;
+/// The longest trace: for each step of it something is kept in memory, by each policy and forecast that it is replayed with.
+pub const MOST_DAYS: u64 = 366;
 /// The columns that a trace of ours must have, as an example to show.
 const COLUMNS: &str = "arrival_s,departure_s,vcpus,memory_mib";
 
@@ -56,6 +58,15 @@ pub enum Error {
     /// There are columns, and nothing else.
     #[error("the trace has columns but no VM: line 2 must be one")]
     NoVm,
+    /// It is longer than what can be replayed.
+    #[error(
+        "the trace spans {days} days, from its first arrival to its last departure or sample, and no more than {MOST_DAYS} are replayed: \
+         see that its times are in seconds, leave departures empty where VMs stay, or cut it into pieces"
+    )]
+    TooLong {
+        /// How long it is.
+        days: u64,
+    },
 }
 
 /// Virtual processors and memory.
@@ -141,7 +152,7 @@ impl Trace {
     /// Reads a trace of any of the known formats.
     ///
     /// # Errors
-    /// If it is of none, or a value is not what its column has; with the line and what would do.
+    /// If it is of none, or a value is not what its column has; with the line and what would do. If it is longer than [`MOST_DAYS`].
     pub fn read(from: impl Read) -> Result<Self, Error> {
         let mut reader = csv::ReaderBuilder::new()
             .trim(csv::Trim::All)
@@ -152,6 +163,7 @@ impl Trace {
             return Err(Error::Empty);
         }
         let trace = formats::read(&head, reader.into_records())?;
+        spans(trace.end_s - trace.start_s)?;
         match trace.vms.is_empty() {
             true => Err(Error::NoVm),
             false => Ok(trace),
@@ -274,6 +286,14 @@ impl Line<'_> {
             Ok(vcpus @ 1..=4096) => Ok(vcpus),
             _ => Err(self.wrong(column, expected)),
         }
+    }
+}
+
+/// Refuses a trace of so many seconds where that is too long.
+fn spans(seconds: u64) -> Result<(), Error> {
+    match seconds.div_ceil(24 * 3600) {
+        ..=MOST_DAYS => Ok(()),
+        days => Err(Error::TooLong { days }),
     }
 }
 
