@@ -102,14 +102,22 @@ async fn upload(clients: &Clients, version: &str, data: &[u8]) -> Result<u64, St
 
 /// An image that VMs can be made from.
 async fn available(clients: &Clients, version: &str, data: &[u8]) -> v1::Image {
-    clients
-        .images
-        .clone()
-        .create_image(image(version, data))
-        .await
-        .unwrap();
-    upload(clients, version, data).await.unwrap();
-    until(clients, version, ImageState::Available).await
+    made(clients, image(version, data), data).await
+}
+
+/// One that starts from UEFI.
+async fn available_for_uefi(clients: &Clients) -> v1::Image {
+    let data = b"bytes";
+    let mut new = image("12", data);
+    new.image.as_mut().unwrap().firmware = v1::Firmware::Uefi.into();
+    made(clients, new, data).await
+}
+
+async fn made(clients: &Clients, new: v1::CreateImageRequest, data: &[u8]) -> v1::Image {
+    let version = new.image.as_ref().unwrap().version.clone();
+    clients.images.clone().create_image(new).await.unwrap();
+    upload(clients, &version, data).await.unwrap();
+    until(clients, &version, ImageState::Available).await
 }
 
 fn with_image(vm: &str, disk: v1::Disk) -> v1::CreateVmRequest {
@@ -195,11 +203,7 @@ async fn an_image_is_uploaded_and_copied_and_stays_as_long_as_a_vm_has_a_disk_of
 async fn a_vm_starts_from_what_its_image_says_unless_it_says_otherwise_itself() {
     let mut site = Site::new(1).await;
     let mut clients = site.start().await;
-    let mut new = image("12", b"bytes");
-    new.image.as_mut().unwrap().firmware = v1::Firmware::Uefi.into();
-    clients.images.create_image(new).await.unwrap();
-    upload(&clients, "12", b"bytes").await.unwrap();
-    let shown = until(&clients, "12", ImageState::Available).await;
+    let shown = available_for_uefi(&clients).await;
     assert_eq!(shown.firmware(), v1::Firmware::Uefi);
     // The only host has none for its guests.
     let asked = with_image("web", root("debian:12"));
@@ -235,11 +239,7 @@ async fn a_vm_starts_from_what_its_image_says_unless_it_says_otherwise_itself() 
 async fn a_volume_of_an_image_keeps_its_firmware_for_the_vm_that_boots_from_it() {
     let mut site = Site::new(1).await;
     let mut clients = site.start().await;
-    let mut new = image("12", b"bytes");
-    new.image.as_mut().unwrap().firmware = v1::Firmware::Uefi.into();
-    clients.images.create_image(new).await.unwrap();
-    upload(&clients, "12", b"bytes").await.unwrap();
-    until(&clients, "12", ImageState::Available).await;
+    available_for_uefi(&clients).await;
     let volume = |name: &str, image: &str| v1::CreateVolumeRequest {
         volume: Some(v1::Volume {
             name: name.into(),
