@@ -291,7 +291,7 @@ pub async fn blackouts(
         let ended = operator.finish(moved).await?;
         let told = ended.migration.and_then(|migration| migration.network_blackout);
         let told = Duration::try_from(told.context("no blackout is reported")?)?;
-        let blackout = watch.end(Duration::from_secs(1)).await?.blackout;
+        let blackout = watch.end(200).await?.blackout;
         let [blackout, told] = [blackout, told].map(|time| time.as_secs_f64() * 1000.0);
         println!("seen {blackout:.0} ms, reported {told:.0} ms");
         seen.push(blackout);

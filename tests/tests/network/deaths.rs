@@ -67,7 +67,7 @@ async fn whoever_dies_while_a_vm_moves_it_is_in_one_place_with_its_rules_and_now
                 begun.elapsed()
             );
         }
-        let seen = watch.end(Duration::ZERO).await?;
+        let seen = watch.end(0).await?;
         ensure!(
             seen.got_through == 0,
             "a refused packet reached the guest {} times",

@@ -1,7 +1,5 @@
 //! Interfaces whose rules, groups and networks change while their guests run, and networks that are bridges of the hosts.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, ensure};
 use dalgu_agent::network::names;
 use dalgu_tests::e2e::census::{at_rest, disagreements};
@@ -199,8 +197,8 @@ async fn an_interface_in_a_network_of_the_sites_bridge_comes_and_goes_while_the_
         probe.hears("10.40.0.11:0").await?;
         let mut conversation = probe.converse("10.40.0.11:7").await?;
         conversation.says("from the site's own network").await?;
-        let seen = probe.watch([10, 40, 0, 11].into()).await?;
-        let seen = seen.end(Duration::from_secs(1)).await?;
+        let watch = probe.watch([10, 40, 0, 11].into()).await?;
+        let seen = watch.end(100).await?;
         ensure!(
             seen.got_through == 0,
             "a refused packet reached the guest: {seen:?}"

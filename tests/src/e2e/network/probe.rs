@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::cmsg_space;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
     socket, sockopt,
 };
-use nix::sys::time::TimeSpec;
+use nix::sys::time::{TimeSpec, TimeVal, TimeValLike as _};
+use nix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -34,6 +36,8 @@ const OPEN: u16 = 7;
 const CLOSED: u16 = 9;
 /// An answer takes longer only where there is none; an emulated guest that arrives takes its time.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Whether anybody still listens is looked at so often.
+const LOOK_MS: i64 = 200;
 
 /// Does something on a thread that is in a namespace.
 async fn inside<T: Send + 'static>(
@@ -64,8 +68,6 @@ pub struct Seen {
     pub blackout: Duration,
     /// Refused questions that reached the guest: it said that nobody listens.
     pub got_through: usize,
-    /// Answers since the longest time without.
-    pub answers_after: usize,
 }
 
 /// A guest is being watched.
@@ -195,23 +197,23 @@ impl Probe {
 }
 
 impl Watch {
-    /// Watches for a while longer, and says what was seen.
+    /// Waits until so many more questions were answered, and says what was seen.
     ///
     /// # Errors
-    /// If there were no answers.
-    pub async fn end(self, longer: Duration) -> anyhow::Result<Seen> {
-        let until = Instant::now() + longer;
-        wait_for("the time after", BOOT_LIMIT, async || Instant::now() > until).await?;
-        let answers = self.heard.answers(self.guest, OPEN);
+    /// If they are not.
+    pub async fn end(self, more: usize) -> anyhow::Result<Seen> {
+        // By the clock of the frames: what came before may not have been taken up yet.
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?);
+        let mut answers = Vec::new();
+        wait_for("more answers", BOOT_LIMIT, async || {
+            answers = self.heard.answers(self.guest, OPEN);
+            answers.iter().filter(|came| **came > now).count() >= more
+        })
+        .await?;
         let gaps = answers.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
-        let (place, blackout) = gaps
-            .enumerate()
-            .max_by_key(|(_, gap)| *gap)
-            .context("no answers")?;
         Ok(Seen {
-            blackout,
+            blackout: gaps.max().context("no answers")?,
             got_through: self.heard.answers(self.guest, CLOSED).len(),
-            answers_after: answers.len() - place - 1,
         })
     }
 }
@@ -261,15 +263,21 @@ impl Heard {
             let kind = (AddressFamily::Packet, SockType::Raw);
             let socket = socket(kind.0, kind.1, SockFlag::empty(), SockProtocol::EthAll)?;
             setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+            setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(LOOK_MS))?;
             Ok(socket)
         })
         .await?;
         let frames: Arc<Mutex<Vec<Frame>>> = Arc::default();
         let kept = Arc::downgrade(&frames);
         std::thread::spawn(move || {
-            while let Ok(frame) = receive(&socket) {
+            loop {
+                let frame = receive(&socket);
                 let Some(kept) = kept.upgrade() else { return };
-                kept.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
+                match frame {
+                    Ok(frame) => kept.lock().unwrap_or_else(PoisonError::into_inner).push(frame),
+                    Err(Errno::EAGAIN | Errno::EINTR) => {}
+                    Err(_) => return,
+                }
             }
         });
         Ok(Self { frames })
