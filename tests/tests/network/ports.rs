@@ -134,16 +134,28 @@ const OFFICE: [&str; 7] = [
     "10.40.0.0/24,gateway=10.40.0.1",
 ];
 
-/// Plugs an interface into it while the guest runs. The filters must be there when the kernel first shows the tap.
+/// What filters what a tap sends, by the time at which the kernel first shows the tap.
+async fn first_filters(lab: &Lab, tap: &str) -> anyhow::Result<String> {
+    // Ends by itself, also where nobody waits for it any more.
+    let look = format!(
+        "for i in $(seq 200); do grep -q {tap} /proc/net/dev && exec nft list chain bridge dalgu from-{tap}; \
+         sleep 0.02; done"
+    );
+    let mut seen = Ok(String::new());
+    wait_for("a tap", BOOT_LIMIT, async || {
+        seen = lab.exec(1, &["sh", "-c", &look]).await;
+        !matches!(&seen, Ok(nothing) if nothing.is_empty())
+    })
+    .await?;
+    seen.context("a tap was there before its filters")
+}
+
+/// Plugs an interface into it while the guest runs. The filters must be there before the tap.
 async fn plug_in(lab: &Lab, site: &Site<'_>) -> anyhow::Result<String> {
     let tap = names::tap(words::vm(lab, "web").await?.uid.parse()?, "eth1");
-    let look =
-        format!("until grep -q {tap} /proc/net/dev; do :; done; nft list chain bridge dalgu from-{tap}");
-    let host = lab.clone();
-    let looking = tokio::spawn(async move { host.exec(1, &["timeout", "120", "sh", "-c", &look]).await });
     let nic = "eth1,network=office,ip=10.40.0.11,group=web";
-    dalgu(lab, &["vm", "update", "web", "--wait", "--add-nic", nic]).await?;
-    let rules = looking.await?.context("a tap was there before its filters")?;
+    let change = ["vm", "update", "web", "--wait", "--add-nic", nic];
+    let (rules, _) = tokio::try_join!(first_filters(lab, &tap), dalgu(lab, &change))?;
     let vm = words::vm(lab, "web").await?;
     let nics = vm.all["spec"]["nics"].as_array().context("no interfaces")?;
     let nic = nics.iter().find(|nic| nic["name"] == "eth1");
