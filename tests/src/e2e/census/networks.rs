@@ -143,6 +143,8 @@ fn wanted(
         };
         wanted.extend([format!("device {uplink}"), format!("filters of {uplink}")]);
         if network["overlay"].is_object() {
+            let vni = number_at(network, "/overlay/vni");
+            wanted.insert(format!("senders of VNI {vni}"));
             let others = ports.iter().filter(|port| port.network == *name);
             let others = others
                 .map(|port| &port.vm.host)
@@ -151,7 +153,7 @@ fn wanted(
                 let other = lab.hosts().into_iter().find(|one| one.name == *other);
                 let address = other.context("no such host")?.ip;
                 wanted.insert(format!("{uplink} floods to {address}"));
-                wanted.insert(format!("VXLAN from {address}"));
+                wanted.insert(format!("VNI {vni} from {address}"));
             }
         }
         let served = |family: &str| network[family].is_object() && network[family]["noDhcp"] != true;
@@ -247,9 +249,12 @@ impl Seen {
                     self.all.extend(bridges.map(|bridge| format!("zone of {bridge}")));
                 }
                 ("inet", "input") => {
+                    let vni = vni(&rule["expr"]);
+                    self.all.insert(format!("senders of VNI {vni}"));
                     let peers = words.iter().filter(|word| word.parse::<IpAddr>().is_ok());
                     let peers = peers.filter(|peer| **peer != host.ip);
-                    self.all.extend(peers.map(|peer| format!("VXLAN from {peer}")));
+                    self.all
+                        .extend(peers.map(|peer| format!("VNI {vni} from {peer}")));
                 }
                 ("bridge", _) if holds(&rule["expr"], "limit") => {
                     self.all.insert(format!("limit in {chain}"));
@@ -283,6 +288,13 @@ fn of(shown: &str) -> anyhow::Result<Value> {
         "" => Ok(Value::Null),
         shown => serde_json::from_str(shown).with_context(|| format!("no JSON: {shown}")),
     }
+}
+
+/// Which overlay a rule is about: the 24 bits that it compares with where VXLAN has them. 0 where it compares none.
+fn vni(rule: &Value) -> u64 {
+    let mut matches = rule.as_array().into_iter().flatten().map(|part| &part["match"]);
+    let vni = matches.find(|one| one["left"]["payload"]["len"] == 24);
+    vni.map_or(0, |vni| number_at(vni, "/right"))
 }
 
 /// Whether a device bears a name of a network's or of an interface in one.
