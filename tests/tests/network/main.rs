@@ -135,10 +135,14 @@ async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<(
         })
         .await?;
         drop(questions);
-        let own = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 12).octets();
+        let own = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 12);
         ensure!(
-            heard.holding_of(&site::mac(12), &own) > 0,
+            heard.holding_of(&site::mac(12), &own.octets()) > 0,
             "its own IPv6 address was not heard of"
+        );
+        ensure!(
+            heard.looking_for(&site::mac(12), own) > 0,
+            "it could not ask whether another has its own IPv6 address"
         );
         let other = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 0x63).octets();
         ensure!(

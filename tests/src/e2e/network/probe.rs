@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -313,6 +313,21 @@ impl Heard {
     #[must_use]
     pub fn announcing(&self, mac: &str) -> usize {
         self.count(|frame| sender(frame) == octets(mac) && announces(frame))
+    }
+
+    /// How many frames of this sender ask whether another has this address, before it has it itself: RFC 4862, 5.4.2.
+    #[must_use]
+    pub fn looking_for(&self, mac: &str, address: Ipv6Addr) -> usize {
+        let unspecified = Ipv6Addr::UNSPECIFIED.octets();
+        self.count(|frame| {
+            sender(frame) == octets(mac)
+                && frame.get(12..14) == Some(&[0x86, 0xdd])
+                && frame.get(22..38) == Some(&unspecified)
+                // ICMPv6 right behind the header, type 135.
+                && frame.get(20) == Some(&58)
+                && frame.get(54) == Some(&135)
+                && frame.get(62..78) == Some(&address.octets())
+        })
     }
 
     /// How many frames of this sender ask for an address by DHCP.
