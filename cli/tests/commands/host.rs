@@ -223,7 +223,7 @@ async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command
     assert_eq!(outcome.code, 0, "{}", outcome.err);
     assert_eq!(std::fs::read_to_string(log).unwrap(), "h1\nh2\n");
     let expected = [
-        r#"plan_maintenance ["h1", "h2"] 1 false"#,
+        r#"plan_maintenance ["h1", "h2"] 1 false 1"#,
         "cordon_host h1 maintained with others",
         "drain_host h1 0 DRAIN_MODE_UNSPECIFIED false",
         "get_host h1",
@@ -231,7 +231,7 @@ async fn hosts_are_maintained_group_by_group_and_each_is_empty_while_its_command
         "get_host h1",
         "get_host h1",
         "restore_host h1 0",
-        r#"plan_maintenance ["h2"] 1 false"#,
+        r#"plan_maintenance ["h2"] 1 false 1"#,
         "cordon_host h2 maintained with others",
         "drain_host h2 0 DRAIN_MODE_UNSPECIFIED false",
         "get_host h2",

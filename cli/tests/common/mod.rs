@@ -394,8 +394,8 @@ impl PlanService for Fake {
         let request = request.into_inner();
         let mut script = self.script();
         script.seen.push(format!(
-            "plan_maintenance {:?} {} {}",
-            request.hosts, request.max_hosts, request.without_spare_host
+            "plan_maintenance {:?} {} {} {}",
+            request.hosts, request.max_hosts, request.without_spare_host, request.max_groups
         ));
         next(&mut script.maintenance, "plan_maintenance")
     }

@@ -140,6 +140,7 @@ impl PlanService for Services {
             hosts: hosts(&m.hosts)?,
             settings: planner::Maintenance {
                 at_once: count("max_hosts", m.max_hosts, MAX_HOSTS)?,
+                groups: count("max_groups", m.max_groups, MAX_HOSTS)?,
                 spare: !m.without_spare_host,
             },
         };

@@ -84,11 +84,7 @@ impl Plan {
 
     /// What they copy, in MiB.
     pub fn transfer_mib(&self) -> u64 {
-        let sizes = self
-            .moves
-            .iter()
-            .map(|step| self.site.vms()[step.vm].transfer_mib);
-        sizes.fold(0, u64::saturating_add)
+        self.site.transfer_mib(&self.moves)
     }
 
     /// Adds a move for which [`Site::check`] has said yes.

@@ -8,6 +8,8 @@
 
 use std::fmt;
 
+use super::Move;
+
 /// Place of a host or of a VM in its row.
 pub type Slot = usize;
 
@@ -206,6 +208,12 @@ impl Site {
         self.spare.margin() >= 0
     }
 
+    /// What moves copy, in MiB.
+    pub fn transfer_mib(&self, moves: &[Move]) -> u64 {
+        let sizes = moves.iter().map(|step| self.vms[step.vm].transfer_mib);
+        sizes.fold(0, u64::saturating_add)
+    }
+
     /// Whether a VM may move to a host now.
     pub fn check(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
         self.fits(vm, to)?;
@@ -245,10 +253,10 @@ impl Site {
         }
     }
 
-    /// Has some hosts take no VMs any more.
-    pub fn close(&mut self, hosts: &[Slot]) {
-        hosts.iter().for_each(|host| self.hosts[*host].open = false);
-        self.spare = Spare::new(&self.hosts, &self.vms, &self.held);
+    /// Has a host take VMs, or none.
+    pub fn set_open(&mut self, host: Slot, open: bool) {
+        self.hosts[host].open = open;
+        self.spare.changed(&self.hosts, &self.held, &[host]);
     }
 
     /// Moves a VM for which [`Site::check`] has said yes, or [`Site::has_room`] where room for a host that fails is looked at in the end.
@@ -271,7 +279,7 @@ impl Site {
                 }
             }
         }
-        self.spare.moved(&self.hosts, &self.held, [from, to]);
+        self.spare.changed(&self.hosts, &self.held, &[from, to]);
     }
 }
 
@@ -389,9 +397,9 @@ impl Spare {
         sum - most >= least
     }
 
-    fn moved(&mut self, hosts: &[Host], held: &[Held], changed: [Slot; 2]) {
+    fn changed(&mut self, hosts: &[Host], held: &[Held], changed: &[Slot]) {
         let mut again = false;
-        for host in changed {
+        for host in changed.iter().copied() {
             let (s, u) = self.rows[host];
             again |= s + u == self.most;
             let row = self.row(&hosts[host], &held[host]);

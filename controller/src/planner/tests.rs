@@ -178,7 +178,11 @@ fn as_many_hosts_are_maintained_at_once_as_the_others_have_room_for_and_one_may_
     // Six hosts, each half full: three can be empty when nothing fails, two when a host may.
     let vms = || (0..48).map(|slot| vm(slot / 8, 1.0)).collect();
     let all: Vec<_> = (0..6).collect();
-    let settings = |at_once, spare| Maintenance { at_once, spare };
+    let settings = |at_once, spare| Maintenance {
+        at_once,
+        groups: 9,
+        spare,
+    };
     for (at_once, spare, expected) in [
         (10, false, vec![vec![0, 1, 2], vec![3, 4, 5]]),
         (10, true, vec![vec![0, 1], vec![2, 3], vec![4, 5]]),
@@ -201,6 +205,7 @@ fn a_host_that_cannot_be_emptied_is_named_with_what_holds_it() {
     let site = Site::new(vec![host(8.0); 3], vms, rules);
     let settings = Maintenance {
         at_once: 1,
+        groups: 9,
         spare: false,
     };
     let held = vec![(1, HeldBy::Vm(1))];
@@ -210,7 +215,75 @@ fn a_host_that_cannot_be_emptied_is_named_with_what_holds_it() {
     );
     // One that stays through it holds nothing.
     let (groups, held) = groups(&site, &[1], |vm| vm != 1, settings);
-    assert_eq!((groups[0].plan.moves().len(), held), (0, vec![]));
+    assert_eq!((groups[0].moves.len(), held), (0, vec![]));
+}
+
+#[test]
+fn a_vm_that_had_come_to_a_host_of_its_group_goes_on_and_is_moved_once() {
+    // The first two VMs go to the empty hosts 2 and 3, which are emptied too.
+    let site = site(5, vec![vm(0, 1.0), vm(1, 1.0), vm(4, 1.0)]);
+    let settings = Maintenance {
+        at_once: 4,
+        groups: 9,
+        spare: false,
+    };
+    let (groups, held) = groups(&site, &[0, 1, 2, 3], |_| true, settings);
+    let steps: Vec<_> = groups[0]
+        .moves
+        .iter()
+        .map(|step| (step.vm, step.from, step.to))
+        .collect();
+    assert_eq!(groups[0].hosts, [0, 1, 2, 3]);
+    assert_eq!((steps, held), (vec![(0, 0, 4), (1, 1, 4)], vec![]));
+}
+
+#[test]
+fn who_asks_for_one_group_gets_the_first_and_no_word_of_the_hosts_behind_it() {
+    let mut vms = vec![vm(0, 1.0), vm(1, 1.0), vm(3, 1.0)];
+    vms[0].rule = 1;
+    vms[2].rule = 1;
+    let rules = vec![Rule::new(4, |_| true), Rule::new(4, |_| false)];
+    let site = Site::new(vec![host(8.0); 4], vms, rules);
+    let settings = |groups| Maintenance {
+        at_once: 1,
+        groups,
+        spare: false,
+    };
+    let all = grouped(&site, &[0, 1, 2, 3], settings(9));
+    let held = |hosts: &[(Slot, Slot)]| hosts.iter().map(|(host, vm)| (*host, HeldBy::Vm(*vm))).collect();
+    assert_eq!(all, (vec![vec![1], vec![2]], held(&[(0, 0), (3, 2)])));
+    let first = grouped(&site, &[0, 1, 2, 3], settings(1));
+    assert_eq!(first, (vec![vec![1]], held(&[(0, 0)])));
+}
+
+#[test]
+fn a_closed_host_can_fail_too_and_one_of_the_group_cannot() {
+    let settings = Maintenance {
+        at_once: 1,
+        groups: 9,
+        spare: true,
+    };
+    // With host 0 empty, two hosts have 120 processors free: not enough for a closed one with 124.
+    let mut hosts = vec![host(8.0); 4];
+    hosts[3] = Host {
+        open: false,
+        vcpus: 128,
+        ..host(8.0)
+    };
+    for (closed, expected) in [
+        (31, (vec![], vec![(0, HeldBy::SpareRoom)])),
+        (30, (vec![vec![0]], vec![])),
+    ] {
+        let vms = [1, 2].into_iter().chain(std::iter::repeat_n(3, closed));
+        let vms = vms.map(|host| vm(host, 1.0)).collect();
+        let site = Site::new(hosts.clone(), vms, vec![Rule::new(4, |_| true)]);
+        assert_eq!(grouped(&site, &[0], settings), expected, "{closed} VMs");
+    }
+    // What stays on a host through its maintenance is not looked for room for.
+    let mut vms = vec![vm(0, 1.0), vm(1, 1.0), vm(2, 1.0)];
+    vms[0].vcpus = 64;
+    let (groups, held) = groups(&site(3, vms), &[0], |vm| vm != 0, settings);
+    assert_eq!((groups.len(), held), (1, vec![]));
 }
 
 #[test]
@@ -224,9 +297,11 @@ fn a_site_that_cannot_lose_a_host_is_not_maintained_unless_that_is_allowed() {
         ),
         (false, (vec![vec![0], vec![1]], vec![])),
     ] {
-        assert_eq!(
-            grouped(&site, &[0, 1], Maintenance { at_once: 9, spare }),
-            expected
-        );
+        let settings = Maintenance {
+            at_once: 9,
+            groups: 9,
+            spare,
+        };
+        assert_eq!(grouped(&site, &[0, 1], settings), expected);
     }
 }

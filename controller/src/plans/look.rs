@@ -11,7 +11,7 @@ use crate::{
     hosts,
     model::{DrainMode, PlanFigures, PlanStep, StepState, VmRecord},
     placement::{HostView, Request, is_pressed, may_have},
-    planner::{Figures, Host, Plan, Rule, Site, Slot, Vm},
+    planner::{Figures, Host, Move, Plan, Rule, Site, Slot, Vm},
     state::{Db, State},
     verbs::migrate::{self, DEFAULT_DOWNTIME_MS},
 };
@@ -110,12 +110,12 @@ impl Look {
         self.vms[slot]
     }
 
-    /// A plan's moves by name, and how long all of them are likely to take: hosts copy at the same time, each one VM after the other.
-    pub fn steps(&self, state: &State, plan: &Plan) -> (Vec<PlanStep>, f64) {
+    /// Moves by name, and how long all of them are likely to take: hosts copy at the same time, each one VM after the other.
+    pub fn steps(&self, state: &State, moves: &[Move]) -> (Vec<PlanStep>, f64) {
         let rate = rate(state);
         let mut busy = vec![0.0_f64; self.hosts.len()];
         let mut steps = Vec::new();
-        for step in plan.moves() {
+        for step in moves {
             let Some(vm) = state.vms.get(&self.vms[step.vm]) else {
                 continue;
             };

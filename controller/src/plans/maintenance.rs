@@ -96,9 +96,9 @@ pub fn group(
     }));
     let groups = found.into_iter().map(|group| Group {
         hosts: group.hosts.iter().map(|slot| look.host(*slot).clone()).collect(),
-        moves: group.plan.moves().len(),
-        copied_mib: group.plan.transfer_mib(),
-        predicted_seconds: look.steps(state, &group.plan).1,
+        moves: group.moves.len(),
+        copied_mib: look.site.transfer_mib(&group.moves),
+        predicted_seconds: look.steps(state, &group.moves).1,
     });
     Ok((groups.collect(), held))
 }

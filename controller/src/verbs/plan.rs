@@ -71,7 +71,7 @@ impl Draft {
         };
         // Every beginning of a plan is a plan.
         let plan = plan.within(&look.site, ask.moves, ask.copied_mib);
-        let (steps, predicted_seconds) = look.steps(state, &plan);
+        let (steps, predicted_seconds) = look.steps(state, plan.moves());
         Ok(Self {
             steps,
             predicted_seconds,

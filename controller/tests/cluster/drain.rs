@@ -335,6 +335,7 @@ async fn hosts_to_be_maintained_are_sorted_into_groups_that_can_be_emptied_at_on
         hosts: hosts.iter().map(ToString::to_string).collect(),
         max_hosts,
         without_spare_host,
+        max_groups: 0,
     };
     for (max_hosts, without_spare_host, expected) in [
         // With h2 alone left, nothing would stand in for it.
@@ -363,6 +364,14 @@ async fn hosts_to_be_maintained_are_sorted_into_groups_that_can_be_emptied_at_on
         assert_eq!((held.host.as_str(), held.vm.as_str()), ("h2", "b"));
         assert_eq!(held.error.as_ref().unwrap().reason, "ASKS");
     }
+    // Who asks anew after each group is told of one.
+    let first = v1::PlanMaintenanceRequest {
+        max_groups: 1,
+        ..ask(&["h4", "h1", "h3"], 1, false)
+    };
+    let plan = clients.plans.plan_maintenance(first).await.unwrap().into_inner();
+    assert_eq!((plan.groups.len(), plan.groups[0].hosts[0].as_str()), (1, "h4"));
+    assert_eq!(plan.held, []);
     // What is said to go at once does.
     for name in ["h1", "h3"] {
         clients.hosts.drain_host(drain(name)).await.unwrap();
@@ -371,9 +380,14 @@ async fn hosts_to_be_maintained_are_sorted_into_groups_that_can_be_emptied_at_on
         assert_eq!(over(&clients, name).await.state(), DrainState::Done);
     }
 
+    let many = v1::PlanMaintenanceRequest {
+        max_groups: 1001,
+        ..ask(&["h1"], 0, false)
+    };
     for (request, field) in [
         (ask(&[], 0, false), "hosts"),
         (ask(&["h1"], 1001, false), "max_hosts"),
+        (many, "max_groups"),
         (ask(&["No Name"], 0, false), "hosts"),
     ] {
         let error = clients.plans.plan_maintenance(request).await.unwrap_err();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dalgu_tests::bench::planner::{self, consolidation};
+use dalgu_tests::bench::planner::{self, consolidation, maintenance};
 use dalgu_tests::bench::report::{self, Report};
 
 /// Measures how good plans are, and how soon they are made.
@@ -13,6 +13,9 @@ struct Arguments {
     /// Nodes of the sites that are evened out.
     #[arg(long, value_delimiter = ',', default_value = "50,5000")]
     nodes: Vec<usize>,
+    /// Hosts of the site that is maintained, each with 20 VMs.
+    #[arg(long, default_value_t = 1000)]
+    maintained: usize,
     /// How often each is, for the median of the times.
     #[arg(long, default_value_t = 9)]
     runs: usize,
@@ -36,6 +39,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let file = report::place("planner")?;
     let mut report = Report::default();
     planner::run(&arguments.nodes, arguments.runs, &mut report);
+    maintenance::run(arguments.maintained, arguments.runs, &mut report);
     let outcome = match &arguments.planetlab {
         Some(day) => consolidation::run(day, &mut report),
         None => {

@@ -30,7 +30,7 @@ const REASON: &str = "maintained with others";
 pub async fn roll(args: RollArgs, session: &mut Session<'_>) -> Result<(), Error> {
     let asked = hosts(&args, session).await?;
     if args.dry_run {
-        let plan = groups(&asked, &args, session).await?;
+        let plan = groups(&asked, 0, &args, session).await?;
         return output::one(session.term, session.format, &plan);
     }
     let count = asked.len();
@@ -71,7 +71,7 @@ async fn all(
 ) -> Result<(), Error> {
     while !left.borrow().is_empty() {
         let asked = left.borrow().clone();
-        let plan = groups(&asked, args, session).await?;
+        let plan = groups(&asked, 1, args, session).await?;
         let Some(first) = plan.groups.first() else {
             output::one(session.term, session.format, &plan)?;
             let message = "none of the hosts that are left can be emptied now";
@@ -169,9 +169,10 @@ fn is_off(vm: &v1::Vm) -> bool {
     vm.desired_power_state() == v1::PowerState::Stopped && seen == Some(v1::PowerState::Stopped)
 }
 
-/// Which hosts can be empty at once.
+/// Which hosts can be empty at once: so many groups, or 0 for all.
 async fn groups(
     hosts: &[String],
+    max_groups: u32,
     args: &RollArgs,
     session: &mut Session<'_>,
 ) -> Result<v1::MaintenancePlan, Error> {
@@ -179,6 +180,7 @@ async fn groups(
         hosts: hosts.to_vec(),
         max_hosts: args.max_hosts,
         without_spare_host: args.without_spare_host,
+        max_groups,
     };
     change(session, async |client| {
         client.plans().plan_maintenance(request.clone()).await
