@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, peer, vm::bad};
 use crate::{
-    hosts, images, networks,
+    hosts,
     placement::{self, Capacity, Request as Question, Rules},
     placement_groups,
-    verbs::{Error, migrate, placement_group},
+    verbs::{Error, create, migrate, placement_group},
 };
 
 /// Most domains for which room can be kept.
@@ -45,6 +45,16 @@ fn question(m: &v1::EstimateCapacityRequest) -> Result<Question, Status> {
         ..Rules::default()
     };
     Ok(Question::new(Spec::try_from(spec).map_err(bad)?).with_rules(rules))
+}
+
+/// What is wrong with the specification of a VM that would be made: here it is no part of a VM.
+fn of_spec(error: Error) -> Status {
+    match error {
+        Error::Invalid { field, message } => {
+            reason::invalid(field.strip_prefix("vm.").unwrap_or(&field), message)
+        }
+        error => error.into(),
+    }
 }
 
 #[tonic::async_trait]
@@ -85,34 +95,18 @@ impl PlacementService for Services {
             None => return Err(reason::invalid("subject", "give a spec, or the name of a VM")),
             Some(Subject::Spec(spec)) => {
                 let firmware_given = spec.firmware() != v1::Firmware::Unspecified;
-                let mut spec = Spec::try_from(spec).map_err(|invalid| {
+                let spec = Spec::try_from(spec).map_err(|invalid| {
                     reason::invalid(&format!("spec.{}", invalid.field), invalid.message)
                 })?;
-                images::resolve::images(&state, &mut spec, &principal).map_err(|error| match error {
-                    images::resolve::Error::Disk {
-                        index,
-                        field,
-                        message,
-                    } => reason::invalid(&format!("spec.disks[{index}].{field}"), message),
-                    other => Error::from(other).into(),
-                })?;
-                networks::resolve::ports(&state, &mut spec, None).map_err(|error| match error {
-                    networks::resolve::Error::Port {
-                        index,
-                        field,
-                        message,
-                    } => reason::invalid(&format!("spec.nics[{index}].{field}"), message),
-                    other => Error::from(other).into(),
-                })?;
-                if !firmware_given {
-                    spec.firmware = images::resolve::firmware(&state, &spec, &principal).unwrap_or_default();
-                }
-                let needs = networks::resolve::needs(&state, &spec);
+                let found = create::resolve(&state, &principal, spec, firmware_given).map_err(of_spec)?;
                 let groups = groups("placement_groups", &request.placement_groups).map_err(bad)?;
                 let tolerations = tolerations("tolerations", &request.tolerations).map_err(bad)?;
                 placement_group::are_there(&state, &groups)?;
                 let rules = placement_groups::of_new(&state, &groups, &tolerations);
-                Question::new(spec).with_needs(needs).with_rules(rules).on(host)
+                Question::new(found.spec)
+                    .with_needs(found.needs)
+                    .with_rules(rules)
+                    .on(host)
             }
             Some(Subject::Vm(name)) => {
                 let name = vm_name(&name)?;

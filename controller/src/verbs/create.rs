@@ -111,7 +111,7 @@ pub struct Plan {
     pub image_bytes: u64,
 }
 
-/// Checks the name and the MAC addresses, finds volumes and images, gives addresses, and then finds a host.
+/// Checks the name and the MAC addresses, finds what the VM names, and then a host.
 pub fn check(
     state: &State,
     principal: &str,
@@ -122,28 +122,12 @@ pub fn check(
         return Err(Error::VmExists(new.name.clone()));
     }
     free_macs(state, &new.spec, None)?;
-    let mut spec = new.spec.clone();
-    volumes::resolve::volumes(state, &mut spec.disks, &[])?;
-    let image_bytes = images::resolve::images(state, &mut spec, principal)?;
-    if !new.firmware_given {
-        spec.firmware = images::resolve::firmware(state, &spec, principal).unwrap_or_default();
-    }
-    networks::resolve::ports(state, &mut spec, None)?;
-    let mut needs = Needs {
-        volumes: volumes::resolve::bound(state, &spec),
-        ..networks::resolve::needs(state, &spec)
-    };
-    let mut restored_bytes = 0_u64;
-    for disk in &spec.disks {
-        if let Some(backup) = &disk.backup {
-            needs.pools.insert(backup.pool.clone());
-            restored_bytes = restored_bytes.saturating_add(disk.size_mib << 20);
-        }
-    }
+    let found = resolve(state, principal, new.spec.clone(), new.firmware_given)?;
     placement_group::are_there(state, &new.placement_groups)?;
     let rules = placement_groups::of_new(state, &new.placement_groups, &new.tolerations);
+    let mut spec = found.spec;
     let request = Request::new(spec.clone())
-        .with_needs(needs)
+        .with_needs(found.needs)
         .with_rules(rules)
         .on(new.host.clone());
     let (owner, decision) = place(state, &request, decide)?;
@@ -154,7 +138,48 @@ pub fn check(
         owner,
         decision,
         spec,
-        image_bytes: image_bytes.saturating_add(restored_bytes),
+        image_bytes: found.image_bytes,
+    })
+}
+
+/// What a new VM is made of, with all that it names filled in.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// With its volumes, the images that its disks are made from, its firmware and addresses.
+    pub spec: Spec,
+    /// What its host must have for these.
+    pub needs: Needs,
+    /// Size of the images, and of the disks that are made from a backup.
+    pub image_bytes: u64,
+}
+
+/// Finds volumes and images, and gives addresses.
+pub fn resolve(
+    state: &State,
+    principal: &str,
+    mut spec: Spec,
+    firmware_given: bool,
+) -> Result<Resolved, Error> {
+    volumes::resolve::volumes(state, &mut spec.disks, &[])?;
+    let mut image_bytes = images::resolve::images(state, &mut spec, principal)?;
+    if !firmware_given {
+        spec.firmware = images::resolve::firmware(state, &spec, principal).unwrap_or_default();
+    }
+    networks::resolve::ports(state, &mut spec, None)?;
+    let mut needs = Needs {
+        volumes: volumes::resolve::bound(state, &spec),
+        ..networks::resolve::needs(state, &spec)
+    };
+    for disk in &spec.disks {
+        if let Some(backup) = &disk.backup {
+            needs.pools.insert(backup.pool.clone());
+            image_bytes = image_bytes.saturating_add(disk.size_mib << 20);
+        }
+    }
+    Ok(Resolved {
+        spec,
+        needs,
+        image_bytes,
     })
 }
 

@@ -335,14 +335,18 @@ impl AgentService for Agent {
     }
 }
 
-fn inventory() -> v1::HostInventory {
+fn inventory(offers_volumes: bool) -> v1::HostInventory {
     const GIB: u64 = 1 << 30;
+    let mut guest_features = vec![v1::GuestFeature::FirstBoot.into()];
+    if offers_volumes {
+        guest_features.push(v1::GuestFeature::Volume.into());
+    }
     v1::HostInventory {
         cpus: 4,
         memory_bytes: 8 * GIB,
         accelerator: "tcg".into(),
         bridges: vec!["br0".into()],
-        guest_features: vec![v1::GuestFeature::FirstBoot.into()],
+        guest_features,
         pools: vec![v1::StoragePool {
             name: "local".into(),
             path: "/pool".into(),
@@ -406,10 +410,16 @@ impl Agent {
         client: &mut RegistrarServiceClient<tonic::transport::Channel>,
         run: &str,
     ) -> bool {
-        let (address, session, cluster_id) = {
+        let (address, session, cluster_id, offers_volumes) = {
             let world = self.fabric.lock();
             let host = &world.hosts[&self.name];
-            (host.address.clone(), host.session, host.cluster_id.clone())
+            let cluster_id = host.cluster_id.clone();
+            (
+                host.address.clone(),
+                host.session,
+                cluster_id,
+                host.offers_volumes,
+            )
         };
         let request = agent::RegisterRequest {
             host: self.name.clone(),
@@ -417,7 +427,7 @@ impl Agent {
             boot_id: "boot-1".into(),
             agent_run_id: run.into(),
             agent_version: "test".into(),
-            inventory: Some(self.networked(inventory())),
+            inventory: Some(self.networked(inventory(offers_volumes))),
             usage: None,
             vms: self.reports(),
             unmanaged_domains: vec![],

@@ -68,6 +68,8 @@ pub struct Host {
     pub images: Images,
     /// What is here of networks.
     pub networks: Networks,
+    /// Offers volumes of the site.
+    pub offers_volumes: bool,
 }
 
 #[derive(Debug, Default)]

@@ -275,8 +275,16 @@ async fn a_volume_of_an_image_keeps_its_firmware_for_the_vm_that_boots_from_it()
         (bios, false),
         (from("web", "blank"), false),
     ] {
+        let spec = asked.vm.as_ref().and_then(|vm| vm.spec.clone()).unwrap();
+        let explained = v1::ExplainPlacementRequest {
+            subject: Some(v1::explain_placement_request::Subject::Spec(spec)),
+            ..Default::default()
+        };
+        let explained = clients.placement.explain_placement(explained).await.unwrap();
+        let explained = format!("{explained:?}");
         let refused = clients.vms.create_vm(asked).await.unwrap_err();
         assert_eq!(refused.message().contains("UEFI"), uefi, "{refused}");
+        assert_eq!(explained.contains("UEFI"), uefi, "{explained}");
     }
 }
 

@@ -3,7 +3,7 @@
 use dalgu_proto::v1;
 
 use super::list;
-use crate::site::{Site, create, spec};
+use crate::site::{Clients, Site, create, delete, eventually, reason, spec};
 
 #[tokio::test]
 async fn placement_explains_itself_before_and_after() {
@@ -57,4 +57,89 @@ async fn placement_explains_itself_before_and_after() {
         .unwrap()
         .into_inner();
     assert_ne!(moving.host, kept.host);
+}
+
+/// Where a VM with this disk would go.
+async fn with_disk(clients: &Clients, disk: v1::Disk) -> Result<v1::Placement, tonic::Status> {
+    let spec = v1::VmSpec {
+        disks: vec![disk],
+        ..spec()
+    };
+    let ask = v1::ExplainPlacementRequest {
+        subject: Some(v1::explain_placement_request::Subject::Spec(spec)),
+        ..Default::default()
+    };
+    let answer = clients.placement.clone().explain_placement(ask).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn a_vm_that_would_have_a_volume_is_explained_where_the_volume_is() {
+    let mut site = Site::new(2).await;
+    for host in site.fabric.lock().hosts.values_mut() {
+        host.offers_volumes = true;
+    }
+    let mut clients = site.start().await;
+    let ledger = v1::Volume {
+        name: "ledger".into(),
+        size_mib: 60 << 10,
+        ..Default::default()
+    };
+    let request = v1::CreateVolumeRequest {
+        volume: Some(ledger),
+        ..Default::default()
+    };
+    clients.volumes.create_volume(request).await.unwrap();
+    let data = || v1::Disk {
+        name: "data".into(),
+        volume: "ledger".into(),
+        ..Default::default()
+    };
+    // It is nowhere yet, and its size counts.
+    let anywhere = with_disk(&clients, data()).await.unwrap();
+    assert_eq!(anywhere.verdicts.iter().filter(|verdict| verdict.fits).count(), 2);
+    let mut first = create("web");
+    first.host = "h2".into();
+    first.vm.as_mut().unwrap().spec.as_mut().unwrap().disks = vec![data()];
+    let made = clients.vms.create_vm(first).await.unwrap().into_inner();
+    clients.succeeded(made).await;
+    assert_eq!(reason(with_disk(&clients, data()).await), "VOLUME_IN_USE");
+    let gone = clients.vms.delete_vm(delete("web")).await.unwrap().into_inner();
+    clients.succeeded(gone).await;
+    eventually("the volume is no VM's", || async {
+        with_disk(&clients, data()).await.is_ok()
+    })
+    .await;
+    // Its room there is reserved already, and not asked for again.
+    let bound = with_disk(&clients, data()).await.unwrap();
+    assert_eq!(bound.host, "h2", "{bound:?}");
+    let other = bound
+        .verdicts
+        .iter()
+        .find(|verdict| verdict.host == "h1")
+        .unwrap();
+    assert_eq!(other.shortfalls[0].constraint, "VOLUME", "{bound:?}");
+    for (disk, wanted, field) in [
+        (
+            v1::Disk {
+                volume: "gone".into(),
+                ..data()
+            },
+            "VOLUME_NOT_FOUND",
+            "gone",
+        ),
+        (
+            v1::Disk {
+                size_mib: 5,
+                ..data()
+            },
+            "INVALID_FIELD",
+            "spec.disks[0].size_mib",
+        ),
+    ] {
+        let refused = with_disk(&clients, disk).await;
+        let text = format!("{refused:?}");
+        assert!(text.contains(field) && !text.contains("vm.spec"), "{text}");
+        assert_eq!(reason(refused), wanted);
+    }
 }
