@@ -97,7 +97,7 @@ pub async fn capacity(args: CapacityArgs, session: &mut Session<'_>) -> Result<(
         host_selector: map(args.host_selector),
         tolerations: args.tolerations,
         topology_key: args.domain,
-        keep: args.keep,
+        keep_domains: args.keep,
     };
     let capacity = session
         .read(async |client| client.placement().estimate_capacity(request.clone()).await)

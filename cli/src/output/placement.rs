@@ -94,7 +94,7 @@ pub fn capacity(asked: &v1::EstimateCapacityRequest, capacity: &v1::Capacity, co
         "" => "host",
         key => key,
     };
-    let plural = if asked.keep == 1 { "" } else { "s" };
+    let plural = if asked.keep_domains == 1 { "" } else { "s" };
     let mut page = human::Page::default();
     page.line(
         "Size",
@@ -105,7 +105,7 @@ pub fn capacity(asked: &v1::EstimateCapacityRequest, capacity: &v1::Capacity, co
         "Fit keeping",
         format!(
             "{} with room for any {} {domain}{plural}",
-            capacity.vms_keeping, asked.keep
+            capacity.vms_keeping, asked.keep_domains
         ),
     );
     let row = |of: &v1::DomainCapacity| {

@@ -432,7 +432,7 @@ impl PlacementService for Fake {
         let mut script = self.script();
         script.seen.push(format!(
             "estimate_capacity {} {} {:?} {}",
-            request.vcpus, request.memory_mib, request.topology_key, request.keep
+            request.vcpus, request.memory_mib, request.topology_key, request.keep_domains
         ));
         next(&mut script.capacities, "estimate_capacity")
     }

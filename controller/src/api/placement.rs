@@ -127,11 +127,14 @@ impl PlacementService for Services {
     ) -> Result<Response<v1::Capacity>, Status> {
         let question = question(request.get_ref())?;
         let m = request.into_inner();
-        if m.keep > MAX_KEEP {
-            return Err(reason::invalid("keep", format!("must be 0 to {MAX_KEEP}")));
+        if m.keep_domains > MAX_KEEP {
+            return Err(reason::invalid(
+                "keep_domains",
+                format!("must be 0 to {MAX_KEEP}"),
+            ));
         }
         let key = Some(m.topology_key.as_str()).filter(|key| !key.is_empty());
-        let keep = usize::try_from(m.keep).unwrap_or(usize::MAX);
+        let keep = usize::try_from(m.keep_domains).unwrap_or(usize::MAX);
         let state = self.db.snapshot();
         let capacity = Capacity::of(&question, &hosts::views(&state), key, keep);
         let domains = capacity.domains.into_iter();

@@ -275,7 +275,7 @@ async fn a_tainted_host_takes_who_tolerates_it_and_capacity_counts_as_creations_
         vcpus: 1,
         memory_mib: 1024,
         tolerations,
-        keep: 1,
+        keep_domains: 1,
         ..Default::default()
     };
     let one = clients

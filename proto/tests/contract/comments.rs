@@ -9,7 +9,7 @@ use crate::descriptors::{enums, messages};
 /// Units that a field's name can end with.
 const UNIT_SUFFIXES: &[&str] = &["bytes", "mib", "ms", "seconds", "second", "percent", "ratio"];
 
-/// Numbers that order or name things, AIP's page_size, and how many domains may fail: they have no unit.
+/// Numbers that order or name things, and AIP's page_size: they have no unit.
 const UNITLESS: &[&str] = &[
     "generation",
     "epoch",
@@ -30,7 +30,6 @@ const UNITLESS: &[&str] = &[
     "layer",
     "replaces",
     "order",
-    "keep",
 ];
 
 /// Words of a comment that name a unit, or say that there is none.
