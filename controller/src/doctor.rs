@@ -21,7 +21,10 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use dalgu_proto::ids::HostName;
 use jiff::Timestamp;
@@ -36,6 +39,9 @@ use crate::{
     model::{HostState, VmRecord},
     state::State,
 };
+
+/// Hosts that a finding names at most: each image may be on thousands.
+const SHOWN: usize = 8;
 
 /// An invariant of docs/failure-modes.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,9 +130,9 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Whether both tell of the same thing, perhaps in other numbers.
-    fn is_same_as(&self, other: &Self) -> bool {
-        (self.kind, &self.subject) == (other.kind, &other.subject)
+    /// What it tells of, in whatever numbers.
+    fn topic(&self) -> (&'static str, &str) {
+        (self.kind, &self.subject)
     }
 }
 
@@ -204,13 +210,21 @@ impl View<'_> {
         }
     }
 
-    /// VMs whose owner does not say now what they are.
-    fn unseen_vms(&self) -> usize {
-        let mut owned = BTreeMap::<&HostName, usize>::new();
+    /// How many VMs hosts own.
+    fn owned(&self) -> BTreeMap<&HostName, usize> {
+        let mut owned = BTreeMap::new();
         for vm in self.state.vms.values() {
             *owned.entry(&vm.owner).or_default() += 1;
         }
-        let unseen = owned.into_iter().filter(|(host, _)| self.unseen(host).is_some());
+        owned
+    }
+
+    /// VMs whose owner does not say now what they are.
+    fn unseen_vms(&self) -> usize {
+        let unseen = self
+            .owned()
+            .into_iter()
+            .filter(|(host, _)| self.unseen(host).is_some());
         unseen.map(|(_, vms)| vms).sum()
     }
 
@@ -246,6 +260,14 @@ impl Look {
             subjects,
             ..Self::default()
         }
+    }
+}
+
+/// Hosts for people: some of many.
+fn some(hosts: &[&str]) -> String {
+    match hosts.split_at_checked(SHOWN) {
+        Some((first, rest)) if !rest.is_empty() => format!("{} and {} more", first.join(", "), rest.len()),
+        _ => hosts.join(", "),
     }
 }
 
@@ -334,11 +356,11 @@ pub fn examine(view: &View<'_>) -> Diagnosis {
     diagnosis
         .findings
         .sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let owned = view.owned();
     let gap = |host: &HostName| {
-        let owned = view.state.vms.values().filter(|vm| vm.owner == *host);
         Some(Gap {
             reason: view.unseen(host)?,
-            vms: owned.count(),
+            vms: owned.get(host).copied().unwrap_or(0),
             host: host.clone(),
         })
     };
@@ -350,8 +372,8 @@ impl Diagnosis {
     /// The findings of this examination that an earlier one had too: what is wrong only for a moment is none.
     #[must_use]
     pub fn lasting(mut self, before: &Self) -> Self {
-        self.findings
-            .retain(|finding| before.findings.iter().any(|old| old.is_same_as(finding)));
+        let known: BTreeSet<_> = before.findings.iter().map(Finding::topic).collect();
+        self.findings.retain(|finding| known.contains(&finding.topic()));
         self
     }
 }

@@ -14,6 +14,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{Services, request};
 use crate::{
+    blocking::beside,
     doctor::{self, Diagnosis, Files, Severity, View},
     hosts,
     incarnation::{self, Difference, Error, Kind},
@@ -124,16 +125,18 @@ impl Services {
     /// What the doctor finds now.
     async fn examine(&self, damage: Option<Vec<String>>) -> (Arc<State>, Timestamp, Diagnosis) {
         let files = self.files().await;
-        let state = self.db.snapshot();
-        let now = self.db.now();
-        let diagnosis = doctor::examine(&View {
-            now,
-            silence: hosts::silence(&state),
-            damage,
-            files,
-            state: &state,
-        });
-        (state, now, diagnosis)
+        let (state, now) = (self.db.snapshot(), self.db.now());
+        beside(move || {
+            let diagnosis = doctor::examine(&View {
+                now,
+                silence: hosts::silence(&state),
+                damage,
+                files,
+                state: &state,
+            });
+            (state, now, diagnosis)
+        })
+        .await
     }
 }
 

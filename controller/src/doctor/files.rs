@@ -34,6 +34,46 @@ pub fn to_ask(state: &State) -> Vec<(HostName, String)> {
     asked
 }
 
+/// The files of a pool, by what they belong to.
+type Belongings<'a> = BTreeMap<&'a FileOf, Vec<&'a PoolFile>>;
+
+/// What is where, of pools that were asked.
+struct Contents<'a> {
+    state: &'a State,
+    at: BTreeMap<(&'a HostName, &'a str), Belongings<'a>>,
+    /// The host that was asked for a pool that hosts share.
+    shared: BTreeMap<&'a str, &'a HostName>,
+}
+
+impl<'a> Contents<'a> {
+    fn of(view: &'a View<'a>) -> Self {
+        let (mut at, mut shared) = (BTreeMap::new(), BTreeMap::new());
+        for ((host, pool), files) in &view.files {
+            let Ok(files) = files else { continue };
+            let mut belongings = Belongings::new();
+            for file in files {
+                belongings.entry(&file.of).or_default().push(file);
+            }
+            at.insert((host, pool.as_str()), belongings);
+            if is_shared(view.state, host, pool) {
+                shared.insert(pool.as_str(), host);
+            }
+        }
+        let state = view.state;
+        Self { state, at, shared }
+    }
+
+    /// What a pool holds that a host sees, where that is known.
+    fn seen_by(&self, host: &'a HostName, pool: &'a str) -> Option<&Belongings<'a>> {
+        let own = self.at.get(&(host, pool));
+        own.or_else(|| {
+            let other = self.shared.get(pool);
+            let other = other.filter(|_| is_shared(self.state, host, pool))?;
+            self.at.get(&(*other, pool))
+        })
+    }
+}
+
 /// What is known of all pools.
 struct Pools<'a> {
     view: &'a View<'a>,
@@ -47,16 +87,6 @@ impl<'a> Pools<'a> {
             view,
             volumes: volumes.map(|volume| (volume.id, &**volume)).collect(),
         }
-    }
-
-    /// What a pool holds that a host sees, where that is known.
-    fn seen_by(&self, host: &HostName, pool: &str) -> Option<&'a [PoolFile]> {
-        let shared = is_shared(self.view.state, host, pool);
-        let mut seen = self.view.files.iter().filter(|((at, name), files)| {
-            name == pool && files.is_ok() && (at == host || (shared && is_shared(self.view.state, at, pool)))
-        });
-        let (_, files) = seen.next()?;
-        files.as_deref().ok()
     }
 
     /// Whether nothing is under way by which files of a VM come and go.
@@ -210,17 +240,18 @@ pub(super) fn have_owners(view: &View<'_>, look: &mut Look) {
 /// Adds volumes and backups whose files are gone to a look at what is there.
 pub(super) fn are_there(view: &View<'_>, look: &mut Look) {
     let pools = Pools::of(view);
+    let contents = Contents::of(view);
     for volume in view.state.volumes.values() {
         let moving = holder(view.state, volume.id).is_some_and(|vm| !pools.rests(vm));
         let host = volume
             .host
             .as_ref()
             .filter(|_| volume.made && !volume.purging && !moving);
-        let Some(files) = host.and_then(|host| pools.seen_by(host, &volume.pool)) else {
+        let Some(files) = host.and_then(|host| contents.seen_by(host, &volume.pool)) else {
             continue;
         };
-        let is_it = |file: &PoolFile| file.of == FileOf::Volume(volume.id) && !file.partial;
-        if !files.iter().any(is_it) {
+        let mut own = files.get(&FileOf::Volume(volume.id)).into_iter().flatten();
+        if own.all(|file| file.partial) {
             look.findings.push(Finding {
                 invariant: Invariant::I2,
                 severity: Severity::Critical,
@@ -239,17 +270,19 @@ pub(super) fn are_there(view: &View<'_>, look: &mut Look) {
     }
     let whole = |backup: &&std::sync::Arc<BackupRecord>| backup.state == BackupState::Available;
     for backup in view.state.backups.values().filter(whole) {
-        let Some(files) = pools.seen_by(&backup.host, &backup.pool) else {
+        let Some(files) = contents.seen_by(&backup.host, &backup.pool) else {
             continue;
         };
-        look.findings.extend(missing(backup, files));
+        let own = files.get(&FileOf::Backup(backup.id));
+        let own = own.map(Vec::as_slice).unwrap_or_default();
+        look.findings.extend(missing(backup, own));
     }
 }
 
-fn missing(backup: &BackupRecord, files: &[PoolFile]) -> Option<Finding> {
+/// What is not as it should be of the files of a backup that are there.
+fn missing(backup: &BackupRecord, files: &[&PoolFile]) -> Option<Finding> {
     let there: BTreeMap<_, _> = files
         .iter()
-        .filter(|file| file.of == FileOf::Backup(backup.id))
         .map(|file| (file.path.as_str(), file.size_bytes))
         .collect();
     let wrong = backup.files.iter().find_map(|file| {

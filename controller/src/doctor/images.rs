@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Finding, Invariant, Look, Severity, View};
+use super::{Finding, Invariant, Look, Severity, View, some};
 use crate::{
     images,
     model::{HostState, ImageRecord, ImageState, Visibility},
@@ -14,6 +14,11 @@ const DELETION: Duration = Duration::from_mins(10);
 /// Adds what is wrong with images to a look at what is there.
 pub(super) fn have_copies(view: &View<'_>, look: &mut Look) {
     look.checked += view.state.images.len();
+    // What is not known yet is no finding.
+    let mut live = view.state.live.values();
+    if live.any(|live| live.state == HostState::Initializing) {
+        return;
+    }
     let images = view.state.images.values();
     look.findings
         .extend(images.filter_map(|image| without_copy(view, image)));
@@ -29,11 +34,6 @@ fn subject(image: &ImageRecord) -> String {
 
 fn without_copy(view: &View<'_>, image: &ImageRecord) -> Option<Finding> {
     let digest = image.digest().filter(|_| image.state == ImageState::Available)?;
-    // What is not known yet is no finding.
-    let waits = |state: HostState| state == HostState::Initializing;
-    if view.state.live.values().any(|live| waits(live.state)) {
-        return None;
-    }
     let holders: Vec<_> = images::holders(view.state, digest).collect();
     let heard = |host: &&&dalgu_proto::ids::HostName| view.unseen(host).is_none();
     if holders.iter().any(|host| heard(&host)) {
@@ -46,7 +46,7 @@ fn without_copy(view: &View<'_>, image: &ImageRecord) -> Option<Finding> {
             "bring back a host that has one, or delete the image and import it again".to_owned(),
         )
     } else {
-        let names = names.join(", ");
+        let names = some(&names);
         (
             format!("no host that has a copy is heard from: {names}"),
             format!("bring back one of {names}: no VM can be made from it elsewhere meanwhile"),
@@ -79,7 +79,7 @@ pub(super) fn deletions_end(view: &View<'_>, look: &mut Look) {
         let next_step = if silent.is_empty() {
             "see the logs of the agents that still have it".to_owned()
         } else {
-            format!("bring back {}, or delete those hosts", silent.join(", "))
+            format!("bring back {}, or delete those hosts", some(&silent))
         };
         look.findings.push(Finding {
             invariant: Invariant::I14,

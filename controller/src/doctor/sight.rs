@@ -69,8 +69,10 @@ pub(super) fn seen_lately(view: &View<'_>) -> Look {
     let mut look = Look::at("hosts and VMs", state.hosts.len() + state.vms.len());
     look.unchecked = view.unseen_vms();
     look.limits = "a clock is compared by the age of a host's last sample, to a minute";
+    let owned = view.owned();
     for host in state.hosts.keys() {
-        look.findings.extend(unheard(view, host));
+        let vms = owned.get(host).copied().unwrap_or(0);
+        look.findings.extend(unheard(view, host, vms));
         look.findings
             .extend(state.live.get(host).and_then(|live| skewed(view, host, live)));
     }
@@ -90,10 +92,9 @@ fn warning(kind: &'static str, subject: String, seen: String, next: impl Into<St
     }
 }
 
-fn unheard(view: &View<'_>, host: &HostName) -> Option<Finding> {
+fn unheard(view: &View<'_>, host: &HostName, vms: usize) -> Option<Finding> {
     let reason = view.unseen(host)?;
     let live = view.state.live.get(host);
-    let vms = view.state.vms.values().filter(|vm| vm.owner == *host).count();
     let (kind, next) = match live {
         Some(live) if live.state == HostState::Ready && live.hypervisor_error.is_some() => (
             "HYPERVISOR_DOWN",

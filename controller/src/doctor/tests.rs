@@ -531,6 +531,15 @@ async fn the_worst_comes_first_and_what_has_passed_by_the_second_look_is_dropped
 }
 
 #[test]
+fn of_many_hosts_some_are_named_and_the_others_counted() {
+    let names: Vec<_> = (1..=10).map(|number| format!("h{number}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    assert_eq!(some(&names), "h1, h2, h3, h4, h5, h6, h7, h8 and 2 more");
+    assert_eq!(some(&names[..8]), "h1, h2, h3, h4, h5, h6, h7, h8");
+    assert_eq!(some(&names[..2]), "h1, h2");
+}
+
+#[test]
 fn whoever_is_in_two_places_is_found_among_many() {
     assert_eq!(twice([(1, 'a'), (2, 'b'), (3, 'a')]), None);
     assert_eq!(
