@@ -22,10 +22,12 @@ networks:
 volumes:
 - {{name: ledger, sizeMib: {size_mib}}}
 - {{name: spare, sizeMib: 8, description: ''}}
+placementGroups:
+- {{name: apart, rule: PLACEMENT_RULE_ANTI_AFFINITY, topologyKey: '', preferred: false}}
 vms:
 - name: shop
   labels: {{cpus: '{vcpus}'}}
-  placementGroups: []
+  placementGroups: [apart]
   spec:
     vcpus: {vcpus}
     memoryMib: 96
@@ -69,8 +71,10 @@ async fn a_site_becomes_what_its_file_declares_in_one_run_and_stays_so() -> anyh
     with_lab(&e2e::hosts(1), async |lab| {
         let first = site(PORT, "- {name: db, rules: []}", 32, 1);
         let made = apply(lab, &first).await?;
-        ensure!(made.code == 0 && made.stderr.contains("6 to make"), "{made:?}");
-        is_as_declared(lab, &first, 6).await?;
+        ensure!(made.code == 0 && made.stderr.contains("7 to make"), "{made:?}");
+        is_as_declared(lab, &first, 7).await?;
+        let apart = json(lab, &["placement-group", "get", "apart"]).await?;
+        ensure!(apart["vms"][0] == "shop", "{apart}");
         let before = words::vm(lab, "shop").await?;
         ensure!(before.state == "RUNNING", "{}", before.all);
 
@@ -78,7 +82,7 @@ async fn a_site_becomes_what_its_file_declares_in_one_run_and_stays_so() -> anyh
         let changed = apply(lab, &second).await?;
         ensure!(changed.code == 0, "{changed:?}");
         ensure!(
-            changed.stderr.contains("1 to make, 4 to change, 2 as declared"),
+            changed.stderr.contains("1 to make, 4 to change, 3 as declared"),
             "{changed:?}"
         );
         ensure!(changed.stderr.contains(PENDING), "{changed:?}");
@@ -96,7 +100,7 @@ async fn a_site_becomes_what_its_file_declares_in_one_run_and_stays_so() -> anyh
             "{}",
             shop.all
         );
-        let said = is_as_declared(lab, &second, 7).await?;
+        let said = is_as_declared(lab, &second, 8).await?;
         ensure!(said.contains(PENDING), "{said}");
 
         // One field of what is there is enough.
@@ -106,7 +110,7 @@ async fn a_site_becomes_what_its_file_declares_in_one_run_and_stays_so() -> anyh
         is_as_declared(lab, one, 2).await?;
         let shop = words::vm(lab, "shop").await?;
         ensure!(shop.vcpus == 2 && shop.all["spec"]["restartPolicy"] == "RESTART_POLICY_ALWAYS", "{}", shop.all);
-        is_as_declared(lab, &second, 7).await?;
+        is_as_declared(lab, &second, 8).await?;
 
         dalgu(lab, &["volume", "delete", "spare"]).await?;
         let back = apply(lab, &second).await?;
@@ -116,7 +120,7 @@ async fn a_site_becomes_what_its_file_declares_in_one_run_and_stays_so() -> anyh
         );
         let spare = json(lab, &["volume", "show", "spare"]).await?;
         ensure!(spare["status"]["state"] == "VOLUME_STATE_NEW", "{spare}");
-        is_as_declared(lab, &second, 7).await?;
+        is_as_declared(lab, &second, 8).await?;
         Ok(())
     })
     .await

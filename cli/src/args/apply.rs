@@ -20,8 +20,11 @@ each other, and files each other:
     volumes:
     - name: ledger
       sizeMib: 20480
+    placementGroups:
+    - {name: apart, rule: PLACEMENT_RULE_ANTI_AFFINITY, topologyKey: rack}
     vms:
     - name: shop
+      placementGroups: [apart]
       spec:
         vcpus: 2
         memoryMib: 2048

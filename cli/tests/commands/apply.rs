@@ -684,3 +684,106 @@ async fn what_a_vm_does_not_have_yet_is_said_of_one_that_was_changed_and_of_one_
     assert_eq!(accepted.code, 0, "{}", accepted.err);
     assert!(!accepted.err.contains("pending"), "{}", accepted.err);
 }
+
+const APART: &str = "\
+placementGroups:
+- {name: apart, rule: PLACEMENT_RULE_ANTI_AFFINITY, topologyKey: rack, preferred: false}
+vms:
+- name: web
+  placementGroups: [apart]
+  spec: {vcpus: 1, memoryMib: 256, disks: [{name: root, image: debian, sizeMib: 1024}]}
+";
+
+fn apart() -> v1::PlacementGroup {
+    v1::PlacementGroup {
+        name: "apart".into(),
+        rule: v1::PlacementRule::AntiAffinity.into(),
+        topology_key: "rack".into(),
+        vms: vec!["web".into()],
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_placement_group_is_made_before_the_vm_that_is_in_it() {
+    let controller = Controller::start();
+    {
+        let mut script = controller.fake.script();
+        let none = reason::status(Code::NotFound, "PLACEMENT_GROUP_NOT_FOUND", "there is none");
+        script.placement_groups = [Err(none), Ok(apart()), Ok(apart())].into();
+        script.vms = [Err(missing()), Ok(applied())].into();
+        script
+            .changes
+            .push_back(Ok(operation(Kind::CreateVm, State::Pending)));
+        script
+            .waits
+            .push_back(Ok(operation(Kind::CreateVm, State::Succeeded)));
+    }
+    let outcome = apply(&controller, APART, &["--yes"]).await;
+    assert_eq!(
+        (outcome.code, outcome.out.as_str()),
+        (0, "+ placement group apart\n+ VM web\n"),
+        "{}",
+        outcome.err
+    );
+    let made = changes(&controller);
+    assert_eq!(
+        made[0],
+        r#"create_placement_group apart PLACEMENT_RULE_ANTI_AFFINITY false "rack""#
+    );
+    assert!(made[1].starts_with("create_vm web "), "{made:?}");
+}
+
+#[tokio::test]
+async fn a_placement_group_that_is_there_is_as_declared_or_the_file_is_refused() {
+    let controller = Controller::start();
+    for (there, text, expected) in [
+        (
+            apart(),
+            "placementGroups: [{name: apart}]",
+            Ok("0 to make, 0 to change, 1 as declared"),
+        ),
+        (
+            apart(),
+            "placementGroups: [{name: apart, rule: PLACEMENT_RULE_ANTI_AFFINITY, topologyKey: rack, preferred: false, vms: [db]}]",
+            Ok("0 to make, 0 to change, 1 as declared"),
+        ),
+        (
+            apart(),
+            "placementGroups: [{name: apart, rule: PLACEMENT_RULE_AFFINITY, topologyKey: ''}]",
+            Err("placement group apart exists already and its rule, topologyKey cannot be changed"),
+        ),
+        (
+            v1::PlacementGroup {
+                preferred: true,
+                ..apart()
+            },
+            "placementGroups: [{name: apart, preferred: false}]",
+            Err("placement group apart exists already and its preferred cannot be changed"),
+        ),
+    ] {
+        controller.fake.script().placement_groups.push_back(Ok(there));
+        let outcome = apply(&controller, text, &["--yes"]).await;
+        let (code, said) = match expected {
+            Ok(said) => (0, said),
+            Err(said) => (2, said),
+        };
+        assert!(
+            outcome.code == code && outcome.err.contains(said),
+            "{text}: {}",
+            outcome.err
+        );
+    }
+    assert_eq!(changes(&controller), [""; 0]);
+    let none = reason::status(Code::NotFound, "PLACEMENT_GROUP_NOT_FOUND", "there is none");
+    controller.fake.script().placement_groups.push_back(Err(none));
+    let refused = apply(&controller, "placementGroups: [{name: apart}]", &["--yes"]).await;
+    assert!(
+        refused.code == 2
+            && refused
+                .err
+                .contains("placement group apart: rule: must be AFFINITY"),
+        "{}",
+        refused.err
+    );
+}

@@ -26,17 +26,20 @@ pub enum Kind {
     Volume,
     /// A schedule of backups.
     BackupSchedule,
+    /// A placement group.
+    PlacementGroup,
     /// A VM.
     Vm,
 }
 
 impl Kind {
     /// All of them, each with the field of a file that lists them.
-    pub const LISTS: [(Self, &'static str); 5] = [
+    pub const LISTS: [(Self, &'static str); 6] = [
         (Self::SecurityGroup, "securityGroups"),
         (Self::Network, "networks"),
         (Self::Volume, "volumes"),
         (Self::BackupSchedule, "backupSchedules"),
+        (Self::PlacementGroup, "placementGroups"),
         (Self::Vm, "vms"),
     ];
 
@@ -47,6 +50,7 @@ impl Kind {
             Self::Network => "network",
             Self::Volume => "volume",
             Self::BackupSchedule => "backup schedule",
+            Self::PlacementGroup => "placement group",
             Self::Vm => "VM",
         }
     }
@@ -57,6 +61,7 @@ impl Kind {
             Self::Network => "dalgu.v1.Network",
             Self::Volume => "dalgu.v1.Volume",
             Self::BackupSchedule => "dalgu.v1.BackupSchedule",
+            Self::PlacementGroup => "dalgu.v1.PlacementGroup",
             Self::Vm => "dalgu.v1.Vm",
         }
     }
@@ -90,6 +95,7 @@ impl Kind {
                 ("paused", "paused"),
                 ("description", "description"),
             ],
+            Self::PlacementGroup => &[],
             Self::Vm => &[
                 ("labels", "labels"),
                 ("description", "description"),
@@ -122,6 +128,7 @@ impl Kind {
                 "purgeTime",
             ],
             Self::BackupSchedule => &["lastTime", "nextTime", "vms", "failures", "etag", "createTime"],
+            Self::PlacementGroup => &["vms", "createTime"],
             Self::Vm => &[
                 "uid",
                 "desiredPowerState",
@@ -179,6 +186,8 @@ pub enum Declared {
     Volume(Box<v1::Volume>),
     /// A schedule of backups.
     BackupSchedule(Box<v1::BackupSchedule>),
+    /// A placement group.
+    PlacementGroup(v1::PlacementGroup),
     /// A VM.
     Vm(Box<v1::Vm>),
 }
@@ -203,6 +212,7 @@ impl Declared {
             Self::Network(_) => Kind::Network,
             Self::Volume(_) => Kind::Volume,
             Self::BackupSchedule(_) => Kind::BackupSchedule,
+            Self::PlacementGroup(_) => Kind::PlacementGroup,
             Self::Vm(_) => Kind::Vm,
         }
     }
@@ -214,6 +224,7 @@ impl Declared {
             Self::Network(network) => &network.name,
             Self::Volume(volume) => &volume.name,
             Self::BackupSchedule(schedule) => &schedule.name,
+            Self::PlacementGroup(group) => &group.name,
             Self::Vm(vm) => &vm.name,
         }
     }
@@ -235,6 +246,7 @@ impl Declared {
             Self::Network(network) => json::value(name, &**network),
             Self::Volume(volume) => json::value(name, &**volume),
             Self::BackupSchedule(schedule) => json::value(name, &**schedule),
+            Self::PlacementGroup(group) => json::value(name, group),
             Self::Vm(vm) => json::value(name, &**vm),
         };
         value.map_err(|why| Error::Format("JSON", why))
@@ -250,6 +262,7 @@ impl Declared {
             Kind::BackupSchedule => {
                 json::message(name, value).map(|schedule| Self::BackupSchedule(Box::new(schedule)))
             }
+            Kind::PlacementGroup => json::message(name, value).map(Self::PlacementGroup),
             Kind::Vm => json::message(name, value).map(|vm| Self::Vm(Box::new(vm))),
         };
         object.map_err(|why| Error::Format("JSON", why))
@@ -265,6 +278,7 @@ impl Declared {
             Self::Volume(volume) => normal::volume(volume).map(|volume| Self::Volume(Box::new(volume))),
             // It has no other form.
             Self::BackupSchedule(schedule) => Ok(Self::BackupSchedule(schedule.clone())),
+            Self::PlacementGroup(group) => normal::placement_group(group).map(Self::PlacementGroup),
             Self::Vm(vm) => normal::vm(vm).map(|vm| Self::Vm(Box::new(vm))),
         }
     }
@@ -324,6 +338,13 @@ impl Declared {
                     .call(async |client| client.backups().get_backup_schedule(request.clone()).await)
                     .await?;
                 Ok(Self::BackupSchedule(Box::new(schedule)))
+            }
+            Kind::PlacementGroup => {
+                let request = v1::GetPlacementGroupRequest { name };
+                let group = client
+                    .call(async |client| client.placement().get_placement_group(request.clone()).await)
+                    .await?;
+                Ok(Self::PlacementGroup(group))
             }
             Kind::Vm => {
                 let request = v1::GetVmRequest { name };
@@ -392,6 +413,17 @@ impl Declared {
                     })
                     .await?;
             }
+            Self::PlacementGroup(group) => {
+                let request = v1::CreatePlacementGroupRequest {
+                    placement_group: Some(group),
+                    request_id,
+                };
+                session
+                    .change(CALL_TIMEOUT, async |client| {
+                        client.placement().create_placement_group(request.clone()).await
+                    })
+                    .await?;
+            }
             Self::Vm(vm) => {
                 placement::are_there(&vm.placement_groups, session).await?;
                 let request = v1::CreateVmRequest {
@@ -455,6 +487,8 @@ impl Declared {
                 let schedule = session.change(CALL_TIMEOUT, call).await?;
                 Ok(Self::BackupSchedule(Box::new(schedule)))
             }
+            // Its kind has no field that a mask could name.
+            Self::PlacementGroup(_) => Err(Error::Usage(format!("{} cannot be changed", self.title()))),
             Self::Vm(vm) => {
                 let request = v1::UpdateVmRequest {
                     vm: Some(*vm),

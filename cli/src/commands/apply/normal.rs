@@ -1,7 +1,7 @@
 //! What objects are declared to be, in the form in which the controller would say it: with all defaults. Pure.
 
 use dalgu_proto::{
-    network,
+    network, placement,
     v1::{self, DrainMode},
     vm::{self, Invalid},
 };
@@ -50,6 +50,15 @@ pub fn group(group: &v1::SecurityGroup) -> Result<v1::SecurityGroup, Invalid> {
     let normal = v1::SecurityGroup::from(network::Group::try_from(group.clone())?);
     Ok(v1::SecurityGroup {
         labels: group.labels.clone(),
+        description: group.description.clone(),
+        ..normal
+    })
+}
+
+/// A placement group.
+pub fn placement_group(group: &v1::PlacementGroup) -> Result<v1::PlacementGroup, Invalid> {
+    let normal = v1::PlacementGroup::from(placement::Group::try_from(group.clone())?);
+    Ok(v1::PlacementGroup {
         description: group.description.clone(),
         ..normal
     })

@@ -140,7 +140,7 @@ fn leave_to_controller(kind: Kind, said: &mut Value) {
                 }
             }
         }
-        Kind::SecurityGroup | Kind::BackupSchedule => {}
+        Kind::SecurityGroup | Kind::BackupSchedule | Kind::PlacementGroup => {}
     }
 }
 
