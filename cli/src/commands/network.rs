@@ -139,13 +139,13 @@ pub(super) async fn changed<R: Single, Q>(
     session: &mut Session<'_>,
     name: &str,
     own: bool,
-    request: impl Fn(&R) -> Q,
+    request: impl Fn(&R) -> Result<Q, Error>,
     call: impl AsyncFn(&Client, &Q) -> Result<Response<R>, Status>,
 ) -> Result<R, Error> {
     let mut attempt = 1;
     loop {
         let old: R = get(&session.client, name).await?;
-        let request = request(&old);
+        let request = request(&old)?;
         let answer = session
             .change(CALL_TIMEOUT, async |client| call(client, &request).await)
             .await;
@@ -163,7 +163,7 @@ async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error
         session,
         &args.name,
         own,
-        |old| change(&args, old),
+        |old| Ok(change(&args, old)),
         async |client, request| client.networks().update_network(request.clone()).await,
     )
     .await?;

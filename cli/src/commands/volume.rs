@@ -135,7 +135,7 @@ async fn update(args: UpdateArgs, session: &mut Session<'_>) -> Result<(), Error
         session,
         &args.name,
         own,
-        |old| change(&args, old),
+        |old| Ok(change(&args, old)),
         async |client, request| client.volumes().update_volume(request.clone()).await,
     )
     .await?;

@@ -106,7 +106,8 @@ fn ports(rule: &v1::SecurityRule) -> String {
     }
 }
 
-fn rule_row(rule: &v1::SecurityRule) -> Vec<Cell> {
+/// What a rule lets through, in words.
+pub fn rule_words(rule: &v1::SecurityRule) -> [String; 4] {
     use v1::Protocol as P;
     let protocol = match P::try_from(rule.protocol) {
         Ok(P::Unspecified) => "any".to_owned(),
@@ -122,15 +123,13 @@ fn rule_row(rule: &v1::SecurityRule) -> Vec<Cell> {
         Some(Remote::Group(group)) => format!("group {group}"),
     };
     let direction = human::value::<v1::Direction>(rule.direction).to_ascii_lowercase();
-    [
-        direction,
-        protocol,
-        ports,
-        with,
-        human::or_dash(&rule.description),
-    ]
-    .map(Cell::plain)
-    .to_vec()
+    [direction, protocol, ports, with]
+}
+
+fn rule_row(rule: &v1::SecurityRule) -> Vec<Cell> {
+    let description = human::or_dash(&rule.description);
+    let row = rule_words(rule).into_iter().chain([description]);
+    row.map(Cell::plain).collect()
 }
 
 impl Resource for v1::SecurityGroup {

@@ -255,7 +255,7 @@ async fn groups_that_name_each_other_are_made_first_and_get_those_rules_when_all
         calls[2..4],
         [
             r#"update_security_group  ["rules"] [5432]"#,
-            r#"update_security_group  ["rules"] [0, 0]"#
+            r#"update_security_group  ["rules"] [0 192.0.2.7, 0]"#
         ]
     );
     assert!(

@@ -153,6 +153,57 @@ async fn a_change_is_tried_again_when_somebody_elses_came_before() {
 }
 
 #[tokio::test]
+async fn a_rule_is_known_however_its_addresses_are_spelled() {
+    let controller = Controller::start();
+    // As the controller keeps them.
+    let kept = group(
+        "r1",
+        &[
+            "ingress,tcp,22,from=10.0.0.7/32",
+            "ingress,tcp,23,from=2001:db8::7/128",
+            "ingress,tcp,24,from=10.0.0.8/32",
+        ],
+    );
+    controller.fake.script().groups = [Ok(kept.clone()), Ok(group("r2", &[])), Ok(kept)].into();
+    let args = [
+        "security-group",
+        "update",
+        "ssh",
+        "--remove-rule",
+        "ingress,tcp,22,from=10.0.0.7",
+        "--remove-rule",
+        "ingress,tcp,23-23,from=2001:DB8:0:0::0:7",
+        "--add-rule",
+        "ingress,tcp,24,from=10.0.0.8",
+        "--add-rule",
+        "ingress,tcp,25,from=2001:db8:0::/48",
+    ];
+    let outcome = controller.run(&args).await;
+    assert_eq!((outcome.code, outcome.err.as_str()), (0, "changed ssh\n"));
+    let seen = controller.fake.script().seen.clone();
+    assert_eq!(
+        seen[1],
+        "update_security_group r1 [\"rules\"] [24 10.0.0.8/32, 25 2001:db8::/48]"
+    );
+    let outcome = controller
+        .run(&[
+            "security-group",
+            "update",
+            "ssh",
+            "--remove-rule",
+            "ingress,tcp,22,from=10.0.0.9",
+        ])
+        .await;
+    assert_eq!(outcome.code, 2, "{}", outcome.err);
+    assert!(
+        outcome.err.contains("ingress tcp 22 10.0.0.9/32"),
+        "{}",
+        outcome.err
+    );
+    assert_eq!(controller.fake.script().seen.len(), 3, "nothing was changed");
+}
+
+#[tokio::test]
 async fn what_is_in_use_is_said_with_the_next_step() {
     let controller = Controller::start();
     let refused = |why, message: &str| Err(reason::status(Code::FailedPrecondition, why, message));

@@ -702,7 +702,10 @@ network_calls! {
     };
     update_security_group(UpdateSecurityGroupRequest) -> SecurityGroup from groups: |m| {
         let group = m.security_group.unwrap_or_default();
-        let rule = |rule: &v1::SecurityRule| format!("{} {}", rule.first_port, rule.description).trim_end().to_owned();
+        let rule = |rule: &v1::SecurityRule| match &rule.remote {
+            Some(v1::security_rule::Remote::Cidr(cidr)) => format!("{} {cidr}", rule.first_port),
+            _ => format!("{} {}", rule.first_port, rule.description).trim_end().to_owned(),
+        };
         let rules = group.rules.iter().map(rule).collect::<Vec<_>>().join(", ");
         format!("{} {:?} [{rules}]", group.etag, m.update_mask.unwrap_or_default().paths)
     };

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use dalgu_proto::v1;
+use dalgu_proto::{
+    network::{Group, Rule},
+    v1,
+};
 use prost_types::FieldMask;
 use tonic::Status;
 
@@ -12,7 +15,7 @@ use crate::{
     client::{CALL_TIMEOUT, Client},
     commands::{PAGE, Session, host, map, matches, request_id, show::show},
     exit::Error,
-    output::human,
+    output::{self, human},
     watch::{Page, Snapshot, pages},
 };
 
@@ -99,39 +102,61 @@ async fn update(args: UpdateGroupArgs, session: &mut Session<'_>) -> Result<(), 
     done("changed", &group, session)
 }
 
-/// The rules that it has then. A rule is known by what it lets through, whatever its description says: one that is added again gets
-/// the description that it is given then.
-fn rules(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> Option<Vec<v1::SecurityRule>> {
-    if !args.rules.is_empty() {
-        return Some(args.rules.clone());
-    }
-    if args.add.is_empty() && args.remove.is_empty() {
-        return None;
-    }
-    let bare = |rule: &v1::SecurityRule| v1::SecurityRule {
-        description: String::new(),
-        ..rule.clone()
+/// Rules as the controller keeps them, however they are spelled.
+fn parsed(name: &str, rules: &[v1::SecurityRule]) -> Result<Vec<Rule>, Error> {
+    let group = v1::SecurityGroup {
+        name: name.to_owned(),
+        rules: rules.to_vec(),
+        ..Default::default()
     };
-    let mut rules = old.rules.clone();
-    rules.retain(|rule| !args.remove.iter().any(|gone| bare(gone) == bare(rule)));
-    for rule in &args.add {
-        match rules.iter_mut().find(|there| bare(there) == bare(rule)) {
-            Some(_) if rule.description.is_empty() => {}
-            Some(there) => there.description.clone_from(&rule.description),
-            None => rules.push(rule.clone()),
-        }
-    }
-    Some(rules)
+    let group = Group::try_from(group)
+        .map_err(|error| Error::Usage(human::clean(&format!("a rule of {name}: {}", error.message))))?;
+    Ok(group.rules)
 }
 
-fn change(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> v1::UpdateSecurityGroupRequest {
+/// The rules that it has then. A rule is known by what it lets through, whatever its description says: one that is added again gets
+/// the description that it is given then, and one that is to go must be there.
+fn rules(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> Result<Option<Vec<v1::SecurityRule>>, Error> {
+    if !args.rules.is_empty() {
+        return Ok(Some(args.rules.clone()));
+    }
+    if args.add.is_empty() && args.remove.is_empty() {
+        return Ok(None);
+    }
+    let same =
+        |a: &Rule, b: &Rule| (a.direction, &a.protocol, &a.remote) == (b.direction, &b.protocol, &b.remote);
+    let mut rules = parsed(&old.name, &old.rules)?;
+    for gone in parsed(&old.name, &args.remove)? {
+        let before = rules.len();
+        rules.retain(|rule| !same(rule, &gone));
+        if rules.len() == before {
+            return Err(none(&old.name, &gone));
+        }
+    }
+    for rule in parsed(&old.name, &args.add)? {
+        match rules.iter_mut().find(|there| same(there, &rule)) {
+            Some(_) if rule.description.is_empty() => {}
+            Some(there) => there.description = rule.description,
+            None => rules.push(rule),
+        }
+    }
+    Ok(Some(rules.into_iter().map(Into::into).collect()))
+}
+
+fn none(name: &str, rule: &Rule) -> Error {
+    let rule = output::network::rule_words(&rule.clone().into()).join(" ");
+    let text = format!("{name} has no rule {rule}: see `dalgu security-group show {name}`");
+    Error::Usage(human::clean(&text))
+}
+
+fn change(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> Result<v1::UpdateSecurityGroupRequest, Error> {
     let mut new = v1::SecurityGroup {
         name: old.name.clone(),
         etag: args.etag.clone().unwrap_or_else(|| old.etag.clone()),
         ..Default::default()
     };
     let mut paths = Vec::new();
-    if let Some(rules) = rules(args, old) {
+    if let Some(rules) = rules(args, old)? {
         new.rules = rules;
         paths.push("rules".to_owned());
     }
@@ -143,9 +168,9 @@ fn change(args: &UpdateGroupArgs, old: &v1::SecurityGroup) -> v1::UpdateSecurity
         new.description.clone_from(description);
         paths.push("description".to_owned());
     }
-    v1::UpdateSecurityGroupRequest {
+    Ok(v1::UpdateSecurityGroupRequest {
         security_group: Some(new),
         update_mask: Some(FieldMask { paths }),
         request_id: request_id(args.request.request_id.as_ref()),
-    }
+    })
 }
