@@ -18,6 +18,7 @@ use crate::{
     model::{BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, Code, Fault, HostState},
     state::{Db, State, Tx},
     verbs,
+    volumes::is_shared,
 };
 
 /// Time between two looks at what is open.
@@ -160,17 +161,15 @@ fn told(state: &State, backup: &BackupRecord) -> Option<HostName> {
     if !descendants(state, backup.id).is_empty() {
         return None;
     }
-    if state.hosts.contains_key(&backup.host) {
+    let ready = |host: &HostName| hosts::state_of(state, host) == HostState::Ready;
+    let there = state.hosts.contains_key(&backup.host);
+    // Of one that was given up amid its taking, its host may be at work yet.
+    let others = backup.shared && (!there || backup.complete_time.is_some());
+    if there && (!others || ready(&backup.host)) {
         return Some(backup.host.clone());
     }
-    let sees = |host: &&HostName| {
-        let pool = state
-            .hosts
-            .get(*host)
-            .and_then(|host| host.inventory.pool(&backup.pool));
-        pool.is_some_and(|pool| pool.shared)
-    };
-    state.hosts.keys().filter(|_| backup.shared).find(sees).cloned()
+    let sees = |host: &&HostName| is_shared(state, host, &backup.pool) && ready(host);
+    state.hosts.keys().filter(|_| others).find(sees).cloned()
 }
 
 /// Ends what a host was to do that is no longer of the site.

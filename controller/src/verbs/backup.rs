@@ -12,7 +12,7 @@ use dalgu_proto::{
 use super::{
     Caller, Error, check_etag, confirmed,
     create::{self, Create},
-    find, migrate, room,
+    find, migrate, pool_is_known, room,
 };
 use crate::{
     backups::{self, MAX_BACKUPS, MAX_OF_VM, MAX_SCHEDULES, plan::Due},
@@ -449,6 +449,7 @@ pub fn create_schedule(tx: &mut Tx, new: ScheduleRecord) -> Result<Outcome, Erro
         });
     }
     fits(&new)?;
+    pool_is_known(tx, &new.pool)?;
     let name = new.name.clone();
     let create_time = tx.now();
     tx.put_schedule(ScheduleRecord { create_time, ..new });
@@ -483,6 +484,9 @@ pub fn update_schedule(
     change(&mut new);
     if new != old {
         fits(&new)?;
+        if new.pool != old.pool {
+            pool_is_known(tx, &new.pool)?;
+        }
         tx.put_schedule(new);
     }
     Ok(Outcome::Schedule(name.clone()))

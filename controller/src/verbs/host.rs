@@ -81,10 +81,14 @@ pub fn delete(tx: &mut Tx, name: &str) -> Result<Outcome, Error> {
     if vms > 0 {
         return Err(Error::HostNotEmpty { host: host.name, vms });
     }
-    let message = match volume::left_on(tx, &host.name) {
+    let handed = volume::hand_over(tx, &host.name)?;
+    let mut message = match volume::left_on(tx, &host.name) {
         0 => "forgotten".to_owned(),
         left => format!("forgotten, with {left} volumes that are nowhere else"),
     };
+    if handed > 0 {
+        message = format!("{message}; {handed} volumes in shared pools stay with other hosts");
+    }
     tx.event(EventKind::Host, "HostDeleted", &host.name, message, None);
     tx.delete_host(&host.name);
     Ok(Outcome::HostDeleted)

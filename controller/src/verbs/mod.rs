@@ -19,6 +19,8 @@ pub mod snapshot;
 pub mod update;
 pub mod volume;
 
+use std::collections::BTreeSet;
+
 use dalgu_proto::{
     ids::{
         BackupId, GroupName, HostName, NetworkName, OperationId, PlacementGroupName, PlanId, ScheduleName,
@@ -279,6 +281,38 @@ pub enum Error {
         host: HostName,
         /// The pool.
         pool: String,
+    },
+    /// No host keeps anything there.
+    #[error("no host has a pool {pool}; there are: {}", listed(.known))]
+    NoSuchPool {
+        /// The pool.
+        pool: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// No host's pool of that name is so large.
+    #[error(
+        "no pool {pool} takes {wanted} MiB: the largest of that name takes {most} MiB; choose another, or enlarge it"
+    )]
+    PoolTooSmall {
+        /// The pool.
+        pool: String,
+        /// What was asked for.
+        wanted: u64,
+        /// What the largest can be promised.
+        most: u64,
+    },
+    /// Nobody would see the volumes there any more.
+    #[error(
+        "volume {volume} is in the shared pool {pool}, which no other host has: register one that has it first, or delete          the volumes there (`dalgu volume list`), whose files then stay with {host}"
+    )]
+    LastOfPool {
+        /// The host.
+        host: HostName,
+        /// The pool.
+        pool: String,
+        /// A volume in it.
+        volume: VolumeName,
     },
     /// The host's agent knows of no backups.
     #[error("the agent of host {0} does not offer backups: update it")]
@@ -641,6 +675,13 @@ fn names(ids: &[BackupId]) -> String {
     names.join(", ")
 }
 
+fn listed(pools: &[String]) -> String {
+    match pools {
+        [] => "none, as no host is registered".to_owned(),
+        pools => pools.join(", "),
+    }
+}
+
 fn no_capacity(decision: &Decision) -> String {
     match &decision.hint {
         Some(hint) => format!("{}. {}", decision.summary, hint.text),
@@ -790,6 +831,19 @@ fn in_charge(state: &State) -> Result<(), Error> {
         (None, Some(by)) => Err(Error::Replaced(by.clone())),
         (None, None) => Ok(()),
     }
+}
+
+/// Refuses a pool that no host has, before anything is entered that would wait for it for ever.
+fn pool_is_known(state: &State, pool: &str) -> Result<(), Error> {
+    let pools = || state.hosts.values().flat_map(|host| &host.inventory.pools);
+    if pools().any(|known| known.name == pool) {
+        return Ok(());
+    }
+    let known: BTreeSet<_> = pools().map(|known| known.name.clone()).collect();
+    Err(Error::NoSuchPool {
+        pool: pool.to_owned(),
+        known: known.into_iter().collect(),
+    })
 }
 
 /// Refuses what would be lost when a host shows the VM, whose word on it then counts.

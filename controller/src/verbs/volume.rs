@@ -3,20 +3,20 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use dalgu_proto::{
-    ids::{VolumeId, VolumeName},
+    ids::{HostName, VolumeId, VolumeName},
     vm::Disk,
 };
 
 use super::{
-    Caller, Error, check_etag, room,
+    Caller, Error, check_etag, pool_is_known, room,
     update::{self, Update as UpdateVm},
 };
 use crate::{
     hosts, images,
     model::{Outcome, VolumeRecord},
-    placement::Policy,
+    placement::{Policy, PoolView},
     state::{State, Tx},
-    volumes::{MAX_VOLUMES, holder, pinned_to, resolve},
+    volumes::{MAX_VOLUMES, holder, is_shared, pinned_to, resolve},
 };
 
 /// A new volume.
@@ -73,6 +73,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         }
         other => other.into(),
     })?;
+    can_hold(tx, &disk.pool, disk.size_mib)?;
     tx.volume_event(
         &new.name,
         "VolumeCreated",
@@ -177,10 +178,31 @@ fn grow(
     update::update(tx, caller, vm.as_str(), "", change).map(drop)
 }
 
+/// Refuses a volume that no host could ever have. Whether there is room now shows when it is attached.
+fn can_hold(state: &State, pool: &str, size_mib: u64) -> Result<(), Error> {
+    pool_is_known(state, pool)?;
+    let pools = state.hosts.values().filter_map(|host| host.inventory.pool(pool));
+    // Of one that cannot be read the size is not known.
+    let most = pools.map(|known| match known.error {
+        Some(_) => u64::MAX,
+        None => PoolView::of(known, 0, state.pool_policy).promisable_mib(),
+    });
+    match most.max() {
+        Some(most) if most < size_mib => Err(Error::PoolTooSmall {
+            pool: pool.to_owned(),
+            wanted: size_mib,
+            most,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what the pool of a volume that no VM has, has no room for.
 fn has_room(state: &State, volume: &VolumeRecord, more_mib: u64) -> Result<(), Error> {
     let host = volume.host.as_ref().and_then(|host| state.hosts.get(host));
-    let Some(host) = host else { return Ok(()) };
+    let Some(host) = host else {
+        return can_hold(state, &volume.pool, volume.size_mib.saturating_add(more_mib));
+    };
     let view = hosts::view(state, host);
     match view.pool(&volume.pool) {
         Some(pool) if pool.free_mib() < more_mib => Err(Error::NoPoolRoom {
@@ -249,8 +271,42 @@ pub fn undelete(tx: &mut Tx, caller: &Caller, name: &VolumeName, etag: &str) -> 
     Ok(Outcome::Volume(name.clone()))
 }
 
+/// Has other hosts answer for the volumes in shared pools of a host that is to be forgotten: which pools are shared is known from hosts.
+/// How many they were.
+///
+/// # Errors
+/// Where no other host shows such a pool. Volumes that are deleted already stand in nobody's way.
+pub fn hand_over(tx: &mut Tx, host: &HostName) -> Result<usize, Error> {
+    let volumes = tx
+        .volumes
+        .values()
+        .filter(|volume| volume.host.as_ref() == Some(host) && is_shared(tx, host, &volume.pool));
+    let volumes: Vec<_> = volumes.cloned().collect();
+    let mut handed = Vec::new();
+    for volume in volumes {
+        let mut others = tx.hosts.keys().filter(|other| *other != host);
+        match others.find(|other| is_shared(tx, other, &volume.pool)) {
+            Some(other) => handed.push(VolumeRecord {
+                host: Some(other.clone()),
+                ..(*volume).clone()
+            }),
+            None if volume.delete_time.is_some() => {}
+            None => {
+                return Err(Error::LastOfPool {
+                    host: host.clone(),
+                    pool: volume.pool.clone(),
+                    volume: volume.name.clone(),
+                });
+            }
+        }
+    }
+    let count = handed.len();
+    handed.into_iter().for_each(|volume| tx.put_volume(volume));
+    Ok(count)
+}
+
 /// Volumes that stay on a host which is forgotten.
-pub fn left_on(state: &State, host: &dalgu_proto::ids::HostName) -> usize {
+pub fn left_on(state: &State, host: &HostName) -> usize {
     let volumes = state.volumes.values();
     volumes
         .filter(|volume| pinned_to(state, volume) == Some(host))

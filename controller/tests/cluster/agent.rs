@@ -427,7 +427,7 @@ impl Agent {
             boot_id: "boot-1".into(),
             agent_run_id: run.into(),
             agent_version: "test".into(),
-            inventory: Some(self.networked(inventory(offers_volumes))),
+            inventory: Some(self.stored(self.networked(inventory(offers_volumes)))),
             usage: None,
             vms: self.reports(),
             unmanaged_domains: vec![],

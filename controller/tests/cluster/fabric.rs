@@ -15,7 +15,7 @@ use dalgu_proto::{
 };
 use tokio::sync::Notify;
 
-use super::{images::Images, networks::Networks};
+use super::{images::Images, networks::Networks, storage::Storage};
 
 /// One step of the pretended world.
 const TICK: Duration = Duration::from_millis(5);
@@ -70,6 +70,8 @@ pub struct Host {
     pub networks: Networks,
     /// Offers volumes of the site.
     pub offers_volumes: bool,
+    /// What is here in the pool that all hosts see.
+    pub storage: Storage,
 }
 
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@
 
 mod agent;
 mod api;
+mod backup;
 mod cancel;
 mod crash;
 mod drain;
@@ -21,3 +22,5 @@ mod placement;
 mod plan;
 mod restore;
 mod site;
+mod storage;
+mod volume;

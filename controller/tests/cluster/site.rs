@@ -1,23 +1,34 @@
 //! A site for a test: identities, agents that outlive the controller, and controllers that can be killed.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use dalgu_controller::{Controller, Parts, config::Config, pki, server::limits::Limits, store::memory::Disk};
 use dalgu_proto::{
     agent::v1::{
+        agent_backup_service_server::AgentBackupServiceServer,
         agent_image_service_server::AgentImageServiceServer,
         agent_network_service_server::AgentNetworkServiceServer, agent_service_server::AgentServiceServer,
+        agent_volume_service_server::AgentVolumeServiceServer,
     },
     ids::HostName,
+    time::Clock,
     tls::{self, Identity, server::Acceptor},
     v1::{
-        self, event_service_client::EventServiceClient, host_service_client::HostServiceClient,
-        image_service_client::ImageServiceClient, network_service_client::NetworkServiceClient,
-        operation_service_client::OperationServiceClient, placement_service_client::PlacementServiceClient,
-        plan_service_client::PlanServiceClient, vm_service_client::VmServiceClient,
-        volume_service_client::VolumeServiceClient,
+        self, backup_service_client::BackupServiceClient, event_service_client::EventServiceClient,
+        host_service_client::HostServiceClient, image_service_client::ImageServiceClient,
+        network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient,
+        placement_service_client::PlacementServiceClient, plan_service_client::PlanServiceClient,
+        vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
     },
 };
+use jiff::{SignedDuration, Timestamp};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +51,8 @@ pub struct Site {
     pub limits: Limits,
     /// Room that the store's disk must have.
     pub reserve_mib: u32,
+    /// So many seconds the controllers' clock is ahead.
+    ahead_seconds: Arc<AtomicI64>,
     endpoint: watch::Sender<String>,
     running: Option<CancellationToken>,
     /// Rung when the store of the running controller has failed.
@@ -58,6 +71,7 @@ pub struct Clients {
     pub networks: NetworkServiceClient<Channel>,
     pub plans: PlanServiceClient<Channel>,
     pub volumes: VolumeServiceClient<Channel>,
+    pub backups: BackupServiceClient<Channel>,
 }
 
 impl Clients {
@@ -72,6 +86,7 @@ impl Clients {
             networks: NetworkServiceClient::new(channel.clone()),
             plans: PlanServiceClient::new(channel.clone()),
             volumes: VolumeServiceClient::new(channel.clone()),
+            backups: BackupServiceClient::new(channel.clone()),
         }
     }
 
@@ -197,6 +212,7 @@ impl Site {
             fabric,
             limits: Limits::default(),
             reserve_mib: 1,
+            ahead_seconds: Arc::default(),
             endpoint,
             running: None,
             crashed,
@@ -248,7 +264,13 @@ impl Site {
         let stop = CancellationToken::new();
         let crashed = CancellationToken::new();
         let ring = crashed.clone();
-        let parts = Parts::new(self.disk.open(), move |_| ring.cancel());
+        let ahead = self.ahead_seconds.clone();
+        let parts = Parts {
+            clock: Clock::from_fn(move || {
+                Timestamp::now() + SignedDuration::from_secs(ahead.load(Ordering::Relaxed))
+            }),
+            ..Parts::new(self.disk.open(), move |_| ring.cancel())
+        };
         let controller = Controller::start(self.config(), parts, stop.clone())
             .await
             .unwrap();
@@ -269,6 +291,19 @@ impl Site {
     pub async fn channel(&self, endpoint: &str, identity: &str) -> Result<Channel, tls::Error> {
         let identity = Identity::load_dir(self.dir.path(), identity).unwrap();
         tls::client::connect(endpoint, tls::CONTROLLER_NAME, &identity).await
+    }
+
+    /// Puts the controllers' clock on.
+    pub fn pass(&self, time: Duration) {
+        let seconds = i64::try_from(time.as_secs()).unwrap();
+        self.ahead_seconds.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// Gives every host a pool that all of them see, with volumes and backups. Before a controller is started.
+    pub fn share_storage(&self) {
+        for host in self.fabric.lock().hosts.values_mut() {
+            host.storage.offered = true;
+        }
     }
 
     pub fn endpoint(&self) -> String {
@@ -306,7 +341,9 @@ async fn agent(dir: &Path, fabric: &Fabric, name: &str, controller: watch::Recei
     let server = tonic::transport::Server::builder()
         .add_service(AgentServiceServer::new(agent.clone()))
         .add_service(AgentImageServiceServer::new(agent.clone()))
-        .add_service(AgentNetworkServiceServer::new(agent.clone()));
+        .add_service(AgentNetworkServiceServer::new(agent.clone()))
+        .add_service(AgentVolumeServiceServer::new(agent.clone()))
+        .add_service(AgentBackupServiceServer::new(agent.clone()));
     tokio::spawn(server.serve_with_incoming(ReceiverStream::new(incoming)));
     tokio::spawn(agent.report_for_ever(identity, controller));
 }
