@@ -558,6 +558,7 @@ fn image(state: v1::ImageState) -> v1::Image {
         error: None,
     };
     v1::Image {
+        source: None,
         name: "debian".into(),
         version: "12".into(),
         uid: "6f2c3c5e-0000-4000-8000-000000000001".into(),

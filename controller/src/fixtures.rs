@@ -318,6 +318,7 @@ pub(crate) fn image(version: &str, number: u8) -> ImageRecord {
         state: ImageState::Available,
         import_host: None,
         file: None,
+        upload_time: None,
         content: Some(Content {
             digest: digest(number),
             stored_bytes: 1 << 30,

@@ -36,7 +36,7 @@ pub enum ImageCommand {
     },
     /// Brings an image into the catalogue: a file of this machine, or one that a host has.
     Import(Box<ImportArgs>),
-    /// Changes labels, description, visibility and the number of hosts that have it.
+    /// Changes labels, description, visibility, firmware, kind of operating system and the number of hosts that have it.
     Update(UpdateArgs),
     /// Deletes an image, and its copies on hosts.
     #[command(visible_alias = "rm")]
@@ -57,7 +57,7 @@ const IMPORT_HELP: &str = "\
   dalgu image import debian-12.qcow2 --name debian --version 12
   dalgu image import --from-host h1:debian-12.qcow2 --name debian --version 12
 
-An upload that was broken off goes on where it stands when the same command is given again.";
+What was broken off goes on where it stands when the same command is given again.";
 
 /// An image to be imported.
 #[derive(Debug, Args)]
@@ -127,6 +127,12 @@ pub struct UpdateArgs {
     /// New description.
     #[arg(long, value_name = "TEXT", group = "change")]
     pub description: Option<String>,
+    /// Kind of operating system, for example debian-12.
+    #[arg(long, value_name = "TEXT", group = "change")]
+    pub os: Option<String>,
+    /// What starts it: VMs made from it later have that where they do not say.
+    #[arg(long, value_enum, value_name = "FIRMWARE", group = "change")]
+    pub firmware: Option<Firmware>,
     /// Who may use it.
     #[arg(long, value_enum, value_name = "WHO", group = "change")]
     pub visibility: Option<Visibility>,

@@ -134,6 +134,14 @@ fn changed(args: &UpdateArgs, old: &v1::Image) -> v1::UpdateImageRequest {
         new.description.clone_from(description);
         paths.push("description".to_owned());
     }
+    if let Some(os) = &args.os {
+        new.os.clone_from(os);
+        paths.push("os".to_owned());
+    }
+    if let Some(firmware) = args.firmware {
+        new.firmware = v1::Firmware::from(firmware).into();
+        paths.push("firmware".to_owned());
+    }
     if let Some(visibility) = args.visibility {
         new.visibility = v1::ImageVisibility::from(visibility).into();
         paths.push("visibility".to_owned());

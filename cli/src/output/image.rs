@@ -137,6 +137,7 @@ impl Resource for v1::Image {
             .line("UID", human::or_dash(&self.uid))
             .line("ETag", human::or_dash(&self.etag))
             .line("Digest", human::or_dash(&status.digest));
+        let source = self.source.clone().unwrap_or_default().file;
         page.section("File")
             .line(
                 "Format",
@@ -144,7 +145,8 @@ impl Resource for v1::Image {
             )
             .line("Size", size(self.size_bytes))
             .line("SHA-256", human::or_dash(&self.sha256))
-            .line("Imported by", human::or_dash(&status.import_host));
+            .line("Imported by", human::or_dash(&status.import_host))
+            .line_if("From its file", &source);
         let rows = status.copies.iter().map(|copy| {
             let how = if copy.ready {
                 "whole".to_owned()

@@ -148,6 +148,54 @@ async fn a_file_on_a_host_is_imported_without_an_upload_and_a_refusal_is_told() 
 }
 
 #[tokio::test]
+async fn an_import_from_a_host_that_was_interrupted_is_taken_up_by_the_same_command() {
+    let args = [
+        "image",
+        "import",
+        "--from-host",
+        "h1:debian.raw",
+        "--version",
+        "12",
+    ];
+    let file = |host: &str, file: &str| v1::ImageFile {
+        host: host.into(),
+        file: file.into(),
+    };
+    let raw = |state, source| v1::Image {
+        format: v1::ImageFormat::Raw.into(),
+        source,
+        ..image(state)
+    };
+    for (there, code) in [
+        (raw(ImageState::Importing, Some(file("h1", "debian.raw"))), 0),
+        (raw(ImageState::Available, Some(file("h1", "debian.raw"))), 0),
+        (raw(ImageState::Deleting, Some(file("h1", "debian.raw"))), 4),
+        (raw(ImageState::Importing, Some(file("h2", "debian.raw"))), 4),
+        (raw(ImageState::Importing, Some(file("h1", "other.raw"))), 4),
+        // It was uploaded, or the controller is older.
+        (raw(ImageState::Importing, None), 4),
+        (
+            v1::Image {
+                format: v1::ImageFormat::Qcow2.into(),
+                ..raw(ImageState::Importing, Some(file("h1", "debian.raw")))
+            },
+            4,
+        ),
+    ] {
+        let controller = Controller::start();
+        let taken = reason::status(Code::AlreadyExists, "IMAGE_ALREADY_EXISTS", "it exists");
+        controller.fake.script().images = [
+            Err(taken),
+            Ok(there.clone()),
+            Ok(raw(ImageState::Available, None)),
+        ]
+        .into();
+        let outcome = controller.run(&args).await;
+        assert_eq!(outcome.code, code, "{there:?}: {}", outcome.err);
+    }
+}
+
+#[tokio::test]
 async fn an_import_that_is_not_waited_for_ends_when_all_bytes_are_there() {
     let controller = Controller::start();
     {

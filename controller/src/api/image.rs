@@ -9,6 +9,7 @@ use dalgu_proto::{
     image::{self, DEFAULT_VERSION, Digest, Format, MAX_FILE_BYTES, Reference},
     reason,
     v1::{self, image_service_server::ImageService},
+    vm::Firmware,
 };
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -27,8 +28,15 @@ const MAX_DESCRIPTION: usize = 1024;
 const MAX_OS: usize = 63;
 const MAX_REPLICAS: i32 = 10_000;
 const DEFAULT_REPLICAS: u32 = 2;
-const MUTABLE: [&str; 4] = ["labels", "description", "visibility", "replicas"];
-const MUTABLE_TEXT: &str = "labels, description, visibility, replicas";
+const MUTABLE: [&str; 6] = [
+    "os",
+    "firmware",
+    "labels",
+    "description",
+    "visibility",
+    "replicas",
+];
+const MUTABLE_TEXT: &str = "os, firmware, labels, description, visibility, replicas";
 
 fn image_name(field: &str, value: &str) -> Result<ImageName, Status> {
     value
@@ -91,6 +99,7 @@ fn create(request: &v1::CreateImageRequest) -> Result<Create, Status> {
         ("image.uid", !image.uid.is_empty()),
         ("image.owner", !image.owner.is_empty()),
         ("image.status", image.status.is_some()),
+        ("image.source", image.source.is_some()),
         ("image.etag", !image.etag.is_empty()),
         ("image.create_time", image.create_time.is_some()),
         ("image.delete_time", image.delete_time.is_some()),
@@ -122,10 +131,8 @@ fn create(request: &v1::CreateImageRequest) -> Result<Create, Status> {
         format,
         size_bytes: image.size_bytes,
         sha256,
-        os: one_line("image.os", request::text("image.os", image.os, MAX_OS)?)?,
-        firmware: v1::Firmware::try_from(image.firmware)
-            .map_err(|_| reason::invalid("image.firmware", "is not a value of Firmware"))?
-            .into(),
+        os: os(image.os)?,
+        firmware: firmware(image.firmware)?,
         labels: request::labels("image.labels", &image.labels)?,
         description: request::text("image.description", image.description, MAX_DESCRIPTION)?,
         visibility: visibility(image.visibility)?,
@@ -134,11 +141,18 @@ fn create(request: &v1::CreateImageRequest) -> Result<Create, Status> {
     })
 }
 
-fn one_line(field: &str, value: String) -> Result<String, Status> {
+fn os(value: String) -> Result<String, Status> {
+    let value = request::text("image.os", value, MAX_OS)?;
     if value.chars().any(char::is_control) {
-        return Err(reason::invalid(field, "must not hold control characters"));
+        return Err(reason::invalid("image.os", "must not hold control characters"));
     }
     Ok(value)
+}
+
+fn firmware(value: i32) -> Result<Firmware, Status> {
+    let firmware = v1::Firmware::try_from(value);
+    let firmware = firmware.map_err(|_| reason::invalid("image.firmware", "is not a value of Firmware"))?;
+    Ok(firmware.into())
 }
 
 /// Checks a change of an image.
@@ -146,6 +160,8 @@ fn update(image: &v1::Image, paths: &[String]) -> Result<Update, Status> {
     let mut update = Update::default();
     for path in paths {
         match path.as_str() {
+            "os" => update.os = Some(os(image.os.clone())?),
+            "firmware" => update.firmware = Some(firmware(image.firmware)?),
             "labels" => update.labels = Some(request::labels("image.labels", &image.labels)?),
             "description" => {
                 let text = image.description.clone();

@@ -33,6 +33,9 @@ const SHORT_MOST: u64 = 10 << 30;
 /// an older one knows less of images than hosts have.
 const FORGOTTEN: SignedDuration = SignedDuration::from_hours(24);
 
+/// An upload that nobody has gone on with for so long is given up: its host keeps room for it.
+const ABANDONED: SignedDuration = SignedDuration::from_hours(7 * 24);
+
 /// What hosts have done, to be stored.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
@@ -111,12 +114,12 @@ fn import<'a>(state: &'a State, image: &ImageRecord) -> Option<&'a Held> {
 }
 
 /// What hosts have done since, of all images.
-pub fn changes(state: &State) -> Vec<Change> {
+pub fn changes(state: &State, now: Timestamp) -> Vec<Change> {
     let images = state.images.values();
-    images.filter_map(|image| change(state, image)).collect()
+    images.filter_map(|image| change(state, image, now)).collect()
 }
 
-fn change(state: &State, image: &ImageRecord) -> Option<Change> {
+fn change(state: &State, image: &ImageRecord, now: Timestamp) -> Option<Change> {
     let host = image.import_host.as_ref();
     let lost = host.filter(|host| !state.hosts.contains_key(*host));
     match (image.state, lost) {
@@ -127,9 +130,11 @@ fn change(state: &State, image: &ImageRecord) -> Option<Change> {
             let fault = Fault::new(Code::FailedPrecondition, "IMPORT_HOST_GONE", message);
             Some(Change::Failed(image.id, fault))
         }
-        (ImageState::AwaitingUpload, None) => match import(state, image)?.phase {
-            ImagePhase::Unknown | ImagePhase::Receiving | ImagePhase::Fetching => None,
-            ImagePhase::Received | ImagePhase::Importing | ImagePhase::Ready | ImagePhase::Failed => {
+        (ImageState::AwaitingUpload, None) => match import(state, image).map(|held| held.phase) {
+            None | Some(ImagePhase::Unknown | ImagePhase::Receiving | ImagePhase::Fetching) => {
+                abandoned(image, now)
+            }
+            Some(ImagePhase::Received | ImagePhase::Importing | ImagePhase::Ready | ImagePhase::Failed) => {
                 Some(Change::Received(image.id))
             }
         },
@@ -141,6 +146,17 @@ fn change(state: &State, image: &ImageRecord) -> Option<Change> {
         }
         (ImageState::Available | ImageState::Failed, _) => None,
     }
+}
+
+/// Gives an upload up that nobody has gone on with. One call brings bytes for half an hour at most, so its beginning tells.
+fn abandoned(image: &ImageRecord, now: Timestamp) -> Option<Change> {
+    let last = image.upload_time.unwrap_or(image.create_time);
+    if now.duration_since(last) <= ABANDONED {
+        return None;
+    }
+    let message = "nobody has brought its bytes for 7 days: delete the image and import it again";
+    let fault = Fault::new(Code::FailedPrecondition, "UPLOAD_ABANDONED", message);
+    Some(Change::Failed(image.id, fault))
 }
 
 fn imported(image: &ImageRecord, held: &Held) -> Option<Change> {

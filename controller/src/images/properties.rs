@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use proptest::{collection::vec, prelude::*};
 
 use super::{
@@ -155,7 +156,7 @@ impl World {
     /// Does what is planned; how much that was.
     async fn pass(&mut self, lost: Option<usize>) -> usize {
         let mut done = 0;
-        for change in changes(&self.state()) {
+        for change in changes(&self.state(), Timestamp::UNIX_EPOCH) {
             let Change::Gone(id) = change else {
                 panic!("nobody imports: {change:?}");
             };

@@ -110,12 +110,12 @@ impl Runner {
 
     /// Stores what hosts have done.
     async fn store(&self, state: Arc<State>) -> Arc<State> {
-        if plan::changes(&state).is_empty() {
+        if plan::changes(&state, self.db.now()).is_empty() {
             return state;
         }
         self.db
             .change(|tx| {
-                for change in plan::changes(tx) {
+                for change in plan::changes(tx, tx.now()) {
                     apply(tx, change);
                 }
             })

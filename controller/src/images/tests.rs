@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use dalgu_proto::vm::{CloneMode, DiskFormat};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{plan::*, *};
 use crate::{
@@ -50,7 +50,7 @@ async fn planned(change: impl FnOnce(&mut Tx)) -> (Vec<Change>, Vec<Step>) {
     let db = db();
     db.change(change).await;
     let state = db.snapshot();
-    (changes(&state), steps(&state, db.now()))
+    (changes(&state, Timestamp::UNIX_EPOCH), steps(&state, db.now()))
 }
 
 fn fetch(number: u8, host: &str) -> Step {
@@ -88,6 +88,46 @@ async fn an_image_is_fetched_by_as_many_hosts_as_are_wanted_those_with_the_most_
         })
         .await;
         assert_eq!(steps, expected, "{replicas:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_goes_on_with_is_given_up_after_a_week() {
+    let hours = |hours: i64| Timestamp::from_second(hours * 3600).unwrap();
+    for (begun, phase, now, expected) in [
+        (None, None, 7 * 24, false),
+        (None, None, 7 * 24 + 1, true),
+        (None, Some(ImagePhase::Receiving), 7 * 24 + 1, true),
+        // Its bytes are all there, and nobody has said so yet.
+        (None, Some(ImagePhase::Received), 7 * 24 + 1, false),
+        (Some(24), Some(ImagePhase::Receiving), 8 * 24, false),
+        (Some(24), Some(ImagePhase::Receiving), 8 * 24 + 1, true),
+    ] {
+        let db = db();
+        let image = ImageRecord {
+            state: ImageState::AwaitingUpload,
+            import_host: Some(fixtures::host_name("h1")),
+            upload_time: begun.map(hours),
+            ..fixtures::image("12", 1)
+        };
+        db.change(|tx| {
+            ready(tx, "h1", &[]);
+            if let Some(phase) = phase {
+                tx.note_held(
+                    &fixtures::host_name("h1"),
+                    HeldImage::Import(image.id, fixtures::held(phase)),
+                );
+            }
+            tx.put_image(image);
+        })
+        .await;
+        let found = changes(&db.snapshot(), hours(now));
+        let given_up = |change: &Change| matches!(change, Change::Failed(_, fault) if fault.reason == "UPLOAD_ABANDONED");
+        assert_eq!(
+            found.iter().any(given_up),
+            expected,
+            "{begun:?} {phase:?} {now}: {found:?}"
+        );
     }
 }
 

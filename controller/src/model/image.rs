@@ -123,6 +123,9 @@ pub struct ImageRecord {
     /// File of that host it is imported from; `None` for an upload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+    /// When somebody last began to bring its bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_time: Option<Timestamp>,
     /// What hosts keep of it, once it was imported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,

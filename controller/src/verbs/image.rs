@@ -52,6 +52,10 @@ pub struct Create {
 /// New values of mutable fields; `None` leaves one as it is.
 #[derive(Debug, Clone, Default)]
 pub struct Update {
+    /// Kind of operating system.
+    pub os: Option<String>,
+    /// What starts it.
+    pub firmware: Option<Firmware>,
     /// Labels, all of them.
     pub labels: Option<BTreeMap<String, String>>,
     /// Description.
@@ -106,6 +110,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         state,
         import_host,
         file: new.source.map(|(_, file)| file),
+        upload_time: None,
         content: same.and_then(|same| same.content),
         error: None,
         create_time: tx.now(),
@@ -206,6 +211,8 @@ pub fn update(
         return Err(Error::ImageDeleting(old.reference()));
     }
     let mut image = old.clone();
+    image.os = update.os.unwrap_or(image.os);
+    image.firmware = update.firmware.unwrap_or(image.firmware);
     image.labels = update.labels.unwrap_or(image.labels);
     image.description = update.description.unwrap_or(image.description);
     image.visibility = update.visibility.unwrap_or(image.visibility);
@@ -256,6 +263,20 @@ fn not_in_use(state: &State, image: &ImageRecord) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Notes that somebody begins to bring the bytes of an image.
+pub fn uploading(tx: &mut Tx, id: ImageId) {
+    let image = tx
+        .images
+        .get(&id)
+        .filter(|image| image.state == ImageState::AwaitingUpload);
+    if let Some(image) = image.map(|image| (**image).clone()) {
+        tx.put_image(ImageRecord {
+            upload_time: Some(tx.now()),
+            ..image
+        });
+    }
 }
 
 /// The image whose bytes somebody brings, and the host that takes them.

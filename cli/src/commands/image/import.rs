@@ -199,6 +199,19 @@ async fn digest(
     Ok((size, Digest::from_bytes(bytes)))
 }
 
+/// Whether an image that is there was entered with the same file. Of one on a host its place tells where no checksum was given.
+fn is_same(there: &v1::Image, image: &v1::Image, from_host: Option<&v1::ImageFile>) -> bool {
+    let deleted = there
+        .status
+        .as_ref()
+        .is_some_and(|status| status.state() == S::Deleting);
+    let same = match (image.sha256.as_str(), from_host) {
+        ("", Some(file)) => there.source.as_ref() == Some(file),
+        (sha256, _) => there.sha256 == sha256,
+    };
+    same && !deleted && there.format == image.format
+}
+
 /// Enters the image, or finds the one that was entered before with the same file.
 async fn enter(args: &ImportArgs, image: v1::Image, session: &mut Session<'_>) -> Result<v1::Image, Error> {
     let request = v1::CreateImageRequest {
@@ -216,8 +229,10 @@ async fn enter(args: &ImportArgs, image: v1::Image, session: &mut Session<'_>) -
         outcome => return outcome,
     };
     let there: v1::Image = get(&session.client, &image.key()).await?;
-    let same = !image.sha256.is_empty() && there.sha256 == image.sha256 && there.format == image.format;
-    if same { Ok(there) } else { Err(taken) }
+    match is_same(&there, &image, args.from_host.as_ref()) {
+        true => Ok(there),
+        false => Err(taken),
+    }
 }
 
 /// Brings the bytes, in one call after the other until all are there.

@@ -66,6 +66,10 @@ pub(super) async fn begin(
         .upload_image(&state, &host, first, ReceiverStream::new(on_the_way))
         .await
         .map_err(from_agent)?;
+    services
+        .db
+        .change(|tx| verbs::image::uploading(tx, image.id))
+        .await;
     let upload = Upload {
         db: services.db.clone(),
         metrics: services.metrics.clone(),

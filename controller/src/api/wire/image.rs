@@ -35,6 +35,14 @@ pub fn image(state: &State, image: &ImageRecord) -> v1::Image {
         etag: etag(image.revision),
         create_time: Some(time::to_wire(image.create_time)),
         delete_time: image.delete_time.map(time::to_wire),
+        source: image.import_host.as_ref().zip(image.file.as_ref()).map(source),
+    }
+}
+
+fn source((host, file): (&HostName, &String)) -> v1::ImageFile {
+    v1::ImageFile {
+        host: host.to_string(),
+        file: file.clone(),
     }
 }
 

@@ -23,6 +23,51 @@ fn from_file(version: &str, host: &str, file: &str) -> v1::CreateImageRequest {
     request
 }
 
+#[tokio::test]
+async fn what_an_image_starts_from_can_be_corrected() {
+    let mut site = Site::new(1).await;
+    let mut clients = site.start().await;
+    available(&clients, "12", DATA).await;
+    let update = |firmware: v1::Firmware, os: &str| v1::UpdateImageRequest {
+        image: Some(v1::Image {
+            name: "debian".into(),
+            version: "12".into(),
+            os: os.into(),
+            firmware: firmware.into(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["firmware".into(), "os".into()],
+        }),
+        ..Default::default()
+    };
+    let bad = clients
+        .images
+        .update_image(update(v1::Firmware::Uefi, "two\nlines"))
+        .await;
+    assert_eq!(reason(bad), "INVALID_FIELD");
+    let updated = clients
+        .images
+        .update_image(update(v1::Firmware::Uefi, "debian-12"))
+        .await;
+    let updated = updated.unwrap().into_inner();
+    assert_eq!(
+        (updated.firmware(), updated.os.as_str()),
+        (v1::Firmware::Uefi, "debian-12")
+    );
+    // The only host has none for its guests.
+    let asked = with_image("web", root("debian:12"));
+    let refused = clients.vms.create_vm(asked.clone()).await.unwrap_err();
+    assert!(refused.message().contains("UEFI"), "{refused}");
+    clients
+        .images
+        .update_image(update(v1::Firmware::Bios, ""))
+        .await
+        .unwrap();
+    let made = clients.vms.create_vm(asked).await.unwrap();
+    clients.succeeded(made.into_inner()).await;
+}
+
 fn freeze(site: &Site, frozen: bool) {
     let mut world = site.fabric.lock();
     for host in world.hosts.values_mut() {
@@ -51,6 +96,11 @@ async fn a_file_on_a_host_is_imported_and_what_it_was_is_told() {
         (ImageState::Importing, "h2")
     );
     let there = until(&clients, "12", ImageState::Available).await;
+    assert_eq!(
+        there.source,
+        from_file("12", "h2", "debian.qcow2").source,
+        "by which a repeated import knows it"
+    );
     assert_eq!(
         (there.size_bytes, there.sha256),
         (DATA.len() as u64, sha256(DATA))

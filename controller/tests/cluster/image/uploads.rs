@@ -4,7 +4,7 @@ use dalgu_proto::v1::{self, ImageState};
 use tonic::Code;
 
 use super::*;
-use crate::site::request_id;
+use crate::{images::CAPACITY, site::request_id};
 
 const DATA: &[u8] = b"many bytes that come in pieces of four";
 
@@ -39,6 +39,53 @@ async fn an_upload_that_breaks_is_taken_up_where_it_broke() {
     assert_eq!(site.fabric.lock().hosts["h1"].images.uploads, 2);
     let again = upload(&clients, "12", DATA).await;
     assert_eq!(reason(again), "IMAGE_NOT_AWAITING_UPLOAD");
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_goes_on_with_gives_its_room_back_after_a_week() {
+    let mut site = Site::new(1).await;
+    let clients = site.start().await;
+    let whole = v1::CreateImageRequest {
+        image: Some(v1::Image {
+            size_bytes: CAPACITY / 2,
+            ..image("12", DATA).image.unwrap()
+        }),
+        ..Default::default()
+    };
+    clients.images.clone().create_image(whole.clone()).await.unwrap();
+    let days = |days: u64| std::time::Duration::from_hours(24 * days);
+    site.pass(days(5));
+    // It has room for what it is promised, and no more.
+    site.fabric
+        .lock()
+        .hosts
+        .get_mut("h1")
+        .unwrap()
+        .images
+        .breaks_after = Some(16);
+    upload(&clients, "12", DATA).await.unwrap_err();
+    site.pass(days(5));
+    assert_eq!(
+        reason(clients.images.clone().create_image(image("13", DATA)).await),
+        "NO_CAPACITY"
+    );
+    site.kill();
+    let clients = site.start().await;
+    until(&clients, "12", ImageState::AwaitingUpload).await;
+    site.kill();
+    site.pass(days(3));
+    let clients = site.start().await;
+    let failed = until(&clients, "12", ImageState::Failed).await;
+    assert_eq!(failed.status.unwrap().error.unwrap().reason, "UPLOAD_ABANDONED");
+    eventually("what had come of it is gone", || async {
+        leftovers(&site).is_empty()
+    })
+    .await;
+    available(&clients, "13", DATA).await;
+    assert_eq!(
+        reason(upload(&clients, "12", DATA).await),
+        "IMAGE_NOT_AWAITING_UPLOAD"
+    );
 }
 
 #[tokio::test]
