@@ -135,6 +135,18 @@ pub struct Port {
 }
 
 impl Port {
+    /// One whose addresses are given by the network, in no security group and without limits.
+    pub const fn new(network: NetworkName) -> Self {
+        Self {
+            network,
+            ipv4: None,
+            ipv6: None,
+            groups: BTreeSet::new(),
+            receive_limit_mbit: None,
+            send_limit_mbit: None,
+        }
+    }
+
     /// Its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let (ipv4, ipv6) = (self.ipv4.map(IpAddr::V4), self.ipv6.map(IpAddr::V6));

@@ -363,6 +363,86 @@ async fn when_all_is_gone(
 }
 
 #[tokio::test]
+async fn a_vm_is_restored_into_other_pools_and_networks_where_its_own_are_gone() -> Result<()> {
+    let cluster = Cluster::start(1).await?;
+    let lab = v1::Network {
+        name: "lab".into(),
+        kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork::default())),
+        ipv4: Some(v1::Subnet {
+            cidr: "10.30.0.0/24".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut networks = cluster.networks().await?;
+    let request = v1::CreateNetworkRequest {
+        network: Some(lab),
+        ..Default::default()
+    };
+    networks.create_network(request).await?;
+    let mut web = vm("web");
+    let spec = web.spec.as_mut().context("no spec")?;
+    spec.nics = ["eth0", "eth1"]
+        .map(|name| v1::Nic {
+            name: name.into(),
+            bridge: "br0".into(),
+            ..Default::default()
+        })
+        .into();
+    let request = v1::CreateVmRequest {
+        vm: Some(web),
+        ..Default::default()
+    };
+    cluster.vms().await?.create_vm(request).await?;
+    cluster.until_at_rest().await?;
+    let backup = whole(&cluster, "web", v1::BackupKind::Full).await?;
+
+    let mut backups = cluster.backups().await?;
+    let request = |pools: &[(&str, &str)], networks: &[(&str, &str)]| {
+        let owned = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(name, place)| ((*name).to_owned(), (*place).to_owned()))
+                .collect()
+        };
+        v1::RestoreBackupRequest {
+            uid: backup.uid.clone(),
+            name: "there".into(),
+            pools: owned(pools),
+            networks: owned(networks),
+            ..Default::default()
+        }
+    };
+    for (pools, networks, reason) in [
+        (&[("swap", "local")][..], &[][..], "INVALID_FIELD"),
+        (&[("root", "../x")], &[], "INVALID_FIELD"),
+        (&[("root", "nowhere")], &[], "NO_CAPACITY"),
+        (&[], &[("eth7", "lab")], "INVALID_FIELD"),
+        (&[], &[("eth0", "nowhere")], "NETWORK_NOT_FOUND"),
+    ] {
+        refused(backups.restore_backup(request(pools, networks)).await, reason)?;
+    }
+    let elsewhere = request(&[("root", "local")], &[("eth0", "lab"), ("eth1", "")]);
+    backups.restore_backup(elsewhere).await?;
+    for operation in cluster.until_at_rest().await? {
+        ensure!(
+            operation.state() == v1::OperationState::Succeeded,
+            "{operation:?}"
+        );
+    }
+    let spec = shown(&cluster, "there").await?.spec.context("no spec")?;
+    let [nic] = spec.nics.as_slice() else {
+        anyhow::bail!("one was to be left out: {:?}", spec.nics);
+    };
+    ensure!(
+        (nic.name.as_str(), nic.network.as_str(), nic.bridge.as_str()) == ("eth0", "lab", "")
+            && nic.ipv4_address.starts_with("10.30.0."),
+        "{nic:?}"
+    );
+    cluster.check().await
+}
+
+#[tokio::test]
 async fn nothing_that_would_spoil_a_backup_is_done_while_it_is_taken() -> Result<()> {
     let cluster = Cluster::start(2).await?;
     created(&cluster, "web", "h1").await?;

@@ -110,6 +110,12 @@ pub struct RestoreArgs {
     /// Put it in none of the placement groups that the VM was in, as where their rules leave no room beside it.
     #[arg(long)]
     pub no_placement_groups: bool,
+    /// Put a disk in another pool than it was in, as where that is gone; may be given again.
+    #[arg(long = "pool", value_parser = values::disk_pool, value_name = "DISK=POOL")]
+    pub pools: Vec<(String, String)>,
+    /// Plug an interface into another network, or leave it out; may be given again.
+    #[arg(long = "nic", value_parser = values::network::nic_network, value_name = "NAME=NETWORK|none")]
+    pub nics: Vec<(String, String)>,
     /// Waiting.
     #[command(flatten)]
     pub wait: WaitArgs,

@@ -50,6 +50,11 @@ pub enum Error {
     /// Not an interface and a security group.
     #[error("{0:?} is not a network interface and its security group: write NAME=GROUP")]
     NicGroup(String),
+    /// Not an interface and a network.
+    #[error(
+        "{0:?} is not a network interface and its network: write NAME=NETWORK, or NAME=none to leave it out"
+    )]
+    NicNetwork(String),
     /// Not limits of an interface.
     #[error(
         "{0:?} is not a network interface and its limits: write NAME,receive=RATE[,send=RATE], each once, with `none` to lift one, or NAME,none"

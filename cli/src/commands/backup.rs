@@ -171,6 +171,8 @@ async fn restore(args: RestoreArgs, session: &mut Session<'_>) -> Result<(), Err
         request_id: request_id(args.wait.request_id.as_ref()),
         labels: map(args.labels),
         without_placement_groups: args.no_placement_groups,
+        pools: map(args.pools),
+        networks: map(args.nics),
     };
     let wait: &WaitArgs = &args.wait;
     let limit = wait.timeout.unwrap_or(LIMIT);

@@ -2,10 +2,13 @@
 
 mod schedule;
 
-use std::ops::Bound;
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+};
 
 use dalgu_proto::{
-    ids::{self, BackupId, HostName, ScheduleName, VmName},
+    ids::{self, BackupId, HostName, NetworkName, ScheduleName, VmName},
     reason,
     v1::{self, backup_service_server::BackupService},
 };
@@ -38,6 +41,20 @@ fn optional<T: std::str::FromStr<Err = ids::Error>>(field: &str, value: &str) ->
 fn pool(field: &str, value: &str) -> Result<String, Status> {
     ids::check_device_name(value).map_err(|error| reason::invalid(field, error.to_string()))?;
     Ok(value.to_owned())
+}
+
+fn pools(wire: &HashMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
+    let pools = wire
+        .iter()
+        .map(|(disk, name)| Ok((disk.clone(), pool("pools", name)?)));
+    pools.collect()
+}
+
+fn networks(wire: &HashMap<String, String>) -> Result<BTreeMap<String, Option<NetworkName>>, Status> {
+    let networks = wire
+        .iter()
+        .map(|(nic, name)| Ok((nic.clone(), optional("networks", name)?)));
+    networks.collect()
 }
 
 fn create(m: &v1::CreateBackupRequest) -> Result<CreateBackup, Status> {
@@ -163,6 +180,8 @@ impl BackupService for Services {
             keep_addresses: m.keep_addresses,
             labels: request::labels("labels", &m.labels)?,
             without_placement_groups: m.without_placement_groups,
+            pools: pools(&m.pools)?,
+            networks: networks(&m.networks)?,
             policy: self.config.placement.policy,
         };
         let caller = request::caller(&request, &m.request_id, &format!("RestoreBackup {id} {ask:?}"))?;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use dalgu_proto::{
     host::GuestFeature,
-    ids::{BackupId, HostName, ScheduleName, VmName},
+    ids::{BackupId, HostName, NetworkName, ScheduleName, VmName},
     mutant::{self, Mutant},
+    network::Port,
     vm::{BackupRef, CloneMode, FirstBoot, Plug, Spec, check_labels},
 };
 
@@ -59,6 +60,10 @@ pub struct Restore {
     pub labels: BTreeMap<String, String>,
     /// In none of the placement groups that the VM was in.
     pub without_placement_groups: bool,
+    /// Pools of disks, in place of those that they were in.
+    pub pools: BTreeMap<String, String>,
+    /// Networks of interfaces, in place of what they were plugged into; `None` leaves one out.
+    pub networks: BTreeMap<String, Option<NetworkName>>,
     /// Which host is best.
     pub policy: Policy,
 }
@@ -321,10 +326,54 @@ pub fn condemn(tx: &mut Tx, id: BackupId, message: &str) {
     }
 }
 
+/// Puts disks in other pools than they were in.
+fn pools(spec: &mut Spec, pools: &BTreeMap<String, String>) -> Result<(), Error> {
+    for (name, pool) in pools {
+        let medium = spec.first_boot.as_mut().map(|told| &mut told.medium);
+        let mut disks = spec.disks.iter_mut().chain(medium);
+        let disk = disks.find(|disk| disk.name == *name);
+        let unknown = || {
+            Error::invalid(
+                "pools",
+                format!("the VM had no disk {name}: see `dalgu backup show`"),
+            )
+        };
+        disk.ok_or_else(unknown)?.pool.clone_from(pool);
+    }
+    Ok(())
+}
+
+/// Plugs interfaces into other networks than they were in, or leaves them out.
+fn networks(spec: &mut Spec, networks: &BTreeMap<String, Option<NetworkName>>) -> Result<(), Error> {
+    for (name, network) in networks {
+        let Some(at) = spec.nics.iter().position(|nic| nic.name == *name) else {
+            let message = format!("the VM had no interface {name}: see `dalgu backup show`");
+            return Err(Error::invalid("networks", message));
+        };
+        let Some(network) = network.clone() else {
+            spec.nics.remove(at);
+            continue;
+        };
+        let plug = &mut spec.nics[at].plug;
+        *plug = Plug::Network(match plug {
+            Plug::Network(port) => Port {
+                network,
+                ipv4: None,
+                ipv6: None,
+                ..port.clone()
+            },
+            Plug::Bridge { .. } => Port::new(network),
+        });
+    }
+    Ok(())
+}
+
 /// What a VM is made of that is made from a backup, and what of that has to be left out.
-fn restored(state: &State, backup: &BackupRecord, keep_addresses: bool) -> (Spec, Vec<String>) {
+fn restored(state: &State, backup: &BackupRecord, ask: &Restore) -> Result<(Spec, Vec<String>), Error> {
+    let keep_addresses = ask.keep_addresses;
     let mut spec = backup.spec.clone();
     let mut left_out = Vec::new();
+    networks(&mut spec, &ask.networks)?;
     for disk in &mut spec.disks {
         disk.image = None;
         disk.digest = None;
@@ -357,7 +406,8 @@ fn restored(state: &State, backup: &BackupRecord, keep_addresses: bool) -> (Spec
     } else if let Some(told) = &mut spec.first_boot {
         told_anew(told, &mut left_out);
     }
-    (spec, left_out)
+    pools(&mut spec, &ask.pools)?;
+    Ok((spec, left_out))
 }
 
 /// What a guest is told that gets new addresses, so that it looks for these and not for those that it was told of first. Documents are
@@ -387,7 +437,7 @@ pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Resu
             is: backup.state.as_str(),
         });
     }
-    let host = match (backup.shared, ask.host) {
+    let host = match (backup.shared, ask.host.clone()) {
         (true, host) => host,
         (false, Some(host)) if host != backup.host => {
             return Err(Error::BackupElsewhere {
@@ -397,7 +447,7 @@ pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Resu
         }
         (false, _) => Some(backup.host.clone()),
     };
-    let (spec, mut left_out) = restored(tx, &backup, ask.keep_addresses);
+    let (spec, mut left_out) = restored(tx, &backup, &ask)?;
     let mut placement_groups = backup.traits.placement_groups.clone();
     if ask.without_placement_groups {
         placement_groups.clear();

@@ -106,6 +106,17 @@ pub fn nic_group(text: &str) -> Result<(String, String), Error> {
     }
 }
 
+/// Reads NAME=NETWORK, or NAME=none: empty then.
+pub fn nic_network(text: &str) -> Result<(String, String), Error> {
+    match text.split_once('=') {
+        Some((name, "none")) if !name.is_empty() => Ok((name.to_owned(), String::new())),
+        Some((name, network)) if !name.is_empty() && !network.is_empty() => {
+            Ok((name.to_owned(), network.to_owned()))
+        }
+        _ => Err(Error::NicNetwork(text.to_owned())),
+    }
+}
+
 /// Reads a rate such as 100Mbit or 1Gbit, in Mbit per second.
 fn rate_mbit(text: &str) -> Result<u32, Error> {
     let bad = || Error::Rate(text.to_owned());
@@ -221,6 +232,16 @@ fn ports(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_goes_into_a_network_or_is_left_out() {
+        let pair = |name: &str, network: &str| (name.to_owned(), network.to_owned());
+        assert_eq!(nic_network("eth0=lab").unwrap(), pair("eth0", "lab"));
+        assert_eq!(nic_network("eth0=none").unwrap(), pair("eth0", ""));
+        for bad in ["eth0", "eth0=", "=lab", "=none", ""] {
+            assert!(matches!(nic_network(bad), Err(Error::NicNetwork(_))), "{bad}");
+        }
+    }
 
     #[test]
     fn an_interface_on_a_bridge_is_read_with_its_address() {
