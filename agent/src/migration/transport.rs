@@ -8,12 +8,7 @@
 //! ([`Transport::tell_released`]), and the destination lets the VM go on. Where that word is lost, the controller's
 //! settling of the migration decides.
 
-use std::{
-    fmt, io,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use dalgu_proto::ids::{HostName, MigrationId};
