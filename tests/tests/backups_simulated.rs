@@ -365,27 +365,29 @@ async fn when_all_is_gone(
 #[tokio::test]
 async fn a_vm_is_restored_into_other_pools_and_networks_where_its_own_are_gone() -> Result<()> {
     let cluster = Cluster::start(1).await?;
-    let lab = v1::Network {
-        name: "lab".into(),
-        kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork::default())),
-        ipv4: Some(v1::Subnet {
-            cidr: "10.30.0.0/24".into(),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
     let mut networks = cluster.networks().await?;
-    let request = v1::CreateNetworkRequest {
-        network: Some(lab),
-        ..Default::default()
-    };
-    networks.create_network(request).await?;
+    for (name, cidr) in [("field", "10.20.0.0/24"), ("lab", "10.30.0.0/24")] {
+        let network = v1::Network {
+            name: name.into(),
+            kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork::default())),
+            ipv4: Some(v1::Subnet {
+                cidr: cidr.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let request = v1::CreateNetworkRequest {
+            network: Some(network),
+            ..Default::default()
+        };
+        networks.create_network(request).await?;
+    }
     let mut web = vm("web");
     let spec = web.spec.as_mut().context("no spec")?;
     spec.nics = ["eth0", "eth1"]
         .map(|name| v1::Nic {
             name: name.into(),
-            bridge: "br0".into(),
+            network: "field".into(),
             ..Default::default()
         })
         .into();
