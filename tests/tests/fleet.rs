@@ -63,7 +63,7 @@ fn a_fault_at_a_step_of_an_operation_is_survived() {
 fn each_rule_is_needed() {
     for mutant in Mutant::ALL {
         // The recorded seed; where a change of the programs has changed its history, one of the first.
-        let gate = campaign::hunt(mutant, 300);
+        let gate = campaign::hunt(mutant, 600);
         assert!(
             gate.caught_by.is_some() || gate.directed.is_some(),
             "{mutant:?} lives: `fleet campaign --seeds 0 --matrix 0` finds another seed to record"

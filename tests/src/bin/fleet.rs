@@ -75,7 +75,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         matrix: usize,
         /// Seeds that each mutant may take to be caught; 0 for no mutants
-        #[arg(long, default_value_t = 300)]
+        #[arg(long, default_value_t = 600)]
         mutants: u64,
         /// How many seeds of the stack level follow; 0 for none
         #[arg(long, default_value_t = 300)]
