@@ -267,7 +267,7 @@ async fn no_command_runs_on_a_host_that_somebody_opened_meanwhile() {
 
 #[tokio::test]
 async fn no_command_runs_on_a_host_with_a_vm_that_is_wanted_or_seen_to_run_and_was_not_to_stay() {
-    use v1::PowerState::{Running, Stopped};
+    use v1::PowerState::{Running, Stopped, Unspecified};
     let mut stays = ready("h1", "1");
     stays.drain.as_mut().unwrap().vms = vec![v1::DrainedVm {
         mode: v1::DrainMode::Leave.into(),
@@ -277,6 +277,7 @@ async fn no_command_runs_on_a_host_with_a_vm_that_is_wanted_or_seen_to_run_and_w
         (ready("h1", "1"), Running, Stopped, false),
         (ready("h1", "1"), Stopped, Running, false),
         (ready("h1", "1"), Stopped, Stopped, true),
+        (ready("h1", "1"), Stopped, Unspecified, true),
         (stays, Running, Running, true),
     ] {
         let controller = Controller::start();

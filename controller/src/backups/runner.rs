@@ -18,7 +18,6 @@ use crate::{
     model::{BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, Code, Fault, HostState},
     state::{Db, State, Tx},
     verbs,
-    volumes::is_shared,
 };
 
 /// Time between two looks at what is open.
@@ -163,13 +162,25 @@ fn told(state: &State, backup: &BackupRecord) -> Option<HostName> {
     }
     let ready = |host: &HostName| hosts::state_of(state, host) == HostState::Ready;
     let there = state.hosts.contains_key(&backup.host);
-    // Of one that was given up amid its taking, its host may be at work yet.
-    let others = backup.shared && (!there || backup.complete_time.is_some());
+    // Of one that is not whole, only its own host knows what is left.
+    let whole = backup.complete_time.is_some() && backup.error.is_none();
+    let others = backup.shared && (!there || whole);
     if there && (!others || ready(&backup.host)) {
         return Some(backup.host.clone());
     }
-    let sees = |host: &&HostName| is_shared(state, host, &backup.pool) && ready(host);
+    let sees = |host: &&HostName| has_shared(state, host, &backup.pool) && ready(host);
     state.hosts.keys().filter(|_| others).find(sees).cloned()
+}
+
+/// Whether a host has a pool, and all see the same files in it.
+fn has_shared(state: &State, host: &HostName, pool: &str) -> bool {
+    let pools = state
+        .hosts
+        .get(host)
+        .into_iter()
+        .flat_map(|host| &host.inventory.pools);
+    let mut named = pools.filter(|known| known.name == pool);
+    named.any(|known| known.shared && known.error.is_none())
 }
 
 /// Ends what a host was to do that is no longer of the site.

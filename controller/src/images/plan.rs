@@ -131,9 +131,9 @@ fn change(state: &State, image: &ImageRecord, now: Timestamp) -> Option<Change> 
             Some(Change::Failed(image.id, fault))
         }
         (ImageState::AwaitingUpload, None) => match import(state, image).map(|held| held.phase) {
-            None | Some(ImagePhase::Unknown | ImagePhase::Receiving | ImagePhase::Fetching) => {
-                abandoned(image, now)
-            }
+            // Its host has not said yet how far it is.
+            None => None,
+            Some(ImagePhase::Unknown | ImagePhase::Receiving | ImagePhase::Fetching) => abandoned(image, now),
             Some(ImagePhase::Received | ImagePhase::Importing | ImagePhase::Ready | ImagePhase::Failed) => {
                 Some(Change::Received(image.id))
             }

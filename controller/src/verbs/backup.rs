@@ -374,6 +374,7 @@ fn restored(state: &State, backup: &BackupRecord, ask: &Restore) -> Result<(Spec
     let mut spec = backup.spec.clone();
     let mut left_out = Vec::new();
     networks(&mut spec, &ask.networks)?;
+    pools(&mut spec, &ask.pools)?;
     for disk in &mut spec.disks {
         disk.image = None;
         disk.digest = None;
@@ -406,7 +407,6 @@ fn restored(state: &State, backup: &BackupRecord, ask: &Restore) -> Result<(Spec
     } else if let Some(told) = &mut spec.first_boot {
         told_anew(told, &mut left_out);
     }
-    pools(&mut spec, &ask.pools)?;
     Ok((spec, left_out))
 }
 

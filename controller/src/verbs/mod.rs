@@ -304,7 +304,7 @@ pub enum Error {
     },
     /// Nobody would see the volumes there any more.
     #[error(
-        "volume {volume} is in the shared pool {pool}, which no other host has: register one that has it first, or delete          the volumes there (`dalgu volume list`), whose files then stay with {host}"
+        "volume {volume} is in the shared pool {pool}, which no other host has: register one that has it first, or delete the volumes there (`dalgu volume list`), whose files then stay with {host}"
     )]
     LastOfPool {
         /// The host.
@@ -677,7 +677,7 @@ fn names(ids: &[BackupId]) -> String {
 
 fn listed(pools: &[String]) -> String {
     match pools {
-        [] => "none, as no host is registered".to_owned(),
+        [] => "there are none".to_owned(),
         pools => pools.join(", "),
     }
 }

@@ -271,6 +271,17 @@ pub fn undelete(tx: &mut Tx, caller: &Caller, name: &VolumeName, etag: &str) -> 
     Ok(Outcome::Volume(name.clone()))
 }
 
+/// Whether a pool is one of the host alone. Of a pool that it does not have any more others know.
+fn is_own(state: &State, host: &HostName, pool: &str) -> bool {
+    let pools = state
+        .hosts
+        .get(host)
+        .into_iter()
+        .flat_map(|host| &host.inventory.pools);
+    let mut named = pools.filter(|known| known.name == pool);
+    named.any(|known| !known.shared)
+}
+
 /// Has other hosts answer for the volumes in shared pools of a host that is to be forgotten: which pools are shared is known from hosts.
 /// How many they were.
 ///
@@ -280,7 +291,7 @@ pub fn hand_over(tx: &mut Tx, host: &HostName) -> Result<usize, Error> {
     let volumes = tx
         .volumes
         .values()
-        .filter(|volume| volume.host.as_ref() == Some(host) && is_shared(tx, host, &volume.pool));
+        .filter(|volume| volume.host.as_ref() == Some(host) && !is_own(tx, host, &volume.pool));
     let volumes: Vec<_> = volumes.cloned().collect();
     let mut handed = Vec::new();
     for volume in volumes {
@@ -290,7 +301,7 @@ pub fn hand_over(tx: &mut Tx, host: &HostName) -> Result<usize, Error> {
                 host: Some(other.clone()),
                 ..(*volume).clone()
             }),
-            None if volume.delete_time.is_some() => {}
+            None if volume.delete_time.is_some() || !is_shared(tx, host, &volume.pool) => {}
             None => {
                 return Err(Error::LastOfPool {
                     host: host.clone(),

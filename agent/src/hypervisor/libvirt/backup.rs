@@ -28,7 +28,7 @@ use virt_sys as sys;
 use self::files::Target;
 use super::{
     domain::Ours,
-    error::{is_absent, of},
+    error::{is_absent, is_agent_silent, of},
     ffi::{self, Checkpoints, Params},
     host::Host,
     leftover, quiesce,
@@ -217,18 +217,16 @@ fn attempt(
     let checkpoint_xml = checkpoint.then(|| checkpoint_xml(order.id, sources).to_xml());
     let checkpoint_xml = checkpoint_xml.transpose()?;
     let asked = agent_answers(&domain.xml_desc(0).map_err(failed)?)?;
-    let quiesced = asked
-        && ffi::freeze(domain)
-            .inspect_err(|error| {
-                tracing::info!(vm = %order.vm, error = error.message(), "the guest's file systems are not frozen for its backup");
-            })
-            .is_ok();
+    let frozen = asked.then(|| ffi::freeze(domain));
+    if let Some(Err(error)) = &frozen {
+        tracing::info!(vm = %order.vm, error = error.message(), "the guest's file systems are not frozen for its backup");
+    }
     let begun = ffi::begin_backup(domain, &backup, checkpoint_xml.as_deref());
     let point_time = Clock::system().now();
-    match (asked, quiesced) {
-        (true, true) => quiesce::thaw(domain, order.vm, runtime),
-        (true, false) => quiesce::thaw_later(domain, order.vm, runtime),
-        (false, _) => {}
+    match &frozen {
+        Some(Ok(())) => quiesce::thaw(domain, order.vm, runtime),
+        Some(Err(error)) if is_agent_silent(error) => quiesce::thaw_later(domain, order.vm, runtime),
+        _ => {}
     }
     begun.map_err(failed)?;
     Ok(Begun {
@@ -241,7 +239,7 @@ fn attempt(
             None => Kind::Full,
         },
         full_reason: None,
-        quiesced,
+        quiesced: matches!(frozen, Some(Ok(()))),
         checkpoint,
         point_time,
     })

@@ -95,7 +95,7 @@ pub(super) fn is_job_active(error: &virt::error::Error) -> bool {
     code(error) == BLOCK_COPY_ACTIVE
 }
 
-/// Whether it says that the agent in a guest does not do what it was asked; whatever was frozen has been thawed.
+/// Whether it says that the agent in a guest does not do what it was asked.
 pub(super) fn is_agents_fault(error: &virt::error::Error) -> bool {
     matches!(
         code(error),
@@ -105,6 +105,11 @@ pub(super) fn is_agents_fault(error: &virt::error::Error) -> bool {
             | AGENT_COMMAND_FAILED
             | ARGUMENT_UNSUPPORTED
     ) || (code(error) == INTERNAL_ERROR && error.message().contains("agent"))
+}
+
+/// Whether it says that the agent in a guest has not answered: what it was asked for it may do later.
+pub(super) fn is_agent_silent(error: &virt::error::Error) -> bool {
+    is_agents_fault(error) && !matches!(code(error), AGENT_COMMAND_FAILED | ARGUMENT_UNSUPPORTED)
 }
 
 /// The agent's form of an error of a call that is not about one domain.

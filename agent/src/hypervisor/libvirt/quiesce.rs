@@ -8,7 +8,7 @@ use dalgu_proto::ids::VmId;
 use tokio::{runtime::Handle, task::spawn_blocking, time::sleep};
 use virt::domain::Domain;
 
-use super::ffi;
+use super::{error::is_absent, ffi};
 
 /// Between two tries to let a guest go on; each waits for its agent's answer besides.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -30,8 +30,11 @@ pub(super) fn thaw_later(domain: &Domain, vm: VmId, runtime: &Handle) {
             sleep(PAUSE).await;
             let domain = domain.clone();
             let over = spawn_blocking(move || {
-                // One that is off has nothing frozen; its handle says so of another start of it as well, which is harmless.
-                ffi::thaw(&domain).is_ok() || !domain.is_active().unwrap_or(true)
+                // One that is off, or gone, has nothing frozen here.
+                match ffi::thaw(&domain) {
+                    Ok(()) => true,
+                    Err(error) => is_absent(&error) || !domain.is_active().unwrap_or(true),
+                }
             });
             if over.await.unwrap_or(true) {
                 return;

@@ -306,7 +306,9 @@ fn take(
             Ok(_) => return Ok(true),
             Err(error) if error::is_agents_fault(&error) => {
                 tracing::warn!(vm = %id, error = error.message(), "the guest's agent does not freeze its file systems");
-                quiesce::thaw_later(&ours.handle, id, runtime);
+                if error::is_agent_silent(&error) {
+                    quiesce::thaw_later(&ours.handle, id, runtime);
+                }
             }
             Err(error) => return Err(of(CALL, id, &error)),
         }

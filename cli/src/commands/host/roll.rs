@@ -163,10 +163,11 @@ fn is_left(drained: &v1::DrainedVm) -> bool {
     drained.mode() == v1::DrainMode::Leave && drained.state() == v1::DrainedVmState::Left
 }
 
-/// Whether a VM is off, and is to be.
+/// Whether a VM is off, and is to be. Of one that its host could not define no state is seen.
 fn is_off(vm: &v1::Vm) -> bool {
     let seen = vm.status.as_ref().map(v1::VmStatus::power_state);
-    vm.desired_power_state() == v1::PowerState::Stopped && seen == Some(v1::PowerState::Stopped)
+    let runs = matches!(seen, Some(v1::PowerState::Running | v1::PowerState::Paused));
+    vm.desired_power_state() == v1::PowerState::Stopped && !runs
 }
 
 /// Which hosts can be empty at once: so many groups, or 0 for all.

@@ -7,7 +7,7 @@
 //!
 //! Nothing is kept here but a few pieces: the host takes one after the other, and so does the caller's stream. What has come
 //! is kept by the host; a call that breaks off is taken up by another at the offset that the host names. The store is
-//! written once, when the host has all.
+//! written when a call begins, and when the host has all.
 
 use std::{sync::Arc, time::Duration};
 
