@@ -131,9 +131,9 @@ fn change(state: &State, image: &ImageRecord, now: Timestamp) -> Option<Change> 
             Some(Change::Failed(image.id, fault))
         }
         (ImageState::AwaitingUpload, None) => match import(state, image).map(|held| held.phase) {
-            // Its host has not said yet how far it is.
-            None => None,
-            Some(ImagePhase::Unknown | ImagePhase::Receiving | ImagePhase::Fetching) => abandoned(image, now),
+            None | Some(ImagePhase::Unknown | ImagePhase::Receiving | ImagePhase::Fetching) => {
+                abandoned(state, image, now)
+            }
             Some(ImagePhase::Received | ImagePhase::Importing | ImagePhase::Ready | ImagePhase::Failed) => {
                 Some(Change::Received(image.id))
             }
@@ -148,10 +148,15 @@ fn change(state: &State, image: &ImageRecord, now: Timestamp) -> Option<Change> 
     }
 }
 
-/// Gives an upload up that nobody has gone on with. One call brings bytes for half an hour at most, so its beginning tells.
-fn abandoned(image: &ImageRecord, now: Timestamp) -> Option<Change> {
+/// Gives an upload up that nobody has gone on with. One call brings bytes for half an hour at most, so its beginning tells. Of a host
+/// that is silent it is not known whether it has them all.
+fn abandoned(state: &State, image: &ImageRecord, now: Timestamp) -> Option<Change> {
+    let heard = image
+        .import_host
+        .as_ref()
+        .is_some_and(|host| is_ready(state, host));
     let last = image.upload_time.unwrap_or(image.create_time);
-    if now.duration_since(last) <= ABANDONED {
+    if !heard || now.duration_since(last) <= ABANDONED {
         return None;
     }
     let message = "nobody has brought its bytes for 7 days: delete the image and import it again";
