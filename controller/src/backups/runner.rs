@@ -18,6 +18,7 @@ use crate::{
     model::{BackupKind, BackupMade, BackupRecord, BackupStanding, BackupState, Code, Fault, HostState},
     state::{Db, State, Tx},
     verbs,
+    volumes::pool_of,
 };
 
 /// Time between two looks at what is open.
@@ -174,13 +175,7 @@ fn told(state: &State, backup: &BackupRecord) -> Option<HostName> {
 
 /// Whether a host has a pool, and all see the same files in it.
 fn has_shared(state: &State, host: &HostName, pool: &str) -> bool {
-    let pools = state
-        .hosts
-        .get(host)
-        .into_iter()
-        .flat_map(|host| &host.inventory.pools);
-    let mut named = pools.filter(|known| known.name == pool);
-    named.any(|known| known.shared && known.error.is_none())
+    pool_of(state, host, pool).is_some_and(|known| known.shared && known.error.is_none())
 }
 
 /// Ends what a host was to do that is no longer of the site.

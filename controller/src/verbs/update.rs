@@ -210,10 +210,10 @@ fn may_move(state: &State, vm: &VmRecord, disk: &Disk, pool: &str) -> Result<(),
             next: "the disk has not come yet, see `dalgu vm show`: move it when it is there",
         });
     }
-    let host = state.hosts.get(&vm.owner);
-    let mut pools = host.into_iter().flat_map(|host| &host.inventory.pools);
-    let shared = pools.any(|known| known.name == pool && known.shared);
-    if shared && disk.digest.is_some() && disk.clone_mode == CloneMode::Overlay {
+    if volumes::is_shared(state, &vm.owner, pool)
+        && disk.digest.is_some()
+        && disk.clone_mode == CloneMode::Overlay
+    {
         return Err(Error::OverlayStays {
             disk: disk.name.clone(),
             pool: pool.to_owned(),

@@ -16,7 +16,7 @@ use crate::{
     model::{Outcome, VolumeRecord},
     placement::{Policy, PoolView},
     state::{State, Tx},
-    volumes::{MAX_VOLUMES, holder, is_shared, pinned_to, resolve},
+    volumes::{MAX_VOLUMES, holder, is_shared, pinned_to, pool_of, resolve},
 };
 
 /// A new volume.
@@ -273,13 +273,7 @@ pub fn undelete(tx: &mut Tx, caller: &Caller, name: &VolumeName, etag: &str) -> 
 
 /// Whether a pool is one of the host alone. Of a pool that it does not have any more others know.
 fn is_own(state: &State, host: &HostName, pool: &str) -> bool {
-    let pools = state
-        .hosts
-        .get(host)
-        .into_iter()
-        .flat_map(|host| &host.inventory.pools);
-    let mut named = pools.filter(|known| known.name == pool);
-    named.any(|known| !known.shared)
+    pool_of(state, host, pool).is_some_and(|known| !known.shared)
 }
 
 /// Has other hosts answer for the volumes in shared pools of a host that is to be forgotten: which pools are shared is known from hosts.

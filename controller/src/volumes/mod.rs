@@ -16,7 +16,10 @@ pub mod runner;
 #[cfg(test)]
 mod properties;
 
-use dalgu_proto::ids::{HostName, VolumeId};
+use dalgu_proto::{
+    host::Pool,
+    ids::{HostName, VolumeId},
+};
 
 use crate::{
     model::{VmRecord, VolumeRecord},
@@ -88,13 +91,13 @@ pub fn holder(state: &State, volume: VolumeId) -> Option<&VmRecord> {
 
 /// Whether every host sees the same files in a pool, as a host of the site says.
 pub fn is_shared(state: &State, host: &HostName, pool: &str) -> bool {
-    let host = state.hosts.get(host);
-    host.is_some_and(|host| {
-        host.inventory
-            .pools
-            .iter()
-            .any(|known| known.name == pool && known.shared)
-    })
+    pool_of(state, host, pool).is_some_and(|known| known.shared)
+}
+
+/// A pool, as the host told of it last.
+pub fn pool_of<'a>(state: &'a State, host: &HostName, pool: &str) -> Option<&'a Pool> {
+    let pools = &state.hosts.get(host)?.inventory.pools;
+    pools.iter().find(|known| known.name == pool)
 }
 
 /// The only host that can have a volume, because its file is there.

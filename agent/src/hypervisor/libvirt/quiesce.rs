@@ -1,4 +1,4 @@
-//! Freezing a guest's file systems for a moment, and letting them go on whatever became of that.
+//! Lets the file systems of a guest go on that was frozen for a moment, or was to be.
 //!
 //! An agent in a guest that has not answered in time may freeze it after that: then nobody would let it go on.
 
