@@ -37,11 +37,21 @@ const SETTLE: Duration = Duration::from_millis(900);
 /// After its QEMU was killed a guest that counts on for so long was not ended by it: it had moved.
 const SURVIVED: Duration = Duration::from_secs(20);
 
-/// When a migration is torn at its switch-over, by the death of a libvirtd or of an agent that carried it, the source's libvirt
-/// gives the VM there its disks back, and the destination's gives them to the copy that has arrived. One of them is refused,
-/// and has started nothing: what has arrived is frozen until the source says that it has let go, or until both have settled,
-/// so that without locks one copy runs too. It is told apart (see [`Torn`]), and the copies are counted as ever.
-const REACTIVATION: &str = "blockdev-set-active";
+/// What libvirt asks of QEMU when it gives a VM its disks back. When a migration is torn at its switch-over, by the death of a
+/// libvirtd or of an agent that carried it, the source's libvirt gives them to the VM there, and has it go on where it was not
+/// told that the other arrived; the destination's gives them to the copy that has arrived. One of them is refused, and has
+/// started nothing: what has arrived is frozen until the source says that it has let go, or until both have settled, so that
+/// without locks one copy runs too. It is told apart (see [`Torn`]), and the copies are counted as ever.
+const GIVE_BACK: [&str; 2] = ["'blockdev-set-active'", "'cont'"];
+
+/// Whether a refusal is of disks that libvirt gives back by itself: its own words, or those of the QEMU that it asked. What an
+/// agent asked for is in the agent's log too, and a QEMU that is started names the option.
+fn gives_back(line: &str) -> bool {
+    let (file, said) = line.split_once(": ").unwrap_or_default();
+    let by_libvirt =
+        file.ends_with("-libvirtd.log") && GIVE_BACK.iter().any(|command| said.contains(command));
+    by_libvirt || said.starts_with("Failed to get")
+}
 
 /// One guest's files and tale.
 #[derive(Default)]
@@ -106,7 +116,7 @@ impl Eye {
         self.torn.note(&now);
         for Forbidden { rule, line, host } in self.logs.read_on(&self.lab) {
             let mut books = self.books.borrow_mut();
-            if line.contains(REACTIVATION) && self.torn.is_at(host, &books.carriers_killed) {
+            if gives_back(&line) && self.torn.is_at(host, &books.carriers_killed) {
                 books.tell(&format!(
                     "eye: one side of a torn migration was refused the lock: {line}"
                 ));
@@ -359,6 +369,26 @@ impl Guest {
 mod tests {
     use super::*;
     use crate::chaos::books::Subject;
+
+    #[test]
+    fn only_disks_that_libvirt_gives_back_by_itself_are_told_apart() {
+        let told_apart = [
+            r#"h1-libvirtd.log: error : unable to execute QEMU command 'blockdev-set-active': Failed to get "write" lock"#,
+            r#"h1-libvirtd.log: error : unable to execute QEMU command 'cont': Failed to get "write" lock"#,
+            r#"busy.log: Failed to get "write" lock"#,
+        ];
+        for line in told_apart {
+            assert!(gives_back(line), "{line}");
+        }
+        let counted = [
+            r#"h1-agent.log: WARN error="unable to execute QEMU command 'cont': Failed to get \"write\" lock""#,
+            r#"h1-libvirtd.log: error : unable to execute QEMU command 'blockdev-add': Failed to get "write" lock"#,
+            r#"busy.log: qemu-system-x86_64: -blockdev {}: Failed to get "write" lock"#,
+        ];
+        for line in counted {
+            assert!(!gives_back(line), "{line}");
+        }
+    }
 
     #[tokio::test]
     async fn a_boot_of_before_the_guests_death_that_is_read_after_it_does_not_bring_it_back() {
