@@ -20,6 +20,8 @@ pub enum Mutant {
     IncompleteInventoryAccepted,
     /// The owner after a migration is the one whose call said so.
     MigrationJudgedByReturnCode,
+    /// The copy that has arrived goes on although its source may have gone on after it.
+    OlderCopyChosen,
     /// The owner is decided before both hosts have settled.
     RevocationNotAwaited,
     /// The destination's place is given away while the migration is not resolved.
@@ -70,7 +72,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -78,6 +80,7 @@ impl Mutant {
         Self::LedgerAfterHypervisor,
         Self::IncompleteInventoryAccepted,
         Self::MigrationJudgedByReturnCode,
+        Self::OlderCopyChosen,
         Self::RevocationNotAwaited,
         Self::EarlyReservationRelease,
         Self::StartRepeated,

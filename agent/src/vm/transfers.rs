@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dalgu_proto::{
     ids::MigrationId,
     mutant::{self, Mutant},
+    vm::PowerReason,
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -15,7 +16,7 @@ use super::{
     status::{self, Arrival, Presence},
 };
 use crate::{
-    hypervisor::{self, Domain, Progress},
+    hypervisor::{self, Domain, DomainState, Progress},
     ledger::{self, Disposition, Ledger},
     migration::transport::Word,
 };
@@ -102,6 +103,7 @@ impl Transfers {
         let entry = self.entries.get(&present.or(self.latest)?)?;
         let presence = match domain {
             _ if !seen => Presence::Unknown,
+            Some(domain) if handed_over(entry, domain) => Presence::Is(DomainState::HandedOver),
             Some(domain) => Presence::Is(domain.state),
             None => Presence::Absent,
         };
@@ -163,4 +165,12 @@ impl Transfers {
         self.entries.insert(entry.id, entry);
         Ok(())
     }
+}
+
+/// Whether a domain is off because it has handed over to the destination: one that went on, for want of the destination's answer, and ended
+/// later has newer disks than what arrived.
+fn handed_over(entry: &ledger::Migration, domain: &Domain) -> bool {
+    domain.state == DomainState::Stopped
+        && entry.role == Some(ledger::Role::Source)
+        && (domain.reason == PowerReason::Migrated || entry.transfer == ledger::Transfer::Completed)
 }

@@ -119,6 +119,10 @@ pub struct Checker {
     looks: u64,
     /// What the last one showed.
     domains: Vec<Domains>,
+    /// The last look until which a VM ran on a host, by the host's number.
+    ran: BTreeMap<(VmId, usize), u64>,
+    /// Since which look a VM's memory is there and frozen.
+    frozen: BTreeMap<(VmId, usize), u64>,
     /// The last of these looks that saw a VM in this power state, as its number.
     seen: BTreeMap<(VmId, u8), u64>,
     /// Power request for which a VM was last started.
@@ -200,7 +204,52 @@ impl Checker {
         self.check("I1 one running copy", twice.is_none(), || {
             twice.unwrap_or_default()
         });
+        self.memories(&hosts);
         self.domains = hosts;
+    }
+
+    /// I1: a memory that was frozen while another copy of the VM ran does not go on: the disks are newer.
+    fn memories(&mut self, hosts: &[Domains]) {
+        let looks = self.looks;
+        for (host, domains) in self.domains.iter().enumerate() {
+            let running = domains
+                .iter()
+                .filter(|(_, state, _)| *state == DomainState::Running);
+            self.ran.extend(running.map(|(id, ..)| ((*id, host), looks)));
+        }
+        let mut frozen = BTreeMap::new();
+        let mut overtaken = None;
+        for (host, domains) in hosts.iter().enumerate() {
+            for (id, state, _) in domains {
+                let since = self.frozen.get(&(*id, host)).copied();
+                match state {
+                    DomainState::Paused => drop(frozen.insert((*id, host), since.unwrap_or(looks))),
+                    DomainState::Running => {
+                        let of_vm = self.ran.range((*id, 0)..=(*id, usize::MAX));
+                        let mut others = of_vm.filter(|((_, other), _)| *other != host);
+                        if let Some(since) = since
+                            && let Some(((_, other), _)) = others.find(|(_, ran)| **ran > since)
+                        {
+                            overtaken = Some((*id, host, *other));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.frozen = frozen;
+        self.check(
+            "I1 no older memory goes on",
+            overtaken.is_none(),
+            || match overtaken {
+                Some((vm, host, other)) => format!(
+                    "VM {vm} goes on, on h{}, with what was frozen there while it ran on h{}",
+                    host + 1,
+                    other + 1
+                ),
+                None => String::new(),
+            },
+        );
     }
 
     /// What was stored: numbers only rise, nothing is promised twice, nothing is done that nobody asked for.

@@ -86,20 +86,34 @@ pub(super) struct Supervisor {
     stops: Stops,
 }
 
-/// When domains that are watched for it stopped last.
-type Stops = Arc<Mutex<HashMap<VmId, Option<Instant>>>>;
+/// No event comes so late.
+const LATEST: Duration = Duration::from_secs(10);
+
+/// Since when domains that are watched for it have been stopped; `None` while they go on.
+type Stops = Arc<Mutex<HashMap<VmId, watch::Sender<Option<Instant>>>>>;
 
 /// A domain is watched for its stop.
 pub(super) struct StopWatch {
     id: VmId,
     stops: Stops,
+    stopped: watch::Receiver<Option<Instant>>,
 }
 
 impl StopWatch {
-    /// When it stopped last, if it did since it is watched.
-    pub(super) fn at(&self) -> Option<Instant> {
-        let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
-        stops.get(&self.id).copied().flatten()
+    /// Returns since when it has been stopped; waits while it goes on.
+    pub(super) async fn at(&mut self) -> Instant {
+        let since = self.stopped.wait_for(Option::is_some).await;
+        match since.ok().and_then(|since| *since) {
+            Some(since) => since,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn note(stops: &Stops, id: VmId, stopped: Option<Instant>) {
+    let stops = stops.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(stop) = stops.get(&id) {
+        stop.send_replace(stopped);
     }
 }
 
@@ -125,11 +139,13 @@ impl Supervisor {
 
     /// Watches a domain for its stop from now on.
     pub(super) fn watch_stop(&self, id: VmId) -> StopWatch {
+        let (sender, stopped) = watch::channel(None);
         let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
-        stops.insert(id, None);
+        stops.insert(id, sender);
         StopWatch {
             id,
             stops: self.stops.clone(),
+            stopped,
         }
     }
 
@@ -263,12 +279,16 @@ impl Supervisor {
         Arc::new(move |event| {
             let id = match event {
                 Event::Domain(id) => VmId::from_uuid(id),
-                Event::Stopped(id) => {
-                    let (id, now) = (VmId::from_uuid(id), Instant::now());
-                    let mut stops = stops.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(stop) = stops.get_mut(&id) {
-                        *stop = Some(now);
-                    }
+                Event::Stopped(id, ago) => {
+                    let id = VmId::from_uuid(id);
+                    // The clock that it was told by may have been set since.
+                    let at = Instant::now().checked_sub(ago.min(LATEST));
+                    note(&stops, id, at);
+                    id
+                }
+                Event::GoesOn(id) => {
+                    let id = VmId::from_uuid(id);
+                    note(&stops, id, None);
                     id
                 }
                 Event::Reset(id) => {

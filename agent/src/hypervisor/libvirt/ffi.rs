@@ -7,10 +7,11 @@
 
 use std::{
     collections::HashMap,
-    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    ffi::{CStr, CString, c_char, c_int, c_longlong, c_uint, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use uuid::Uuid;
@@ -22,8 +23,10 @@ use virt_sys as sys;
 pub(super) enum Event {
     /// Something happened to this domain.
     Domain(Uuid),
-    /// The processors of this domain have stopped, and its memory is whole.
-    Stopped(Uuid),
+    /// The processors of this domain have stopped, so long ago.
+    Stopped(Uuid, Duration),
+    /// They go on.
+    GoesOn(Uuid),
     /// The guest of this domain was reset.
     Reset(Uuid),
     /// A job of this domain has ended; its last figures.
@@ -135,15 +138,41 @@ unsafe extern "C" fn free_sink(opaque: *mut c_void) {
 unsafe extern "C" fn on_lifecycle(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
-    event: c_int,
+    _: c_int,
     _: c_int,
     opaque: *mut c_void,
 ) -> c_int {
-    let stopped = u32::try_from(event) == Ok(sys::VIR_DOMAIN_EVENT_SUSPENDED);
-    let kind = if stopped { Event::Stopped } else { Event::Domain };
     // SAFETY: libvirt passes a live domain and our own opaque pointer.
-    unsafe { tell(opaque, uuid_of(domain).map(kind)) };
+    unsafe { tell(opaque, uuid_of(domain).map(Event::Domain)) };
     0
+}
+
+unsafe extern "C" fn on_stop(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _: *const c_char,
+    seconds: c_longlong,
+    micros: c_uint,
+    _: *const c_char,
+    opaque: *mut c_void,
+) {
+    let at = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)) + Duration::from_micros(micros.into());
+    let ago = (SystemTime::UNIX_EPOCH + at).elapsed().unwrap_or_default();
+    // SAFETY: libvirt passes a live domain and our own opaque pointer.
+    unsafe { tell(opaque, uuid_of(domain).map(|id| Event::Stopped(id, ago))) };
+}
+
+unsafe extern "C" fn on_resume(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _: *const c_char,
+    _: c_longlong,
+    _: c_uint,
+    _: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a live domain and our own opaque pointer.
+    unsafe { tell(opaque, uuid_of(domain).map(Event::GoesOn)) };
 }
 
 unsafe extern "C" fn on_reset(_: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
@@ -182,10 +211,23 @@ unsafe extern "C" fn on_close(_: sys::virConnectPtr, reason: c_int, opaque: *mut
     unsafe { tell(opaque, Some(Event::Closed(reason))) };
 }
 
+/// Takes an event of QEMU itself: connection, domain, name, time in seconds and microseconds, details, and our own pointer.
+type OfMonitor = unsafe extern "C" fn(
+    sys::virConnectPtr,
+    sys::virDomainPtr,
+    *const c_char,
+    c_longlong,
+    c_uint,
+    *const c_char,
+    *mut c_void,
+);
+
 /// Events of a connection, until dropped. Dropping it calls libvirt and may block.
 pub(super) struct Subscription {
     connect: Connect,
     callbacks: Vec<c_int>,
+    /// Of events of QEMU itself.
+    of_monitor: Vec<c_int>,
     closes: bool,
 }
 
@@ -195,6 +237,7 @@ impl Subscription {
         let mut own = Self {
             connect: connect.clone(),
             callbacks: Vec::new(),
+            of_monitor: Vec::new(),
             closes: false,
         };
         let lifecycle: unsafe extern "C" fn(_, _, _, _, _) -> _ = on_lifecycle;
@@ -225,7 +268,33 @@ impl Subscription {
         let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed, sink);
         // Not known to every driver; the migration's figures are then those of the last look.
         let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, completed, sink);
+        // Other drivers have none; a VM that moves then goes on at the controller's word alone.
+        let _ = own.register_of_monitor(c"STOP", on_stop, sink);
+        let _ = own.register_of_monitor(c"RESUME", on_resume, sink);
         Ok(own)
+    }
+
+    /// What QEMU itself tells: it bears the time, where libvirt's word comes as late as libvirt is busy.
+    fn register_of_monitor(&mut self, event: &CStr, callback: OfMonitor, sink: &Sink) -> Result<(), Error> {
+        let opaque = opaque_of(sink);
+        // SAFETY: as in `register`.
+        let id = checked(unsafe {
+            sys::virConnectDomainQemuMonitorEventRegister(
+                self.connect.as_ptr(),
+                ptr::null_mut(),
+                event.as_ptr(),
+                Some(callback),
+                opaque,
+                Some(free_sink),
+                0,
+            )
+        });
+        if id.is_err() {
+            // SAFETY: libvirt did not take it, so it is ours still.
+            unsafe { free_sink(opaque) };
+        }
+        self.of_monitor.push(id?);
+        Ok(())
     }
 
     fn register(
@@ -269,6 +338,7 @@ impl Subscription {
         result.map(|_| Self {
             connect: connect.clone(),
             callbacks: Vec::new(),
+            of_monitor: Vec::new(),
             closes: true,
         })
     }
@@ -279,6 +349,10 @@ impl Drop for Subscription {
         for id in self.callbacks.drain(..) {
             // SAFETY: a live connection and an id it gave. Failure means that it is closed, and the callback with it.
             unsafe { sys::virConnectDomainEventDeregisterAny(self.connect.as_ptr(), id) };
+        }
+        for id in self.of_monitor.drain(..) {
+            // SAFETY: as above.
+            unsafe { sys::virConnectDomainQemuMonitorEventDeregister(self.connect.as_ptr(), id) };
         }
         if self.closes {
             // SAFETY: a live connection and the callback registered on it.

@@ -576,18 +576,18 @@ impl Hypervisor for Libvirt {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|(other, _)| *other != id);
-        let stop = self.supervisor.watch_stop(id);
+        let mut stop = self.supervisor.watch_stop(id);
         let (host, order) = (self.host.clone(), migrate.clone());
         let sending = self.workers.run_long("migrate", Kind::Migrate, move |_| {
             migrate::send(&host.order(&order)?)
         });
-        // libvirt ends the source's QEMU when the destination has everything, and takes 200 ms more to say so.
+        // libvirt ends the source's QEMU when the destination has everything, and takes 200 ms more to say so. One that ends while its VM goes
+        // on has let go of nothing: what has arrived may be older.
         let watching = async {
             process::ended(migrate.definition.name.as_str(), id).await;
-            if let Some(stopped) = stop.at() {
-                // Set once in a transfer.
-                let _ = migrate.stopped.set(stopped);
-            }
+            let stopped = stop.at().await;
+            // Set once in a transfer.
+            let _ = migrate.stopped.set(stopped);
             migrate.released.cancel();
             std::future::pending::<std::convert::Infallible>().await
         };

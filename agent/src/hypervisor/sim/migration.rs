@@ -1,8 +1,9 @@
 //! A migration's source among simulated hypervisors; called by `migrate`. `arrival` is the other end.
 //!
 //! Up to `finish` any failure leaves the VM with the source, which lets it go on; the destination removes its half
-//! as soon as the connection ends. Once `finish` has been sent the source never lets it go on again: either it hears
-//! that the destination runs it and forgets it, or it stays [`DomainState::HandedOver`] for somebody to look at both.
+//! as soon as the connection ends. Once `finish` has been sent a VM that goes on where it arrives never goes on at the source again: either it hears
+//! that the destination runs it and forgets it, or it stays [`DomainState::HandedOver`] for somebody to look at both. One that
+//! arrives paused goes on at the source where the connection ends before the answer, as libvirt does; where the hypervisor itself ends, it stays.
 
 use std::{sync::Arc, time::Duration};
 
@@ -79,7 +80,7 @@ async fn run(inner: &Arc<Inner>, migrate: &Migrate) -> Result<Progress, Error> {
             Failure::Before(error)
         })
     });
-    let result = settle(inner, id, previous, result);
+    let result = settle(inner, id, previous, migrate.arrives_paused, result);
     inner.hint(Hint::Domain(id));
     match fault {
         Some(Fault::TakesEffect(error)) => result.and(Err(error)),
@@ -92,6 +93,7 @@ fn settle(
     inner: &Inner,
     id: VmId,
     previous: (DomainState, PowerReason),
+    arrives_paused: bool,
     result: Result<Progress, Failure>,
 ) -> Result<Progress, Error> {
     let mut state = inner.state();
@@ -110,6 +112,10 @@ fn settle(
         Err(Failure::After(error)) => {
             if let Some(guest) = guest {
                 guest.job = None;
+                let unheard = !matches!(error, Error::Unavailable { .. });
+                if arrives_paused && unheard && guest.state == DomainState::HandedOver {
+                    guest.to(previous.0, previous.1);
+                }
             }
             Err(error)
         }

@@ -58,12 +58,13 @@ async fn who_gave_a_vm_up_at_the_end_of_a_migration_is_not_made_its_owner_by_an_
 
 #[tokio::test]
 async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
-    for (at, destination_owns) in [
-        (Break::Prepare, false),
-        (Break::Transfer, false),
-        (Break::Handover, false),
-        (Break::Finish, true),
-        (Break::Confirm, true),
+    // Where it breaks, whether the VM has arrived, and whether its source has let go of it. One that was not told that it has arrived goes on.
+    for (at, arrived, destination_owns) in [
+        (Break::Prepare, false, false),
+        (Break::Transfer, false, false),
+        (Break::Handover, false, false),
+        (Break::Finish, true, false),
+        (Break::Confirm, true, true),
     ] {
         let pair = Pair::new().await;
         pair.source.sim.break_migration_at(at);
@@ -78,7 +79,7 @@ async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
         );
         assert_eq!(
             destination == RUNNING || destination == Presence::Is(DomainState::Paused),
-            destination_owns,
+            arrived,
             "{at:?}: {source:?} {destination:?}"
         );
         assert_eq!(
@@ -102,6 +103,33 @@ async fn wherever_a_migration_breaks_one_copy_runs_and_nothing_is_left() {
         assert_eq!(other.sim.local_volumes(), 0, "{at:?}");
         assert_eq!(owner.sim.local_volumes(), 1, "{at:?}");
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_went_on_at_its_source_and_died_there_has_not_handed_over() {
+    let pair = Pair::new().await;
+    pair.source.sim.break_migration_at(Break::Finish);
+    pair.prepare().await.unwrap();
+    pair.send().await.unwrap();
+    pair.transfer_over().await;
+    assert_eq!(
+        pair.census(),
+        (Some(DomainState::Running), Some(DomainState::Paused))
+    );
+    pair.source.sim.crash_guest(vm(1));
+    let settled = pair.settle().await;
+    assert_eq!(
+        settled,
+        (
+            Presence::Is(DomainState::Stopped),
+            Presence::Is(DomainState::Paused)
+        )
+    );
+    // As the controller then decides.
+    pair.finish(false, 3).await;
+    let status = pair.source.until_settled(vm(1), 1).await;
+    assert_eq!(status.power, Some(PowerState::Running), "it is started anew");
+    assert_eq!(pair.census(), (Some(DomainState::Running), None));
 }
 
 #[tokio::test]
