@@ -231,7 +231,15 @@ fn host() -> v1::Host {
         }],
         create_time: ago(864_000),
         etag: "e1".into(),
+        cpus_expected: Some(5.5),
         ..Default::default()
+    }
+}
+
+fn pressed_host() -> v1::Host {
+    v1::Host {
+        pressed_time: ago(90),
+        ..host()
     }
 }
 
@@ -339,6 +347,7 @@ fn hosts_in_a_table() {
 #[test]
 fn a_host_on_its_page() {
     insta::assert_snapshot!("host_show", host().describe(now()).render(false));
+    insta::assert_snapshot!("host_show_pressed", pressed_host().describe(now()).render(false));
     insta::assert_snapshot!("host_show_lost", lost_host().describe(now()).render(false));
 }
 

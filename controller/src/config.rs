@@ -106,11 +106,22 @@ impl TryFrom<f64> for Ratio {
 }
 
 /// Where VMs go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Placement {
     /// What makes a host better among those with the same load.
     pub policy: Policy,
+    /// Whether a host whose VMs are short of processors, memory or I/O takes no new ones.
+    pub close_pressed_hosts: bool,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            close_pressed_hosts: true,
+        }
+    }
 }
 
 /// Plans that relieve contended hosts, made and approved without an operator.
@@ -337,7 +348,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_hours = 0\nstore_reserve_mib = 9\n\
-             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\n\
+             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\n\
              [rebalance]\nautomatic = true\nmoves_per_hour = 7\n";
         let expected = Config {
             data_dir: "/d".into(),
@@ -353,7 +364,10 @@ mod tests {
             pool_warn_percent: 60,
             pool_full_percent: 90,
             pool_overcommit_ratio: Ratio(129),
-            placement: Placement { policy: Policy::Pack },
+            placement: Placement {
+                policy: Policy::Pack,
+                close_pressed_hosts: false,
+            },
             rebalance: Rebalance {
                 automatic: true,
                 moves_per_hour: 7,

@@ -350,7 +350,7 @@ fn backups(state: &State, now: Timestamp, encoder: &mut DescriptorEncoder<'_>) -
 fn room(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
     let views = hosts::views(state);
     type Read = fn(&HostView) -> u64;
-    let families: [(&str, &str, Option<Unit>, Read); 5] = [
+    let families: [(&str, &str, Option<Unit>, Read); 6] = [
         (
             "host_vcpus_capacity",
             "Virtual processors that may be reserved",
@@ -375,6 +375,12 @@ fn room(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::E
         ("host_vms_reserved", "VMs that hold a reservation", None, |h| {
             h.vms.into()
         }),
+        (
+            "host_pressed",
+            "1 while the host's load has closed it for new VMs",
+            None,
+            |h| h.pressed.into(),
+        ),
     ];
     for (name, help, unit, read) in families {
         let gauge = number(0);

@@ -14,6 +14,7 @@ mod migration;
 mod network;
 mod placement_group;
 mod plan;
+mod pressure;
 mod snapshot;
 mod volume;
 
@@ -52,6 +53,7 @@ pub use self::{
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
     placement_group::PlacementGroupRecord,
     plan::{PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep, StepState},
+    pressure::Pressure,
     snapshot::{SnapshotRecord, SnapshotState, Snapshots},
     volume::VolumeRecord,
 };

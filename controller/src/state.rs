@@ -199,6 +199,8 @@ pub struct State {
     pub space: Option<Space>,
     /// How far pools are filled. Not stored.
     pub pool_policy: PoolPolicy,
+    /// Hosts are closed for new VMs by their load. Not stored.
+    pub close_pressed: bool,
     /// Pools that are nearly full or full: shared ones by name, others with their host. Not stored.
     pub pool_levels: OrdMap<(Option<HostName>, String), Level>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
@@ -263,6 +265,7 @@ impl State {
             strays: OrdMap::new(),
             space: None,
             pool_policy: PoolPolicy::default(),
+            close_pressed: true,
             pool_levels: OrdMap::new(),
             sightings: OrdMap::new(),
             sighted: OrdMap::new(),

@@ -1,12 +1,17 @@
 //! A plan on real hosts: guests move in its order and count on, and what is no longer as it was stops it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
-use anyhow::ensure;
-use dalgu_tests::e2e::census::at_rest;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use dalgu_tests::e2e::census::{at_rest, pids_of};
 use dalgu_tests::e2e::story::Story;
-use dalgu_tests::e2e::words::{self, create, dalgu, json, try_dalgu};
+use dalgu_tests::e2e::words::{self, create, create_with, dalgu, json, try_dalgu};
 use dalgu_tests::e2e::{self, REST_LIMIT};
-use dalgu_tests::lab::{Lab, with_lab};
+use dalgu_tests::lab::{Daemon, Lab, guest, wait_for, with_lab};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn text(plan: &Value, key: &str) -> String {
@@ -60,6 +65,123 @@ async fn a_host_is_emptied_by_a_plan_and_a_plan_whose_vm_was_stopped_ends() -> a
             "{stopped}"
         );
         ensure!(on(lab, "first").await? == "h2");
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+/// A control group whose pressure a host takes for its own: all hosts of a lab share one kernel, which has one account of the pressure on all of them.
+struct Account(PathBuf);
+
+impl Account {
+    async fn of(lab: &Lab, host: u8) -> anyhow::Result<Self> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        let mut mounts = mounts.lines().map(|line| line.split(' '));
+        let root = mounts.find_map(|mut fields| {
+            let (place, kind) = (fields.nth(1)?, fields.next()?);
+            (kind == "cgroup2").then_some(place)
+        });
+        let name = format!("dalgu-lab-{}-h{host}", lab.layout().id());
+        let group = PathBuf::from(root.context("no control groups (cgroup2)")?).join(name);
+        fs::create_dir_all(&group)?;
+        let account = Self(group);
+        let pressure = account.0.join("cpu.pressure");
+        let pressure = pressure.to_string_lossy();
+        lab.exec(host, &["mount", "--bind", &pressure, "/proc/pressure/cpu"])
+            .await?;
+        Ok(account)
+    }
+
+    /// From now on it is what this VM waits for, too.
+    fn take(&self, lab: &Lab, uid: &str) -> anyhow::Result<()> {
+        for pid in pids_of(lab, uid)? {
+            fs::write(self.0.join("cgroup.procs"), pid.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        // What was in it goes back to where all are.
+        let members = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        let parent = self.0.with_file_name("cgroup.procs");
+        members.lines().for_each(|pid| drop(fs::write(&parent, pid)));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// A host that is said to be idle, whatever the machine does.
+async fn idle(lab: &Lab, host: u8) -> anyhow::Result<()> {
+    let place = lab.layout().host(host);
+    for (file, text) in [
+        ("stat", fs::read_to_string("/proc/stat")?),
+        ("loadavg", "0.00 0.00 0.00 1/100 1\n".to_owned()),
+    ] {
+        let path = format!("/var/lib/dalgu/{file}");
+        fs::write(place.outside(&path), text)?;
+        lab.exec(host, &["mount", "--bind", &path, &format!("/proc/{file}")])
+            .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_host_under_real_pressure_takes_no_new_vm_and_is_relieved_by_a_plan() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(2), async |lab| {
+        let config = lab.layout().dir().join("controller.toml");
+        let settings = fs::read_to_string(&config)?;
+        fs::write(
+            &config,
+            settings.replace("close_pressed_hosts = false", "close_pressed_hosts = true"),
+        )?;
+        lab.signal(Daemon::Controller, Signal::SIGKILL).await?;
+        lab.start(Daemon::Controller).await?;
+        idle(lab, 2).await?;
+        let (pressed, _calm) = (Account::of(lab, 1).await?, Account::of(lab, 2).await?);
+        // Each keeps a processor busy; the machine has fewer.
+        let busy = format!("{} dalgu.dirty=1", guest::CMDLINE);
+        let names: Vec<_> = (0..2 + std::thread::available_parallelism()?.get())
+            .map(|number| format!("busy{number}"))
+            .collect();
+        for name in &names {
+            dalgu(lab, &create_with(name, "root=8MiB", &busy, &["--host", "h1"])).await?;
+            pressed.take(lab, &words::vm(lab, name).await?.uid)?;
+        }
+        let vm = words::vm(lab, &names[0]).await?;
+        let mut story = Story::default();
+        story.more(lab, &vm, 3).await?;
+        wait_for("h1 to close", Duration::from_secs(240), async || {
+            let host = json(lab, &["host", "get", "h1"]).await;
+            host.is_ok_and(|host| host["pressedTime"].is_string())
+        })
+        .await?;
+        let refused = try_dalgu(lab, &create("next", "root=8MiB", &["--host", "h1"])).await?;
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("closed by its load"),
+            "{refused:?}"
+        );
+        dalgu(lab, &create("next", "root=8MiB", &[])).await?;
+        ensure!(on(lab, "next").await? == "h2");
+
+        let plan = json(lab, &["plan", "rebalance"]).await?;
+        let (id, hash) = (text(&plan, "id"), text(&plan, "hash"));
+        dalgu(
+            lab,
+            &["plan", "approve", &id, "--hash", &hash, "--deadline", "4m"],
+        )
+        .await?;
+        let mut moved = 0;
+        for name in &names {
+            moved += usize::from(on(lab, name).await? == "h2");
+        }
+        ensure!(moved > 0, "nothing was moved: {plan}");
+        story.more(lab, &words::vm(lab, &names[0]).await?, 3).await?;
+        story.is_whole()?;
+        for name in &names {
+            dalgu(lab, &["vm", "stop", name, "--force"]).await?;
+        }
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await

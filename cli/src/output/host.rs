@@ -14,6 +14,7 @@ fn state_cell(host: &v1::Host) -> Cell {
         Some(drain) if drain.restoring => text += ", restoring",
         Some(_) => text += ", draining",
         None if host.cordoned => text += ", cordoned",
+        None if host.pressed_time.is_some() => text += ", pressed",
         None => {}
     }
     if !host.hypervisor_error.is_empty() {
@@ -22,7 +23,7 @@ fn state_cell(host: &v1::Host) -> Cell {
     let style = match host.state() {
         v1::HostState::Unreachable => BAD,
         _ if !host.hypervisor_error.is_empty() => BAD,
-        v1::HostState::Ready if !host.cordoned => GOOD,
+        v1::HostState::Ready if !host.cordoned && host.pressed_time.is_none() => GOOD,
         _ => WARN,
     };
     Cell::painted(text, style)
@@ -159,6 +160,12 @@ impl Resource for v1::Host {
         if self.cordoned {
             page.line("Cordoned because", human::or_dash(&self.cordon_reason));
         }
+        if self.pressed_time.is_some() {
+            page.line(
+                "Closed by its load",
+                human::clock_and_age(self.pressed_time.as_ref(), now),
+            );
+        }
         if !self.hypervisor_error.is_empty() {
             page.painted("Hypervisor error", &Cell::painted(&self.hypervisor_error, BAD));
         }
@@ -198,6 +205,13 @@ impl Resource for v1::Host {
         }
         if let Some(usage) = &self.usage {
             load(&mut page, usage, made.cpus, now);
+            if let Some(expected) = self.cpus_expected {
+                let share = human::percent(expected, f64::from(made.cpus));
+                page.line(
+                    "Expected at most",
+                    format!("{expected:.2} of {} CPUs ({share})", made.cpus),
+                );
+            }
         }
         devices(&mut page, self, &made);
         page

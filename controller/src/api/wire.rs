@@ -195,6 +195,8 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         machine_id: host.machine_id.clone(),
         taints: host.taints.iter().cloned().map(Into::into).collect(),
         drain: advance::seen(state, host).map(|seen| drain(&host.name, &seen)),
+        pressed_time: live.and_then(|live| live.pressure.closed()).map(time::to_wire),
+        cpus_expected: live.and_then(|live| live.cpus_expected),
     }
 }
 

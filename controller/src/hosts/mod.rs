@@ -77,6 +77,7 @@ fn look<'a>(
         state: describe(live),
         cordoned: host.cordon.is_some(),
         cordon_reason: host.cordon.as_deref().unwrap_or_default().into(),
+        pressed: live.is_some_and(|live| live.pressure.closed().is_some()),
         labels: Cow::Borrowed(&host.labels),
         taints: Cow::Borrowed(&host.taints),
         cpus: host.inventory.cpus,
@@ -90,7 +91,10 @@ fn look<'a>(
         bridges: Cow::Borrowed(&host.inventory.bridges),
         accelerator: Cow::Borrowed(&host.inventory.accelerator),
         guest_features: Cow::Borrowed(&host.inventory.guest_features),
-        usage: usage.map(UsageView::of),
+        usage: usage.map(|usage| UsageView {
+            cpus_expected: live.and_then(|live| live.cpus_expected),
+            ..UsageView::of(usage)
+        }),
         unmanaged_vcpus,
         unmanaged_memory_mib,
     }

@@ -17,8 +17,8 @@ use super::pools;
 use crate::{
     agent_wire::Reported,
     incarnation,
-    model::{EventKind, HostLive, HostRecord, HostState, ImageStock, Rival, Unmanaged},
-    placement::default_reserved_memory_mib,
+    model::{EventKind, HostLive, HostRecord, HostState, ImageStock, Pressure, Rival, Unmanaged},
+    placement::{Strain, UsageView, default_reserved_memory_mib},
     reconcile::apply::{self, Extent},
     state::Tx,
 };
@@ -223,9 +223,11 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         tx.event(EventKind::Host, "HostReady", &new.host, "reports in time", None);
     }
     let known_images = old_live.as_ref().and_then(|live| live.images.clone());
+    let cpus_expected = old_live.as_ref().and_then(|live| live.cpus_expected);
     let same_run = old_live.as_ref().filter(|live| live.run_id == new.run_id);
     let networks = same_run.map_or(0, |live| live.networks);
     let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
+    let pressure = pressed(tx, &new.host, new.usage.as_ref());
     let live = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
@@ -242,6 +244,8 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         rival: None,
         images: new.images.map(Arc::new).or(known_images),
         networks,
+        pressure,
+        cpus_expected,
     };
     tx.set_live(new.host.clone(), live);
     pools::note(tx, &new.host, &sampled.unwrap_or_default());
@@ -395,6 +399,33 @@ fn keep(old: &Inventory, mut new: Inventory) -> Inventory {
     new
 }
 
+/// Whether a host's load has closed it for new VMs, after a sample where there is one; the operator is told of a change.
+fn pressed(tx: &mut Tx, host: &HostName, usage: Option<&Usage>) -> Pressure {
+    let before = tx.live.get(host).map(|live| live.pressure).unwrap_or_default();
+    let (Some(usage), Some(record)) = (usage, tx.hosts.get(host)) else {
+        return before;
+    };
+    if !tx.close_pressed {
+        return Pressure::default();
+    }
+    let memory_mib = record.inventory.memory_bytes >> 20;
+    let strain = Strain::of(&UsageView::of(usage), record.inventory.cpus, memory_mib);
+    let after = before.after(strain, Instant::now(), tx.now());
+    match (before.closed(), after.closed()) {
+        (None, Some(_)) => {
+            let message =
+                "closed for new VMs: its VMs have been short of processors, memory or I/O for a minute";
+            tx.event(EventKind::Host, "HostPressed", host, message, None);
+        }
+        (Some(_), None) => {
+            let message = "open for new VMs again: its VMs have had what they need for five minutes";
+            tx.event(EventKind::Host, "HostRelieved", host, message, None);
+        }
+        _ => {}
+    }
+    after
+}
+
 /// Takes a report over.
 pub fn report(tx: &mut Tx, new: Report) -> Receipt {
     let (Some(record), Some(live)) = (tx.hosts.get(&new.host).cloned(), tx.live.get(&new.host).cloned())
@@ -438,6 +469,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         live.unmanaged.clone()
     };
     let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
+    let pressure = pressed(tx, &new.host, new.usage.as_ref());
     let next = HostLive {
         state: HostState::Ready,
         run_id: new.run_id,
@@ -451,6 +483,8 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         rival,
         images: new.images.map(Arc::new).or_else(|| live.images.clone()),
         networks: live.networks,
+        pressure,
+        cpus_expected: live.cpus_expected,
     };
     tx.set_live(new.host.clone(), next);
     pools::note(tx, &new.host, &sampled.unwrap_or_default());

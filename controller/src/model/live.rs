@@ -10,7 +10,7 @@ use dalgu_proto::{
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Fault, ImageStock, Progress};
+use super::{Fault, ImageStock, Pressure, Progress};
 
 /// Whether an agent has done what it was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,6 +227,10 @@ pub struct HostLive {
     pub images: Option<Arc<ImageStock>>,
     /// Version of the document of its networks that this run of its agent has taken; 0 for none.
     pub networks: u64,
+    /// Whether its load has closed it for new VMs.
+    pub pressure: Pressure,
+    /// Processors that its VMs together are expected to use at most; `None` until that is known.
+    pub cpus_expected: Option<f64>,
 }
 
 impl HostLive {
@@ -245,6 +249,8 @@ impl HostLive {
             rival: None,
             images: None,
             networks: 0,
+            pressure: Pressure::default(),
+            cpus_expected: None,
         }
     }
 }

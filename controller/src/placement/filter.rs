@@ -23,6 +23,8 @@ pub enum Constraint {
     State,
     /// The host is cordoned.
     Cordon,
+    /// The host's load has closed it for new VMs.
+    Pressure,
     /// A label that the VM asks for is missing or has another value.
     Selector,
     /// Not enough virtual processors are left, or the host has fewer logical ones than the VM virtual ones.
@@ -55,6 +57,7 @@ impl Constraint {
             Self::SameHost => "SAME_HOST",
             Self::State => "STATE",
             Self::Cordon => "CORDON",
+            Self::Pressure => "PRESSURE",
             Self::Selector => "SELECTOR",
             Self::Cpu => "CPU",
             Self::Memory => "MEMORY",
@@ -96,6 +99,7 @@ pub(super) enum Lack<'a> {
     Cordon {
         reason: &'a str,
     },
+    Pressure,
     Selector {
         key: &'a str,
         value: &'a str,
@@ -196,6 +200,9 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
         found.push(Lack::Cordon {
             reason: &host.cordon_reason,
         });
+    }
+    if host.pressed {
+        found.push(Lack::Pressure);
     }
     for (key, value) in &request.spec.host_selector {
         let label = host.labels.get(key).map(String::as_str);
@@ -340,6 +347,7 @@ impl Lack<'_> {
             Self::SameHost => Constraint::SameHost,
             Self::State { .. } => Constraint::State,
             Self::Cordon { .. } => Constraint::Cordon,
+            Self::Pressure => Constraint::Pressure,
             Self::Selector { .. } => Constraint::Selector,
             Self::CpuCount { .. } | Self::CpuFree { .. } => Constraint::Cpu,
             Self::Memory { .. } => Constraint::Memory,
@@ -384,6 +392,7 @@ impl Lack<'_> {
             Self::State { state } => format!("not ready: {state}"),
             Self::Cordon { reason: "" } => "cordoned".to_owned(),
             Self::Cordon { reason } => format!("cordoned: {reason}"),
+            Self::Pressure => "closed by its load: its VMs are short of processors, memory or I/O".to_owned(),
             Self::Selector {
                 key,
                 value,

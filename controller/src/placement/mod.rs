@@ -39,7 +39,7 @@ pub use self::{
     hint::Hint,
     remedy::Change,
     rules::{Held, Members, Rules, broken, conflict, domain},
-    score::{Part, Rule},
+    score::{Part, Rule, Strain},
     view::{
         Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
         default_reserved_memory_mib, used_percent,
@@ -249,7 +249,8 @@ pub fn may_have(request: &Request, host: &HostView<'_>) -> bool {
 
 /// Whether guests on a host are likely to notice its load: pressure, busy processors or used memory of the second step.
 pub fn is_pressed(host: &HostView<'_>) -> bool {
-    score::Load::of(host).steps.is_pressed()
+    let usage = host.usage.as_ref();
+    usage.is_some_and(|usage| Strain::of(usage, host.cpus, host.memory_mib) > Strain::Well)
 }
 
 fn plural(count: usize, noun: &str) -> String {

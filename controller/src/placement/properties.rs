@@ -167,7 +167,7 @@ pub(super) fn pools() -> impl Strategy<Value = Vec<PoolView<'static>>> {
 
 fn usage() -> impl Strategy<Value = Option<UsageView>> {
     let values = (
-        option::of(0.0..16.0),
+        (option::of(0.0..16.0), option::of(0.0..16.0)),
         0.0..20.0,
         0..8_u64 << 30,
         0.0..100.0,
@@ -175,13 +175,14 @@ fn usage() -> impl Strategy<Value = Option<UsageView>> {
         0.0..1.0,
     );
     option::of(values.prop_map(
-        |(cpus_busy, load1, memory_available_bytes, cpu, memory, network_utilisation)| {
+        |((cpus_busy, cpus_expected), load1, memory_available_bytes, cpu, memory, network_utilisation)| {
             let stall = |avg10_percent: f64| StallView {
                 avg10_percent,
                 avg60_percent: avg10_percent / 2.0,
             };
             UsageView {
                 cpus_busy,
+                cpus_expected,
                 load1,
                 memory_available_bytes,
                 cpu_stall: stall(cpu),
@@ -216,6 +217,7 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
                 name: host_name(number),
                 ready: flags.0,
                 cordoned: flags.1,
+                pressed: used.3 == 2,
                 labels: Cow::Owned(
                     ["a", "b"]
                         .get(flags.2)
@@ -287,7 +289,7 @@ proptest! {
             prop_assert!(request.host.as_ref().is_none_or(|wanted| *wanted == chosen));
             prop_assert_ne!(request.exclude.as_ref(), Some(&chosen));
             let host = hosts.iter_mut().find(|host| host.name == chosen).unwrap();
-            prop_assert!(host.ready && !host.cordoned && request.spec.vcpus <= host.cpus);
+            prop_assert!(host.ready && !host.cordoned && !host.pressed && request.spec.vcpus <= host.cpus);
             reserve(&request, host);
             prop_assert!(holds(host), "over-committed: {host:?}");
             for pool in &host.pools {

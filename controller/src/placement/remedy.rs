@@ -28,6 +28,11 @@ pub enum Change {
         /// The host.
         host: HostName,
     },
+    /// Take load off a host.
+    Relieve {
+        /// The host.
+        host: HostName,
+    },
     /// Get a host to report, with a working hypervisor.
     MakeReady {
         /// The host.
@@ -197,6 +202,7 @@ impl Change {
                 hosts.push(host);
             }
             Self::Uncordon { host }
+            | Self::Relieve { host }
             | Self::MakeReady { host, .. }
             | Self::SetLabel { host, .. }
             | Self::FreeVcpus { host, .. }
@@ -217,6 +223,7 @@ impl Change {
     fn apply_to(&self, host: &mut HostView) {
         match self {
             Self::Uncordon { .. } => host.cordoned = false,
+            Self::Relieve { .. } => host.pressed = false,
             Self::MakeReady { .. } => host.ready = true,
             Self::SetLabel { key, value, .. } => {
                 drop(host.labels.to_mut().insert(key.clone(), value.clone()))
@@ -271,7 +278,7 @@ impl Change {
             | Self::DropSelector { .. }
             | Self::RemoveTaint { .. }
             | Self::Tolerate { .. } => (2, 1000),
-            Self::MakeReady { .. } => (4, 0),
+            Self::MakeReady { .. } | Self::Relieve { .. } => (4, 0),
             Self::LeaveVolume { .. } | Self::LeaveGroup { .. } => (6, 0),
             Self::AddBridge { .. } | Self::RepairPool { .. } | Self::AddFeature { .. } => (5, 0),
             Self::AddPool { .. } => (8, 0),
@@ -325,6 +332,7 @@ pub(super) fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         state: "".into(),
         cordoned: false,
         cordon_reason: "".into(),
+        pressed: false,
         labels: Cow::Owned(labels_for(request)),
         taints: Cow::default(),
         cpus: spec.vcpus,
@@ -387,6 +395,10 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uncordon { host } => write!(f, "uncordon {host}"),
+            Self::Relieve { host } => write!(
+                f,
+                "relieve {host} (dalgu plan rebalance) or wait until its load has gone"
+            ),
             Self::MakeReady { host, state } if state.is_empty() => write!(f, "get {host} ready"),
             Self::MakeReady { host, state } => write!(f, "get {host} ready (it is {state})"),
             Self::SetLabel { host, key, value } => write!(f, "give {host} the label {key}={value}"),

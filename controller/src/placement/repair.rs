@@ -25,6 +25,7 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
             state: state.to_owned(),
         },
         Lack::Cordon { .. } => Change::Uncordon { host: name },
+        Lack::Pressure => Change::Relieve { host: name },
         Lack::Selector { key, value, .. } => Change::SetLabel {
             host: name,
             key: key.to_owned(),

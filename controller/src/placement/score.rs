@@ -57,7 +57,7 @@ pub(super) struct Load {
 pub(super) struct Steps {
     /// Nothing is known of the host's load.
     no_telemetry: bool,
-    /// Step of the worst of pressure (PSI), busy processors and used memory, 0 to 3.
+    /// Step of the worst of pressure (PSI), busy processors, now or expected, and used memory, 0 to 3.
     pressure: u8,
     /// Step of the busiest network interface, 0 to 4.
     network: u8,
@@ -66,17 +66,10 @@ pub(super) struct Steps {
 /// Fine steps of a host's load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Busy {
-    /// Busy processors, in steps of 5 %.
+    /// Busy processors, now or expected, in steps of 5 %.
     cpu: u8,
     /// Use of the busiest network interface, in steps of 5 %.
     network: u8,
-}
-
-impl Steps {
-    /// Whether guests are likely to notice.
-    pub(super) fn is_pressed(self) -> bool {
-        self.pressure >= 2
-    }
 }
 
 impl Load {
@@ -84,11 +77,18 @@ impl Load {
     pub(super) fn of(host: &HostView<'_>) -> Self {
         let usage = host.usage.as_ref();
         let network = usage.map_or(0.0, |usage| usage.network_utilisation * 100.0);
-        let cpu = usage.and_then(|usage| busy_percent(usage, host)).unwrap_or(0.0);
+        let expected = usage.and_then(|usage| usage.cpus_expected);
+        let now = usage.and_then(|usage| busy_percent(usage, host.cpus));
+        // An hour that is known to come counts as if it were here.
+        let cpu = now
+            .unwrap_or(0.0)
+            .max(expected.map_or(0.0, |cpus| percent_of(cpus, host.cpus)));
         Self {
             steps: Steps {
                 no_telemetry: usage.is_none(),
-                pressure: usage.map_or(0, |usage| pressure(usage, host)),
+                pressure: usage.map_or(0, |usage| {
+                    pressure(usage, host.cpus, host.memory_mib).max(step(cpu, &BUSY_STEPS))
+                }),
                 network: step(network, &NETWORK_STEPS),
             },
             busy: Busy {
@@ -279,13 +279,35 @@ impl<'a> Score<'a> {
     }
 }
 
-fn pressure(usage: &UsageView, host: &HostView) -> u8 {
+/// What the load of a host is to its guests, by what is measured there now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Strain {
+    /// They do not notice it.
+    Well,
+    /// They may notice it.
+    Some,
+    /// They are short of processors, memory or I/O.
+    Short,
+}
+
+impl Strain {
+    /// Of a host with so many logical processors and so much memory.
+    pub fn of(usage: &UsageView, cpus: u32, memory_mib: u64) -> Self {
+        match pressure(usage, cpus, memory_mib) {
+            0 | 1 => Self::Well,
+            2 => Self::Some,
+            _ => Self::Short,
+        }
+    }
+}
+
+fn pressure(usage: &UsageView, cpus: u32, memory_mib: u64) -> u8 {
     [
         step(stall(usage.cpu_stall), &STALL_STEPS),
         step(stall(usage.io_stall), &STALL_STEPS),
         step(stall(usage.memory_stall), &MEMORY_STALL_STEPS),
-        step(busy_percent(usage, host).unwrap_or(0.0), &BUSY_STEPS),
-        step(memory_used_percent(usage, host), &MEMORY_USED_STEPS),
+        step(busy_percent(usage, cpus).unwrap_or(0.0), &BUSY_STEPS),
+        step(memory_used_percent(usage, memory_mib), &MEMORY_USED_STEPS),
     ]
     .into_iter()
     .fold(0, u8::max)
@@ -298,18 +320,26 @@ fn stall(stall: StallView) -> f64 {
 }
 
 /// Busy processors. Where the agent has no rate yet, the load average stands in: it counts waiting tasks too.
-fn busy_percent(usage: &UsageView, host: &HostView) -> Option<f64> {
-    let cpus = f64::from(host.cpus);
-    (host.cpus > 0).then(|| usage.cpus_busy.unwrap_or_else(|| usage.load1.min(cpus)) / cpus * 100.0)
+fn busy_percent(usage: &UsageView, cpus: u32) -> Option<f64> {
+    let most = f64::from(cpus);
+    (cpus > 0).then(|| percent_of(usage.cpus_busy.unwrap_or_else(|| usage.load1.min(most)), cpus))
+}
+
+/// So many processors, of those that there are.
+fn percent_of(busy: f64, cpus: u32) -> f64 {
+    match cpus {
+        0 => 0.0,
+        _ => busy / f64::from(cpus) * 100.0,
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "only the step it falls into matters")]
-fn memory_used_percent(usage: &UsageView, host: &HostView) -> f64 {
+fn memory_used_percent(usage: &UsageView, memory_mib: u64) -> f64 {
     // A sample without memory figures says 0 of 0, which is no reason to shun the host.
-    if usage.memory_available_bytes == 0 || host.memory_mib == 0 {
+    if usage.memory_available_bytes == 0 || memory_mib == 0 {
         return 0.0;
     }
-    100.0 - usage.memory_available_bytes as f64 / (host.memory_mib as f64 * 1024.0 * 1024.0) * 100.0
+    100.0 - usage.memory_available_bytes as f64 / (memory_mib as f64 * 1024.0 * 1024.0) * 100.0
 }
 
 /// How many of the limits a value has reached.

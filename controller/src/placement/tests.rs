@@ -54,6 +54,7 @@ pub(super) fn host(name: &str) -> HostView<'static> {
         state: "ready".into(),
         cordoned: false,
         cordon_reason: "".into(),
+        pressed: false,
         labels: Cow::default(),
         taints: Cow::default(),
         cpus: 8,
@@ -124,6 +125,7 @@ fn each_test_refuses_what_it_should_and_nothing_else() {
     assert_eq!(constraints(&request, host("h1")), none);
     assert_eq!(constraints(&request, with(|h| h.ready = false)), ["STATE"]);
     assert_eq!(constraints(&request, with(|h| h.cordoned = true)), ["CORDON"]);
+    assert_eq!(constraints(&request, with(|h| h.pressed = true)), ["PRESSURE"]);
     assert_eq!(constraints(&request, with(|h| h.cpus = 1)), ["CPU"]);
     assert_eq!(constraints(&request, with(|h| h.vcpus_reserved = 30)), none);
     assert_eq!(constraints(&request, with(|h| h.vcpus_reserved = 31)), ["CPU"]);
@@ -315,8 +317,11 @@ fn a_small_host_keeps_a_tenth_and_a_large_one_a_gibibyte() {
 #[test]
 fn a_host_under_load_is_avoided_even_when_it_is_the_emptiest() {
     type Load = (&'static str, fn(&mut UsageView));
-    let loads: [Load; 8] = [
+    let loads: [Load; 9] = [
         ("processors busy", |u| u.cpus_busy = Some(6.5)),
+        ("idle now, and busy at some hour of the week", |u| {
+            u.cpus_expected = Some(6.5)
+        }),
         ("waiting for processors", |u| u.cpu_stall.avg10_percent = 30.0),
         ("waited for processors a moment ago", |u| {
             u.cpu_stall.avg60_percent = 30.0

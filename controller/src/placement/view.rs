@@ -251,6 +251,8 @@ pub fn used_percent(capacity: u64, available: u64, used: u64) -> u64 {
 pub struct UsageView {
     /// Processors busy; `None` where it is not known yet.
     pub cpus_busy: Option<f64>,
+    /// Processors that its VMs together are expected to use at most; `None` where it is not known yet.
+    pub cpus_expected: Option<f64>,
     /// Load average over 1 minute.
     pub load1: f64,
     /// What a new process could get without swapping.
@@ -288,6 +290,7 @@ impl UsageView {
     pub fn of(usage: &host::Usage) -> Self {
         Self {
             cpus_busy: usage.rates_valid.then_some(usage.cpus_busy),
+            cpus_expected: None,
             load1: usage.load[0],
             memory_available_bytes: usage.memory.available_bytes,
             cpu_stall: usage.pressure.cpu_some.into(),
@@ -338,6 +341,8 @@ pub struct HostView<'a> {
     pub cordoned: bool,
     /// Why it was cordoned; may be empty.
     pub cordon_reason: Cow<'a, str>,
+    /// Closed for new VMs by its load.
+    pub pressed: bool,
     /// Labels.
     pub labels: Cow<'a, BTreeMap<String, String>>,
     /// What keeps VMs away that do not tolerate it.

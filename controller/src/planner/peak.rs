@@ -14,8 +14,10 @@
 
 /// Hours of a week.
 pub const HOURS: usize = 168;
+/// Hours of a day.
+const DAY: usize = 24;
 /// Hours after which a VM counts as known.
-const KNOWN: usize = 24;
+const KNOWN: usize = DAY;
 
 /// For each hour of a week, by the hour's number modulo [`HOURS`]: what is used then, of whatever is counted.
 pub type Week = [f64; HOURS];
@@ -69,6 +71,18 @@ impl Peaks {
         self.hours
             .map(|used| if used.is_nan() { unseen } else { used.into() })
     }
+
+    /// What was seen of it in each hour, else the most in the same hour of another day; 0 where that was not seen either.
+    pub fn seen(&self) -> Week {
+        let day = |hour: usize| {
+            let days = self.hours.iter().skip(hour % DAY).step_by(DAY);
+            days.copied().fold(0.0, f32::max)
+        };
+        std::array::from_fn(|hour| match self.hours[hour] {
+            used if used.is_nan() => day(hour).into(),
+            used => used.into(),
+        })
+    }
 }
 
 /// The fullest hour.
@@ -120,6 +134,14 @@ mod tests {
         peaks.push(168 + 24, 0.25);
         assert_eq!(peaks.week(4.0)[24], 0.25);
         assert_eq!(peaks.week(4.0)[0], 4.0);
+    }
+
+    #[test]
+    fn what_was_seen_of_an_hour_stands_for_that_hour_of_other_days() {
+        let peaks = seen([(9, 2.0), (9 + 24, 3.0), (10, 1.0)]);
+        let week = peaks.seen();
+        assert_eq!((week[9], week[9 + 24], week[9 + 48]), (2.0, 3.0, 3.0));
+        assert_eq!((week[10 + 48], week[11]), (1.0, 0.0));
     }
 
     #[test]

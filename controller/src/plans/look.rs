@@ -177,7 +177,7 @@ fn host(view: &HostView<'_>, pools: &BTreeMap<String, Slot>) -> Host {
         cpus: view.cpus.max(1).into(),
         core: 1.0,
         cost: 1.0,
-        open: view.ready && !view.cordoned,
+        open: view.ready && !view.cordoned && !view.pressed,
         contended: is_pressed(view),
         resting: false,
         pools_mib,

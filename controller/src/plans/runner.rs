@@ -58,12 +58,31 @@ impl Runner {
         let (mut looks, mut contended) = (0_u32, false);
         loop {
             tick.tick().await;
-            self.usage.sample(&self.db.snapshot());
+            self.look().await;
             looks = looks.saturating_add(1);
             if self.moves_an_hour > 0 && looks > LEARNT {
                 contended = self.relieve(contended).await;
             }
         }
+    }
+
+    /// Takes the samples, and tells placement what to expect of each host.
+    async fn look(&self) {
+        let (state, usage) = (self.db.snapshot(), self.usage.clone());
+        let expected = beside(move || {
+            usage.sample(&state);
+            usage.expected(&state)
+        });
+        let expected = expected.await;
+        self.db
+            .change(|tx| {
+                let hosts: Vec<_> = tx.live.keys().cloned().collect();
+                for host in hosts {
+                    let cpus_expected = expected.get(&host).copied();
+                    tx.set_expected(&host, cpus_expected);
+                }
+            })
+            .await;
     }
 
     /// Makes and approves a plan that relieves contended hosts, where that could be done at the look before as well. Returns whether it can be

@@ -117,8 +117,12 @@ impl Core {
                 db
             }
         };
-        let policy = config.pool_policy();
-        db.change(move |tx| tx.set_pool_policy(policy)).await;
+        let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
+        db.change(move |tx| {
+            tx.set_pool_policy(policy);
+            tx.set_close_pressed(close);
+        })
+        .await;
         let agents = Arc::new(Agents::new(dial));
         let services = Services {
             db: db.clone(),

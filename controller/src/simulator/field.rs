@@ -286,6 +286,7 @@ fn view(number: usize, shape: &Shape) -> HostView<'static> {
         state: "ready".into(),
         cordoned: false,
         cordon_reason: "".into(),
+        pressed: false,
         labels: Cow::default(),
         taints: Cow::default(),
         cpus: shape.cpus,

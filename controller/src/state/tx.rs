@@ -455,6 +455,21 @@ impl Tx {
         self.state.live.insert(host, Arc::new(live));
     }
 
+    /// Notes how many processors a host's VMs are expected to use. Not stored.
+    pub fn set_expected(&mut self, host: &HostName, cpus_expected: Option<f64>) {
+        let Some(live) = self.state.live.get(host) else {
+            return;
+        };
+        if live.cpus_expected != cpus_expected {
+            self.fleet.get_mut().mark(host);
+            let live = HostLive {
+                cpus_expected,
+                ..(**live).clone()
+            };
+            self.state.live.insert(host.clone(), Arc::new(live));
+        }
+    }
+
     /// Notes what is known of a migration. Not stored.
     pub fn set_migration_live(&mut self, id: MigrationId, live: MigrationLive) {
         self.state.migration_live.insert(id, Arc::new(live));
@@ -555,6 +570,11 @@ impl Tx {
     pub fn set_pool_policy(&mut self, policy: PoolPolicy) {
         self.fleet.get_mut().mark_all();
         self.state.pool_policy = policy;
+    }
+
+    /// Whether hosts are closed for new VMs by their load, by the configuration. Not stored.
+    pub fn set_close_pressed(&mut self, close: bool) {
+        self.state.close_pressed = close;
     }
 
     /// Notes how full a pool is; `None` for the host of a shared one. Not stored.

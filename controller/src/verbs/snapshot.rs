@@ -149,7 +149,7 @@ fn has_room(state: &State, vm: &VmRecord, policy: Policy) -> Result<(), Error> {
     };
     // Only disks are judged: the rest it has.
     let mut view = hosts::view(state, host);
-    (view.ready, view.cordoned) = (true, false);
+    (view.ready, view.cordoned, view.pressed) = (true, false, false);
     (view.vcpus_reserved, view.memory_mib_reserved) = (0, 0);
     (view.reserved_memory_mib, view.unmanaged_memory_mib) = (0, 0);
     let layers = Spec {

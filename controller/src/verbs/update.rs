@@ -432,6 +432,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     // It stays where it is, whether or not its host takes new ones.
     view.ready = true;
     view.cordoned = false;
+    view.pressed = false;
     view.taints = Cow::default();
     view.vcpus_reserved = view.vcpus_reserved.saturating_sub(before.vcpus);
     view.memory_mib_reserved = view

@@ -36,7 +36,8 @@ pub async fn prepare(layout: &Layout, hosts: &[Host], report_interval_ms: u32) -
         layout,
         "controller.toml",
         &format!(
-            "data_dir = \"{data}\"\nlisten = \"{address}\"\nreport_interval_ms = {report_interval_ms}\n"
+            "data_dir = \"{data}\"\nlisten = \"{address}\"\nreport_interval_ms = {report_interval_ms}\n\
+             # All hosts of a lab share the load of one machine.\nplacement.close_pressed_hosts = false\n"
         ),
     )?;
     for host in hosts {

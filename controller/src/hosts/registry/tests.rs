@@ -521,3 +521,49 @@ async fn a_list_that_was_under_way_since_before_a_restore_says_nothing_of_what_i
     assert_eq!(taken, Receipt::Taken);
     assert!(db.snapshot().listed.contains(&fixtures::host_name("h1")));
 }
+
+/// A sample of a host of four processors, so many of them busy.
+fn busy(cpus_busy: f64) -> Option<Usage> {
+    Some(Usage {
+        rates_valid: true,
+        cpus_busy,
+        ..Usage::default()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_vms_are_short_for_a_minute_takes_no_new_ones_until_they_have_been_well_for_five() {
+    let db = db();
+    db.transact(|tx| register(tx, registration(vec![])))
+        .await
+        .unwrap();
+    let mut sequence = 0;
+    let mut sampled = async |usage: Option<Usage>, seconds: u64| {
+        for _ in 0..seconds / 10 {
+            sequence += 1;
+            let new = Report {
+                usage: usage.clone(),
+                ..report(sequence, vec![], true)
+            };
+            db.change(|tx| super::report(tx, new)).await;
+            tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        }
+        let state = db.snapshot();
+        let view = crate::hosts::view(&state, &state.hosts[&fixtures::host_name("h1")]);
+        view.pressed
+    };
+    assert!(!sampled(busy(3.9), 60).await, "not for a minute yet");
+    assert!(sampled(busy(3.9), 10).await);
+    assert!(sampled(None, 600).await, "reports without a sample say nothing");
+    assert!(sampled(busy(0.1), 300).await);
+    assert!(!sampled(busy(0.1), 10).await);
+    let pressed: Vec<_> = reasons(&db)
+        .into_iter()
+        .filter(|reason| reason != "HostRegistered" && reason != "HostReady")
+        .collect();
+    assert_eq!(pressed, ["HostPressed", "HostRelieved"]);
+    // And where the operator does not want it.
+    assert!(sampled(busy(3.9), 70).await);
+    db.change(|tx| tx.set_close_pressed(false)).await;
+    assert!(!sampled(busy(3.9), 70).await);
+}

@@ -1,6 +1,6 @@
 //! A request as the engine tests it on one host: the tests of `filter`, without words.
 //!
-//! What the order of the index has decided already (room for processors and memory, ready, not cordoned) is not tested again.
+//! What the order of the index has decided already (room for processors and memory, ready, not cordoned, not pressed) is not tested again.
 
 use std::collections::HashMap;
 

@@ -60,13 +60,13 @@ pub(super) struct Place {
 pub(super) struct Host {
     pub(super) name: Arc<HostName>,
     pub(super) kind: Arc<Kind>,
-    /// `None` where it is closed: not ready, or cordoned.
+    /// `None` where it is closed: not ready, cordoned, or by its load.
     pub(super) place: Option<Place>,
 }
 
 impl Host {
     pub(super) fn new(name: Arc<HostName>, kind: Arc<Kind>, view: &HostView<'_>) -> Self {
-        let open = view.ready && !view.cordoned;
+        let open = view.ready && !view.cordoned && !view.pressed;
         let place = open.then(|| {
             let Load { steps, busy } = Load::of(view);
             Place {

@@ -29,6 +29,7 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
         host.vcpus_reserved = vcpus * 2;
         host.memory_mib_reserved = memory * 2048 + u64::from(odd_memory / 8);
         (host.ready, host.cordoned) = (flags.0, flags.1);
+        host.pressed = odd_memory % 8 == 5;
         host.usage = [Some(0.0), Some(0.0), Some(7.0), None][load].map(|busy| UsageView {
             cpus_busy: Some(busy),
             ..UsageView::default()

@@ -48,6 +48,7 @@ pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
         state: "ready".into(),
         cordoned: rng.usize(0..100) == 0,
         cordon_reason: "".into(),
+        pressed: false,
         labels: Cow::Owned(BTreeMap::from([
             ("rack".to_owned(), format!("r{}", number / RACK)),
             ("room".to_owned(), format!("m{}", number / RACK % ROOMS)),
@@ -192,6 +193,7 @@ pub(super) fn seen<'a>(host: &'a HostView<'_>) -> HostView<'a> {
         name: host.name.clone(),
         state: Cow::Borrowed(&host.state),
         cordon_reason: Cow::Borrowed(&host.cordon_reason),
+        pressed: host.pressed,
         labels: Cow::Borrowed(&host.labels),
         taints: Cow::Borrowed(&host.taints),
         pools: host.pools.iter().map(pool).collect(),
