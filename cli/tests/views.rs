@@ -617,6 +617,41 @@ fn images() {
     insta::assert_snapshot!("image_get_refused", all[2].describe(now()).render(false));
 }
 
+fn schedule(name: &str, at: &str, paused: bool) -> v1::BackupSchedule {
+    v1::BackupSchedule {
+        name: name.into(),
+        label_selector: map(&[("tier", "gold")]),
+        pool: "vault".into(),
+        every: Some(prost_types::Duration {
+            seconds: 86_400,
+            nanos: 0,
+        }),
+        incrementals: 6,
+        keep_last: 14,
+        keep_days: 30,
+        paused,
+        description: "for the auditors".into(),
+        last_time: ago(7200),
+        next_time: ago(-79_200).filter(|_| !paused),
+        vms: 3,
+        failures: u32::from(paused),
+        etag: "r9".into(),
+        create_time: ago(86_400),
+        at: at.into(),
+    }
+}
+
+#[test]
+fn backup_schedules() {
+    let all = [
+        schedule("nightly", "02:00+09:00", false),
+        schedule("often", "", true),
+    ];
+    insta::assert_snapshot!("backup_schedule_list", table::of(&all, false, now(), false));
+    insta::assert_snapshot!("backup_schedule_list_wide", table::of(&all, true, now(), false));
+    insta::assert_snapshot!("backup_schedule_show", all[0].describe(now()).render(false));
+}
+
 fn network() -> v1::Network {
     v1::Network {
         name: "field".into(),

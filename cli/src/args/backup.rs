@@ -152,7 +152,7 @@ pub enum ScheduleCommand {
 }
 
 const SCHEDULE_HELP: &str = "\
-  dalgu backup schedule create nightly -l tier=gold --pool vault --every 24h --incrementals 6 --keep-last 14";
+  dalgu backup schedule create nightly -l tier=gold --pool vault --every 24h --at 02:00 --keep-last 14";
 
 /// A schedule to be entered.
 #[derive(Debug, Args)]
@@ -169,6 +169,10 @@ pub struct CreateScheduleArgs {
     /// Time between two backups of a VM, 15m to 720h.
     #[arg(long, value_parser = values::duration, value_name = "TIME")]
     pub every: Duration,
+    /// Time of day that this is counted from, in UTC or with a distance from it, for example 02:00 or 02:00+09:00
+    /// [default: each VM's last backup].
+    #[arg(long, value_parser = values::time_of_day, default_value = "", hide_default_value = true, value_name = "HH:MM")]
+    pub at: String,
     /// So many incremental ones after each full one, 0 to 30.
     #[arg(long, default_value_t = 6, value_name = "N")]
     pub incrementals: u32,
@@ -204,6 +208,9 @@ pub struct UpdateScheduleArgs {
     /// New time between two backups.
     #[arg(long, value_parser = values::duration, value_name = "TIME", group = "change")]
     pub every: Option<Duration>,
+    /// New time of day that this is counted from, or `none` for each VM's last backup.
+    #[arg(long, value_parser = values::time_of_day, value_name = "HH:MM", group = "change")]
+    pub at: Option<String>,
     /// New number of incremental ones after each full one.
     #[arg(long, value_name = "N", group = "change")]
     pub incrementals: Option<u32>,

@@ -6,7 +6,11 @@ pub mod network;
 
 use std::time::Duration;
 
-use dalgu_proto::{image::Reference, v1};
+use dalgu_proto::{
+    image::Reference,
+    time::{NoTimeOfDay, TimeOfDay},
+    v1,
+};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -26,6 +30,9 @@ pub enum Error {
     /// Not a time.
     #[error("{0:?} is not a time: write for example 500ms, 90s, 5m or 1h")]
     Duration(String),
+    /// Not a time of day.
+    #[error(transparent)]
+    TimeOfDay(#[from] NoTimeOfDay),
     /// Not a label.
     #[error("{0:?} is not a label: write KEY=VALUE")]
     Label(String),
@@ -150,6 +157,14 @@ pub fn size_mib(text: &str) -> Result<u64, Error> {
     match size_bytes(text)? {
         bytes if bytes % MIB == 0 => Ok(bytes / MIB),
         _ => Err(Error::NotWhole(text.to_owned(), "MiB")),
+    }
+}
+
+/// Reads a time of day, as the API has it: `none` is empty there.
+pub fn time_of_day(text: &str) -> Result<String, Error> {
+    match text {
+        "" | "none" => Ok(String::new()),
+        text => Ok(text.parse::<TimeOfDay>()?.to_string()),
     }
 }
 
@@ -464,6 +479,16 @@ mod tests {
             "18446744073709551615h",
         ] {
             assert!(duration(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_time_of_day_is_read_and_none_is_empty() {
+        assert_eq!(time_of_day("02:00").as_deref(), Ok("02:00"));
+        assert_eq!(time_of_day("02:00+09:00").as_deref(), Ok("02:00+09:00"));
+        assert_eq!(time_of_day("none").as_deref(), Ok(""));
+        for bad in ["2:00", "02:00 KST", "25:00", "02:00Z", "daily"] {
+            assert!(time_of_day(bad).is_err(), "{bad} was accepted");
         }
     }
 

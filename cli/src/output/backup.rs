@@ -111,7 +111,11 @@ impl Resource for v1::Backup {
 
 fn every(schedule: &v1::BackupSchedule) -> String {
     let every = human::duration(schedule.every.as_ref());
-    every.map_or_else(|| "-".to_owned(), human::span)
+    let every = every.map_or_else(|| "-".to_owned(), human::span);
+    match schedule.at.as_str() {
+        "" => every,
+        at => format!("{every} at {at}"),
+    }
 }
 
 fn keeps(schedule: &v1::BackupSchedule) -> String {

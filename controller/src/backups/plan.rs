@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use dalgu_proto::ids::{BackupId, HostName, ScheduleName, VmId};
+use dalgu_proto::{
+    ids::{BackupId, HostName, ScheduleName, VmId},
+    time::next_of,
+};
 use jiff::Timestamp;
 
 use super::{chain, of_vm, under_way};
@@ -17,7 +20,8 @@ use crate::{
     state::State,
 };
 
-/// The first backups of a schedule's VMs are spread over so much time at most, so that they do not all come at once later either.
+/// The first backups of a schedule's VMs are spread over so much time at most, so that they do not all come at once later either;
+/// not where it says at what time of day: hosts are given few at a time.
 const SPREAD: Duration = Duration::from_secs(600);
 /// A backup that was not taken is tried again after so long at most.
 const RETRY: Duration = Duration::from_secs(3600);
@@ -81,13 +85,17 @@ fn by_schedule<'a>(
 pub fn next_time(state: &State, schedule: &ScheduleRecord, vm: &VmRecord) -> Timestamp {
     let every = schedule.every();
     let last = by_schedule(state, schedule, vm.id).next_back();
-    match last {
-        None => after(
-            schedule.create_time.max(vm.create_time),
-            spread(vm.id, every.min(SPREAD)),
-        ),
-        Some(last) if last.state == BackupState::Failed => after(last.create_time, (every / 4).min(RETRY)),
-        Some(last) => after(last.create_time, every),
+    if let Some(failed) = last.filter(|last| last.state == BackupState::Failed) {
+        return after(failed.create_time, (every / 4).min(RETRY));
+    }
+    let began = schedule.create_time.max(vm.create_time);
+    match (schedule.at, last) {
+        (Some(at), last) => {
+            let anchor = at.after(schedule.create_time);
+            next_of(anchor, every, last.map_or(began, |last| last.create_time))
+        }
+        (None, Some(last)) => after(last.create_time, every),
+        (None, None) => after(began, spread(vm.id, every.min(SPREAD))),
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn schedule(name: &str) -> ScheduleRecord {
         selector: [("tier".to_owned(), "gold".to_owned())].into(),
         pool: "local".into(),
         every_seconds: 24 * 3600,
+        at: None,
         incrementals: 2,
         keep_last: 2,
         keep_days: 0,
@@ -157,6 +158,59 @@ fn the_first_is_due_soon_and_each_next_one_after_its_time() {
         backup(&vm, 3, 49, Available, Some(2)),
     ];
     assert_eq!(kinds(&after(&chain), 73), [BackupKind::Full]);
+}
+
+#[test]
+fn a_time_of_day_is_kept_whenever_the_last_one_was_taken_and_a_missed_one_is_taken_once() {
+    use BackupState::{Available, Failed};
+    // The schedule is of 08:00 UTC; times in hours since.
+    assert_eq!(at(0).to_string(), "2027-01-15T08:00:00Z");
+    let vm = gold("web");
+    for (every, time, taken, expected) in [
+        // The first one is due at the first such time.
+        (24, "10:00", None, 2),
+        (24, "19:00+09:00", None, 2),
+        (24, "07:00", None, 23),
+        // It began late, or an hour and a half was waited for it: the next one is no later for it.
+        (24, "10:00", Some((2, Available)), 26),
+        (24, "10:00", Some((3, Available)), 26),
+        // Days were missed, and one was taken for them.
+        (24, "10:00", Some((240, Available)), 242),
+        // In between, and days apart: counted from the first such time after the schedule was created.
+        (6, "10:00", None, 2),
+        (6, "10:00", Some((2, Available)), 8),
+        (6, "07:00", None, 5),
+        (24 * 7, "10:00", Some((2, Available)), 2 + 24 * 7),
+        (24 * 7, "10:00", Some((50, Available)), 2 + 24 * 7),
+        // A failed one is tried again soon, as ever.
+        (24, "10:00", Some((2, Failed)), 3),
+    ] {
+        let nightly = ScheduleRecord {
+            every_seconds: every * 3600,
+            at: Some(time.parse().unwrap()),
+            ..schedule("nightly")
+        };
+        let taken: Vec<_> = taken
+            .into_iter()
+            .map(|(hours, state)| backup(&vm, 1, hours, state, None))
+            .collect();
+        let state = state(from_ref(&vm), from_ref(&nightly), &taken);
+        let next = plan::next_time(&state, &nightly, &vm);
+        assert_eq!(next, at(expected), "every {every} h at {time} after {taken:?}");
+        assert!(kinds(&state, expected - 1).is_empty());
+        assert_eq!(kinds(&state, expected), [BackupKind::Auto]);
+    }
+    // A VM that is younger than the schedule.
+    let nightly = ScheduleRecord {
+        at: Some("10:00".parse().unwrap()),
+        ..schedule("nightly")
+    };
+    let younger = VmRecord {
+        create_time: at(30),
+        ..vm
+    };
+    let state = state(from_ref(&younger), from_ref(&nightly), &[]);
+    assert_eq!(plan::next_time(&state, &nightly, &younger), at(50));
 }
 
 #[test]

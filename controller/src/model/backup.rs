@@ -9,6 +9,7 @@ use dalgu_proto::{
     ids::{BackupId, HostName, PlacementGroupName, ScheduleName, VmId, VmName},
     image::Digest,
     placement::Toleration,
+    time::TimeOfDay,
     vm::Spec,
 };
 use jiff::Timestamp;
@@ -239,6 +240,9 @@ pub struct ScheduleRecord {
     pub pool: String,
     /// Time between two backups of a VM.
     pub every_seconds: u64,
+    /// Time of day that this is counted from; `None` counts from each VM's last backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<TimeOfDay>,
     /// Incremental ones after each full one.
     pub incrementals: u32,
     /// So many of the newest are kept.

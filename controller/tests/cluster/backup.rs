@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dalgu_proto::v1::{self, BackupState};
+use jiff::Timestamp;
 
 use super::{
     site::{Clients, Site, create, eventually, reason},
@@ -103,6 +104,82 @@ async fn a_schedule_takes_backups_as_time_goes_by_and_lets_go_of_the_oldest() {
     let gone = clients.backups.get_backup_schedule(request).await;
     assert_eq!(reason(gone), "BACKUP_SCHEDULE_NOT_FOUND");
     assert_eq!(backups(&clients).await[0].uid, second, "what it took stays");
+}
+
+fn update(at: &str) -> v1::UpdateBackupScheduleRequest {
+    v1::UpdateBackupScheduleRequest {
+        backup_schedule: Some(v1::BackupSchedule {
+            name: "often".into(),
+            at: at.into(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["at".into()],
+        }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_schedule_with_a_time_of_day_keeps_to_it_and_is_known_by_it() {
+    let mut site = Site::new(1).await;
+    site.share_storage();
+    let mut clients = site.start().await;
+    golden(&mut clients).await;
+    let now = Timestamp::now().as_second();
+    // Ten hours on, to the minute.
+    let first = (now + 10 * 3600) / 60 * 60;
+    let minute = first % 86_400 / 60;
+    let time = format!("{:02}:{:02}", minute / 60, minute % 60);
+    let mut daily = schedule(SHARED);
+    let asked = daily.backup_schedule.as_mut().unwrap();
+    asked.every = Some(Duration::from_hours(24).try_into().unwrap());
+    asked.at = "2 o'clock".into();
+    let refused = clients
+        .backups
+        .create_backup_schedule(daily.clone())
+        .await
+        .unwrap_err();
+    assert!(refused.message().starts_with("backup_schedule.at: "), "{refused}");
+    assert_eq!(reason::<()>(Err(refused)), "INVALID_FIELD");
+    daily.backup_schedule.as_mut().unwrap().at.clone_from(&time);
+    let made = clients
+        .backups
+        .create_backup_schedule(daily)
+        .await
+        .unwrap()
+        .into_inner();
+    let next_time = |schedule: &v1::BackupSchedule| schedule.next_time.map(|time| time.seconds);
+    assert_eq!((made.at.as_str(), next_time(&made)), (time.as_str(), Some(first)));
+
+    // Half an hour late, as after a controller that was off.
+    site.pass(Duration::from_mins(10 * 60 + 30));
+    next(&clients, "").await;
+    let request = v1::GetBackupScheduleRequest { name: "often".into() };
+    let shown = clients.backups.get_backup_schedule(request).await.unwrap();
+    assert_eq!(next_time(shown.get_ref()), Some(first + 86_400));
+
+    let taken = shown.get_ref().last_time.unwrap().seconds;
+    let without = clients
+        .backups
+        .update_backup_schedule(update(""))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (without.at.as_str(), next_time(&without)),
+        ("", Some(taken + 86_400))
+    );
+    assert_eq!(
+        reason(clients.backups.update_backup_schedule(update("24:00")).await),
+        "INVALID_FIELD"
+    );
+    let again = clients
+        .backups
+        .update_backup_schedule(update("02:00+09:00"))
+        .await
+        .unwrap();
+    assert_eq!(again.get_ref().at, "02:00+09:00");
 }
 
 #[tokio::test]

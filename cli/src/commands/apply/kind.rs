@@ -89,6 +89,7 @@ impl Kind {
                 ("labelSelector", "label_selector"),
                 ("pool", "pool"),
                 ("every", "every"),
+                ("at", "at"),
                 ("incrementals", "incrementals"),
                 ("keepLast", "keep_last"),
                 ("keepDays", "keep_days"),

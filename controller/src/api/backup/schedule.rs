@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, ops::Bound, ops::RangeInclusive};
 
-use dalgu_proto::{ids::ScheduleName, reason, v1};
+use dalgu_proto::{
+    ids::ScheduleName,
+    reason,
+    time::{NoTimeOfDay, TimeOfDay},
+    v1,
+};
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
@@ -17,7 +22,7 @@ const EVERY_SECONDS: RangeInclusive<u64> = 15 * 60..=30 * 86_400;
 const INCREMENTALS: RangeInclusive<u32> = 0..=30;
 const KEEP_LAST: RangeInclusive<u32> = 1..=60;
 const KEEP_DAYS: RangeInclusive<u32> = 0..=3650;
-const MUTABLE: [&str; 8] = [
+const MUTABLE: [&str; 9] = [
     "label_selector",
     "pool",
     "every",
@@ -26,9 +31,10 @@ const MUTABLE: [&str; 8] = [
     "keep_days",
     "paused",
     "description",
+    "at",
 ];
 const MUTABLE_TEXT: &str =
-    "label_selector, pool, every, incrementals, keep_last, keep_days, paused, description";
+    "label_selector, pool, every, incrementals, keep_last, keep_days, paused, description, at";
 
 fn count(field: &str, value: u32, allowed: &RangeInclusive<u32>) -> Result<u32, Status> {
     if allowed.contains(&value) {
@@ -49,6 +55,15 @@ fn every(value: Option<&prost_types::Duration>) -> Result<u64, Status> {
     Err(reason::invalid("backup_schedule.every", message))
 }
 
+/// Empty is none.
+fn at(value: &str) -> Result<Option<TimeOfDay>, Status> {
+    let refused = |error: NoTimeOfDay| reason::invalid("backup_schedule.at", error.to_string());
+    match value {
+        "" => Ok(None),
+        value => value.parse().map(Some).map_err(refused),
+    }
+}
+
 fn selector(wire: &v1::BackupSchedule) -> Result<BTreeMap<String, String>, Status> {
     const FIELD: &str = "backup_schedule.label_selector";
     let selector = request::labels(FIELD, &wire.label_selector)?;
@@ -65,6 +80,7 @@ fn record(wire: &v1::BackupSchedule) -> Result<ScheduleRecord, Status> {
         selector: selector(wire)?,
         pool: pool("backup_schedule.pool", &wire.pool)?,
         every_seconds: every(wire.every.as_ref())?,
+        at: at(&wire.at)?,
         incrementals: count("incrementals", wire.incrementals, &INCREMENTALS)?,
         keep_last: count("keep_last", wire.keep_last, &KEEP_LAST)?,
         keep_days: count("keep_days", wire.keep_days, &KEEP_DAYS)?,
@@ -85,6 +101,7 @@ fn apply(paths: &[String], from: ScheduleRecord, to: &mut ScheduleRecord) {
         selector,
         pool,
         every_seconds,
+        at,
         incrementals,
         keep_last,
         keep_days,
@@ -106,6 +123,7 @@ fn apply(paths: &[String], from: ScheduleRecord, to: &mut ScheduleRecord) {
         } else {
             old.every_seconds
         },
+        at: if named("at") { at } else { old.at },
         incrementals: if named("incrementals") {
             incrementals
         } else {
@@ -147,6 +165,9 @@ fn filled(
     }
     if named("every") {
         whole.every = new.every;
+    }
+    if named("at") {
+        whole.at.clone_from(&new.at);
     }
     if named("description") {
         whole.description.clone_from(&new.description);

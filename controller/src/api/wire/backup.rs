@@ -90,6 +90,7 @@ pub fn schedule_fields(schedule: &ScheduleRecord) -> v1::BackupSchedule {
         label_selector: schedule.selector.clone().into_iter().collect(),
         pool: schedule.pool.clone(),
         every: Some(time::duration_to_wire(schedule.every())),
+        at: text(schedule.at),
         incrementals: schedule.incrementals,
         keep_last: schedule.keep_last,
         keep_days: schedule.keep_days,

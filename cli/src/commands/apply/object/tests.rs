@@ -121,6 +121,32 @@ fn a_paused_schedule_goes_on_and_keeps_no_days_where_the_file_says_so() {
 }
 
 #[test]
+fn a_schedule_gets_a_time_of_day_and_loses_it_where_the_file_says_it_is_empty() {
+    let there = v1::BackupSchedule {
+        at: "02:00".into(),
+        ..schedule()
+    };
+    let paths = |there: v1::BackupSchedule, at: &str| {
+        let text = format!("backupSchedules: [{{name: nightly, at: {at}}}]");
+        let (paths, mask, merged) = compared(there, &text);
+        assert_eq!(paths, mask);
+        let Declared::BackupSchedule(merged) = merged else {
+            panic!("{merged:?}");
+        };
+        (paths, merged.at)
+    };
+    let changed = |at: &str| (vec!["at".to_owned()], at.to_owned());
+    assert_eq!(paths(schedule(), "02:00+09:00"), changed("02:00+09:00"));
+    assert_eq!(paths(there.clone(), "''"), changed(""));
+    assert_eq!(
+        paths(there.clone(), "12:30"),
+        changed("12:30"),
+        "no number of base 60"
+    );
+    assert_eq!(paths(there, "02:00"), (vec![], "02:00".to_owned()));
+}
+
+#[test]
 fn what_cannot_be_empty_is_refused_by_its_name() {
     for (field, name) in [
         ("labelSelector: {}", "labelSelector"),
