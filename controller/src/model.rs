@@ -59,6 +59,9 @@ pub use self::{
 };
 use crate::placement::Decision;
 
+/// Who sees and may change what others keep for themselves: the first operator, whom `dalgu-controller init` makes.
+pub const ADMINISTRATOR: &str = "operator/admin";
+
 /// Whether labels are all that a selector asks for.
 pub fn matches(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
@@ -510,7 +513,15 @@ pub struct EventRecord {
     /// Operation it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationId>,
-    /// Nobody else is told.
+    /// Nobody else is told but the administrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_for: Option<String>,
+}
+
+impl EventRecord {
+    /// Whether somebody is told.
+    pub fn is_for(&self, principal: &str) -> bool {
+        let only = self.only_for.as_deref();
+        only.is_none_or(|only| only == principal || principal == ADMINISTRATOR)
+    }
 }

@@ -112,6 +112,26 @@ pub struct Peer {
     pub name: String,
 }
 
+impl Peer {
+    /// Who is written so: `ROLE/NAME`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (role, name) = text.split_once('/')?;
+        if name.is_empty() || name.contains('/') {
+            return None;
+        }
+        let role = match role {
+            "controller" => Role::Controller,
+            "agent" => Role::Agent(name.parse().ok()?),
+            "operator" => Role::Operator,
+            _ => return None,
+        };
+        Some(Self {
+            role,
+            name: name.to_owned(),
+        })
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let role = match self.role {
@@ -260,24 +280,7 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<(ClusterId, Peer)
 
 fn parse_identity(uri: &str) -> Option<(ClusterId, Peer)> {
     let (site, path) = uri.strip_prefix("spiffe://")?.split_once('/')?;
-    let site = site.parse().ok()?;
-    let (role, name) = path.split_once('/')?;
-    if name.is_empty() || name.contains('/') {
-        return None;
-    }
-    let role = match role {
-        "controller" => Role::Controller,
-        "agent" => Role::Agent(name.parse().ok()?),
-        "operator" => Role::Operator,
-        _ => return None,
-    };
-    Some((
-        site,
-        Peer {
-            role,
-            name: name.to_owned(),
-        },
-    ))
+    Some((site.parse().ok()?, Peer::parse(path)?))
 }
 
 #[cfg(test)]

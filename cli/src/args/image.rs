@@ -36,7 +36,7 @@ pub enum ImageCommand {
     },
     /// Brings an image into the catalogue: a file of this machine, or one that a host has.
     Import(Box<ImportArgs>),
-    /// Changes labels, description, visibility, firmware, kind of operating system and the number of hosts that have it.
+    /// Changes labels, description, visibility, owner, firmware, kind of operating system and the number of hosts that have it.
     Update(UpdateArgs),
     /// Deletes an image, and its copies on hosts.
     #[command(visible_alias = "rm")]
@@ -136,6 +136,9 @@ pub struct UpdateArgs {
     /// Who may use it.
     #[arg(long, value_enum, value_name = "WHO", group = "change")]
     pub visibility: Option<Visibility>,
+    /// Give it to another operator, by the name in the certificate.
+    #[arg(long, value_parser = values::operator, value_name = "OPERATOR", group = "change")]
+    pub owner: Option<String>,
     /// Hosts that are to have it ahead of use, or `all`.
     #[arg(long, value_parser = values::replicas, value_name = "N", group = "change")]
     pub replicas: Option<i32>,
@@ -179,7 +182,7 @@ impl From<Format> for v1::ImageFormat {
 pub enum Visibility {
     /// Every operator.
     Public,
-    /// Its owner only.
+    /// Its owner, and the administrator.
     Private,
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use dalgu_proto::{
     image::Reference,
     time::{NoTimeOfDay, TimeOfDay},
+    tls::{Peer, Role},
     v1,
 };
 
@@ -107,6 +108,11 @@ pub enum Error {
     /// An image without a version.
     #[error("{0:?} names no version: write {0}:VERSION")]
     NoVersion(String),
+    /// Not an operator.
+    #[error(
+        "{0:?} is not an operator: write the name in the certificate, as `dalgu image list -o wide` shows owners"
+    )]
+    Operator(String),
     /// Not a file on a host.
     #[error("{0:?} is not a file on a host: write HOST:FILE")]
     HostFile(String),
@@ -158,6 +164,17 @@ pub fn size_mib(text: &str) -> Result<u64, Error> {
         bytes if bytes % MIB == 0 => Ok(bytes / MIB),
         _ => Err(Error::NotWhole(text.to_owned(), "MiB")),
     }
+}
+
+/// Reads an operator: its name, or all of what it is called.
+pub fn operator(text: &str) -> Result<String, Error> {
+    let whole = match text.contains('/') {
+        true => text.to_owned(),
+        false => format!("operator/{text}"),
+    };
+    let peer = Peer::parse(&whole).filter(|peer| peer.role == Role::Operator);
+    let peer = peer.ok_or_else(|| Error::Operator(text.to_owned()))?;
+    Ok(peer.to_string())
 }
 
 /// Reads a time of day, as the API has it: `none` is empty there.
@@ -479,6 +496,15 @@ mod tests {
             "18446744073709551615h",
         ] {
             assert!(duration(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn an_operator_is_named_with_or_without_its_role() {
+        assert_eq!(operator("kim").as_deref(), Ok("operator/kim"));
+        assert_eq!(operator("operator/kim").as_deref(), Ok("operator/kim"));
+        for bad in ["", "operator/", "agent/h1", "a/b/c", "/kim"] {
+            assert!(operator(bad).is_err(), "{bad} was accepted");
         }
     }
 

@@ -146,6 +146,10 @@ fn changed(args: &UpdateArgs, old: &v1::Image) -> v1::UpdateImageRequest {
         new.visibility = v1::ImageVisibility::from(visibility).into();
         paths.push("visibility".to_owned());
     }
+    if let Some(owner) = &args.owner {
+        new.owner.clone_from(owner);
+        paths.push("owner".to_owned());
+    }
     if let Some(replicas) = args.replicas {
         new.replicas = replicas;
         paths.push("replicas".to_owned());

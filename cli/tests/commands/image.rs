@@ -296,6 +296,8 @@ async fn images_are_listed_shown_changed_and_deleted() {
             "all",
             "--visibility",
             "private",
+            "--owner",
+            "kim",
         ])
         .await;
     assert_eq!(changed.err, "changed debian:12\n");
@@ -307,7 +309,7 @@ async fn images_are_listed_shown_changed_and_deleted() {
         r#"list_images "debian""#.to_owned(),
         "get_image debian:12".to_owned(),
         "get_image debian:12".to_owned(),
-        r#"update_image debian:12 r1 ["visibility", "replicas"] -1 IMAGE_VISIBILITY_PRIVATE"#.to_owned(),
+        r#"update_image debian:12 r1 ["visibility", "owner", "replicas"] -1 IMAGE_VISIBILITY_PRIVATE operator/kim"#.to_owned(),
         format!("delete_image debian:12 {REQUEST}"),
     ];
     assert_eq!(controller.fake.script().seen, wanted);

@@ -623,13 +623,14 @@ impl ImageService for Fake {
             request.image.unwrap_or_default(),
         );
         self.image(format!(
-            "update_image {}:{} {} {:?} {} {}",
+            "update_image {}:{} {} {:?} {} {} {}",
             image.name,
             image.version,
             image.etag,
             mask.paths,
             image.replicas,
-            image.visibility().as_str_name()
+            image.visibility().as_str_name(),
+            image.owner
         ))
     }
 

@@ -43,7 +43,7 @@ impl Filter {
     fn takes(&self, event: &EventRecord) -> bool {
         (self.kinds.is_empty() || self.kinds.contains(&wire::event_kind(event.kind).into()))
             && (self.subject.is_empty() || self.subject == event.subject)
-            && event.only_for.as_ref().is_none_or(|only| *only == self.principal)
+            && event.is_for(&self.principal)
     }
 }
 

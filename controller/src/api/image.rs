@@ -8,6 +8,7 @@ use dalgu_proto::{
     ids::{HostName, ImageName},
     image::{self, DEFAULT_VERSION, Digest, Format, MAX_FILE_BYTES, Reference},
     reason,
+    tls::{Peer, Role},
     v1::{self, image_service_server::ImageService},
     vm::Firmware,
 };
@@ -26,17 +27,19 @@ use crate::{
 
 const MAX_DESCRIPTION: usize = 1024;
 const MAX_OS: usize = 63;
+const MAX_OWNER: usize = 255;
 const MAX_REPLICAS: i32 = 10_000;
 const DEFAULT_REPLICAS: u32 = 2;
-const MUTABLE: [&str; 6] = [
+const MUTABLE: [&str; 7] = [
     "os",
     "firmware",
     "labels",
     "description",
     "visibility",
     "replicas",
+    "owner",
 ];
-const MUTABLE_TEXT: &str = "os, firmware, labels, description, visibility, replicas";
+const MUTABLE_TEXT: &str = "os, firmware, labels, description, visibility, replicas, owner";
 
 fn image_name(field: &str, value: &str) -> Result<ImageName, Status> {
     value
@@ -66,6 +69,15 @@ fn visibility(value: i32) -> Result<Visibility, Status> {
             Err(reason::invalid("image.visibility", message))
         }
     }
+}
+
+/// Which certificates there are is known to nobody: it need only be what one can say.
+fn owner(value: &str) -> Result<String, Status> {
+    let written = value.len() <= MAX_OWNER && value.bytes().all(|byte| byte.is_ascii_graphic());
+    let peer = Peer::parse(value).filter(|peer| written && peer.role == Role::Operator);
+    let message = "must be operator/NAME, with the name in the operator's certificate";
+    let peer = peer.ok_or_else(|| reason::invalid("image.owner", message))?;
+    Ok(peer.to_string())
 }
 
 fn replicas(value: i32) -> Result<Replicas, Status> {
@@ -168,6 +180,7 @@ fn update(image: &v1::Image, paths: &[String]) -> Result<Update, Status> {
                 update.description = Some(request::text("image.description", text, MAX_DESCRIPTION)?);
             }
             "visibility" => update.visibility = Some(visibility(image.visibility)?),
+            "owner" => update.owner = Some(owner(&image.owner)?),
             _ => update.replicas = Some(replicas(image.replicas)?),
         }
     }
@@ -209,7 +222,8 @@ impl ImageService for Services {
             },
         };
         let state = self.db.snapshot();
-        let image = resolve::newest(&state, &reference, &principal).map_err(Error::from)?;
+        let image = resolve::newest(&state, &reference, |image| image.is_visible_to(&principal));
+        let image = image.map_err(Error::from)?;
         Ok(Response::new(wire::image(&state, image)))
     }
 

@@ -358,8 +358,9 @@ pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
         EventKind::Image => event.subject.parse().ok().and_then(|reference: Reference| {
             let version = reference.version?;
             let record = state.image_by_name(&reference.name, &version)?;
-            // One of the same name may have come since that is there for its owner only.
-            let told = event.only_for.is_some() || record.visibility == Visibility::Public;
+            // One of the same name may have come since that is there for its owner only, or this one may have got another.
+            let told =
+                record.visibility == Visibility::Public || event.only_for.as_ref() == Some(&record.owner);
             told.then(|| v1::event::Object::Image(image(state, record)))
         }),
         EventKind::Network => event.subject.parse().ok().and_then(|name: NetworkName| {

@@ -46,7 +46,7 @@ pub enum Error {
 
 /// The image that a reference means to somebody, if VMs can be made from it.
 pub fn find<'a>(state: &'a State, reference: &Reference, principal: &str) -> Result<&'a ImageRecord, Error> {
-    let image = newest(state, reference, principal)?;
+    let image = newest(state, reference, |image| image.is_usable_by(principal))?;
     let (is, next) = match image.state {
         ImageState::Available => return Ok(image),
         ImageState::AwaitingUpload => (
@@ -64,13 +64,13 @@ pub fn find<'a>(state: &'a State, reference: &Reference, principal: &str) -> Res
     })
 }
 
-/// The image of the version that is named; else the newest that is available, or the newest of all.
+/// The image of the version that is named; else the newest that is available, or the newest of all. Of those that `counts`.
 pub fn newest<'a>(
     state: &'a State,
     reference: &Reference,
-    principal: &str,
+    counts: impl Fn(&ImageRecord) -> bool,
 ) -> Result<&'a ImageRecord, Error> {
-    let all = versions(state, reference, principal);
+    let all = versions(state, reference, counts);
     let mut available = all.iter().filter(|image| image.state == ImageState::Available);
     let image = available.next_back().or_else(|| all.last());
     image
@@ -78,8 +78,12 @@ pub fn newest<'a>(
         .ok_or_else(|| Error::NotFound(reference.to_string()))
 }
 
-/// The versions that somebody sees, oldest first; one where one is named.
-fn versions<'a>(state: &'a State, reference: &Reference, principal: &str) -> Vec<&'a ImageRecord> {
+/// The versions that count, oldest first; one where one is named.
+fn versions<'a>(
+    state: &'a State,
+    reference: &Reference,
+    counts: impl Fn(&ImageRecord) -> bool,
+) -> Vec<&'a ImageRecord> {
     let from = (reference.name.clone(), String::new());
     let of_name = state.image_names.range(from..);
     let of_name = of_name.take_while(|((name, _), _)| *name == reference.name);
@@ -88,9 +92,7 @@ fn versions<'a>(state: &'a State, reference: &Reference, principal: &str) -> Vec
         asked.is_none_or(|asked| asked == version)
     });
     let records = wanted.filter_map(|(_, id)| state.images.get(id).map(AsRef::as_ref));
-    let mut records: Vec<_> = records
-        .filter(|image: &&ImageRecord| image.is_visible_to(principal))
-        .collect();
+    let mut records: Vec<_> = records.filter(|image: &&ImageRecord| counts(image)).collect();
     records.sort_by_key(|image| image.id);
     records
 }

@@ -10,7 +10,7 @@ use dalgu_proto::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Fault;
+use super::{ADMINISTRATOR, Fault};
 
 /// How far an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -109,7 +109,7 @@ pub struct ImageRecord {
     /// Free text.
     #[serde(default)]
     pub description: String,
-    /// Who entered it.
+    /// Who entered it, or was given it since.
     pub owner: String,
     /// Who may use it.
     pub visibility: Visibility,
@@ -153,8 +153,14 @@ impl ImageRecord {
         self.content.as_ref().map(|content| &content.digest)
     }
 
-    /// Whether the image is there for somebody.
+    /// Whether the image is there for somebody, who may then change it.
     pub fn is_visible_to(&self, principal: &str) -> bool {
+        self.is_usable_by(principal) || principal == ADMINISTRATOR
+    }
+
+    /// Whether somebody may make disks from it. An administrator who sees it may not, or a name without a version would mean to him
+    /// what others keep for themselves: he gives it to himself first.
+    pub fn is_usable_by(&self, principal: &str) -> bool {
         self.visibility == Visibility::Public || self.owner == principal
     }
 }

@@ -1,6 +1,6 @@
 //! What operators do with images. The bytes come by another way: see `api::image`.
 //!
-//! An image that is private is there for its owner only; to all others each verb answers as if there were none.
+//! An image that is private is there for its owner and the administrator only; to all others each verb answers as if there were none.
 
 use std::collections::BTreeMap;
 
@@ -64,6 +64,8 @@ pub struct Update {
     pub visibility: Option<Visibility>,
     /// Hosts that are to have it.
     pub replicas: Option<Replicas>,
+    /// Whose it is.
+    pub owner: Option<String>,
 }
 
 /// The image of that name and version, for who asks.
@@ -127,7 +129,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
     Ok(Outcome::Image(id))
 }
 
-/// An image whose bytes are those that are wanted. One that the caller may not see is none: whoever knows a checksum would
+/// An image whose bytes are those that are wanted. One that the caller may not use is none: whoever knows a checksum would
 /// get the bytes.
 fn same(tx: &Tx, principal: &str, new: &Create) -> Option<ImageRecord> {
     let wanted = new.sha256.as_ref()?;
@@ -136,7 +138,7 @@ fn same(tx: &Tx, principal: &str, new: &Create) -> Option<ImageRecord> {
             && image.sha256.as_ref() == Some(wanted)
             && image.format == new.format
             && (new.size_bytes == 0 || image.size_bytes == new.size_bytes)
-            && image.is_visible_to(principal)
+            && image.is_usable_by(principal)
     });
     same.map(|image| (**image).clone())
 }
@@ -217,8 +219,13 @@ pub fn update(
     image.description = update.description.unwrap_or(image.description);
     image.visibility = update.visibility.unwrap_or(image.visibility);
     image.replicas = update.replicas.unwrap_or(image.replicas);
+    image.owner = update.owner.unwrap_or(image.owner);
     if image != old {
-        tx.image_event(&image, "ImageUpdated", "changed");
+        let message = match image.owner == old.owner {
+            true => "changed".to_owned(),
+            false => format!("given to {} by {}", image.owner, caller.principal),
+        };
+        tx.image_event(&image, "ImageUpdated", message);
         tx.put_image(image);
     }
     Ok(Outcome::Image(old.id))

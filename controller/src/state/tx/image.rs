@@ -57,7 +57,7 @@ impl Tx {
         }
     }
 
-    /// Tells of a change of an image: everybody, or its owner where it is there for nobody else.
+    /// Tells of a change of an image: everybody, or where it is private its owner.
     pub fn image_event(&mut self, image: &ImageRecord, reason: &str, message: impl Into<String>) {
         let only_for = match image.visibility {
             Visibility::Public => None,

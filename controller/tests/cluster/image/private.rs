@@ -1,4 +1,4 @@
-//! An image that is private is there for its owner only; one that is there already is not brought again.
+//! An image that is private is there for its owner and the administrator only; one that is there already is not brought again.
 
 use dalgu_proto::v1::{self, ImageState, ImageVisibility};
 
@@ -65,6 +65,101 @@ async fn a_private_image_does_not_exist_for_anybody_but_its_owner() {
         .await
         .unwrap();
     other.succeeded(made.into_inner()).await;
+}
+
+fn change(image: v1::Image, path: &str) -> v1::UpdateImageRequest {
+    v1::UpdateImageRequest {
+        image: Some(v1::Image {
+            name: "debian".into(),
+            version: "12".into(),
+            ..image
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec![path.into()],
+        }),
+        ..Default::default()
+    }
+}
+
+fn given_to(owner: &str) -> v1::UpdateImageRequest {
+    let image = v1::Image {
+        owner: owner.into(),
+        ..Default::default()
+    };
+    change(image, "owner")
+}
+
+#[tokio::test]
+async fn the_administrator_gives_the_private_image_of_one_who_left_to_another_or_removes_it() {
+    let mut site = Site::new(1).await;
+    let mut admin = site.start().await;
+    let mut left = second_operator(&site).await;
+    let mut request = image("12", DATA);
+    request.image.as_mut().unwrap().visibility = ImageVisibility::Private.into();
+    left.images.create_image(request).await.unwrap();
+    upload(&left, "12", DATA).await.unwrap();
+    until(&left, "12", ImageState::Available).await;
+
+    // He sees it, and is told of it; a name without a version does not mean it to him where he makes a VM.
+    assert_eq!(get(&admin, "12").await.unwrap().owner, "operator/second");
+    let list = admin.images.list_images(v1::ListImagesRequest::default()).await;
+    assert_eq!(list.unwrap().get_ref().images.len(), 1);
+    let events = v1::ListEventsRequest {
+        subject: "debian:12".into(),
+        ..Default::default()
+    };
+    let events = admin.events.list_events(events).await.unwrap().into_inner();
+    assert!(!events.events.is_empty());
+    for image in ["debian", "debian:12"] {
+        let vm = admin.vms.create_vm(with_image("web", root(image))).await;
+        assert_eq!(reason(vm), "IMAGE_NOT_FOUND");
+    }
+    let same = admin
+        .images
+        .create_image(image("13", DATA))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(same.status.unwrap().state(), ImageState::AwaitingUpload);
+    admin.images.delete_image(remove("13")).await.unwrap();
+
+    for bad in [
+        "",
+        "kim",
+        "operator/",
+        "operator/a/b",
+        "agent/h1",
+        "controller/main",
+        "operator/a b",
+    ] {
+        let refused = admin.images.update_image(given_to(bad)).await;
+        assert_eq!(reason(refused), "INVALID_FIELD", "{bad:?}");
+    }
+    let given = admin
+        .images
+        .update_image(given_to("operator/admin"))
+        .await
+        .unwrap();
+    assert_eq!(given.get_ref().owner, "operator/admin");
+    assert_eq!(reason(get(&left, "12").await), "IMAGE_NOT_FOUND");
+    let made = admin
+        .vms
+        .create_vm(with_image("web", root("debian")))
+        .await
+        .unwrap();
+    admin.succeeded(made.into_inner()).await;
+
+    admin
+        .images
+        .update_image(given_to("operator/second"))
+        .await
+        .unwrap();
+    let deleted = admin.vms.delete_vm(delete("web")).await.unwrap().into_inner();
+    admin.succeeded(deleted).await;
+    admin.images.delete_image(remove("12")).await.unwrap();
+    let gone = || async { get(&admin, "12").await.is_err() && get(&admin, "13").await.is_err() };
+    eventually("both are gone", gone).await;
+    assert!(leftovers(&site).is_empty());
 }
 
 #[tokio::test]
