@@ -7,9 +7,11 @@
 use std::{
     collections::BTreeMap,
     io::{self, Cursor, Write as _},
+    net::IpAddr,
 };
 
 use dalgu_proto::{
+    network::{Network, Port},
     secret::Secret,
     vm::{
         FirstBoot, Nic,
@@ -36,7 +38,7 @@ struct MetaData<'a> {
 
 /// See "Networking config version 2" there.
 #[derive(Serialize)]
-struct Network<'a> {
+struct NetworkConfig<'a> {
     version: u32,
     ethernets: BTreeMap<&'a str, Ethernet<'a>>,
 }
@@ -48,9 +50,24 @@ struct Ethernet<'a> {
     set_name: &'a str,
     #[serde(rename = "dhcp4")]
     dhcp: bool,
-    /// Where it has an IPv6 address in a network of the site.
+    /// Where it has an IPv6 address that hosts serve.
     #[serde(rename = "dhcp6", skip_serializing_if = "std::ops::Not::not")]
     dhcp_ipv6: bool,
+    /// With their prefixes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<String>,
+    /// Not as a route: Debian 12's cloud-init makes `::/64` of `::/0`, and knows no `default`.
+    #[serde(rename = "gateway4", skip_serializing_if = "Option::is_none")]
+    gateway: Option<IpAddr>,
+    #[serde(rename = "gateway6", skip_serializing_if = "Option::is_none")]
+    gateway_ipv6: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nameservers: Option<Nameservers>,
+}
+
+#[derive(Serialize)]
+struct Nameservers {
+    addresses: Vec<IpAddr>,
 }
 
 /// The bytes of the volume of a VM that has one.
@@ -79,7 +96,7 @@ fn volume(definition: &Definition, first_boot: &FirstBoot) -> io::Result<Vec<u8>
     })?;
     let network_config = match network_config {
         Some(given) => given.expose().to_owned(),
-        None => json(&dhcp(&definition.spec.nics))?,
+        None => json(&usual(&definition.spec.nics, &definition.networks))?,
     };
     let user_data = user_data.as_ref().map(Secret::expose).unwrap_or_default();
     let size = usize::try_from(MEDIUM_MIB << 20).map_err(io::Error::other)?;
@@ -108,24 +125,69 @@ fn json(value: &impl Serialize) -> io::Result<String> {
     Ok(serde_json::to_string(value)? + "\n")
 }
 
-/// DHCP on each interface, which is found by its address and called as in the specification.
-fn dhcp(nics: &[Nic]) -> Network<'_> {
-    Network {
+/// Each interface is found by its MAC address and called as in the specification. It has the addresses that the site gave it and that
+/// no host serves; for the rest there is DHCP.
+fn usual<'a>(nics: &'a [Nic], networks: &[Network]) -> NetworkConfig<'a> {
+    let ethernets = nics
+        .iter()
+        .map(|nic| (nic.name.as_str(), ethernet(nic, networks)));
+    NetworkConfig {
         version: 2,
-        ethernets: nics
-            .iter()
-            .map(|nic| (nic.name.as_str(), ethernet(nic)))
-            .collect(),
+        ethernets: ethernets.collect(),
     }
 }
 
-fn ethernet(nic: &Nic) -> Ethernet<'_> {
-    Ethernet {
+fn ethernet<'a>(nic: &'a Nic, networks: &[Network]) -> Ethernet<'a> {
+    let mut ethernet = Ethernet {
         r#match: BTreeMap::from([("macaddress", nic.mac.as_str())]),
         set_name: &nic.name,
         dhcp: true,
         dhcp_ipv6: nic.port().is_some_and(|port| port.ipv6.is_some()),
+        addresses: Vec::new(),
+        gateway: None,
+        gateway_ipv6: None,
+        nameservers: None,
+    };
+    let plug = nic.port().and_then(|port| {
+        let network = networks.iter().find(|network| network.name == port.network)?;
+        Some((port, network))
+    });
+    if let Some((port, network)) = plug {
+        fix(&mut ethernet, port, network);
     }
+    ethernet
+}
+
+/// Tells the addresses that no host serves.
+fn fix(ethernet: &mut Ethernet<'_>, port: &Port, network: &Network) {
+    for address in port.addresses() {
+        let mut subnets = network.subnets();
+        let Some(subnet) = subnets.find(|subnet| subnet.cidr.contains(&address) && !subnet.is_served())
+        else {
+            continue;
+        };
+        let (dhcp, gateway) = match address {
+            IpAddr::V4(_) => (&mut ethernet.dhcp, &mut ethernet.gateway),
+            IpAddr::V6(_) => (&mut ethernet.dhcp_ipv6, &mut ethernet.gateway_ipv6),
+        };
+        (*dhcp, *gateway) = (false, subnet.gateway);
+        let prefix = subnet.cidr.prefix_len();
+        ethernet.addresses.push(format!("{address}/{prefix}"));
+    }
+    // Otherwise DHCP says which servers there are.
+    if !ethernet.addresses.is_empty() && ethernet.addresses.len() == port.addresses().count() {
+        ethernet.nameservers = nameservers(network);
+    }
+}
+
+/// Those of the hosts, where they serve names; else those that they would ask.
+fn nameservers(network: &Network) -> Option<Nameservers> {
+    let served = network.subnets().filter(|subnet| subnet.dhcp);
+    let mut addresses: Vec<_> = served.map(|subnet| subnet.service).collect();
+    if addresses.is_empty() {
+        addresses.clone_from(&network.dns_servers);
+    }
+    (!addresses.is_empty()).then_some(Nameservers { addresses })
 }
 
 #[cfg(test)]

@@ -77,6 +77,11 @@ impl Subnet {
             && Some(address) != self.gateway
     }
 
+    /// Whether hosts serve its addresses by DHCP: what serves them does not take IPv6 subnets wider than /64.
+    pub fn is_served(&self) -> bool {
+        self.dhcp && (self.cidr.addr().is_ipv4() || self.cidr.prefix_len() >= 64)
+    }
+
     /// Whether it is the subnet's own address or its broadcast address.
     fn is_edge(&self, address: IpAddr) -> bool {
         address == self.cidr.network() || (self.cidr.addr().is_ipv4() && address == self.cidr.broadcast())

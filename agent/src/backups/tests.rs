@@ -101,6 +101,7 @@ impl Host {
             },
             spec: spec(),
             documents: Default::default(),
+            networks: Vec::new(),
             layers: Default::default(),
         };
         sim.create_volumes(&definition, false).await.unwrap();

@@ -6,10 +6,11 @@ use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, VmId},
     v1,
     vm::{
-        Spec,
+        Plug, Spec,
         first_boot::{MAX_DOCUMENT_BYTES, MAX_KEY_BYTES, MAX_KEYS},
     },
 };
+use serde_json::json;
 use uuid::Uuid;
 
 use super::*;
@@ -48,6 +49,7 @@ fn definition(first_boot: v1::FirstBoot, nics: &[&str]) -> Definition {
         },
         spec,
         documents,
+        networks: Vec::new(),
         layers: Default::default(),
     }
 }
@@ -119,6 +121,118 @@ fn without_documents_a_guest_has_its_vms_name_and_dhcp_on_each_interface() {
     assert_eq!(files["meta-data"].trim(), meta);
     let network = r#"{"version":2,"ethernets":{"eth0":{"match":{"macaddress":"52:54:00:97:07:bc"},"set-name":"eth0","dhcp4":true},"eth1":{"match":{"macaddress":"52:54:00:97:02:43"},"set-name":"eth1","dhcp4":true}}}"#;
     assert_eq!(files["network-config"].trim(), network);
+}
+
+/// The part of one interface, which plugs into a network of these subnets and DNS servers with these addresses.
+fn told(subnets: [Option<v1::Subnet>; 2], dns: &[&str], addresses: [&str; 2]) -> serde_json::Value {
+    let [ipv4, ipv6] = subnets;
+    let network = v1::Network {
+        name: "field".into(),
+        kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork { vni: 7 })),
+        ipv4,
+        ipv6,
+        dns_servers: dns.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    let mut definition = definition(v1::FirstBoot::default(), &["eth0", "eth1"]);
+    definition.networks = vec![Network::try_from(network).unwrap()];
+    let [ipv4, ipv6] = addresses;
+    definition.spec.nics[0].plug = Plug::Network(Port {
+        ipv4: ipv4.parse().ok(),
+        ipv6: ipv6.parse().ok(),
+        ..Port::new("field".parse().unwrap())
+    });
+    let (_, files) = read(&made(&definition));
+    let mut config: serde_json::Value = serde_json::from_str(&files["network-config"]).unwrap();
+    let other = &config["ethernets"]["eth1"];
+    assert_eq!(
+        other["dhcp4"], true,
+        "an interface in a bridge of the host: {other}"
+    );
+    assert_eq!(other["addresses"], serde_json::Value::Null);
+    let mut own = config["ethernets"]["eth0"].take();
+    assert_eq!(own["match"]["macaddress"], "52:54:00:97:07:bc");
+    let own = own.as_object_mut().unwrap();
+    own.retain(|key, _| !["match", "set-name"].contains(&key.as_str()));
+    own.clone().into()
+}
+
+#[test]
+fn a_guest_is_told_the_addresses_that_no_host_serves_and_asks_for_the_others() {
+    let subnet = |cidr: &str, gateway: &str, no_dhcp| {
+        Some(v1::Subnet {
+            cidr: cidr.into(),
+            gateway: gateway.into(),
+            no_dhcp,
+            ..Default::default()
+        })
+    };
+    let four = |no_dhcp| subnet("10.20.0.0/16", "10.20.0.1", no_dhcp);
+    let six = |no_dhcp| subnet("fd00:20::/64", "fd00:20::1", no_dhcp);
+    let both = ["10.20.0.7", "fd00:20::7"];
+    let only_four = ["10.20.0.7", ""];
+    for (subnets, dns, addresses, expected) in [
+        (
+            [four(false), None],
+            &["192.0.2.53"][..],
+            only_four,
+            json!({"dhcp4": true}),
+        ),
+        (
+            [four(false), six(false)],
+            &[],
+            both,
+            json!({"dhcp4": true, "dhcp6": true}),
+        ),
+        (
+            [four(true), None],
+            &["192.0.2.53", "2001:db8::53"],
+            only_four,
+            json!({
+                "dhcp4": false, "addresses": ["10.20.0.7/16"], "gateway4": "10.20.0.1",
+                "nameservers": {"addresses": ["192.0.2.53", "2001:db8::53"]},
+            }),
+        ),
+        // No way out, and nobody to ask for names.
+        (
+            [subnet("10.20.0.0/16", "", true), None],
+            &[],
+            only_four,
+            json!({"dhcp4": false, "addresses": ["10.20.0.7/16"]}),
+        ),
+        (
+            [four(true), six(true)],
+            &["192.0.2.53"],
+            both,
+            json!({
+                "dhcp4": false, "addresses": ["10.20.0.7/16", "fd00:20::7/64"],
+                "gateway4": "10.20.0.1", "gateway6": "fd00:20::1",
+                "nameservers": {"addresses": ["192.0.2.53"]},
+            }),
+        ),
+        // Who serves one family tells of the servers by it.
+        (
+            [four(false), six(true)],
+            &["192.0.2.53"],
+            both,
+            json!({"dhcp4": true, "addresses": ["fd00:20::7/64"], "gateway6": "fd00:20::1"}),
+        ),
+        // Too wide to be served; names are.
+        (
+            [None, subnet("fd00:20::/48", "", false)],
+            &["192.0.2.53"],
+            ["", "fd00:20::7"],
+            json!({
+                "dhcp4": true, "addresses": ["fd00:20::7/48"],
+                "nameservers": {"addresses": ["fd00:20:0:ffff:ffff:ffff:ffff:ffff"]},
+            }),
+        ),
+        // The network manages no addresses.
+        ([None, None], &["192.0.2.53"], ["", ""], json!({"dhcp4": true})),
+    ] {
+        let text = format!("{subnets:?}");
+        assert_eq!(told(subnets, dns, addresses), expected, "{text}");
+    }
 }
 
 #[test]

@@ -98,6 +98,7 @@ impl Fixture {
             mark,
             spec,
             documents: self.documents.clone(),
+            networks: Vec::new(),
             layers: BTreeSet::new(),
         }
     }

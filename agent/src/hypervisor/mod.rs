@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::{GuestFeature, VmUsage},
     ids::{BackupId, ClusterId, Epoch, Generation, MigrationId, VmId, VmName, VolumeId},
+    network::Network,
     vm::{Disk, DiskLimits, PowerReason, PowerState, Spec, first_boot::Documents},
 };
 use serde::{Deserialize, Serialize};
@@ -416,6 +417,8 @@ pub struct Definition {
     pub spec: Spec,
     /// Documents of its first boot; empty once its disks are made.
     pub documents: Documents,
+    /// Networks that its interfaces plug into, where its first boot is to tell of them.
+    pub networks: Vec<Network>,
     /// Numbers of the layers that its snapshots have.
     pub layers: BTreeSet<u32>,
 }

@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::GuestFeature,
     ids::{NetworkName, VmId},
+    network::Network,
 };
 use futures::{
     FutureExt as _,
@@ -315,6 +316,20 @@ impl Networks {
         Some(made.ok()?.ok()?.problems.clone())
     }
 
+    /// What was told of the networks of a VM's interfaces.
+    ///
+    /// # Errors
+    /// If not all of it was.
+    pub fn known(&self, ports: &[Plugged]) -> Result<Vec<Network>, NotReady> {
+        let state = self.state();
+        if let Some(missing) = ports.iter().find_map(|plugged| state.kept.missing(plugged)) {
+            return Err(NotReady::Unknown(missing));
+        }
+        let networks = state.kept.networks().map(|known| &known.network);
+        let plugs = |network: &&Network| ports.iter().any(|plugged| plugged.port.network == network.name);
+        Ok(networks.filter(plugs).cloned().collect())
+    }
+
     /// Whether a VM's interfaces may be used: their rules are loaded, and their networks are here.
     ///
     /// # Errors
@@ -323,13 +338,7 @@ impl Networks {
         if ports.is_empty() {
             return Ok(());
         }
-        let missing = {
-            let state = self.state();
-            ports.iter().find_map(|plugged| state.kept.missing(plugged))
-        };
-        if let Some(missing) = missing {
-            return Err(NotReady::Unknown(missing));
-        }
+        self.known(ports)?;
         let problems = self.made(PATIENCE).await.ok_or(NotReady::Making)?;
         let problem = ports
             .iter()

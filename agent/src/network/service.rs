@@ -75,6 +75,9 @@ fn config(network: &Network, served: &[&Subnet]) -> String {
 
 fn range(text: &mut String, subnet: &Subnet, mtu: u32) {
     let (first, prefix) = (subnet.cidr.network(), subnet.cidr.prefix_len());
+    if !subnet.is_served() {
+        return;
+    }
     if subnet.cidr.addr().is_ipv4() {
         let _ = writeln!(
             text,
@@ -90,8 +93,8 @@ fn range(text: &mut String, subnet: &Subnet, mtu: u32) {
             text,
             "dhcp-option=option:router{gateway}\ndhcp-option=option:mtu,{mtu}"
         );
-    } else if prefix >= 64 {
-        // Wider ones dnsmasq does not serve. It is no router: lifetime 0.
+    } else {
+        // It is no router: lifetime 0.
         let _ = writeln!(
             text,
             "dhcp-range={first},static,{prefix},{LEASE}\nenable-ra\nra-param={DEVICE},mtu:{mtu},60,0"

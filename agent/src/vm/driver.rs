@@ -261,6 +261,7 @@ impl Driver {
             mark,
             spec,
             documents: vm.documents.clone(),
+            networks: Vec::new(),
             layers: intent.snapshots.iter().flat_map(Set::numbers).collect(),
         })
     }

@@ -590,7 +590,12 @@ async fn create_volumes(
     needs: &[Need],
     begun: &AtomicBool,
 ) -> Result<(), Error> {
-    let definition = definition.ok_or(hypervisor::Error::NotFound { id })?;
+    let mut definition = definition.ok_or(hypervisor::Error::NotFound { id })?;
+    let told = definition.spec.first_boot.as_ref();
+    if told.is_some_and(|told| told.network_config.is_none()) {
+        let ports: Vec<_> = plugged(id, &definition.spec).collect();
+        definition.networks = shared.networks.known(&ports)?;
+    }
     for need in needs.iter().filter(|_| !mutant::on(Mutant::ImageNotAwaited)) {
         shared.images.wait(need, IMAGE_PATIENCE).await?;
     }

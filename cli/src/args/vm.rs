@@ -183,7 +183,8 @@ pub struct FirstBootArgs {
     /// File for cloud-init, such as a #cloud-config or a script; - reads standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
     pub user_data: Option<PathBuf>,
-    /// File with the network configuration, version 2 in YAML; - reads standard input [default: DHCP on each interface].
+    /// File with the network configuration, version 2 in YAML; - reads standard input [default: DHCP on each interface; where the
+    /// site gave it an address and there is no DHCP, that address].
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
     pub network_config: Option<PathBuf>,
     /// Public key for the image's usual user, or a file with some, such as ~/.ssh/id_ed25519.pub; may be given again.

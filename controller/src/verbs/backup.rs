@@ -417,7 +417,7 @@ fn told_anew(told: &mut FirstBoot, left_out: &mut Vec<String>) {
         left_out.push("user data (not kept)".to_owned());
     }
     if told.network_config.take().is_some() {
-        left_out.push("network configuration (not kept: its interfaces use DHCP)".to_owned());
+        left_out.push("network configuration (not kept: its interfaces have the usual one)".to_owned());
     }
 }
 

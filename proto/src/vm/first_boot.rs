@@ -42,7 +42,7 @@ pub struct FirstBoot {
     /// The document for cloud-init.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<Fingerprint>,
-    /// The network configuration; `None` for DHCP.
+    /// The network configuration; `None` for the usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_config: Option<Fingerprint>,
     /// The volume that tells it.

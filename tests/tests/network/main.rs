@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
 use dalgu_tests::e2e::network::site::{self, Site};
-use dalgu_tests::e2e::words::{LOCAL, begin, create, dalgu, end_of, json, state_of};
+use dalgu_tests::e2e::words::{LOCAL, begin, create, dalgu, end_of, json, state_of, vm};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
-use dalgu_tests::lab::{Daemon, wait_for, with_lab};
+use dalgu_tests::lab::{Daemon, run, wait_for, with_lab};
 use nix::sys::signal::Signal;
 
 /// By the last part of its address.
@@ -99,6 +99,48 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
         site.is_gone_from(1..=3).await?;
         dalgu(lab, &["network", "delete", site::NETWORK]).await?;
         dalgu(lab, &["security-group", "delete", "web"]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_first_boot_tells_the_address_in_a_network_without_dhcp() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let subnet = "10.40.0.0/24,gateway=10.40.0.1,no-dhcp";
+        let network = [
+            "network",
+            "create",
+            "office",
+            "--bridge",
+            "br0",
+            "--ipv4",
+            subnet,
+            "--dns",
+            "192.0.2.53",
+        ];
+        dalgu(lab, &network).await?;
+        let more = ["--stopped", "--hostname", "desk", "--nic", "eth1,network=office"];
+        dalgu(lab, &create("desk", LOCAL, &more)).await?;
+        let vm = vm(lab, "desk").await?;
+        let pool = lab.layout().host(1).outside("/var/lib/dalgu/local");
+        let volume = pool.join(&vm.uid).join("first_boot.raw");
+        let told = run("mtype", ["-i", &*volume.to_string_lossy(), "::/network-config"]).await?;
+        let told: serde_json::Value = serde_json::from_str(&told)?;
+        let given = vm.all["spec"]["nics"][1]["ipv4Address"].as_str();
+        let (bridge, office) = (&told["ethernets"]["eth0"], &told["ethernets"]["eth1"]);
+        ensure!(bridge["dhcp4"] == true && bridge["addresses"].is_null(), "{told}");
+        let address = format!("{}/24", given.context("no address")?);
+        ensure!(
+            office["dhcp4"] == false
+                && office["addresses"][0] == address
+                && office["gateway4"] == "10.40.0.1"
+                && office["nameservers"]["addresses"][0] == "192.0.2.53",
+            "{address}: {told}"
+        );
+        dalgu(lab, &["vm", "delete", "desk", "--force"]).await?;
+        dalgu(lab, &["network", "delete", "office"]).await?;
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await

@@ -411,6 +411,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         mark: mark(),
         spec,
         documents: Documents::default(),
+        networks: Vec::new(),
         layers: Default::default(),
     }
 }

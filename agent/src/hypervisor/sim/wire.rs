@@ -109,6 +109,7 @@ impl Say {
                 spec: *spec,
                 // The volume is copied like the rest.
                 documents: Documents::default(),
+                networks: Vec::new(),
                 layers: BTreeSet::new(),
             },
             hardware,

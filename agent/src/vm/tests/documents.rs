@@ -1,8 +1,12 @@
-//! Documents of a first boot: how long the ledger has them.
+//! Documents of a first boot: how long the ledger has them, and what their volume waits for.
 
-use dalgu_proto::{v1, vm::first_boot::Documents};
+use dalgu_proto::{
+    v1,
+    vm::{Nic, Plug, first_boot::Documents},
+};
 
 use super::*;
+use crate::network::compile::tests::{plugged as ports_of, told as told_of_networks};
 
 fn with_documents(id: VmId) -> Told {
     let wire = v1::FirstBoot {
@@ -78,4 +82,32 @@ async fn documents_of_a_vm_that_cannot_be_made_are_kept_until_it_is_deleted() {
         .await
         .unwrap();
     assert!(!written(&host, id).contains("marker"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_volume_of_a_first_boot_is_made_when_the_networks_are_known_that_it_tells_of() {
+    let host = one_host().await;
+    let networks = host.vms.networks().clone();
+    let making = networks.clone();
+    tokio::spawn(async move { making.run(CancellationToken::new()).await });
+    let id = vm(1);
+    let mut document = told_of_networks();
+    document
+        .networks
+        .retain(|told| told.network.name.as_str() == "site");
+    let mut told = with_documents(id);
+    let ports = ports_of(&document, "web-1").into_iter();
+    let nics = ports.map(|port| Nic {
+        name: format!("to-{}", port.port.network),
+        plug: Plug::Network(port.port),
+        mac: port.mac,
+    });
+    told.intent.spec.nics = nics.collect();
+    host.vms.get_or_start(id).ensure(told).await.unwrap();
+    let waiting = host.until(id, "waiting", |status| status.failure.is_some()).await;
+    assert_eq!(waiting.failure.unwrap().reason, "NETWORK_NOT_READY");
+    assert_eq!(host.sim.local_volumes(), 0);
+    networks.tell(document).await.unwrap();
+    host.until_settled(id, 1).await;
+    assert_eq!(host.sim.local_volumes(), 2);
 }
