@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::words::{self, Vm, number_at};
 use crate::lab::Lab;
 
+mod filters;
 mod networks;
 
 /// A domain that `virsh` lists.

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
+use dalgu_tests::e2e::moments::Moments;
 use dalgu_tests::e2e::network::site::Site;
 use dalgu_tests::e2e::words::{self, begin, dalgu, end_of, state_of};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, wait_for, with_lab};
-use nix::sys::signal::Signal;
 
 use super::guest;
+
+/// It has moved within this time.
+const MOVED: Duration = Duration::from_millis(1500);
 
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
@@ -34,16 +37,14 @@ async fn whoever_dies_while_a_vm_moves_it_is_in_one_place_with_its_rules_and_now
             |_, to| Daemon::Libvirtd(to),
             |_, _| Daemon::Controller,
         ];
-        for (round, daemon) in (0_u64..).zip(dying) {
+        let mut moments = Moments::new()?;
+        for daemon in dying.repeat(2) {
             let from = words::vm(lab, "web").await?.host_number()?;
             let to = 3 - from;
             let daemon = daemon(from, to);
             let begun = tokio::time::Instant::now();
             let operation = begin(lab, &["vm", "migrate", "web", "--host", &format!("h{to}")]).await?;
-            // The moment is what is varied here; nothing is waited for.
-            tokio::time::sleep(Duration::from_millis(200 + round * 170)).await;
-            lab.signal(daemon, Signal::SIGKILL).await?;
-            lab.start(daemon).await?;
+            moments.strike(lab, daemon, MOVED).await?;
             let ended = end_of(lab, &operation, BOOT_LIMIT).await?;
             let mut last = String::new();
             wait_for("the VM to run", REST_LIMIT, async || {

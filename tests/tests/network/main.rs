@@ -3,12 +3,16 @@
 
 mod deaths;
 mod ports;
+mod rules;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
+use dalgu_tests::e2e::moments::Moments;
+use dalgu_tests::e2e::network::heard::{Claim, Heard};
 use dalgu_tests::e2e::network::site::{self, Site};
 use dalgu_tests::e2e::words::{LOCAL, begin, create, dalgu, end_of, json, state_of, vm};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
@@ -104,6 +108,60 @@ async fn vms_on_two_hosts_talk_by_name_and_one_moves_with_its_connections() -> a
     .await
 }
 
+/// Whose it is that the guests pretend to be: nobody's.
+const OTHER_IPV4: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 99);
+const OTHER_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 0x63);
+const OTHER_MAC: &str = "02:00:00:00:be:ef";
+
+/// Waits until both guests have handed over everything that they may not send.
+async fn all_is_tried(desk: &Heard, twin: &Heard) -> anyhow::Result<()> {
+    let mut last = String::new();
+    let tried = wait_for("what the guests pretend", BOOT_LIMIT, async || {
+        let ipv4 = desk.claims(&site::mac(10), OTHER_IPV4.into());
+        let ipv6 = twin.claims(&site::mac(12), OTHER_IPV6.into());
+        let others = desk.from(OTHER_MAC);
+        last = format!("{ipv4:?}, {ipv6:?}, {others} of another MAC address");
+        ipv4 == [Claim::Source, Claim::Arp, Claim::Probe].into()
+            && ipv6 == [Claim::Source, Claim::Advertisement, Claim::Detection].into()
+            && others > 0
+    });
+    tried.await.with_context(|| last.clone())?;
+    eprintln!("{last} reached the taps");
+    Ok(())
+}
+
+/// And that their own addresses are there.
+fn nothing_of_it_is_in(heard: &Heard) -> anyhow::Result<()> {
+    let own = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 12);
+    let claims = heard.claims(&site::mac(12), own.into());
+    ensure!(
+        claims.is_superset(&[Claim::Source, Claim::Detection].into()),
+        "of its own IPv6 address {claims:?} were heard"
+    );
+    let claims = heard.claims(&site::mac(10), guest(10).into());
+    ensure!(
+        claims.is_superset(&[Claim::Source, Claim::Arp].into()),
+        "of its own IPv4 address {claims:?} were heard"
+    );
+    let claims = [
+        heard.claims(&site::mac(10), OTHER_IPV4.into()),
+        heard.claims(&site::mac(12), OTHER_IPV6.into()),
+    ];
+    ensure!(
+        claims.iter().all(BTreeSet::is_empty),
+        "another's address left: {claims:?}"
+    );
+    ensure!(
+        heard.holding_of(&site::mac(12), &OTHER_IPV6.octets()) == 0,
+        "a packet about another's IPv6 address left"
+    );
+    ensure!(
+        heard.from(OTHER_MAC) == 0,
+        "a frame with another MAC address left"
+    );
+    Ok(())
+}
+
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
 async fn a_first_boot_tells_the_address_in_a_network_without_dhcp() -> anyhow::Result<()> {
@@ -156,6 +214,7 @@ async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<(
         site.join(2).await?;
         site.hears_over_ipv6(11).await?;
         let heard = site.listen().await?;
+        let host = Heard::new(&lab.layout().host(1).namespace).await?;
         site.create("desk", 10, "h1", &[], "dalgu.spoof=10.20.0.99")
             .await?;
         site.create(
@@ -169,34 +228,25 @@ async fn what_a_guest_pretends_to_be_never_leaves_its_port() -> anyhow::Result<(
         for name in ["desk", "twin"] {
             site.says(name, "spoofing").await?;
         }
+        let (desk, twin) = (site.tap("desk").await?, site.tap("twin").await?);
         // Whoever asks where it is would hear of it.
         let questions = site.ask_over_ipv6(0x63)?;
-        // What it may send comes, round after round, and with it would come what it may not.
+        all_is_tried(&host.at(&desk).await?, &host.at(&twin).await?).await?;
+        // What it may send comes after it, and it would have come as well.
+        let counts = || [10, 12].map(|last| heard.from(&site::mac(last)));
+        let before = counts();
         wait_for("pings of their own addresses", BOOT_LIMIT, async || {
-            heard.from(&site::mac(10)) > 20 && heard.from(&site::mac(12)) > 20
+            counts()
+                .iter()
+                .zip(before)
+                .all(|(count, before)| *count > before + 10)
         })
         .await?;
         drop(questions);
-        let own = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 12);
+        nothing_of_it_is_in(&host.elsewhere(&[&desk, &twin]).await?).context("on their own host")?;
+        nothing_of_it_is_in(&heard).context("on another host")?;
         ensure!(
-            heard.holding_of(&site::mac(12), &own.octets()) > 0,
-            "its own IPv6 address was not heard of"
-        );
-        ensure!(
-            heard.looking_for(&site::mac(12), own) > 0,
-            "it could not ask whether another has its own IPv6 address"
-        );
-        let other = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 0x63).octets();
-        ensure!(
-            heard.holding_of(&site::mac(12), &other) == 0,
-            "a packet of or about another's IPv6 address left"
-        );
-        ensure!(
-            heard.from("02:00:00:00:be:ef") == 0,
-            "a frame with another MAC address left"
-        );
-        ensure!(
-            heard.holding(&[10, 20, 0, 99]) == 0,
+            heard.holding(&OTHER_IPV4.octets()) == 0,
             "a packet or ARP of another address left"
         );
         ensure!(
@@ -287,6 +337,17 @@ async fn a_limit_of_an_interface_holds_and_is_lifted_while_the_guest_runs() -> a
     .await
 }
 
+/// TCP is let in no more, and again.
+const CHANGES: [(&str, bool); 4] = [
+    ("--remove-rule", false),
+    ("--add-rule", true),
+    ("--remove-rule", false),
+    ("--add-rule", true),
+];
+/// A host has heard of a change, and carried it out, within this time; and has made or removed a VM within that.
+const HEARD_OF: Duration = Duration::from_millis(200);
+const DONE: Duration = Duration::from_millis(500);
+
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
 async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is_left() -> anyhow::Result<()>
@@ -295,31 +356,23 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
         let site = Site::new(lab).await?;
         site.create("web", 11, "h1", &["web"], "").await?;
         let daemons = [Daemon::Agent(1), Daemon::Libvirtd(1), Daemon::Controller];
-        let dies = async |daemon, after_ms: u64| {
-            // The moment is what is varied here; nothing is waited for.
-            tokio::time::sleep(Duration::from_millis(after_ms)).await;
-            lab.signal(daemon, Signal::SIGKILL).await?;
-            lab.start(daemon).await
-        };
-        for (round, daemon) in (0_u64..).zip(daemons) {
-            for (change, let_in) in [("--remove-rule", false), ("--add-rule", true)] {
+        let mut moments = Moments::new()?;
+        for (number, daemon) in daemons.into_iter().enumerate() {
+            for (round, (change, let_in)) in CHANGES.into_iter().enumerate() {
                 let words = ["security-group", "update", "web", change, "ingress,tcp,7"];
                 dalgu(lab, &words).await?;
-                dies(daemon, round * 30).await?;
+                moments.strike(lab, daemon, HEARD_OF).await?;
                 site.tcp_is_let_in(1, let_in).await?;
+                let domain = format!("r{round}-{number}.internal");
+                dalgu(lab, &["network", "update", site::NETWORK, "--domain", &domain]).await?;
+                moments.strike(lab, daemon, HEARD_OF).await?;
+                let name = format!("web.{domain}");
+                wait_for("names in the new domain", BOOT_LIMIT, async || {
+                    let names = ["grep", "-rqs", &name, "/run/dalgu/network"];
+                    lab.exec(1, &names).await.is_ok()
+                })
+                .await?;
             }
-            let domain = format!("r{round}.internal");
-            dalgu(lab, &["network", "update", site::NETWORK, "--domain", &domain]).await?;
-            dies(daemon, round * 40).await?;
-            wait_for("names in the new domain", BOOT_LIMIT, async || {
-                lab.exec(
-                    1,
-                    &["grep", "-rqs", &format!("web.{domain}"), "/run/dalgu/network"],
-                )
-                .await
-                .is_ok()
-            })
-            .await?;
             // A network comes to the host with its first VM, and goes with its last.
             dalgu(
                 lab,
@@ -327,9 +380,10 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
             )
             .await?;
             let words = create("late", LOCAL, &["--nic", "eth1,network=late"]);
-            for words in [words, vec!["vm", "delete", "late", "--force"]] {
-                let operation = begin(lab, &words).await?;
-                dies(daemon, 20 + round * 60).await?;
+            let there_and_gone = [words, vec!["vm", "delete", "late", "--force"]];
+            for words in there_and_gone.iter().cycle().take(4) {
+                let operation = begin(lab, words).await?;
+                moments.strike(lab, daemon, DONE).await?;
                 let ended = end_of(lab, &operation, BOOT_LIMIT).await?;
                 ensure!(
                     state_of(&ended) == "SUCCEEDED",
@@ -337,7 +391,7 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
                 );
             }
             dalgu(lab, &["network", "delete", "late"]).await?;
-            dies(daemon, round * 20).await?;
+            moments.strike(lab, daemon, HEARD_OF).await?;
             site.has_only(1)
                 .await
                 .with_context(|| format!("{daemon:?} died"))?;

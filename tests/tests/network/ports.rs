@@ -4,7 +4,8 @@ use anyhow::{Context as _, ensure};
 use dalgu_agent::network::names;
 use dalgu_tests::e2e::census::{at_rest, disagreements};
 use dalgu_tests::e2e::network::beside::Machine;
-use dalgu_tests::e2e::network::probe::{Heard, Probe};
+use dalgu_tests::e2e::network::heard::Heard;
+use dalgu_tests::e2e::network::probe::Probe;
 use dalgu_tests::e2e::network::site::{self, Site};
 use dalgu_tests::e2e::words::{self, LOCAL, create, dalgu, json, try_dalgu};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
@@ -80,7 +81,7 @@ async fn members_of_groups_come_and_go_while_their_guests_talk_and_both_ends_are
         is_answered(&site, "it is a friend again").await?;
 
         update(&["--add-nic-group", "eth0=narrow"]).await?;
-        let tap = names::tap(words::vm(lab, "desk").await?.uid.parse()?, "eth0");
+        let tap = site.tap("desk").await?;
         let narrowed = format!("chain out-{tap} {{\n\t\tmeta l4proto tcp");
         site.connections_know(1, &narrowed, true).await?;
         hears_nothing(&site, "it may use TCP only").await?;
@@ -92,7 +93,7 @@ async fn members_of_groups_come_and_go_while_their_guests_talk_and_both_ends_are
         .await?;
         is_answered(&site, "it may ask those behind the door").await?;
 
-        by_hand(lab).await?;
+        by_hand(lab, &tap).await?;
         for vm in ["desk", "web"] {
             dalgu(lab, &["vm", "delete", vm, "--force"]).await?;
         }
@@ -102,7 +103,7 @@ async fn members_of_groups_come_and_go_while_their_guests_talk_and_both_ends_are
 }
 
 /// What somebody has done on a host by hand is seen, each piece of it, and mended without anybody's word.
-async fn by_hand(lab: &Lab) -> anyhow::Result<()> {
+async fn by_hand(lab: &Lab, tap: &str) -> anyhow::Result<()> {
     at_rest(lab, &[], REST_LIMIT).await?;
     let overlay = names::device(names::VXLAN, &site::NETWORK.parse()?);
     let peer = lab.layout().host(2).ip;
@@ -110,14 +111,25 @@ async fn by_hand(lab: &Lab) -> anyhow::Result<()> {
         "bridge fdb del 00:00:00:00:00:00 dev {overlay} dst {peer} &&
          bridge fdb append 52:54:00:00:00:99 dev {overlay} dst 192.0.2.99 &&
          ip link add dev dgn0123456789 type bridge &&
-         nft add chain bridge dalgu from-dgt0123456789a"
+         nft add chain bridge dalgu from-dgt0123456789a &&
+         nft insert rule inet dalgu in-{tap} tcp dport 22 return &&
+         {{ setsid busybox nc -l -p 49152 >/dev/null 2>&1 & echo $!; }}"
     );
     // It must not mend it before it is seen.
     lab.signal(Daemon::Agent(1), Signal::SIGSTOP).await?;
-    lab.exec(1, &["sh", "-c", &done]).await?;
+    let listens = lab.exec(1, &["sh", "-c", &done]).await?;
     let seen = disagreements(lab, &[]).await?.join("\n");
     lab.signal(Daemon::Agent(1), Signal::SIGCONT).await?;
-    for piece in ["floods to", "192.0.2.99", "dgn0123456789", "dgt0123456789a"] {
+    lab.exec(1, &["kill", listens.trim()]).await?;
+    let pieces = [
+        "floods to",
+        "192.0.2.99",
+        "dgn0123456789",
+        "dgt0123456789a",
+        "dport",
+        ":49152",
+    ];
+    for piece in pieces {
         ensure!(seen.contains(piece), "{piece} is not seen: {seen}");
     }
     at_rest(lab, &[], REST_LIMIT).await

@@ -1,5 +1,5 @@
 //! What hosts have of networks of the site: every device, filter, way to another host, process and file of theirs, and whether a VM is
-//! behind it. Read from the kernel and the file systems; what should be there follows from the VMs alone.
+//! behind it; and the ports that are open there. Read from the kernel and the file systems; what should be there follows from the VMs alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use dalgu_agent::network::names;
 use dalgu_proto::ids::NetworkName;
 use serde_json::Value;
 
-use super::{Vm, difference, listed, number_at, text};
+use super::{Vm, difference, filters, listed, number_at, text};
 use crate::lab::Lab;
 use crate::lab::layout::Host;
 
@@ -18,7 +18,7 @@ const ALL: &str = "00:00:00:00:00:00";
 
 /// What a host shows, part after part. A network's `dnsmasq` is in a network namespace of its own and in the host's others.
 const LOOK: &str = r#"
-nft -j list ruleset
+nft -jn list ruleset
 echo @@; ip -json link show
 echo @@; bridge -json fdb show
 echo @@; for process in $(grep -slx dnsmasq /proc/[0-9]*/comm); do
@@ -26,29 +26,30 @@ echo @@; for process in $(grep -slx dnsmasq /proc/[0-9]*/comm); do
     [ "$(readlink $process/ns/uts)" = "$(readlink /proc/self/ns/uts)" ] &&
         tr '\0' '\n' <$process/cmdline | sed -n 's|^--conf-file=.*/\(.*\)/dnsmasq.conf$|\1|p'
 done
+echo @@; ss -Hlntu; ss -Hlx
 echo @@; cd /run/dalgu/network 2>/dev/null && for network in *; do
     [ -d "$network" ] && { echo "$network"; sed "s|^|$network |" "$network/leases"; }
 done
 true"#;
 
 /// An interface of a VM in a network.
-struct Port<'a> {
+pub(super) struct Port<'a> {
     vm: &'a Vm,
-    nic: &'a Value,
-    network: NetworkName,
+    pub(super) nic: &'a Value,
+    pub(super) network: NetworkName,
 }
 
 impl Port<'_> {
-    fn tap(&self) -> anyhow::Result<String> {
+    pub(super) fn tap(&self) -> anyhow::Result<String> {
         Ok(names::tap(self.vm.uid.parse()?, &text(self.nic, "/name")))
     }
 
-    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let addresses = ["/ipv4Address", "/ipv6Address"].map(|field| text(self.nic, field));
         addresses.into_iter().filter_map(|address| address.parse().ok())
     }
 
-    fn has(&self, group: &str) -> bool {
+    pub(super) fn has(&self, group: &str) -> bool {
         let groups = self.nic["securityGroups"].as_array().into_iter().flatten();
         groups.into_iter().any(|one| one == group)
     }
@@ -64,6 +65,16 @@ impl Port<'_> {
     }
 }
 
+/// What Dalgu tells of networks and security groups, by their names.
+struct Told<'a> {
+    networks: BTreeMap<String, &'a Value>,
+    groups: BTreeMap<String, &'a Value>,
+}
+
+fn by_name(all: &[Value]) -> BTreeMap<String, &Value> {
+    all.iter().map(|one| (text(one, "/name"), one)).collect()
+}
+
 /// What is wrong with the networks of all hosts. Without `plain`, interfaces in the hosts' own bridges are not counted: some are of
 /// domains that are not Dalgu's.
 pub(super) async fn wrong(lab: &Lab, vms: &[Vm], plain: bool) -> anyhow::Result<Vec<String>> {
@@ -75,14 +86,18 @@ pub(super) async fn wrong(lab: &Lab, vms: &[Vm], plain: bool) -> anyhow::Result<
             }
         }
     }
-    let networks = match ports.is_empty() {
-        true => Vec::new(),
-        false => listed(lab, &["network", "list"]).await?,
+    let (mut networks, mut groups) = (Vec::new(), Vec::new());
+    if !ports.is_empty() {
+        networks = listed(lab, &["network", "list"]).await?;
+        groups = listed(lab, &["security-group", "list"]).await?;
+    }
+    let told = Told {
+        networks: by_name(&networks),
+        groups: by_name(&groups),
     };
-    let networks: BTreeMap<_, _> = networks.iter().map(|one| (text(one, "/name"), one)).collect();
     let mut found = Vec::new();
     for host in lab.hosts() {
-        let mut wanted = wanted(lab, &host, &ports, &networks)?;
+        let mut wanted = wanted(lab, &host, &ports, &told)?;
         let seen = lab.exec(host.number, &["sh", "-c", LOOK]).await?;
         let mut seen = Seen::read(&seen, &host, &ports).with_context(|| format!("look at {}", host.name))?;
         if plain {
@@ -105,17 +120,14 @@ pub(super) async fn wrong(lab: &Lab, vms: &[Vm], plain: bool) -> anyhow::Result<
 }
 
 /// What should be on a host.
-fn wanted(
-    lab: &Lab,
-    host: &Host,
-    ports: &[Port<'_>],
-    networks: &BTreeMap<String, &Value>,
-) -> anyhow::Result<BTreeSet<String>> {
-    let mut wanted = BTreeSet::new();
+fn wanted(lab: &Lab, host: &Host, ports: &[Port<'_>], told: &Told<'_>) -> anyhow::Result<BTreeSet<String>> {
+    // The agent's port is the only one; what migrations and copies of disks need goes through it.
+    let mut wanted = BTreeSet::from([format!("open: tcp {}", host.agent_address())]);
     let here: Vec<_> = ports.iter().filter(|port| port.vm.host == host.name).collect();
     for port in &here {
         let tap = port.tap()?;
         wanted.insert(format!("filters of {tap}"));
+        wanted.extend(filters::wanted(port, &told.groups)?);
         if port.vm.state != "STOPPED" {
             wanted.insert(format!("device {tap}"));
         }
@@ -127,7 +139,8 @@ fn wanted(
     }
     let used: BTreeSet<_> = here.iter().map(|port| &port.network).collect();
     for name in used {
-        let network = networks
+        let network = told
+            .networks
             .get(name.as_str())
             .context("a VM's network is not there")?;
         let device = |prefix| names::device(prefix, name);
@@ -145,6 +158,7 @@ fn wanted(
         if network["overlay"].is_object() {
             let vni = number_at(network, "/overlay/vni");
             wanted.insert(format!("senders of VNI {vni}"));
+            wanted.insert("open: udp 0.0.0.0:4789".to_owned());
             let others = ports.iter().filter(|port| port.network == *name);
             let others = others
                 .map(|port| &port.vm.host)
@@ -177,7 +191,7 @@ struct Seen {
 impl Seen {
     fn read(shown: &str, host: &Host, ports: &[Port<'_>]) -> anyhow::Result<Self> {
         let parts: Vec<_> = shown.split("@@\n").collect();
-        let [rules, links, entries, services, files] = parts[..] else {
+        let [rules, links, entries, services, sockets, files] = parts[..] else {
             anyhow::bail!("it shows {shown:?}");
         };
         let mut seen = Self {
@@ -186,7 +200,10 @@ impl Seen {
         };
         seen.devices(&of(links)?);
         seen.entries(&of(entries)?);
-        seen.rules(&of(rules)?["nftables"], host, ports);
+        let rules = &of(rules)?["nftables"];
+        seen.rules(rules, host, ports);
+        seen.all.extend(filters::seen(rules));
+        seen.sockets(sockets)?;
         for bridge in services.lines() {
             if !seen.all.insert(format!("dnsmasq of {bridge}")) {
                 seen.all.insert(format!("dnsmasq of {bridge}, twice"));
@@ -226,6 +243,20 @@ impl Seen {
                 self.all.insert(format!("{device} has learnt {mac} at {to}"));
             }
         }
+    }
+
+    /// Of sockets in the file system, those that are not libvirt's own.
+    fn sockets(&mut self, sockets: &str) -> anyhow::Result<()> {
+        for line in sockets.lines() {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let (kind, at) = (words.first(), words.get(4));
+            let (kind, at) = kind.zip(at).with_context(|| format!("no socket: {line}"))?;
+            let libvirts = ["/run/libvirt/", "/var/run/libvirt/", "/var/lib/libvirt/"];
+            if !libvirts.iter().any(|place| at.starts_with(place)) {
+                self.all.insert(format!("open: {kind} {at}"));
+            }
+        }
+        Ok(())
     }
 
     fn rules(&mut self, rules: &Value, host: &Host, ports: &[Port<'_>]) {

@@ -1,28 +1,23 @@
-//! A machine beside the hosts with a part in the overlay: it asks guests by UDP, ICMP and TCP, and listens to everything. A guest's kernel
+//! A machine beside the hosts with a part in the overlay: it asks guests by UDP, ICMP and TCP. A guest's kernel
 //! answers ICMP by itself, and UDP to a port on which nobody listens, every time and at once.
 
 use std::fs::File;
-use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use nix::cmsg_space;
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
-    socket, sockopt,
-};
-use nix::sys::time::{TimeSpec, TimeVal, TimeValLike as _};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::ask::Ask;
+use super::heard::Heard;
 use crate::e2e::BOOT_LIMIT;
 use crate::lab::wait_for;
 
@@ -36,11 +31,9 @@ const OPEN: u16 = 7;
 const CLOSED: u16 = 9;
 /// An answer takes longer only where there is none; an emulated guest that arrives takes its time.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Whether anybody still listens is looked at so often.
-const LOOK_MS: i64 = 200;
 
 /// Does something on a thread that is in a namespace.
-async fn inside<T: Send + 'static>(
+pub(super) async fn inside<T: Send + 'static>(
     namespace: &str,
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
@@ -97,6 +90,15 @@ impl Probe {
         })
         .await?;
         Ok(Arc::new(tokio::net::UdpSocket::from_std(socket)?))
+    }
+
+    /// Asks all of this once, in order.
+    ///
+    /// # Errors
+    /// If the machine has not all the addresses that are to ask.
+    pub async fn asks(&self, all: impl IntoIterator<Item = Ask>) -> anyhow::Result<()> {
+        let all: Vec<_> = all.into_iter().collect();
+        inside(&self.namespace, move || all.into_iter().try_for_each(Ask::send)).await
     }
 
     /// Waits until a guest answers.
@@ -243,159 +245,4 @@ impl Conversation {
         ensure!(bytes == what.as_bytes(), "another answer");
         Ok(())
     }
-}
-
-/// When a frame came, and its bytes.
-type Frame = (Duration, Vec<u8>);
-
-/// Every frame that came, and when by the kernel's clock.
-pub struct Heard {
-    frames: Arc<Mutex<Vec<Frame>>>,
-}
-
-impl Heard {
-    /// Begins to listen in a namespace.
-    ///
-    /// # Errors
-    /// If there is none of that name.
-    pub async fn new(namespace: &str) -> anyhow::Result<Self> {
-        let socket = inside(namespace, || {
-            let kind = (AddressFamily::Packet, SockType::Raw);
-            let socket = socket(kind.0, kind.1, SockFlag::empty(), SockProtocol::EthAll)?;
-            setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
-            setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(LOOK_MS))?;
-            Ok(socket)
-        })
-        .await?;
-        let frames: Arc<Mutex<Vec<Frame>>> = Arc::default();
-        let kept = Arc::downgrade(&frames);
-        std::thread::spawn(move || {
-            loop {
-                let frame = receive(&socket);
-                let Some(kept) = kept.upgrade() else { return };
-                match frame {
-                    Ok(frame) => kept.lock().unwrap_or_else(PoisonError::into_inner).push(frame),
-                    Err(Errno::EAGAIN | Errno::EINTR) => {}
-                    Err(_) => return,
-                }
-            }
-        });
-        Ok(Self { frames })
-    }
-
-    /// When a guest said that nobody listens at this port of its.
-    #[must_use]
-    pub fn answers(&self, guest: Ipv4Addr, port: u16) -> Vec<Duration> {
-        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        let answers = frames.iter().filter(|(_, frame)| is_answer(frame, guest, port));
-        answers.map(|(when, _)| *when).collect()
-    }
-
-    /// How many frames bear this sender.
-    #[must_use]
-    pub fn from(&self, mac: &str) -> usize {
-        self.count(|frame| sender(frame) == octets(mac))
-    }
-
-    /// How many frames hold this address anywhere.
-    #[must_use]
-    pub fn holding(&self, address: &[u8]) -> usize {
-        self.count(|frame| holds(frame, address))
-    }
-
-    /// How many frames bear this sender and hold this address.
-    #[must_use]
-    pub fn holding_of(&self, mac: &str, address: &[u8]) -> usize {
-        self.count(|frame| sender(frame) == octets(mac) && holds(frame, address))
-    }
-
-    /// How many frames say to everybody where this sender is: RARP, ARP about itself, and neighbour advertisements.
-    #[must_use]
-    pub fn announcing(&self, mac: &str) -> usize {
-        self.count(|frame| sender(frame) == octets(mac) && announces(frame))
-    }
-
-    /// How many frames of this sender ask whether another has this address, before it has it itself: RFC 4862, 5.4.2.
-    #[must_use]
-    pub fn looking_for(&self, mac: &str, address: Ipv6Addr) -> usize {
-        let unspecified = Ipv6Addr::UNSPECIFIED.octets();
-        self.count(|frame| {
-            sender(frame) == octets(mac)
-                && frame.get(12..14) == Some(&[0x86, 0xdd])
-                && frame.get(22..38) == Some(&unspecified)
-                // ICMPv6 right behind the header, type 135.
-                && frame.get(20) == Some(&58)
-                && frame.get(54) == Some(&135)
-                && frame.get(62..78) == Some(&address.octets())
-        })
-    }
-
-    /// How many frames of this sender ask for an address by DHCP.
-    #[must_use]
-    pub fn asking(&self, mac: &str) -> usize {
-        self.count(|frame| {
-            let is_dhcp = frame.get(23) == Some(&17) && frame.get(36..38) == Some(&67_u16.to_be_bytes());
-            sender(frame) == octets(mac) && is_dhcp
-        })
-    }
-
-    fn count(&self, wanted: impl Fn(&[u8]) -> bool) -> usize {
-        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        frames.iter().filter(|(_, frame)| wanted(frame)).count()
-    }
-}
-
-fn receive(socket: &OwnedFd) -> nix::Result<Frame> {
-    let mut bytes = [0; 2048];
-    let mut space = cmsg_space!(TimeSpec);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let frame = recvmsg::<()>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::empty(),
-    )?;
-    let when = frame.cmsgs()?.find_map(|told| match told {
-        ControlMessageOwned::ScmTimestampns(when) => Some(Duration::from(when)),
-        _ => None,
-    });
-    let length = frame.bytes;
-    Ok((when.unwrap_or_default(), bytes[..length].to_vec()))
-}
-
-/// Whether a frame holds ICMP from this guest that says that nobody listens at a port (RFC 792: type 3, code 3, and the head of the
-/// datagram that it is about, which is of UDP).
-fn is_answer(frame: &[u8], guest: Ipv4Addr, port: u16) -> bool {
-    frame.get(12..14) == Some(&[8, 0])
-        && frame.get(23) == Some(&1)
-        && frame.get(26..30) == Some(&guest.octets())
-        && frame.get(34..36) == Some(&[3, 3])
-        && frame.get(51) == Some(&17)
-        && frame.get(64..66) == Some(&port.to_be_bytes())
-}
-
-/// None of an address that is none, which no frame bears.
-fn octets(mac: &str) -> Vec<u8> {
-    let octets = mac.split(':');
-    octets
-        .filter_map(|octet| u8::from_str_radix(octet, 16).ok())
-        .collect()
-}
-
-fn sender(frame: &[u8]) -> &[u8] {
-    frame.get(6..12).unwrap_or_default()
-}
-
-fn announces(frame: &[u8]) -> bool {
-    match frame.get(12..14) {
-        Some([0x80, 0x35]) => true,
-        Some([0x08, 0x06]) => frame.get(28..32) == frame.get(38..42),
-        // ICMPv6 right behind the header, type 136.
-        Some([0x86, 0xdd]) => frame.get(20) == Some(&58) && frame.get(54) == Some(&136),
-        _ => false,
-    }
-}
-
-fn holds(frame: &[u8], address: &[u8]) -> bool {
-    frame.windows(address.len()).any(|part| part == address)
 }

@@ -7,7 +7,8 @@ use dalgu_agent::network::names;
 use serde_json::json;
 
 use super::beside::Machine;
-use super::probe::{Heard, Probe};
+use super::heard::Heard;
+use super::probe::Probe;
 use crate::e2e::words::{self, dalgu, end_of};
 use crate::e2e::{BOOT_LIMIT, REST_LIMIT, grpcurl, story};
 use crate::lab::{Lab, guest, wait_for};
@@ -202,6 +203,14 @@ impl<'a> Site<'a> {
         let ended = end_of(self.lab, &id, BOOT_LIMIT).await?;
         ensure!(words::state_of(&ended) == "SUCCEEDED", "{ended}");
         Ok(())
+    }
+
+    /// The tap of a VM's interface, on the host that it is on.
+    ///
+    /// # Errors
+    /// If there is no such VM.
+    pub async fn tap(&self, name: &str) -> anyhow::Result<String> {
+        Ok(names::tap(words::vm(self.lab, name).await?.uid.parse()?, "eth0"))
     }
 
     /// Makes a VM that is off: its host keeps the network, and a probe there its way into it.
