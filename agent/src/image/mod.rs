@@ -16,7 +16,7 @@ mod qcow2;
 mod refusal;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vdi;
 mod vhdx;
 mod vmdk;

@@ -2,7 +2,7 @@
 //! read by `qemu-img`, are in the tests of the hypervisor's storage.
 
 mod build;
-mod hostile;
+pub(crate) mod hostile;
 
 use std::{
     collections::HashSet,
@@ -50,7 +50,7 @@ fn judge(image: Image, format: Format) -> (Result<Inspected, Refusal>, u64) {
 
 #[test]
 fn every_hostile_image_is_refused_for_its_own_reason_and_read_within_bounds() {
-    let corpus = corpus();
+    let corpus = corpus("/etc/shadow");
     let names: HashSet<_> = corpus.iter().map(|case| case.name).collect();
     assert_eq!(names.len(), corpus.len(), "a name is given twice");
     assert!(corpus.len() >= 40);

@@ -6,7 +6,7 @@ use super::super::crc32c;
 
 /// Bytes of a file, to be changed.
 #[derive(Clone)]
-pub(super) struct Image(pub(super) Vec<u8>);
+pub(crate) struct Image(pub(crate) Vec<u8>);
 
 impl Image {
     /// With these bytes at that place; the file grows where it must.

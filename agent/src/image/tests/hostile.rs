@@ -1,4 +1,4 @@
-//! The hostile images: one table.
+//! The hostile images: one table. The store of images imports each as a file besides.
 
 use uuid::Uuid;
 
@@ -8,11 +8,11 @@ use super::{
 };
 
 /// One of them.
-pub(super) struct Case {
-    pub(super) name: &'static str,
-    pub(super) format: Format,
-    pub(super) image: Image,
-    pub(super) refusal: Refusal,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) format: Format,
+    pub(crate) image: Image,
+    pub(crate) refusal: Refusal,
 }
 
 fn field(field: &'static str, value: u64) -> Refusal {
@@ -43,14 +43,14 @@ fn parent(field: &'static str) -> Refusal {
     Refusal::Parent { field }
 }
 
-/// All of them.
-pub(super) fn corpus() -> Vec<Case> {
+/// All of them; what they refer to outside of themselves is this file, where its name is not what matters.
+pub(crate) fn corpus(outside: &str) -> Vec<Case> {
     let formats = [
-        (Format::Raw, raws()),
-        (Format::Qcow2, qcow2_references()),
+        (Format::Raw, raws(outside)),
+        (Format::Qcow2, qcow2_references(outside)),
         (Format::Qcow2, qcow2_tables()),
         (Format::Vmdk, vmdks()),
-        (Format::Vmdk, vmdk_descriptors()),
+        (Format::Vmdk, vmdk_descriptors(outside)),
         (Format::Vdi, vdis()),
         (Format::Vhdx, vhdx_references()),
         (Format::Vhdx, vhdx_tables()),
@@ -70,12 +70,12 @@ pub(super) fn corpus() -> Vec<Case> {
 type Cases = Vec<(&'static str, Image, Refusal)>;
 
 #[rustfmt::skip]
-fn raws() -> Cases {
+fn raws(outside: &str) -> Cases {
     let disguised = |found| Refusal::Disguised {
         said: Format::Raw,
         found,
     };
-    let text = descriptor("monolithicFlat", "ffffffff", "RW 8 FLAT \"/etc/shadow\" 0");
+    let text = descriptor("monolithicFlat", "ffffffff", &format!("RW 8 FLAT \"{outside}\" 0"));
     vec![
         ("an empty raw", Image(vec![]), Refusal::Empty),
         ("a raw that is a qcow2", qcow2(), disguised("qcow2")),
@@ -89,7 +89,8 @@ fn raws() -> Cases {
 }
 
 #[rustfmt::skip]
-fn qcow2_references() -> Cases {
+fn qcow2_references(outside: &str) -> Cases {
+    let (file, length) = (outside.as_bytes(), u32::try_from(outside.len()).unwrap());
     let said = Format::Qcow2;
     let unclean = |what| Refusal::Unclean { what };
     let data_file = |field| Refusal::DataFile { field };
@@ -99,12 +100,12 @@ fn qcow2_references() -> Cases {
         ("a qcow2 that is a vmdk", vmdk(), Refusal::Disguised { said, found: "vmdk" }),
         ("version 1", qcow2().be32(4, 1), Refusal::Version { version: 1 }),
         ("version 4", qcow2().be32(4, 4), Refusal::Version { version: 4 }),
-        ("a backing file", qcow2().be64(8, 200).be32(16, 11).with(200, b"/etc/shadow"), parent("backing file")),
+        ("a backing file", qcow2().be64(8, 200).be32(16, length).with(200, file), parent("backing file")),
         ("a backing file without a name", qcow2().be64(8, 200), parent("backing file")),
         ("a backing format", extension(0xe279_2aca, 3).with(112, b"raw"), parent("backing format")),
         ("a data file (CVE-2024-32498)", qcow2().be64(72, 4), data_file("feature bit")),
         ("a raw data file", qcow2().be64(88, 2), data_file("feature bit")),
-        ("a data file's name", extension(0x4441_5441, 11).with(112, b"/etc/shadow"), data_file("header extension")),
+        ("a data file's name", extension(0x4441_5441, length).with(112, file), data_file("header extension")),
         ("a data file's name after others", extension(0x6803_f857, 5).be32(120, 0x4441_5441), data_file("header extension")),
         ("encryption with AES", qcow2().be32(32, 1), Refusal::Encrypted),
         ("encryption with LUKS", qcow2().be32(32, 2), Refusal::Encrypted),
@@ -188,16 +189,16 @@ fn vmdks() -> Cases {
 }
 
 #[rustfmt::skip]
-fn vmdk_descriptors() -> Cases {
+fn vmdk_descriptors(outside: &str) -> Cases {
     let of = |text: &str| vmdk().with(512, &[0; 20 * 512]).with(512, text.as_bytes());
     let extents = |lines: &str| of(&descriptor("monolithicSparse", "ffffffff", lines));
     let kind = |kind: &str| of(&descriptor(kind, "ffffffff", EXTENT));
     let extent = |line: &str| Refusal::Extent { line: line.into() };
-    let flat = "RW 65536 FLAT \"/etc/shadow\" 0";
+    let flat = &format!("RW 65536 FLAT \"{outside}\" 0");
     let device = "RW 65536 SPARSE \"/dev/sda\"";
     let up = "RW 65536 SPARSE \"..\\other.vmdk\"";
     let second = "RW 65536 SPARSE \"second.vmdk\"";
-    let hint = "parentFileNameHint=\"/etc/shadow\"";
+    let hint = &format!("parentFileNameHint=\"{outside}\"");
     let late = vmdk().le64(36, 1).with(19 * 512, hint.as_bytes());
     let after_zero = vmdk().with(10 * 512, b"PARENTFILENAMEHINT=\"x\"");
     vec![

@@ -5,12 +5,12 @@ use std::{path::Path, process::Command};
 use super::*;
 use crate::image::Format;
 
-struct Place {
-    dir: tempfile::TempDir,
-    files: Arc<Directory>,
+pub(super) struct Place {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) files: Arc<Directory>,
 }
 
-fn place(converts: bool) -> Place {
+pub(super) fn place(converts: bool) -> Place {
     let dir = tempfile::tempdir().unwrap();
     let images = dir.path().join("images");
     std::fs::create_dir(&images).unwrap();
@@ -22,12 +22,12 @@ fn place(converts: bool) -> Place {
 }
 
 impl Place {
-    fn image(&self, name: &str) -> String {
+    pub(super) fn image(&self, name: &str) -> String {
         self.dir.path().join("images").join(name).display().to_string()
     }
 
     /// What lies in the store.
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dir.path().join("store")).unwrap();
         let mut names: Vec<_> = entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -37,7 +37,7 @@ impl Place {
     }
 }
 
-fn qemu_img(words: &[&str]) {
+pub(super) fn qemu_img(words: &[&str]) {
     assert!(Command::new("qemu-img").args(words).status().unwrap().success());
 }
 

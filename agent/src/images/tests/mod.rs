@@ -2,6 +2,7 @@
 
 mod dying;
 mod fetching;
+mod hostile;
 mod importing;
 mod lying;
 mod removing;

@@ -58,6 +58,8 @@ const BAD_FILES: [&str; 7] = ["", "..", ".hidden", "-o", "a/b", "/dev/sda", "a b
 
 #[tokio::test]
 async fn what_is_not_allowed_is_refused_by_its_field_and_reaches_no_host() {
+    let inputs = BAD.len() + BAD_FILES.len();
+    assert!(inputs >= 40, "{inputs} inputs");
     let mut site = Site::new(1).await;
     let mut clients = site.start().await;
     for (field, change) in BAD {

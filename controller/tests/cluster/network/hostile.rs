@@ -230,6 +230,8 @@ fn is_refused<T: std::fmt::Debug>(outcome: Result<T, tonic::Status>, field: &str
 
 #[tokio::test]
 async fn what_is_not_allowed_is_refused_by_its_field_and_reaches_no_host() {
+    let inputs = NETWORKS.len() + GROUPS.len() + NICS.len();
+    assert!(inputs >= 40, "{inputs} inputs");
     let (site, mut clients) = site(1).await;
     for (field, change) in NETWORKS {
         let mut network = Network {

@@ -297,6 +297,7 @@ fn what_a_guest_must_not_be_told_is_refused_by_its_field() {
             },
         ),
     ];
+    assert!(table.len() >= 40, "{} inputs", table.len());
     for (what, field, wire) in table {
         let refused = first_boot(&wire, &[]).map(drop).expect_err(what);
         assert_eq!(refused.field, format!("first_boot.{field}"), "{what}: {refused}");
