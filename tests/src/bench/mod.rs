@@ -40,7 +40,7 @@ pub struct Settings {
 }
 
 /// Measures on a lab of its own: whatever comes of it, also after Ctrl-C, the lab is taken down, and what was measured is
-/// shown. A whole run is written to `target/bench/<name>.json`.
+/// shown. A whole run is written to `target/bench/<name>.json`, and returned.
 ///
 /// # Errors
 /// If the lab is up already, or what is measured fails.
@@ -48,7 +48,7 @@ pub async fn on_own_lab(
     id: u8,
     name: &str,
     work: impl AsyncFnOnce(Layout, &mut Report) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Report> {
     let layout = Layout::new(id)?;
     if Lab::current(layout.clone()).is_ok() {
         bail!("lab {id} is up already: `lab --id {id} down` removes it");
@@ -74,7 +74,7 @@ pub async fn on_own_lab(
     outcome?;
     report.write(&file)?;
     println!("written to {}", file.display());
-    Ok(())
+    Ok(report)
 }
 
 /// Brings a lab of two hosts up and measures; what was measured before a failure is in the report too. The lab is left

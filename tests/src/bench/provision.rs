@@ -1,5 +1,6 @@
 //! Times how soon a VM made from an image of the catalogue speaks: Dalgu beside the same done by hand with `qemu-img`, `nc`
-//! and `virsh`, in turns on the same hosts; and many of them at once. Called by the program `bench-provision`.
+//! and `virsh`, in turns on the same hosts; how much of that is the host's own work, by its agent's log; and many of them at once.
+//! Called by the program `bench-provision`, which compares figures with [`AIMS`].
 
 use std::fs;
 use std::path::Path;
@@ -7,10 +8,12 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use dalgu_proto::v1::{self, image_service_client::ImageServiceClient};
 use futures::future::try_join_all;
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::agents::open_host;
 use super::baseline::Template;
+use super::placement::Bound;
 use super::report::{Measure, Report};
 use super::{HOST, HOST_NAME, milliseconds, process};
 use crate::e2e::words::dalgu;
@@ -30,6 +33,9 @@ const DISK_BYTES: usize = 256 << 20;
 const DATA_BYTES: usize = 64 << 20;
 /// The port through which the image goes by hand.
 const PORT: u16 = 9_999;
+
+/// What is to be reached on two processors that nothing else takes: the second VM of an image that its host has.
+pub const AIMS: [(&str, Bound, f64); 1] = [("overlay: host work from order to running", Bound::Most, 1000.0)];
 
 /// How much to measure.
 #[derive(Debug, Clone)]
@@ -187,6 +193,8 @@ async fn delete(operator: &Operator, name: &str) -> anyhow::Result<()> {
 struct Times {
     running: Vec<f64>,
     first_line: Vec<f64>,
+    /// Of Dalgu's alone.
+    host_work: Vec<f64>,
 }
 
 async fn measure(
@@ -224,6 +232,8 @@ async fn measure(
         let name = format!("{}: {what}", way.name());
         report.add(Measure::of(name, "ms", ours).map(|measure| measure.over(theirs)));
     }
+    let name = format!("{}: host work from order to running", way.name());
+    report.add(Measure::of(name, "ms", &ours.host_work));
     Ok(())
 }
 
@@ -252,7 +262,27 @@ async fn through_dalgu(
     times.running.push(milliseconds(began));
     wait_until_ready(&template.log_of(lab, number, &made.vm_uid)?, 0).await?;
     times.first_line.push(milliseconds(began));
+    times.host_work.push(host_work(lab, number, &made.vm_uid)?);
     delete(operator, "timed").await
+}
+
+/// What a host took from the order to make a VM until its domain had started, in milliseconds.
+fn host_work(lab: &Lab, host: u8, vm: &str) -> anyhow::Result<f64> {
+    let log = lab.layout().log(&lab.layout().host(host).agent());
+    let log = fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
+    from_order_to_running(&log, vm).with_context(|| format!("h{host} does not tell how {vm} was started"))
+}
+
+/// The same by the words of an agent's log.
+fn from_order_to_running(log: &str, vm: &str) -> Option<f64> {
+    let time = |words: &str| {
+        let line = log
+            .lines()
+            .find(|line| line.contains(vm) && line.contains(words))?;
+        line.split_whitespace().next()?.parse::<Timestamp>().ok()
+    };
+    let took = time("step done step=Start")?.duration_since(time("intent accepted")?);
+    Some(took.as_secs_f64() * 1000.0)
 }
 
 /// The same by hand.
@@ -322,4 +352,23 @@ async fn many(lab: &Lab, operator: &Operator, vms: usize, report: &mut Report) -
     add("first line", "per s", count / spoken);
     add("memory that the machine lost for each", "MiB", mib);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_work_of_a_host_is_between_the_order_and_the_start_of_that_vm() {
+        let log = "\
+2026-11-30T05:00:00.000000Z  INFO vm{vm=b}: dalgu_agent::vm::requests: intent accepted generation=1 epoch=1 power=Running
+2026-11-30T05:00:01.250000Z  INFO vm{vm=a}: dalgu_agent::vm::requests: intent accepted generation=1 epoch=1 power=Running
+2026-11-30T05:00:01.300000Z  INFO vm{vm=a}: dalgu_agent::vm::steps: step done step=Define
+2026-11-30T05:00:01.400000Z  INFO vm{vm=b}: dalgu_agent::vm::steps: step done step=Start
+2026-11-30T05:00:01.500500Z  INFO vm{vm=a}: dalgu_agent::vm::steps: step done step=Start
+2026-11-30T05:00:09.000000Z  INFO vm{vm=a}: dalgu_agent::vm::steps: step done step=Start
+";
+        assert_eq!(from_order_to_running(log, "vm=a"), Some(250.5));
+        assert_eq!(from_order_to_running(log, "vm=c"), None);
+    }
 }

@@ -45,4 +45,5 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bench::run(layout, &settings, report).await
     })
     .await
+    .map(drop)
 }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use dalgu_tests::bench::{
     self,
-    provision::{self, Settings},
+    placement::judge,
+    provision::{self, AIMS, Settings},
 };
 
 /// Measures VMs made from images through Dalgu and by hand.
@@ -39,8 +40,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         rounds: usize::from(arguments.rounds),
         vms: usize::from(arguments.vms),
     };
-    bench::on_own_lab(arguments.id, "provision", async |layout, report| {
+    let report = bench::on_own_lab(arguments.id, "provision", async |layout, report| {
         provision::run(layout, &settings, report).await
     })
-    .await
+    .await?;
+    let judged = judge(&report, &AIMS);
+    judged.iter().for_each(|(line, _)| println!("{line}"));
+    anyhow::ensure!(
+        judged.iter().all(|(_, reached)| *reached),
+        "not every aim was reached"
+    );
+    Ok(())
 }
