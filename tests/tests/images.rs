@@ -3,16 +3,16 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::{at_rest, pids_of};
+use dalgu_tests::e2e::moments::{Moments, death};
 use dalgu_tests::e2e::story::{self, Story};
-use dalgu_tests::e2e::words::{self, Vm, create, dalgu, json, try_dalgu};
+use dalgu_tests::e2e::words::{self, Ended, NOT_FOUND, UNREACHABLE, Vm, create, dalgu, json, try_dalgu};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Where hosts keep copies.
@@ -21,6 +21,10 @@ const STORE: &str = "/var/lib/dalgu/image-store";
 const MARK: u64 = 4_711;
 /// Of the image's disk, in MiB; a part of it is noise, so that fetching it takes a while.
 const SIZE_MIB: usize = 32;
+/// About so long an import takes from the command's start until both hosts have the image,
+const IMPORT: Duration = Duration::from_millis(1_500);
+/// and a fetch.
+const FETCH: Duration = Duration::from_millis(400);
 
 /// A raw image whose first sector says what the guest looks for.
 fn image(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
@@ -184,47 +188,164 @@ async fn an_image_is_imported_once_and_vms_on_every_host_are_made_from_it_and_mo
     .await
 }
 
+/// The same image with other content: the copies of the last one would do else.
+fn change(file: &Path, round: usize) -> anyhow::Result<()> {
+    let offset = u64::try_from(round)? + (16 << 20);
+    let open = fs::OpenOptions::new().write(true).open(file)?;
+    Ok(open.write_all_at(b"another", offset)?)
+}
+
+/// Whether a command may have ended so because somebody was dead: then it is given again.
+fn is_passing(ended: &Ended) -> bool {
+    let reasons = ["HOSTS_INITIALIZING", "HOST_UNREACHABLE"];
+    ended.code == UNREACHABLE || reasons.iter().any(|reason| ended.stderr.contains(reason))
+}
+
+/// Gives a command again until it is answered.
+async fn answered(lab: &Lab, words: &[&str]) -> anyhow::Result<Ended> {
+    let mut last = None;
+    let found = wait_for("an answer that counts", BOOT_LIMIT, async || {
+        last = try_dalgu(lab, words).await.ok();
+        last.as_ref().is_some_and(|ended| !is_passing(ended))
+    });
+    found.await.with_context(|| format!("{last:?}"))?;
+    last.context("no answer")
+}
+
+/// Somebody dies amid an import. The command goes through, or was not heard.
+async fn dies_amid_import(
+    lab: &Lab,
+    import: &[&str],
+    daemon: Daemon,
+    moment: Duration,
+) -> anyhow::Result<()> {
+    let words = [import, &["--no-wait"]].concat();
+    let (attempt, died) = tokio::join!(try_dalgu(lab, &words), death(lab, daemon, moment));
+    died?;
+    let attempt = attempt?;
+    println!("the command ended with {}", attempt.code);
+    ensure!(attempt.code == 0 || is_passing(&attempt), "{attempt:?}");
+    Ok(())
+}
+
+/// Why a host's store is not as it should be: nothing lies there but copies that are what their names say and, of an import that
+/// has ended, its record.
+async fn fault(lab: &Lab, host: u8, records: bool) -> anyhow::Result<Option<String>> {
+    for name in stored(lab, host)? {
+        match name.split_once('.') {
+            Some((_, "json")) if records => {}
+            Some((digest, "qcow2")) => {
+                let path = lab.layout().host(host).outside(STORE).join(&name);
+                let sum = run("sha256sum", [&path]).await?;
+                if !sum.starts_with(digest) {
+                    return Ok(Some(format!("h{host} keeps {sum}")));
+                }
+            }
+            _ => return Ok(Some(format!("h{host} has {name}"))),
+        }
+    }
+    Ok(None)
+}
+
+/// Waits until both stores are as they should be.
+async fn stores_are_tidy(lab: &Lab, records: bool) -> anyhow::Result<()> {
+    let mut last = None;
+    let tidy = wait_for("the stores to be tidy", REST_LIMIT, async || {
+        let mut faults = Vec::new();
+        for host in [1, 2] {
+            // What goes meanwhile is looked for again.
+            let found = fault(lab, host, records).await;
+            faults.extend(found.unwrap_or_else(|error| Some(format!("{error:#}"))));
+        }
+        let tidy = faults.is_empty();
+        last = Some(faults);
+        tidy
+    });
+    tidy.await.with_context(|| format!("{last:?}"))
+}
+
+/// Both hosts have the image, whole, with the content of its file. Answers the name of their copies.
+async fn is_whole(lab: &Lab, name: &str, file: &str) -> anyhow::Result<String> {
+    let image = shown(lab, name).await?;
+    ensure!(image["status"]["state"] == "IMAGE_STATE_AVAILABLE", "{image}");
+    let digest = image["status"]["digest"].as_str().context("no digest")?;
+    let copy = format!("{digest}.qcow2");
+    wait_for("both hosts to have it", REST_LIMIT, async || {
+        let image = shown(lab, name).await;
+        image.is_ok_and(|image| copies(&image).len() == 2)
+    })
+    .await?;
+    stores_are_tidy(lab, true).await?;
+    for host in [1, 2] {
+        let path = lab.layout().host(host).outside(STORE).join(&copy);
+        let path = path.to_string_lossy();
+        run("qemu-img", ["compare", "-f", "raw", "-F", "qcow2", file, &*path]).await?;
+    }
+    Ok(copy)
+}
+
+/// The image is deleted, however far its import is, and nothing is left of it but, where the import ended in that moment, a copy that
+/// is whole.
+async fn is_given_up(lab: &Lab, name: &str) -> anyhow::Result<()> {
+    let ended = answered(lab, &["image", "delete", name]).await?;
+    ensure!([0, NOT_FOUND].contains(&ended.code), "{ended:?}");
+    wait_for("the image to be gone", REST_LIMIT, async || {
+        let shown = try_dalgu(lab, &["image", "get", name]).await;
+        shown.is_ok_and(|ended| ended.code == NOT_FOUND)
+    })
+    .await?;
+    stores_are_tidy(lab, false).await
+}
+
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
-async fn an_import_and_a_fetch_survive_the_death_of_everybody_who_takes_part() -> anyhow::Result<()> {
+async fn whoever_dies_amid_an_import_it_ends_whole_or_with_nothing_left() -> anyhow::Result<()> {
     with_lab(&e2e::hosts(2), async |lab| {
-        let file = image(lab, "tiny.raw")?;
-        let file = file.to_string_lossy();
-        let import = ["image", "import", &file, "--replicas", "all", "--no-wait"];
-        // Each dies in the middle of one attempt, at another moment.
-        let deaths = [
-            (Daemon::Agent(1), 150),
-            (Daemon::Controller, 150),
-            (Daemon::Agent(2), 300),
-            (Daemon::Controller, 400),
+        let path = image(lab, "tiny.raw")?;
+        let file = path.to_string_lossy();
+        let mut moments = Moments::new()?;
+        // One host takes the upload, the other fetches from it.
+        let mortals = [
+            Daemon::Agent(1),
+            Daemon::Agent(2),
+            Daemon::Libvirtd(1),
+            Daemon::Controller,
         ];
-        for (daemon, after_ms) in deaths {
-            let (attempt, killed) = tokio::join!(try_dalgu(lab, &import), async {
-                // The moment is what is varied here; nothing is waited for.
-                tokio::time::sleep(Duration::from_millis(after_ms)).await;
-                lab.signal(daemon, Signal::SIGKILL).await?;
-                lab.start(daemon).await
-            });
-            attempt?;
-            killed?;
-        }
-        wait_for("the import to be taken up and ended", BOOT_LIMIT, async || {
-            let _ = try_dalgu(lab, &import).await;
-            shown(lab, "tiny")
+        let rounds = mortals
+            .iter()
+            .flat_map(|daemon| [(*daemon, false), (*daemon, true)]);
+        let last = mortals.len() * 2 - 1;
+        for (round, (daemon, goes_on)) in rounds.enumerate() {
+            change(&path, round)?;
+            let version = format!("1.{round}");
+            let name = format!("tiny:{version}");
+            let import = [
+                "image",
+                "import",
+                &file,
+                "--version",
+                &version,
+                "--replicas",
+                "all",
+            ];
+            let ended = async {
+                dies_amid_import(lab, &import, daemon, moments.next(IMPORT)).await?;
+                if !goes_on {
+                    return is_given_up(lab, &name).await;
+                }
+                let again = answered(lab, &import).await?;
+                ensure!(again.code == 0, "{again:?}");
+                let copy = is_whole(lab, &name, &file).await?;
+                if round < last {
+                    is_given_up(lab, &name).await?;
+                    let left = [stored(lab, 1)?, stored(lab, 2)?];
+                    ensure!(!left.iter().flatten().any(|name| *name == copy), "{left:?}");
+                }
+                Ok(())
+            };
+            ended
                 .await
-                .is_ok_and(|image| copies(&image).len() == 2)
-        })
-        .await?;
-        let image = shown(lab, "tiny").await?;
-        let digest = image["status"]["digest"].as_str().context("no digest")?;
-        let copy = format!("{digest}.qcow2");
-        for host in [1, 2] {
-            let left = stored(lab, host)?;
-            let records = left.iter().filter(|name| name.ends_with(".json")).count();
-            ensure!(
-                left.contains(&copy) && left.len() == 1 + records,
-                "h{host} has {left:?}"
-            );
+                .with_context(|| format!("{daemon:?}, goes on: {goes_on}"))?;
         }
         dalgu(lab, &create("made", "root,image=tiny", &[])).await?;
         began_with_the_image(lab, &words::vm(lab, "made").await?).await?;
@@ -238,15 +359,11 @@ async fn an_import_and_a_fetch_survive_the_death_of_everybody_who_takes_part() -
 #[ignore = "needs root and the lab's packages: make test"]
 async fn a_vm_is_made_whose_host_fetches_its_image_while_somebody_dies() -> anyhow::Result<()> {
     with_lab(&e2e::hosts(2), async |lab| {
-        let file = image(lab, "tiny.raw")?;
-        let file = file.to_string_lossy();
-        for (round, after_ms) in [30_u64, 80, 150, 250].into_iter().enumerate() {
-            // Each is another image, or the copies of the last would do.
-            let offset = u64::try_from(round)? + (16 << 20);
-            fs::OpenOptions::new()
-                .write(true)
-                .open(&*file)?
-                .write_all_at(b"another", offset)?;
+        let path = image(lab, "tiny.raw")?;
+        let file = path.to_string_lossy();
+        let mut moments = Moments::new()?;
+        for round in 0..4 {
+            change(&path, round)?;
             let version = format!("1.{round}");
             let import = ["image", "import", &file, "--version", &version, "--replicas", "1"];
             dalgu(lab, &import).await?;
@@ -261,15 +378,9 @@ async fn a_vm_is_made_whose_host_fetches_its_image_while_somebody_dies() -> anyh
             ][round];
             let (disk, host) = (format!("root,image={name}"), format!("h{to}"));
             let operation = words::begin(lab, &create("far", &disk, &["--host", &host])).await?;
-            // The moment is what is varied here; nothing is waited for.
-            tokio::time::sleep(Duration::from_millis(after_ms)).await;
-            lab.signal(daemon, Signal::SIGKILL).await?;
-            lab.start(daemon).await?;
+            death(lab, daemon, moments.next(FETCH)).await?;
             let ended = words::end_of(lab, &operation, BOOT_LIMIT).await?;
-            ensure!(
-                words::state_of(&ended) == "SUCCEEDED",
-                "{daemon:?} died after {after_ms} ms: {ended}"
-            );
+            ensure!(words::state_of(&ended) == "SUCCEEDED", "{daemon:?} died: {ended}");
             began_with_the_image(lab, &words::vm(lab, "far").await?).await?;
             dalgu(lab, &["vm", "delete", "far", "--force"]).await?;
             dalgu(lab, &["image", "delete", &name]).await?;

@@ -1,12 +1,14 @@
 //! What the end-to-end tests of Dalgu share: the operator's words and Dalgu's answers ([`words`]), the
 //! independent view of the hosts ([`census`]), a guest's whole story across hosts ([`story`]), changes and what a guest writes
-//! meanwhile ([`changes`]), when daemons die ([`moments`]), networks of the site as they are seen from beside the hosts ([`network`]), and `grpcurl` ([`grpcurl`]).
+//! meanwhile ([`changes`]), networks of the site as they are seen from beside the hosts ([`network`]), moments at which
+//! somebody dies ([`moments`]), a disk that UEFI starts from ([`efi`]), and `grpcurl` ([`grpcurl`]).
 //! Used by `tests/tests/*.rs` and by benchmarks.
 //!
 //! What Dalgu says is never taken as proof of what Dalgu did: [`census`] asks `virsh`, `/proc` and the file systems.
 
 pub mod census;
 pub mod changes;
+pub mod efi;
 pub mod grpcurl;
 pub mod moments;
 pub mod network;

@@ -1,42 +1,47 @@
-//! The moments at which daemons die amid what was asked for: drawn from a seed, which is printed, so that each run tries others and one that
-//! failed can be repeated.
+//! Moments at which a test lets somebody die. They are drawn, so that each run tries others, from a seed that is printed; a run with
+//! `DALGU_TEST_SEED=N` draws the same ones again.
 
 use std::env;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
+use tokio::time::sleep;
 
 use crate::lab::{Daemon, Lab};
 
-/// See the module.
+/// Draws moments.
+#[derive(Debug)]
 pub struct Moments(fastrand::Rng);
 
 impl Moments {
-    /// From the seed in `DALGU_TEST_SEED`, or from one of its own.
+    /// Begins to draw, and prints the seed.
     ///
     /// # Errors
-    /// If that is no number.
+    /// If the seed that was given is no number.
     pub fn new() -> anyhow::Result<Self> {
-        let seed = env::var("DALGU_TEST_SEED").ok().map(|seed| seed.parse());
-        let seed = seed.transpose().context("DALGU_TEST_SEED")?;
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        println!("DALGU_TEST_SEED={seed} draws the moments that follow again");
+        let given = env::var("DALGU_TEST_SEED").ok();
+        let seed = given.map_or_else(|| Ok(fastrand::u64(..)), |text| text.parse());
+        let seed = seed.context("DALGU_TEST_SEED")?;
+        println!("moments are drawn with DALGU_TEST_SEED={seed}");
         Ok(Self(fastrand::Rng::with_seed(seed)))
     }
 
-    /// Kills a daemon within this time, and starts it again. Answers when it was.
-    ///
-    /// # Errors
-    /// If it does not run, or does not come up.
-    pub async fn strike(&mut self, lab: &Lab, daemon: Daemon, within: Duration) -> anyhow::Result<Duration> {
-        let most = u64::try_from(within.as_millis())?;
-        let moment = Duration::from_millis(self.0.u64(..=most));
-        // The moment is what is varied here; nothing is waited for.
-        tokio::time::sleep(moment).await;
-        lab.signal(daemon, Signal::SIGKILL).await?;
-        lab.start(daemon).await?;
-        println!("{daemon:?} died after {moment:?}");
-        Ok(moment)
+    /// The next one, some time below this from now.
+    pub fn next(&mut self, below: Duration) -> Duration {
+        let millis = u64::try_from(below.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(self.0.u64(..millis.max(1)))
     }
+}
+
+/// Kills a daemon at its moment, and starts it again.
+///
+/// # Errors
+/// If it does not run then, or does not come up.
+pub async fn death(lab: &Lab, daemon: Daemon, moment: Duration) -> anyhow::Result<()> {
+    // The moment is what is varied; nothing is waited for.
+    sleep(moment).await;
+    println!("{daemon:?} dies after {moment:?}");
+    lab.signal(daemon, Signal::SIGKILL).await?;
+    lab.start(daemon).await
 }

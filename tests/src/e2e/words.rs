@@ -122,8 +122,10 @@ pub async fn begin_again(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
     Ok(ended.stdout.trim().to_owned())
 }
 
+/// Exit code of `dalgu` where there is no such thing.
+pub const NOT_FOUND: i32 = 3;
 /// Exit code of `dalgu` where the controller cannot be reached.
-const UNREACHABLE: i32 = 6;
+pub const UNREACHABLE: i32 = 6;
 
 /// An operation as it is now.
 ///

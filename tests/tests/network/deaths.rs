@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::moments::Moments;
+use dalgu_tests::e2e::moments::{Moments, death};
 use dalgu_tests::e2e::network::site::Site;
 use dalgu_tests::e2e::words::{self, begin, dalgu, end_of, state_of};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
@@ -44,7 +44,7 @@ async fn whoever_dies_while_a_vm_moves_it_is_in_one_place_with_its_rules_and_now
             let daemon = daemon(from, to);
             let begun = tokio::time::Instant::now();
             let operation = begin(lab, &["vm", "migrate", "web", "--host", &format!("h{to}")]).await?;
-            moments.strike(lab, daemon, MOVED).await?;
+            death(lab, daemon, moments.next(MOVED)).await?;
             let ended = end_of(lab, &operation, BOOT_LIMIT).await?;
             let mut last = String::new();
             wait_for("the VM to run", REST_LIMIT, async || {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::moments::Moments;
+use dalgu_tests::e2e::moments::{Moments, death};
 use dalgu_tests::e2e::network::heard::{Claim, Heard};
 use dalgu_tests::e2e::network::site::{self, Site};
 use dalgu_tests::e2e::words::{LOCAL, begin, create, dalgu, end_of, json, state_of, vm};
@@ -361,11 +361,11 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
             for (round, (change, let_in)) in CHANGES.into_iter().enumerate() {
                 let words = ["security-group", "update", "web", change, "ingress,tcp,7"];
                 dalgu(lab, &words).await?;
-                moments.strike(lab, daemon, HEARD_OF).await?;
+                death(lab, daemon, moments.next(HEARD_OF)).await?;
                 site.tcp_is_let_in(1, let_in).await?;
                 let domain = format!("r{round}-{number}.internal");
                 dalgu(lab, &["network", "update", site::NETWORK, "--domain", &domain]).await?;
-                moments.strike(lab, daemon, HEARD_OF).await?;
+                death(lab, daemon, moments.next(HEARD_OF)).await?;
                 let name = format!("web.{domain}");
                 wait_for("names in the new domain", BOOT_LIMIT, async || {
                     let names = ["grep", "-rqs", &name, "/run/dalgu/network"];
@@ -383,7 +383,7 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
             let there_and_gone = [words, vec!["vm", "delete", "late", "--force"]];
             for words in there_and_gone.iter().cycle().take(4) {
                 let operation = begin(lab, words).await?;
-                moments.strike(lab, daemon, DONE).await?;
+                death(lab, daemon, moments.next(DONE)).await?;
                 let ended = end_of(lab, &operation, BOOT_LIMIT).await?;
                 ensure!(
                     state_of(&ended) == "SUCCEEDED",
@@ -391,7 +391,7 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
                 );
             }
             dalgu(lab, &["network", "delete", "late"]).await?;
-            moments.strike(lab, daemon, HEARD_OF).await?;
+            death(lab, daemon, moments.next(HEARD_OF)).await?;
             site.has_only(1)
                 .await
                 .with_context(|| format!("{daemon:?} died"))?;
