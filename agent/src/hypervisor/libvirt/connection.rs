@@ -89,31 +89,20 @@ pub(super) struct Supervisor {
 /// No event comes so late.
 const LATEST: Duration = Duration::from_secs(10);
 
-/// Since when domains that are watched for it have been stopped; `None` while they go on.
-type Stops = Arc<Mutex<HashMap<VmId, watch::Sender<Option<Instant>>>>>;
+/// When domains that are watched for it stopped last.
+type Stops = Arc<Mutex<HashMap<VmId, Option<Instant>>>>;
 
 /// A domain is watched for its stop.
 pub(super) struct StopWatch {
     id: VmId,
     stops: Stops,
-    stopped: watch::Receiver<Option<Instant>>,
 }
 
 impl StopWatch {
-    /// Returns since when it has been stopped; waits while it goes on.
-    pub(super) async fn at(&mut self) -> Instant {
-        let since = self.stopped.wait_for(Option::is_some).await;
-        match since.ok().and_then(|since| *since) {
-            Some(since) => since,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-fn note(stops: &Stops, id: VmId, stopped: Option<Instant>) {
-    let stops = stops.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(stop) = stops.get(&id) {
-        stop.send_replace(stopped);
+    /// When it stopped last, if it did since it is watched.
+    pub(super) fn at(&self) -> Option<Instant> {
+        let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        stops.get(&self.id).copied().flatten()
     }
 }
 
@@ -139,13 +128,11 @@ impl Supervisor {
 
     /// Watches a domain for its stop from now on.
     pub(super) fn watch_stop(&self, id: VmId) -> StopWatch {
-        let (sender, stopped) = watch::channel(None);
         let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
-        stops.insert(id, sender);
+        stops.insert(id, None);
         StopWatch {
             id,
             stops: self.stops.clone(),
-            stopped,
         }
     }
 
@@ -283,12 +270,10 @@ impl Supervisor {
                     let id = VmId::from_uuid(id);
                     // The clock that it was told by may have been set since.
                     let at = Instant::now().checked_sub(ago.min(LATEST));
-                    note(&stops, id, at);
-                    id
-                }
-                Event::GoesOn(id) => {
-                    let id = VmId::from_uuid(id);
-                    note(&stops, id, None);
+                    let mut stops = stops.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(stop) = stops.get_mut(&id) {
+                        *stop = at;
+                    }
                     id
                 }
                 Event::Reset(id) => {

@@ -11,6 +11,7 @@ use virt::{connect::Connect, domain::Domain as Handle};
 use virt_sys as sys;
 
 use super::{
+    ended,
     error::{general, is_invalid_argument, is_no_domain, is_no_metadata, is_unsupported, is_wrong_state, of},
     ffi, process, qmp,
     read::{self, Names},
@@ -91,10 +92,15 @@ fn look_at(handle: &Handle, cluster: ClusterId) -> Result<Domain, Raw> {
     let persistent = handle.is_persistent()?;
     let (state, reason) = ffi::state(handle)?;
     let info = handle.info()?;
-    let (state, reason) = translate(state, reason, persistent);
+    let (state, mut reason) = translate(state, reason, persistent);
+    let name = handle.name()?;
+    let unsure = matches!(reason, PowerReason::Unknown | PowerReason::Crashed);
+    if state == DomainState::Stopped && unsure && ended::migrated(&name) {
+        reason = PowerReason::Migrated;
+    }
     Ok(Domain {
         id: id_of(handle)?,
-        name: handle.name()?,
+        name,
         mark: mark_of(handle, persistent, cluster)?,
         state,
         reason,

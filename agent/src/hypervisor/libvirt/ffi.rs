@@ -25,8 +25,6 @@ pub(super) enum Event {
     Domain(Uuid),
     /// The processors of this domain have stopped, so long ago.
     Stopped(Uuid, Duration),
-    /// They go on.
-    GoesOn(Uuid),
     /// The guest of this domain was reset.
     Reset(Uuid),
     /// A job of this domain has ended; its last figures.
@@ -162,19 +160,6 @@ unsafe extern "C" fn on_stop(
     unsafe { tell(opaque, uuid_of(domain).map(|id| Event::Stopped(id, ago))) };
 }
 
-unsafe extern "C" fn on_resume(
-    _: sys::virConnectPtr,
-    domain: sys::virDomainPtr,
-    _: *const c_char,
-    _: c_longlong,
-    _: c_uint,
-    _: *const c_char,
-    opaque: *mut c_void,
-) {
-    // SAFETY: libvirt passes a live domain and our own opaque pointer.
-    unsafe { tell(opaque, uuid_of(domain).map(Event::GoesOn)) };
-}
-
 unsafe extern "C" fn on_reset(_: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
     // SAFETY: libvirt passes a live domain and our own opaque pointer.
     unsafe { tell(opaque, uuid_of(domain).map(Event::Reset)) };
@@ -211,23 +196,12 @@ unsafe extern "C" fn on_close(_: sys::virConnectPtr, reason: c_int, opaque: *mut
     unsafe { tell(opaque, Some(Event::Closed(reason))) };
 }
 
-/// Takes an event of QEMU itself: connection, domain, name, time in seconds and microseconds, details, and our own pointer.
-type OfMonitor = unsafe extern "C" fn(
-    sys::virConnectPtr,
-    sys::virDomainPtr,
-    *const c_char,
-    c_longlong,
-    c_uint,
-    *const c_char,
-    *mut c_void,
-);
-
 /// Events of a connection, until dropped. Dropping it calls libvirt and may block.
 pub(super) struct Subscription {
     connect: Connect,
     callbacks: Vec<c_int>,
-    /// Of events of QEMU itself.
-    of_monitor: Vec<c_int>,
+    /// Of an event of QEMU itself.
+    of_monitor: Option<c_int>,
     closes: bool,
 }
 
@@ -237,7 +211,7 @@ impl Subscription {
         let mut own = Self {
             connect: connect.clone(),
             callbacks: Vec::new(),
-            of_monitor: Vec::new(),
+            of_monitor: None,
             closes: false,
         };
         let lifecycle: unsafe extern "C" fn(_, _, _, _, _) -> _ = on_lifecycle;
@@ -268,22 +242,21 @@ impl Subscription {
         let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed, sink);
         // Not known to every driver; the migration's figures are then those of the last look.
         let _ = own.register(sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, completed, sink);
-        // Other drivers have none; a VM that moves then goes on at the controller's word alone.
-        let _ = own.register_of_monitor(c"STOP", on_stop, sink);
-        let _ = own.register_of_monitor(c"RESUME", on_resume, sink);
+        // Other drivers have none; for how long a VM that moved could not be reached is then not known.
+        own.of_monitor = own.register_stop(sink).ok();
         Ok(own)
     }
 
-    /// What QEMU itself tells: it bears the time, where libvirt's word comes as late as libvirt is busy.
-    fn register_of_monitor(&mut self, event: &CStr, callback: OfMonitor, sink: &Sink) -> Result<(), Error> {
+    /// QEMU's own word that the processors have stopped: it bears the time, where libvirt's comes as late as libvirt is busy.
+    fn register_stop(&self, sink: &Sink) -> Result<c_int, Error> {
         let opaque = opaque_of(sink);
         // SAFETY: as in `register`.
         let id = checked(unsafe {
             sys::virConnectDomainQemuMonitorEventRegister(
                 self.connect.as_ptr(),
                 ptr::null_mut(),
-                event.as_ptr(),
-                Some(callback),
+                c"STOP".as_ptr(),
+                Some(on_stop),
                 opaque,
                 Some(free_sink),
                 0,
@@ -293,8 +266,7 @@ impl Subscription {
             // SAFETY: libvirt did not take it, so it is ours still.
             unsafe { free_sink(opaque) };
         }
-        self.of_monitor.push(id?);
-        Ok(())
+        id
     }
 
     fn register(
@@ -338,7 +310,7 @@ impl Subscription {
         result.map(|_| Self {
             connect: connect.clone(),
             callbacks: Vec::new(),
-            of_monitor: Vec::new(),
+            of_monitor: None,
             closes: true,
         })
     }
@@ -350,7 +322,7 @@ impl Drop for Subscription {
             // SAFETY: a live connection and an id it gave. Failure means that it is closed, and the callback with it.
             unsafe { sys::virConnectDomainEventDeregisterAny(self.connect.as_ptr(), id) };
         }
-        for id in self.of_monitor.drain(..) {
+        if let Some(id) = self.of_monitor {
             // SAFETY: as above.
             unsafe { sys::virConnectDomainQemuMonitorEventDeregister(self.connect.as_ptr(), id) };
         }

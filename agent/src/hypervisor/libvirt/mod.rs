@@ -12,6 +12,7 @@ mod connection;
 mod copies;
 mod cut_jobs;
 mod domain;
+mod ended;
 mod error;
 mod ffi;
 mod host;
@@ -576,19 +577,24 @@ impl Hypervisor for Libvirt {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|(other, _)| *other != id);
-        let mut stop = self.supervisor.watch_stop(id);
+        let stop = self.supervisor.watch_stop(id);
         let (host, order) = (self.host.clone(), migrate.clone());
         let sending = self.workers.run_long("migrate", Kind::Migrate, move |_| {
             migrate::send(&host.order(&order)?)
         });
-        // libvirt ends the source's QEMU when the destination has everything, and takes 200 ms more to say so. One that ends while its VM goes
-        // on has let go of nothing: what has arrived may be older.
+        // libvirt ends the source's QEMU when the destination has everything, and takes 200 ms more to say so. One that ends for another reason has let
+        // go of nothing: its VM may have gone on after what has arrived.
         let watching = async {
-            process::ended(migrate.definition.name.as_str(), id).await;
-            let stopped = stop.at().await;
-            // Set once in a transfer.
-            let _ = migrate.stopped.set(stopped);
-            migrate.released.cancel();
+            let name = migrate.definition.name.clone();
+            process::ended(name.as_str(), id).await;
+            let migrated = tokio::task::spawn_blocking(move || ended::migrated(name.as_str()));
+            if migrated.await.unwrap_or(false) {
+                if let Some(stopped) = stop.at() {
+                    // Set once in a transfer.
+                    let _ = migrate.stopped.set(stopped);
+                }
+                migrate.released.cancel();
+            }
             std::future::pending::<std::convert::Infallible>().await
         };
         tokio::select! {
