@@ -119,11 +119,11 @@ async fn all_is_tried(desk: &Heard, twin: &Heard) -> anyhow::Result<()> {
     let tried = wait_for("what the guests pretend", BOOT_LIMIT, async || {
         let ipv4 = desk.claims(&site::mac(10), OTHER_IPV4.into());
         let ipv6 = twin.claims(&site::mac(12), OTHER_IPV6.into());
-        let others = desk.from(OTHER_MAC);
-        last = format!("{ipv4:?}, {ipv6:?}, {others} of another MAC address");
+        let mac = desk.claims(OTHER_MAC, guest(10).into());
+        last = format!("{ipv4:?}, {ipv6:?}, with another MAC address {mac:?}");
         ipv4 == [Claim::Source, Claim::Arp, Claim::Probe].into()
             && ipv6 == [Claim::Source, Claim::Advertisement, Claim::Detection].into()
-            && others > 0
+            && mac == [Claim::Source, Claim::Arp].into()
     });
     tried.await.with_context(|| last.clone())?;
     eprintln!("{last} reached the taps");

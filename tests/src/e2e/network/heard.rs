@@ -24,6 +24,9 @@ use super::probe::inside;
 /// Whether anybody still listens is looked at so often.
 const LOOK_MS: i64 = 200;
 
+/// A busy machine may not take frames up for a while; none may be lost.
+const KEPT_BYTES: usize = 16 << 20;
+
 /// A frame that came or went.
 struct Frame {
     /// By the kernel's clock.
@@ -66,6 +69,7 @@ impl Heard {
         let socket = inside(namespace, || {
             let kind = (AddressFamily::Packet, SockType::Raw);
             let socket = socket(kind.0, kind.1, SockFlag::empty(), SockProtocol::EthAll)?;
+            setsockopt(&socket, sockopt::RcvBufForce, &KEPT_BYTES)?;
             setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
             setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(LOOK_MS))?;
             Ok(socket)
