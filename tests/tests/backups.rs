@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_tests::e2e::census::at_rest;
-use dalgu_tests::e2e::story;
 use dalgu_tests::e2e::words::{self, LOCAL, Vm, create_with, dalgu, try_dalgu};
-use dalgu_tests::e2e::{self, REST_LIMIT};
+use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT, efi, story};
 use dalgu_tests::lab::{Daemon, Lab, guest, run, wait_for, with_lab};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -296,6 +295,49 @@ async fn moments(lab: &Lab) -> anyhow::Result<()> {
     gone(lab).await
 }
 
+/// Its firmware has started what is on its disk, and keeps variables of the VM's own.
+async fn starts_by_uefi(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
+    let vm = words::vm(lab, name).await?;
+    ensure!(vm.all["spec"]["firmware"] == "FIRMWARE_UEFI", "{}", vm.all);
+    wait_for("its disk to be started from", BOOT_LIMIT, async || {
+        said(lab, &vm).is_ok_and(|said| said.contains(efi::SAYS))
+    })
+    .await
+    .with_context(|| format!("{name} says {:?}", said(lab, &vm)))?;
+    let nvram = format!("/var/lib/libvirt/qemu/nvram/{}_VARS.fd", vm.uid);
+    let nvram = lab.layout().host(vm.host_number()?).outside(&nvram);
+    ensure!(nvram.exists(), "{name} has no firmware variables");
+    Ok(nvram)
+}
+
+/// Firmware variables are in no backup: a VM that is restored has fresh ones, and starts from its disk all the same.
+async fn firmware(lab: &Lab) -> anyhow::Result<()> {
+    let disk = lab.layout().dir().join("desk.raw");
+    efi::write_disk(&disk).await?;
+    let disk = disk.to_string_lossy();
+    dalgu(lab, &["image", "import", &disk, "--firmware", "uefi"]).await?;
+    let desk = [
+        "vm",
+        "create",
+        "desk",
+        "--memory",
+        "128MiB",
+        "--disk",
+        "root,image=desk",
+    ];
+    dalgu(lab, &desk).await?;
+    let first = starts_by_uefi(lab, "desk").await?;
+    let backup = take(lab, "desk", &[]).await?;
+    dalgu(lab, &["vm", "delete", "desk", "--force"]).await?;
+    ensure!(!first.exists(), "its firmware variables were left");
+    dalgu(lab, &["backup", "restore", uid(&backup), "again"]).await?;
+    let second = starts_by_uefi(lab, "again").await?;
+    ensure!(first != second, "it has the variables of the VM that is gone");
+    dalgu(lab, &["vm", "delete", "again", "--force"]).await?;
+    dalgu(lab, &["image", "delete", "desk:1"]).await?;
+    gone(lab).await
+}
+
 /// Deletes every backup, with those that need it.
 async fn gone(lab: &Lab) -> anyhow::Result<()> {
     let all = words::json(lab, &["backup", "list"]).await?;
@@ -393,6 +435,7 @@ async fn deaths(lab: &Lab) -> anyhow::Result<()> {
 async fn a_backup_holds_what_was_acknowledged_before_its_moment_and_becomes_a_vm() -> anyhow::Result<()> {
     with_lab(&e2e::hosts(2), async |lab| {
         moments(lab).await?;
+        firmware(lab).await?;
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await

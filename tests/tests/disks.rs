@@ -2,7 +2,7 @@
 //! whoever dies on the way, there is one whole file at the end and nothing else.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -226,6 +226,35 @@ async fn rate(lab: &Lab, vm: &Vm) -> anyhow::Result<usize> {
     Ok(acknowledged(&said(lab, vm)?[before..]).len())
 }
 
+/// What QEMU holds the guest to on its data: reads and writes a second, bytes read and written a second. None in all else.
+async fn held_to(lab: &Lab, vm: &Vm) -> anyhow::Result<[u64; 4]> {
+    let told = lab
+        .virsh(vm.host_number()?, &["blkdeviotune", "shop", "vdb"])
+        .await?;
+    let mut most = BTreeMap::new();
+    for line in told.lines() {
+        if let Some((name, value)) = line.split_once(':')
+            && let Ok(value) = value.trim().parse::<u64>()
+        {
+            most.insert(name.trim(), value);
+        }
+    }
+    let names = [
+        "read_iops_sec",
+        "write_iops_sec",
+        "read_bytes_sec",
+        "write_bytes_sec",
+    ];
+    let found = names.map(|name| most.remove(name));
+    // The length of a burst is 1 s where there is none.
+    let others = |(name, value): (&&str, &u64)| *value != 0 && !name.ends_with("_length");
+    ensure!(
+        found.iter().all(Option::is_some) && !most.iter().any(others),
+        "{told}"
+    );
+    Ok(found.map(Option::unwrap_or_default))
+}
+
 async fn limits(lab: &Lab) -> anyhow::Result<()> {
     dalgu(lab, &create("shop", "root=8MiB", &["--disk", "data=64MiB"])).await?;
     writes_on(lab, "shop").await?;
@@ -233,23 +262,29 @@ async fn limits(lab: &Lab) -> anyhow::Result<()> {
     let free = rate(lab, &vm).await?;
     update(lab, "shop", &["--limit-disk", "data,write-iops=1"]).await?;
     let limited = rate(lab, &vm).await?;
-    let told = lab
-        .virsh(vm.host_number()?, &["blkdeviotune", "shop", "vdb"])
-        .await?;
+    let told = held_to(lab, &vm).await?;
     eprintln!("lines in 20 s: {free} without a limit, {limited} with one write a second");
     ensure!(
-        free > 30 && limited <= 26,
-        "{free} lines without, {limited} with a limit: {told}"
+        free > 30 && limited <= 26 && told == [0, 1, 0, 0],
+        "{free} lines without, {limited} with a limit: {told:?}"
     );
-    // It stays with the next start, and is lifted again.
+    // The others come beside it.
+    let more = "data,read-iops=300,read-rate=5MiB,write-rate=7MiB";
+    update(lab, "shop", &["--limit-disk", more]).await?;
+    let all = [300, 1, 5 << 20, 7 << 20];
+    let told = held_to(lab, &vm).await?;
+    ensure!(told == all, "{told:?}");
+    // They stay with the next start, and are lifted again: one, then all.
     dalgu(lab, &["vm", "stop", "shop", "--force"]).await?;
     dalgu(lab, &["vm", "start", "shop"]).await?;
-    let told = lab
-        .virsh(vm.host_number()?, &["blkdeviotune", "shop", "vdb"])
-        .await?;
-    let line = told.lines().find(|line| line.starts_with("write_iops_sec "));
-    ensure!(line.is_some_and(|line| line.ends_with(" 1")), "{told}");
+    let told = held_to(lab, &vm).await?;
+    ensure!(told == all, "{told:?} after a start");
+    update(lab, "shop", &["--limit-disk", "data,read-rate=none"]).await?;
+    let told = held_to(lab, &vm).await?;
+    ensure!(told == [300, 1, 0, 7 << 20], "{told:?}");
     update(lab, "shop", &["--limit-disk", "data,none"]).await?;
+    let told = held_to(lab, &vm).await?;
+    ensure!(told == [0; 4], "{told:?}");
     writes_on(lab, "shop").await?;
     let lifted = rate(lab, &vm).await?;
     ensure!(lifted > 30, "{lifted} lines after it was lifted");

@@ -1,11 +1,12 @@
 //! Volumes on real hosts: attached to a guest that writes, grown, moved, taken away and given to another VM with all that was
-//! written, kept when VMs go, and removed when they are to go themselves.
+//! written, also from host to host in a pool that both see, kept when VMs go, and removed when they are to go themselves.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -13,6 +14,7 @@ use dalgu_tests::e2e::census::at_rest;
 use dalgu_tests::e2e::words::{self, LOCAL, Vm, create, dalgu, json, try_dalgu};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT, story};
 use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
+use jiff::{Timestamp, ToSpan as _};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -53,10 +55,19 @@ fn acknowledged(text: &str) -> BTreeSet<u64> {
 }
 
 async fn writes(lab: &Lab, vm: &Vm) -> anyhow::Result<()> {
-    wait_for("some writes", LIMIT, async || {
-        said(lab, vm).is_ok_and(|text| acknowledged(&text).len() > 10)
+    writes_after(lab, vm, 0).await
+}
+
+/// As [`writes`], behind so many bytes of what the guest has said.
+async fn writes_after(lab: &Lab, vm: &Vm, before: usize) -> anyhow::Result<()> {
+    let written = wait_for("some writes", LIMIT, async || {
+        said(lab, vm).is_ok_and(|text| acknowledged(&text[before.min(text.len())..]).len() > 10)
+    });
+    written.await.with_context(|| {
+        let text = said(lab, vm).unwrap_or_default();
+        let lines = text.lines().filter(|line| !line.starts_with("tick "));
+        format!("{} said {:?}", vm.name, lines.collect::<Vec<_>>())
     })
-    .await
 }
 
 /// The volume as Dalgu tells of it.
@@ -89,7 +100,7 @@ fn on_hosts(lab: &Lab, volume: &Value) -> Vec<u8> {
 }
 
 /// Every line that was acknowledged is in its sector.
-async fn nothing_is_lost(lab: &Lab, file: &std::path::Path, all: &BTreeSet<u64>) -> anyhow::Result<()> {
+async fn nothing_is_lost(lab: &Lab, file: &Path, all: &BTreeSet<u64>) -> anyhow::Result<()> {
     ensure!(all.len() > 20, "too little was written: {}", all.len());
     let raw = lab.layout().dir().join("ledger.raw");
     let (file, raw_text) = (file.to_string_lossy(), raw.to_string_lossy());
@@ -170,8 +181,102 @@ async fn given_on(lab: &Lab, all: &BTreeSet<u64>) -> anyhow::Result<()> {
     nothing_is_lost(lab, &file(lab, 2, &ledger), all).await
 }
 
+/// The file of a volume in the pool that all hosts see.
+fn shared_file(lab: &Lab, volume: &Value) -> PathBuf {
+    let uid = volume["uid"].as_str().unwrap_or_default();
+    lab.layout().shared().join(format!("volumes/{uid}.qcow2"))
+}
+
+/// Takes a volume from one VM that runs, and gives it to another, which finds all that was written.
+async fn passes(lab: &Lab, from: &str, to: &str, file: &Path, all: &BTreeSet<u64>) -> anyhow::Result<()> {
+    dalgu(lab, &["vm", "update", from, "--remove-disk", "data", "--wait"]).await?;
+    let common = until_state(lab, "common", "AVAILABLE").await?;
+    sees(lab, from, None).await?;
+    nothing_is_lost(lab, file, all).await?;
+    let vm = words::vm(lab, to).await?;
+    let before = said(lab, &vm)?.len();
+    let add = ["vm", "update", to, "--add-disk", "data,volume=common", "--wait"];
+    dalgu(lab, &add).await?;
+    sees(lab, to, Some(32)).await?;
+    // It writes the same lines to the same sectors, from the first on; those behind are there still.
+    writes_after(lab, &vm, before).await?;
+    nothing_is_lost(lab, file, all).await?;
+    let now = until_state(lab, "common", "IN_USE").await?;
+    ensure!(
+        now["uid"] == common["uid"] && on_hosts(lab, &now).is_empty(),
+        "{now}"
+    );
+    Ok(())
+}
+
+/// In a pool that all hosts see a volume stays where it is while its VM moves, and VMs on two hosts have it in turn.
+async fn in_a_shared_pool(lab: &Lab) -> anyhow::Result<()> {
+    let create_it = [
+        "volume", "create", "common", "--size", "32MiB", "--pool", "shared",
+    ];
+    dalgu(lab, &create_it).await?;
+    let disk = ["--disk", "data,volume=common"];
+    dalgu(
+        lab,
+        &create("one", LOCAL, &[&disk[..], &["--host", "h1"]].concat()),
+    )
+    .await?;
+    dalgu(lab, &create("two", LOCAL, &["--host", "h1"])).await?;
+    sees(lab, "one", Some(32)).await?;
+    let one = words::vm(lab, "one").await?;
+    writes(lab, &one).await?;
+    let common = volume(lab, "common").await?;
+    let file = shared_file(lab, &common);
+    let inode = fs::metadata(&file)?.ino();
+    let other = create("other", LOCAL, &[&disk[..], &["--host", "h2"]].concat());
+    refused(lab, &other, "VOLUME_IN_USE").await?;
+    let mut all = acknowledged(&said(lab, &one)?);
+    dalgu(lab, &["vm", "migrate", "one", "--host", "h2"]).await?;
+    let one = words::vm(lab, "one").await?;
+    wait_for("more writes", LIMIT, async || {
+        said(lab, &one).is_ok_and(|text| acknowledged(&text).len() > 15)
+    })
+    .await?;
+    all.extend(acknowledged(&said(lab, &one)?));
+    nothing_is_lost(lab, &file, &all).await?;
+    sees(lab, "two", None).await?;
+    passes(lab, "one", "two", &file, &all).await?;
+    passes(lab, "two", "one", &file, &all).await?;
+    ensure!(fs::metadata(&file)?.ino() == inode, "it is another file");
+    for name in ["one", "two"] {
+        dalgu(lab, &["vm", "delete", name, "--force"]).await?;
+    }
+    until_state(lab, "common", "AVAILABLE").await?;
+    nothing_is_lost(lab, &file, &all).await
+}
+
+/// Has the grace period of a deleted volume end soon, in the store of a controller that does not run. Answers when.
+fn shorten_grace(lab: &Lab, name: &str) -> anyhow::Result<Timestamp> {
+    let store = rusqlite::Connection::open(lab.layout().controller_data().join("dalgu.db"))?;
+    let read = "SELECT value FROM volumes WHERE key = ?1";
+    let text: String = store.query_row(read, [name], |row| row.get(0))?;
+    let mut record: Value = serde_json::from_str(&text)?;
+    let end = Timestamp::now() + 5.seconds();
+    let before = record["purge_time"]
+        .as_str()
+        .unwrap_or_default()
+        .parse::<Timestamp>();
+    ensure!(
+        before.is_ok_and(|before| before > end),
+        "it was to be kept longer: {text}"
+    );
+    record["purge_time"] = end.to_string().into();
+    store.execute(
+        "UPDATE volumes SET value = ?2 WHERE key = ?1",
+        (name, record.to_string()),
+    )?;
+    Ok(end)
+}
+
 /// Deleted, had back, and at last removed.
 async fn removed(lab: &Lab) -> anyhow::Result<()> {
+    dalgu(lab, &["volume", "delete", "common"]).await?;
+    let common = until_state(lab, "common", "DELETED").await?;
     dalgu(lab, &["volume", "delete", "ledger"]).await?;
     let ledger = until_state(lab, "ledger", "DELETED").await?;
     refused(lab, &create("late", "data,volume=ledger", &[]), "VOLUME_DELETED").await?;
@@ -190,7 +295,15 @@ async fn removed(lab: &Lab) -> anyhow::Result<()> {
     writeln!(config, "volume_grace_hours = 0")?;
     lab.signal(Daemon::Controller, Signal::SIGKILL).await?;
     lab.signal(Daemon::Agent(2), Signal::SIGKILL).await?;
+    // The other's grace period ends by itself, and not before.
+    ensure!(shared_file(lab, &common).exists());
+    let end = shorten_grace(lab, "common")?;
     lab.start(Daemon::Controller).await?;
+    wait_for("the shared file to go", LIMIT, async || {
+        !shared_file(lab, &common).exists()
+    })
+    .await?;
+    ensure!(Timestamp::now() >= end, "it went before {end}");
     dalgu(lab, &["volume", "delete", "ledger"]).await?;
     ensure!(on_hosts(lab, &ledger) == [2]);
     lab.start(Daemon::Agent(2)).await?;
@@ -213,6 +326,7 @@ async fn a_volume_is_attached_grows_moves_goes_to_another_vm_and_is_removed_with
     with_lab(&e2e::hosts(2), async |lab| {
         let all = used(lab).await?;
         given_on(lab, &all).await?;
+        in_a_shared_pool(lab).await?;
         removed(lab).await?;
         at_rest(lab, &[], REST_LIMIT).await
     })

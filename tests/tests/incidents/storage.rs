@@ -17,6 +17,7 @@ use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, Lab, run, wait_for, with_lab};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// Each disk that a guest never touches: the first half is noise, the second empty.
 const DATA_BYTES: usize = 16 << 20;
@@ -466,15 +467,64 @@ fn pids(all: &[dalgu_tests::e2e::census::Process], uid: &str) -> Vec<u32> {
     of.map(|process| process.pid).collect()
 }
 
+/// Waits until this event is the last that tells how full the second pool is, and the doctor finds that of it.
+async fn is_told(lab: &Lab, event: &str, finding: Option<&str>) -> anyhow::Result<()> {
+    let about = "pool slow is ";
+    let word = |of: &Value, key: &str| of[key].as_str().unwrap_or_default().to_owned();
+    let told = async || -> anyhow::Result<(Option<String>, Vec<String>)> {
+        let events = words::json(lab, &["events", "--kind", "host"]).await?;
+        let events = events.as_array().context("no events")?;
+        let last = events
+            .iter()
+            .rfind(|event| word(event, "message").starts_with(about));
+        let found = try_dalgu(lab, &["doctor", "-o", "json"]).await?;
+        let found: Value = serde_json::from_str(&found.stdout)?;
+        let found = found["findings"].as_array().into_iter().flatten();
+        let found = found.filter(|found| word(found, "seen").starts_with(about));
+        Ok((
+            last.map(|event| word(event, "reason")),
+            found.map(|found| word(found, "kind")).collect(),
+        ))
+    };
+    let findings: Vec<_> = finding.map(str::to_owned).into_iter().collect();
+    let wanted = (Some(event.to_owned()), findings);
+    let mut last = None;
+    wait_for("how full the pool is", REST_LIMIT, async || {
+        last = Some(told().await);
+        matches!(&last, Some(Ok(told)) if *told == wanted)
+    })
+    .await
+    .with_context(|| format!("{last:?}, not {wanted:?}"))
+}
+
+/// Fills so much of the room that is left in the second pool.
+async fn fill(lab: &Lab, file: &str, percent: u8) -> anyhow::Result<()> {
+    let steps = format!(
+        "room=$(df --output=avail -B 1 {SLOW_POOL} | tail -n 1) && fallocate -l $((room * {percent} / 100)) {file}"
+    );
+    lab.exec(1, &["sh", "-c", &steps]).await.map(drop)
+}
+
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
-async fn a_vm_that_stands_because_its_pool_is_full_goes_on_when_there_is_room() -> anyhow::Result<()> {
+async fn a_pool_that_fills_up_is_told_of_and_a_vm_that_stands_there_goes_on_when_there_is_room()
+-> anyhow::Result<()> {
     with_lab(&e2e::hosts(1), async |lab| {
         add_pool(lab).await?;
         dalgu(lab, &create("full", "root=8MiB,pool=slow", &["--stopped"])).await?;
+        let nearly = format!("{SLOW_POOL}/.nearly");
+        fill(lab, &nearly, 85).await?;
+        is_told(lab, "PoolNearlyFull", Some("POOL_NEARLY_FULL")).await?;
         let filler = format!("{SLOW_POOL}/.full");
         let fill = format!("! dd if=/dev/zero of={filler} bs=4k 2>/dev/null && sync {filler}");
         lab.exec(1, &["sh", "-c", &fill]).await?;
+        is_told(lab, "PoolFull", Some("POOL_FULL")).await?;
+        let more = create("more", "root=1MiB,pool=slow", &["--stopped"]);
+        let refused = try_dalgu(lab, &more).await?;
+        ensure!(
+            refused.code == 5 && refused.stderr.contains("takes no new disks"),
+            "{refused:?}"
+        );
 
         // Its guest comes up and writes its first count.
         dalgu(lab, &["vm", "start", "full"]).await?;
@@ -496,7 +546,7 @@ async fn a_vm_that_stands_because_its_pool_is_full_goes_on_when_there_is_room() 
         // QEMU tells of errors once a second at most: of the second one when there is room and the guest goes on. libvirt then takes
         // it for paused.
         let again = "virsh -q -c qemu:///system resume full";
-        let late = format!("{again} && sleep 0.1 && {again} && sleep 0.1 && rm {filler} && {again}");
+        let late = format!("{again} && sleep 0.1 && {again} && sleep 0.1 && rm {filler} {nearly} && {again}");
         lab.exec(1, &["sh", "-c", &late]).await?;
         let mut story = Story::default();
         story.more(lab, &vm, 10).await?;
@@ -521,7 +571,8 @@ async fn a_vm_that_stands_because_its_pool_is_full_goes_on_when_there_is_room() 
             let said = fs::read_to_string(story::file(lab, 1, &vm.uid));
             said.is_ok_and(|said| said.contains("disk holds "))
         })
-        .await
+        .await?;
+        is_told(lab, "PoolHasRoom", None).await
     })
     .await
 }
