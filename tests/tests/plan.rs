@@ -2,11 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use dalgu_tests::e2e::census::{at_rest, pids_of};
+use anyhow::ensure;
+use dalgu_tests::e2e::census::at_rest;
 use dalgu_tests::e2e::story::Story;
 use dalgu_tests::e2e::words::{self, create, create_with, dalgu, json, try_dalgu};
 use dalgu_tests::e2e::{self, REST_LIMIT};
@@ -70,55 +69,22 @@ async fn a_host_is_emptied_by_a_plan_and_a_plan_whose_vm_was_stopped_ends() -> a
     .await
 }
 
-/// A control group whose pressure a host takes for its own: all hosts of a lab share one kernel, which has one account of the pressure on all of them.
-struct Account(PathBuf);
-
-impl Account {
-    async fn of(lab: &Lab, host: u8) -> anyhow::Result<Self> {
-        let mounts = fs::read_to_string("/proc/mounts")?;
-        let mut mounts = mounts.lines().map(|line| line.split(' '));
-        let root = mounts.find_map(|mut fields| {
-            let (place, kind) = (fields.nth(1)?, fields.next()?);
-            (kind == "cgroup2").then_some(place)
-        });
-        let name = format!("dalgu-lab-{}-h{host}", lab.layout().id());
-        let group = PathBuf::from(root.context("no control groups (cgroup2)")?).join(name);
-        fs::create_dir_all(&group)?;
-        let account = Self(group);
-        let pressure = account.0.join("cpu.pressure");
-        let pressure = pressure.to_string_lossy();
-        lab.exec(host, &["mount", "--bind", &pressure, "/proc/pressure/cpu"])
-            .await?;
-        Ok(account)
-    }
-
-    /// From now on it is what this VM waits for, too.
-    fn take(&self, lab: &Lab, uid: &str) -> anyhow::Result<()> {
-        for pid in pids_of(lab, uid)? {
-            fs::write(self.0.join("cgroup.procs"), pid.to_string())?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        // What was in it goes back to where all are.
-        let members = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
-        let parent = self.0.with_file_name("cgroup.procs");
-        members.lines().for_each(|pid| drop(fs::write(&parent, pid)));
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
-/// A host that is said to be idle, whatever the machine does.
+/// A host that is said to be idle: all hosts of a lab share one kernel, which has one account of the load on all of them.
 async fn idle(lab: &Lab, host: u8) -> anyhow::Result<()> {
     let place = lab.layout().host(host);
     for (file, text) in [
         ("stat", fs::read_to_string("/proc/stat")?),
         ("loadavg", "0.00 0.00 0.00 1/100 1\n".to_owned()),
+        (
+            "pressure/cpu",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n".to_owned(),
+        ),
+        (
+            "pressure/io",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n".to_owned(),
+        ),
     ] {
-        let path = format!("/var/lib/dalgu/{file}");
+        let path = format!("/var/lib/dalgu/{}", file.replace('/', "-"));
         fs::write(place.outside(&path), text)?;
         lab.exec(host, &["mount", "--bind", &path, &format!("/proc/{file}")])
             .await?;
@@ -139,7 +105,6 @@ async fn a_host_under_real_pressure_takes_no_new_vm_and_is_relieved_by_a_plan() 
         lab.signal(Daemon::Controller, Signal::SIGKILL).await?;
         lab.start(Daemon::Controller).await?;
         idle(lab, 2).await?;
-        let (pressed, _calm) = (Account::of(lab, 1).await?, Account::of(lab, 2).await?);
         // Each keeps a processor busy; the machine has fewer.
         let busy = format!("{} dalgu.dirty=1", guest::CMDLINE);
         let names: Vec<_> = (0..2 + std::thread::available_parallelism()?.get())
@@ -147,7 +112,6 @@ async fn a_host_under_real_pressure_takes_no_new_vm_and_is_relieved_by_a_plan() 
             .collect();
         for name in &names {
             dalgu(lab, &create_with(name, "root=8MiB", &busy, &["--host", "h1"])).await?;
-            pressed.take(lab, &words::vm(lab, name).await?.uid)?;
         }
         let vm = words::vm(lab, &names[0]).await?;
         let mut story = Story::default();

@@ -37,6 +37,17 @@ fn stalled(who: &str) -> Status {
     reason::status(Code::DeadlineExceeded, "UPLOAD_STALLED", message)
 }
 
+/// A connection to the host that broke amid its answers says nothing that a caller could go by.
+fn broken(status: Status) -> Status {
+    match status.code() {
+        Code::Unknown | Code::Cancelled | Code::Internal => {
+            let message = "the connection to the host broke: call again, it goes on where it stands";
+            reason::status(Code::Unavailable, "HOST_UNREACHABLE", message)
+        }
+        _ => status,
+    }
+}
+
 /// Where the pieces of one call go, and what is done when the last has come.
 struct Upload {
     db: Db,
@@ -179,7 +190,7 @@ impl Upload {
         mut answers: Streaming<agent::UploadImageResponse>,
         out: &Told,
     ) -> Result<(), Status> {
-        while let Some(answer) = answers.message().await? {
+        while let Some(answer) = answers.message().await.map_err(broken)? {
             let received_bytes = answer.received_bytes;
             let all = received_bytes >= self.size_bytes;
             if all {
