@@ -37,7 +37,7 @@ fn says_migrated(log: &str) -> bool {
         if said.starts_with("starting up libvirt") {
             migrated = None;
         } else if let Some(reason) = said.strip_prefix("shutting down, reason=") {
-            migrated = migrated.or(Some(reason == "migrated"));
+            migrated = migrated.or_else(|| Some(reason == "migrated"));
         }
     }
     migrated == Some(true)
