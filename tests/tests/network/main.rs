@@ -303,9 +303,8 @@ async fn a_limit_of_an_interface_holds_and_is_lifted_while_the_guest_runs() -> a
         site.join(1).await?;
         let probe = site.probe();
         probe.hears("10.20.0.11:0").await?;
-        // A burst, and then a Mbit each second; a packet counts 1020 bytes, without its Ethernet header. A tenth more is what the kernel's
-        // rounding and the packets on their way may come to; without a limit it would be eight times as much.
-        let most = |time: Duration| 1.1 * (262_144.0 + 125_000.0 * time.as_secs_f64()) / 1020.0;
+        // A burst, and then a Mbit each second; a packet counts 1020 bytes, without its Ethernet header.
+        let most = |time: Duration| (262_144.0 + 125_000.0 * time.as_secs_f64()) / 1020.0 + 1.0;
         for limit in ["eth0,receive=1Mbit", "eth0,receive=none,send=1Mbit"] {
             dalgu(lab, &["vm", "update", "web", "--limit-nic", limit]).await?;
             site.limits(1, 1).await?;
