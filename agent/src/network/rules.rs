@@ -312,14 +312,17 @@ fn forwarding(table: &mut Table, facts: &Facts<'_>, known: &[Known<'_>]) {
     table.chain("asks", None, &rules);
 }
 
+/// Bytes that a limited interface passes at once at least: some of the largest packets that a guest hands over.
+const AT_ONCE: u64 = 262_144;
+
 /// What goes to a VM, and what comes from it.
 fn towards(table: &mut Table, port: &Known<'_>) {
     let Plugged { tap, mac, port: plug } = port.plugged;
     let limit = |mbit: Option<u32>| {
         mbit.map(|mbit| {
             let rate = u64::from(mbit) * 125_000;
-            // A tenth of a second, and some of the largest packets that a guest hands over.
-            let burst = (rate / 10).clamp(262_144, u64::from(u32::MAX));
+            // The kernel lets through a second of the rate at once, and this besides.
+            let burst = AT_ONCE.saturating_sub(rate).max(1);
             format!("limit rate over {rate} bytes/second burst {burst} bytes drop")
         })
     };

@@ -1,5 +1,6 @@
 //! A network with a group, VMs in it, and a machine beside them: it has a cable into the network's bridge on one of the hosts.
 
+use std::iter::zip;
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
@@ -89,15 +90,20 @@ impl<'a> Site<'a> {
             .with_context(|| format!("{text:?} in h{host}'s {last}"))
     }
 
-    /// Waits until a host's filters have so many limits.
+    /// Waits until a host's filters have limits in the chains that begin with these, and in no others.
     ///
     /// # Errors
     /// If it does not come to that.
-    pub async fn limits(&self, host: u8, wanted: usize) -> anyhow::Result<()> {
+    pub async fn limits(&self, host: u8, wanted: &[&str]) -> anyhow::Result<()> {
         wait_for("the filters to follow the limits", REST_LIMIT, async || {
             let table = ["nft", "list", "table", "bridge", "dalgu"];
-            let table = self.lab.exec(host, &table).await;
-            table.is_ok_and(|table| table.matches("limit rate over").count() == wanted)
+            let Ok(table) = self.lab.exec(host, &table).await else {
+                return false;
+            };
+            let chains = table.split("chain ").skip(1);
+            let limited = Vec::from_iter(chains.filter(|chain| chain.contains("limit rate over")));
+            limited.len() == wanted.len()
+                && zip(limited, wanted).all(|(chain, wanted)| chain.starts_with(wanted))
         })
         .await
     }
