@@ -30,7 +30,7 @@ use tokio::{
 use super::{
     compile::Segment,
     names, relay,
-    service::{DEVICE, Service},
+    service::{DEVICE, Holders, Service, taken_over, without},
     system::{Failed, run},
 };
 
@@ -40,11 +40,16 @@ const LIMIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
 /// The file that names the process.
 const PROCESS: &str = "process";
+/// The file in which it keeps the leases that it gave.
+const GIVEN: &str = "given";
+/// The file that says which interfaces they may be of.
+const HELD: &str = "held";
 
 /// The service of one network, running.
 pub(super) struct Running {
     pid: Pid,
     service: Service,
+    held: Holders,
     waiting: JoinHandle<()>,
     _relay: JoinSet<()>,
 }
@@ -55,7 +60,7 @@ pub(super) fn directory(base: &Path, bridge: &str) -> PathBuf {
 }
 
 impl Running {
-    /// Whether it runs, with this configuration.
+    /// Whether it runs, with this configuration, and can give all these addresses.
     pub(super) fn is_right(&self, service: &Service) -> bool {
         let Service {
             mac,
@@ -65,6 +70,7 @@ impl Running {
             ..
         } = service;
         !self.waiting.is_finished()
+            && taken_over(&self.held, &service.holders).is_empty()
             && (mac, addresses, config, servers)
                 == (
                     &self.service.mac,
@@ -83,6 +89,9 @@ impl Running {
     ) -> Result<Self, Failed> {
         let dir = directory(base, &segment.bridge);
         end_former(&dir).await?;
+        let mut held = read_held(&dir);
+        take_over(&dir, &held, service)?;
+        hold(&dir, &mut held, service)?;
         write_files(&dir, service)?;
         let config = service.config.replace("{dir}", &dir.to_string_lossy());
         replace(&dir.join("dnsmasq.conf"), &config)?;
@@ -110,6 +119,7 @@ impl Running {
         Ok(Self {
             pid,
             service: service.clone(),
+            held,
             waiting,
             _relay: relay,
         })
@@ -120,7 +130,9 @@ impl Running {
         if self.service == *service {
             return Ok(());
         }
-        write_files(&directory(base, bridge), service)?;
+        let dir = directory(base, bridge);
+        hold(&dir, &mut self.held, service)?;
+        write_files(&dir, service)?;
         if !self.waiting.is_finished() {
             kill(self.pid, Signal::SIGHUP).map_err(io::Error::from)?;
         }
@@ -138,8 +150,30 @@ impl Running {
     }
 }
 
-fn write_files(dir: &Path, service: &Service) -> io::Result<()> {
+/// Empty without a file, or with one that is none.
+fn read_held(dir: &Path) -> Holders {
+    let text = fs::read(dir.join(HELD)).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Makes addresses free that other interfaces have had. It must not run meanwhile.
+fn take_over(dir: &Path, held: &Holders, service: &Service) -> io::Result<()> {
+    let taken = taken_over(held, &service.holders);
+    let given = dir.join(GIVEN);
+    if taken.is_empty() || !given.exists() {
+        return Ok(());
+    }
+    replace(&given, &without(&fs::read_to_string(&given)?, &taken))
+}
+
+/// Writes down who has which address, before it can be given.
+fn hold(dir: &Path, held: &mut Holders, service: &Service) -> io::Result<()> {
+    held.extend(service.holders.clone());
     fs::create_dir_all(dir)?;
+    replace(&dir.join(HELD), &serde_json::to_string(held)?)
+}
+
+fn write_files(dir: &Path, service: &Service) -> io::Result<()> {
     // It is read as a user of its own, whatever the agent's mask.
     for dir in dir.ancestors().take(2) {
         fs::set_permissions(dir, Permissions::from_mode(0o711))?;

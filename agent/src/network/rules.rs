@@ -224,29 +224,17 @@ fn from(table: &mut Table, port: &Known<'_>) {
     }
     rules.push("drop".into());
     table.chain(&format!("arp-{tap}"), None, &rules);
-    let mut rules = vec!["udp sport 67 drop".to_owned()];
+    let mut rules = Vec::new();
     if port.network.ipv4.is_some() {
         rules.push("ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept".into());
         rules.extend(ipv4.iter().map(|address| format!("ip saddr {address} accept")));
         rules.push("drop".into());
     }
     table.chain(&format!("ip-{tap}"), None, &rules);
-    let mut rules = vec![
-        "icmpv6 type { nd-router-advert, nd-redirect } drop".to_owned(),
-        "udp sport 547 drop".to_owned(),
-    ];
+    let mut rules = Vec::new();
     if port.network.ipv6.is_some() {
         let addresses = own(plug.addresses().chain(link_local(mac).map(IpAddr::V6)), false);
-        let targets = plug.addresses().chain(link_local(mac).map(IpAddr::V6));
-        let targets = targets.filter_map(|address| match address {
-            IpAddr::V6(address) => Some(format!("{:#034x}", u128::from(address))),
-            IpAddr::V4(_) => None,
-        });
-        // The address that an advertisement or a question is about.
-        let own = list(targets);
-        rules.push(format!(
-            "icmpv6 type nd-neighbor-advert @th,64,128 != {{ {own} }} drop"
-        ));
+        let own = targets(port);
         rules.push(format!("ip6 saddr {{ {} }} accept", list(addresses)));
         // Before it has an address a guest asks whether another has it, and for routers. Whoever asks so about another's keeps that
         // one from having it (RFC 4862, 5.4.3).
@@ -257,6 +245,36 @@ fn from(table: &mut Table, port: &Known<'_>) {
         rules.push("drop".into());
     }
     table.chain(&format!("ip6-{tap}"), None, &rules);
+}
+
+/// A VM's own IPv6 addresses, as neighbour discovery says whom it is about: 8 bytes behind the head of ICMPv6.
+fn targets(port: &Known<'_>) -> String {
+    let Plugged { mac, port: plug, .. } = port.plugged;
+    let own = plug.addresses().chain(link_local(mac).map(IpAddr::V6));
+    list(own.filter_map(|address| match address {
+        IpAddr::V6(address) => Some(format!("{:#034x}", u128::from(address))),
+        IpAddr::V4(_) => None,
+    }))
+}
+
+/// What no VM says. It is looked for here because packets are whole here, also those that came in pieces.
+fn never_said(port: &Known<'_>) -> Vec<String> {
+    let client = port.plugged.mac.replace(':', "");
+    let mut rules = vec![
+        // A VM is no router, and no DHCP server, whatever port it speaks from.
+        "icmpv6 type { nd-router-advert, nd-redirect } drop".to_owned(),
+        "udp sport { 67, 547 } drop".to_owned(),
+        "udp dport { 68, 546 } drop".to_owned(),
+        // Nor does it ask for another's address, or give it back: chaddr is 28 bytes behind the head of UDP (RFC 2131).
+        format!("udp dport 67 @th,288,48 != 0x{client} drop"),
+    ];
+    if port.network.ipv6.is_some() {
+        let own = targets(port);
+        rules.push(format!(
+            "icmpv6 type nd-neighbor-advert @th,64,128 != {{ {own} }} drop"
+        ));
+    }
+    rules
 }
 
 /// Between the ports of a bridge: what never crosses hosts, and between whom a packet is to be judged.
@@ -333,7 +351,8 @@ fn towards(table: &mut Table, port: &Known<'_>) {
     rules.extend(limit(plug.receive_limit_mbit));
     rules.push(format!("meta mark set meta mark | {:#x}", port.number));
     table.chain(&format!("to-{tap}"), None, &rules);
-    let mut rules = Vec::from_iter(limit(plug.send_limit_mbit));
+    let mut rules = never_said(port);
+    rules.extend(limit(plug.send_limit_mbit));
     rules.push(format!("meta mark set {:#x}", u32::from(port.number) << 16));
     table.chain(&format!("sent-{tap}"), None, &rules);
 }
@@ -481,7 +500,7 @@ fn connections(table: &mut Table, facts: &Facts<'_>, known: &[Known<'_>]) {
             // Not of connections to conntrack: neighbours, routers, and who listens to which group.
             "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept".into(),
             // Of a network whose addresses are not ours to give, the site's own server, which is no VM here.
-            "udp sport { 67, 547 } udp dport { 68, 546 } accept".into(),
+            "meta mark & 0xffff0000 == 0 udp sport { 67, 547 } udp dport { 68, 546 } accept".into(),
             "meta mark & 0x0000ffff == 0 udp sport { 68, 546 } udp dport { 67, 547 } accept".into(),
             "ct state related meta l4proto { icmp, ipv6-icmp } accept".into(),
             "ct state { invalid, untracked } drop".into(),

@@ -4,7 +4,7 @@
 //! network namespace of its own, with one port on the network's bridge: two networks may have the same addresses, and no guest
 //! reaches anything of the host.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
 use dalgu_proto::network::{Network, Subnet};
 
@@ -33,8 +33,27 @@ pub struct Service {
     pub hosts: String,
     /// Addresses of interfaces that are here; in the same way.
     pub leases: String,
+    /// MAC addresses of the interfaces that have the addresses.
+    pub holders: Holders,
     /// Servers that other names are asked of.
     pub servers: Vec<IpAddr>,
+}
+
+/// Which interface has an address, by its MAC address.
+pub type Holders = BTreeMap<IpAddr, String>;
+
+/// Addresses that another interface has had. `dnsmasq` gives an address to nobody else before its lease is over.
+pub fn taken_over(former: &Holders, holders: &Holders) -> Vec<IpAddr> {
+    let others = |address: &IpAddr, mac: &String| former.get(address).is_some_and(|former| former != mac);
+    let taken = holders.iter().filter(|(address, mac)| others(address, mac));
+    taken.map(|(address, _)| *address).collect()
+}
+
+/// The leases that `dnsmasq` keeps, without those of some addresses. A line has when it ends, whose it is, and the address.
+pub fn without(given: &str, addresses: &[IpAddr]) -> String {
+    let address = |line: &str| line.split(' ').nth(2)?.parse().ok();
+    let stays = |line: &&str| address(line).is_none_or(|address| !addresses.contains(&address));
+    given.split_inclusive('\n').filter(stays).collect()
 }
 
 /// What is served of a network, if anything is.
@@ -50,6 +69,15 @@ pub fn service(network: &HostNetwork, here: &[&Plugged]) -> Option<Service> {
         config: config(&network.network, &served),
         hosts: hosts(network),
         leases: leases(network, here),
+        holders: here
+            .iter()
+            .flat_map(|plugged| {
+                plugged
+                    .port
+                    .addresses()
+                    .map(|address| (address, plugged.mac.clone()))
+            })
+            .collect(),
         servers: network.network.dns_servers.clone(),
     })
 }
@@ -60,7 +88,7 @@ fn config(network: &Network, served: &[&Subnet]) -> String {
         "# Network {}. Made by dalgu-agent.\n\
          interface={DEVICE}\nbind-interfaces\nno-resolv\nno-hosts\nno-ping\nlog-facility=-\nquiet-dhcp\nquiet-dhcp6\nquiet-ra\n\
          pid-file={{dir}}/pid\naddn-hosts={{dir}}/hosts\ndhcp-hostsfile={{dir}}/leases\ndhcp-leasefile={{dir}}/given\n\
-         domain={domain}\nlocal=/{domain}/\ndhcp-authoritative\n",
+         domain={domain}\nlocal=/{domain}/\ndhcp-authoritative\ndhcp-ignore-names\n",
         network.name
     );
     for subnet in served {
@@ -130,4 +158,44 @@ fn leases(network: &HostNetwork, here: &[&Plugged]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holders(held: &[(&str, &str)]) -> Holders {
+        let held = held.iter();
+        held.map(|(address, mac)| (address.parse().unwrap(), (*mac).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn an_address_that_another_interface_has_had_is_taken_from_its_lease() {
+        let former = holders(&[
+            ("10.20.0.10", "a"),
+            ("10.20.0.11", "b"),
+            ("fd20::10", "a"),
+            ("fd20::11", "b"),
+        ]);
+        let now = holders(&[
+            ("10.20.0.10", "c"),
+            ("fd20::10", "c"),
+            ("10.20.0.11", "b"),
+            ("10.20.0.12", "d"),
+        ]);
+        let taken = taken_over(&former, &now);
+        assert_eq!(
+            taken,
+            ["10.20.0.10", "fd20::10"].map(|address| address.parse::<IpAddr>().unwrap())
+        );
+
+        let of_a = "1793000000 52:54:00:00:20:0a 10.20.0.10 web 01:52:54:00:00:20:0a\n";
+        let of_b = "1793000000 52:54:00:00:20:0b 10.20.0.11 * *\n";
+        let server = "duid 00:01:00:01:2e:4b\n";
+        let of_a6 = "1793000000 1048586 fd20::10 web 00:02:00:00:ab:11\n";
+        let given = [of_a, of_b, server, of_a6].concat();
+        assert_eq!(without(&given, &taken), [of_b, server].concat());
+        assert_eq!(without(&given, &[]), given);
+    }
 }

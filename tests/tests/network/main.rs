@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod deaths;
+mod forged;
 mod ports;
 mod rules;
 
@@ -317,8 +318,9 @@ async fn a_limit_of_an_interface_holds_and_is_lifted_while_the_guest_runs() -> a
                 most(time)
             );
             #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-            let held = (came as f64) <= most(time);
-            ensure!(held && came > 0, "{limit}: {came} in {time:?}");
+            let came_share = came as f64 / most(time);
+            // What may pass passes, on a busy machine too: most of it is what passes at once.
+            ensure!((0.25..=1.0).contains(&came_share), "{limit}: {came} in {time:?}");
         }
         dalgu(lab, &["vm", "update", "web", "--limit-nic", "eth0,none"]).await?;
         site.limits(1, &[]).await?;

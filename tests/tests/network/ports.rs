@@ -6,8 +6,8 @@ use dalgu_tests::e2e::census::{at_rest, disagreements};
 use dalgu_tests::e2e::network::beside::Machine;
 use dalgu_tests::e2e::network::heard::Heard;
 use dalgu_tests::e2e::network::probe::Probe;
-use dalgu_tests::e2e::network::site::{self, Site};
-use dalgu_tests::e2e::words::{self, LOCAL, create, dalgu, json, try_dalgu};
+use dalgu_tests::e2e::network::site::{self, NETWORK, Site};
+use dalgu_tests::e2e::words::{self, LOCAL, create, create_with, dalgu, json, try_dalgu};
 use dalgu_tests::e2e::{self, BOOT_LIMIT, REST_LIMIT};
 use dalgu_tests::lab::{Daemon, Lab, guest, wait_for, with_lab};
 use nix::sys::signal::Signal;
@@ -240,6 +240,37 @@ async fn an_interface_in_a_network_of_the_sites_bridge_comes_and_goes_while_the_
         tagged(lab).await?;
         dalgu(lab, &["vm", "delete", "web", "--force"]).await?;
         at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+/// `dnsmasq` gives an address of a lease to nobody else, and does not know when a VM has gone.
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn an_address_that_is_free_again_is_given_to_the_next_vm() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let site = Site::new(lab).await?;
+        // It keeps the network's service running meanwhile.
+        site.create("desk", 99, "h1", &[], "").await?;
+        let cmdline = format!("{} dalgu.net", guest::CMDLINE);
+        let nic = format!("eth1,network={NETWORK}");
+        let mut given = Vec::new();
+        for name in ["first", "second"] {
+            let words = create_with(name, LOCAL, &cmdline, &["--nic", &nic]);
+            dalgu(lab, &words).await?;
+            let vm = json(lab, &["vm", "show", name]).await?;
+            let nic = &vm["spec"]["nics"][1];
+            let address = nic["ipv4Address"].as_str().context("no address")?.to_owned();
+            site.says(name, &format!("address is {address} ")).await?;
+            given.push((address, nic["mac"].clone()));
+            dalgu(lab, &["vm", "delete", name, "--force"]).await?;
+        }
+        ensure!(
+            given[0].0 == given[1].0 && given[0].1 != given[1].1,
+            "another address, or the same interface: {given:?}"
+        );
+        site.create("third", 98, "h1", &[], "").await?;
+        site.says("third", "address is 10.20.0.98").await
     })
     .await
 }
