@@ -147,7 +147,10 @@ pub fn run(settings: &Settings) -> Outcome {
         .rng_seed(RngSeed::from_bytes(&settings.seed.to_le_bytes()))
         .build()
         .expect("a runtime without threads and sockets");
-    runtime.block_on(live(settings))
+    let outcome = runtime.block_on(live(settings));
+    let beside = runtime.metrics().num_blocking_threads();
+    assert_eq!(beside, 0, "work on another thread makes each run another one");
+    outcome
 }
 
 async fn live(settings: &Settings) -> Outcome {
