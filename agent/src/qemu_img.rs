@@ -36,7 +36,7 @@ use nix::{
     sys::signal::Signal,
     unistd::{User, geteuid},
 };
-use tokio::{process::Command, time::Instant};
+use tokio::{io::AsyncReadExt as _, process::Command, time::Instant};
 
 use crate::image::Format;
 
@@ -45,6 +45,8 @@ use crate::image::Format;
 const USERS: [&str; 2] = ["dalgu-image", "nobody"];
 /// Address space it may take, in bytes; it needs some 300 MiB with its threads.
 const ADDRESS_SPACE: u64 = 2 << 30;
+/// Bytes it may complain in.
+const MOST_COMPLAINT: u64 = 64 << 10;
 /// Files it may have open; it needs some ten.
 const OPEN_FILES: u32 = 64;
 /// Added to a disk's size for what qcow2 needs besides: below one part in a thousand, and some clusters.
@@ -269,8 +271,22 @@ impl<'a> QemuImg<'a> {
             .stdout(given(self.disk)?)
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let child = command.spawn().map_err(here)?;
-        match tokio::time::timeout(after, child.wait_with_output()).await {
+        let mut child = command.spawn().map_err(here)?;
+        let complaint = child.stderr.take();
+        let ended = async {
+            let mut stderr = Vec::new();
+            if let Some(complaint) = complaint {
+                // Whoever says more is not listened to, and cannot go on saying it.
+                complaint.take(MOST_COMPLAINT).read_to_end(&mut stderr).await?;
+            }
+            let (status, stdout) = (child.wait().await?, Vec::new());
+            Ok(Output {
+                status,
+                stdout,
+                stderr,
+            })
+        };
+        match tokio::time::timeout(after, ended).await {
             Err(_) => Err(Failure::Late(after)),
             Ok(output) => output.map_err(here),
         }

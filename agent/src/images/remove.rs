@@ -56,12 +56,9 @@ impl Images {
     /// # Errors
     /// If it cannot be removed.
     pub async fn forget(&self, id: ImageId) -> Result<(), Error> {
-        match self.state().imports.get_mut(&id) {
-            Some(import) => {
-                import.leaving = true;
-                import.cut.cancel();
-            }
-            None => return Ok(()),
+        if let Some(import) = self.state().imports.get_mut(&id) {
+            import.leaving = true;
+            import.cut.cancel();
         }
         self.until(|state| state.imports.get(&id).is_none_or(|import| !import.is_at_work()))
             .await?;

@@ -186,7 +186,7 @@ async fn receive(
         })
     };
     // Where nobody listens any more the pieces end too.
-    let _ = answers.send(told(&upload)).await;
+    let _ = answers.send_timeout(told(&upload), SILENCE).await;
     let mut next = Some(first).filter(|first| !first.data.is_empty());
     while !upload.is_whole() {
         let piece = match next.take() {
@@ -201,20 +201,24 @@ async fn receive(
             }
         };
         match upload.take(piece.offset, piece.data).await {
-            Ok(true) => drop(answers.send(told(&upload)).await),
+            Ok(true) => {
+                if answers.send_timeout(told(&upload), SILENCE).await.is_err() {
+                    break;
+                }
+            }
             Ok(false) => {}
             Err(error) => {
                 // What came before is good.
                 let _ = upload.keep().await;
-                let _ = answers.send(Err(status(&error))).await;
+                let _ = answers.send_timeout(Err(status(&error)), SILENCE).await;
                 return;
             }
         }
     }
     match upload.keep().await {
-        Ok(true) => drop(answers.send(told(&upload)).await),
+        Ok(true) => drop(answers.send_timeout(told(&upload), SILENCE).await),
         Ok(false) => {}
-        Err(error) => drop(answers.send(Err(status(&error))).await),
+        Err(error) => drop(answers.send_timeout(Err(status(&error)), SILENCE).await),
     }
 }
 

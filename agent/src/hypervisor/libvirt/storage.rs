@@ -563,8 +563,13 @@ pub(super) fn folder<'a>(pool: &Pool, path: &'a Path) -> Result<&'a Path, Error>
         .parent()
         .ok_or_else(|| failed(pool, "a disk without a directory"))?;
     pool.is_there()?;
-    fs::create_dir_all(dir).map_err(|error| failed(pool, error))?;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|error| failed(pool, error))?;
+    let make = || {
+        fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+        // What it holds outlives the host's power, and so must its name.
+        dir.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
+    };
+    make().map_err(|error| failed(pool, error))?;
     Ok(dir)
 }
 

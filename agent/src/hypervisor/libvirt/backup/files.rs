@@ -33,7 +33,7 @@ use crate::{
         backup::{BackupFile, MANIFEST_VERSION, Manifest, Order},
     },
     image::{
-        Format,
+        self, Format,
         content::{self, Layer},
     },
     images,
@@ -383,9 +383,10 @@ impl Storage {
                 let detail = format!("backup {id} has no disk {} that could be read", backup.disk);
                 return Err(Error::Invalid { detail });
             };
+            let mut file = image::open(&path, &kept.file)
+                .map_err(|refusal| failed(pool, format!("{} of backup {id}: {refusal}", kept.file)))?;
             let path = path.join(&kept.file);
             let read = |error: io::Error| failed(pool, format!("{}: {error}", path.display()));
-            let mut file = File::open(&path).map_err(read)?;
             if hash(&mut file).map_err(read)? != kept.sha256 {
                 let detail = format!(
                     "{} is damaged: its SHA-256 is not the one in the manifest",
