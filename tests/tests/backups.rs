@@ -310,7 +310,8 @@ async fn starts_by_uefi(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
     Ok(nvram)
 }
 
-/// Firmware variables are in no backup: a VM that is restored has fresh ones, and starts from its disk all the same.
+/// Firmware variables are in no backup: a VM that is restored has fresh ones, and starts from its disk all the same. With secure boot it
+/// does not start from a disk that nobody has signed.
 async fn firmware(lab: &Lab) -> anyhow::Result<()> {
     let disk = lab.layout().dir().join("desk.raw");
     efi::write_disk(&disk).await?;
@@ -334,8 +335,19 @@ async fn firmware(lab: &Lab) -> anyhow::Result<()> {
     let second = starts_by_uefi(lab, "again").await?;
     ensure!(first != second, "it has the variables of the VM that is gone");
     dalgu(lab, &["vm", "delete", "again", "--force"]).await?;
-    dalgu(lab, &["image", "delete", "desk:1"]).await?;
-    gone(lab).await
+    gone(lab).await?;
+    // Nobody has signed it.
+    dalgu(lab, &[&desk[..], &["--firmware", "uefi-secure"]].concat()).await?;
+    let vm = words::vm(lab, "desk").await?;
+    wait_for("the firmware to refuse it", BOOT_LIMIT, async || {
+        said(lab, &vm).is_ok_and(|said| said.contains("Access Denied") || said.contains(efi::SAYS))
+    })
+    .await
+    .with_context(|| format!("it says {:?}", said(lab, &vm)))?;
+    let said = said(lab, &vm)?;
+    ensure!(!said.contains(efi::SAYS), "secure boot has started it: {said}");
+    dalgu(lab, &["vm", "delete", "desk", "--force"]).await?;
+    dalgu(lab, &["image", "delete", "desk:1"]).await.map(drop)
 }
 
 /// Deletes every backup, with those that need it.
@@ -452,8 +464,8 @@ async fn whoever_dies_during_a_backup_leaves_nothing_of_it() -> anyhow::Result<(
 
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
-async fn a_vm_that_starts_by_uefi_is_restored_without_its_firmware_variables_and_starts() -> anyhow::Result<()>
-{
+async fn a_vm_that_starts_by_uefi_is_restored_without_its_variables_and_secure_boot_refuses_it()
+-> anyhow::Result<()> {
     with_lab(&e2e::hosts(1), async |lab| {
         firmware(lab).await?;
         at_rest(lab, &[], REST_LIMIT).await

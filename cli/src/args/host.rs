@@ -22,6 +22,7 @@ pub enum HostCommand {
         watch: bool,
     },
     /// Shows one host in full.
+    #[command(visible_alias = "get")]
     Show {
         /// Name of the host.
         #[arg(add = complete::hosts())]

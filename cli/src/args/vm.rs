@@ -27,6 +27,7 @@ pub enum VmCommand {
         watch: bool,
     },
     /// Shows one VM in full.
+    #[command(visible_alias = "get")]
     Show {
         /// Name of the VM.
         #[arg(add = complete::vms())]

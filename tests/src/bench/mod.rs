@@ -5,7 +5,7 @@
 
 mod agents;
 mod baseline;
-mod lifecycle;
+pub mod lifecycle;
 pub mod placement;
 pub mod planner;
 pub mod process;

@@ -13,8 +13,7 @@ use tokio::time::Instant;
 
 use super::agents::open_host;
 use super::baseline::Template;
-use super::placement::Bound;
-use super::report::{Measure, Report};
+use super::report::{Aim, Bound, Measure, Report};
 use super::{HOST, HOST_NAME, milliseconds, process};
 use crate::e2e::words::dalgu;
 use crate::lab::{Lab, Options, layout::Layout};
@@ -35,7 +34,7 @@ const DATA_BYTES: usize = 64 << 20;
 const PORT: u16 = 9_999;
 
 /// What is to be reached on two processors that nothing else takes: the second VM of an image that its host has.
-pub const AIMS: [(&str, Bound, f64); 1] = [("overlay: host work from order to running", Bound::Most, 1000.0)];
+pub const AIMS: [Aim; 1] = [("overlay: host work from order to running", Bound::Most, 1000.0)];
 
 /// How much to measure.
 #[derive(Debug, Clone)]

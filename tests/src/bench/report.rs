@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 /// Where a benchmark of this name leaves its figures: below the build directory that this program is in.
@@ -70,6 +70,18 @@ impl Measure {
     }
 }
 
+/// Whether a figure is to be at most or at least something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// At most.
+    Most,
+    /// At least.
+    Least,
+}
+
+/// What a figure of this name is to reach.
+pub type Aim = (&'static str, Bound, f64);
+
 /// The middle of some samples; between the two middle ones where their number is even.
 #[must_use]
 pub fn median(samples: &[f64]) -> Option<f64> {
@@ -91,6 +103,34 @@ impl Report {
     /// Adds a figure, if there is one.
     pub fn add(&mut self, measure: Option<Measure>) {
         self.0.extend(measure);
+    }
+
+    /// Says of each aim whether it was reached.
+    ///
+    /// # Errors
+    /// If one was missed, or none was measured. Of a part of a benchmark some are not.
+    pub fn judge(&self, aims: &[Aim]) -> anyhow::Result<()> {
+        let (mut measured, mut missed) = (0, 0);
+        for (name, bound, limit) in aims {
+            let Some(found) = self.0.iter().find(|measure| measure.name == *name) else {
+                println!("aim not measured: {name}");
+                continue;
+            };
+            let (reached, side) = match bound {
+                Bound::Most => (found.value <= *limit, "at most"),
+                Bound::Least => (found.value >= *limit, "at least"),
+            };
+            measured += 1;
+            missed += usize::from(!reached);
+            let word = if reached { "reached" } else { "MISSED" };
+            println!(
+                "aim {word}: {name}: {:.3} {}, {side} {limit}",
+                found.value, found.unit
+            );
+        }
+        ensure!(measured > 0, "no aim was measured");
+        ensure!(missed == 0, "{missed} of {measured} aims were missed");
+        Ok(())
     }
 
     /// Writes the figures as a JSON array.
@@ -143,6 +183,19 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
         assert_eq!(median(&[]), None);
+    }
+
+    #[test]
+    fn an_aim_that_is_missed_or_never_measured_is_no_success() {
+        let report = Report(Vec::from_iter(Measure::of("start", "ms", &[10.0])));
+        assert!(
+            report
+                .judge(&[("start", Bound::Most, 10.0), ("other", Bound::Most, 1.0)])
+                .is_ok()
+        );
+        assert!(report.judge(&[("start", Bound::Most, 9.9)]).is_err());
+        assert!(report.judge(&[("start", Bound::Least, 10.1)]).is_err());
+        assert!(report.judge(&[("other", Bound::Most, 1.0)]).is_err());
     }
 
     #[test]

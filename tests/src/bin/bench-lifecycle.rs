@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use dalgu_tests::bench::{self, Settings};
+use dalgu_tests::bench::{self, Settings, lifecycle::AIMS};
 
 /// Measures the lives of VMs through Dalgu and through virsh.
 #[derive(Parser)]
@@ -41,9 +41,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         vms: usize::from(arguments.vms),
         window: Duration::from_secs(u64::from(arguments.window)),
     };
-    bench::on_own_lab(arguments.id, "lifecycle", async |layout, report| {
+    let report = bench::on_own_lab(arguments.id, "lifecycle", async |layout, report| {
         bench::run(layout, &settings, report).await
     })
-    .await
-    .map(drop)
+    .await?;
+    report.judge(&AIMS)
 }

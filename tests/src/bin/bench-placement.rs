@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dalgu_tests::bench::placement::{AIMS, engine, judge, packing};
+use dalgu_tests::bench::placement::{AIMS, engine, packing};
 use dalgu_tests::bench::report::{self, Report};
 
 /// Measures how fast placement decides.
@@ -69,11 +69,5 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     outcome?;
     report.write(&file)?;
     println!("written to {}", file.display());
-    let judged = judge(&report, &AIMS);
-    judged.iter().for_each(|(line, _)| println!("{line}"));
-    anyhow::ensure!(
-        judged.iter().all(|(_, reached)| *reached),
-        "not every aim was reached"
-    );
-    Ok(())
+    report.judge(&AIMS)
 }

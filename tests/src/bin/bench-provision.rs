@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use dalgu_tests::bench::{
     self,
-    placement::judge,
     provision::{self, AIMS, Settings},
 };
 
@@ -44,11 +43,5 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         provision::run(layout, &settings, report).await
     })
     .await?;
-    let judged = judge(&report, &AIMS);
-    judged.iter().for_each(|(line, _)| println!("{line}"));
-    anyhow::ensure!(
-        judged.iter().all(|(_, reached)| *reached),
-        "not every aim was reached"
-    );
-    Ok(())
+    report.judge(&AIMS)
 }

@@ -14,14 +14,14 @@ pub mod threshold;
 use dalgu_controller::planner::{Rebalance, rebalance, score};
 use tokio::time::Instant;
 
-use super::placement::{Bound, judge as judged, one};
-use super::report::{Measure, Report, median};
+use super::placement::one;
+use super::report::{Aim, Bound, Measure, Report, median};
 
 /// Recorded of `hbal` 3.0.2 on the site of 50 nodes: the score times a thousand, moves, milliseconds of processor time.
 const HBAL: [f64; 3] = [184.0, 98.0, 89_000.0];
 
 /// What is to be reached on one processor that nothing else takes.
-pub const AIMS: [(&str, Bound, f64); 9] = [
+pub const AIMS: [Aim; 9] = [
     ("rebalance 50 nodes: score after", Bound::Most, 184.0),
     ("rebalance 50 nodes: moves", Bound::Most, 98.0),
     ("rebalance 50 nodes: time", Bound::Most, 8.9),
@@ -39,12 +39,6 @@ pub const AIMS: [(&str, Bound, f64); 9] = [
         6.1,
     ),
 ];
-
-/// Each aim that was measured, in words, and whether it was reached.
-#[must_use]
-pub fn judge(report: &Report) -> Vec<(String, bool)> {
-    judged(report, &AIMS)
-}
 
 /// Evens out sites of so many nodes; the time is the median of so many runs.
 pub fn run(nodes: &[usize], runs: usize, report: &mut Report) {
