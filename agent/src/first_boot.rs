@@ -11,7 +11,7 @@ use std::{
 };
 
 use dalgu_proto::{
-    network::{Network, Port},
+    network::{Kind, Network, Port},
     secret::Secret,
     vm::{
         FirstBoot, Nic,
@@ -153,9 +153,17 @@ fn ethernet<'a>(nic: &'a Nic, networks: &[Network]) -> Ethernet<'a> {
         Some((port, network))
     });
     if let Some((port, network)) = plug {
+        ethernet.dhcp = somebody_gives_ipv4(network);
         fix(&mut ethernet, port, network);
     }
     ethernet
+}
+
+/// Whether a guest that asks for an IPv4 address can get one. One that asks in vain is long in coming up. In a network of the site's own
+/// whose addresses Dalgu does not manage at all, the site may have a server for them.
+const fn somebody_gives_ipv4(network: &Network) -> bool {
+    let unmanaged = network.ipv4.is_none() && network.ipv6.is_none();
+    network.ipv4.is_some() || (unmanaged && matches!(network.kind, Kind::Bridge { .. }))
 }
 
 /// Tells the addresses that no host serves.

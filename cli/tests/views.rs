@@ -705,6 +705,7 @@ fn security_group() -> v1::SecurityGroup {
         "egress,udp,5000-5010",
         "egress,tcp",
         "ingress,icmp",
+        "ingress,icmp,8",
     ];
     let read = dalgu::args::values::network::rule;
     let mut rules: Vec<_> = rules.iter().map(|rule| read(rule).unwrap()).collect();

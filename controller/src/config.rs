@@ -64,8 +64,10 @@ pub struct Config {
     pub event_retention: u32,
     /// Hours for which operations that have ended are kept.
     pub operation_retention_hours: u32,
-    /// Hours for which a deleted volume can be had back; 0 removes its data at once.
-    pub volume_grace_hours: u32,
+    /// Minutes for which a deleted volume can be had back; 0 removes its data at once.
+    pub volume_grace_minutes: Option<u32>,
+    /// The same in hours, as files of before there were minutes have it. Without either it is a week.
+    pub volume_grace_hours: Option<u32>,
     /// Free space that is kept on the file system of `data_dir`, below which nothing new is made; 0 means 5 % of it, at most 1 GiB.
     pub store_reserve_mib: u32,
     /// Part of a pool's room, in percent, from which on it is told that it is nearly full.
@@ -162,6 +164,9 @@ const EVENT_RETENTION: RangeInclusive<u32> = 1_000..=1_000_000;
 /// A week at least: for so long the API promises to keep them.
 const OPERATION_RETENTION_HOURS: RangeInclusive<u32> = 168..=8_760;
 const VOLUME_GRACE_HOURS: RangeInclusive<u32> = 0..=8_760;
+const VOLUME_GRACE_MINUTES: RangeInclusive<u32> = 0..=525_600;
+/// A week.
+const USUAL_VOLUME_GRACE_HOURS: u32 = 168;
 
 impl Default for Config {
     fn default() -> Self {
@@ -174,7 +179,8 @@ impl Default for Config {
             unreachable_after_intervals: 3,
             event_retention: 20_000,
             operation_retention_hours: 168,
-            volume_grace_hours: 168,
+            volume_grace_minutes: None,
+            volume_grace_hours: None,
             store_reserve_mib: 0,
             pool_warn_percent: 80,
             pool_full_percent: 95,
@@ -216,7 +222,7 @@ impl Config {
             self.operation_retention_hours,
             &OPERATION_RETENTION_HOURS,
         )?;
-        within("volume_grace_hours", self.volume_grace_hours, &VOLUME_GRACE_HOURS)?;
+        self.check_volume_grace()?;
         within(
             "rebalance.moves_per_hour",
             self.rebalance.moves_per_hour,
@@ -228,6 +234,19 @@ impl Config {
         absolute("data_dir", Some(&self.data_dir))?;
         absolute("tls_dir", self.tls_dir.as_ref())?;
         absolute("unix_socket", self.unix_socket.as_ref())
+    }
+
+    fn check_volume_grace(&self) -> Result<(), Error> {
+        match (self.volume_grace_minutes, self.volume_grace_hours) {
+            (Some(minutes), None) => within("volume_grace_minutes", minutes, &VOLUME_GRACE_MINUTES),
+            (None, Some(hours)) => within("volume_grace_hours", hours, &VOLUME_GRACE_HOURS),
+            (None, None) => Ok(()),
+            (Some(minutes), Some(_)) => Err(Error::Value {
+                key: "volume_grace_minutes",
+                value: minutes.to_string(),
+                allowed: "left out where volume_grace_hours is given".to_owned(),
+            }),
+        }
     }
 
     /// How often agents report.
@@ -247,7 +266,9 @@ impl Config {
 
     /// How long a deleted volume can be had back.
     pub fn volume_grace(&self) -> Duration {
-        Duration::from_secs(u64::from(self.volume_grace_hours) * 3600)
+        let hours = || u64::from(self.volume_grace_hours.unwrap_or(USUAL_VOLUME_GRACE_HOURS));
+        let minutes = self.volume_grace_minutes.map_or_else(|| hours() * 60, u64::from);
+        Duration::from_secs(minutes * 60)
     }
 
     /// How far pools are filled.
@@ -339,6 +360,7 @@ mod tests {
             Config {
                 unix_socket: with_socket,
                 tls_dir,
+                volume_grace_minutes: Some(10_080),
                 ..Config::default()
             }
         );
@@ -347,7 +369,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
-            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_hours = 0\nstore_reserve_mib = 9\n\
+            unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
              pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\n\
              [rebalance]\nautomatic = true\nmoves_per_hour = 7\n";
         let expected = Config {
@@ -359,7 +381,8 @@ mod tests {
             unreachable_after_intervals: 2,
             event_retention: 1000,
             operation_retention_hours: 480,
-            volume_grace_hours: 0,
+            volume_grace_minutes: Some(90),
+            volume_grace_hours: None,
             store_reserve_mib: 9,
             pool_warn_percent: 60,
             pool_full_percent: 90,
@@ -375,6 +398,22 @@ mod tests {
             limits: Limits::default(),
         };
         assert_eq!(Config::parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_deleted_volume_is_kept_for_a_week_or_for_the_minutes_or_hours_that_are_said() {
+        for (text, minutes) in [
+            ("", 7 * 24 * 60),
+            ("volume_grace_hours = 168", 7 * 24 * 60),
+            ("volume_grace_hours = 0", 0),
+            ("volume_grace_hours = 8760", 525_600),
+            ("volume_grace_minutes = 0", 0),
+            ("volume_grace_minutes = 90", 90),
+            ("volume_grace_minutes = 525600", 525_600),
+        ] {
+            let config = Config::parse(text).unwrap();
+            assert_eq!(config.volume_grace(), Duration::from_secs(minutes * 60), "{text}");
+        }
     }
 
     #[test]
@@ -395,6 +434,14 @@ mod tests {
             ),
             ("operation_retention_hours = 167", "must be 168 to 8760"),
             ("volume_grace_hours = 8761", "must be 0 to 8760"),
+            (
+                "volume_grace_minutes = 525601",
+                "volume_grace_minutes = 525601: must be 0 to 525600",
+            ),
+            (
+                "volume_grace_hours = 1\nvolume_grace_minutes = 90",
+                "volume_grace_minutes = 90: must be left out where volume_grace_hours is given",
+            ),
             ("pool_full_percent = 101", "must be 1 to 100"),
             ("pool_warn_percent = 96", "must be 1 to 95"),
             ("pool_overcommit_ratio = 0.5", "must be 1.0 to 100.0"),

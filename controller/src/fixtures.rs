@@ -422,6 +422,23 @@ pub(crate) fn group(name: &str, named: &[&str]) -> GroupRecord {
     }
 }
 
+/// A group that lets `ping` in, by a rule about a type of ICMP.
+pub(crate) fn pinged(name: &str) -> GroupRecord {
+    let mut record = group(name, &[]);
+    let rule = v1::SecurityRule {
+        direction: v1::Direction::Ingress.into(),
+        protocol: v1::Protocol::IcmpEchoRequest.into(),
+        ..Default::default()
+    };
+    let wire = v1::SecurityGroup {
+        name: name.into(),
+        rules: vec![rule],
+        ..Default::default()
+    };
+    record.group = wire.try_into().unwrap();
+    record
+}
+
 /// A volume of 1 GiB that was made there, or that is new.
 pub(crate) fn volume(name: &str, host: Option<&str>) -> VolumeRecord {
     VolumeRecord {

@@ -86,6 +86,8 @@ pub enum GuestFeature {
     Snapshot,
     /// Backups, and VMs made from them.
     Backup,
+    /// Security groups with rules about types of ICMP.
+    IcmpType,
 }
 
 impl GuestFeature {
@@ -104,6 +106,7 @@ impl GuestFeature {
             Self::DiskChange => "limits of disks, and their moves to other pools",
             Self::Snapshot => "snapshots",
             Self::Backup => "backups",
+            Self::IcmpType => "rules about types of ICMP",
         }
     }
 
@@ -115,7 +118,8 @@ impl GuestFeature {
             | Self::Volume
             | Self::DiskChange
             | Self::Snapshot
-            | Self::Backup => "update its agent",
+            | Self::Backup
+            | Self::IcmpType => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
             Self::Network => {

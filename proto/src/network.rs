@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupName, NetworkName, VmName};
 
+mod icmp;
 pub(crate) mod wire;
+
+pub use icmp::{IcmpType, UnknownIcmpType};
 
 /// Largest VXLAN network identifier.
 pub const MAX_VNI: u32 = (1 << 24) - 1;
@@ -196,8 +199,10 @@ pub enum Protocol {
     Tcp(Option<(u16, u16)>),
     /// UDP.
     Udp(Option<(u16, u16)>),
-    /// ICMP, over IPv6 `ICMPv6`.
+    /// ICMP, over IPv6 `ICMPv6`, of every type.
     Icmp,
+    /// ICMP that begins with this type.
+    IcmpType(IcmpType),
 }
 
 /// With whom.
@@ -243,5 +248,11 @@ impl Group {
             Remote::Group(group) => Some(group),
             Remote::Any | Remote::Cidr(_) => None,
         })
+    }
+
+    /// Whether its rules tell types of ICMP apart, which agents did not always know.
+    pub fn has_icmp_types(&self) -> bool {
+        let mut rules = self.rules.iter();
+        rules.any(|rule| matches!(rule.protocol, Protocol::IcmpType(_)))
     }
 }

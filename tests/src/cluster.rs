@@ -149,7 +149,7 @@ impl Cluster {
             data_dir: self.dir.path().join("c"),
             listen: self.address,
             report_interval_ms: 500,
-            volume_grace_hours: 0,
+            volume_grace_minutes: Some(0),
             ..Config::default()
         };
         let crashed = CancellationToken::new();

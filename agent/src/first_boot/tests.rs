@@ -127,12 +127,20 @@ fn without_documents_a_guest_has_its_vms_name_and_dhcp_on_each_interface() {
 fn told(subnets: [Option<v1::Subnet>; 2], dns: &[&str], addresses: [&str; 2]) -> serde_json::Value {
     let [ipv4, ipv6] = subnets;
     let network = v1::Network {
-        name: "field".into(),
         kind: Some(v1::network::Kind::Overlay(v1::OverlayNetwork { vni: 7 })),
         ipv4,
         ipv6,
         dns_servers: dns.iter().map(ToString::to_string).collect(),
         ..Default::default()
+    };
+    told_in(network, addresses)
+}
+
+/// The same in that network.
+fn told_in(network: v1::Network, addresses: [&str; 2]) -> serde_json::Value {
+    let network = v1::Network {
+        name: "field".into(),
+        ..network
     };
     let mut definition = definition(v1::FirstBoot::default(), &["eth0", "eth1"]);
     definition.networks = vec![Network::try_from(network).unwrap()];
@@ -223,16 +231,44 @@ fn a_guest_is_told_the_addresses_that_no_host_serves_and_asks_for_the_others() {
             &["192.0.2.53"],
             ["", "fd00:20::7"],
             json!({
-                "dhcp4": true, "addresses": ["fd00:20::7/48"],
+                "dhcp4": false, "addresses": ["fd00:20::7/48"],
                 "nameservers": {"addresses": ["fd00:20:0:ffff:ffff:ffff:ffff:ffff"]},
             }),
         ),
-        // The network manages no addresses.
-        ([None, None], &["192.0.2.53"], ["", ""], json!({"dhcp4": true})),
+        (
+            [None, six(false)],
+            &[],
+            ["", "fd00:20::7"],
+            json!({"dhcp4": false, "dhcp6": true}),
+        ),
+        // Nobody gives addresses in an overlay but hosts.
+        ([None, None], &["192.0.2.53"], ["", ""], json!({"dhcp4": false})),
     ] {
         let text = format!("{subnets:?}");
         assert_eq!(told(subnets, dns, addresses), expected, "{text}");
     }
+}
+
+#[test]
+fn in_a_network_of_the_sites_own_a_guest_asks_for_ipv4_where_dalgu_gives_it_or_gives_nothing() {
+    let bridge = v1::BridgeNetwork {
+        bridge: "br0".into(),
+        vlan: 12,
+    };
+    let network = |ipv6| v1::Network {
+        kind: Some(v1::network::Kind::Bridge(bridge.clone())),
+        ipv6,
+        ..Default::default()
+    };
+    assert_eq!(told_in(network(None), ["", ""]), json!({"dhcp4": true}));
+    let six = v1::Subnet {
+        cidr: "fd00:20::/64".into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        told_in(network(Some(six)), ["", "fd00:20::7"]),
+        json!({"dhcp4": false, "dhcp6": true})
+    );
 }
 
 #[test]

@@ -25,7 +25,7 @@ use std::{
 
 use dalgu_proto::{
     ids::{GroupName, NetworkName},
-    network::{Direction, Group, Kind, Network, Protocol, Remote, Rule},
+    network::{Direction, Group, IcmpType, Kind, Network, Protocol, Remote, Rule},
 };
 use ipnet::IpNet;
 
@@ -596,25 +596,45 @@ fn judged<'a>(
 
 /// A rule in `nft`'s words.
 fn lines(rule: &Rule, network: &NetworkName) -> Vec<String> {
-    let what = match &rule.protocol {
-        Protocol::Any => String::new(),
-        Protocol::Tcp(ports) => transport("tcp", *ports),
-        Protocol::Udp(ports) => transport("udp", *ports),
-        Protocol::Icmp => "meta l4proto { icmp, ipv6-icmp } ".to_owned(),
+    // Of each family, where there is such a thing.
+    let [ipv4, ipv6] = match &rule.protocol {
+        Protocol::Any => both(String::new()),
+        Protocol::Tcp(ports) => both(transport("tcp", *ports)),
+        Protocol::Udp(ports) => both(transport("udp", *ports)),
+        Protocol::Icmp => both("meta l4proto { icmp, ipv6-icmp } ".to_owned()),
+        Protocol::IcmpType(kind) => begun_with(*kind),
     };
     let end = match rule.direction {
         Direction::Ingress => "saddr",
         Direction::Egress => "daddr",
     };
-    match &rule.remote {
-        Remote::Any => vec![format!("{what}return")],
-        Remote::Cidr(IpNet::V4(cidr)) => vec![format!("{what}ct original ip {end} {cidr} return")],
-        Remote::Cidr(IpNet::V6(cidr)) => vec![format!("{what}ct original ip6 {end} {cidr} return")],
-        Remote::Group(group) => vec![
-            format!("{what}ct original ip {end} @{} return", set(4, network, group)),
-            format!("{what}ct original ip6 {end} @{} return", set(6, network, group)),
-        ],
-    }
+    let [whom4, whom6] = match &rule.remote {
+        Remote::Any if ipv4 == ipv6 => [Some(String::new()), None],
+        Remote::Any => both(String::new()),
+        Remote::Cidr(IpNet::V4(cidr)) => [Some(format!("ct original ip {end} {cidr} ")), None],
+        Remote::Cidr(IpNet::V6(cidr)) => [None, Some(format!("ct original ip6 {end} {cidr} "))],
+        Remote::Group(group) => [(4, "ip"), (6, "ip6")].map(|(number, family)| {
+            Some(format!(
+                "ct original {family} {end} @{} ",
+                set(number, network, group)
+            ))
+        }),
+    };
+    let families = [ipv4.zip(whom4), ipv6.zip(whom6)];
+    let lines = families.into_iter().flatten();
+    lines.map(|(what, whom)| format!("{what}{whom}return")).collect()
+}
+
+fn both(text: String) -> [Option<String>; 2] {
+    [Some(text.clone()), Some(text)]
+}
+
+/// ICMP of one type. Where other protocols have a port, conntrack keeps type and code.
+fn begun_with(kind: IcmpType) -> [Option<String>; 2] {
+    [(kind.ipv4(), "icmp"), (kind.ipv6(), "ipv6-icmp")].map(|(number, protocol)| {
+        let first = u16::from(number?) << 8;
+        Some(transport(protocol, Some((first, first | 0xff))))
+    })
 }
 
 fn transport(protocol: &str, ports: Option<(u16, u16)>) -> String {

@@ -19,7 +19,12 @@ pub struct Simulated {
 #[async_trait]
 impl System for Simulated {
     async fn features(&self) -> Vec<GuestFeature> {
-        vec![GuestFeature::Network, GuestFeature::Overlay, GuestFeature::Vlan]
+        vec![
+            GuestFeature::Network,
+            GuestFeature::Overlay,
+            GuestFeature::Vlan,
+            GuestFeature::IcmpType,
+        ]
     }
 
     fn overlay_address(&self) -> Option<IpAddr> {

@@ -272,7 +272,7 @@ impl System for Linux {
         if !tried("network", network, Some(&rules)).await {
             return Vec::new();
         }
-        let mut features = vec![GuestFeature::Network];
+        let mut features = vec![GuestFeature::Network, GuestFeature::IcmpType];
         let overlay = "ip link add dev x type vxlan id 1 dstport 4789";
         if self.overlay_address.is_some() && tried("overlay", overlay, None).await {
             features.push(GuestFeature::Overlay);

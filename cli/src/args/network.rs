@@ -174,11 +174,12 @@ pub enum GroupCommand {
 }
 
 const RULE_HELP: &str = "\
-A rule is DIRECTION,PROTOCOL[,PORTS][,WITH][,description=TEXT]:
+A rule is DIRECTION,PROTOCOL[,PORTS][,WITH][,description=TEXT]; icmp has a type instead of ports:
   ingress,tcp,22,from=10.0.0.0/8       SSH from these addresses
   ingress,any,from-group=web           everything from interfaces of the group web in the same network
   ingress,udp,5000-5010                these ports, from everybody
   egress,tcp,443,to=192.0.2.7          with it, nothing else goes out
+  ingress,icmp,echo-request            what ping sends, by IPv4 (type 8) and IPv6 (128)
   ingress,icmp,description=ping, as monitoring does    the text is the last part, and may have commas
 
 An interface lets in what a rule of one of its groups allows, and nothing where it has none. It lets out everything, unless

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dalgu_proto::{
     image::Reference,
+    network::UnknownIcmpType,
     time::{NoTimeOfDay, TimeOfDay},
     tls::{Peer, Role},
     v1,
@@ -91,6 +92,11 @@ pub enum Error {
         "{0:?} is not a rule: {1}; write DIRECTION,PROTOCOL[,PORTS][,WITH], for example ingress,tcp,22,from=10.0.0.0/8"
     )]
     Rule(String, &'static str),
+    /// A rule about a type of ICMP that there is not.
+    #[error(
+        "{0:?} is not a rule: {1}; write DIRECTION,icmp[,TYPE][,WITH], for example ingress,icmp,echo-request,from=10.0.0.0/8"
+    )]
+    IcmpRule(String, UnknownIcmpType),
     /// An option that a disk or a network interface does not have, or has already.
     #[error("{option:?} is not expected here: {allowed}")]
     Option {

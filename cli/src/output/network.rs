@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use dalgu_proto::v1::{self, network::Kind, security_rule::Remote};
+use dalgu_proto::{
+    network::IcmpType,
+    v1::{self, network::Kind, security_rule::Remote},
+};
 use jiff::Timestamp;
 
 use super::{Cell, Resource, human};
@@ -106,16 +109,25 @@ fn ports(rule: &v1::SecurityRule) -> String {
     }
 }
 
+/// Which type of ICMP a rule is about, if it is about one.
+fn icmp_type(protocol: v1::Protocol) -> Option<IcmpType> {
+    IcmpType::ALL
+        .into_iter()
+        .find(|kind| v1::Protocol::from(*kind) == protocol)
+}
+
 /// What a rule lets through, in words.
 pub fn rule_words(rule: &v1::SecurityRule) -> [String; 4] {
     use v1::Protocol as P;
     let protocol = match P::try_from(rule.protocol) {
         Ok(P::Unspecified) => "any".to_owned(),
+        Ok(known) if icmp_type(known).is_some() => "icmp".to_owned(),
         _ => human::value::<P>(rule.protocol).to_ascii_lowercase(),
     };
     let ports = match P::try_from(rule.protocol) {
         Ok(P::Tcp | P::Udp) => ports(rule),
-        _ => "-".to_owned(),
+        Ok(known) => icmp_type(known).map_or_else(|| "-".to_owned(), |kind| kind.to_string()),
+        Err(_) => "-".to_owned(),
     };
     let with = match &rule.remote {
         None => "everybody".to_owned(),
@@ -171,7 +183,7 @@ impl Resource for v1::SecurityGroup {
         let rules = self.rules.iter().map(rule_row).collect();
         page.table(
             "Rules",
-            &["DIRECTION", "PROTOCOL", "PORTS", "WITH", "DESCRIPTION"],
+            &["DIRECTION", "PROTOCOL", "PORTS OR TYPE", "WITH", "DESCRIPTION"],
             rules,
         );
         page

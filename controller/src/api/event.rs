@@ -152,7 +152,7 @@ impl EventService for Services {
         let now = self.db.now();
         let events = events
             .into_iter()
-            .map(|event| wire::event(&state, event, now))
+            .map(|event| wire::event(&state, event, &filter.principal, now))
             .collect();
         Ok(Response::new(v1::ListEventsResponse {
             events,
@@ -204,7 +204,7 @@ async fn feed(
         drop(state);
         for event in next {
             if filter.takes(&event) {
-                let message = wire::event(&db.snapshot(), &event, db.now());
+                let message = wire::event(&db.snapshot(), &event, &filter.principal, db.now());
                 match sender.send_timeout(message, patience).await {
                     Ok(()) => {}
                     Err(SendTimeoutError::Timeout(_)) => return Some(too_slow(patience, after)),

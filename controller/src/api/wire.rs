@@ -29,7 +29,7 @@ use crate::{
     hosts,
     model::{
         EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
-        OperationRecord, OperationState, Pending, Phase, Visibility, VmFault, VmPhase, VmRecord,
+        OperationRecord, OperationState, Pending, Phase, VmFault, VmPhase, VmRecord,
     },
     placement::PoolView,
     reconcile::{plan as work, step},
@@ -337,8 +337,8 @@ fn progress(state: &State, migration: &MigrationRecord) -> v1::MigrationProgress
     }
 }
 
-/// An event, with its object as it is now.
-pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
+/// An event for somebody, with its object as it is now.
+pub fn event(state: &State, event: &EventRecord, principal: &str, now: Timestamp) -> v1::Event {
     let object = match event.kind {
         EventKind::Vm => event.subject.parse().ok().and_then(|name: VmName| {
             state
@@ -359,8 +359,7 @@ pub fn event(state: &State, event: &EventRecord, now: Timestamp) -> v1::Event {
             let version = reference.version?;
             let record = state.image_by_name(&reference.name, &version)?;
             // One of the same name may have come since that is there for its owner only, or this one may have got another.
-            let told =
-                record.visibility == Visibility::Public || event.only_for.as_ref() == Some(&record.owner);
+            let told = record.is_visible_to(principal);
             told.then(|| v1::event::Object::Image(image(state, record)))
         }),
         EventKind::Network => event.subject.parse().ok().and_then(|name: NetworkName| {

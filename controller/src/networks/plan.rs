@@ -15,6 +15,7 @@ use dalgu_proto::{
     network::{Interface, Kind},
 };
 
+use super::resolve;
 use crate::{
     hosts,
     model::{GroupRecord, HostState, MigrationRecord, NetworkRecord, VmRecord},
@@ -28,7 +29,8 @@ pub struct Document {
     pub version: u64,
     /// Its networks, in the order of their names.
     pub networks: Vec<Part>,
-    /// Groups that an interface in one of them has, and those that rules of these lead to.
+    /// Groups that an interface in one of them has, and those that rules of these lead to; but for those whose rules its agent does not
+    /// know: of a group that it is not told of, it lets nothing through.
     pub groups: Vec<Arc<GroupRecord>>,
 }
 
@@ -76,9 +78,13 @@ pub fn document(state: &State, host: &HostName) -> Document {
     let place = state.places.get(host).cloned().unwrap_or_default();
     let parts = place.networks.iter().filter_map(|name| part(state, host, name));
     let networks: Vec<_> = parts.collect();
+    let mut groups = groups(state, &networks);
+    if !resolve::knows_icmp_types(state, host) {
+        groups.retain(|group| !group.group.has_icmp_types());
+    }
     Document {
         version: version(state, host),
-        groups: groups(state, &networks),
+        groups,
         networks,
     }
 }

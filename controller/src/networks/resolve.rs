@@ -10,9 +10,9 @@ use std::{
 
 use dalgu_proto::{
     host::GuestFeature,
-    ids::{GroupName, NetworkName, VmName},
+    ids::{GroupName, HostName, NetworkName, VmName},
     network::{Kind, Network, Port, Subnet},
-    vm::{Plug, Spec},
+    vm::{Nic, Plug, Spec},
 };
 use imbl::OrdMap;
 
@@ -296,6 +296,13 @@ pub fn needs(state: &State, spec: &Spec) -> Needs {
     let ports = spec.nics.iter().filter_map(|nic| nic.port());
     let networks = ports.filter_map(|port| state.networks.get(&port.network));
     let mut needs = Needs::default();
+    if spec
+        .nics
+        .iter()
+        .any(|nic| told_apart(state, nic).next().is_some())
+    {
+        needs.features.insert(GuestFeature::IcmpType);
+    }
     for network in networks {
         match &network.network.kind {
             Kind::Overlay { .. } => drop(needs.features.insert(GuestFeature::Overlay)),
@@ -308,4 +315,19 @@ pub fn needs(state: &State, spec: &Spec) -> Needs {
         }
     }
     needs
+}
+
+/// The groups of an interface whose rules tell types of ICMP apart.
+pub fn told_apart<'a>(state: &'a State, nic: &'a Nic) -> impl Iterator<Item = &'a GroupName> {
+    let groups = nic.port().into_iter().flat_map(|port| &port.groups);
+    groups.filter(|group| {
+        let known = state.groups.get(*group);
+        known.is_some_and(|known| known.group.has_icmp_types())
+    })
+}
+
+/// Whether a host's agent knows types of ICMP. One that does not would refuse all that it is told.
+pub fn knows_icmp_types(state: &State, host: &HostName) -> bool {
+    let host = state.hosts.get(host);
+    host.is_some_and(|host| host.inventory.guest_features.contains(&GuestFeature::IcmpType))
 }

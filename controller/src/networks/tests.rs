@@ -10,7 +10,7 @@ use dalgu_proto::{
 
 use super::{plan::*, resolve::*, *};
 use crate::{
-    fixtures::{self, bridged, group, host_name, nic, overlay, vm_in},
+    fixtures::{self, bridged, group, host_name, nic, overlay, pinged, vm_in},
     model::{HostLive, HostState, MigrationRecord, Phase, VmRecord},
     state::{Db, Hooks, State, Tx},
     store::memory::Disk,
@@ -503,6 +503,31 @@ async fn the_networks_of_a_vm_say_what_its_host_must_have() {
         of(&["guests", "office"]),
         (vec![GuestFeature::Vlan], texts(&["br0", "br1"]))
     );
+}
+
+fn knows_icmp_types(tx: &mut Tx, host: &str) {
+    let mut record = (**tx.hosts.get(&host_name(host)).unwrap()).clone();
+    record.inventory.guest_features.push(GuestFeature::IcmpType);
+    tx.put_host(record);
+}
+
+#[tokio::test]
+async fn a_host_whose_agent_does_not_know_types_of_icmp_is_told_of_all_but_groups_with_such_rules() {
+    let db = site(|tx| {
+        knows_icmp_types(tx, "h1");
+        tx.put_network(overlay("field", 7));
+        tx.put_group(group("web", &["ping"]));
+        tx.put_group(pinged("ping"));
+        put(tx, &vm_in("field", &["web"], "web", "h1"));
+        put(tx, &vm_in("field", &["web"], "old", "h2"));
+    })
+    .await;
+    let state = db.snapshot();
+    assert_eq!(told(&state, "h1").3, texts(&["ping", "web"]));
+    assert_eq!(told(&state, "h2").3, texts(&["web"]));
+    let of = |groups| needs(&state, &spec(vec![nic("eth0", "field", groups)])).features;
+    assert!(of(&["ping"]).contains(&GuestFeature::IcmpType));
+    assert!(!of(&["web"]).contains(&GuestFeature::IcmpType));
 }
 
 #[tokio::test]

@@ -225,10 +225,22 @@ pub fn update(
             true => "changed".to_owned(),
             false => format!("given to {} by {}", image.owner, caller.principal),
         };
+        withdrawn(tx, caller, &old, &image);
         tx.image_event(&image, "ImageUpdated", message);
         tx.put_image(image);
     }
     Ok(Outcome::Image(old.id))
+}
+
+/// Tells those who saw an image and do not any more: what it has become is told without them.
+fn withdrawn(tx: &mut Tx, caller: &Caller, old: &ImageRecord, new: &ImageRecord) {
+    let why = match (old.visibility, new.visibility) {
+        (_, Visibility::Public) => return,
+        (Visibility::Public, Visibility::Private) => "made private",
+        (Visibility::Private, Visibility::Private) if new.is_visible_to(&old.owner) => return,
+        (Visibility::Private, Visibility::Private) => "given to another",
+    };
+    tx.image_event(old, "ImageWithdrawn", format!("{why} by {}", caller.principal));
 }
 
 /// Asks for an image to be deleted.

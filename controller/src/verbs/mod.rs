@@ -477,6 +477,16 @@ pub enum Error {
         "the agent of host {0} does not offer changes of VMs: update it, or migrate the VM to a host whose agent does"
     )]
     HostTooOld(HostName),
+    /// Its agent does not know what rules of the group say.
+    #[error(
+        "security group {group} has rules about types of ICMP, which the agent of host {host} does not know: update it, or move VMs with the group to a host whose agent does"
+    )]
+    NoIcmpTypes {
+        /// The group.
+        group: GroupName,
+        /// The host.
+        host: HostName,
+    },
     /// It holds only what differs from its image, which each host has for itself.
     #[error(
         "disk {disk} is an overlay on its image and cannot be in the shared pool {pool}: choose a pool of the host's own, or make the \

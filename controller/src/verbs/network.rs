@@ -6,7 +6,7 @@ use std::{
 };
 
 use dalgu_proto::{
-    ids::{GroupId, GroupName, NetworkId, NetworkName},
+    ids::{GroupId, GroupName, HostName, NetworkId, NetworkName},
     network::{Group, Kind, MAX_VNI, Network, Rule},
 };
 
@@ -195,6 +195,34 @@ fn named_are_there(state: &State, group: &Group) -> Result<(), Error> {
     }
 }
 
+/// Refuses rules about types of ICMP where a host has an interface with the group, and an agent that does not know them: all that the group
+/// lets through would end there.
+fn known_where_used(state: &State, group: &Group) -> Result<(), Error> {
+    if !group.has_icmp_types() {
+        return Ok(());
+    }
+    let uses = state.group_uses.get(&group.name).into_iter();
+    let networks = uses.flat_map(|uses| uses.interfaces.keys());
+    let hosts = networks
+        .filter_map(|network| state.members.get(network))
+        .flat_map(|members| members.hosts.keys());
+    let has = |host: &&HostName| {
+        let vms = state.host_vms.get(*host).into_iter().flatten();
+        let mut ports = vms
+            .filter_map(|vm| state.vms.get(vm))
+            .flat_map(|vm| vm.spec.nics.iter().filter_map(|nic| nic.port()));
+        ports.any(|port| port.groups.contains(&group.name))
+    };
+    let older = hosts.filter(|host| !resolve::knows_icmp_types(state, host));
+    match older.filter(has).min() {
+        Some(host) => Err(Error::NoIcmpTypes {
+            group: group.name.clone(),
+            host: host.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Changes a security group.
 pub fn update_group(
     tx: &mut Tx,
@@ -210,6 +238,9 @@ pub fn update_group(
     new.description = update.description.unwrap_or(new.description);
     new.group.rules = update.rules.unwrap_or(new.group.rules);
     named_are_there(tx, &new.group)?;
+    if new.group != old.group {
+        known_where_used(tx, &new.group)?;
+    }
     if new != old {
         tx.group_event(name, "SecurityGroupUpdated", "changed");
         tx.put_group(new);

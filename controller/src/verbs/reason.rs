@@ -93,7 +93,7 @@ impl Error {
             E::DiskLeaving { .. } => (Code::FailedPrecondition, "DISK_IN_USE"),
             E::DiskShrinks { .. } => (Code::InvalidArgument, "DISK_SHRINKS"),
             E::OverlayStays { .. } => (Code::FailedPrecondition, "OVERLAY_STAYS"),
-            E::HostTooOld(_) | E::NoSnapshotsThere(_) | E::NoBackups(_) => {
+            E::HostTooOld(_) | E::NoIcmpTypes { .. } | E::NoSnapshotsThere(_) | E::NoBackups(_) => {
                 (Code::FailedPrecondition, "HOST_TOO_OLD")
             }
             E::SnapshotNotFound { .. } => (Code::NotFound, "SNAPSHOT_NOT_FOUND"),

@@ -10,6 +10,7 @@ use std::{
 
 use dalgu_proto::{
     host::GuestFeature,
+    ids::GroupName,
     vm::{CloneMode, Disk, Firmware, Nic, Plug, RestartPolicy, Spec, first_boot::MEDIUM},
 };
 
@@ -358,11 +359,33 @@ fn may_change(state: &State, vm: &VmRecord, wanted: &Spec) -> Result<(), Error> 
         }
     };
     let able = !wanted.disks.iter().any(otherwise) || offers(GuestFeature::DiskChange);
-    if able && offers(GuestFeature::HotChange) {
-        Ok(())
-    } else {
-        Err(Error::HostTooOld(vm.owner.clone()))
+    if !able || !offers(GuestFeature::HotChange) {
+        return Err(Error::HostTooOld(vm.owner.clone()));
     }
+    new_groups_are_known(state, vm, wanted)
+}
+
+/// Refuses a group that an interface is given, where the VM's host does not know what its rules say.
+fn new_groups_are_known(state: &State, vm: &VmRecord, wanted: &Spec) -> Result<(), Error> {
+    if networks::resolve::knows_icmp_types(state, &vm.owner) {
+        return Ok(());
+    }
+    let has = |nic: &Nic, group: &GroupName| nic.port().is_some_and(|port| port.groups.contains(group));
+    let had = |nic: &Nic, group| {
+        vm.spec
+            .nics
+            .iter()
+            .any(|known| known.name == nic.name && has(known, group))
+    };
+    for nic in &wanted.nics {
+        if let Some(group) = networks::resolve::told_apart(state, nic).find(|group| !had(nic, group)) {
+            return Err(Error::NoIcmpTypes {
+                group: group.clone(),
+                host: vm.owner.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Refuses other disks, or larger ones, while there are snapshots: going back to one would have to bring them back too.

@@ -331,6 +331,72 @@ async fn the_first_packet_is_waited_for_after_the_vm_has_moved_and_a_silent_host
 }
 
 #[tokio::test]
+async fn types_of_icmp_are_only_where_agents_know_them() {
+    let mut site = Site::new(2).await;
+    for (name, host) in &mut site.fabric.lock().hosts {
+        host.networks.offered = true;
+        host.networks.old = name == "h2";
+    }
+    let mut clients = site.start().await;
+    clients.networks.create_network(new(field())).await.unwrap();
+    let ping = v1::SecurityRule {
+        protocol: v1::Protocol::IcmpEchoRequest.into(),
+        first_port: 0,
+        ..ssh()
+    };
+    let pinged = |name: &str| SecurityGroup {
+        rules: vec![ping.clone()],
+        ..group(name)
+    };
+    for group in [group("ssh"), pinged("ping")] {
+        clients
+            .networks
+            .create_security_group(new_group(group))
+            .await
+            .unwrap();
+    }
+    made(&mut clients, with("old", "h2", plug("field", &["ssh"]))).await;
+    made(&mut clients, with("web", "", plug("field", &["ping"]))).await;
+    assert_eq!(clients.vm("web").await.status.unwrap().host, "h1");
+    // The old host goes on: it is told of the interface, and not of the group.
+    until_told(
+        &site,
+        "h2",
+        &["192.0.2.1"],
+        &["old 10.20.0.1", "web 10.20.0.2"],
+        &["ssh 1"],
+    )
+    .await;
+    let refused = clients
+        .vms
+        .create_vm(with("other", "h2", plug("field", &["ping"])))
+        .await;
+    assert_eq!(reason(refused), "NO_CAPACITY");
+    let to_old = v1::MigrateVmRequest {
+        destination_host: "h2".into(),
+        ..migrate("web")
+    };
+    assert_eq!(reason(clients.vms.migrate_vm(to_old).await), "NO_CAPACITY");
+    let change = |name: &str| v1::UpdateSecurityGroupRequest {
+        security_group: Some(pinged(name)),
+        update_mask: mask(&["rules"]),
+        ..Default::default()
+    };
+    let refused = clients.networks.update_security_group(change("ssh")).await;
+    let message = refused.as_ref().unwrap_err().message().to_owned();
+    assert!(message.contains("the agent of host h2"), "{message}");
+    assert_eq!(reason(refused), "HOST_TOO_OLD");
+    // What nobody has there may have them.
+    let operation = clients.vms.delete_vm(delete("old")).await.unwrap().into_inner();
+    clients.succeeded(operation).await;
+    clients
+        .networks
+        .update_security_group(change("ssh"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn what_is_used_is_not_deleted_and_says_by_whom() {
     let (_site, mut clients) = site(1).await;
     clients

@@ -18,6 +18,8 @@ pub const DELAY_MS: u32 = 30;
 pub struct Networks {
     /// The host offers networks of the site.
     pub offered: bool,
+    /// Its agent is of before there were rules about types of ICMP.
+    pub old: bool,
     /// What it was told last.
     pub told: Option<agent::HostNetworks>,
     /// Versions in the order in which they came.
@@ -61,6 +63,9 @@ impl Agent {
         let mut guest_features = inventory.guest_features;
         let offered = [GuestFeature::Network, GuestFeature::Overlay];
         guest_features.extend(offered.map(i32::from));
+        if !self.fabric.lock().hosts[&self.name].networks.old {
+            guest_features.push(GuestFeature::IcmpType.into());
+        }
         let number = self.name.trim_start_matches('h');
         HostInventory {
             guest_features,

@@ -394,6 +394,11 @@ fn check_rule(index: usize, wire: v1::SecurityRule) -> Result<Rule, Invalid> {
             return Err(invalid(at("first_port"), "is for TCP and UDP only"));
         }
         Ok(v1::Protocol::Icmp) => Protocol::Icmp,
+        Ok(v1::Protocol::IcmpEchoRequest) => Protocol::IcmpType(IcmpType::EchoRequest),
+        Ok(v1::Protocol::IcmpTimestampRequest) => Protocol::IcmpType(IcmpType::TimestampRequest),
+        Ok(v1::Protocol::IcmpInformationRequest) => Protocol::IcmpType(IcmpType::InformationRequest),
+        Ok(v1::Protocol::IcmpAddressMaskRequest) => Protocol::IcmpType(IcmpType::AddressMaskRequest),
+        Ok(v1::Protocol::IcmpNodeInformationQuery) => Protocol::IcmpType(IcmpType::NodeInformationQuery),
         Ok(v1::Protocol::Unspecified) => Protocol::Any,
         Err(_) => return Err(invalid(at("protocol"), "is not a value of Protocol")),
     };
@@ -404,6 +409,14 @@ fn check_rule(index: usize, wire: v1::SecurityRule) -> Result<Rule, Invalid> {
             Remote::Group(group.parse().map_err(|error| invalid(at("group"), error))?)
         }
     };
+    if let (Protocol::IcmpType(kind), Remote::Cidr(cidr)) = (&protocol, &remote)
+        && !kind.is_of(cidr.addr())
+    {
+        return Err(invalid(
+            at("cidr"),
+            format!("is of a family that does not have {kind}"),
+        ));
+    }
     if wire.description.chars().count() > 255 || wire.description.chars().any(char::is_control) {
         return Err(invalid(
             at("description"),
@@ -449,6 +462,18 @@ fn check_cidr(field: &str, value: &str) -> Result<IpNet, Invalid> {
     Ok(cidr)
 }
 
+impl From<IcmpType> for v1::Protocol {
+    fn from(kind: IcmpType) -> Self {
+        match kind {
+            IcmpType::EchoRequest => Self::IcmpEchoRequest,
+            IcmpType::TimestampRequest => Self::IcmpTimestampRequest,
+            IcmpType::InformationRequest => Self::IcmpInformationRequest,
+            IcmpType::AddressMaskRequest => Self::IcmpAddressMaskRequest,
+            IcmpType::NodeInformationQuery => Self::IcmpNodeInformationQuery,
+        }
+    }
+}
+
 impl From<Group> for v1::SecurityGroup {
     fn from(group: Group) -> Self {
         Self {
@@ -466,6 +491,7 @@ impl From<Rule> for v1::SecurityRule {
             Protocol::Tcp(ports) => (v1::Protocol::Tcp, ports),
             Protocol::Udp(ports) => (v1::Protocol::Udp, ports),
             Protocol::Icmp => (v1::Protocol::Icmp, None),
+            Protocol::IcmpType(kind) => (kind.into(), None),
         };
         let (first, last) = ports.unwrap_or_default();
         Self {

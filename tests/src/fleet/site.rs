@@ -896,7 +896,7 @@ impl Site {
             unreachable_after_intervals: 2,
             // Few, since a controller that starts reads them all, and so that they are forgotten here too.
             event_retention: 100,
-            volume_grace_hours: 1,
+            volume_grace_minutes: Some(60),
             ..Config::default()
         });
         let site = self.me();

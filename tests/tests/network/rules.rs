@@ -62,7 +62,8 @@ const RULES: [&[Rule]; 3] = [
         ("ingress,tcp,6000,from=0.0.0.0/0", |from, what| {
             from.contains('.') && what == What::Tcp(6000)
         }),
-        ("ingress,icmp,from=10.20.0.207", |from, what| {
+        ("ingress,icmp,timestamp-request", |_, _| false),
+        ("ingress,icmp,echo-request,from=10.20.0.207", |from, what| {
             from == LAST_INSIDE[0] && what == What::Echo
         }),
         ("ingress,any,from=10.20.0.216", |from, _| from == NAMED[0]),
@@ -80,14 +81,14 @@ const RULES: [&[Rule]; 3] = [
         ("ingress,tcp,6001,from=::/0", |from, what| {
             from.contains(':') && what == What::Tcp(6001)
         }),
-        ("ingress,icmp,from=fd20::cf", |from, what| {
+        ("ingress,icmp,128,from=fd20::cf", |from, what| {
             from == LAST_INSIDE[1] && what == What::Echo
         }),
         ("ingress,any,from=fd20::d8", |from, _| from == NAMED[1]),
         ("egress,tcp,7000-7001,to=fd20::c8/125", |to, what| {
             to == LAST_INSIDE[1] && matches!(what, What::Tcp(7000 | 7001))
         }),
-        ("egress,icmp,to=::/0", |to, what| {
+        ("egress,icmp,echo-request,to=::/0", |to, what| {
             to.contains(':') && what == What::Echo
         }),
     ],

@@ -90,10 +90,21 @@ pub(crate) fn told() -> Document {
         description: "} ; drop \" ' \\".to_owned(),
         ..rule(Ingress, Udp, (5000, 5010))
     };
+    let pinged = v1::SecurityRule {
+        remote: Some(v1::security_rule::Remote::Group("ops".to_owned())),
+        ..rule(Ingress, IcmpEchoRequest, (0, 0))
+    };
+    let timed = v1::SecurityRule {
+        remote: cidr("192.0.2.0/24"),
+        ..rule(Ingress, IcmpTimestampRequest, (0, 0))
+    };
     let web = vec![
         rule(Ingress, Tcp, (80, 0)),
         ssh,
         rule(Ingress, Icmp, (0, 0)),
+        rule(Ingress, IcmpEchoRequest, (0, 0)),
+        pinged,
+        timed,
         from,
     ];
     document(wire::HostNetworks {

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use dalgu_proto::v1::{self, security_rule::Remote};
+use dalgu_proto::{
+    network::IcmpType,
+    v1::{self, security_rule::Remote},
+};
 
 use super::{Error, set_once};
 
@@ -161,7 +164,7 @@ pub fn subnet(text: &str) -> Result<v1::Subnet, Error> {
     Ok(subnet)
 }
 
-/// Reads DIRECTION,PROTOCOL[,PORTS][,WITH][,description=TEXT].
+/// Reads DIRECTION,PROTOCOL[,PORTS][,WITH][,description=TEXT]; of icmp a type is where others have ports.
 pub fn rule(text: &str) -> Result<v1::SecurityRule, Error> {
     let bad = |why: &'static str| Error::Rule(text.to_owned(), why);
     // All that follows, so that it may have commas.
@@ -176,7 +179,7 @@ pub fn rule(text: &str) -> Result<v1::SecurityRule, Error> {
         Some("egress") => v1::Direction::Egress,
         _ => return Err(bad("the first word is ingress or egress")),
     };
-    let protocol = match pieces.next() {
+    let mut protocol = match pieces.next() {
         Some("any") => v1::Protocol::Unspecified,
         Some("tcp") => v1::Protocol::Tcp,
         Some("udp") => v1::Protocol::Udp,
@@ -184,12 +187,23 @@ pub fn rule(text: &str) -> Result<v1::SecurityRule, Error> {
         _ => return Err(bad("the second word is any, tcp, udp or icmp")),
     };
     let (mut first_port, mut last_port) = (0, 0);
-    if let Some(piece) = pieces.next_if(|piece| piece.starts_with(|c: char| c.is_ascii_digit())) {
+    let is_icmp = protocol == v1::Protocol::Icmp;
+    let is_number = |piece: &&str| !is_icmp && piece.starts_with(|c: char| c.is_ascii_digit());
+    if let Some(piece) = pieces.next_if(is_number) {
         if !matches!(protocol, v1::Protocol::Tcp | v1::Protocol::Udp) {
             return Err(bad("only tcp and udp have ports"));
         }
         (first_port, last_port) =
             ports(piece).ok_or_else(|| bad("ports are 1 to 65535, as 22 or 5000-5010"))?;
+    }
+    if is_icmp
+        && let Some(kind) = pieces.next_if(|piece| !piece.contains('='))
+        && kind != "any"
+    {
+        let kind = kind
+            .parse::<IcmpType>()
+            .map_err(|error| Error::IcmpRule(text.to_owned(), error))?;
+        protocol = kind.into();
     }
     let (with, with_group) = match direction {
         v1::Direction::Egress => ("to", "to-group"),
@@ -345,6 +359,21 @@ mod tests {
         let read = rule("egress,udp,5000-5010,to=192.0.2.7").unwrap();
         assert_eq!((read.first_port, read.last_port), (5000, 5010));
         assert_eq!(rule("ingress,icmp").unwrap().remote, None);
+        let protocol = |text: &str| v1::Protocol::try_from(rule(text).unwrap().protocol).unwrap();
+        for all in [
+            "ingress,icmp",
+            "ingress,icmp,any",
+            "ingress,icmp,from-group=web",
+            "ingress,icmp,any,from=::/0",
+        ] {
+            assert_eq!(protocol(all), v1::Protocol::Icmp, "{all}");
+        }
+        for ping in ["ingress,icmp,echo-request", "ingress,icmp,8", "ingress,icmp,128"] {
+            assert_eq!(protocol(ping), v1::Protocol::IcmpEchoRequest, "{ping}");
+        }
+        let read = rule("egress,icmp,13,to=192.0.2.7,description=clocks").unwrap();
+        assert_eq!(read.protocol, i32::from(v1::Protocol::IcmpTimestampRequest));
+        assert_eq!(read.remote, Some(Remote::Cidr("192.0.2.7".into())));
         let read = rule("ingress,tcp,22,from=10.0.0.0/8,description=the office, and home").unwrap();
         assert_eq!(read.remote, Some(Remote::Cidr("10.0.0.0/8".into())));
         assert_eq!(read.description, "the office, and home");
@@ -359,7 +388,10 @@ mod tests {
             ("ingress", "any, tcp, udp or icmp"),
             ("ingress,sctp", "any, tcp, udp or icmp"),
             ("ingress,any,22", "only tcp and udp"),
-            ("ingress,icmp,8", "only tcp and udp"),
+            ("ingress,icmp,3", "types of ICMP are echo-request (8, 128), "),
+            ("ingress,icmp,echo-reply", "answers and errors pass"),
+            ("ingress,icmp,8,13", "lacks its value"),
+            ("ingress,udp,echo-request", "lacks its value"),
             ("ingress,tcp,0", "1 to 65535"),
             ("ingress,tcp,65536", "1 to 65535"),
             ("ingress,tcp,20-10", "1 to 65535"),

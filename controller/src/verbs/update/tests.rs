@@ -398,6 +398,33 @@ async fn limits_change_and_need_an_agent_that_knows_them() {
 }
 
 #[tokio::test]
+async fn a_group_with_types_of_icmp_needs_an_agent_that_knows_them() {
+    let (db, mut vm) = site().await;
+    vm.spec.nics = vec![fixtures::nic("eth0", "field", &["web"])];
+    vm.spec.fill_in(vm.id);
+    db.change(|tx| {
+        tx.put_network(fixtures::overlay("field", 7));
+        tx.put_group(fixtures::group("web", &[]));
+        tx.put_group(fixtures::pinged("ping"));
+        tx.put_vm(vm.clone());
+    })
+    .await;
+    let update = || Update {
+        nics: Some(vec![fixtures::nic("eth0", "field", &["web", "ping"])]),
+        ..Update::default()
+    };
+    let refused = change(&db, update()).await;
+    assert!(matches!(refused, Err(Error::NoIcmpTypes { .. })), "{refused:?}");
+    db.change(|tx| {
+        let mut host = (**tx.hosts.get(&host_name("h1")).unwrap()).clone();
+        host.inventory.guest_features.push(GuestFeature::IcmpType);
+        tx.put_host(host);
+    })
+    .await;
+    change(&db, update()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_volume_is_named_with_its_own_format_or_with_none() {
     let (db, vm) = site().await;
     db.change(|tx| {

@@ -162,6 +162,69 @@ async fn the_administrator_gives_the_private_image_of_one_who_left_to_another_or
     assert!(leftovers(&site).is_empty());
 }
 
+/// Whether an event about the image that somebody is told of bears it, with the event's reason; the newest first.
+async fn told(clients: &Clients) -> Vec<(String, bool)> {
+    let request = v1::ListEventsRequest {
+        subject: "debian:12".into(),
+        ..Default::default()
+    };
+    let list = clients.events.clone().list_events(request).await.unwrap();
+    let events = list.into_inner().events.into_iter();
+    events
+        .map(|event| (event.reason, event.object.is_some()))
+        .collect()
+}
+
+#[tokio::test]
+async fn who_does_not_see_an_image_any_more_is_told_that_it_is_gone_and_nothing_of_what_it_becomes() {
+    let mut site = Site::new(1).await;
+    let mut admin = site.start().await;
+    let mut owner = second_operator(&site).await;
+    owner.images.create_image(image("12", DATA)).await.unwrap();
+    upload(&owner, "12", DATA).await.unwrap();
+    until(&owner, "12", ImageState::Available).await;
+    let watch = async |clients: &Clients| {
+        let request = v1::WatchEventsRequest {
+            subject: "debian:12".into(),
+            ..Default::default()
+        };
+        let events = clients.events.clone().watch_events(request).await;
+        events.unwrap().into_inner()
+    };
+    let (mut seen, mut seen_by_admin) = (watch(&owner).await, watch(&admin).await);
+    let private = v1::Image {
+        visibility: ImageVisibility::Private.into(),
+        ..Default::default()
+    };
+    // Given away while it is public, he sees it still.
+    for (update, reason, there) in [
+        (given_to("operator/admin"), "ImageUpdated", true),
+        (change(private, "visibility"), "ImageWithdrawn", false),
+        (given_to("operator/second"), "ImageUpdated", true),
+    ] {
+        admin.images.update_image(update).await.unwrap();
+        let event = seen.message().await.unwrap().unwrap();
+        assert_eq!((event.reason.as_str(), event.object.is_some()), (reason, there));
+    }
+    // What was his own, and is not.
+    owner.images.update_image(given_to("operator/kim")).await.unwrap();
+    let event = seen.message().await.unwrap().unwrap();
+    assert_eq!((event.reason.as_str(), event.object), ("ImageWithdrawn", None));
+    assert_eq!(event.message, "given to another by operator/second");
+    assert_eq!(reason(get(&owner, "12").await), "IMAGE_NOT_FOUND");
+    let newest = told(&owner).await.remove(0);
+    assert_eq!(newest, ("ImageWithdrawn".to_owned(), false), "more is told");
+    // The administrator sees it throughout.
+    let mut reasons = Vec::new();
+    while reasons.len() < 6 {
+        let event = seen_by_admin.message().await.unwrap().unwrap();
+        assert!(event.object.is_some(), "{}", event.reason);
+        reasons.push(event.reason);
+    }
+    let [update, withdrawal] = ["ImageUpdated", "ImageWithdrawn"];
+    assert_eq!(reasons, [update, withdrawal, update, update, withdrawal, update]);
+}
+
 #[tokio::test]
 async fn the_same_bytes_are_not_brought_again_and_go_with_the_last_image() {
     let mut site = Site::new(1).await;

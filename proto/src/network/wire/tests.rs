@@ -182,6 +182,9 @@ fn each_bad_field_of_a_rule_is_refused_by_its_name() {
         ("direction", |r| r.direction = 9),
         ("protocol", |r| (r.protocol, r.first_port) = (9, 0)),
         ("first_port", |r| r.protocol = v1::Protocol::Icmp.into()),
+        ("first_port", |r| {
+            r.protocol = v1::Protocol::IcmpEchoRequest.into()
+        }),
         ("first_port", |r| r.protocol = 0),
         ("first_port", |r| r.first_port = 65_536),
         ("first_port", |r| r.last_port = 21),
@@ -190,6 +193,14 @@ fn each_bad_field_of_a_rule_is_refused_by_its_name() {
         ("cidr", |r| cidr(r, "10.0.0.1/8")),
         ("cidr", |r| cidr(r, "10.0.0.0/33")),
         ("cidr", |r| cidr(r, "10.0.0.0/8 accept; }")),
+        ("cidr", |r| {
+            (r.protocol, r.first_port) = (v1::Protocol::IcmpTimestampRequest.into(), 0);
+            cidr(r, "2001:db8::/32");
+        }),
+        ("cidr", |r| {
+            (r.protocol, r.first_port) = (v1::Protocol::IcmpNodeInformationQuery.into(), 0);
+            cidr(r, "10.0.0.0/8");
+        }),
         ("group", |r| {
             r.remote = Some(security_rule::Remote::Group("@all".into()))
         }),
@@ -205,4 +216,29 @@ fn each_bad_field_of_a_rule_is_refused_by_its_name() {
     let mut many = group(rule());
     many.rules = vec![rule(); 257];
     assert_eq!(Group::try_from(many).unwrap_err().field, "rules");
+}
+
+#[test]
+fn types_of_icmp_survive_the_wire_and_the_store_and_older_records_mean_all_of_it() {
+    for kind in IcmpType::ALL {
+        let wire = v1::SecurityRule {
+            protocol: v1::Protocol::from(kind).into(),
+            first_port: 0,
+            ..rule()
+        };
+        let own = Group::try_from(group(wire)).unwrap();
+        assert_eq!(own.rules[0].protocol, Protocol::IcmpType(kind));
+        assert!(own.has_icmp_types());
+        assert_eq!(
+            Group::try_from(v1::SecurityGroup::from(own.clone())).unwrap(),
+            own
+        );
+        let stored = serde_json::to_string(&own).unwrap();
+        assert_eq!(serde_json::from_str::<Group>(&stored).unwrap(), own);
+    }
+    let before = r#"{"direction":"ingress","protocol":"icmp","remote":"any"}"#;
+    assert_eq!(
+        serde_json::from_str::<Rule>(before).unwrap().protocol,
+        Protocol::Icmp
+    );
 }

@@ -47,29 +47,46 @@ pub(super) fn wanted(port: &Port<'_>, groups: &BTreeMap<String, &Value>) -> anyh
 
 /// A rule of a group as it should be.
 fn lines(rule: &Value, port: &Port<'_>, packet: &str, end: &str) -> Vec<String> {
-    let protocol = match text(rule, "/protocol").as_str() {
-        "PROTOCOL_TCP" => "l4proto 6 ",
-        "PROTOCOL_UDP" => "l4proto 17 ",
-        "PROTOCOL_ICMP" => "l4proto 1,58 ",
-        _ => "",
-    };
     let first = number_at(rule, "/firstPort");
     let ports = match (first, number_at(rule, "/lastPort").max(first)) {
         (0, _) => String::new(),
         (_, last) if first == last => format!("{packet} proto-dst {first} "),
         (_, last) => format!("{packet} proto-dst {first}-{last} "),
     };
-    let of = |family: &str, whom: &str| format!("{packet} {family} {end} {whom} ");
-    let remotes = match (rule["cidr"].as_str(), rule["group"].as_str()) {
-        (Some(cidr), _) if cidr.contains(':') => vec![of("ip6", cidr.trim_end_matches("/128"))],
-        (Some(cidr), _) => vec![of("ip", cidr.trim_end_matches("/32"))],
-        (_, Some(group)) => [(4, "ip"), (6, "ip6")]
-            .map(|(number, family)| of(family, &format!("@g{number}/{}/{group}", port.network)))
-            .into(),
-        _ => vec![String::new()],
+    let both = |text: String| [Some(text.clone()), Some(text)];
+    // Of ICMP, conntrack has type and code where others have a port.
+    let icmp = |protocol: u8, kind: u32| {
+        let first = kind << 8;
+        Some(format!(
+            "l4proto {protocol} {packet} proto-dst {first}-{} ",
+            first | 0xff
+        ))
     };
-    let line = |remote: &String| format!("{protocol}{ports}{remote}return");
-    remotes.iter().map(line).collect()
+    let whats = match text(rule, "/protocol").as_str() {
+        "PROTOCOL_TCP" => both(format!("l4proto 6 {ports}")),
+        "PROTOCOL_UDP" => both(format!("l4proto 17 {ports}")),
+        "PROTOCOL_ICMP" => both("l4proto 1,58 ".to_owned()),
+        "PROTOCOL_ICMP_ECHO_REQUEST" => [icmp(1, 8), icmp(58, 128)],
+        "PROTOCOL_ICMP_TIMESTAMP_REQUEST" => [icmp(1, 13), None],
+        "PROTOCOL_ICMP_INFORMATION_REQUEST" => [icmp(1, 15), None],
+        "PROTOCOL_ICMP_ADDRESS_MASK_REQUEST" => [icmp(1, 17), None],
+        "PROTOCOL_ICMP_NODE_INFORMATION_QUERY" => [None, icmp(58, 139)],
+        _ => both(String::new()),
+    };
+    let of = |family: &str, whom: &str| Some(format!("{packet} {family} {end} {whom} "));
+    let remotes = match (rule["cidr"].as_str(), rule["group"].as_str()) {
+        (Some(cidr), _) if cidr.contains(':') => [None, of("ip6", cidr.trim_end_matches("/128"))],
+        (Some(cidr), _) => [of("ip", cidr.trim_end_matches("/32")), None],
+        (_, Some(group)) => [(4, "ip"), (6, "ip6")]
+            .map(|(number, family)| of(family, &format!("@g{number}/{}/{group}", port.network))),
+        _ => both(String::new()),
+    };
+    let lines = whats.into_iter().zip(remotes);
+    // Of everybody, one line may be for both families.
+    let lines: BTreeSet<_> = lines
+        .filter_map(|(what, remote)| Some(format!("{}{}return", what?, remote?)))
+        .collect();
+    lines.into_iter().collect()
 }
 
 fn told(chain: &str, returned: &BTreeSet<String>, ends: &[String]) -> String {

@@ -92,7 +92,11 @@ pub fn overlay_address(host: usize) -> IpAddr {
 
 /// What a host can do of networks.
 pub fn features() -> Vec<GuestFeature> {
-    vec![GuestFeature::Network, GuestFeature::Overlay]
+    vec![
+        GuestFeature::Network,
+        GuestFeature::Overlay,
+        GuestFeature::IcmpType,
+    ]
 }
 
 /// What acts for one life of an agent.
