@@ -26,7 +26,7 @@ struct Arguments {
 /// What else this program does. Without a command it is the agent.
 #[derive(Subcommand)]
 enum Command {
-    /// Before libvirtd comes up: clear the starts and backups of VMs that it was killed in, which it may never end by itself.
+    /// Before libvirtd comes up: clear the starts, arrivals and backups of VMs that it was killed in, which it may never end by itself.
     ClearCutJobs,
     /// Prints what libvirt would be told of a pool of type lvm-thin or rbd, for `virsh pool-define`. The agent itself uses no such pool
     /// yet.

@@ -3,7 +3,8 @@
 //!
 //! libvirt 11.3 ends a start that was cut short itself in most cases, after having shown the domain for a moment as paused or even
 //! running; in about one of ten it takes the start's job up again, which nobody ends, and then no call about that domain
-//! gets its lock. Without the note of the start it comes up with the domain off, as the agent expects.
+//! gets its lock. Without the note of the start it comes up with the domain off, as the agent expects. It is the same with a domain that
+//! is to arrive by a migration, when libvirtd was killed before its QEMU ran.
 //!
 //! A backup is noted step by step. With a note that one is under way, but not yet of what, libvirt waits for an end that QEMU will
 //! never tell, and no other backup and no migration can begin. A note that names the disks, but not yet how far they are, it cannot
@@ -14,7 +15,7 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -50,11 +51,20 @@ pub fn clear() -> io::Result<()> {
         };
         let cleared = match job {
             Job::Start => end(&note, id),
+            Job::Arrival => match qemu(&note, id) {
+                // Where it runs libvirt ends it, or goes on.
+                Ok(Some(_)) => continue,
+                Ok(None) => fs::remove_file(&note),
+                Err(error) => Err(error),
+            },
             Job::Backup => forget_backup(&note, &text),
         };
         match (cleared, job) {
             (Ok(()), Job::Start) => {
                 tracing::warn!(%id, %name, "libvirtd was killed amid its start: it is off");
+            }
+            (Ok(()), Job::Arrival) => {
+                tracing::warn!(%id, %name, "libvirtd was killed before it could arrive: it has not");
             }
             (Ok(()), Job::Backup) => {
                 tracing::warn!(%id, %name, "libvirtd was killed as it began its backup: there is none");
@@ -71,6 +81,7 @@ pub fn clear() -> io::Result<()> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Job {
     Start,
+    Arrival,
     Backup,
 }
 
@@ -106,6 +117,7 @@ fn cut(note: &str) -> Option<Cut> {
     let asynchronous = note.each("job").find_map(|job| job.attribute("async"));
     let job = match asynchronous {
         Some("start") if starting => Job::Start,
+        Some("migration in") => Job::Arrival,
         Some("backup") if !is_whole(&note) => Job::Backup,
         _ => return None,
     };
@@ -144,19 +156,24 @@ fn forget_backup(note: &Path, text: &str) -> io::Result<()> {
 
 /// Ends the domain's QEMU, if it came so far, and removes the note.
 fn end(note: &Path, id: VmId) -> io::Result<()> {
-    match watch(&note.with_extension("pid"), id) {
-        Ok(process) => {
-            pidfd_send_signal(process.as_fd(), Signal::KILL)?;
-            if poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&END_WAIT))? == 0 {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
+    if let Some(process) = qemu(note, id)? {
+        pidfd_send_signal(process.as_fd(), Signal::KILL)?;
+        if poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&END_WAIT))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
         }
-        // No pid file, or it names another: libvirtd was killed before it let QEMU begin, which ended with it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
-        Err(error) => return Err(error),
     }
     fs::remove_file(note)
+}
+
+/// The domain's QEMU, if it came so far.
+fn qemu(note: &Path, id: VmId) -> io::Result<Option<OwnedFd>> {
+    match watch(&note.with_extension("pid"), id) {
+        Ok(process) => Ok(Some(process)),
+        // No pid file, or it names another: libvirtd was killed before it let QEMU begin, which ended with it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -214,14 +231,16 @@ mod tests {
     }
 
     #[test]
-    fn only_a_start_of_dalgus_own_whose_guest_does_not_run_yet_is_cut_short() {
+    fn only_a_start_or_an_arrival_of_dalgus_own_whose_guest_does_not_run_yet_is_cut_short() {
         let starting = "state='paused' reason='starting up'";
         assert_eq!(cut(&note(starting, "start", MARK)), Some(of_web(Job::Start)));
+        let arriving = note("state='paused' reason='migration'", "migration in", MARK);
+        assert_eq!(cut(&arriving), Some(of_web(Job::Arrival)));
         for other in [
             note("state='running' reason='booted'", "start", MARK),
             note("state='paused' reason='user'", "start", MARK),
             note(starting, "none", MARK),
-            note(starting, "migration in", MARK),
+            note(starting, "migration out", MARK),
             note(starting, "start", ""),
             note(
                 starting,
