@@ -86,6 +86,8 @@ pub enum GuestFeature {
     Snapshot,
     /// Backups, and VMs made from them.
     Backup,
+    /// Volumes of the site that move to another pool.
+    VolumeMove,
 }
 
 impl GuestFeature {
@@ -104,6 +106,7 @@ impl GuestFeature {
             Self::DiskChange => "limits of disks, and their moves to other pools",
             Self::Snapshot => "snapshots",
             Self::Backup => "backups",
+            Self::VolumeMove => "moves of volumes to other pools",
         }
     }
 
@@ -115,7 +118,8 @@ impl GuestFeature {
             | Self::Volume
             | Self::DiskChange
             | Self::Snapshot
-            | Self::Backup => "update its agent",
+            | Self::Backup
+            | Self::VolumeMove => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
             Self::Network => {

@@ -161,6 +161,7 @@ fn feature(wire: i32) -> Option<GuestFeature> {
         v1::GuestFeature::DiskChange => GuestFeature::DiskChange,
         v1::GuestFeature::Snapshot => GuestFeature::Snapshot,
         v1::GuestFeature::Backup => GuestFeature::Backup,
+        v1::GuestFeature::VolumeMove => GuestFeature::VolumeMove,
     })
 }
 
@@ -179,6 +180,7 @@ impl From<GuestFeature> for v1::GuestFeature {
             GuestFeature::DiskChange => Self::DiskChange,
             GuestFeature::Snapshot => Self::Snapshot,
             GuestFeature::Backup => Self::Backup,
+            GuestFeature::VolumeMove => Self::VolumeMove,
         }
     }
 }
