@@ -22,7 +22,7 @@ use std::sync::Arc;
 use dalgu_proto::{
     ids::{Epoch, Generation, HostName, MigrationId, OperationId, VmId},
     snapshot::Set,
-    vm::Spec,
+    vm::{Disk, Spec},
 };
 
 pub use self::{
@@ -32,8 +32,8 @@ pub use self::{
 use crate::{
     agent_wire::Reported,
     model::{
-        EventKind, Intent, MigrationRecord, OperationKind, OperationRecord, OperationState, Phase, VmPhase,
-        VmRecord,
+        Change, EventKind, Intent, MigrationRecord, OperationKind, OperationRecord, OperationState, Phase,
+        VmPhase, VmRecord,
     },
     state::{State, Tx},
 };
@@ -341,9 +341,30 @@ fn ahead(vm: &VmRecord, seen: &[&Reported]) -> VmRecord {
     ahead
 }
 
+/// Moves of disks that the backup does not know and that are under way: both pools have room for them, and a volume is where it was.
+fn moving(state: &State, host: &HostName, vm: &VmRecord, reported: &Reported) -> Option<Change> {
+    let host = state.hosts.get(host)?;
+    let old = |disk: &Disk| {
+        let field = format!("disks[{}].pool", disk.name);
+        let mut pending = reported.observation.pending.iter();
+        let pool = &pending.find(|pending| pending.field == field)?.current;
+        let pool = pool.clone();
+        (pool != disk.pool && host.inventory.pool(&pool).is_some()).then(|| Disk { pool, ..disk.clone() })
+    };
+    let left_out: Vec<_> = vm.spec.disks.iter().filter_map(old).collect();
+    (!left_out.is_empty()).then(|| Change {
+        generation: vm.intent.generation,
+        vcpus: vm.spec.vcpus,
+        memory_mib: vm.spec.memory_mib,
+        left_out,
+        added: Default::default(),
+    })
+}
+
 fn take_over(tx: &mut Tx, vm: &VmRecord, (host, reported): &Seen) {
     let mut taken = ahead(vm, &[reported]);
     taken.owner = host.clone();
+    taken.change = taken.change.take().or_else(|| moving(tx, host, &taken, reported));
     let message = format!("taken over as it is on {host}");
     tx.event(EventKind::Vm, "VmTakenOver", &vm.name, message, None);
     tx.observe(vm.id, None);

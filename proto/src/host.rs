@@ -88,6 +88,8 @@ pub enum GuestFeature {
     Backup,
     /// Security groups with rules about types of ICMP.
     IcmpType,
+    /// Volumes of the site that move to another pool.
+    VolumeMove,
 }
 
 impl GuestFeature {
@@ -107,6 +109,7 @@ impl GuestFeature {
             Self::Snapshot => "snapshots",
             Self::Backup => "backups",
             Self::IcmpType => "rules about types of ICMP",
+            Self::VolumeMove => "moves of volumes to other pools",
         }
     }
 
@@ -120,6 +123,7 @@ impl GuestFeature {
             | Self::Snapshot
             | Self::Backup
             | Self::IcmpType => "update its agent",
+            Self::VolumeMove => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
             Self::Network => {

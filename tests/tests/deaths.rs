@@ -81,7 +81,7 @@ async fn files(lab: &Lab) -> anyhow::Result<String> {
     lab.virsh(1, &["domblklist", "shop"]).await
 }
 
-/// A volume comes, grows and goes, and a disk of the VM's own comes, moves and goes.
+/// A volume comes, grows, moves and goes, and so does a disk of the VM's own.
 async fn devices(death: &mut Death<'_>, name: &str) -> anyhow::Result<()> {
     let lab = death.lab;
     dalgu(lab, &["volume", "create", name, "--size", "32MiB"]).await?;
@@ -110,10 +110,15 @@ async fn devices(death: &mut Death<'_>, name: &str) -> anyhow::Result<()> {
     death
         .amid_change(&[&update[..], &["--add-disk", "extra=16MiB"]].concat())
         .await?;
-    let moved = [&update[..], &["--move-disk", "extra=fast"]].concat();
-    let vm = death.amid_change(&moved).await?;
-    let there = format!("/var/lib/dalgu/fast/{}/extra.qcow2", vm.uid);
-    ensure!(files(lab).await?.contains(&there), "{}", files(lab).await?);
+    let to_fast = ["--move-disk", "extra=fast", "--move-disk", "vol=fast"];
+    let vm = death.amid_change(&[&update[..], &to_fast].concat()).await?;
+    for there in [format!("{}/extra", vm.uid), format!("volumes/{uid}")] {
+        let there = format!("/var/lib/dalgu/fast/{there}.qcow2");
+        ensure!(files(lab).await?.contains(&there), "{}", files(lab).await?);
+    }
+    ensure!(!outside.exists(), "the volume has left its file behind");
+    let outside = lab.layout().host(1).outside("/var/lib/dalgu/fast");
+    let outside = outside.join(format!("volumes/{uid}.qcow2"));
     let gone = ["--remove-disk", "vol", "--remove-disk", "extra"];
     death.amid_change(&[&update[..], &gone].concat()).await?;
     let left = files(lab).await?;
@@ -123,6 +128,7 @@ async fn devices(death: &mut Death<'_>, name: &str) -> anyhow::Result<()> {
         now["status"]["state"] == "VOLUME_STATE_AVAILABLE"
     })
     .await?;
+    ensure!(outside.exists(), "the volume is not where it has moved to");
     // Without a grace period it goes at once.
     dalgu(lab, &["volume", "delete", name]).await?;
     death.comes().await?;

@@ -1,4 +1,4 @@
-//! Disks that are limited and moved while their guest writes, on real hosts: no write that the guest was told to be safe is lost, and
+//! Disks and volumes that are limited and moved while their guest writes, on real hosts: no write that the guest was told to be safe is lost, and
 //! whoever dies on the way, there is one whole file at the end and nothing else.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
@@ -24,17 +24,43 @@ const FILLED_MIB: u64 = 384;
 const FILLED_AT: u64 = 8 << 20;
 const POOLS: [&str; 2] = ["local", "fast"];
 
-fn folder(lab: &Lab, vm: &Vm, pool: &str) -> anyhow::Result<PathBuf> {
+fn pool_dir(lab: &Lab, vm: &Vm, pool: &str) -> anyhow::Result<PathBuf> {
     let host = lab.layout().host(vm.host_number()?);
-    Ok(host.outside(&format!("/var/lib/dalgu/{pool}")).join(&vm.uid))
+    Ok(host.outside(&format!("/var/lib/dalgu/{pool}")))
 }
 
+/// What a pool has of the VM's own, and of volumes, by the paths in it.
 fn files(lab: &Lab, vm: &Vm, pool: &str) -> anyhow::Result<BTreeSet<String>> {
-    let Ok(entries) = fs::read_dir(folder(lab, vm, pool)?) else {
-        return Ok(BTreeSet::new());
+    let mut found = BTreeSet::new();
+    for folder in [&*vm.uid, "volumes"] {
+        let Ok(entries) = fs::read_dir(pool_dir(lab, vm, pool)?.join(folder)) else {
+            continue;
+        };
+        for entry in entries {
+            found.insert(format!("{folder}/{}", entry?.file_name().to_string_lossy()));
+        }
+    }
+    Ok(found)
+}
+
+/// The files of a VM's two disks in their pools: its data may be a volume.
+async fn names(lab: &Lab, vm: &Vm) -> anyhow::Result<[(&'static str, String); 2]> {
+    let disks = vm.all["spec"]["disks"].as_array().cloned().unwrap_or_default();
+    let volume = disks.iter().find_map(|disk| disk["volume"].as_str());
+    let data = match volume.filter(|name| !name.is_empty()) {
+        None => format!("{}/data.raw", vm.uid),
+        Some(name) => {
+            let volume = words::json(lab, &["volume", "show", name]).await?;
+            format!("volumes/{}.raw", volume["uid"].as_str().unwrap_or_default())
+        }
     };
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    names.collect()
+    Ok([("root", format!("{}/root.qcow2", vm.uid)), ("data", data)])
+}
+
+/// The file of its data.
+async fn data(lab: &Lab, vm: &Vm) -> anyhow::Result<PathBuf> {
+    let [_, (disk, file)] = names(lab, vm).await?;
+    Ok(pool_dir(lab, vm, &pool_of(vm, disk))?.join(file))
 }
 
 fn pool_of(vm: &Vm, disk: &str) -> String {
@@ -55,11 +81,11 @@ async fn is_whole(lab: &Lab, name: &str) -> anyhow::Result<Vm> {
     };
     wait_for("a disk to arrive", LIMIT, settled).await?;
     let vm = words::vm(lab, name).await?;
+    let disks = names(lab, &vm).await?;
     let is = async || -> anyhow::Result<Option<String>> {
         for pool in POOLS {
-            let disks = [("root", "root.qcow2"), ("data", "data.raw")];
             let here = disks.iter().filter(|(disk, _)| pool_of(&vm, disk) == pool);
-            let wanted: BTreeSet<_> = here.map(|(_, file)| (*file).to_owned()).collect();
+            let wanted: BTreeSet<_> = here.map(|(_, file)| file.clone()).collect();
             let found = files(lab, &vm, pool)?;
             if found != wanted {
                 return Ok(Some(format!("pool {pool} has {found:?}, should have {wanted:?}")));
@@ -67,11 +93,21 @@ async fn is_whole(lab: &Lab, name: &str) -> anyhow::Result<Vm> {
         }
         for kind in [&["domblklist", name][..], &["domblklist", name, "--inactive"]] {
             let list = lab.virsh(vm.host_number()?, kind).await?;
-            for (disk, file) in [("root", "root.qcow2"), ("data", "data.raw")] {
-                let path = format!("/var/lib/dalgu/{}/{}/{file}", pool_of(&vm, disk), vm.uid);
+            for (disk, file) in &disks {
+                let path = format!("/var/lib/dalgu/{}/{file}", pool_of(&vm, disk));
                 if !list.contains(&path) {
                     return Ok(Some(format!("{kind:?} does not say {path}: {list}")));
                 }
+            }
+        }
+        for volume in words::json(lab, &["volume", "list"])
+            .await?
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            if volume["pool"].as_str() != Some(&*pool_of(&vm, "data")) {
+                return Ok(Some(format!("the record of the volume is behind: {volume}")));
             }
         }
         Ok(None)
@@ -87,13 +123,12 @@ async fn is_whole(lab: &Lab, name: &str) -> anyhow::Result<Vm> {
 }
 
 /// Fills a part of the disk, while its VM is off.
-fn fill(lab: &Lab, vm: &Vm) -> anyhow::Result<Vec<u8>> {
+async fn fill(lab: &Lab, vm: &Vm) -> anyhow::Result<Vec<u8>> {
     let mut random = fastrand::Rng::with_seed(7);
     let bytes: Vec<u8> = (0..FILLED_MIB << 17)
         .flat_map(|_| random.u64(..).to_le_bytes())
         .collect();
-    let path = folder(lab, vm, &pool_of(vm, "data"))?.join("data.raw");
-    let file = fs::OpenOptions::new().write(true).open(path)?;
+    let file = fs::OpenOptions::new().write(true).open(data(lab, vm).await?)?;
     file.write_all_at(&bytes, FILLED_AT)?;
     file.sync_all()?;
     Ok(bytes)
@@ -108,11 +143,11 @@ async fn writes_on(lab: &Lab, name: &str) -> anyhow::Result<()> {
     .await
 }
 
-fn nothing_is_lost(lab: &Lab, vm: &Vm, filled: &[u8]) -> anyhow::Result<()> {
+async fn nothing_is_lost(lab: &Lab, vm: &Vm, filled: &[u8]) -> anyhow::Result<()> {
     // What is acknowledged is on the disk by then.
     let told = acknowledged(&said(lab, vm)?);
     ensure!(told.len() > 10, "too little was written: {}", told.len());
-    let disk = fs::read(folder(lab, vm, &pool_of(vm, "data"))?.join("data.raw"))?;
+    let disk = fs::read(data(lab, vm).await?)?;
     ensure!(disk.len() as u64 == DATA_MIB << 20, "it has {} bytes", disk.len());
     all_written(&disk, &told)?;
     let at = usize::try_from(FILLED_AT)?;
@@ -123,12 +158,11 @@ fn nothing_is_lost(lab: &Lab, vm: &Vm, filled: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the VM, with a disk that takes some time to copy.
-async fn shop(lab: &Lab) -> anyhow::Result<Vec<u8>> {
-    let data = format!("data={DATA_MIB}MiB,format=raw");
-    dalgu(lab, &create("shop", "root=8MiB", &["--disk", &data])).await?;
+/// Makes the VM, with such a disk that takes some time to copy.
+async fn shop(lab: &Lab, data: &str) -> anyhow::Result<Vec<u8>> {
+    dalgu(lab, &create("shop", "root=8MiB", &["--disk", data])).await?;
     dalgu(lab, &["vm", "stop", "shop", "--force"]).await?;
-    let filled = fill(lab, &words::vm(lab, "shop").await?)?;
+    let filled = fill(lab, &words::vm(lab, "shop").await?).await?;
     dalgu(lab, &["vm", "start", "shop"]).await?;
     writes_on(lab, "shop").await?;
     Ok(filled)
@@ -161,7 +195,7 @@ async fn moves(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
         vm.all
     );
     writes_on(lab, "shop").await?;
-    nothing_is_lost(lab, &vm, filled)?;
+    nothing_is_lost(lab, &vm, filled).await?;
     // While it is off.
     dalgu(lab, &["vm", "stop", "shop", "--force"]).await?;
     update(
@@ -171,7 +205,7 @@ async fn moves(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
     )
     .await?;
     let vm = is_whole(lab, "shop").await?;
-    nothing_is_lost(lab, &vm, filled)?;
+    nothing_is_lost(lab, &vm, filled).await?;
     dalgu(lab, &["vm", "start", "shop"]).await?;
     writes_on(lab, "shop").await?;
     // A power-off and a start get through, and the copy is made after all.
@@ -180,7 +214,7 @@ async fn moves(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
     dalgu(lab, &["vm", "start", "shop"]).await?;
     let vm = is_whole(lab, "shop").await?;
     writes_on(lab, "shop").await?;
-    nothing_is_lost(lab, &vm, filled)?;
+    nothing_is_lost(lab, &vm, filled).await?;
     // It is called back.
     let vm = begin(lab).await?;
     let back = format!("data={}", other(&pool_of(&vm, "data")));
@@ -189,17 +223,14 @@ async fn moves(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The agent, or libvirtd, dies at about every point of a move.
-async fn deaths(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
+const AGENT_OR_LIBVIRTD: [fn(u8) -> Daemon; 2] = [Daemon::Agent, Daemon::Libvirtd];
+
+/// One of these dies at about every point of a move.
+async fn deaths(lab: &Lab, filled: &[u8], daemons: &[fn(u8) -> Daemon]) -> anyhow::Result<()> {
     for delay_ms in [0_u64, 100, 300, 600, 900, 1300, 1800, 2500] {
-        for libvirtd in [false, true] {
+        for daemon in daemons {
             let vm = begin(lab).await?;
-            let host = vm.host_number()?;
-            let dies = if libvirtd {
-                Daemon::Libvirtd(host)
-            } else {
-                Daemon::Agent(host)
-            };
+            let dies = daemon(vm.host_number()?);
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
             lab.signal(dies, Signal::SIGKILL).await?;
             lab.start(dies).await?;
@@ -212,7 +243,7 @@ async fn deaths(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
                 vm.all
             );
             writes_on(lab, "shop").await?;
-            nothing_is_lost(lab, &vm, filled)?;
+            nothing_is_lost(lab, &vm, filled).await?;
         }
     }
     Ok(())
@@ -296,10 +327,56 @@ async fn limits(lab: &Lab) -> anyhow::Result<()> {
 #[ignore = "needs root and the lab's packages: make test"]
 async fn a_disk_moves_while_the_guest_writes_and_agents_and_libvirtd_die() -> anyhow::Result<()> {
     with_lab(&e2e::hosts(1), async |lab| {
-        let filled = shop(lab).await?;
+        let filled = shop(lab, &format!("data={DATA_MIB}MiB,format=raw")).await?;
         moves(lab, &filled).await?;
-        deaths(lab, &filled).await?;
+        deaths(lab, &filled, &AGENT_OR_LIBVIRTD).await?;
         dalgu(lab, &["vm", "delete", "shop", "--force"]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+/// That a command is refused for this reason.
+async fn refused(lab: &Lab, words: &[&str], why: &str) -> anyhow::Result<()> {
+    let ended = words::try_dalgu(lab, words).await?;
+    let told = ended.code != 0 && ended.stderr.contains(why);
+    ensure!(told, "`dalgu {}`: {ended:?}", words.join(" "));
+    Ok(())
+}
+
+/// While it moves, nobody takes the volume from its VM, or the VM from it. Where it is at the end, it stays.
+async fn stays_with_its_vm(lab: &Lab, filled: &[u8]) -> anyhow::Result<()> {
+    let vm = begin(lab).await?;
+    // It takes some seconds to copy; what is asked for in the first one comes in between.
+    let take = ["vm", "update", "shop", "--remove-disk", "data"];
+    refused(lab, &take, "CHANGE_IN_PROGRESS").await?;
+    refused(lab, &["vm", "delete", "shop", "--force"], "CHANGE_IN_PROGRESS").await?;
+    let record = words::json(lab, &["volume", "show", "ledger"]).await?;
+    ensure!(record["pool"] == other(&pool_of(&vm, "data")), "{record}");
+    let vm = is_whole(lab, "shop").await?;
+    writes_on(lab, "shop").await?;
+    nothing_is_lost(lab, &vm, filled).await?;
+    let file = data(lab, &vm).await?;
+    dalgu(lab, &["vm", "delete", "shop", "--force"]).await?;
+    let record = words::json(lab, &["volume", "show", "ledger"]).await?;
+    let there = record["pool"] == *pool_of(&vm, "data") && file.exists();
+    ensure!(there, "{} is not in the pool of {record}", file.display());
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_volume_moves_while_the_guest_writes_and_agents_libvirtd_and_the_controller_die()
+-> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let size = format!("{DATA_MIB}MiB");
+        let make = ["volume", "create", "ledger", "--size", &size, "--format", "raw"];
+        dalgu(lab, &make).await?;
+        let filled = shop(lab, "data,volume=ledger").await?;
+        moves(lab, &filled).await?;
+        let all = [Daemon::Agent, Daemon::Libvirtd, |_| Daemon::Controller];
+        deaths(lab, &filled, &all).await?;
+        stays_with_its_vm(lab, &filled).await?;
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await

@@ -261,6 +261,7 @@ impl Hypervisor for Sim {
                 GuestFeature::DiskChange,
                 GuestFeature::Snapshot,
                 GuestFeature::Backup,
+                GuestFeature::VolumeMove,
             ],
         };
         self.0

@@ -640,8 +640,12 @@ async fn perform(
         Step::RestartGuest(RestartMode::Reset) => hypervisor.reset(id).await,
         Step::Undefine => hypervisor.undefine(id).await,
         Step::Change(change) => hypervisor.change_hardware(defined()?, change).await,
-        // A volume of the site outlives the VM that had it.
-        Step::DeleteVolume(disk) if disk.volume.is_some() => Ok(()),
+        // A volume of the site outlives the VM that had it; of one that has moved the old file goes.
+        Step::DeleteVolume(disk)
+            if disk.volume.is_some() && !plan::changes::moves(&defined()?.spec, disk) =>
+        {
+            Ok(())
+        }
         Step::Layer(change) => return Ok(hypervisor.change_layers(defined()?, change).await?),
         Step::DeleteVolume(disk) => hypervisor.delete_volume(id, disk).await,
         Step::DeleteVolumes => {

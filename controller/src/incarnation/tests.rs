@@ -355,6 +355,30 @@ async fn a_disk_that_was_added_after_the_backup_is_taken_over_and_not_removed() 
 }
 
 #[tokio::test]
+async fn a_disk_that_moves_since_the_backup_has_room_in_both_pools() {
+    let (db, vm) = restored().await;
+    let mut there = told(shown(&vm, "h1", VmPhase::Settled), PowerState::Running);
+    let mut spec = vm.spec.clone();
+    spec.disks = fixtures::vm_of(&fixtures::image("12", 1), "web", "h1").spec.disks;
+    let (disk, old) = (spec.disks[0].name.clone(), spec.disks[0].pool.clone());
+    spec.disks[0].pool = "fast".to_owned();
+    there.told.as_mut().unwrap().spec = Some(spec.clone());
+    there.observation.pending = vec![crate::model::Pending {
+        field: format!("disks[{disk}].pool"),
+        current: old.clone(),
+        wanted: "fast".to_owned(),
+        message: String::new(),
+    }];
+    all_list(&db, [vec![there], vec![], vec![]]).await;
+    resumes(&db).await.unwrap();
+    let vm = db.snapshot().vms[&vm.id].clone();
+    let change = vm.change.as_ref().unwrap();
+    assert_eq!((change.left_out.len(), &change.left_out[0].pool), (1, &old));
+    let held = vm.held().disks.len();
+    assert_eq!(held, spec.disks.len() + 1);
+}
+
+#[tokio::test]
 async fn what_its_owner_asked_for_before_the_backup_and_its_host_had_not_heard_stands() {
     let (db, vm) = restored().await;
     let mut vm = vm;

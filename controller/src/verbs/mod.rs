@@ -490,25 +490,12 @@ pub enum Error {
     /// It holds only what differs from its image, which each host has for itself.
     #[error(
         "disk {disk} is an overlay on its image and cannot be in the shared pool {pool}: choose a pool of the host's own, or make the \
-         VM with clone=full"
+         VM, or the volume, with clone=full"
     )]
     OverlayStays {
         /// The disk.
         disk: String,
         /// The pool.
-        pool: String,
-    },
-    /// Its data are in the pool that it was made in.
-    #[error(
-        "disk {disk} is volume {volume}, which stays in its pool: make another in pool {pool} (`dalgu volume create`), add it to the VM too, \
-         and copy within the guest"
-    )]
-    VolumeStays {
-        /// The disk.
-        disk: String,
-        /// The volume.
-        volume: VolumeName,
-        /// Where it was to be.
         pool: String,
     },
     /// Its agent would make none.

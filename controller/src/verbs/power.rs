@@ -8,6 +8,7 @@ use dalgu_proto::vm::{PowerState, RestartMode, first_boot::Documents};
 
 use super::{
     Caller, Error, abort_migration, accept, backup, check_etag, confirmed, find, new_operation, supersede,
+    update,
 };
 use crate::{
     incarnation,
@@ -152,6 +153,9 @@ pub fn delete(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, force: bool)
         return Err(Error::Running(vm.name));
     }
     backup::none_under_way(tx, &vm)?;
+    for disk in &vm.spec.disks {
+        update::stays_put(tx, &vm, disk)?;
+    }
     supersede(tx, &vm, OperationKind::Delete, |kind| {
         kind.is_power() || kind == OperationKind::Create
     });

@@ -103,7 +103,7 @@ impl Error {
             E::SnapshotsPresent { .. } => (Code::FailedPrecondition, "SNAPSHOTS_PRESENT"),
             E::VolumeAttached { .. } => (Code::FailedPrecondition, "VOLUME_ATTACHED"),
             E::NoDisks(_) => (Code::FailedPrecondition, "NO_DISKS"),
-            E::FieldNotMutable { .. } | E::PartNotMutable { .. } | E::VolumeStays { .. } => {
+            E::FieldNotMutable { .. } | E::PartNotMutable { .. } => {
                 (Code::InvalidArgument, "FIELD_NOT_MUTABLE")
             }
             E::Invalid { .. } => (Code::InvalidArgument, "INVALID_FIELD"),

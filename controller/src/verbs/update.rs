@@ -17,7 +17,7 @@ use dalgu_proto::{
 use super::{Caller, Error, backup, check_etag, confirmed, create, find, placement_group, room};
 use crate::{
     hosts, images,
-    model::{Change, DrainMode, EventKind, Observation, Outcome, VmRecord},
+    model::{Change, DrainMode, EventKind, Observation, Outcome, VmRecord, VolumeRecord},
     networks,
     placement::{self, Policy, Request},
     state::{State, Tx},
@@ -178,6 +178,12 @@ fn changed_disks(state: &State, caller: &Caller, old: &VmRecord, given: &[Disk])
         }
     }
     volumes::resolve::volumes(state, &mut disks, before)?;
+    let gone = before
+        .iter()
+        .filter(|disk| !given.iter().any(|other| other.name == disk.name));
+    for disk in gone {
+        stays_put(state, old, disk)?;
+    }
     let fresh = |disk: &&mut Disk| !before.iter().any(|known| known.name == disk.name);
     for disk in disks
         .iter_mut()
@@ -191,24 +197,23 @@ fn changed_disks(state: &State, caller: &Caller, old: &VmRecord, given: &[Disk])
 
 /// Refuses to move a disk to where it cannot be.
 fn may_move(state: &State, vm: &VmRecord, disk: &Disk, pool: &str) -> Result<(), Error> {
-    if disk.pool == pool || (disk.volume.is_some() && pool.is_empty()) {
+    let volume = volumes::resolve::of_disk(state, disk);
+    // One that is called back to where it is goes nowhere.
+    if disk.pool == pool || volume.is_some_and(|volume| pool.is_empty() || volume.pool == pool) {
         return Ok(());
-    }
-    if let Some(volume) = &disk.volume {
-        return Err(Error::VolumeStays {
-            disk: disk.name.clone(),
-            volume: volume.name.clone(),
-            pool: pool.to_owned(),
-        });
     }
     let field = format!("disks[{}]", disk.name);
     let seen = state.observation(vm);
     let awaited = seen.is_some_and(|seen| seen.pending.iter().any(|pending| pending.field == field));
     let change = vm.change.as_ref();
-    if awaited || change.is_some_and(|change| change.added.contains(&disk.name)) {
+    let added = change.is_some_and(|change| change.added.contains(&disk.name));
+    // Its file is full of data: it is moved where its host has said that the VM has it, and not before.
+    let unsure = volume
+        .is_some_and(|volume| !volume.made || !seen.is_some_and(|seen| volumes::resolve::settled(vm, seen)));
+    if awaited || added || unsure {
         return Err(Error::ChangeInProgress {
             vm: vm.name.clone(),
-            next: "the disk has not come yet, see `dalgu vm show`: move it when it is there",
+            next: "its host has not said that the disk is there, see `dalgu vm show`: move it when it has come",
         });
     }
     if volumes::is_shared(state, &vm.owner, pool)
@@ -221,6 +226,18 @@ fn may_move(state: &State, vm: &VmRecord, disk: &Disk, pool: &str) -> Result<(),
         });
     }
     Ok(())
+}
+
+/// Refuses to take a volume from a VM, or the VM from a volume, while nobody can say which of two pools has it.
+pub(super) fn stays_put(state: &State, vm: &VmRecord, disk: &Disk) -> Result<(), Error> {
+    match volumes::is_moving(state, vm, disk) {
+        false => Ok(()),
+        true => Err(Error::ChangeInProgress {
+            vm: vm.name.clone(),
+            next: "a volume of it is on its way to another pool: repeat when it is there, see `dalgu vm show`, or call it back first \
+                   (`dalgu vm update VM --move-disk DISK=POOL`)",
+        }),
+    }
 }
 
 /// A disk that is there, with its new size, pool and limits.
@@ -263,10 +280,9 @@ fn same_disk(known: &Disk, given: &Disk) -> Result<Disk, Error> {
     };
     Ok(Disk {
         size_mib,
-        pool: if volume {
-            known.pool.clone()
-        } else {
-            given.pool.clone()
+        pool: match given.pool.is_empty() {
+            true => known.pool.clone(),
+            false => given.pool.clone(),
         },
         limits: given.limits,
         ..known.clone()
@@ -359,6 +375,12 @@ fn may_change(state: &State, vm: &VmRecord, wanted: &Spec) -> Result<(), Error> 
         }
     };
     let able = !wanted.disks.iter().any(otherwise) || offers(GuestFeature::DiskChange);
+    // One of an earlier version would leave the old file behind.
+    let moves = |disk: &Disk| {
+        let mut known = vm.spec.disks.iter();
+        disk.volume.is_some() && known.any(|known| known.name == disk.name && known.pool != disk.pool)
+    };
+    let able = able && (!wanted.disks.iter().any(moves) || offers(GuestFeature::VolumeMove));
     if !able || !offers(GuestFeature::HotChange) {
         return Err(Error::HostTooOld(vm.owner.clone()));
     }
@@ -470,8 +492,9 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     }
     let grown = |disk: &Disk| {
         let known = same_place(&before.disks, disk);
-        // A volume that was attached before has its room where it is.
-        let placed = volumes::resolve::of_disk(state, disk).filter(|volume| volume.host.is_some());
+        // A volume that was attached before has its room where it is, and none where it moves to.
+        let has_room = |volume: &&VolumeRecord| volume.host.is_some() && volume.pool == disk.pool;
+        let placed = volumes::resolve::of_disk(state, disk).filter(has_room);
         let had = known
             .map(|known| known.size_mib)
             .or_else(|| placed.map(|volume| volume.size_mib));

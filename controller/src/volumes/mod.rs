@@ -19,6 +19,7 @@ mod properties;
 use dalgu_proto::{
     host::Pool,
     ids::{HostName, VolumeId},
+    vm::Disk,
 };
 
 use crate::{
@@ -104,4 +105,19 @@ pub fn pool_of<'a>(state: &'a State, host: &HostName, pool: &str) -> Option<&'a 
 pub fn pinned_to<'a>(state: &State, volume: &'a VolumeRecord) -> Option<&'a HostName> {
     let host = volume.host.as_ref()?;
     (!is_shared(state, host, &volume.pool)).then_some(host)
+}
+
+/// Whether a disk is a volume of which the VM's host has not said yet in which of two pools it is.
+pub fn is_moving(state: &State, vm: &VmRecord, disk: &Disk) -> bool {
+    let field = format!("disks[{}].pool", disk.name);
+    let pending = || state.observation(vm).is_some_and(|seen| seen.is_pending(&field));
+    disk.volume.is_some() && (left_in(vm, disk).next().is_some() || pending())
+}
+
+/// Pools in which a VM's volume may still be besides its own.
+pub fn left_in<'a>(vm: &'a VmRecord, disk: &'a Disk) -> impl Iterator<Item = &'a str> {
+    let id = |disk: &Disk| disk.volume.as_ref().and_then(|volume| volume.id);
+    let left_out = vm.change.iter().flat_map(|change| &change.left_out);
+    let same = left_out.filter(move |old| id(old).is_some() && id(old) == id(disk));
+    same.map(|old| old.pool.as_str())
 }

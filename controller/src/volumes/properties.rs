@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_proto::{
     host::GuestFeature,
-    ids::{Generation, VolumeId, VolumeName},
+    ids::{Generation, HostName, VolumeId, VolumeName},
     vm::{Disk, DiskFormat, VolumeRef},
 };
 use proptest::{collection::vec, prelude::*};
@@ -37,6 +37,8 @@ enum Event {
     Create(usize, usize, BTreeSet<usize>),
     /// A VM is told to have these volumes from now on.
     Attach(usize, BTreeSet<usize>),
+    /// One of its volumes is to be in another pool, or back in its own.
+    Move(usize, usize, bool),
     /// Its host has carried out what it was told; or, if not, a guest keeps what was left out.
     Settle(usize, bool),
     /// It is gone.
@@ -60,6 +62,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => volume().prop_map(Event::Purge),
         4 => (vm(), host(), some()).prop_map(|(vm, host, volumes)| Event::Create(vm, host, volumes)),
         4 => (vm(), some()).prop_map(|(vm, volumes)| Event::Attach(vm, volumes)),
+        4 => (vm(), volume(), any::<bool>()).prop_map(|(vm, volume, fast)| Event::Move(vm, volume, fast)),
         4 => (vm(), any::<bool>()).prop_map(|(vm, done)| Event::Settle(vm, done)),
         2 => vm().prop_map(Event::Remove),
         2 => (vm(), host(), any::<bool>()).prop_map(|(vm, host, there)| Event::Migrate(vm, host, there)),
@@ -143,14 +146,31 @@ fn attach(tx: &mut crate::state::Tx, vm: usize, volumes: &BTreeSet<usize>) {
     let _ = update::update(tx, &fixtures::caller(), &format!("vm{vm}"), "", change);
 }
 
+fn move_it(tx: &mut crate::state::Tx, vm: usize, volume: usize, fast: bool) {
+    let Some(record) = vm_of(tx, vm) else { return };
+    let mut disks = record.spec.disks.clone();
+    let name = disk(volume).name;
+    for disk in disks.iter_mut().filter(|disk| disk.name == name) {
+        disk.pool = if fast { "fast" } else { "local" }.to_owned();
+    }
+    let change = update::Update {
+        disks: Some(disks),
+        ..Default::default()
+    };
+    // What is refused changes nothing.
+    let _ = update::update(tx, &fixtures::caller(), &format!("vm{vm}"), "", change);
+}
+
 fn settle(tx: &mut crate::state::Tx, vm: usize, done: bool) {
     let Some(record) = vm_of(tx, vm) else { return };
     let mut seen = fixtures::observation(&record);
     if !done {
         let left_out = record.change.iter().flat_map(|change| &change.left_out);
+        let stays = |name: &str| record.spec.disks.iter().any(|disk| disk.name == name);
+        let path = |name: &str| if stays(name) { ".pool" } else { "" };
         seen.pending = left_out
             .map(|disk| crate::model::Pending {
-                field: format!("disks[{}]", disk.name),
+                field: format!("disks[{}]{}", disk.name, path(&disk.name)),
                 current: String::new(),
                 wanted: String::new(),
                 message: String::new(),
@@ -212,6 +232,7 @@ async fn happen(db: &Db, event: Event) {
         }
         Event::Create(vm, host, volumes) => create(tx, vm, host, &volumes),
         Event::Attach(vm, volumes) => attach(tx, vm, &volumes),
+        Event::Move(vm, volume, fast) => move_it(tx, vm, volume, fast),
         Event::Settle(vm, done) => settle(tx, vm, done),
         Event::Remove(vm) => {
             if let Some(record) = vm_of(tx, vm).filter(|vm| tx.active_migration(vm.id).is_none()) {
@@ -232,10 +253,16 @@ async fn happen(db: &Db, event: Event) {
     .await;
 }
 
-/// MiB by host that the records promise.
-fn promised(state: &State) -> BTreeMap<String, u64> {
-    let mut sums = BTreeMap::new();
+/// MiB by host and pool.
+type Sums = BTreeMap<(String, String), u64>;
+
+/// What the records promise.
+fn promised(state: &State) -> Sums {
+    let mut sums = Sums::new();
     let mut held = BTreeSet::<VolumeId>::new();
+    let mut add = |host: &HostName, pool: &str, mib| {
+        *sums.entry((host.to_string(), pool.to_owned())).or_default() += mib;
+    };
     for vm in state.vms.values() {
         let migration = state.active_migration(vm.id);
         let sides = migration.map(|m| [m.source.clone(), m.destination.clone()]);
@@ -243,32 +270,27 @@ fn promised(state: &State) -> BTreeMap<String, u64> {
         hosts.insert(vm.owner.clone());
         let spec = vm.held();
         held.extend(spec.disks.iter().filter_map(|disk| disk.volume.as_ref()?.id));
-        let mib: u64 = spec.disks.iter().map(|disk| disk.size_mib).sum();
         for host in hosts {
-            *sums.entry(host.to_string()).or_default() += mib;
+            spec.disks
+                .iter()
+                .for_each(|disk| add(&host, &disk.pool, disk.size_mib));
         }
     }
     for volume in state.volumes.values().filter(|volume| !held.contains(&volume.id)) {
         if let Some(host) = &volume.host {
-            *sums.entry(host.to_string()).or_default() += volume.size_mib;
+            add(host, &volume.pool, volume.size_mib);
         }
     }
     sums.retain(|_, mib| *mib > 0);
     sums
 }
 
-fn counted(state: &State) -> BTreeMap<String, u64> {
-    let sums = state.reserved.iter();
-    let mut sums: BTreeMap<_, _> = sums
-        .map(|(host, held)| {
-            (
-                host.to_string(),
-                held.disks_mib.get("local").copied().unwrap_or(0),
-            )
-        })
-        .collect();
-    sums.retain(|_, mib| *mib > 0);
-    sums
+fn counted(state: &State) -> Sums {
+    let sums = state.reserved.iter().flat_map(|(host, held)| {
+        let pools = held.disks_mib.iter();
+        pools.map(move |(pool, mib)| ((host.to_string(), pool.clone()), *mib))
+    });
+    sums.filter(|(_, mib)| *mib > 0).collect()
 }
 
 fn holds(state: &State) {
@@ -281,6 +303,10 @@ fn holds(state: &State) {
             let volume = super::resolve::of_disk(state, disk).expect("it has a record");
             assert_eq!(volume.host.as_ref(), Some(&vm.owner));
             assert_eq!(volume.size_mib, disk.size_mib);
+            let left_out = vm.change.iter().flat_map(|change| &change.left_out);
+            let mut old = left_out.filter(|old| old.name == disk.name).map(|old| &old.pool);
+            let known = volume.pool == disk.pool || old.any(|old| *old == volume.pool);
+            assert!(known, "{volume:?} is in no pool that its VM has: {vm:?}");
             assert_eq!(volume.made, !vm.new_volumes.contains(&disk.name), "{volume:?}");
             assert!(volume.delete_time.is_none());
         }
@@ -303,7 +329,13 @@ proptest! {
             db.change(|tx| {
                 for host in 0..HOSTS {
                     let mut record = fixtures::host(&format!("h{host}"));
-                    record.inventory.guest_features = vec![GuestFeature::HotChange, GuestFeature::Volume];
+                    use GuestFeature::{DiskChange, HotChange, Volume, VolumeMove};
+                    record.inventory.guest_features = vec![HotChange, Volume, DiskChange, VolumeMove];
+                    let fast = dalgu_proto::host::Pool {
+                        name: "fast".to_owned(),
+                        ..record.inventory.pools[0].clone()
+                    };
+                    record.inventory.pools.push(fast);
                     tx.put_host(record);
                 }
             })

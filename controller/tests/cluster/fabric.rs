@@ -30,6 +30,8 @@ pub struct Vm {
     pub handed_over: bool,
     /// The guest shuts itself down right after its start.
     pub short_lived: bool,
+    /// Pools that its disks are in.
+    pub places: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone)]
@@ -142,6 +144,7 @@ impl Vm {
             status: 1,
             handed_over: false,
             short_lived: false,
+            places: BTreeMap::new(),
         }
     }
 
@@ -191,6 +194,7 @@ impl Vm {
             }
             .into(),
             error,
+            pending_changes: self.moving(),
             ..Default::default()
         }
     }
@@ -209,6 +213,11 @@ impl World {
             for (uid, vm) in &mut host.vms {
                 let busy = vm.handed_over || outgoing.contains(uid);
                 let made = host.images.has_all(&vm.intent.images) && host.networks.has_all(&vm.intent);
+                // Before it tells that it has heard: a move shows in its reports at least once.
+                if !busy && vm.move_disks(host.storage.copies_stay) {
+                    vm.status += 1;
+                    changed = true;
+                }
                 if vm.observed < vm.intent.generation && !busy && !host.broken && made {
                     vm.observed = vm.intent.generation;
                     vm.power = vm.intent.power_state();

@@ -162,6 +162,7 @@ fn feature(wire: i32) -> Option<GuestFeature> {
         v1::GuestFeature::Snapshot => GuestFeature::Snapshot,
         v1::GuestFeature::Backup => GuestFeature::Backup,
         v1::GuestFeature::IcmpType => GuestFeature::IcmpType,
+        v1::GuestFeature::VolumeMove => GuestFeature::VolumeMove,
     })
 }
 
@@ -181,6 +182,7 @@ impl From<GuestFeature> for v1::GuestFeature {
             GuestFeature::Snapshot => Self::Snapshot,
             GuestFeature::Backup => Self::Backup,
             GuestFeature::IcmpType => Self::IcmpType,
+            GuestFeature::VolumeMove => Self::VolumeMove,
         }
     }
 }

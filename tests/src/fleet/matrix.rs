@@ -108,6 +108,25 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     objects(
+        "move a volume to another pool",
+        0,
+        &[
+            ask(Thing::CreateVolume),
+            ask(Thing::CreateWithVolume),
+            ask(Thing::MoveVolume),
+        ],
+    ),
+    objects(
+        "call a volume back",
+        0,
+        &[
+            ask(Thing::CreateVolume),
+            ask(Thing::CreateWithVolume),
+            ask(Thing::MoveVolume),
+            ask(Thing::ReturnVolume),
+        ],
+    ),
+    objects(
         "grow a volume",
         0,
         &[

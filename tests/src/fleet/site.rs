@@ -211,6 +211,8 @@ impl Site {
                 config.clock = Clock::from_fn(|| Timestamp::UNIX_EPOCH);
                 // A small guest takes about a second.
                 config.rate_bytes_per_second = 64 << 20;
+                // To another pool of its host.
+                config.delays.copy = Duration::from_secs(3);
                 HostState {
                     sim: Sim::new(config).expect("it listens in memory"),
                     boot: 1,
@@ -1329,6 +1331,14 @@ impl Site {
     }
 }
 
+/// A second pool.
+fn fast(pool: &Pool) -> Pool {
+    Pool {
+        name: objects::FAST.to_owned(),
+        ..pool.clone()
+    }
+}
+
 /// What agents say of their hosts: always the same. With one processor not everything fits. `host` has what objects need.
 fn sample(cpus: u32, host: Option<usize>) -> Snapshot {
     let pool = Pool {
@@ -1340,7 +1350,7 @@ fn sample(cpus: u32, host: Option<usize>) -> Snapshot {
     let inventory = Inventory {
         cpus,
         memory_bytes: 4 << 30,
-        pools: vec![pool],
+        pools: host.map_or_else(|| vec![pool.clone()], |_| vec![pool.clone(), fast(&pool)]),
         hypervisor: "simulated".to_owned(),
         accelerator: "sim".to_owned(),
         guest_features: host.map_or_else(Vec::new, |_| objects::features()),

@@ -463,6 +463,7 @@ pub fn guest_features(capabilities: &str) -> Result<Vec<GuestFeature>, XmlError>
         (true, GuestFeature::DiskChange),
         (true, GuestFeature::Snapshot),
         (true, GuestFeature::Backup),
+        (true, GuestFeature::VolumeMove),
     ];
     Ok(found
         .into_iter()

@@ -502,8 +502,8 @@ impl Storage {
         pool.check()?;
         remove(&partial(&path, disk.format)).map_err(|error| failed(pool, error))?;
         remove(&path).map_err(|error| failed(pool, error))?;
-        // The VM's folder with its last disk; it is left where there are others, or none was there.
-        if let Some(folder) = path.parent() {
+        // The VM's folder with its last disk; it is left where there are others, or none was there. That of volumes stays.
+        if let Some(folder) = path.parent().filter(|_| disk.volume.is_none()) {
             let _ = fs::remove_dir(folder);
         }
         Ok(())

@@ -252,7 +252,7 @@ fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() 
 #[test]
 fn what_guests_can_have_is_read_from_libvirts_own_account() {
     use GuestFeature::{
-        Backup, DiskChange, FirstBoot, HotChange, Snapshot, Tpm, Uefi, UefiSecureBoot, Volume,
+        Backup, DiskChange, FirstBoot, HotChange, Snapshot, Tpm, Uefi, UefiSecureBoot, Volume, VolumeMove,
     };
     let account = |firmware: &str, secure: &str, backend: &str| {
         format!(
@@ -268,7 +268,13 @@ fn what_guests_can_have_is_read_from_libvirts_own_account() {
         "<value>yes</value><value>no</value>",
     );
     let emulator = "<value>passthrough</value><value>emulator</value>";
-    let with = |own: &[_]| [own, &[HotChange, Volume, DiskChange, Snapshot, Backup]].concat();
+    let with = |own: &[_]| {
+        [
+            own,
+            &[HotChange, Volume, DiskChange, Snapshot, Backup, VolumeMove],
+        ]
+        .concat()
+    };
     for (xml, expected) in [
         (account("", no, ""), with(&[FirstBoot])),
         (account("", yes, "<value>passthrough</value>"), with(&[FirstBoot])),

@@ -97,12 +97,19 @@ impl State {
         match guest.copies.get(name) {
             Some((pool, since)) if *pool == disk.pool => {
                 if copied(pool, *since, config).ready {
-                    there.pool = Some(disk.pool.clone());
+                    let old = there.pool.replace(disk.pool.clone()).unwrap_or_default();
                     guest.copies.remove(name);
                     let defined = guest.definition.iter_mut().flat_map(|it| &mut it.spec.disks);
                     for defined in defined.filter(|other| other.name == name) {
                         defined.pool.clone_from(&disk.pool);
                     }
+                    // What was written meanwhile is in both.
+                    let from = Disk {
+                        pool: old,
+                        ..disk.clone()
+                    };
+                    let file = self.file(&key(id, &from), config);
+                    self.put_file(id, disk, file, config);
                 }
             }
             Some(_) => drop(guest.copies.remove(name)),

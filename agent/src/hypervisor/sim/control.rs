@@ -183,11 +183,13 @@ impl Sim {
         self.0.state().backups.keys().map(|(_, id)| *id).collect()
     }
 
-    /// Volumes of the site whose files are on the pools of this host alone.
-    pub fn site_volumes(&self) -> Vec<VolumeId> {
+    /// Volumes of the site whose files are on the pools of this host alone, with these pools.
+    pub fn site_volumes(&self) -> Vec<(VolumeId, String)> {
         let state = self.0.state();
         let nobodys = state.volumes.keys().filter(|file| file.0 == nobody());
-        nobodys.filter_map(|file| file.2.parse().ok()).collect()
+        nobodys
+            .filter_map(|(_, pool, id)| Some((id.parse().ok()?, pool.clone())))
+            .collect()
     }
 
     /// Images that files of this host's own pools hold the difference to.

@@ -80,13 +80,14 @@ pub(super) fn next(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -
     if let Some(change) = all.find(|change| !tried(change)) {
         return Some(Step::Change(change));
     }
-    let mut moves = moves(&intent.spec, hardware, memory);
-    if let Some(change) = moves.find(|change| !tried(change)) {
+    let mut copies = copies(&intent.spec, hardware, memory);
+    if let Some(change) = copies.find(|change| !tried(change)) {
         return Some(Step::Change(change));
     }
-    let gone = |disk: &&Disk| {
-        let attached = hardware.disks.get(&disk.name);
-        attached.is_none_or(|attached| attached.pool.is_some() && !attached.is_in(&disk.pool))
+    let gone = |disk: &&Disk| match hardware.disks.get(&disk.name) {
+        Some(attached) => attached.pool.is_some() && !attached.is_in(&disk.pool),
+        // Of a disk that moves the old file goes only when the domain is seen to have the new one.
+        None => !intent.spec.disks.iter().any(|kept| kept.name == disk.name),
     };
     if let Some(disk) = vm.changes.removed.iter().find(gone) {
         return Some(Step::DeleteVolume(Box::new(disk.clone())));
@@ -143,8 +144,16 @@ fn astray<'a>(spec: &'a Spec, hardware: &'a Hardware) -> impl Iterator<Item = (&
     })
 }
 
+/// Whether a disk that was left out is a volume of the site that is to be in another pool: its old file is to go. One that was taken
+/// away from the VM keeps its file.
+pub fn moves(spec: &Spec, left_out: &Disk) -> bool {
+    let id = |disk: &Disk| disk.volume.as_ref().and_then(|volume| volume.id);
+    let mut disks = spec.disks.iter();
+    id(left_out).is_some() && disks.any(|disk| id(disk) == id(left_out) && disk.pool != left_out.pool)
+}
+
 /// Moves of disks that can be gone on with now.
-fn moves<'a>(spec: &'a Spec, hardware: &'a Hardware, memory: &'a Memory) -> impl Iterator<Item = Change> {
+fn copies<'a>(spec: &'a Spec, hardware: &'a Hardware, memory: &'a Memory) -> impl Iterator<Item = Change> {
     let now = |(disk, attached): &(&Disk, &Attached)| match &attached.copy {
         Some(copy) => copy.ready || copy.pool.as_ref() != Some(&disk.pool),
         None => {
@@ -227,6 +236,14 @@ pub fn pending(
     }
     let moves = astray(spec, hardware).map(|(disk, attached)| pending_move(disk, attached, failed));
     found.extend(moves);
+    // A volume may be taken away as soon as it has moved, and nobody would know then which of its files is the old one.
+    let old = vm.changes.removed.iter().filter(|old| self::moves(spec, old));
+    let old = old.filter(|old| !astray(spec, hardware).any(|(disk, _)| disk.name == old.name));
+    found.extend(old.filter_map(|old| {
+        let disk = spec.disks.iter().find(|disk| disk.name == old.name)?;
+        let field = format!("disks[{}].pool", old.name);
+        Some(told(&field, &old.pool, &disk.pool, OLD_FILE))
+    }));
     found
 }
 
@@ -238,6 +255,7 @@ const NIC_IN_USE: &str =
     "the guest has not let go of it; it is asked again, and it goes with the next stop in any case";
 const DISK_IN_USE: &str = "DISK_IN_USE_BY_GUEST: the guest has not let go of it, unmount it there; it is asked again, and the \
      disk goes with the next stop in any case";
+const OLD_FILE: &str = "its file in the old pool is about to be removed";
 const COPIED: &str = "when the copy of the disk to another pool has ended";
 const UNLIMITED: &str =
     "they could not be set yet; it is tried again, and the next start brings them in any case";

@@ -180,3 +180,84 @@ async fn a_definition_made_for_an_older_intent_does_not_bring_back_a_volume_at_t
     let has = host.sim.hardware(vm(1)).await.unwrap().unwrap();
     assert!(!has.disks.contains_key("data"), "{has:?}");
 }
+
+/// The pools that the volume's file is in.
+fn pools(host: &Host) -> Vec<String> {
+    let files = host.sim.site_volumes().into_iter();
+    files
+        .map(|(id, pool)| if id == VOLUME { pool } else { id.to_string() })
+        .collect()
+}
+
+async fn until_pools(host: &Host, wanted: &[&str]) {
+    let there = async {
+        while pools(host) != wanted {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), there).await;
+    assert!(waited.is_ok(), "{:?}, not {wanted:?}", pools(host));
+}
+
+/// The VM with its volume in that pool.
+fn ledger_in(generation: u64, pool: &str) -> Intent {
+    let mut with = with_ledger(generation, 8);
+    with.spec.disks[1].pool = pool.to_owned();
+    with
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_moves_leaves_no_file_behind_and_says_so_until_it_has_gone() {
+    let mut host = one_host().await;
+    tell(&host, vm(1), ledger_in(1, "local"), true).await;
+    host.until_settled(vm(1), 1).await;
+    let content = host.sim.write_disk(vm(1), "data");
+    // The old file cannot be deleted at first: the move is not over, and whoever wants the volume waits.
+    let away = HypervisorError::Storage {
+        pool: "local".into(),
+        detail: "nothing is mounted".into(),
+    };
+    host.sim.fail_next(Call::DeleteVolume, Fault::Error(away));
+    tell(&host, vm(1), ledger_in(2, "fast"), false).await;
+    let both = host.until(vm(1), "its old file stays", |status| {
+        let told = status.pending.first();
+        told.is_some_and(|told| {
+            told.field == "disks[data].pool" && told.message.contains("old pool is about")
+        })
+    });
+    both.await;
+    assert_eq!(pools(&host), ["fast", "local"]);
+    host.restart_agent("boot-1").await;
+    host.until(vm(1), "moved", |status| {
+        status.pending.is_empty() && status.phase == Phase::Settled
+    })
+    .await;
+    assert_eq!(pools(&host), ["fast"]);
+    assert_eq!(host.sim.disk_content(vm(1), "data"), content);
+    assert_eq!(host.sim.run(vm(1)), Some(1));
+    // Taken away, its file stays where it is.
+    tell(&host, vm(1), intent(3, PowerState::Running), false).await;
+    host.until(vm(1), "detached", |status| {
+        status.pending.is_empty() && status.phase == Phase::Settled
+    })
+    .await;
+    assert_eq!(pools(&host), ["fast"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_called_back_or_sent_on_is_one_file_at_the_end() {
+    let host = one_host().await;
+    tell(&host, vm(1), ledger_in(1, "local"), true).await;
+    host.until_settled(vm(1), 1).await;
+    for (generation, pool) in [(2, "fast"), (3, "local"), (4, "fast"), (5, "slow")] {
+        tell(&host, vm(1), ledger_in(generation, pool), false).await;
+        host.until_settled(vm(1), generation).await;
+    }
+    until_pools(&host, &["slow"]).await;
+    let mut off = ledger_in(6, "local");
+    (off.power, off.power_sequence) = (PowerState::Stopped, 2);
+    tell(&host, vm(1), off, false).await;
+    until_pools(&host, &["local"]).await;
+    gone(&host, vm(1), 7).await;
+    assert_eq!(pools(&host), ["local"], "the volume stays");
+}

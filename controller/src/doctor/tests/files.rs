@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     backups::tests as backups,
-    model::{BackupFile, BackupRecord, BackupState, FileOf, PoolFile, SnapshotRecord, Snapshots},
+    model::{BackupFile, BackupRecord, BackupState, Change, FileOf, PoolFile, SnapshotRecord, Snapshots},
 };
 
 fn root() -> VmDisk {
@@ -231,6 +231,29 @@ async fn volumes_and_backups_whose_files_are_gone_or_elsewhere_are_told() {
         both.len() == 2 && both[0] == gone && both[1].starts_with("LEFTOVER_FILE"),
         "{both:?}"
     );
+    // On its way to another pool it may be in either.
+    let moving = |tx: &mut Tx, vm: &VmRecord| {
+        let ledger = fixtures::volume("ledger", Some("h1"));
+        let old = ledger.as_disk(&root());
+        tx.put_volume(ledger);
+        changed(tx, vm, |vm| {
+            vm.snapshots = Snapshots::default();
+            vm.spec.disks = vec![VmDisk {
+                pool: "fast".to_owned(),
+                ..old.clone()
+            }];
+            vm.change = Some(Change {
+                generation: vm.intent.generation,
+                vcpus: vm.spec.vcpus,
+                memory_mib: vm.spec.memory_mib,
+                left_out: vec![old],
+                added: Default::default(),
+            });
+        });
+    };
+    assert_eq!(found(moving, |_, _| Vec::new()).await, none());
+    let here = |state: &State, _| vec![of_volume(volume_of(state))];
+    assert_eq!(found(moving, here).await, none());
 
     let id = BackupId::from_uuid(Uuid::from_u128(1));
     let kept = |tx: &mut Tx, vm: &VmRecord| tx.put_backup(whole(vm, 1));

@@ -11,7 +11,10 @@ use dalgu_proto::{
 };
 
 use super::{Table, Tx, json};
-use crate::model::{EventKind, VmRecord, VolumeRecord};
+use crate::{
+    model::{EventKind, VmRecord, VolumeRecord},
+    volumes::left_in,
+};
 
 /// The volumes that a VM has, or has not let go of yet.
 fn volumes(vm: Option<&VmRecord>) -> BTreeMap<VolumeId, (VolumeName, String)> {
@@ -170,6 +173,7 @@ impl Tx {
             return;
         };
         let made = !vm.new_volumes.contains(&disk.name);
+        let may_be_in = |pool: &str| left_in(vm, disk).any(|old| old == pool);
         let known = self.state.volumes.get(&name).cloned();
         let Some(known) = known else {
             self.volume_event(&name, "VolumeTakenOver", format!("as VM {} has it", vm.name));
@@ -177,7 +181,7 @@ impl Tx {
                 id,
                 name,
                 size_mib: disk.size_mib,
-                pool: disk.pool.clone(),
+                pool: left_in(vm, disk).next().unwrap_or(&disk.pool).to_owned(),
                 format: disk.format,
                 image: disk.image.clone(),
                 digest: disk.digest.clone(),
@@ -199,7 +203,11 @@ impl Tx {
         };
         let now = VolumeRecord {
             size_mib: known.size_mib.max(disk.size_mib),
-            pool: disk.pool.clone(),
+            // Until its host says that it has moved, it is where it was.
+            pool: match may_be_in(&known.pool) {
+                true => known.pool.clone(),
+                false => disk.pool.clone(),
+            },
             clone_mode: disk.clone_mode,
             host: Some(vm.owner.clone()),
             made: known.made || made,
@@ -210,6 +218,10 @@ impl Tx {
             ..(*known).clone()
         };
         if known.id == id && now != *known {
+            if now.pool != known.pool {
+                let message = format!("from pool {} to {}, on {}", known.pool, now.pool, vm.owner);
+                self.volume_event(&name, "VolumeMoved", message);
+            }
             self.put_volume(now);
         }
     }

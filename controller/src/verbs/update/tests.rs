@@ -463,14 +463,154 @@ async fn a_volume_is_named_with_its_own_format_or_with_none() {
         let now = change(&db, with(said)).await.unwrap();
         assert_eq!(now.spec.disks[2].format, DiskFormat::Raw);
     }
-    let mut moved = db.snapshot().vm_by_name(&vm.name).unwrap().spec.disks.clone();
-    moved[2].pool = "fast".into();
-    let refused = change(&db, disks(&moved)).await;
-    assert!(matches!(refused, Err(Error::VolumeStays { .. })), "{refused:?}");
     // Neither is it to become another.
     let refused = change(&db, with(Some(DiskFormat::Qcow2))).await;
     assert!(
         matches!(refused, Err(Error::PartNotMutable { .. })),
         "{refused:?}"
+    );
+}
+
+/// The site, and the VM with its volume on the first host in addition, which its host has settled.
+async fn with_volume() -> (Db, VmRecord) {
+    let (db, vm) = site().await;
+    db.change(|tx| {
+        let mut host = (*tx.hosts[&host_name("h1")]).clone();
+        let features = [GuestFeature::Volume, GuestFeature::VolumeMove];
+        host.inventory.guest_features.extend(features);
+        tx.put_host(host);
+        tx.put_volume(fixtures::volume("ledger", Some("h1")));
+    })
+    .await;
+    let ledger = Disk {
+        size_mib: 0,
+        pool: String::new(),
+        volume: Some(VolumeRef {
+            name: "ledger".parse().unwrap(),
+            id: None,
+            format: None,
+        }),
+        ..disk("ledger", 0)
+    };
+    let all = [vm.spec.disks.clone(), vec![ledger]].concat();
+    let vm = change(&db, disks(&all)).await.unwrap();
+    (db, vm)
+}
+
+fn ledger_in(vm: &VmRecord, pool: &str) -> Update {
+    let mut all = vm.spec.disks.clone();
+    all[2].pool = pool.to_owned();
+    disks(&all)
+}
+
+fn pool_of_ledger(db: &Db) -> String {
+    let name: dalgu_proto::ids::VolumeName = "ledger".parse().unwrap();
+    db.snapshot().volumes[&name].pool.clone()
+}
+
+#[tokio::test]
+async fn a_volume_is_in_its_old_pool_until_its_host_says_that_it_has_moved() {
+    let (db, vm) = with_volume().await;
+    let promised = |pool: &str| held(&db).disks_mib.get(pool).copied().unwrap_or(0);
+    let early = change(&db, ledger_in(&vm, "fast")).await;
+    assert!(matches!(early, Err(Error::ChangeInProgress { .. })), "{early:?}");
+    carried_out(&db, &[]).await;
+    change(&db, ledger_in(&vm, "fast")).await.unwrap();
+    assert_eq!((promised("local"), promised("fast")), (3072, 1024));
+    assert_eq!(pool_of_ledger(&db), "local");
+    carried_out(&db, &["disks[ledger].pool"]).await;
+    assert_eq!(pool_of_ledger(&db), "local", "it is copied");
+    // To a third pool on the way, and grown.
+    change(&db, ledger_in(&vm, "san")).await.unwrap();
+    let mut larger = db.snapshot().vm_by_name(&vm.name).unwrap().spec.disks.clone();
+    larger[2].size_mib = 2048;
+    change(&db, disks(&larger)).await.unwrap();
+    assert_eq!((promised("fast"), promised("san")), (1024, 2048));
+    carried_out(&db, &["disks[ledger].pool"]).await;
+    assert_eq!(pool_of_ledger(&db), "local");
+    carried_out(&db, &[]).await;
+    assert_eq!(pool_of_ledger(&db), "san");
+    assert_eq!(
+        (promised("local"), promised("fast"), promised("san")),
+        (2048, 0, 2048)
+    );
+    // It stays there when it is taken away.
+    change(&db, disks(&vm.spec.disks[..2])).await.unwrap();
+    carried_out(&db, &[]).await;
+    assert_eq!((pool_of_ledger(&db).as_str(), promised("san")), ("san", 2048));
+}
+
+#[tokio::test]
+async fn a_volume_that_moves_is_neither_taken_away_nor_left_by_its_vm() {
+    let (db, vm) = with_volume().await;
+    carried_out(&db, &[]).await;
+    change(&db, ledger_in(&vm, "fast")).await.unwrap();
+    let delete = async || {
+        let caller = fixtures::caller();
+        let deletes = |tx: &mut Tx| crate::verbs::power::delete(tx, &caller, "web", "", true);
+        db.transact(deletes).await
+    };
+    for said in [None, Some("disks[ledger].pool")] {
+        if let Some(pending) = said {
+            carried_out(&db, &[pending]).await;
+        }
+        let refused = change(&db, disks(&vm.spec.disks[..2])).await;
+        assert!(
+            matches!(refused, Err(Error::ChangeInProgress { .. })),
+            "{refused:?}"
+        );
+        let refused = delete().await;
+        assert!(
+            matches!(refused, Err(Error::ChangeInProgress { .. })),
+            "{refused:?}"
+        );
+    }
+    // Called back, whatever its host has said last; which of the two has it, is not known before it says so.
+    change(&db, ledger_in(&vm, "local")).await.unwrap();
+    let refused = change(&db, disks(&vm.spec.disks[..2])).await;
+    assert!(
+        matches!(refused, Err(Error::ChangeInProgress { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(pool_of_ledger(&db), "local");
+    carried_out(&db, &[]).await;
+    assert_eq!(held(&db).disks_mib.get("fast").copied().unwrap_or(0), 0);
+    delete().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_moves_only_where_it_can_be() {
+    let (db, vm) = with_volume().await;
+    carried_out(&db, &[]).await;
+    let refused = change(&db, ledger_in(&vm, "nowhere")).await;
+    assert!(matches!(refused, Err(Error::NoCapacity { .. })), "{refused:?}");
+    // All of it needs room there, though it has some where it is.
+    db.change(|tx| {
+        let mut host = (*tx.hosts[&host_name("h1")]).clone();
+        let pools = host.inventory.pools.iter_mut();
+        let small = pools.filter(|pool| pool.name == "fast");
+        small.for_each(|pool| pool.capacity_bytes = 1000 << 20);
+        tx.put_host(host);
+    })
+    .await;
+    let refused = change(&db, ledger_in(&vm, "fast")).await;
+    assert!(matches!(refused, Err(Error::NoCapacity { .. })), "{refused:?}");
+    // An agent that would leave the old file behind.
+    db.change(|tx| {
+        let mut host = (*tx.hosts[&host_name("h1")]).clone();
+        let features = &mut host.inventory.guest_features;
+        features.retain(|feature| *feature != GuestFeature::VolumeMove);
+        tx.put_host(host);
+    })
+    .await;
+    let refused = change(&db, ledger_in(&vm, "san")).await;
+    assert!(matches!(refused, Err(Error::HostTooOld(_))), "{refused:?}");
+    // The others are as they were.
+    assert_eq!(
+        (
+            change(&db, ledger_in(&vm, "")).await.unwrap().spec.disks,
+            pool_of_ledger(&db)
+        ),
+        (vm.spec.disks, "local".to_owned())
     );
 }

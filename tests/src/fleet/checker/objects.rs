@@ -27,8 +27,8 @@ use crate::fleet::objects::wires::Kernel;
 /// What a host has of the site's objects, seen without asking it.
 #[derive(Debug, Clone, Default)]
 pub struct Holdings {
-    /// Files of volumes.
-    pub volumes: Vec<VolumeId>,
+    /// Files of volumes, with their pools.
+    pub volumes: Vec<(VolumeId, String)>,
     /// What its kernel has of networks.
     pub kernel: Kernel,
     /// Layers of disks, and of how many files are left.
@@ -455,14 +455,16 @@ impl Checker {
         self.check("I4 nothing without an owner", true, String::new);
         let objects = &self.objects;
         let there = |id: VolumeId| {
-            let has = hosts
-                .iter()
-                .filter(|(_, holdings)| holdings.volumes.contains(&id));
-            has.map(|(host, _)| host.clone()).collect::<Vec<_>>()
+            let has = hosts.iter().flat_map(|(host, holdings)| {
+                let files = holdings.volumes.iter().filter(move |(file, _)| *file == id);
+                files.map(move |(_, pool)| (host.clone(), pool.clone()))
+            });
+            has.collect::<Vec<_>>()
         };
         for volume in state.volumes.values() {
             let there = there(volume.id);
-            let wanted: Vec<_> = volume.host.iter().cloned().collect();
+            let place = |host: &HostName| (host.clone(), volume.pool.clone());
+            let wanted: Vec<_> = volume.host.iter().map(place).collect();
             let fine = match volume.made {
                 true => there == wanted,
                 false => there.is_empty() || there == wanted,
@@ -479,7 +481,7 @@ impl Checker {
         let known = |id: &VolumeId| state.volumes.values().any(|volume| volume.id == *id);
         let mut files = hosts
             .iter()
-            .flat_map(|(host, holdings)| holdings.volumes.iter().map(move |id| (host, id)));
+            .flat_map(|(host, holdings)| holdings.volumes.iter().map(move |(id, _)| (host, id)));
         if let Some((host, id)) = files.find(|(_, id)| !known(id) && !objects.left.contains(id)) {
             return wrong(
                 "I4 nothing without an owner",

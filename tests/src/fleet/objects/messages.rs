@@ -9,7 +9,9 @@ use dalgu_proto::v1::{
 };
 use tonic::Status;
 
-use super::{HOSTS_WITH_IMAGES, Thing, group_name, image_name, network_name, snapshot_name, volume_name};
+use super::{
+    FAST, HOSTS_WITH_IMAGES, Thing, group_name, image_name, network_name, snapshot_name, volume_name,
+};
 use crate::fleet::{
     clients::with_peer,
     plan::Request,
@@ -97,6 +99,18 @@ impl Thing {
                 let volume = (self == Self::Attach).then_some(other);
                 Message::UpdateVm(Box::new(v1::UpdateVmRequest {
                     vm: Some(with_volume(&vm, volume)),
+                    update_mask: only("spec.disks"),
+                    request_id,
+                }))
+            }
+            Self::MoveVolume | Self::ReturnVolume => {
+                let mut vm = with_volume(&vm, Some(other));
+                let pool = if self == Self::MoveVolume { FAST } else { "local" };
+                let disks = vm.spec.iter_mut().flat_map(|spec| &mut spec.disks);
+                let volumes = disks.filter(|disk| !disk.volume.is_empty());
+                volumes.for_each(|disk| disk.pool = pool.to_owned());
+                Message::UpdateVm(Box::new(v1::UpdateVmRequest {
+                    vm: Some(vm),
                     update_mask: only("spec.disks"),
                     request_id,
                 }))

@@ -19,6 +19,8 @@ use super::plan::{self, Request, Size, Verb};
 
 /// Names of volumes that clients use.
 const VOLUMES: usize = 3;
+/// The second pool of each host's own.
+pub const FAST: &str = "fast";
 /// Networks, and as many security groups. So many, and less than what the VMs in one may be.
 const NETWORKS: usize = 2;
 /// The VMs of these numbers, and of greater ones, have an interface in a network.
@@ -42,6 +44,10 @@ pub enum Thing {
     Attach,
     /// A VM has no volume any more.
     Detach,
+    /// The volume of a VM is to be in the second pool.
+    MoveVolume,
+    /// It is to be in the first one again.
+    ReturnVolume,
     CreateNetwork,
     DeleteNetwork,
     CreateGroup,
@@ -73,6 +79,8 @@ impl Thing {
             Self::CreateWithVolume
                 | Self::Attach
                 | Self::Detach
+                | Self::MoveVolume
+                | Self::ReturnVolume
                 | Self::CreateSnapshot
                 | Self::DeleteSnapshot
                 | Self::RevertSnapshot
@@ -101,7 +109,7 @@ impl Thing {
             Self::DeleteVolume => "DeleteVolume",
             Self::UndeleteVolume => "UndeleteVolume",
             Self::CreateWithVolume => "CreateVm",
-            Self::Attach | Self::Detach => "UpdateVm",
+            Self::Attach | Self::Detach | Self::MoveVolume | Self::ReturnVolume => "UpdateVm",
             Self::CreateNetwork => "CreateNetwork",
             Self::DeleteNetwork => "DeleteNetwork",
             Self::CreateGroup => "CreateSecurityGroup",
@@ -131,6 +139,7 @@ pub fn features() -> Vec<GuestFeature> {
         GuestFeature::DiskChange,
         GuestFeature::Snapshot,
         GuestFeature::Backup,
+        GuestFeature::VolumeMove,
     ]);
     all
 }
@@ -221,6 +230,8 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
         (Thing::CreateWithVolume, 8),
         (Thing::Attach, 12),
         (Thing::Detach, 6),
+        (Thing::MoveVolume, 8),
+        (Thing::ReturnVolume, 4),
         (Thing::CreateNetwork, 3),
         (Thing::DeleteNetwork, 1),
         (Thing::CreateGroup, 3),
@@ -261,10 +272,17 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
         }
         drawn -= weight;
     }
+    let object = rng.usize(..if thing.is_of_vm() { WITH_VOLUMES } else { VOLUMES });
+    // A VM's own volume more often than another: what it has is there to be moved.
+    let own = rng.u8(..4) > 0;
     Request {
         verb: Verb::Thing(thing),
-        object: rng.usize(..if thing.is_of_vm() { WITH_VOLUMES } else { VOLUMES }),
-        other: Some(rng.usize(..VOLUMES)),
+        object,
+        other: Some(if own {
+            object % VOLUMES
+        } else {
+            rng.usize(..VOLUMES)
+        }),
         retries: rng.u8(..4),
         again: rng.u8(..8) == 0,
     }

@@ -336,10 +336,42 @@ fn a_file_is_deleted_only_when_the_disk_and_its_copy_are_elsewhere() {
         step(&vm, &hardware),
         Step::Change(Change::MoveDisk("root".into()))
     );
+    // A domain that does not have the disk says nothing about where it is.
+    (vm, hardware) = moving(None);
+    hardware.disks.remove("root");
+    hardware.free_ports = 0;
+    assert_eq!(step(&vm, &hardware), Step::Settled);
     // Where a file is in none of the pools, nothing is known of it, and nothing is deleted.
     (vm, hardware) = moving(None);
     hardware.disks.get_mut("root").unwrap().pool = None;
     assert_eq!(step(&vm, &hardware), Step::Settled);
+}
+
+/// The volume of the site that a disk is.
+fn of_volume(disk: &mut Disk) {
+    disk.volume = Some(dalgu_proto::vm::VolumeRef {
+        name: "ledger".parse().unwrap(),
+        id: Some(dalgu_proto::ids::VolumeId::from_uuid(uuid::Uuid::from_u128(5))),
+        format: None,
+    });
+}
+
+#[test]
+fn the_old_file_of_a_volume_goes_when_the_domain_has_the_new_one_and_is_told_of_until_then() {
+    let (mut vm, mut hardware) = moving(None);
+    of_volume(&mut spec(&mut vm).disks[0]);
+    of_volume(&mut vm.changes.removed[0]);
+    let old = vm.changes.removed[0].clone();
+    assert!(moves(spec(&mut vm), &old));
+    hardware.disks.get_mut("root").unwrap().pool = Some("fast".into());
+    assert_eq!(step(&vm, &hardware), Step::DeleteVolume(Box::new(old.clone())));
+    let told = told_of_move(&vm, &hardware, &memory(&hardware));
+    assert!(told.contains("about to be removed"), "{told}");
+    vm.changes.removed.clear();
+    assert_eq!(pending(&vm, &hardware, &running(), &BTreeMap::new()), []);
+    // One that is taken away is no move.
+    spec(&mut vm).disks.clear();
+    assert!(!moves(spec(&mut vm), &old));
 }
 
 #[test]
