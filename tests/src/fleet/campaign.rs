@@ -332,7 +332,7 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
         Mutant::VolumeGivenTwice => 210,
         Mutant::SessionNotChecked => 243,
         Mutant::SettledMayBegin => 299,
-        Mutant::OlderCopyChosen => 450,
+        Mutant::OlderCopyChosen => 788,
         Mutant::AnswerBeforeCommit
         | Mutant::AnybodySpeaks
         | Mutant::OldReportsCount
