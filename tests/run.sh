@@ -74,7 +74,7 @@ step "dependencies" check cargo deny --locked --log-level error check bans licen
 step "unit and cluster tests" tests cargo nextest run --profile ci --workspace
 unit_left_out=$step_skipped
 step "documentation tests" tests cargo test --quiet --workspace --doc
-step "fuzzing, 8 s a target" check tests/fuzz/run.sh 8
+step "fuzzing, 4 s a target" check tests/fuzz/run.sh 4
 step "end-to-end tests" tests end_to_end
 # The first run leaves out the tests marked as ignored; what the last one did not run is skipped indeed.
 skipped=$((unit_left_out - step_passed - step_failed))
