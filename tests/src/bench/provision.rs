@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dalgu_proto::v1::{self, image_service_client::ImageServiceClient};
@@ -16,9 +17,9 @@ use super::baseline::Template;
 use super::report::{Aim, Bound, Measure, Report};
 use super::{HOST, HOST_NAME, milliseconds, process};
 use crate::e2e::words::dalgu;
-use crate::lab::{Lab, Options, layout::Layout};
+use crate::lab::{Lab, Options, layout::Layout, wait_for};
 use crate::operator::{Operator, small_vm};
-use crate::serial::wait_until_ready;
+use crate::serial::{greetings, wait_until_ready};
 
 /// The host that fetches the image from the other.
 const OTHER: u8 = 2;
@@ -32,6 +33,8 @@ const DISK_BYTES: usize = 256 << 20;
 const DATA_BYTES: usize = 64 << 20;
 /// The port through which the image goes by hand.
 const PORT: u16 = 9_999;
+/// Longest time that many guests take together to boot.
+const TOGETHER_LIMIT: Duration = Duration::from_mins(10);
 
 /// What is to be reached on two processors that nothing else takes: the second VM of an image that its host has.
 pub const AIMS: [Aim; 1] = [("overlay: host work from order to running", Bound::Most, 1000.0)];
@@ -337,7 +340,7 @@ async fn many(lab: &Lab, operator: &Operator, vms: usize, report: &mut Report) -
     let running = began.elapsed().as_secs_f64();
     let ready = uids.iter().map(async |uid| {
         let log = template.log_of(lab, HOST, uid)?;
-        wait_until_ready(&log, 0).await
+        wait_for("the guest's greeting", TOGETHER_LIMIT, async || greetings(&log) > 0).await
     });
     try_join_all(ready).await?;
     let spoken = began.elapsed().as_secs_f64();
