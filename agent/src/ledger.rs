@@ -274,7 +274,7 @@ impl Vm {
 
     /// Volumes of the site that it has.
     pub fn volumes(&self) -> impl Iterator<Item = VolumeId> {
-        self.disks().filter_map(|disk| disk.volume.as_ref()?.id)
+        self.disks().filter_map(Disk::volume_id)
     }
 
     /// Its interfaces in networks of the site, as long as anything of it is here.

@@ -271,8 +271,9 @@ pub fn pool_file(file: PoolFile) -> wire::PoolFile {
     };
     match file.of {
         Of::Unknown => wire,
-        Of::Volume(volume) => wire::PoolFile {
-            volume_uid: volume.to_string(),
+        Of::Volume { id, layer } => wire::PoolFile {
+            volume_uid: id.to_string(),
+            layer: layer.unwrap_or(0),
             ..wire
         },
         Of::Backup(backup) => wire::PoolFile {

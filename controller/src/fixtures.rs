@@ -345,6 +345,22 @@ pub(crate) fn held(phase: ImagePhase) -> Held {
     }
 }
 
+/// A blank disk.
+pub(crate) fn disk(name: &str, size_mib: u64) -> Disk {
+    Disk {
+        name: name.into(),
+        size_mib,
+        pool: "local".into(),
+        image: None,
+        format: Default::default(),
+        digest: None,
+        clone_mode: CloneMode::Any,
+        volume: None,
+        limits: Default::default(),
+        backup: None,
+    }
+}
+
 /// A VM whose disk is made from an image.
 pub(crate) fn vm_of(image: &ImageRecord, name: &str, owner: &str) -> VmRecord {
     let mut vm = vm(name, owner);

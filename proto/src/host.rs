@@ -10,7 +10,7 @@ mod wire;
 use std::{net::IpAddr, time::Duration};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 
 /// A NUMA node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -90,6 +90,24 @@ pub enum GuestFeature {
     IcmpType,
     /// Volumes of the site that move to another pool.
     VolumeMove,
+    /// Snapshots of VMs that have volumes of the site.
+    VolumeSnapshot,
+}
+
+/// The features of a list that are known: a later version may have stored others.
+fn known<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<GuestFeature>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Known(GuestFeature),
+        Later(IgnoredAny),
+    }
+    let stored = Vec::deserialize(list)?;
+    let known = stored.into_iter().filter_map(|stored| match stored {
+        Stored::Known(feature) => Some(feature),
+        Stored::Later(IgnoredAny) => None,
+    });
+    Ok(known.collect())
 }
 
 impl GuestFeature {
@@ -110,6 +128,7 @@ impl GuestFeature {
             Self::Backup => "backups",
             Self::IcmpType => "rules about types of ICMP",
             Self::VolumeMove => "moves of volumes to other pools",
+            Self::VolumeSnapshot => "snapshots of VMs with volumes",
         }
     }
 
@@ -122,8 +141,9 @@ impl GuestFeature {
             | Self::DiskChange
             | Self::Snapshot
             | Self::Backup
-            | Self::IcmpType => "update its agent",
-            Self::VolumeMove => "update its agent",
+            | Self::IcmpType
+            | Self::VolumeMove
+            | Self::VolumeSnapshot => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
             Self::Network => {
@@ -170,7 +190,7 @@ pub struct Inventory {
     /// Processor architecture.
     pub architecture: String,
     /// What guests can have here, ascending.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "known", skip_serializing_if = "Vec::is_empty")]
     pub guest_features: Vec<GuestFeature>,
     /// Where other hosts' overlays reach it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -493,5 +513,16 @@ mod tests {
         assert!(before.is_same_as(&after));
         after.pools[0].error = Some("gone".into());
         assert!(!before.is_same_as(&after));
+    }
+
+    #[test]
+    fn features_that_a_later_version_stored_are_passed_over() {
+        let mut inventory = Inventory::default();
+        inventory.guest_features = vec![GuestFeature::Uefi, GuestFeature::Snapshot];
+        let mut stored = serde_json::to_value(&inventory).unwrap();
+        stored["guest_features"][0] = "teleport".into();
+        inventory.guest_features.remove(0);
+        let read: Inventory = serde_json::from_value(stored).unwrap();
+        assert_eq!(read, inventory);
     }
 }

@@ -231,6 +231,13 @@ pub struct Disk {
     pub backup: Option<BackupRef>,
 }
 
+impl Disk {
+    /// The volume of the site that it is.
+    pub fn volume_id(&self) -> Option<VolumeId> {
+        self.volume.as_ref()?.id
+    }
+}
+
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {

@@ -72,15 +72,46 @@ fn folder(lab: &Lab, vm: &Vm) -> anyhow::Result<PathBuf> {
     Ok(host.outside("/var/lib/dalgu/local").join(&vm.uid))
 }
 
+/// The names of the files of the disk that the guest writes to: below the pool, without numbers and format. Either it is the VM's
+/// own, or it is the only volume of the site.
+fn data(lab: &Lab, vm: &Vm) -> anyhow::Result<String> {
+    if folder(lab, vm)?.join("data.qcow2").exists() {
+        return Ok(format!("{}/data", vm.uid));
+    }
+    let volumes = fs::read_dir(folder(lab, vm)?.with_file_name("volumes"))?;
+    let names = volumes.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
+    let names: Vec<_> = names.collect::<anyhow::Result<_>>()?;
+    let stems: BTreeSet<_> = names.iter().filter_map(|name| name.split('.').next()).collect();
+    ensure!(stems.len() == 1, "the volumes are {names:?}");
+    Ok(format!(
+        "volumes/{}",
+        stems.into_iter().next().unwrap_or_default()
+    ))
+}
+
 /// The numbers of the layers of the disk that the guest writes to; and that the other disk has the same.
 fn layers(lab: &Lab, vm: &Vm) -> anyhow::Result<Vec<u32>> {
     let mut found = [BTreeSet::new(), BTreeSet::new()];
-    for entry in fs::read_dir(folder(lab, vm)?)? {
+    let (pool, data) = (folder(lab, vm)?, data(lab, vm)?);
+    let data = pool.with_file_name(&data);
+    let (volumes, data) = (
+        data.parent().context("a folder")?,
+        data.file_name().context("a name")?,
+    );
+    let folders = BTreeSet::from([pool.as_path(), volumes]);
+    for entry in folders
+        .into_iter()
+        .map(fs::read_dir)
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+    {
         let name = entry?.file_name().to_string_lossy().into_owned();
         match name.split('.').collect::<Vec<_>>()[..] {
             ["root", number, "qcow2"] => _ = found[0].insert(number.parse::<u32>()?),
-            ["data", number, "qcow2"] => _ = found[1].insert(number.parse::<u32>()?),
-            ["root" | "data", "qcow2"] => {}
+            [disk, number, "qcow2"] if *disk == *data => _ = found[1].insert(number.parse::<u32>()?),
+            ["root", "qcow2"] => {}
+            [disk, "qcow2"] if *disk == *data => {}
             _ => anyhow::bail!("{name} was left"),
         }
     }
@@ -103,13 +134,14 @@ async fn has_layers(lab: &Lab, vm: &Vm, expected: &[u32]) -> anyhow::Result<()> 
 
 /// What is on the disk that the guest writes to: the counts whose sectors hold their lines.
 async fn held(lab: &Lab, vm: &Vm) -> anyhow::Result<BTreeSet<u64>> {
+    let data = data(lab, vm)?;
     let top = match layers(lab, vm)?.last() {
-        Some(number) => format!("data.{number}.qcow2"),
-        None => "data.qcow2".to_owned(),
+        Some(number) => format!("{data}.{number}.qcow2"),
+        None => format!("{data}.qcow2"),
     };
     // The paths in the layers are those that the host sees.
     let (inside, outside) = (inside(vm), folder(lab, vm)?);
-    let (file, raw) = (inside.join(top), inside.join("held.raw"));
+    let (file, raw) = (inside.with_file_name(top), inside.join("held.raw"));
     let (file, raw) = (file.to_string_lossy(), raw.to_string_lossy());
     let convert = ["qemu-img", "convert", "-U", "-O", "raw", &*file, &*raw];
     lab.exec(vm.host_number()?, &convert).await?;
@@ -255,6 +287,60 @@ async fn life(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A volume of the site has the layers of its VM's snapshots, and stays with the VM as long.
+async fn with_a_volume(lab: &Lab) -> anyhow::Result<()> {
+    dalgu(lab, &["volume", "create", "ledger", "--size", "64MiB"]).await?;
+    let vm = begin(lab, [LOCAL[0], "data,volume=ledger"]).await?;
+    for name in ["one", "two", "three"] {
+        dalgu(lab, &["snapshot", "create", NAME, name]).await?;
+        more(lab, &vm, 20).await?;
+    }
+    has_layers(lab, &vm, &[1, 2, 3]).await?;
+    for words in [
+        &["vm", "update", NAME, "--remove-disk", "data"][..],
+        &["vm", "update", NAME, "--move-disk", "data=shared"],
+        &["volume", "update", "ledger", "--size", "96MiB"],
+        &["vm", "delete", NAME, "--force"],
+    ] {
+        refused(lab, words, "SNAPSHOTS_PRESENT").await?;
+    }
+    let ill = try_dalgu(lab, &["doctor"]).await?;
+    ensure!(!ill.stdout.contains("LEFTOVER"), "{ill:?}");
+    dalgu(lab, &["snapshot", "delete", NAME, "two"]).await?;
+    has_layers(lab, &vm, &[1, 3]).await?;
+    nothing_is_lost(lab, &vm).await?;
+    let backup = json(lab, &["backup", "create", NAME, "--pool", "shared", "--wait"]).await?;
+
+    let then = acknowledged(lab, &vm)?;
+    dalgu(lab, &["snapshot", "create", NAME, "four"]).await?;
+    let late = more(lab, &vm, 40).await?;
+    dalgu(lab, &["vm", "stop", NAME, "--force"]).await?;
+    nothing_is_lost(lab, &vm).await?;
+    dalgu(lab, &["snapshot", "revert", NAME, "four"]).await?;
+    let held = held(lab, &vm).await?;
+    ensure!(then.is_subset(&held), "lost {:?}", then.difference(&held));
+    ensure!(!late.is_subset(&held), "it holds what was written later");
+    for name in ["one", "three"] {
+        dalgu(lab, &["snapshot", "delete", NAME, name]).await?;
+    }
+    dalgu(lab, &["vm", "start", NAME]).await?;
+    more(lab, &vm, 15).await?;
+    dalgu(lab, &["snapshot", "delete", NAME, "four"]).await?;
+    has_layers(lab, &vm, &[]).await?;
+    nothing_is_lost(lab, &vm).await?;
+    let before = self::held(lab, &vm).await?;
+    // Nothing holds it any more, and what the next VM finds is what this one wrote.
+    dalgu(lab, &["vm", "delete", NAME, "--force"]).await?;
+    let next = begin(lab, [LOCAL[0], "data,volume=ledger"]).await?;
+    let found = self::held(lab, &next).await?;
+    ensure!(before.is_subset(&found), "lost {:?}", before.difference(&found));
+    dalgu(lab, &["vm", "delete", NAME, "--force"]).await?;
+    dalgu(lab, &["volume", "delete", "ledger"]).await?;
+    let uid = backup["uid"].as_str().context("a backup has a uid")?;
+    dalgu(lab, &["backup", "delete", uid]).await?;
+    Ok(())
+}
+
 /// On disks that all hosts see, a VM moves with its snapshots.
 async fn moving(lab: &Lab) -> anyhow::Result<()> {
     let vm = begin(lab, SHARED).await?;
@@ -393,6 +479,16 @@ async fn file_systems_are_frozen_where_the_guests_agent_answers() -> anyhow::Res
 async fn snapshots_come_and_go_while_the_guest_writes_and_it_goes_back_to_one() -> anyhow::Result<()> {
     with_lab(&e2e::hosts(2), async |lab| {
         life(lab).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_volume_has_the_layers_of_its_vms_snapshots_and_stays_with_it_as_long() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        with_a_volume(lab).await?;
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await

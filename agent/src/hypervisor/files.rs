@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   {vm uuid}/{disk}.{qcow2|raw}      {vm uuid}/{disk}.{layer}.qcow2      the disks of a VM, and their layers
-//!   volumes/{volume uuid}.{qcow2|raw}                                     volumes of the site
+//!   volumes/{volume uuid}.{qcow2|raw}     volumes/{volume uuid}.{layer}.qcow2   volumes of the site, and their layers
 //!   backups/{backup uuid}/...                                             backups
 //! ```
 //!
@@ -34,8 +34,13 @@ pub struct PoolFile {
 /// What a file belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Of {
-    /// It is a volume of the site.
-    Volume(VolumeId),
+    /// It is a part of a volume of the site.
+    Volume {
+        /// The volume.
+        id: VolumeId,
+        /// Number of the layer; `None` for the base.
+        layer: Option<u32>,
+    },
     /// It is a part of a backup.
     Backup(BackupId),
     /// It is in the folder of a VM.
@@ -56,16 +61,20 @@ fn stem(name: &str) -> Option<&str> {
     name.strip_suffix(".qcow2").or_else(|| name.strip_suffix(".raw"))
 }
 
-fn disk(vm: VmId, name: &str) -> Of {
-    let base = stem(name).unwrap_or_default();
+/// A disk, and the number of the layer, by the part of a file's name before its format.
+fn layered(base: &str) -> (&str, Option<u32>) {
     let layered = base.rsplit_once('.').and_then(|(disk, digits)| {
         let number: u32 = digits.parse().ok()?;
         (number > 0 && digits == number.to_string()).then_some((disk, number))
     });
-    let (disk, layer) = match layered {
+    match layered {
         Some((disk, number)) => (disk, Some(number)),
         None => (base, None),
-    };
+    }
+}
+
+fn disk(vm: VmId, name: &str) -> Of {
+    let (disk, layer) = layered(stem(name).unwrap_or_default());
     Of::Disk {
         vm,
         disk: disk.to_owned(),
@@ -80,8 +89,9 @@ pub fn of(folder: &str, name: &str) -> Option<(Of, bool)> {
     let name = whole.unwrap_or(name);
     match folder {
         "volumes" => {
-            let id = stem(name).and_then(|stem| stem.parse().ok());
-            Some((id.map_or(Of::Unknown, Of::Volume), partial))
+            let (id, layer) = layered(stem(name).unwrap_or_default());
+            let of = id.parse().map_or(Of::Unknown, |id| Of::Volume { id, layer });
+            Some((of, partial))
         }
         "backups" => Some((name.parse().map_or(Of::Unknown, Of::Backup), partial)),
         other => Some((disk(other.parse().ok()?, name), partial)),
@@ -101,11 +111,20 @@ mod tests {
             disk: disk.to_owned(),
             layer,
         };
-        let volume = Of::Volume(ID.parse().unwrap());
+        let volume = |layer| Of::Volume {
+            id: ID.parse().unwrap(),
+            layer,
+        };
         let backup = Of::Backup(ID.parse().unwrap());
         for (folder, name, wanted) in [
-            ("volumes", format!("{ID}.qcow2"), (volume.clone(), false)),
-            ("volumes", format!("{ID}.raw.partial"), (volume, true)),
+            ("volumes", format!("{ID}.qcow2"), (volume(None), false)),
+            ("volumes", format!("{ID}.3.qcow2"), (volume(Some(3)), false)),
+            (
+                "volumes",
+                format!("{ID}.3.qcow2.partial"),
+                (volume(Some(3)), true),
+            ),
+            ("volumes", format!("{ID}.raw.partial"), (volume(None), true)),
             ("volumes", "mine.qcow2".to_owned(), (Of::Unknown, false)),
             ("volumes", ID.to_owned(), (Of::Unknown, false)),
             ("backups", ID.to_owned(), (backup.clone(), false)),

@@ -52,7 +52,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use config::{Delays, SimConfig, Stepping};
-pub use control::SharedStorage;
+pub use control::{SharedStorage, Written};
 pub use faults::{Call, Fault, Phase};
 pub use guest::Behaviour;
 pub use lines::{Duplex, Lines, Listener, MemoryLines, Stream, UnixLines};
@@ -262,6 +262,7 @@ impl Hypervisor for Sim {
                 GuestFeature::Snapshot,
                 GuestFeature::Backup,
                 GuestFeature::VolumeMove,
+                GuestFeature::VolumeSnapshot,
             ],
         };
         self.0

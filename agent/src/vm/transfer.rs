@@ -490,7 +490,7 @@ impl Driver {
 
     /// Removes this host's copies of volumes of the site, which the VM has taken along, or never had here.
     async fn purge_copies(&mut self) -> Result<(), Error> {
-        let of_disk = |disk: &Disk| Some((disk.pool.clone(), disk.volume.as_ref()?.id?));
+        let of_disk = |disk: &Disk| Some((disk.pool.clone(), disk.volume_id()?));
         let disks = self.vm.iter().flat_map(ledger::Vm::disks);
         let copies: Vec<_> = disks.filter_map(of_disk).collect();
         let shared = self.shared.clone();

@@ -8,7 +8,10 @@ use crate::model::{FileOf, PoolFile};
 pub fn read(file: wire::PoolFile) -> Option<PoolFile> {
     let of = match (&*file.volume_uid, &*file.backup_uid, &*file.vm_uid) {
         ("", "", "") => FileOf::Unknown,
-        (volume, "", "") => FileOf::Volume(volume.parse().ok()?),
+        (volume, "", "") => FileOf::Volume {
+            id: volume.parse().ok()?,
+            layer: file.layer,
+        },
         ("", backup, "") => FileOf::Backup(backup.parse().ok()?),
         ("", "", vm) => FileOf::Disk {
             vm: vm.parse().ok()?,

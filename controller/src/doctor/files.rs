@@ -103,9 +103,9 @@ impl<'a> Pools<'a> {
         let shared = is_shared(self.view.state, host, pool);
         match &file.of {
             FileOf::Unknown => Some("it is none of a VM, of a volume or of a backup".to_owned()),
-            FileOf::Volume(id) => match self.volumes.get(id) {
+            FileOf::Volume { id, layer } => match self.volumes.get(id) {
                 None => Some("there is no volume of that id".to_owned()),
-                Some(volume) => self.surplus_of_volume(volume, (host, pool, shared), file),
+                Some(volume) => self.surplus_of_volume(volume, *layer, (host, pool, shared), file.partial),
             },
             FileOf::Backup(id) => match self.view.state.backups.get(id) {
                 None => Some("there is no backup of that id".to_owned()),
@@ -137,18 +137,23 @@ impl<'a> Pools<'a> {
     fn surplus_of_volume(
         &self,
         volume: &VolumeRecord,
+        layer: u32,
         (host, pool, shared): (&HostName, &str, bool),
-        file: &PoolFile,
+        partial: bool,
     ) -> Option<String> {
         let name = &volume.name;
-        if holder(self.view.state, volume.id).is_some_and(|vm| !self.rests(vm)) || volume.purging {
+        let holder = holder(self.view.state, volume.id);
+        if holder.is_some_and(|vm| !self.rests(vm)) || volume.purging {
             return None;
         }
         match &volume.host {
             _ if volume.pool != pool => Some(format!("volume {name} is in pool {}", volume.pool)),
             None => Some(format!("volume {name} is not made yet")),
             Some(at) if at != host && !shared => Some(format!("volume {name} is on host {at}")),
-            Some(_) if file.partial => Some(format!("volume {name} is whole, and this is not")),
+            Some(_) if partial => Some(format!("volume {name} is whole, and this is not")),
+            Some(_) if layer > 0 && !holder.is_some_and(|vm| has_layer(vm, layer)) => Some(format!(
+                "no VM that has volume {name} has a snapshot with layer {layer}"
+            )),
             Some(_) => None,
         }
     }
@@ -170,6 +175,10 @@ fn surplus_of_backup(
     }
 }
 
+fn has_layer(vm: &VmRecord, layer: u32) -> bool {
+    vm.snapshots.all.iter().any(|snapshot| snapshot.layer == layer)
+}
+
 fn surplus_of_vm(vm: &VmRecord, pool: &str, (disk, layer): (&str, u32), partial: bool) -> Option<String> {
     let name = &vm.name;
     let is_it = |own: &&dalgu_proto::vm::Disk| own.name == disk && own.volume.is_none() && own.pool == pool;
@@ -179,8 +188,7 @@ fn surplus_of_vm(vm: &VmRecord, pool: &str, (disk, layer): (&str, u32), partial:
     if partial {
         return Some(format!("the disks of VM {name} are whole, and this is not"));
     }
-    let known = layer == 0 || vm.snapshots.all.iter().any(|snapshot| snapshot.layer == layer);
-    (!known).then(|| format!("VM {name} has no snapshot with layer {layer}"))
+    (layer > 0 && !has_layer(vm, layer)).then(|| format!("VM {name} has no snapshot with layer {layer}"))
 }
 
 /// The path that is told: of a backup its directory, of others the file.
@@ -250,7 +258,11 @@ pub(super) fn are_there(view: &View<'_>, look: &mut Look) {
         let Some(files) = host.and_then(|host| contents.seen_by(host, &volume.pool)) else {
             continue;
         };
-        let mut own = files.get(&FileOf::Volume(volume.id)).into_iter().flatten();
+        let base = FileOf::Volume {
+            id: volume.id,
+            layer: 0,
+        };
+        let mut own = files.get(&base).into_iter().flatten();
         if own.all(|file| file.partial) {
             look.findings.push(Finding {
                 invariant: Invariant::I2,

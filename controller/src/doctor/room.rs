@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
 };
 
-use dalgu_proto::ids::HostName;
+use dalgu_proto::{ids::HostName, vm::Disk};
 
 use super::{Finding, Invariant, Look, Severity, View};
 use crate::{
@@ -71,7 +71,7 @@ fn disks(state: &State) -> BTreeMap<&HostName, BTreeMap<String, u64>> {
             held.volumes()
                 .for_each(|disk| add(host, &disk.pool, disk.size_mib));
         }
-        attached.extend(held.disks.iter().filter_map(|disk| disk.volume.as_ref()?.id));
+        attached.extend(held.disks.iter().filter_map(Disk::volume_id));
     }
     for volume in state.volumes.values() {
         if let Some(host) = volume.host.as_ref().filter(|_| !attached.contains(&volume.id)) {

@@ -20,8 +20,13 @@ pub struct PoolFile {
 /// What a file of a pool belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FileOf {
-    /// It is a volume.
-    Volume(VolumeId),
+    /// It is a part of a volume.
+    Volume {
+        /// The volume.
+        id: VolumeId,
+        /// Number of the layer; 0 for the base.
+        layer: u32,
+    },
     /// It is a part of a backup.
     Backup(BackupId),
     /// It is in the folder of a VM.

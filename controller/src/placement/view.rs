@@ -107,8 +107,8 @@ impl Request {
 
     /// Whether a disk is a volume that has its room.
     fn is_there(&self, disk: &Disk) -> bool {
-        let volume = disk.volume.as_ref().and_then(|volume| volume.id);
-        volume.is_some_and(|volume| self.needs.volumes.contains_key(&volume))
+        disk.volume_id()
+            .is_some_and(|volume| self.needs.volumes.contains_key(&volume))
     }
 
     /// Whether the VM exists and moves.

@@ -48,6 +48,9 @@ pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> R
         // Another agent would start it from the base of its disks.
         needs.features.insert(GuestFeature::Snapshot);
     }
+    if !vm.snapshots.all.is_empty() && vm.spec.disks.iter().any(|disk| disk.volume.is_some()) {
+        needs.features.insert(GuestFeature::VolumeSnapshot);
+    }
     Request::migration(vm.held().into_owned(), vm.owner.clone(), &accelerator)
         .with_needs(needs)
         .with_rules(placement_groups::of_vm(state, vm, destination.as_ref()))

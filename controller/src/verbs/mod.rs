@@ -500,7 +500,7 @@ pub enum Error {
     },
     /// Its agent would make none.
     #[error(
-        "the agent of host {0} makes no snapshots: update it, or migrate the VM to a host whose agent does"
+        "the agent of host {0} makes no snapshots of such a VM: update it, or migrate the VM to a host whose agent does"
     )]
     NoSnapshotsThere(HostName),
     /// No such snapshot.
@@ -558,17 +558,6 @@ pub enum Error {
         first: SnapshotName,
         /// What cannot be done.
         cannot: &'static str,
-    },
-    /// A disk is a volume of the site.
-    #[error(
-        "disk {disk} of {vm} is a volume of the site, of which no snapshots are made: take a backup of the VM, which holds its volumes \
-         too (`dalgu backup create {vm} --pool POOL`), or detach it first (`dalgu vm update {vm} --remove-disk {disk} --wait`)"
-    )]
-    VolumeAttached {
-        /// The VM.
-        vm: VmName,
-        /// The disk.
-        disk: String,
     },
     /// It has no disk.
     #[error("{0} has no disk of which a snapshot could be made")]

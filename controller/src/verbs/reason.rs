@@ -101,7 +101,6 @@ impl Error {
             E::SnapshotNotReady { .. } => (Code::FailedPrecondition, "SNAPSHOT_NOT_READY"),
             E::SnapshotsLater { .. } => (Code::FailedPrecondition, "SNAPSHOTS_LATER"),
             E::SnapshotsPresent { .. } => (Code::FailedPrecondition, "SNAPSHOTS_PRESENT"),
-            E::VolumeAttached { .. } => (Code::FailedPrecondition, "VOLUME_ATTACHED"),
             E::NoDisks(_) => (Code::FailedPrecondition, "NO_DISKS"),
             E::FieldNotMutable { .. } | E::PartNotMutable { .. } => {
                 (Code::InvalidArgument, "FIELD_NOT_MUTABLE")

@@ -16,6 +16,7 @@ use crate::{
     model::{EventKind, OperationKind, Outcome, SnapshotRecord, SnapshotState, VmRecord},
     placement::{self, Policy, Request},
     state::{State, Tx},
+    volumes,
 };
 
 /// A new snapshot.
@@ -105,12 +106,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, vm: &str, new: Create) -> Result<Out
     if vm.spec.disks.is_empty() {
         return Err(Error::NoDisks(vm.name));
     }
-    if let Some(disk) = vm.spec.disks.iter().find(|disk| disk.volume.is_some()) {
-        return Err(Error::VolumeAttached {
-            disk: disk.name.clone(),
-            vm: vm.name,
-        });
-    }
+    with_volumes(tx, &vm)?;
     if let Some(next) = migrate::changing(tx, &vm) {
         return Err(Error::ChangeInProgress { vm: vm.name, next });
     }
@@ -140,6 +136,42 @@ pub fn create(tx: &mut Tx, caller: &Caller, vm: &str, new: Create) -> Result<Out
             });
         },
     ))
+}
+
+/// Refuses a snapshot of volumes of which the VM's host has not said that they are there, or that its agent cannot make.
+fn with_volumes(state: &State, vm: &VmRecord) -> Result<(), Error> {
+    if vm.spec.disks.iter().all(|disk| disk.volume.is_none()) {
+        return Ok(());
+    }
+    let host = state.hosts.get(&vm.owner);
+    if !host.is_some_and(|host| {
+        host.inventory
+            .guest_features
+            .contains(&GuestFeature::VolumeSnapshot)
+    }) {
+        return Err(Error::NoSnapshotsThere(vm.owner.clone()));
+    }
+    let there = |seen| vm.new_volumes.is_empty() && volumes::resolve::settled(vm, seen);
+    match state.observation(vm).is_some_and(|seen| there(seen)) {
+        true => Ok(()),
+        false => Err(Error::ChangeInProgress {
+            vm: vm.name.clone(),
+            next: "repeat when its host has made its volumes ready, see `dalgu vm show`",
+        }),
+    }
+}
+
+/// Refuses to delete a VM whose volumes hold what was written last in layers: they stay, and the layers of its snapshots do not.
+pub(super) fn volumes_are_whole(vm: &VmRecord) -> Result<(), Error> {
+    let mut disks = vm.spec.disks.iter();
+    match vm.snapshots.all.first() {
+        Some(first) if disks.any(|disk| disk.volume.is_some()) => Err(Error::SnapshotsPresent {
+            vm: vm.name.clone(),
+            first: first.name.clone(),
+            cannot: "cannot be deleted with them, since its volumes stay",
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses one more layer of each disk where the VM's host has no room for it.

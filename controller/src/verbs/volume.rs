@@ -162,7 +162,7 @@ fn grow(
         });
         return Ok(());
     };
-    let is_it = |disk: &Disk| disk.volume.as_ref().is_some_and(|own| own.id == Some(volume.id));
+    let is_it = |disk: &Disk| disk.volume_id() == Some(volume.id);
     let (vm, mut disks) = (vm.name.clone(), vm.spec.disks.clone());
     let Some(disk) = disks.iter_mut().find(|disk| is_it(disk)) else {
         let volume = volume.name.clone();

@@ -116,8 +116,8 @@ pub fn is_moving(state: &State, vm: &VmRecord, disk: &Disk) -> bool {
 
 /// Pools in which a VM's volume may still be besides its own.
 pub fn left_in<'a>(vm: &'a VmRecord, disk: &'a Disk) -> impl Iterator<Item = &'a str> {
-    let id = |disk: &Disk| disk.volume.as_ref().and_then(|volume| volume.id);
+    let id = disk.volume_id();
     let left_out = vm.change.iter().flat_map(|change| &change.left_out);
-    let same = left_out.filter(move |old| id(old).is_some() && id(old) == id(disk));
+    let same = left_out.filter(move |old| id.is_some() && old.volume_id() == id);
     same.map(|old| old.pool.as_str())
 }

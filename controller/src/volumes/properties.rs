@@ -269,7 +269,7 @@ fn promised(state: &State) -> Sums {
         let mut hosts: BTreeSet<_> = sides.into_iter().flatten().collect();
         hosts.insert(vm.owner.clone());
         let spec = vm.held();
-        held.extend(spec.disks.iter().filter_map(|disk| disk.volume.as_ref()?.id));
+        held.extend(spec.disks.iter().filter_map(Disk::volume_id));
         for host in hosts {
             spec.disks
                 .iter()

@@ -163,6 +163,7 @@ fn feature(wire: i32) -> Option<GuestFeature> {
         v1::GuestFeature::Backup => GuestFeature::Backup,
         v1::GuestFeature::IcmpType => GuestFeature::IcmpType,
         v1::GuestFeature::VolumeMove => GuestFeature::VolumeMove,
+        v1::GuestFeature::VolumeSnapshot => GuestFeature::VolumeSnapshot,
     })
 }
 
@@ -183,6 +184,7 @@ impl From<GuestFeature> for v1::GuestFeature {
             GuestFeature::Backup => Self::Backup,
             GuestFeature::IcmpType => Self::IcmpType,
             GuestFeature::VolumeMove => Self::VolumeMove,
+            GuestFeature::VolumeSnapshot => Self::VolumeSnapshot,
         }
     }
 }

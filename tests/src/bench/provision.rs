@@ -340,7 +340,10 @@ async fn many(lab: &Lab, operator: &Operator, vms: usize, report: &mut Report) -
     let running = began.elapsed().as_secs_f64();
     let ready = uids.iter().map(async |uid| {
         let log = template.log_of(lab, HOST, uid)?;
-        wait_for("the guest's greeting", TOGETHER_LIMIT, async || greetings(&log) > 0).await
+        wait_for("the guest's greeting", TOGETHER_LIMIT, async || {
+            greetings(&log) > 0
+        })
+        .await
     });
     try_join_all(ready).await?;
     let spoken = began.elapsed().as_secs_f64();

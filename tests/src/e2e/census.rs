@@ -277,7 +277,7 @@ async fn layers(lab: &Lab, vm: &Vm) -> anyhow::Result<Vec<u64>> {
 
 /// What volumes, backups, and the disks of VMs with their snapshots should be in pools.
 async fn wanted_files(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Wanted> {
-    let mut wanted = Wanted::new();
+    let (mut wanted, mut layered) = (Wanted::new(), BTreeMap::new());
     for vm in vms {
         let layers = layers(lab, vm).await?;
         for (pool, file) in &vm.disks {
@@ -287,6 +287,7 @@ async fn wanted_files(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Wanted> {
             here.extend(layers.iter().map(|number| format!("{disk}.{number}.qcow2")));
             here.insert(path);
         }
+        layered.insert(&vm.name, layers);
     }
     for volume in listed(lab, &["volume", "list"]).await? {
         if text(&volume, "/status/state") == "VOLUME_STATE_NEW" {
@@ -295,8 +296,13 @@ async fn wanted_files(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Wanted> {
         let raw = text(&volume, "/format") == "DISK_FORMAT_RAW";
         let suffix = if raw { "raw" } else { "qcow2" };
         let at = place(&text(&volume, "/pool"), &text(&volume, "/status/host"));
-        let path = format!("volumes/{}.{suffix}", text(&volume, "/uid"));
-        wanted.entry(at).or_default().insert(path);
+        let (here, disk) = (
+            wanted.entry(at).or_default(),
+            format!("volumes/{}", text(&volume, "/uid")),
+        );
+        let layers = layered.get(&text(&volume, "/status/vm")).into_iter().flatten();
+        here.extend(layers.map(|number| format!("{disk}.{number}.qcow2")));
+        here.insert(format!("{disk}.{suffix}"));
     }
     for backup in listed(lab, &["backup", "list"]).await? {
         if text(&backup, "/state") != "BACKUP_STATE_AVAILABLE" {

@@ -215,6 +215,27 @@ pub const ROWS: &[Row] = &[
             ask(Thing::RevertSnapshot),
         ],
     ),
+    objects(
+        "go back to a snapshot with a volume",
+        0,
+        &[
+            ask(Thing::CreateVolume),
+            ask(Thing::CreateWithVolume),
+            ask(Thing::CreateSnapshot),
+            Verb::ForceStop,
+            ask(Thing::RevertSnapshot),
+        ],
+    ),
+    objects(
+        "delete a snapshot with a volume",
+        0,
+        &[
+            ask(Thing::CreateVolume),
+            ask(Thing::CreateWithVolume),
+            ask(Thing::CreateSnapshot),
+            ask(Thing::DeleteSnapshot),
+        ],
+    ),
     objects("back up", 0, &[Verb::Create, ask(Thing::CreateBackup)]),
     objects(
         "delete a backup",

@@ -565,7 +565,7 @@ impl Site {
             let hosts = inner.hosts.iter().enumerate();
             let found = hosts.flat_map(|(host, machine)| {
                 let written = machine.sim.write_volumes(stamp).into_iter();
-                written.map(move |(vm, volume, before)| (host, vm, volume, before))
+                written.map(move |written| (host, written))
             });
             let found: Vec<_> = found.collect();
             let own = inner.hosts.iter().flat_map(|host| host.sim.write_disks(stamp));

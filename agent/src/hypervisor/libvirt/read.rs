@@ -464,6 +464,7 @@ pub fn guest_features(capabilities: &str) -> Result<Vec<GuestFeature>, XmlError>
         (true, GuestFeature::Snapshot),
         (true, GuestFeature::Backup),
         (true, GuestFeature::VolumeMove),
+        (true, GuestFeature::VolumeSnapshot),
     ];
     Ok(found
         .into_iter()

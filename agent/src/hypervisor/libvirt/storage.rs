@@ -522,7 +522,9 @@ impl Storage {
                 remove(&path).map_err(|error| failed(pool, error))?;
             }
         }
-        Ok(())
+        // Of a VM that had snapshots, and that went with no word of them to this host.
+        layers::remove_all(&pool.path.join("volumes"), &volume.to_string())
+            .map_err(|error| failed(pool, error))
     }
 
     /// Deletes a VM's disks; see [`crate::hypervisor::Hypervisor::delete_volumes`].

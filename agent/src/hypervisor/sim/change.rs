@@ -27,7 +27,7 @@ impl State {
         };
         for (name, known) in &mut hardware.disks {
             let Some(pool) = &known.pool else { continue };
-            let volume = match defined(name).and_then(|disk| disk.volume.as_ref()?.id) {
+            let volume = match defined(name).and_then(Disk::volume_id) {
                 Some(volume) => site_volume(pool, volume),
                 None => (id, pool.clone(), name.clone()),
             };
@@ -178,7 +178,7 @@ impl Guest {
             Change::AttachDisk(name) if !hardware.disks.contains_key(name) => {
                 hardware.free_ports = hardware.free_ports.checked_sub(1).ok_or_else(full)?;
                 let disk = disk_of(definition, name);
-                if let Some(volume) = disk.and_then(|disk| disk.volume.as_ref()?.id) {
+                if let Some(volume) = disk.and_then(Disk::volume_id) {
                     self.attached.insert(name.clone(), volume);
                 }
                 let disk = disk.map(Attached::of).unwrap_or_default();

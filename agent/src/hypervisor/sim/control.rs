@@ -31,6 +31,19 @@ pub struct SharedStorage(
     Arc<Mutex<Kept>>,
 );
 
+/// What a guest did with a volume of the site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Its VM.
+    pub vm: VmId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Numbers of the layers that the VM has.
+    pub layers: Vec<u32>,
+    /// What was there before; `None` where there was no file.
+    pub before: Option<u64>,
+}
+
 impl SharedStorage {
     pub(super) fn with_chains<T>(&self, look: impl FnOnce(&mut BTreeMap<VmId, Chain>) -> T) -> T {
         look(&mut self.1.lock().unwrap_or_else(PoisonError::into_inner))
@@ -100,9 +113,8 @@ impl Sim {
         Some(key(id, disk))
     }
 
-    /// Every guest that runs writes this to the volumes of the site that it has. Who did, to which, and what was there before;
-    /// `None` where there was no file.
-    pub fn write_volumes(&self, content: u64) -> Vec<(VmId, VolumeId, Option<u64>)> {
+    /// Every guest that runs writes this to the volumes of the site that it has.
+    pub fn write_volumes(&self, content: u64) -> Vec<Written> {
         let mut state = self.0.state();
         let running = state
             .domains
@@ -112,13 +124,17 @@ impl Sim {
             let attached = guest.attached.iter();
             attached.filter_map(|(disk, volume)| {
                 let pool = guest.hardware.disks.get(disk)?.pool.as_ref()?;
-                Some((guest.id, *volume, site_volume(pool, *volume)))
+                let definition = guest.definition.clone()?;
+                Some((definition, *volume, site_volume(pool, *volume)))
             })
         });
         let has: Vec<_> = has.collect();
-        let write = has.into_iter().map(|(vm, volume, file)| {
-            let before = state.write_file(&file, content, &self.0.config);
-            (vm, volume, before)
+        let config = &self.0.config;
+        let write = has.into_iter().map(|(definition, volume, file)| Written {
+            vm: definition.id,
+            volume,
+            layers: state.with_chain(&definition, config, |chain| chain.numbers()),
+            before: state.write_file(&file, content, config),
         });
         write.collect()
     }

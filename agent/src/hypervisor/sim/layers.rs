@@ -1,12 +1,15 @@
-//! The layers of simulated disks, and what they hold: one number for all disks of a VM, so that a snapshot can be told from
-//! another. Called with the lock held, so nothing here may wait.
+//! The layers of simulated disks, and what they hold: one number for all of a VM's own disks, so that a snapshot can be told from
+//! another, and what each volume of the site held then. Called with the lock held, so nothing here may wait.
 
 use std::collections::BTreeSet;
 
 use dalgu_proto::ids::VmId;
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, SimConfig, state::State};
+use super::{
+    Behaviour, SimConfig,
+    state::{State, Volume, key},
+};
 use crate::hypervisor::{Definition, DomainState, Error, LayerChange, LayerSeen, Layers};
 
 /// The disks of a VM.
@@ -14,21 +17,30 @@ use crate::hypervisor::{Definition, DomainState, Error, LayerChange, LayerSeen, 
 pub(super) struct Chain {
     /// What the base holds.
     base: u64,
-    /// Number of each layer, and what the disks hold up to it.
-    layers: Vec<(u32, u64)>,
+    layers: Vec<Layer>,
     spare: BTreeSet<u32>,
     merging: Option<u32>,
+}
+
+/// A layer of all disks of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Layer {
+    number: u32,
+    /// What the VM's own disks hold up to it.
+    content: u64,
+    /// What is below it of the VM's volumes of the site.
+    volumes: Vec<(Volume, u64)>,
 }
 
 impl Chain {
     /// What the guest reads.
     pub(super) fn content(&self) -> u64 {
-        self.layers.last().map_or(self.base, |(_, content)| *content)
+        self.layers.last().map_or(self.base, |layer| layer.content)
     }
 
     /// Numbers of the layers.
     pub(super) fn numbers(&self) -> Vec<u32> {
-        self.layers.iter().map(|(number, _)| *number).collect()
+        self.layers.iter().map(|layer| layer.number).collect()
     }
 
     /// Files that no disk has any more.
@@ -38,31 +50,41 @@ impl Chain {
 
     /// The guest writes.
     pub(super) fn write(&mut self, content: u64) {
-        let top = self.layers.last_mut().map(|(_, content)| content);
+        let top = self.layers.last_mut().map(|layer| &mut layer.content);
         *top.unwrap_or(&mut self.base) = content;
     }
 
     /// The numbers of those that are there, whether disks have them or not.
     pub(super) fn every_number(&self) -> impl Iterator<Item = u32> {
-        let layers = self.layers.iter().map(|(number, _)| *number);
+        let layers = self.layers.iter().map(|layer| layer.number);
         layers.chain(self.spare.iter().copied())
     }
 
     fn place(&self, number: u32) -> Option<usize> {
-        self.layers.iter().position(|(other, _)| *other == number)
+        self.layers.iter().position(|layer| layer.number == number)
     }
 
     fn below(&mut self, place: usize) -> &mut u64 {
         match place.checked_sub(1) {
             None => &mut self.base,
-            Some(below) => &mut self.layers[below].1,
+            Some(below) => &mut self.layers[below].content,
         }
     }
 
-    fn change(&mut self, change: &LayerChange, alive: bool) -> Result<(), String> {
+    /// Changes the layers; `volumes` is what the VM's volumes of the site hold. Answers what they are to hold from now on.
+    fn change(
+        &mut self,
+        change: &LayerChange,
+        alive: bool,
+        volumes: Vec<(Volume, u64)>,
+    ) -> Result<Vec<(Volume, u64)>, String> {
         match change {
             LayerChange::Add(number) if self.place(*number).is_none() => {
-                self.layers.push((*number, self.content()));
+                self.layers.push(Layer {
+                    number: *number,
+                    content: self.content(),
+                    volumes,
+                });
                 self.spare.remove(number);
             }
             LayerChange::Revert { number, replaces } if self.place(*number).is_none() => {
@@ -70,18 +92,25 @@ impl Chain {
                 let place = self.place(*replaces).ok_or_else(lost)?;
                 let content = *self.below(place);
                 let left = self.layers.split_off(place);
-                self.spare.extend(left.iter().map(|(number, _)| *number));
-                self.layers.push((*number, content));
+                self.spare.extend(left.iter().map(|layer| layer.number));
+                let volumes = left.into_iter().next().map(|layer| layer.volumes);
+                let volumes = volumes.unwrap_or_default();
+                self.layers.push(Layer {
+                    number: *number,
+                    content,
+                    volumes: volumes.clone(),
+                });
+                return Ok(volumes);
             }
             LayerChange::Merge(number) => {
                 let Some(place) = self.place(*number) else {
-                    return Ok(());
+                    return Ok(Vec::new());
                 };
                 // A guest that runs goes on below when all is there.
                 if alive && self.merging.replace(*number) != Some(*number) {
-                    return Ok(());
+                    return Ok(Vec::new());
                 }
-                *self.below(place) = self.layers[place].1;
+                *self.below(place) = self.layers[place].content;
                 self.layers.remove(place);
                 self.spare.insert(*number);
                 self.merging = None;
@@ -94,7 +123,7 @@ impl Chain {
             }
             LayerChange::Add(_) | LayerChange::Revert { .. } => {}
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 
@@ -131,7 +160,7 @@ impl State {
             written_bytes: 1 << 20,
         };
         Ok(Layers {
-            there: chain.layers.iter().map(|(number, _)| (*number, seen)).collect(),
+            there: chain.layers.iter().map(|layer| (layer.number, seen)).collect(),
             spare: chain.spare,
             merging: false,
             ready: chain.merging.is_some(),
@@ -156,8 +185,16 @@ impl State {
             return Err(guest.wrong_state("and must be off to go back to a snapshot"));
         }
         let obeys = guest.state == DomainState::Running && guest.behaviour != Behaviour::Ignores;
-        let changed = self.with_chain(definition, config, |chain| chain.change(change, alive));
-        changed.map_err(|detail| Error::WrongState { id, detail })?;
+        let volumes = definition.spec.disks.iter().filter(|disk| disk.volume.is_some());
+        let hold = volumes.filter_map(|disk| {
+            let file = self.file(&key(id, disk), config)?;
+            Some((key(id, disk), file.content))
+        });
+        let hold = hold.collect();
+        let changed = self.with_chain(definition, config, |chain| chain.change(change, alive, hold));
+        for (volume, content) in changed.map_err(|detail| Error::WrongState { id, detail })? {
+            self.write_file(&volume, content, config);
+        }
         Ok(obeys && matches!(change, LayerChange::Add(_)))
     }
 }

@@ -24,7 +24,7 @@ pub(super) type Volume = (VmId, String, String);
 
 /// Under which a disk of a VM is kept.
 pub(super) fn key(id: VmId, disk: &Disk) -> Volume {
-    match disk.volume.as_ref().and_then(|volume| volume.id) {
+    match disk.volume_id() {
         Some(volume) => site_volume(&disk.pool, volume),
         None => (id, disk.pool.clone(), disk.name.clone()),
     }
@@ -564,7 +564,7 @@ impl State {
 
 /// The volumes of the site among disks, by their names.
 fn attached(disks: &[Disk]) -> BTreeMap<String, VolumeId> {
-    let volume = |disk: &Disk| Some((disk.name.clone(), disk.volume.as_ref()?.id?));
+    let volume = |disk: &Disk| Some((disk.name.clone(), disk.volume_id()?));
     disks.iter().filter_map(volume).collect()
 }
 

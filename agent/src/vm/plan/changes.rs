@@ -147,9 +147,9 @@ fn astray<'a>(spec: &'a Spec, hardware: &'a Hardware) -> impl Iterator<Item = (&
 /// Whether a disk that was left out is a volume of the site that is to be in another pool: its old file is to go. One that was taken
 /// away from the VM keeps its file.
 pub fn moves(spec: &Spec, left_out: &Disk) -> bool {
-    let id = |disk: &Disk| disk.volume.as_ref().and_then(|volume| volume.id);
+    let id = left_out.volume_id();
     let mut disks = spec.disks.iter();
-    id(left_out).is_some() && disks.any(|disk| id(disk) == id(left_out) && disk.pool != left_out.pool)
+    id.is_some() && disks.any(|disk| disk.volume_id() == id && disk.pool != left_out.pool)
 }
 
 /// Moves of disks that can be gone on with now.

@@ -12,7 +12,7 @@ use crate::{
 /// A volume.
 pub fn volume(state: &State, record: &VolumeRecord) -> v1::Volume {
     let vm = volumes::holder(state, record.id);
-    let is_it = |disk: &&Disk| disk.volume.as_ref().is_some_and(|own| own.id == Some(record.id));
+    let is_it = |disk: &&Disk| disk.volume_id() == Some(record.id);
     let disk = vm.and_then(|vm| vm.spec.disks.iter().find(is_it).cloned());
     let like = record.as_disk(&Disk {
         name: String::new(),

@@ -41,7 +41,30 @@ fn of_vm(vm: VmId, disk: &str, layer: u32) -> PoolFile {
 }
 
 fn of_volume(volume: VolumeId) -> PoolFile {
-    file(&format!("volumes/{volume}.qcow2"), FileOf::Volume(volume))
+    layer_of_volume(volume, 0)
+}
+
+fn layer_of_volume(id: VolumeId, layer: u32) -> PoolFile {
+    let number = if layer > 0 {
+        format!(".{layer}")
+    } else {
+        String::new()
+    };
+    file(
+        &format!("volumes/{id}{number}.qcow2"),
+        FileOf::Volume { id, layer },
+    )
+}
+
+/// Gives a VM the volume "ledger".
+fn with_volume(tx: &mut Tx, vm: &VmRecord) {
+    let volume = fixtures::volume("ledger", Some("h1"));
+    let data = volume.as_disk(&VmDisk {
+        name: "data".to_owned(),
+        ..root()
+    });
+    tx.put_volume(volume);
+    changed(tx, vm, |vm| vm.spec.disks.push(data));
 }
 
 fn of_backup(backup: BackupId, name: &str) -> PoolFile {
@@ -151,6 +174,28 @@ async fn of_pools_that_hold_what_they_should_nothing_is_told() {
         },
     );
     assert_eq!(all.await, none());
+}
+
+#[tokio::test]
+async fn a_layer_of_a_volume_is_its_vms_and_one_that_no_snapshot_has_is_left() {
+    let with = |number| {
+        move |state: &State, _| {
+            let volume = volume_of(state);
+            vec![of_volume(volume), layer_of_volume(volume, number)]
+        }
+    };
+    assert_eq!(found(with_volume, with(3)).await, none());
+    let told = found(with_volume, with(2)).await;
+    assert!(told[0].ends_with(".2.qcow2 on host h1"), "{told:?}");
+    let nobodys = |tx: &mut Tx, _: &VmRecord| tx.put_volume(fixtures::volume("ledger", Some("h1")));
+    let told = found(nobodys, with(3)).await;
+    assert!(told[0].ends_with(".3.qcow2 on host h1"), "{told:?}");
+    // The newest alone is not the volume.
+    let top = |state: &State, _| vec![layer_of_volume(volume_of(state), 3)];
+    assert_eq!(
+        found(with_volume, top).await,
+        ["VOLUME_FILE_MISSING volume ledger"]
+    );
 }
 
 #[tokio::test]

@@ -174,3 +174,84 @@ async fn going_back_does_not_count_as_done_when_the_snapshot_was_deleted_before(
         assert_eq!(deleting.state, OperationState::Active);
     }
 }
+
+/// A VM that runs with a volume that was made, on a host that knows of layers of volumes.
+async fn with_volume(features: &[GuestFeature], change: impl FnOnce(&mut VmRecord)) -> Db {
+    let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+    let mut vm = fixtures::vm("web", "h1");
+    let volume = fixtures::volume("ledger", Some("h1"));
+    vm.spec.disks = vec![volume.as_disk(&fixtures::disk("data", 0))];
+    change(&mut vm);
+    db.change(|tx| {
+        let mut host = fixtures::host("h1");
+        host.inventory.guest_features.extend(features);
+        tx.put_host(host);
+        tx.put_volume(volume);
+        tx.put_vm(vm);
+    })
+    .await;
+    db
+}
+
+async fn make(db: &Db) -> Result<Outcome, Error> {
+    let new = Create {
+        name: name(),
+        labels: BTreeMap::new(),
+        description: String::new(),
+        policy: Policy::default(),
+    };
+    let caller = fixtures::caller();
+    db.transact(|tx| create(tx, &caller, "web", new)).await
+}
+
+async fn remove_vm(db: &Db) -> Result<Outcome, Error> {
+    let caller = fixtures::caller();
+    db.transact(|tx| crate::verbs::power::delete(tx, &caller, "web", "", true))
+        .await
+}
+
+const KNOWS: [GuestFeature; 3] = [
+    GuestFeature::Snapshot,
+    GuestFeature::Volume,
+    GuestFeature::VolumeSnapshot,
+];
+
+#[tokio::test]
+async fn a_vm_whose_volumes_have_layers_is_deleted_only_when_they_are_merged() {
+    let db = with_volume(&KNOWS, |_| {}).await;
+    carried_out(&db, &[]).await;
+    make(&db).await.unwrap();
+    let needs = crate::verbs::migrate::request(&db.snapshot(), &vm(&db).await, None).needs;
+    assert!(
+        needs.features.contains(&GuestFeature::VolumeSnapshot),
+        "{needs:?}"
+    );
+    let early = remove_vm(&db).await;
+    assert!(matches!(early, Err(Error::SnapshotsPresent { .. })), "{early:?}");
+    carried_out(&db, &[1]).await;
+    let caller = fixtures::caller();
+    let deleted = db.transact(|tx| delete(tx, &caller, "web", &name(), ""));
+    deleted.await.unwrap();
+    let early = remove_vm(&db).await;
+    assert!(matches!(early, Err(Error::SnapshotsPresent { .. })), "{early:?}");
+    carried_out(&db, &[]).await;
+    remove_vm(&db).await.unwrap();
+}
+
+#[tokio::test]
+async fn volumes_have_layers_only_where_they_are_there_and_the_agent_knows_of_that() {
+    let db = with_volume(&KNOWS[..2], |_| {}).await;
+    carried_out(&db, &[]).await;
+    let refused = make(&db).await;
+    assert!(matches!(refused, Err(Error::NoSnapshotsThere(_))), "{refused:?}");
+
+    let db = with_volume(&KNOWS, |_| {}).await;
+    let early = make(&db).await;
+    assert!(matches!(early, Err(Error::ChangeInProgress { .. })), "{early:?}");
+    let new = |vm: &mut VmRecord| _ = vm.new_volumes.insert("data".to_owned());
+    let db = with_volume(&KNOWS, new).await;
+    let early = make(&db).await;
+    assert!(matches!(early, Err(Error::ChangeInProgress { .. })), "{early:?}");
+    carried_out(&db, &[]).await;
+    make(&db).await.unwrap();
+}

@@ -8,28 +8,13 @@ use dalgu_proto::{
 use super::*;
 use crate::{
     agent_wire::Reported,
-    fixtures::{self, host_name},
+    fixtures::{self, disk, host_name},
     model::{HostLive, HostState, Pending, VolumeRecord},
     placement::Constraint,
     reconcile::apply::{self, Extent},
     state::{Db, Hooks, Reserved},
     store::memory::Disk as StoreDisk,
 };
-
-fn disk(name: &str, size_mib: u64) -> Disk {
-    Disk {
-        name: name.into(),
-        size_mib,
-        pool: "local".into(),
-        image: None,
-        format: Default::default(),
-        digest: None,
-        clone_mode: CloneMode::Any,
-        volume: None,
-        limits: Default::default(),
-        backup: None,
-    }
-}
 
 fn nic(name: &str) -> Nic {
     Nic {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dalgu_agent::{
+    hypervisor::sim::Written,
     images::copy_name,
     network::{Plugged, names, plugged},
 };
@@ -18,6 +19,7 @@ use dalgu_proto::{
     image::Digest,
     network::{Direction, Protocol, Rule},
     snapshot::Revert,
+    vm::Disk,
 };
 use jiff::Timestamp;
 
@@ -54,10 +56,31 @@ pub struct Objects {
     left: BTreeSet<VolumeId>,
     /// Backups whose hosts were forgotten: what is there stays there, as the event says.
     left_backups: BTreeSet<BackupId>,
-    /// What was last written to each.
-    written: BTreeMap<VolumeId, u64>,
+    /// What was seen of the contents of each.
+    contents: BTreeMap<VolumeId, Contents>,
     /// What was last seen of each VM's disks.
     disks: BTreeMap<VmId, Disks>,
+}
+
+/// What was seen of a volume.
+#[derive(Debug, Default)]
+struct Contents {
+    disk: Disks,
+    /// When it was last written to.
+    stamp: Option<u64>,
+    /// The VM that has it, whose layers it has.
+    vm: Option<VmId>,
+}
+
+impl Contents {
+    /// A VM has it. What another did with layers of it is over.
+    fn is_of(&mut self, vm: VmId, back: Option<Revert>) {
+        if self.vm.replace(vm) != Some(vm) {
+            self.disk.layers.clear();
+            self.disk.hold.append(&mut self.disk.held);
+            self.disk.back = back;
+        }
+    }
 }
 
 /// What was seen of a VM's disks, or follows from what was asked while it was off.
@@ -199,26 +222,31 @@ impl Checker {
     }
 
     /// I1, I2: guests have written to their volumes; who on which host found what there.
-    pub fn written(&mut self, stamp: u64, found: &[(usize, VmId, VolumeId, Option<u64>)]) {
-        for (host, vm, volume, before) in found {
-            let last = self.objects.written.insert(*volume, stamp).unwrap_or(0);
-            if last == stamp {
+    pub fn written(&mut self, stamp: u64, found: &[(usize, Written)]) {
+        for (host, written) in found {
+            let (vm, volume) = (written.vm, written.volume);
+            let known = self.objects.contents.entry(volume).or_default();
+            if known.stamp.replace(stamp) == Some(stamp) {
                 self.check("I1 one writer of a volume", false, || {
                     format!("volume {volume} has VM {vm} on h{} besides another", host + 1)
                 });
                 continue;
             }
+            let fine = written
+                .before
+                .is_some_and(|before| known.disk.hold.contains(&before));
+            let said = (!fine).then(|| format!("{known:?}"));
+            known
+                .disk
+                .written(&written.layers, written.before.unwrap_or(0), stamp);
             self.check("I1 one writer of a volume", true, String::new);
-            self.check(
-                "I2 a volume holds what was written",
-                *before == Some(last),
-                || {
-                    format!(
-                        "volume {volume} held {last}, VM {vm} on h{} finds {before:?}",
-                        host + 1
-                    )
-                },
-            );
+            self.check("I2 a volume holds what was written", fine, || {
+                format!(
+                    "VM {vm} on h{} finds {written:?}, and it was {}",
+                    host + 1,
+                    said.unwrap_or_default()
+                )
+            });
         }
     }
 
@@ -262,6 +290,12 @@ impl Checker {
         for vm in state.vms.values() {
             let disks = self.objects.disks.entry(vm.id).or_default();
             disks.stored(vm.snapshots.revert);
+            let volumes = vm.spec.disks.iter().filter_map(Disk::volume_id);
+            for volume in volumes {
+                let known = self.objects.contents.entry(volume).or_default();
+                known.is_of(vm.id, vm.snapshots.revert);
+                known.disk.stored(vm.snapshots.revert);
+            }
             let backed_up = backups::under_way(state, vm.id).is_some();
             let moves = state.active_migration(vm.id).is_some();
             let layered = vm.snapshots.all.iter().any(|one| one.deleting || !one.taken);
@@ -514,6 +548,10 @@ fn first_port(rule: &Rule) -> Option<u16> {
 mod tests {
     use super::*;
 
+    fn uuid(number: u128) -> uuid::Uuid {
+        uuid::Uuid::from_u128(number)
+    }
+
     fn back(number: u32, replaces: u32) -> Option<Revert> {
         Some(Revert { number, replaces })
     }
@@ -538,6 +576,20 @@ mod tests {
         disks.written(&[], 7, 11);
         disks.stored(None);
         assert_eq!(disks.hold, BTreeSet::from([11]), "what was is over");
+    }
+
+    #[test]
+    fn a_volume_of_another_vm_has_no_layers_of_the_one_before() {
+        let mut volume = Contents::default();
+        let (one, other) = (VmId::from_uuid(uuid(1)), VmId::from_uuid(uuid(2)));
+        volume.is_of(one, None);
+        volume.disk.written(&[1], 0, 5);
+        volume.is_of(other, back(2, 1));
+        volume.disk.stored(back(2, 1));
+        assert_eq!(volume.disk.hold, BTreeSet::from([5]), "that was before it came");
+        volume.disk.written(&[], 5, 6);
+        volume.disk.stored(back(3, 1));
+        assert_eq!(volume.disk.hold, BTreeSet::from([6]));
     }
 
     #[test]

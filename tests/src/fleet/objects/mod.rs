@@ -140,6 +140,7 @@ pub fn features() -> Vec<GuestFeature> {
         GuestFeature::Snapshot,
         GuestFeature::Backup,
         GuestFeature::VolumeMove,
+        GuestFeature::VolumeSnapshot,
     ]);
     all
 }

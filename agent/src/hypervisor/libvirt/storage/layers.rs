@@ -1,5 +1,5 @@
-//! The layers of disks: `{disk}.{number}.qcow2` beside a disk's base, each an overlay on the one below it. Called on workers, with
-//! the file that a domain says is a disk's top.
+//! The layers of disks: `{disk}.{number}.qcow2` beside a disk's base (of a volume of the site `{uuid}.{number}.qcow2`), each an
+//! overlay on the one below it. Called on workers, with the file that a domain says is a disk's top.
 //!
 //! ```text
 //!   root.qcow2 <── root.1.qcow2 <── root.4.qcow2      the top, to which the guest writes
@@ -10,6 +10,7 @@
 //! twice. A layer's file is made, handed over and made durable before any domain hears of it; it goes when no domain has it.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io,
@@ -58,7 +59,7 @@ impl Storage {
 
     /// A layer of a disk.
     fn layer(&self, id: VmId, disk: &Disk, number: u32) -> Result<Link, Error> {
-        let name = format!("{}.{number}.qcow2", disk.name);
+        let name = format!("{}.{number}.qcow2", stem(disk));
         Ok(Link {
             path: self.path(id, disk)?.with_file_name(name),
             format: DiskFormat::Qcow2,
@@ -76,7 +77,7 @@ impl Storage {
         };
         let (mut chain, mut at) = (Vec::new(), top.to_owned());
         while at != base.path {
-            let number = number_of(&disk.name, &at).ok_or_else(|| strange(&at))?;
+            let number = number_of(&stem(disk), &at).ok_or_else(|| strange(&at))?;
             let link = self.layer(id, disk, number)?;
             if link.path != at || chain.len() == MOST {
                 return Err(strange(&at));
@@ -111,10 +112,10 @@ impl Storage {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             entries => entries.map_err(|error| failed(pool, error))?,
         };
-        let mut found = BTreeSet::new();
+        let (stem, mut found) = (stem(disk), BTreeSet::new());
         for entry in entries {
             let path = entry.map_err(|error| failed(pool, error))?.path();
-            found.extend(number_of(&disk.name, &path));
+            found.extend(number_of(&stem, &path));
         }
         Ok(found)
     }
@@ -274,15 +275,38 @@ impl Storage {
     }
 }
 
-/// The number of a disk's layer by the name of its file.
-fn number_of(disk: &str, path: &Path) -> Option<u32> {
+/// What the names of a disk's files begin with.
+fn stem(disk: &Disk) -> Cow<'_, str> {
+    match disk.volume_id() {
+        Some(volume) => volume.to_string().into(),
+        None => disk.name.as_str().into(),
+    }
+}
+
+/// The number of a layer by the name of its file.
+fn number_of(stem: &str, path: &Path) -> Option<u32> {
     let name = path.file_name()?.to_str()?;
     let digits = name
-        .strip_prefix(disk)?
+        .strip_prefix(stem)?
         .strip_prefix('.')?
         .strip_suffix(".qcow2")?;
     let number: u32 = digits.parse().ok()?;
     (number > 0 && digits == number.to_string()).then_some(number)
+}
+
+/// Removes the files of all layers of a disk.
+pub(super) fn remove_all(dir: &Path, stem: &str) -> io::Result<()> {
+    for file in fs::read_dir(dir).into_iter().flatten() {
+        let path = file?.path();
+        let whole = match path.extension().is_some_and(|end| end == "partial") {
+            true => path.with_extension(""),
+            false => path.clone(),
+        };
+        if number_of(stem, &whole).is_some() {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a QEMU has a file open, by the locks that it has on it.

@@ -2,13 +2,28 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use dalgu_proto::vm::{CloneMode, Disk, DiskFormat};
+use dalgu_proto::{
+    ids::VolumeId,
+    vm::{CloneMode, Disk, DiskFormat, VolumeRef},
+};
 
 use super::{
     definition, disk,
     storage::{Place, info, of_image, place, qemu_img, soon, stored},
 };
 use crate::hypervisor::{Definition, Error};
+
+/// A disk that is a volume of the site.
+fn volume(name: &str, number: u128, format: DiskFormat) -> Disk {
+    Disk {
+        volume: Some(VolumeRef {
+            name: name.parse().unwrap(),
+            id: Some(VolumeId::from_uuid(uuid::Uuid::from_u128(number))),
+            format: None,
+        }),
+        ..disk(name, "local", None, format)
+    }
+}
 
 /// What a guest would read of a disk whose top is this file.
 fn content(place: &Place, path: &Path, format: DiskFormat) -> Vec<u8> {
@@ -65,6 +80,8 @@ async fn whatever_layer_is_merged_a_guest_reads_what_it_wrote() {
         of_image("raw", &digest, CloneMode::Full, DiskFormat::Raw),
         of_image("copy", &digest, CloneMode::Full, DiskFormat::Qcow2),
         disk("blank", "shared", None, DiskFormat::Qcow2),
+        volume("data", 1, DiskFormat::Qcow2),
+        volume("raw2", 2, DiskFormat::Raw),
     ]);
     place.storage.create(&vm, false, soon()).await.unwrap();
     for disk in &vm.spec.disks {
@@ -118,6 +135,42 @@ async fn whatever_layer_is_merged_a_guest_reads_what_it_wrote() {
         place.storage.remove_layer(vm.id, disk, 1).unwrap();
         assert_eq!(place.storage.layer_files(vm.id, disk).unwrap(), BTreeSet::new());
     }
+}
+
+#[tokio::test]
+async fn the_layers_of_volumes_are_told_apart_and_go_with_their_volume() {
+    let place = place();
+    let vm = definition(vec![
+        volume("data", 1, DiskFormat::Qcow2),
+        volume("more", 2, DiskFormat::Qcow2),
+    ]);
+    place.storage.create(&vm, false, soon()).await.unwrap();
+    let [one, other] = &vm.spec.disks[..] else {
+        panic!()
+    };
+    // Another VM may have called its disk the same.
+    let same = Disk {
+        name: "data".to_owned(),
+        ..other.clone()
+    };
+    let base = place.storage.path(vm.id, one).unwrap();
+    let top = add(&place, &vm, one, &base, 3).await;
+    let layers = |disk: &Disk| place.storage.layer_files(vm.id, disk).unwrap();
+    assert_eq!((layers(one), layers(&same)), ([3].into(), [].into()));
+    let strange = place.storage.chain(vm.id, &same, &top);
+    assert!(matches!(strange, Err(Error::Storage { .. })), "{strange:?}");
+    // A VM that hears of it with no snapshots is not given what is below.
+    let doubt = place.storage.likely_top(vm.id, one, &BTreeSet::new());
+    assert!(matches!(doubt, Err(Error::Storage { .. })), "{doubt:?}");
+
+    std::fs::write(top.with_extension("qcow2.partial"), "").unwrap();
+    place
+        .storage
+        .purge("local", one.volume_id().unwrap(), false)
+        .unwrap();
+    let left = std::fs::read_dir(base.parent().unwrap()).unwrap();
+    let left: Vec<_> = left.map(|file| file.unwrap().path()).collect();
+    assert_eq!(left, [place.storage.path(vm.id, other).unwrap()]);
 }
 
 #[tokio::test]
