@@ -68,7 +68,7 @@ lab-down: ## Remove every trace of the lab, also of one that crashed
 lab-image: setup ## Make a disk image of this machine's release with cloud-init and SSH, from its packages: target/lab-image/image.qcow2
 	@$(as_root) bash tests/lab/image/build.sh $(target)/lab-image/image.qcow2
 
-tour-image: lab-image ## Make VMs from that image on real hosts: imported once, addresses by DHCP, SSH keys and user data by cloud-init (ten minutes)
+tour-image: programs lab-image ## Make VMs from that image on real hosts: imported once, addresses by DHCP, SSH keys and user data by cloud-init (ten minutes)
 	@$(if $(as_root),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(as_root)") cargo test --workspace --test debian -- --ignored --nocapture
 
 demo: programs ## Show it all on real guests, every claim checked (half a minute; KEEP=1 leaves the lab up)

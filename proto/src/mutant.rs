@@ -68,11 +68,13 @@ pub enum Mutant {
     VolumeGivenTwice,
     /// The agent removes the file of a volume that a VM here still has.
     VolumePurgedInUse,
+    /// The agent deletes a VM whose volumes have layers without merging them.
+    VolumeNotMerged,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::SessionNotChecked,
         Self::TermNotChecked,
         Self::EpochNotCompared,
@@ -104,6 +106,7 @@ impl Mutant {
         Self::BackupNotExcluded,
         Self::VolumeGivenTwice,
         Self::VolumePurgedInUse,
+        Self::VolumeNotMerged,
     ];
 }
 

@@ -158,7 +158,7 @@ impl Driver {
         loop {
             self.publish();
             let handed_over = self.transfers.handed_over();
-            let given_up = until_given_up(self.vm.as_ref(), self.work.as_ref());
+            let given_up = until_given_up(self.vm.as_ref(), self.work.as_ref(), self.is_off());
             // Every arm is cancel safe: receivers and timers lose nothing when dropped, and `work` and the transfer are
             // polled in place and stay where they are.
             tokio::select! {
@@ -246,6 +246,10 @@ impl Driver {
             generation: intent.generation,
         };
         let mut spec = intent.spec.clone();
+        if vm.disposition == Disposition::Deleting {
+            // The others go, whatever they hold.
+            spec.disks.retain(|disk| disk.volume.is_some());
+        }
         if self.domain.is_none() {
             // No domain says where a disk is whose move has not ended.
             for disk in &mut spec.disks {
@@ -473,7 +477,6 @@ impl Driver {
         }
         match step {
             Step::PowerDone | Step::ChangesDone | Step::LayersDone => self.wake = now,
-            Step::Look => self.begin(None),
             Step::Forget => tracing::info!("the VM is gone"),
             step => {
                 if step == Step::Restart {

@@ -201,7 +201,7 @@ pub fn off_at_once(vm: &Vm) -> bool {
 /// The next step.
 pub fn next(vm: &Vm, domain: Option<&Domain>, memory: &Memory) -> Step {
     let step = match (vm.disposition, &vm.intent) {
-        (Disposition::Deleting, _) => delete(domain, memory),
+        (Disposition::Deleting, _) => delete(vm, domain, memory),
         (Disposition::Owned, Some(intent)) => own(vm, intent, domain, memory),
         // Without an intent, or while its owner is not known, nothing is done to a VM.
         _ => return Step::Settled,
@@ -215,11 +215,11 @@ pub fn next(vm: &Vm, domain: Option<&Domain>, memory: &Memory) -> Step {
     }
 }
 
-fn delete(domain: Option<&Domain>, memory: &Memory) -> Step {
+fn delete(vm: &Vm, domain: Option<&Domain>, memory: &Memory) -> Step {
     match domain.map(|domain| domain.state) {
         None if memory.volumes_gone => Step::Forget,
         None => Step::DeleteVolumes,
-        Some(DomainState::Stopped) => Step::Undefine,
+        Some(DomainState::Stopped) => snapshots::before_deletion(vm, memory).unwrap_or(Step::Undefine),
         Some(_) => Step::Destroy,
     }
 }

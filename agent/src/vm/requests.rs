@@ -79,7 +79,8 @@ fn snapshots(known: Option<&ledger::Vm>, intent: &Intent, made: bool) -> Snapsho
     let before = known.and_then(|vm| vm.intent.as_ref()?.snapshots.as_ref());
     let differ = match (&intent.snapshots, before) {
         (Some(set), Some(before)) => set.layers != before.layers,
-        (Some(set), None) => !set.layers.is_empty(),
+        // Also of one that was found here, without a word of what was told before: a merge may have been under way.
+        (Some(_), None) => true,
         (None, _) => false,
     };
     let known = known.map(|vm| vm.snapshots.clone()).unwrap_or_else(|| Snapshots {

@@ -219,6 +219,15 @@ impl Driver {
             // Before the look: what has ended by now shows in it.
             let unfinished = hypervisor.changing(id);
             let (seen, hardware, layers) = look(&**hypervisor, id, definition.as_ref(), parts).await;
+            let (step, layers) = match (step, layers) {
+                (step, Ok(layers)) => (step, layers),
+                // They were what was to be seen.
+                (Some((Step::Look, _)), Err(error)) => (Some((Step::Look, Err(error.into()))), None),
+                (step, Err(error)) => {
+                    tracing::debug!(%error, "the layers of its disks could not be looked at");
+                    (step, None)
+                }
+            };
             Outcome {
                 step,
                 seen,
@@ -263,7 +272,9 @@ impl Driver {
 
     /// Takes note of a step that succeeded.
     pub(super) async fn step_done(&mut self, step: Step, asked: &For, frozen: bool) {
-        tracing::info!(?step, "step done");
+        if step != Step::Look {
+            tracing::info!(?step, "step done");
+        }
         match step {
             // Disks may have come with a newer intent while these were made: all are looked for again.
             Step::CreateVolumes if self.generation() != asked.generation => {}
@@ -513,10 +524,13 @@ pub(super) async fn poll_work(work: &mut Option<Work>) -> Outcome {
 pub(super) fn until_given_up(
     vm: Option<&ledger::Vm>,
     work: Option<&Work>,
+    off: bool,
 ) -> impl Future<Output = ()> + use<> {
     let held_up = vm.is_some_and(plan::off_at_once);
+    // Files of a domain that is off are merged before it is deleted, for as long as that takes.
+    let gives_way = |step: &Step| step.gives_way() && !(off && matches!(step, Step::Layer(_)));
     let since = work
-        .filter(|work| held_up && work.step.as_ref().is_some_and(Step::gives_way))
+        .filter(|work| held_up && work.step.as_ref().is_some_and(gives_way))
         .map(|work| work.since);
     async move {
         match since {
@@ -535,14 +549,17 @@ struct Parts {
     layers: bool,
     /// It has snapshots: the same, for people.
     sizes: bool,
+    /// It is to be off at once, which no look at files may hold up.
+    off_first: bool,
 }
 
 impl Parts {
     fn of(vm: Option<&ledger::Vm>) -> Self {
         Self {
             hardware: vm.is_some_and(|vm| vm.changes.under_way),
-            layers: vm.is_some_and(|vm| vm.snapshots.under_way),
+            layers: vm.is_some_and(|vm| vm.snapshots.under_way || plan::snapshots::outlive(vm)),
             sizes: vm.is_some_and(|vm| !vm.snapshots.there.is_empty()),
+            off_first: vm.is_some_and(plan::off_at_once),
         }
     }
 }
@@ -550,15 +567,15 @@ impl Parts {
 type Seen = (
     Result<Option<Domain>, hypervisor::Error>,
     Option<Hardware>,
-    Option<Layers>,
+    Result<Option<Layers>, hypervisor::Error>,
 );
 
-/// Looks at a domain, and where it is being changed, at its parts. When those cannot be seen, nothing was.
+/// Looks at a domain, and where it is being changed, at its parts. When its hardware cannot be seen, nothing was.
 async fn look(hypervisor: &dyn Hypervisor, id: VmId, definition: Option<&Definition>, parts: Parts) -> Seen {
     let seen = hypervisor.get(id).await;
     let state = match &seen {
         Ok(Some(domain)) => domain.state,
-        _ => return (seen, None, None),
+        _ => return (seen, None, Ok(None)),
     };
     let hardware = match parts.hardware {
         true => hypervisor.hardware(id).await,
@@ -566,20 +583,17 @@ async fn look(hypervisor: &dyn Hypervisor, id: VmId, definition: Option<&Definit
     };
     let hardware = match hardware {
         Ok(hardware) => hardware,
-        Err(error) => return (Err(error), None, None),
+        Err(error) => return (Err(error), None, Ok(None)),
     };
-    let here = !matches!(state, DomainState::Incoming | DomainState::HandedOver);
+    let here = match state {
+        DomainState::Incoming | DomainState::HandedOver => false,
+        DomainState::Running | DomainState::Paused => !parts.off_first,
+        DomainState::Stopped => true,
+    };
     let Some(definition) = definition.filter(|_| here && (parts.layers || parts.sizes)) else {
-        return (seen, hardware, None);
+        return (seen, hardware, Ok(None));
     };
-    match hypervisor.layers(definition).await {
-        Ok(layers) => (seen, hardware, Some(layers)),
-        Err(error) if parts.layers => (Err(error), None, None),
-        Err(error) => {
-            tracing::debug!(%error, "the layers of its disks could not be looked at");
-            (seen, hardware, None)
-        }
-    }
+    (seen, hardware, hypervisor.layers(definition).await.map(Some))
 }
 
 /// Makes a VM's disks, once the images that they are made from are here.

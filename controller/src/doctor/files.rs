@@ -4,11 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dalgu_proto::ids::{HostName, VmId, VolumeId};
+use dalgu_proto::{
+    host::GuestFeature,
+    ids::{HostName, VmId, VolumeId},
+};
 
 use super::{Finding, Invariant, Look, Severity, View};
 use crate::{
-    model::{BackupRecord, BackupState, FileOf, HostState, PoolFile, VmPhase, VmRecord, VolumeRecord},
+    model::{
+        BackupRecord, BackupState, FileOf, HostRecord, HostState, PoolFile, VmPhase, VmRecord, VolumeRecord,
+    },
     state::State,
     volumes::{holder, is_shared},
 };
@@ -23,8 +28,15 @@ pub fn to_ask(state: &State) -> Vec<(HostName, String)> {
         let live = state.live.get(&host.name);
         live.is_some_and(|live| live.state == HostState::Ready)
     });
+    // Agents of an earlier version do not know a layer of a volume from a file that is nobody's.
+    let knows = |host: &HostRecord| {
+        host.inventory
+            .guest_features
+            .contains(&GuestFeature::VolumeSnapshot)
+    };
+    let (newer, older): (Vec<_>, Vec<_>) = ready.partition(|host| knows(host));
     let mut asked = Vec::new();
-    for host in ready {
+    for host in newer.into_iter().chain(older) {
         for pool in &host.inventory.pools {
             if !pool.shared || shared.insert(&pool.name) {
                 asked.push((host.name.clone(), pool.name.clone()));
@@ -152,7 +164,8 @@ impl<'a> Pools<'a> {
             Some(at) if at != host && !shared => Some(format!("volume {name} is on host {at}")),
             Some(_) if partial => Some(format!("volume {name} is whole, and this is not")),
             Some(_) if layer > 0 && !holder.is_some_and(|vm| has_layer(vm, layer)) => Some(format!(
-                "no VM that has volume {name} has a snapshot with layer {layer}"
+                "no VM that has volume {name} has a snapshot with layer {layer}, and what was written last may be in it (see \
+                 operations/snapshots.md)"
             )),
             Some(_) => None,
         }

@@ -7,8 +7,8 @@
 use dalgu_proto::vm::{PowerState, RestartMode, first_boot::Documents};
 
 use super::{
-    Caller, Error, abort_migration, accept, backup, check_etag, confirmed, find, new_operation, snapshot,
-    supersede, update,
+    Caller, Error, abort_migration, accept, backup, check_etag, confirmed, find, new_operation, supersede,
+    update,
 };
 use crate::{
     incarnation,
@@ -156,7 +156,6 @@ pub fn delete(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, force: bool)
     for disk in &vm.spec.disks {
         update::stays_put(tx, &vm, disk)?;
     }
-    snapshot::volumes_are_whole(&vm)?;
     supersede(tx, &vm, OperationKind::Delete, |kind| {
         kind.is_power() || kind == OperationKind::Create
     });

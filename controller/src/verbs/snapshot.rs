@@ -107,6 +107,12 @@ pub fn create(tx: &mut Tx, caller: &Caller, vm: &str, new: Create) -> Result<Out
         return Err(Error::NoDisks(vm.name));
     }
     with_volumes(tx, &vm)?;
+    if tx.observation(&vm).is_some_and(|seen| seen.is_pending("disks[")) {
+        return Err(Error::ChangeInProgress {
+            vm: vm.name,
+            next: "a disk is still to come or to go, see `dalgu vm show`: repeat when that is done, or at its next start",
+        });
+    }
     if let Some(next) = migrate::changing(tx, &vm) {
         return Err(Error::ChangeInProgress { vm: vm.name, next });
     }
@@ -158,19 +164,6 @@ fn with_volumes(state: &State, vm: &VmRecord) -> Result<(), Error> {
             vm: vm.name.clone(),
             next: "repeat when its host has made its volumes ready, see `dalgu vm show`",
         }),
-    }
-}
-
-/// Refuses to delete a VM whose volumes hold what was written last in layers: they stay, and the layers of its snapshots do not.
-pub(super) fn volumes_are_whole(vm: &VmRecord) -> Result<(), Error> {
-    let mut disks = vm.spec.disks.iter();
-    match vm.snapshots.all.first() {
-        Some(first) if disks.any(|disk| disk.volume.is_some()) => Err(Error::SnapshotsPresent {
-            vm: vm.name.clone(),
-            first: first.name.clone(),
-            cannot: "cannot be deleted with them, since its volumes stay",
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -244,6 +244,9 @@ fn wrong_processes(lab: &Lab, running: &BTreeSet<(u8, String)>) -> anyhow::Resul
 /// Domains that tests make by hand have UUIDs that begin so.
 pub const FOREIGN_UUID: &str = "f0e1f0e1-";
 
+/// Where hosts keep copies of images.
+const IMAGE_STORE: &str = "/var/lib/dalgu/image-store";
+
 /// The files that there should be, by host (empty for those that hosts share) and pool.
 type Wanted = BTreeMap<(String, String), BTreeSet<String>>;
 
@@ -329,7 +332,17 @@ async fn wrong_files(lab: &Lab, vms: &[Vm]) -> anyhow::Result<Vec<String>> {
         &pool_files(&lab.layout().shared()),
         should("shared", ""),
     ));
+    let images = listed(lab, &["image", "list"]).await?;
+    let copies = images
+        .iter()
+        .map(|image| format!("{}.qcow2", text(image, "/status/digest")));
+    let copies: BTreeSet<_> = copies.collect();
     for host in lab.hosts() {
+        let store = files(&host.outside(IMAGE_STORE));
+        let surplus: Vec<_> = store.difference(&copies).collect();
+        if !surplus.is_empty() {
+            found.push(format!("image store of {}: surplus {surplus:?}", host.name));
+        }
         for pool in ["local", "fast"] {
             found.extend(difference(
                 &format!("pool {pool} of {}", host.name),

@@ -308,6 +308,7 @@ fn about(mutant: Mutant) -> Option<&'static str> {
         | Mutant::RulesAfterRun
         | Mutant::ImageNotAwaited
         | Mutant::BackupNotExcluded
+        | Mutant::VolumeNotMerged
         | Mutant::VolumeGivenTwice => Some("objects"),
         _ => None,
     }

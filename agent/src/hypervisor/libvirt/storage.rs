@@ -516,15 +516,16 @@ impl Storage {
             return Ok(());
         }
         pool.is_there()?;
+        // First what may have been left of the snapshots of a VM: alone it means nothing.
+        layers::remove_all(&pool.path.join("volumes"), &volume.to_string())
+            .map_err(|error| failed(pool, error))?;
         for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
             let path = volume_path(&pool.path, volume, format);
             for path in [partial(&path, format), path] {
                 remove(&path).map_err(|error| failed(pool, error))?;
             }
         }
-        // Of a VM that had snapshots, and that went with no word of them to this host.
-        layers::remove_all(&pool.path.join("volumes"), &volume.to_string())
-            .map_err(|error| failed(pool, error))
+        Ok(())
     }
 
     /// Deletes a VM's disks; see [`crate::hypervisor::Hypervisor::delete_volumes`].

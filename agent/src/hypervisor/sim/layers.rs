@@ -146,9 +146,16 @@ impl State {
     }
 
     pub(super) fn forget_chain(&mut self, id: VmId, keep_shared: bool, config: &SimConfig) {
-        self.chains.remove(&id);
+        let mut gone: Vec<_> = self.chains.remove(&id).into_iter().collect();
         if !keep_shared {
-            config.shared_storage.with_chains(|chains| chains.remove(&id));
+            gone.extend(config.shared_storage.with_chains(|chains| chains.remove(&id)));
+        }
+        // A volume of the site stays, with what is below all layers.
+        for chain in gone {
+            let lowest = chain.layers.into_iter().next();
+            for (volume, content) in lowest.into_iter().flat_map(|layer| layer.volumes) {
+                self.write_file(&volume, content, config);
+            }
         }
     }
 

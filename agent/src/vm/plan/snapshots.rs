@@ -5,21 +5,47 @@
 //!   (back to a snapshot: off)            (before any start)                (while it runs, if it does)
 //! ```
 //!
+//! Of a VM that is deleted all layers of its volumes of the site are merged, when it is off.
+//!
 //! Nothing is remembered of how far it was: the files tell. A merge under way goes on by itself, also while the agent is away.
 
 use std::time::Duration;
 
-use dalgu_proto::snapshot::Set;
+use dalgu_proto::{
+    mutant::{self, Mutant},
+    snapshot::Set,
+};
 
 use super::Step;
 use crate::{
     hypervisor::{LayerChange, Layers},
-    ledger::{Intent, Vm},
+    ledger::{Disposition, Intent, Vm},
     vm::plan::Memory,
 };
 
 /// A merge that goes on by itself is looked at so often.
 pub const MERGE_LOOK: Duration = Duration::from_secs(1);
+
+/// Whether layers must be merged before a VM is deleted: its volumes of the site stay, with what was written to them last.
+pub fn outlive(vm: &Vm) -> bool {
+    let disks = vm.intent.iter().flat_map(|intent| &intent.spec.disks);
+    vm.disposition == Disposition::Deleting
+        && disks.into_iter().any(|disk| disk.volume.is_some())
+        && !mutant::on(Mutant::VolumeNotMerged)
+}
+
+/// What must be done of a domain that is off before its VM is deleted. The layers are those of its volumes only.
+pub(super) fn before_deletion(vm: &Vm, memory: &Memory) -> Option<Step> {
+    if !outlive(vm) {
+        return None;
+    }
+    let Some(layers) = &memory.layers else {
+        return Some(Step::Look);
+    };
+    let merge = layers.there.keys().map(|number| LayerChange::Merge(*number));
+    let remove = layers.spare.iter().map(|number| LayerChange::Remove(*number));
+    merge.chain(remove).next().map(Step::Layer)
+}
 
 /// What must be done of a domain that is off before anything else, since it may be started next: `None` when there is nothing.
 pub(super) fn before_start(vm: &Vm, intent: &Intent, memory: &Memory) -> Option<Step> {

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use dalgu_proto::{
-    ids::VolumeId,
+    ids::{SnapshotId, VolumeId},
+    snapshot::{Layer, Set},
     vm::{Disk, VolumeRef},
 };
 
@@ -260,4 +261,78 @@ async fn a_volume_that_is_called_back_or_sent_on_is_one_file_at_the_end() {
     until_pools(&host, &["local"]).await;
     gone(&host, vm(1), 7).await;
     assert_eq!(pools(&host), ["local"], "the volume stays");
+}
+
+/// The VM with its volume, and one snapshot.
+fn with_snapshot(generation: u64) -> Intent {
+    let layer = Layer {
+        number: 1,
+        id: SnapshotId::from_uuid(uuid::Uuid::from_u128(1)),
+        name: "one".parse().unwrap(),
+    };
+    Intent {
+        power_sequence: 1,
+        snapshots: Some(Set {
+            layers: vec![layer],
+            last: 1,
+            revert: None,
+        }),
+        ..with_ledger(generation, 8)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_deleted_with_a_snapshot_leaves_its_volume_as_it_was_written_last() {
+    let host = one_host().await;
+    let with = Intent {
+        power_sequence: 1,
+        ..with_ledger(1, 8)
+    };
+    tell(&host, vm(1), with, true).await;
+    host.until_settled(vm(1), 1).await;
+    host.sim.write_disk(vm(1), "data");
+    tell(&host, vm(1), with_snapshot(2), false).await;
+    host.until_settled(vm(1), 2).await;
+    let last = host.sim.write_disk(vm(1), "data");
+    host.vms
+        .get_or_start(vm(1))
+        .delete(Generation(3), Epoch(1))
+        .await
+        .unwrap();
+    host.until(vm(1), "that it is gone", |status| status.phase == Phase::Gone)
+        .await;
+    tell(&host, vm(2), with_ledger(1, 8), false).await;
+    host.until_settled(vm(2), 1).await;
+    assert_eq!(host.sim.disk_content(vm(2), "data"), last);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_cannot_be_seen_holds_up_no_power_off() {
+    let host = one_host().await;
+    let with = Intent {
+        power_sequence: 1,
+        ..with_ledger(1, 8)
+    };
+    tell(&host, vm(1), with, true).await;
+    host.until_settled(vm(1), 1).await;
+    let lost = HypervisorError::Storage {
+        pool: "local".into(),
+        detail: "no layer".into(),
+    };
+    for _ in 0..100 {
+        host.sim.fail_next(Call::Layers, Fault::Error(lost.clone()));
+    }
+    tell(&host, vm(1), with_snapshot(2), false).await;
+    host.until(vm(1), "why it waits", |status| {
+        let failure = status.failure.as_ref();
+        failure.is_some_and(|failure| failure.message.contains("no layer"))
+    })
+    .await;
+    let mut stop = with_snapshot(3);
+    (stop.power, stop.power_sequence) = (PowerState::Stopped, 2);
+    tell(&host, vm(1), stop, false).await;
+    host.until(vm(1), "that it is off", |status| {
+        status.power == Some(PowerState::Stopped)
+    })
+    .await;
 }

@@ -204,12 +204,6 @@ async fn make(db: &Db) -> Result<Outcome, Error> {
     db.transact(|tx| create(tx, &caller, "web", new)).await
 }
 
-async fn remove_vm(db: &Db) -> Result<Outcome, Error> {
-    let caller = fixtures::caller();
-    db.transact(|tx| crate::verbs::power::delete(tx, &caller, "web", "", true))
-        .await
-}
-
 const KNOWS: [GuestFeature; 3] = [
     GuestFeature::Snapshot,
     GuestFeature::Volume,
@@ -217,25 +211,37 @@ const KNOWS: [GuestFeature; 3] = [
 ];
 
 #[tokio::test]
-async fn a_vm_whose_volumes_have_layers_is_deleted_only_when_they_are_merged() {
+async fn a_vm_whose_volumes_have_layers_goes_to_hosts_whose_agents_know_of_that() {
     let db = with_volume(&KNOWS, |_| {}).await;
     carried_out(&db, &[]).await;
+    let needs = |vm: &VmRecord| {
+        crate::verbs::migrate::request(&db.snapshot(), vm, None)
+            .needs
+            .features
+    };
+    assert!(!needs(&vm(&db).await).contains(&GuestFeature::VolumeSnapshot));
     make(&db).await.unwrap();
-    let needs = crate::verbs::migrate::request(&db.snapshot(), &vm(&db).await, None).needs;
-    assert!(
-        needs.features.contains(&GuestFeature::VolumeSnapshot),
-        "{needs:?}"
-    );
-    let early = remove_vm(&db).await;
-    assert!(matches!(early, Err(Error::SnapshotsPresent { .. })), "{early:?}");
-    carried_out(&db, &[1]).await;
-    let caller = fixtures::caller();
-    let deleted = db.transact(|tx| delete(tx, &caller, "web", &name(), ""));
-    deleted.await.unwrap();
-    let early = remove_vm(&db).await;
-    assert!(matches!(early, Err(Error::SnapshotsPresent { .. })), "{early:?}");
+    assert!(needs(&vm(&db).await).contains(&GuestFeature::VolumeSnapshot));
+}
+
+#[tokio::test]
+async fn no_snapshot_is_made_while_a_disk_waits_for_the_next_start() {
+    let db = with_volume(&KNOWS, |_| {}).await;
     carried_out(&db, &[]).await;
-    remove_vm(&db).await.unwrap();
+    db.change(|tx| {
+        let vm = tx.vms.values().next().unwrap().clone();
+        let mut seen = (**tx.observation(&vm).unwrap()).clone();
+        seen.pending = vec![crate::model::Pending {
+            field: "disks[data]".to_owned(),
+            current: "none".to_owned(),
+            wanted: "attached".to_owned(),
+            message: "no port for another device is free".to_owned(),
+        }];
+        tx.observe(vm.id, Some(seen));
+    })
+    .await;
+    let early = make(&db).await;
+    assert!(matches!(early, Err(Error::ChangeInProgress { .. })), "{early:?}");
 }
 
 #[tokio::test]

@@ -106,6 +106,8 @@ impl Storage {
     /// The numbers of layers whose files are there.
     pub(in super::super) fn layer_files(&self, id: VmId, disk: &Disk) -> Result<BTreeSet<u32>, Error> {
         let pool = self.pool(&disk.pool)?;
+        // Of what is not mounted nothing is known.
+        pool.is_there()?;
         let base = self.path(id, disk)?;
         let dir = base.parent().unwrap_or(&pool.path);
         let entries = match fs::read_dir(dir) {
@@ -130,6 +132,16 @@ impl Storage {
         match self.layer_files(id, disk)?.last() {
             None => self.path(id, disk),
             Some(newest) if wanted.contains(newest) => Ok(self.layer(id, disk, *newest)?.path),
+            Some(newest) if disk.volume.is_some() => {
+                let base = self.path(id, disk)?;
+                let detail = format!(
+                    "the volume that is disk {} has a layer {newest}, left of the snapshots of a VM that is gone, and what was written \
+                     last is in it: `qemu-img commit -d` the layers beside {}, the one with the highest number first, and remove them",
+                    disk.name,
+                    base.display()
+                );
+                Err(failed(self.pool(&disk.pool)?, detail))
+            }
             Some(newest) => {
                 // It may hold what the guest wrote last, or be left of a snapshot that was deleted.
                 let detail = format!(
@@ -239,6 +251,7 @@ impl Storage {
     pub(in super::super) fn remove_layer(&self, id: VmId, disk: &Disk, number: u32) -> Result<(), Error> {
         let path = self.layer(id, disk, number)?.path;
         let pool = self.pool(&disk.pool)?;
+        pool.is_there()?;
         remove(&path.with_extension("qcow2.partial")).map_err(|error| failed(pool, error))?;
         self.remove_file(pool, &path)
     }
@@ -296,7 +309,11 @@ fn number_of(stem: &str, path: &Path) -> Option<u32> {
 
 /// Removes the files of all layers of a disk.
 pub(super) fn remove_all(dir: &Path, stem: &str) -> io::Result<()> {
-    for file in fs::read_dir(dir).into_iter().flatten() {
+    let files = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files?,
+    };
+    for file in files {
         let path = file?.path();
         let whole = match path.extension().is_some_and(|end| end == "partial") {
             true => path.with_extension(""),

@@ -2,9 +2,9 @@
 //! the wanted ones from wherever an agent died.
 
 use dalgu_proto::{
-    ids::SnapshotId,
+    ids::{SnapshotId, VolumeId},
     snapshot::{Layer, Revert},
-    vm::{PowerReason, PowerState},
+    vm::{Disk, PowerReason, PowerState, VolumeRef},
 };
 use proptest::prelude::*;
 
@@ -24,6 +24,26 @@ fn set(numbers: &[u32], revert: Option<(u32, u32)>) -> Set {
         layers: numbers.iter().map(layer).collect(),
         last: numbers.last().copied().unwrap_or(0),
         revert: revert.map(|(number, replaces)| Revert { number, replaces }),
+    }
+}
+
+/// A disk that is a volume of the site.
+fn volume() -> Disk {
+    Disk {
+        name: "data".into(),
+        size_mib: 64,
+        pool: "local".into(),
+        image: None,
+        format: Default::default(),
+        digest: None,
+        clone_mode: Default::default(),
+        volume: Some(VolumeRef {
+            name: "ledger".parse().unwrap(),
+            id: Some(VolumeId::from_uuid(uuid::Uuid::from_u128(9))),
+            format: None,
+        }),
+        limits: Default::default(),
+        backup: None,
     }
 }
 
@@ -288,4 +308,28 @@ proptest! {
             prop_assert!(disks.spare.is_empty());
         }
     }
+}
+
+#[test]
+fn a_vm_is_deleted_when_its_volumes_have_no_layers_any_more() {
+    let mut vm = vm(PowerState::Running, set(&[1, 4], None));
+    vm.disposition = Disposition::Deleting;
+    let none = Memory {
+        layers: None,
+        ..memory(&layers(&[], &[]))
+    };
+    let stopped = domain(DomainState::Stopped);
+    // Its own disks go with it.
+    assert_eq!(plan::next(&vm, Some(&stopped), &none), Step::Undefine);
+    let spec = &mut vm.intent.as_mut().unwrap().spec;
+    spec.disks.push(volume());
+    let after = |state, seen: &[u32], spare: &[u32]| step(&vm, state, &layers(seen, spare));
+    assert_eq!(after(DomainState::Running, &[1, 4], &[]), Step::Destroy);
+    assert_eq!(plan::next(&vm, Some(&stopped), &none), Step::Look);
+    let merge = |number| Step::Layer(LayerChange::Merge(number));
+    assert_eq!(after(DomainState::Stopped, &[1, 4], &[3]), merge(1));
+    assert_eq!(after(DomainState::Stopped, &[4], &[1]), merge(4));
+    let remove = Step::Layer(LayerChange::Remove(1));
+    assert_eq!(after(DomainState::Stopped, &[], &[1, 4]), remove);
+    assert_eq!(after(DomainState::Stopped, &[], &[]), Step::Undefine);
 }
