@@ -7,13 +7,14 @@
 //! - is told the format, and that there is no backing file;
 //! - is a user of its own without capabilities, groups or a way to new privileges: [`USERS`]. Not QEMU's user: to that belong
 //!   the disks and the processes of running guests;
+//! - has no network: its network namespace is a new one;
 //! - has limits on memory, processor time, file size and open files, writes no core, and yields to guests by its niceness,
 //!   from which the kernel also takes its place among those who wait for disks;
 //! - ends with the agent's thread that waits for it, at the deadline, and when the agent dies.
 //!
 //! Opening anew asks for the file's own permissions, not for those of the directories above it: the image must be readable for
 //! that user by its mode, as with 0644, and the new disk is given to it until it is filled. An agent that is not root,
-//! as in tests, runs it as itself, with everything else as above.
+//! as in tests, runs it as itself and in its own network, with everything else as above.
 
 use std::{
     ffi::OsStr,
@@ -294,7 +295,10 @@ impl<'a> QemuImg<'a> {
 
     /// The commands that take everything away; the program's name is still to follow.
     fn confined(&self, after: Duration) -> Command {
-        let mut command = Command::new("setpriv");
+        let mut command = Command::new(if self.user.is_some() { "unshare" } else { "setpriv" });
+        if self.user.is_some() {
+            command.args(["--net", "--", "setpriv"]);
+        }
         command.env_clear().args(["--no-new-privs", "--pdeathsig=KILL"]);
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);

@@ -410,9 +410,14 @@ impl Spec {
 
     /// Fills in what follows from the VM's identity: MAC addresses that were left to Dalgu.
     pub fn fill_in(&mut self, id: VmId) {
+        self.fill_in_again(id, 0);
+    }
+
+    /// The same with other addresses for each number of `attempt`, where those before are taken; 0 is the first.
+    pub fn fill_in_again(&mut self, id: VmId, attempt: u8) {
         for nic in &mut self.nics {
             if nic.mac.is_empty() {
-                nic.mac = default_mac(id, &nic.name);
+                nic.mac = default_mac(id, &nic.name, attempt);
             }
         }
     }
@@ -427,14 +432,17 @@ impl Spec {
     }
 }
 
-/// A MAC address in QEMU's range, made from the VM and the interface's name by FNV-1a; the same input gives the same
+/// A MAC address in QEMU's range, made from the VM, the interface's name and the attempt by FNV-1a; the same input gives the same
 /// address on every host.
-fn default_mac(id: VmId, nic: &str) -> String {
+fn default_mac(id: VmId, nic: &str, attempt: u8) -> String {
+    // No name ends with such a byte.
+    let attempt = (attempt > 0).then_some(&attempt);
     let hash = id
         .uuid()
         .as_bytes()
         .iter()
         .chain(nic.as_bytes())
+        .chain(attempt)
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });
@@ -488,15 +496,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mac_address_depends_on_the_vm_and_the_interface_only() {
+    fn a_mac_address_depends_on_the_vm_the_interface_and_the_attempt_only() {
         let (a, b) = (
             VmId::from_uuid(uuid::Uuid::from_u128(1)),
             VmId::from_uuid(uuid::Uuid::from_u128(2)),
         );
-        assert_eq!(default_mac(a, "eth0"), default_mac(a, "eth0"));
-        assert_ne!(default_mac(a, "eth0"), default_mac(a, "eth1"));
-        assert_ne!(default_mac(a, "eth0"), default_mac(b, "eth0"));
-        assert_eq!(check_mac(&default_mac(a, "eth0")), Ok(default_mac(a, "eth0")));
+        assert_eq!(default_mac(a, "eth0", 0), default_mac(a, "eth0", 0));
+        assert_ne!(default_mac(a, "eth0", 0), default_mac(a, "eth1", 0));
+        assert_ne!(default_mac(a, "eth0", 0), default_mac(b, "eth0", 0));
+        assert_ne!(default_mac(a, "eth0", 0), default_mac(a, "eth0", 1));
+        // What was given before there were attempts.
+        assert_eq!(default_mac(a, "eth0", 0), "52:54:00:ca:26:45");
+        assert_eq!(
+            check_mac(&default_mac(a, "eth0", 0)),
+            Ok(default_mac(a, "eth0", 0))
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! with what it found otherwise. Waits are for a fact, with a limit.
 
 mod backup;
-mod change;
+pub mod change;
 mod pair;
 mod snapshot;
 
@@ -180,6 +180,12 @@ impl Fixture {
             note(
                 "a_disk_moves_to_another_pool",
                 change::a_disk_moves_to_another_pool(hypervisor, self, pool, false).await,
+            );
+        }
+        if let Some(pool) = &self.other_pool {
+            note(
+                "a_disk_grows_where_it_is",
+                change::a_disk_grows_where_it_is(hypervisor, self, pool).await,
             );
         }
         if let Some(pool) = self.other_pool.as_ref().filter(|_| self.moves_running) {

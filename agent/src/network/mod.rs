@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ledger::{self, Ledger};
 
 pub mod compile;
+mod counts;
 pub mod document;
 mod ear;
 pub mod links;

@@ -29,6 +29,7 @@ use tokio::{
 use super::{
     Plugged, Problems, System, Wanted,
     compile::{self, Segment},
+    counts,
     document::Kept,
     ear,
     links::{self, Script, Seen},
@@ -40,6 +41,16 @@ use super::{
 const LIMIT: Duration = Duration::from_secs(20);
 /// A scratch namespace, in which something is tried.
 const TRY: [&str; 4] = ["--net", "--", "sh", "-c"];
+
+/// What `nft` shows of the filters.
+const FILTERS: &[&[&str]] = &[
+    &["list", "table", "bridge", "dalgu"],
+    &["list", "table", "inet", "dalgu"],
+];
+/// What it shows of the count of connections, without what has been counted.
+const COUNTS: &[&[&str]] = &[&["--terse", "list", "table", "inet", "dalgu-counts"]];
+/// Connections that the host may have.
+const CONNECTIONS: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 /// A program that did not do what it was to.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +96,7 @@ pub(super) async fn run(program: &str, words: &[&str], input: Option<&str>) -> R
     Err(Failed(format!("{program}: {complaint}")))
 }
 
-/// The filters that were loaded last, and how the kernel shows them.
+/// Rules that were loaded last, and how the kernel shows them.
 struct Loaded {
     rules: String,
     shown: String,
@@ -94,6 +105,9 @@ struct Loaded {
 #[derive(Default)]
 struct Acted {
     loaded: Option<Loaded>,
+    counts: Option<Loaded>,
+    /// It has been said that connections are not counted.
+    uncounted: bool,
     services: BTreeMap<String, Running>,
 }
 
@@ -123,7 +137,8 @@ impl Linux {
     }
 
     async fn make_all(&self, acted: &mut Acted, wanted: &Wanted) -> Result<Problems, Failed> {
-        load(&mut acted.loaded, &wanted.rules).await?;
+        load(&mut acted.loaded, &wanted.rules, FILTERS).await?;
+        count(acted).await;
         let seen = Self::look().await?;
         let mut problems = Problems::default();
         for segment in &wanted.segments {
@@ -233,11 +248,11 @@ async fn remove(segments: &[Segment]) -> Result<(), Failed> {
     }
 }
 
-/// Loads the filters, if they are not what the kernel has.
-async fn load(loaded: &mut Option<Loaded>, rules: &str) -> Result<(), Failed> {
+/// Loads rules, if they are not what the kernel has.
+async fn load(loaded: &mut Option<Loaded>, rules: &str, tables: &[&[&str]]) -> Result<(), Failed> {
     if let Some(before) = loaded
         && before.rules == rules
-        && shown().await.is_ok_and(|shown| shown == before.shown)
+        && shown(tables).await.is_ok_and(|shown| shown == before.shown)
     {
         return Ok(());
     }
@@ -245,14 +260,30 @@ async fn load(loaded: &mut Option<Loaded>, rules: &str) -> Result<(), Failed> {
     run("nft", &["-f", "-"], Some(rules)).await?;
     *loaded = Some(Loaded {
         rules: rules.to_owned(),
-        shown: shown().await?,
+        shown: shown(tables).await?,
     });
     Ok(())
 }
 
-async fn shown() -> Result<String, Failed> {
-    let bridge = run("nft", &["list", "table", "bridge", "dalgu"], None).await?;
-    Ok(bridge + &run("nft", &["list", "table", "inet", "dalgu"], None).await?)
+async fn shown(tables: &[&[&str]]) -> Result<String, Failed> {
+    let mut shown = String::new();
+    for table in tables {
+        shown += &run("nft", table, None).await?;
+    }
+    Ok(shown)
+}
+
+/// Has the kernel count connections, where it can: one that cannot serves networks all the same.
+async fn count(acted: &mut Acted) {
+    let host = fs::read_to_string(CONNECTIONS).ok();
+    let bound = counts::bound(host.and_then(|host| host.trim().parse().ok()));
+    let counted = load(&mut acted.counts, &counts::table(bound), COUNTS).await;
+    if let Err(error) = &counted
+        && !acted.uncounted
+    {
+        tracing::warn!(%error, "connections of VMs are not counted: one of them can use up the host's");
+    }
+    acted.uncounted = counted.is_err();
 }
 
 #[async_trait]

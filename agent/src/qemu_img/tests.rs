@@ -83,6 +83,17 @@ async fn it_cannot_read_what_only_root_may_and_not_by_a_name_below_a_closed_dire
 }
 
 #[tokio::test]
+async fn it_has_no_network() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let (devices, _) = says("cat", &["/proc/self/net/dev"]).await;
+    let named = devices.lines().filter_map(|line| line.split_once(':'));
+    let named: Vec<_> = named.map(|(name, _)| name.trim()).collect();
+    assert_eq!(named, ["lo"]);
+}
+
+#[tokio::test]
 async fn it_has_limits_and_yields() {
     let (limits, _) = says("cat", &["/proc/self/limits"]).await;
     let limit = |name: &str| {

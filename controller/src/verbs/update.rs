@@ -25,6 +25,9 @@ use crate::{
     volumes,
 };
 
+/// Addresses that are tried for an interface whose first one is taken.
+const MACS_TRIED: u8 = 32;
+
 /// New values of mutable fields; `None` leaves one as it is.
 #[derive(Debug, Clone, Default)]
 pub struct Update {
@@ -131,11 +134,29 @@ fn specification(state: &State, caller: &Caller, old: &VmRecord, update: &Update
     }
     if let Some(nics) = &update.nics {
         spec.nics = changed_nics(&old.spec, nics)?;
-        spec.fill_in(old.id);
-        create::free_macs(state, &spec, Some(old.id))?;
+        fill_in(state, &mut spec, old)?;
         networks::resolve::ports(state, &mut spec, Some(old))?;
     }
     Ok(spec)
+}
+
+/// MAC addresses that were left to Dalgu. The VM's id is fixed, so an address that is taken is made anew.
+fn fill_in(state: &State, spec: &mut Spec, old: &VmRecord) -> Result<(), Error> {
+    let free = |spec: &Spec| create::free_macs(state, spec, Some(old.id));
+    free(spec)?;
+    let mut attempt = 0;
+    loop {
+        let mut filled = spec.clone();
+        filled.fill_in_again(old.id, attempt);
+        match free(&filled) {
+            Err(error) if attempt == MACS_TRIED => return Err(error),
+            Err(_) => attempt += 1,
+            Ok(()) => {
+                *spec = filled;
+                return Ok(());
+            }
+        }
+    }
 }
 
 fn immutable(path: String) -> Error {

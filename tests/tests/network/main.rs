@@ -1,6 +1,7 @@
 //! Networks of the site on real hosts: an overlay between them, its filters, addresses and names, and VMs that move in it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+mod counts;
 mod deaths;
 mod forged;
 mod ports;

@@ -138,6 +138,35 @@ pub async fn a_disk_grows_while_the_domain_is_off(hypervisor: &dyn Hypervisor, f
     fixture.remove(hypervisor, vm.id).await
 }
 
+/// A disk that is not in the pool that it is to be in, as after a move that has failed, grows where it is; what there is of it in the other
+/// pool stays as it is.
+pub async fn a_disk_grows_where_it_is(hypervisor: &dyn Hypervisor, fixture: &Fixture, pool: &str) -> Kept {
+    let vm = fixture.new_vm();
+    let mut there = vm.clone();
+    there.spec.disks[0].pool = pool.to_owned();
+    for places in [&vm, &there] {
+        done("create_volumes", hypervisor.create_volumes(places, false).await)?;
+    }
+    done("define", hypervisor.define(&vm).await)?;
+    let (name, size_mib) = (vm.spec.disks[0].name.clone(), vm.spec.disks[0].size_mib + 8);
+    let mut larger = there.clone();
+    larger.spec.disks[0].size_mib = size_mib;
+    change(hypervisor, &larger, Change::GrowDisk(name.clone())).await?;
+    let has = hardware(hypervisor, vm.id).await?;
+    let grown = has.disks.get(&name).filter(|disk| disk.size_mib == size_mib);
+    must(
+        grown.is_some_and(|disk| disk.is_in(&vm.spec.disks[0].pool)),
+        || format!("growth: {has:?}"),
+    )?;
+    done("undefine", hypervisor.undefine(vm.id).await)?;
+    done("define", hypervisor.define(&there).await)?;
+    let has = hardware(hypervisor, vm.id).await?;
+    must(size(&has, &name) == Some(there.spec.disks[0].size_mib), || {
+        format!("the other one: {has:?}")
+    })?;
+    fixture.remove(hypervisor, vm.id).await
+}
+
 /// Limits are set, and lifted, while it runs.
 async fn are_limited(hypervisor: &dyn Hypervisor, vm: &Definition) -> Kept {
     let mut limited = vm.clone();

@@ -109,9 +109,20 @@ pub(super) fn has_disk(
     Ok(false)
 }
 
-/// Whether it is a disk of a domain that is off, to be enlarged as a file.
-pub(super) fn is_off(connect: &Connect, id: VmId, cluster: ClusterId) -> Result<bool, Error> {
-    Ok(Ours::find(CALL, connect, id, cluster)?.seen.state == DomainState::Stopped)
+/// The definition of a domain that is off, whose disks are enlarged as files, with each in the pool that the domain has it in.
+pub(super) fn off(
+    host: &Host,
+    connect: &Connect,
+    cluster: ClusterId,
+    definition: &Definition,
+) -> Result<Option<Definition>, Error> {
+    let (ours, parts) = look(CALL, connect, definition.id, cluster)?;
+    let off = ours.seen.state == DomainState::Stopped;
+    Ok(off.then(|| {
+        let mut placed = definition.clone();
+        moving::place(host, &parts, &mut placed);
+        placed
+    }))
 }
 
 /// Changes a running domain; see [`crate::hypervisor::Hypervisor::change_hardware`].

@@ -346,20 +346,20 @@ impl Hypervisor for Libvirt {
     async fn change_hardware(&self, definition: &Definition, order: &Change) -> Result<(), Error> {
         const CALL: &str = "change_hardware";
         let (id, host) = (definition.id, self.host.clone());
-        if let Change::GrowDisk(name) = order
-            && self
-                .on(CALL, Kind::Look, None, 10, move |connect, cluster| {
-                    change::is_off(connect, id, cluster)
-                })
-                .await?
-        {
-            let after = Duration::from_secs(100);
-            let (disks, name, runtime) = (definition.spec.disks.clone(), name.clone(), Handle::current());
-            let work = move |_| match disks.iter().find(|disk| disk.name == name) {
-                Some(disk) => runtime.block_on(host.storage.grow(id, disk, Instant::now() + after)),
-                None => Ok(()),
-            };
-            return self.workers.run(CALL, Kind::Files, Some(id), after, work).await;
+        if let Change::GrowDisk(name) = order {
+            let (looking, wanted) = (host.clone(), definition.clone());
+            let off = self.on(CALL, Kind::Look, None, 10, move |connect, cluster| {
+                change::off(&looking, connect, cluster, &wanted)
+            });
+            if let Some(off) = off.await? {
+                let after = Duration::from_secs(100);
+                let (name, runtime) = (name.clone(), Handle::current());
+                let work = move |_| match off.spec.disks.iter().find(|disk| disk.name == name) {
+                    Some(disk) => runtime.block_on(host.storage.grow(id, disk, Instant::now() + after)),
+                    None => Ok(()),
+                };
+                return self.workers.run(CALL, Kind::Files, Some(id), after, work).await;
+            }
         }
         let (definition, order) = (definition.clone(), order.clone());
         if let Change::MoveDisk(name) = order {

@@ -76,7 +76,8 @@ pub(super) fn placed(
     Ok(placed)
 }
 
-fn place(host: &Host, parts: &Parts, definition: &mut Definition) {
+/// Puts each disk into the pool that its domain has it in.
+pub(super) fn place(host: &Host, parts: &Parts, definition: &mut Definition) {
     for disk in &mut definition.spec.disks {
         let device = parts.disks.iter().find(|device| device.name == disk.name);
         let file = device.and_then(|device| device.file.as_ref());

@@ -450,24 +450,14 @@ fn test_driver(dir: &Path, cluster: ClusterId) -> LibvirtConfig {
     }
 }
 
-#[tokio::test]
-async fn libvirts_test_driver_keeps_the_contract() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("pool")).unwrap();
-    let cluster = ClusterId::from_uuid(Uuid::new_v4());
-    let hypervisor = Libvirt::start(test_driver(dir.path(), cluster)).await.unwrap();
-    hypervisor
-        .connection()
-        .wait_for(|connection| *connection == Connection::Up)
-        .await
-        .unwrap();
+fn fixture(cluster: ClusterId) -> contract::Fixture {
     let mut spec = definition(vec![disk("root", "local", None, DiskFormat::Qcow2)]).spec;
     spec.nics.push(Nic {
         name: "net0".into(),
         plug: Plug::Bridge { bridge: "br0".into() },
         mac: String::new(),
     });
-    let fixture = contract::Fixture {
+    contract::Fixture {
         cluster,
         spec,
         documents: Documents::default(),
@@ -481,7 +471,21 @@ async fn libvirts_test_driver_keeps_the_contract() {
         has_usage: false,
         booted_line: None,
         patience: Duration::from_secs(10),
-    };
+    }
+}
+
+#[tokio::test]
+async fn libvirts_test_driver_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("pool")).unwrap();
+    let cluster = ClusterId::from_uuid(Uuid::new_v4());
+    let hypervisor = Libvirt::start(test_driver(dir.path(), cluster)).await.unwrap();
+    hypervisor
+        .connection()
+        .wait_for(|connection| *connection == Connection::Up)
+        .await
+        .unwrap();
+    let fixture = fixture(cluster);
     assert_eq!(fixture.check(&hypervisor).await, []);
     // The driver comes with a domain of its own, which is not Dalgu's.
     let foreign = hypervisor
@@ -493,6 +497,35 @@ async fn libvirts_test_driver_keeps_the_contract() {
         .unwrap();
     assert_eq!(
         contract::a_foreign_domain_is_not_touched(&hypervisor, &fixture, foreign.id).await,
+        Ok(())
+    );
+}
+
+#[tokio::test]
+async fn a_disk_that_is_off_grows_where_its_domain_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = ClusterId::from_uuid(Uuid::new_v4());
+    let mut config = test_driver(dir.path(), cluster);
+    config.pools.push(Pool {
+        name: "fast".into(),
+        path: dir.path().join("fast"),
+        ..config.pools[0].clone()
+    });
+    for pool in &config.pools {
+        std::fs::create_dir(&pool.path).unwrap();
+    }
+    let hypervisor = Libvirt::start(config).await.unwrap();
+    let mut connection = hypervisor.connection();
+    connection
+        .wait_for(|connection| *connection == Connection::Up)
+        .await
+        .unwrap();
+    let fixture = contract::Fixture {
+        has_volumes: true,
+        ..fixture(cluster)
+    };
+    assert_eq!(
+        contract::change::a_disk_grows_where_it_is(&hypervisor, &fixture, "fast").await,
         Ok(())
     );
 }

@@ -69,16 +69,25 @@ impl State {
 
     fn grow(&mut self, definition: &Definition, name: &str, config: &SimConfig) -> Result<(), Error> {
         let id = definition.id;
-        if self.ours(id, config)?.job.is_some() {
-            return Err(self
-                .ours(id, config)?
-                .wrong_state("being sent, and cannot be changed"));
+        let guest = self.ours(id, config)?;
+        if guest.job.is_some() {
+            return Err(guest.wrong_state("being sent, and cannot be changed"));
         }
-        if let Some(disk) = disk_of(definition, name)
-            && let Some(mut file) = self.file(&key(id, disk), config)
-        {
+        let there = guest
+            .hardware
+            .disks
+            .get(name)
+            .and_then(|there| there.pool.clone());
+        let Some(disk) = disk_of(definition, name) else {
+            return Ok(());
+        };
+        let disk = Disk {
+            pool: there.unwrap_or_else(|| disk.pool.clone()),
+            ..disk.clone()
+        };
+        if let Some(mut file) = self.file(&key(id, &disk), config) {
             file.size_mib = file.size_mib.max(disk.size_mib);
-            self.put_file(id, disk, Some(file), config);
+            self.put_file(id, &disk, Some(file), config);
         }
         Ok(())
     }

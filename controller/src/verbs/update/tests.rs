@@ -307,6 +307,29 @@ async fn an_added_interface_gets_an_address_that_nobody_has() {
     assert!(matches!(refused, Err(Error::MacInUse { .. })), "{refused:?}");
 }
 
+#[tokio::test]
+async fn an_added_interface_whose_address_others_have_gets_the_next_that_is_free() {
+    let of_attempt = |vm: &VmRecord, attempt| {
+        let mut spec = vm.spec.clone();
+        spec.nics = vec![nic("eth1")];
+        spec.fill_in_again(vm.id, attempt);
+        spec.nics.remove(0)
+    };
+    for taken in [0, 1, 3] {
+        let (db, vm) = site().await;
+        let mut others = fixtures::vm("others", "h2");
+        others.spec.nics = (0..taken).map(|attempt| of_attempt(&vm, attempt)).collect();
+        db.change(|tx| tx.put_vm(others)).await;
+        let wanted = vec![vm.spec.nics[0].clone(), nic("eth1")];
+        let added = Update {
+            nics: Some(wanted),
+            ..Update::default()
+        };
+        let added = change(&db, added).await.unwrap();
+        assert_eq!(added.spec.nics[1], of_attempt(&vm, taken));
+    }
+}
+
 /// The same disks, with the second in this pool.
 fn data_in(vm: &VmRecord, pool: &str) -> Vec<Disk> {
     let mut disks = vm.spec.disks.clone();
