@@ -183,8 +183,13 @@ pub(super) enum Lack<'a> {
 
 /// Finds all tests that the host fails, in the order of [`Constraint`].
 pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lack<'a>> {
-    // Does not allocate for a host that fits.
     let mut found = Vec::new();
+    find(request, host, &mut found);
+    found
+}
+
+/// The same, added to what was found on other hosts. Does not allocate for a host that fits.
+pub(super) fn find<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {
     if let Some(wanted) = request.host.as_ref().filter(|wanted| **wanted != host.name) {
         found.push(Lack::RequestedHost {
             wanted: wanted.as_str(),
@@ -214,20 +219,14 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
             });
         }
     }
-    processors_and_memory(request, host, &mut found);
-    storage(request, host, &mut found);
+    processors_and_memory(request, host, found);
+    storage(request, host, found);
     let bridges = request.needs.bridges.iter().map(String::as_str);
-    let bridges: BTreeSet<_> = request
-        .spec
-        .nics
-        .iter()
-        .filter_map(Nic::bridge)
-        .chain(bridges)
+    let bridges = request.spec.nics.iter().filter_map(Nic::bridge).chain(bridges);
+    let lacking: BTreeSet<_> = bridges
+        .filter(|bridge| !host.bridges.iter().any(|there| there == bridge))
         .collect();
-    let lacking = bridges
-        .into_iter()
-        .filter(|bridge| !host.bridges.iter().any(|there| there == bridge));
-    found.extend(lacking.map(|bridge| Lack::Bridge { bridge }));
+    found.extend(lacking.into_iter().map(|bridge| Lack::Bridge { bridge }));
     if let Some(needed) = request
         .accelerator
         .as_deref()
@@ -252,7 +251,6 @@ pub(super) fn lacks<'a>(request: &'a Request, host: &'a HostView<'_>) -> Vec<Lac
         host: host.as_str(),
     }));
     found.extend(request.rules.lacks(host));
-    found
 }
 
 fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {

@@ -4,10 +4,7 @@
 //! cheapest on a host and the cheapest in the request are both told, the cheaper first. Each is proved before it is
 //! told: its changes are applied, and the tests run again.
 
-use std::{
-    cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
-};
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,31 +44,10 @@ struct Plan<'a> {
     changes: Vec<Change>,
 }
 
-/// The cheapest first; of equally cheap ones the first by the host's name.
-impl Ord for Plan<'_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.cost, &self.host.name).cmp(&(other.cost, &other.host.name))
-    }
-}
-
-impl PartialOrd for Plan<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Plan<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Plan<'_> {}
-
 /// A host, and all tests that it fails.
-pub(super) type Refused<'a> = (&'a HostView<'a>, Vec<Lack<'a>>);
+pub(super) type Refused<'a> = (&'a HostView<'a>, &'a [Lack<'a>]);
 
-/// Finds the hint for a request that none of the hosts can take.
+/// Finds the hint for a request that none of the hosts can take; these come in the order of their names.
 pub(super) fn find(request: &Request, hosts: &[Refused<'_>]) -> Hint {
     let on_host = cheapest(request, hosts, Side::Host);
     let in_request = cheapest(request, hosts, Side::Request);
@@ -86,24 +62,33 @@ pub(super) fn find(request: &Request, hosts: &[Refused<'_>]) -> Hint {
     }
 }
 
+/// The cheapest plan that is proved; of equally cheap ones the first by the host's name. Only the costs are kept of the others: few are
+/// ever looked at again.
 fn cheapest<'a>(request: &Request, hosts: &[Refused<'a>], side: Side) -> Option<Plan<'a>> {
-    let mut plans: BinaryHeap<_> = hosts
-        .iter()
-        .filter_map(|(host, lacks)| {
-            let changes = remedies(lacks, host, request, side)?;
-            Some(Reverse(Plan {
-                cost: cost(&changes, request),
-                host,
-                changes,
-            }))
-        })
-        .collect();
-    std::iter::from_fn(|| plans.pop()).find_map(|Reverse(plan)| proved(plan, request, side))
+    let mut changes = Vec::new();
+    let costs = hosts.iter().zip(0_usize..).filter_map(|((host, lacks), index)| {
+        changes.clear();
+        remedies(lacks, host, request, side, &mut changes)?;
+        Some(Reverse((cost(&changes, request), index)))
+    });
+    let mut plans: BinaryHeap<_> = costs.collect();
+    std::iter::from_fn(|| plans.pop()).find_map(|Reverse((cost, index))| {
+        let (host, lacks) = hosts[index];
+        let mut changes = Vec::new();
+        remedies(lacks, host, request, side, &mut changes)?;
+        let plan = Plan { cost, host, changes };
+        proved(plan, request, side)
+    })
 }
 
 /// A change for every lack; `None` where one has no remedy.
-fn remedies(lacks: &[Lack<'_>], host: &HostView, request: &Request, side: Side) -> Option<Vec<Change>> {
-    let mut changes: Vec<Change> = Vec::with_capacity(lacks.len());
+fn remedies(
+    lacks: &[Lack<'_>],
+    host: &HostView,
+    request: &Request,
+    side: Side,
+    changes: &mut Vec<Change>,
+) -> Option<()> {
     for lack in lacks {
         let change = match side {
             Side::Host => repair::on_host(lack, host, request),
@@ -123,7 +108,7 @@ fn remedies(lacks: &[Lack<'_>], host: &HostView, request: &Request, side: Side) 
             _ => changes.push(change),
         }
     }
-    Some(changes)
+    Some(())
 }
 
 fn cost(changes: &[Change], request: &Request) -> (u32, u64) {
@@ -147,7 +132,8 @@ fn proved<'a>(mut plan: Plan<'a>, request: &Request, side: Side) -> Option<Plan<
             plan.cost = cost(&plan.changes, request);
             return Some(plan);
         }
-        fresh = remedies(&lacks, host, &changed, side)?;
+        fresh.clear();
+        remedies(&lacks, host, &changed, side, &mut fresh)?;
         plan.changes.extend_from_slice(&fresh);
     }
     None

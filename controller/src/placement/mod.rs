@@ -77,7 +77,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn refused((host, lacks): &hint::Refused<'_>) -> Self {
+    fn refused((host, lacks): hint::Refused<'_>) -> Self {
         Self {
             host: host.name.clone(),
             fits: false,
@@ -120,20 +120,24 @@ pub fn decide_keeping<'a>(
 ) -> Decision {
     let rule = rule.into();
     let mut scores = Vec::new();
-    let mut refused = Vec::new();
+    // All lacks in one place: a large site that refuses has one or more for each host.
+    let (mut lacks, mut lacking) = (Vec::new(), Vec::new());
     for host in hosts {
-        let lacks = filter::lacks(request, host);
-        if lacks.is_empty() {
+        let before = lacks.len();
+        filter::find(request, host, &mut lacks);
+        if lacks.len() == before {
             scores.push(Score::of(request, host, rule));
         } else {
-            refused.push((host, lacks));
+            lacking.push((host, before..lacks.len()));
         }
     }
     scores.sort_unstable();
-    refused.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    lacking.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    let refused = lacking.into_iter().map(|(host, of)| (host, &lacks[of]));
 
     if scores.is_empty() {
-        let verdicts: Vec<_> = refused.iter().map(Verdict::refused).collect();
+        let refused: Vec<hint::Refused<'_>> = refused.collect();
+        let verdicts: Vec<_> = refused.iter().copied().map(Verdict::refused).collect();
         return Decision {
             host: None,
             hint: Some(hint::find(request, &refused)),
@@ -148,7 +152,7 @@ pub fn decide_keeping<'a>(
         return chosen(&scores, rule.policy, None, hosts.len());
     }
     let mut decision = chosen(&scores, rule.policy, Some(scores.len()), hosts.len());
-    decision.verdicts.extend(refused.iter().map(Verdict::refused));
+    decision.verdicts.extend(refused.map(Verdict::refused));
     decision.omitted = 0;
     decision
 }
@@ -222,8 +226,9 @@ fn not_placed(request: &Request, verdicts: &[Verdict]) -> String {
         };
     }
     let mut counts = BTreeMap::<Constraint, usize>::new();
+    let mut seen = Vec::new();
     for verdict in verdicts {
-        let mut seen = Vec::with_capacity(verdict.shortfalls.len());
+        seen.clear();
         for shortfall in &verdict.shortfalls {
             if !seen.contains(&shortfall.constraint) {
                 seen.push(shortfall.constraint);

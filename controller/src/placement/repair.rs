@@ -10,7 +10,7 @@ use super::{
 
 /// What would have to change on the host to make up for a lack; `None` where nothing there can.
 pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Option<Change> {
-    let name = host.name.clone();
+    let name = || host.name.clone();
     Some(match *lack {
         Lack::RequestedHost { .. }
         | Lack::SameHost
@@ -21,13 +21,13 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         | Lack::GroupApart { .. }
         | Lack::GroupTogether { .. } => return None,
         Lack::State { state } => Change::MakeReady {
-            host: name,
+            host: name(),
             state: state.to_owned(),
         },
-        Lack::Cordon { .. } => Change::Uncordon { host: name },
-        Lack::Pressure => Change::Relieve { host: name },
+        Lack::Cordon { .. } => Change::Uncordon { host: name() },
+        Lack::Pressure => Change::Relieve { host: name() },
         Lack::Selector { key, value, .. } => Change::SetLabel {
-            host: name,
+            host: name(),
             key: key.to_owned(),
             value: value.to_owned(),
         },
@@ -38,7 +38,7 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
             reserved,
             ..
         } if needed <= capacity => Change::FreeVcpus {
-            host: name,
+            host: name(),
             vcpus: reserved - (capacity - needed),
         },
         Lack::Memory {
@@ -47,7 +47,7 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
             reserved,
             ..
         } if needed <= capacity => Change::FreeMemory {
-            host: name,
+            host: name(),
             mib: reserved - (capacity - needed),
         },
         Lack::Storage {
@@ -60,28 +60,31 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         } if needed <= capacity => {
             let promised = reserved.saturating_sub(capacity - needed);
             Change::FreeStorage {
-                host: name,
+                host: name(),
                 pool: pool.to_owned(),
                 mib: promised.max(short),
             }
         }
         Lack::CpuFree { .. } | Lack::Memory { .. } | Lack::Storage { .. } => return None,
         Lack::PoolMissing { pool } => Change::AddPool {
-            host: name,
+            host: name(),
             pool: pool.to_owned(),
             mib: asked(request, pool),
         },
         Lack::PoolBroken { pool, .. } => Change::RepairPool {
-            host: name,
+            host: name(),
             pool: pool.to_owned(),
         },
         Lack::Bridge { bridge } => Change::AddBridge {
-            host: name,
+            host: name(),
             bridge: bridge.to_owned(),
         },
-        Lack::Feature { feature } => Change::AddFeature { host: name, feature },
+        Lack::Feature { feature } => Change::AddFeature {
+            host: name(),
+            feature,
+        },
         Lack::Taint { key, .. } => Change::RemoveTaint {
-            host: name,
+            host: name(),
             key: key.to_owned(),
         },
     })
@@ -136,12 +139,12 @@ fn disks_in(request: &Request, pool: &str) -> u64 {
 
 /// The most memory a guest can have where `free` MiB are left for it and QEMU's overhead.
 fn most_memory(free: u64, vcpus: u32) -> Option<u64> {
-    let reserve = |memory_mib| {
-        let spec = Spec {
-            memory_mib,
-            vcpus,
-            ..empty_spec()
-        };
+    let mut spec = Spec {
+        vcpus,
+        ..empty_spec()
+    };
+    let mut reserve = |memory_mib| {
+        spec.memory_mib = memory_mib;
         spec.reserved_memory_mib()
     };
     let (mut low, mut high) = (*MEMORY_MIB.start(), free);

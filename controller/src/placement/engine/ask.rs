@@ -13,6 +13,7 @@ use dalgu_proto::{
 use super::{
     Engine, Slot,
     host::{Host, Row, Traits},
+    index::Index,
 };
 use crate::{
     model::matches,
@@ -94,6 +95,11 @@ impl<'a> Ask<'a> {
             prefers: engine.softly_tainted > 0 || request.rules.preferred().next().is_some(),
             floor: floor(request, engine),
         })
+    }
+
+    /// Whether hosts that have no more than these features and bridges may pass.
+    pub(super) fn may_be_met_by(&self, traits_at_most: u64) -> bool {
+        self.traits & !traits_at_most == 0
     }
 
     /// Whether a host passes the tests.
@@ -184,13 +190,27 @@ fn floor(request: &Request, engine: &Engine) -> u32 {
                 Rule::AntiAffinity => 0,
             }
         }
-        Some(key) => {
-            let domains = engine.labels.get(key).into_iter().flat_map(HashMap::keys);
-            let least = domains.map(|domain| members.against_in(domain)).min();
-            least.unwrap_or(members.others)
-        }
+        Some(key) => engine
+            .labels
+            .get(key)
+            .map_or(members.others, |values| least_of(members, values)),
     };
     request.rules.preferred().map(least).fold(0, u32::saturating_add)
+}
+
+/// No domain among those that hosts are of goes less against a group. A site may have thousands of them: looks at no more than have members.
+fn least_of(members: &Members, values: &HashMap<String, Index>) -> u32 {
+    let held = &members.domains;
+    let least = match members.group.rule {
+        // In one of them nobody is.
+        Rule::AntiAffinity if values.len() > held.len() => Some(0),
+        Rule::AntiAffinity => values.keys().map(|domain| members.against_in(domain)).min(),
+        Rule::Affinity => {
+            let there = held.keys().filter(|domain| values.contains_key(*domain));
+            there.map(|domain| members.against_in(domain)).min()
+        }
+    };
+    least.unwrap_or(members.others)
 }
 
 fn bridges(request: &Request) -> impl Iterator<Item = &str> {

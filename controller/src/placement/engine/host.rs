@@ -53,6 +53,8 @@ pub(super) struct Place {
     pub(super) capacity: Size,
     pub(super) free: Size,
     pub(super) busy: Busy,
+    /// Features and bridges that it has; all there are, where [`Traits::class`] does not tell hosts like it from others.
+    pub(super) traits_at_most: u64,
 }
 
 /// A host: what an update compares, and few searches look at.
@@ -65,7 +67,12 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(name: Arc<HostName>, kind: Arc<Kind>, view: &HostView<'_>) -> Self {
+    pub(super) fn new(
+        name: Arc<HostName>,
+        kind: Arc<Kind>,
+        view: &HostView<'_>,
+        traits_at_most: u64,
+    ) -> Self {
         let open = view.ready && !view.cordoned && !view.pressed;
         let place = open.then(|| {
             let Load { steps, busy } = Load::of(view);
@@ -74,6 +81,7 @@ impl Host {
                 capacity: Size::capacity(view),
                 free: Size::free(view),
                 busy,
+                traits_at_most,
             }
         });
         Self { name, kind, place }
@@ -133,7 +141,12 @@ pub(super) struct Names {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Traits {
     bridges: HashMap<String, u32>,
+    /// Sets of them that the index keeps apart.
+    classes: Vec<u64>,
 }
+
+/// So many sets are kept apart: each is looked at for each decision. The small sites of the tests have more.
+const CLASSES: usize = if cfg!(test) { 2 } else { 16 };
 
 /// Bits of features; the others are of bridges.
 const FEATURES: u32 = 32;
@@ -150,6 +163,19 @@ impl Traits {
             bits |= self.bridge(bridge).unwrap_or(0);
         }
         bits
+    }
+
+    /// The set, if it is one of those that the index keeps apart, so that nobody looks at hosts that lack what is asked for; and for all
+    /// others what any of them may have.
+    pub(super) fn class(&mut self, traits: u64) -> u64 {
+        if self.classes.contains(&traits) {
+            return traits;
+        }
+        if self.classes.len() < CLASSES {
+            self.classes.push(traits);
+            return traits;
+        }
+        u64::MAX
     }
 
     /// The bit of a feature.

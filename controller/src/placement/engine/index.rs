@@ -1,28 +1,26 @@
 //! Hosts in the order in which a policy would take them, as far as that does not depend on the request.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{
+    Engine, Slot,
+    ask::Ask,
+    host::{Host, Place},
 };
-
-use dalgu_proto::ids::HostName;
-
-use super::{Engine, Slot, ask::Ask, host::Place};
 use crate::placement::{
     Policy,
     score::{Busy, Cost, Score, Size, Steps},
 };
 
-/// Hosts with the same load, the same capacity and as many free processors.
-type Line = BTreeSet<Entry>;
+/// Hosts with the same load, the same capacity and as many free processors: sorted, one after the other in memory. What comes and goes is
+/// mostly near an end.
+type Line = VecDeque<Entry>;
 
-/// A host in its row. In the order of the score, as memory goes first and comes as [`Index::key`] says.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A host in its row. In the order of the score: memory, as [`Index::key`] has it, fine load, and the name, which is looked up.
+#[derive(Debug, Clone, Copy)]
 struct Entry {
     memory: u64,
     busy: Busy,
-    /// `None` only for the bound of a search.
-    name: Option<Arc<HostName>>,
     slot: Slot,
 }
 
@@ -30,16 +28,32 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Group {
     vcpus: Vec<u32>,
-    /// The most free memory in each row: most rows are passed over by a look at it.
+    /// The most free memory in each row, and the least: most rows are passed over by a look at these.
     most: Vec<u64>,
+    least: Vec<u64>,
     rows: Vec<Line>,
+}
+
+/// Hosts of which a look at each, one after the other in memory, is quicker than any order: those of a rack, say. The small sites of the tests
+/// have both.
+const FEW: usize = if cfg!(test) { 4 } else { 64 };
+
+/// One of few hosts. In the order of what a VM of no size would cost, which is about that of any: mostly the first that fits is the best.
+#[derive(Debug)]
+struct Near {
+    rough: (Steps, Cost),
+    place: Place,
+    slot: Slot,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Index {
     policy: Policy,
-    groups: BTreeMap<(Steps, Size), Group>,
+    /// All hosts, while there are few; or none, once they are in groups.
+    few: Vec<Near>,
+    /// By load, capacity, and what they have at most of features and bridges.
+    groups: BTreeMap<(Steps, Size, u64), Group>,
     len: usize,
 }
 
@@ -47,6 +61,7 @@ impl Index {
     pub(super) fn new(policy: Policy) -> Self {
         Self {
             policy,
+            few: Vec::new(),
             groups: BTreeMap::new(),
             len: 0,
         }
@@ -65,39 +80,89 @@ impl Index {
         }
     }
 
-    /// Enters a host.
-    pub(super) fn insert(&mut self, place: &Place, name: &Arc<HostName>, slot: Slot) {
-        let group = self.groups.entry((place.steps, place.capacity)).or_default();
+    /// Enters a host that is not in it.
+    pub(super) fn insert(&mut self, place: &Place, slot: Slot, hosts: &[Host]) {
+        self.len += 1;
+        if self.groups.is_empty() {
+            let near = Near::new(self.policy, *place, slot);
+            let at = self.few.partition_point(|other| other.rough < near.rough);
+            self.few.insert(at, near);
+            if self.few.len() > FEW {
+                for near in std::mem::take(&mut self.few) {
+                    self.enter(&near.place, near.slot, hosts);
+                }
+            }
+        } else {
+            self.enter(place, slot, hosts);
+        }
+    }
+
+    /// Takes a host out that is in it.
+    pub(super) fn remove(&mut self, place: &Place, slot: Slot, hosts: &[Host]) {
+        self.len -= 1;
+        if self.groups.is_empty() {
+            self.few.retain(|other| other.slot != slot);
+            return;
+        }
+        self.leave(place, slot, hosts);
+        // Not at once, so that a host that comes and goes does not turn everything over each time.
+        if self.len <= FEW / 2 {
+            let rows = self.groups.values().flat_map(|group| &group.rows);
+            let near = |entry: &Entry| {
+                let place = hosts[entry.slot as usize].place?;
+                Some(Near::new(self.policy, place, entry.slot))
+            };
+            self.few = rows.flatten().filter_map(near).collect();
+            self.few.sort_by_key(|near| near.rough);
+            self.groups.clear();
+        }
+    }
+
+    /// Enters a host into its group.
+    fn enter(&mut self, place: &Place, slot: Slot, hosts: &[Host]) {
+        let key = (place.steps, place.capacity, place.traits_at_most);
+        let group = self.groups.entry(key).or_default();
         let row = group.vcpus.partition_point(|vcpus| *vcpus < place.free.vcpus);
         if group.vcpus.get(row) != Some(&place.free.vcpus) {
             group.vcpus.insert(row, place.free.vcpus);
             group.most.insert(row, 0);
+            group.least.insert(row, u64::MAX);
             group.rows.insert(row, Line::new());
         }
         group.most[row] = group.most[row].max(place.free.memory_mib);
-        self.len += usize::from(group.rows[row].insert(Entry::new(self.policy, place, name, slot)));
+        group.least[row] = group.least[row].min(place.free.memory_mib);
+        let entry = Entry::new(self.policy, place, slot);
+        if let Err(at) = entry.find(&group.rows[row], hosts) {
+            group.rows[row].insert(at, entry);
+        }
     }
 
-    /// Takes a host out.
-    pub(super) fn remove(&mut self, place: &Place, name: &Arc<HostName>, slot: Slot) {
-        let key = (place.steps, place.capacity);
+    /// Takes a host out of its group.
+    fn leave(&mut self, place: &Place, slot: Slot, hosts: &[Host]) {
+        let key = (place.steps, place.capacity, place.traits_at_most);
         let Some(group) = self.groups.get_mut(&key) else {
             return;
         };
         let Ok(row) = group.vcpus.binary_search(&place.free.vcpus) else {
             return;
         };
-        let entries = &mut group.rows[row];
-        self.len -= usize::from(entries.remove(&Entry::new(self.policy, place, name, slot)));
-        let most = match self.policy {
-            Policy::Spread => entries.first(),
-            Policy::Pack => entries.last(),
-        };
-        match most {
-            Some(entry) => group.most[row] = Self::key(self.policy, entry.memory),
+        let line = &mut group.rows[row];
+        if let Ok(at) = Entry::new(self.policy, place, slot).find(line, hosts) {
+            line.remove(at);
+        }
+        match line.front().zip(line.back()) {
+            Some((first, last)) => {
+                let (first, last) = (
+                    Self::key(self.policy, first.memory),
+                    Self::key(self.policy, last.memory),
+                );
+                group.most[row] = first.max(last);
+                group.least[row] = first.min(last);
+            }
             None => {
                 group.vcpus.remove(row);
                 group.most.remove(row);
+                group.least.remove(row);
                 group.rows.remove(row);
                 if group.rows.is_empty() {
                     self.groups.remove(&key);
@@ -108,14 +173,29 @@ impl Index {
 
     /// Finds the best hosts that meet a request.
     pub(super) fn search<'a>(&'a self, ask: &Ask<'_>, engine: &'a Engine, best: &mut Best<'a>) {
-        for ((steps, capacity), group) in &self.groups {
+        for Near { place, slot, .. } in &self.few {
+            if best.is_beyond(place.steps, None, ask.floor) {
+                return;
+            }
+            let Size { vcpus, memory_mib } = place.free;
+            let fits = ask.size.vcpus <= vcpus && ask.size.memory_mib <= memory_mib;
+            if fits && ask.may_be_met_by(place.traits_at_most) {
+                let cost = Cost::at_least(self.policy, ask.size, place.free, place.capacity);
+                best.consider(place, cost, *slot, ask, engine);
+            }
+        }
+        for ((steps, capacity, traits_at_most), group) in &self.groups {
             if best.is_beyond(*steps, None, ask.floor) {
                 return;
+            }
+            if !ask.may_be_met_by(*traits_at_most) {
+                continue;
             }
             let mut search = Search {
                 group,
                 steps: *steps,
                 capacity: *capacity,
+                traits_at_most: *traits_at_most,
                 ask,
                 engine,
                 best: &mut *best,
@@ -128,14 +208,33 @@ impl Index {
     }
 }
 
+impl Near {
+    fn new(policy: Policy, place: Place, slot: Slot) -> Self {
+        let cost = Cost::at_least(policy, Size::default(), place.free, place.capacity);
+        Self {
+            rough: (place.steps, cost),
+            place,
+            slot,
+        }
+    }
+}
+
 impl Entry {
-    fn new(policy: Policy, place: &Place, name: &Arc<HostName>, slot: Slot) -> Self {
+    fn new(policy: Policy, place: &Place, slot: Slot) -> Self {
         Self {
             memory: Index::key(policy, place.free.memory_mib),
             busy: place.busy,
-            name: Some(name.clone()),
             slot,
         }
+    }
+
+    /// Where it is in a line, or belongs.
+    fn find(&self, line: &Line, hosts: &[Host]) -> Result<usize, usize> {
+        let name = |slot: Slot| &hosts[slot as usize].name;
+        line.binary_search_by(|other| {
+            let numbers = (other.memory, other.busy).cmp(&(self.memory, self.busy));
+            numbers.then_with(|| name(other.slot).cmp(name(self.slot)))
+        })
     }
 }
 
@@ -144,6 +243,7 @@ struct Search<'s, 'r, 'a> {
     group: &'a Group,
     steps: Steps,
     capacity: Size,
+    traits_at_most: u64,
     ask: &'s Ask<'r>,
     engine: &'a Engine,
     best: &'s mut Best<'a>,
@@ -159,6 +259,11 @@ impl<'a> Search<'_, '_, 'a> {
             }
             if self.is_beyond(row, needed) {
                 return;
+            }
+            // A later row may have less memory left.
+            let least = self.group.least[row];
+            if least > needed && self.is_beyond(row, least) {
+                continue;
             }
             self.visit(row);
         }
@@ -220,38 +325,34 @@ impl<'a> Search<'_, '_, 'a> {
     fn visit(&mut self, row: usize) {
         let needed = self.ask.size.memory_mib;
         let (vcpus, policy) = (self.group.vcpus[row], self.engine.policy);
-        let from = Entry {
-            memory: match policy {
-                Policy::Spread => 0,
-                Policy::Pack => Index::key(policy, needed),
-            },
-            busy: Busy::default(),
-            name: None,
-            slot: 0,
+        let line = &self.group.rows[row];
+        let mut at = match policy {
+            Policy::Spread => 0,
+            Policy::Pack => line.partition_point(|entry| entry.memory < needed),
         };
-        let group: &'a Group = self.group;
-        for entry in group.rows[row].range(from..) {
+        while let Some(entry) = line.get(at) {
             let memory_mib = Index::key(policy, entry.memory);
             if memory_mib < needed {
                 return;
             }
-            let free = Size { vcpus, memory_mib };
-            let cost = self.at_least(free);
+            let place = Place {
+                steps: self.steps,
+                capacity: self.capacity,
+                free: Size { vcpus, memory_mib },
+                busy: entry.busy,
+                traits_at_most: self.traits_at_most,
+            };
+            let cost = self.at_least(place.free);
             if self.best.is_beyond(self.steps, Some(cost), self.ask.floor) {
                 return;
             }
-            let Some(name) = &entry.name else {
-                continue;
-            };
-            let score = Score {
-                against: self.ask.against(entry.slot, self.engine),
-                steps: self.steps,
-                cost: cost.with_worth(self.engine.rule(), self.ask.size, free, self.capacity),
-                busy: entry.busy,
-                host: name,
-            };
-            if self.best.would_take(&score) && self.ask.is_met_by(entry.slot, self.engine) {
-                self.best.insert(score);
+            let possible = self
+                .best
+                .consider(&place, cost, entry.slot, self.ask, self.engine);
+            at += 1;
+            // Later ones with as much memory cost the same, and are busier or come later by name.
+            if !possible && line.get(at).is_some_and(|next| next.memory == entry.memory) {
+                at = line.partition_point(|other| other.memory <= entry.memory);
             }
         }
     }
@@ -287,6 +388,42 @@ impl<'a> Best<'a> {
         })
     }
 
+    /// Takes a host that has the room, if it meets the request and is better than one of these; `cost` is the least that it can be. Gives
+    /// whether it could have been, had it met the request and gone as little against what is preferred as any.
+    fn consider(&mut self, place: &Place, cost: Cost, slot: Slot, ask: &Ask<'_>, engine: &'a Engine) -> bool {
+        let cost = cost.with_worth(engine.rule(), ask.size, place.free, place.capacity);
+        let (against, steps, busy) = (ask.floor, place.steps, place.busy);
+        // Mostly that settles it, without a look at the host.
+        let numbers = |worst: &Score<'_>| (worst.against, worst.steps, worst.cost, worst.busy);
+        if self
+            .worst()
+            .is_some_and(|worst| (against, steps, cost, busy) > numbers(worst))
+        {
+            return false;
+        }
+        let host = &*engine.hosts[slot as usize].name;
+        let least = Score {
+            against,
+            steps,
+            cost,
+            busy,
+            host,
+        };
+        if !self.would_take(&least) {
+            return false;
+        }
+        if ask.is_met_by(slot, engine) {
+            let score = Score {
+                against: ask.against(slot, engine),
+                ..least
+            };
+            if self.would_take(&score) {
+                self.insert(score);
+            }
+        }
+        true
+    }
+
     fn would_take(&self, score: &Score<'_>) -> bool {
         self.worst().is_none_or(|worst| score < worst)
     }
@@ -312,19 +449,37 @@ impl<'a> Best<'a> {
 #[cfg(test)]
 impl Index {
     /// Where each host is, in words.
-    pub(super) fn places(&self) -> Vec<String> {
-        let mut places = Vec::new();
-        for (key, group) in &self.groups {
-            for ((vcpus, most), row) in group.vcpus.iter().zip(&group.most).zip(&group.rows) {
-                let named = |entry: &Entry| {
-                    format!(
-                        "{key:?} {vcpus} {most} {} {:?} {:?}",
-                        entry.memory, entry.busy, entry.name
-                    )
-                };
-                places.extend(row.iter().map(named));
+    pub(super) fn places(&self, hosts: &[Host]) -> Vec<String> {
+        let named = |place: &Place, slot: Slot| format!("{place:?} {:?}", hosts[slot as usize].name);
+        let mut places: Vec<_> = self
+            .few
+            .iter()
+            .map(|near| named(&near.place, near.slot))
+            .collect();
+        for ((steps, capacity, traits_at_most), group) in &self.groups {
+            for (at, row) in group.rows.iter().enumerate() {
+                let (vcpus, free) = (group.vcpus[at], |entry: &Entry| {
+                    Self::key(self.policy, entry.memory)
+                });
+                assert_eq!(row.iter().map(free).max(), Some(group.most[at]));
+                assert_eq!(row.iter().map(free).min(), Some(group.least[at]));
+                places.extend(row.iter().map(|entry| {
+                    let place = Place {
+                        steps: *steps,
+                        capacity: *capacity,
+                        free: Size {
+                            vcpus,
+                            memory_mib: free(entry),
+                        },
+                        busy: entry.busy,
+                        traits_at_most: *traits_at_most,
+                    };
+                    named(&place, entry.slot)
+                }));
             }
         }
+        assert_eq!(places.len(), self.len);
+        places.sort();
         places
     }
 }

@@ -9,7 +9,7 @@
 //!           ├─> Index ─> group ─> row ─> entry
 //!   all ────┘            │        │      └ free memory, fine load, name: in order of the cost
 //!                        │        └ free virtual processors
-//!                        └ steps of the load, capacity
+//!                        └ steps of the load, capacity, features and bridges
 //! ```
 //!
 //! But for what is only preferred, a score begins with the steps of the load and goes on with a cost that follows from what is free of which capacity; so
@@ -112,8 +112,9 @@ impl Engine {
     /// Takes over what is now true of a host, known or new.
     pub fn set(&mut self, view: &HostView<'_>) {
         let row = Row::new(view, &mut self.names);
+        let traits_at_most = self.names.traits.class(row.traits);
         let Some(slot) = self.slots.get(&view.name).copied() else {
-            let host = Host::new(Arc::new(view.name.clone()), self.kind(view), view);
+            let host = Host::new(Arc::new(view.name.clone()), self.kind(view), view, traits_at_most);
             let slot = Slot::try_from(self.hosts.len()).expect("fewer hosts than 2^32");
             self.softly_tainted += usize::from(host.kind.is_softly_tainted());
             self.hosts.push(host);
@@ -130,7 +131,7 @@ impl Engine {
         };
         self.softly_tainted += usize::from(kind.is_softly_tainted());
         self.softly_tainted -= usize::from(before_kind.is_softly_tainted());
-        let host = Host::new(name, kind, view);
+        let host = Host::new(name, kind, view, traits_at_most);
         if !self.hosts[slot as usize].is_indexed_as(&host) {
             self.reindex(slot, false);
             self.hosts[slot as usize] = host;
@@ -211,6 +212,7 @@ impl Engine {
             capacity,
             free,
             busy,
+            traits_at_most: _,
         } = host.place?;
         let fits = ask.size.vcpus <= free.vcpus && ask.size.memory_mib <= free.memory_mib;
         (fits && ask.is_met_by(slot, self)).then(|| Score {
@@ -254,8 +256,8 @@ impl Engine {
             return;
         };
         match add {
-            true => self.all.insert(place, &host.name, slot),
-            false => self.all.remove(place, &host.name, slot),
+            true => self.all.insert(place, slot, &self.hosts),
+            false => self.all.remove(place, slot, &self.hosts),
         }
         for (key, value) in &host.kind.labels {
             if add && !self.labels.contains_key(key) {
@@ -271,8 +273,8 @@ impl Engine {
                 continue;
             };
             match add {
-                true => index.insert(place, &host.name, slot),
-                false => index.remove(place, &host.name, slot),
+                true => index.insert(place, slot, &self.hosts),
+                false => index.remove(place, slot, &self.hosts),
             }
             if index.len() == 0 {
                 values.remove(value);
@@ -304,10 +306,10 @@ impl Engine {
             let labels = engine.labels.iter().flat_map(|(key, values)| {
                 values
                     .iter()
-                    .map(move |(value, index)| ((key.clone(), value.clone()), index.places()))
+                    .map(move |(value, index)| ((key.clone(), value.clone()), index.places(&engine.hosts)))
             });
             (
-                engine.all.places(),
+                engine.all.places(&engine.hosts),
                 labels.collect::<std::collections::BTreeMap<_, _>>(),
             )
         };

@@ -12,7 +12,7 @@ use crate::placement::{
     tests,
 };
 
-/// A host of a site whose hosts are much alike: few sizes, few loads, three racks; so most comparisons are close.
+/// A host of a site whose hosts are much alike: few sizes, few loads, three racks, few sets of bridges; so most comparisons are close.
 fn alike() -> impl Strategy<Value = HostView<'static>> {
     let numbers = (0..2_usize, 0..5_u32, 0..5_u64, 0..9_u32, 0..4_usize);
     let flags = (
@@ -22,29 +22,34 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
         taints(),
     );
     let pool = (select(vec![0_u64, 2000, 6000, 90_000]), any::<bool>());
-    (numbers, flags, pool).prop_map(|((size, vcpus, memory, odd_memory, load), flags, pool)| {
-        let mut host = tests::host("h1");
-        (host.cpus, host.memory_mib) = [(8, 16_384), (16, 32_768)][size];
-        host.cpu_overcommit_ratio = 1.0;
-        host.vcpus_reserved = vcpus * 2;
-        host.memory_mib_reserved = memory * 2048 + u64::from(odd_memory / 8);
-        (host.ready, host.cordoned) = (flags.0, flags.1);
-        host.pressed = odd_memory % 8 == 5;
-        host.usage = [Some(0.0), Some(0.0), Some(7.0), None][load].map(|busy| UsageView {
-            cpus_busy: Some(busy),
-            ..UsageView::default()
-        });
-        let rack = ["a", "b", "c"].get(flags.2);
-        host.labels = Cow::Owned(
-            rack.map(|rack| ("rack".into(), (*rack).into()))
-                .into_iter()
-                .collect(),
-        );
-        host.taints = Cow::Owned(flags.3);
-        host.pools[0].reserved_mib = pool.0;
-        host.pools[0].shared = pool.1;
-        host
-    })
+    let bridges: [&[&str]; 4] = [&["br0"], &["br0", "br1"], &["br1"], &["br0", "br2"]];
+    let bridges = prop_oneof![5 => Just(bridges[0]), 5 => select(bridges.to_vec())];
+    (numbers, flags, pool, bridges).prop_map(
+        |((size, vcpus, memory, odd_memory, load), flags, pool, bridges)| {
+            let mut host = tests::host("h1");
+            (host.cpus, host.memory_mib) = [(8, 16_384), (16, 32_768)][size];
+            host.cpu_overcommit_ratio = 1.0;
+            host.vcpus_reserved = vcpus * 2;
+            host.memory_mib_reserved = memory * 2048 + u64::from(odd_memory / 8);
+            (host.ready, host.cordoned) = (flags.0, flags.1);
+            host.pressed = odd_memory % 8 == 5;
+            host.usage = [Some(0.0), Some(0.0), Some(7.0), None][load].map(|busy| UsageView {
+                cpus_busy: Some(busy),
+                ..UsageView::default()
+            });
+            let rack = ["a", "b", "c"].get(flags.2);
+            host.labels = Cow::Owned(
+                rack.map(|rack| ("rack".into(), (*rack).into()))
+                    .into_iter()
+                    .collect(),
+            );
+            host.taints = Cow::Owned(flags.3);
+            host.pools[0].reserved_mib = pool.0;
+            host.pools[0].shared = pool.1;
+            host.bridges = bridges.iter().map(|name| (*name).to_owned()).collect();
+            host
+        },
+    )
 }
 
 fn site() -> impl Strategy<Value = Vec<HostView<'static>>> {
