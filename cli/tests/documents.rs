@@ -1,5 +1,5 @@
 //! What the documents say of the commands is what there is.
-#![allow(missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::{fs, path::PathBuf};
 

@@ -517,8 +517,10 @@ mod tests {
 
     #[test]
     fn features_that_a_later_version_stored_are_passed_over() {
-        let mut inventory = Inventory::default();
-        inventory.guest_features = vec![GuestFeature::Uefi, GuestFeature::Snapshot];
+        let mut inventory = Inventory {
+            guest_features: vec![GuestFeature::Uefi, GuestFeature::Snapshot],
+            ..Inventory::default()
+        };
         let mut stored = serde_json::to_value(&inventory).unwrap();
         stored["guest_features"][0] = "teleport".into();
         inventory.guest_features.remove(0);

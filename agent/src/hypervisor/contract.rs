@@ -176,23 +176,8 @@ impl Fixture {
                 backup::a_backup_is_kept_and_a_vm_made_of_it(hypervisor, self).await,
             );
         }
-        if let Some(pool) = &self.other_pool {
-            note(
-                "a_disk_moves_to_another_pool",
-                change::a_disk_moves_to_another_pool(hypervisor, self, pool, false).await,
-            );
-        }
-        if let Some(pool) = &self.other_pool {
-            note(
-                "a_disk_grows_where_it_is",
-                change::a_disk_grows_where_it_is(hypervisor, self, pool).await,
-            );
-        }
-        if let Some(pool) = self.other_pool.as_ref().filter(|_| self.moves_running) {
-            note(
-                "a_disk_moves_to_another_pool_while_the_domain_runs",
-                change::a_disk_moves_to_another_pool(hypervisor, self, pool, true).await,
-            );
+        for (rule, kept) in self.check_moves(hypervisor).await {
+            note(rule, kept);
         }
         if let Some(image) = &self.image {
             note(
@@ -207,6 +192,30 @@ impl Fixture {
             );
         }
         broken
+    }
+
+    /// The rules of disks that move, where there is another pool.
+    async fn check_moves(&self, hypervisor: &dyn Hypervisor) -> Vec<(&'static str, Kept)> {
+        let Some(pool) = &self.other_pool else {
+            return Vec::new();
+        };
+        let mut rules = vec![
+            (
+                "a_disk_moves_to_another_pool",
+                change::a_disk_moves_to_another_pool(hypervisor, self, pool, false).await,
+            ),
+            (
+                "a_disk_grows_where_it_is",
+                change::a_disk_grows_where_it_is(hypervisor, self, pool).await,
+            ),
+        ];
+        if self.moves_running {
+            rules.push((
+                "a_disk_moves_to_another_pool_while_the_domain_runs",
+                change::a_disk_moves_to_another_pool(hypervisor, self, pool, true).await,
+            ));
+        }
+        rules
     }
 
     async fn make(&self, hypervisor: &dyn Hypervisor) -> Result<Definition, Broken> {
