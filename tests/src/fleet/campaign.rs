@@ -320,7 +320,8 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
     Some(match mutant {
         Mutant::LedgerNotSynced => 2,
         Mutant::GenerationNotCompared => 4,
-        Mutant::LeaseFreedEarly | Mutant::RulesAfterRun => 5,
+        Mutant::LeaseFreedEarly => 5,
+        Mutant::RulesAfterRun => 10,
         Mutant::RestoreKeepsNumbers => 12,
         Mutant::StartRepeated => 14,
         Mutant::MigrationJudgedByReturnCode => 17,
@@ -334,6 +335,7 @@ pub fn recorded(mutant: Mutant) -> Option<u64> {
         Mutant::SessionNotChecked => 243,
         Mutant::SettledMayBegin => 299,
         Mutant::OlderCopyChosen => 788,
+        Mutant::VolumeNotMerged => 8595,
         Mutant::AnswerBeforeCommit
         | Mutant::AnybodySpeaks
         | Mutant::OldReportsCount
