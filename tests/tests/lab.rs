@@ -1,5 +1,6 @@
 //! The lab itself, without Dalgu: real libvirt, real guests. Run by `make test`; needs root and the set-up step.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -236,7 +237,21 @@ async fn traces() -> anyhow::Result<String> {
         .lines()
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    Ok(format!("{mounts}\n{names:?}\n{namespaces}\n{places:?}"))
+    let tops = mounts
+        .lines()
+        .filter_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            [_, place, "cgroup2", ..] => Some(place),
+            _ => None,
+        });
+    let groups: BTreeSet<_> = tops
+        .filter_map(|top| fs::read_dir(top).ok())
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    Ok(format!(
+        "{mounts}\n{names:?}\n{namespaces}\n{places:?}\n{groups:?}"
+    ))
 }
 
 #[tokio::test]

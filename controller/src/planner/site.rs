@@ -63,6 +63,8 @@ pub struct Host {
     pub cost: f64,
     /// Whether it takes VMs.
     pub open: bool,
+    /// Only its load has closed it. Its room counts for the VMs of a host that fails: what relieves it also opens it.
+    pub pressed: bool,
     /// Measured pressure says that its VMs wait for it.
     pub contended: bool,
     /// It has had VMs moved to it or from it so lately that it is not to be emptied.
@@ -360,7 +362,8 @@ impl Spare {
         let memory = beyond(host.memory_mib, held.memory_mib, self.largest.1);
         let spare = share(vcpus, self.whole.0, false).min(share(memory, self.whole.1, false));
         let used = share(held.vcpus.into(), self.whole.0, true) + share(held.memory_mib, self.whole.1, true);
-        (if host.open { spare } else { 0 }, used)
+        let counts = host.open || host.pressed;
+        (if counts { spare } else { 0 }, used)
     }
 
     fn asked(&self) -> i64 {

@@ -69,6 +69,24 @@ fn a_host_that_measures_pressure_gives_a_vm_away_though_it_seems_to_have_room() 
 }
 
 #[test]
+fn a_host_that_its_load_has_closed_gives_a_vm_to_the_only_other_one() {
+    let mut hosts = vec![host(8.0); 2];
+    (hosts[0].contended, hosts[0].open) = (true, false);
+    let moved = |hosts: &[Host]| {
+        let vms = vec![vm(0, 1.0), vm(0, 1.5)];
+        let site = Site::new(hosts.to_vec(), vms, vec![Rule::new(2, |_| true)]);
+        rebalance(&site, &Rebalance::default()).moves().len()
+    };
+    assert_eq!(
+        moved(&hosts),
+        0,
+        "cordoned: the VM would find no room were the other to fail"
+    );
+    hosts[0].pressed = true;
+    assert_eq!(moved(&hosts), 1);
+}
+
+#[test]
 fn a_move_that_gains_less_than_it_copies_is_not_made() {
     let site = site(3, (0..4).map(|_| vm(0, 2.0)).collect());
     let dear = Rebalance {

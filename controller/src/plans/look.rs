@@ -178,6 +178,7 @@ fn host(view: &HostView<'_>, pools: &BTreeMap<String, Slot>) -> Host {
         core: 1.0,
         cost: 1.0,
         open: view.ready && !view.cordoned && !view.pressed,
+        pressed: view.ready && !view.cordoned && view.pressed,
         contended: is_pressed(view),
         resting: false,
         pools_mib,

@@ -71,6 +71,9 @@ enum Command {
         /// The host's number.
         host: u8,
     },
+    /// Succeed where each host of a lab can be under a load of its own on this machine (internal).
+    #[command(hide = true)]
+    CanLoad,
     /// Be a host: keeps its namespaces (internal).
     #[command(hide = true)]
     Anchor {
@@ -132,7 +135,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Start { daemon } => Lab::current(layout)?.start(parse(&daemon)?).await?,
         Command::PowerOff { host } => Lab::current(layout)?.power_off(host).await?,
         Command::PowerOn { host } => Lab::current(layout)?.power_on(host).await?,
-        Command::Anchor { host } => lab::hold(&layout, &layout.host(host))?,
+        Command::Anchor { host } => lab::hold(&layout, &layout.host(host)).await?,
+        Command::CanLoad => drop(lab::processor_to_fill()?),
     }
     Ok(())
 }

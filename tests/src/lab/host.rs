@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::mount::{MsFlags, mount};
-use nix::unistd::{pause, sethostname};
+use nix::unistd::sethostname;
 
 use super::layout::{Host, Layout, OWN_DIRS, SHARED_DIR};
+use super::load::{self, Account};
 use super::process::{self, Place};
 use super::run::{run, wait_for};
 
@@ -110,6 +111,7 @@ fn write(host: &Host, path: &str, text: &str) -> anyhow::Result<()> {
 pub async fn start_anchor(layout: &Layout, host: &Host) -> anyhow::Result<()> {
     let ready = host.dir.join("ready");
     let _ = fs::remove_file(&ready);
+    load::make(host);
     let command = [
         layout.bin_dir().join("lab").to_string_lossy().into_owned(),
         "--id".to_owned(),
@@ -181,6 +183,7 @@ pub async fn inside(layout: &Layout, host: &Host, command: &[&str]) -> anyhow::R
 /// If a process does not end.
 pub async fn power_off(layout: &Layout, host: &Host) -> anyhow::Result<()> {
     process::end_all(layout, std::slice::from_ref(host), false).await?;
+    load::remove(host).await?;
     for dir in OWN_DIRS.iter().filter(|dir| dir.starts_with("/run/")) {
         let outside = host.outside(dir);
         fs::remove_dir_all(&outside).with_context(|| format!("empty {}", outside.display()))?;
@@ -193,22 +196,28 @@ pub async fn power_off(layout: &Layout, host: &Host) -> anyhow::Result<()> {
 /// new mount and UTS namespaces and the host's network namespace.
 ///
 /// # Errors
-/// If a mount fails.
-pub fn hold(layout: &Layout, host: &Host) -> anyhow::Result<()> {
+/// If a mount fails, or what the host is to see of itself cannot be read.
+pub async fn hold(layout: &Layout, host: &Host) -> anyhow::Result<()> {
     for path in OWN_DIRS.iter().chain(&OWN_FILES) {
         if Path::new(path).exists() {
             bind(&host.outside(path), Path::new(path))?;
         }
     }
     bind(&layout.shared(), Path::new(SHARED_DIR))?;
+    let account = Account::show(host)?;
     sethostname(&host.name).context("set the host name")?;
     fs::write(host.dir.join("ready"), "").context("say that the host is ready")?;
-    loop {
-        pause();
+    match account {
+        Some(account) => account.keep().await,
+        None => std::future::pending().await,
     }
 }
 
-fn bind(source: &Path, place: &Path) -> anyhow::Result<()> {
+/// Mounts what is at a path at another one.
+///
+/// # Errors
+/// If it cannot be mounted.
+pub fn bind(source: &Path, place: &Path) -> anyhow::Result<()> {
     // With what is mounted below it: a test may give a host a small disk.
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount(Some(source), place, None::<&str>, flags, None::<&str>)

@@ -1,7 +1,8 @@
 //! The lab: several real libvirt hosts on one machine, with a controller and an agent on each.
 //!
 //! A host is a network namespace with a cable to the lab's bridge, and mount and UTS namespaces kept by its
-//! *anchor* process, in which the host has its own libvirt and Dalgu directories, host name, machine id and boot id.
+//! *anchor* process, in which the host has its own libvirt and Dalgu directories, host name, machine id and boot id, and
+//! an account of its own load.
 //! The controller runs in the machine's own namespaces, at the bridge's address. Used by the `lab` program, the
 //! end-to-end tests and the benchmarks. It needs root. It must leave nothing behind and touch nothing that is not the lab's.
 //!
@@ -16,6 +17,7 @@ pub mod layout;
 
 mod dalgu;
 mod host;
+mod load;
 mod network;
 mod process;
 mod records;
@@ -35,6 +37,7 @@ use layout::{Host, Layout, MAX_HOSTS, OWN_DIRS};
 use records::Record;
 
 pub use host::hold;
+pub use load::processor_to_fill;
 pub use process::MARK;
 pub use run::{run, wait_for};
 pub use shell::exports;
@@ -326,6 +329,9 @@ pub async fn down(layout: Layout) -> anyhow::Result<()> {
         .filter(network::is_there)
         .collect();
     process::end_all(&layout, &hosts, true).await?;
+    for number in 1..=MAX_HOSTS {
+        load::remove(&layout.host(number)).await?;
+    }
     network::remove(&layout, &hosts).await?;
     records::forget(&layout).await
 }

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tokio::process::Command;
 
 use super::layout::{Host, Layout};
+use super::load;
 use super::run::wait_for;
 
 /// Environment variable that marks the processes of a lab; its value is the lab's directory.
@@ -76,8 +77,9 @@ fn words_for(
 ) -> anyhow::Result<Vec<String>> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut words = match place {
-        Place::Machine | Place::NewHost(_) => Vec::new(),
-        Place::Host(host) => enter(layout, host)?,
+        Place::Machine => Vec::new(),
+        Place::NewHost(host) => load::enter(host),
+        Place::Host(host) => [load::enter(host), enter(layout, host)?].concat(),
     };
     words.push(text(&layout.bin_dir().join("lab-reaper")));
     words.extend([
