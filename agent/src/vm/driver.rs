@@ -81,7 +81,7 @@ pub(super) struct Driver {
     /// Changes of it that were asked for under the present intent.
     pub(super) tried: Vec<(Change, Instant)>,
     /// Disks whose move has failed under the present intent, with why and when.
-    pub(super) failed_moves: BTreeMap<String, (String, Instant)>,
+    pub(super) failed_moves: BTreeMap<String, (String, Instant, u32)>,
     unfinished: bool,
     pub(super) restarts: VecDeque<Instant>,
     pub(super) stuck: Option<Stuck>,
@@ -376,9 +376,13 @@ impl Driver {
     }
 
     fn failed_moves(&self, now: Instant) -> BTreeMap<String, FailedMove> {
-        let failed = self.failed_moves.iter().map(|(disk, (message, at))| {
-            let (message, ago) = (message.clone(), now - *at);
-            (disk.clone(), FailedMove { message, ago })
+        let failed = self.failed_moves.iter().map(|(disk, (message, at, times))| {
+            let failed = FailedMove {
+                message: message.clone(),
+                ago: now - *at,
+                times: *times,
+            };
+            (disk.clone(), failed)
         });
         failed.collect()
     }

@@ -291,9 +291,6 @@ impl Driver {
                 }
             }
             Step::Change(change) => {
-                if let Change::MoveDisk(name) = &change {
-                    self.failed_moves.remove(name);
-                }
                 self.tried.retain(|(other, _)| *other != change);
                 self.tried.push((change, Instant::now()));
             }
@@ -357,7 +354,8 @@ impl Driver {
         {
             // The VM goes on where it is, and nothing else waits for that.
             tracing::warn!(disk = name, %error, "a disk could not be moved to another pool");
-            let failed = (error.to_string(), Instant::now());
+            let times = self.failed_moves.get(name).map_or(0, |(.., times)| *times) + 1;
+            let failed = (error.to_string(), Instant::now(), times);
             self.failed_moves.insert(name.clone(), failed);
             self.stuck = None;
             return;

@@ -424,7 +424,17 @@ async fn incident_41_an_agent_whose_state_was_wiped_adopts_its_vms_from_their_do
         story.is_whole()?;
         let log = fs::read_to_string(lab.layout().log("h1-agent"))?;
         ensure!(log.contains("adopt"), "the agent says nothing of it: {log}");
-        // And it is theirs again in full.
+        // And it is theirs again in full, when it has been told of it anew.
+        wait_for("the agent to be told of its VM", REST_LIMIT, async || {
+            let log = fs::read_to_string(lab.layout().log("h1-agent")).unwrap_or_default();
+            let since = log.rsplit_once("recovered owned=0 adopted=2");
+            since.is_some_and(|(_, since)| {
+                since
+                    .lines()
+                    .any(|line| line.contains(&vm.uid) && line.contains("intent accepted"))
+            })
+        })
+        .await?;
         dalgu(lab, &["vm", "migrate", "moving", "--host", "h2"]).await?;
         dalgu(lab, &["vm", "start", "off"]).await?;
         at_rest(lab, &[], REST_LIMIT).await?;

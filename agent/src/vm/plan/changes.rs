@@ -25,7 +25,7 @@ use crate::{
 
 /// A change that the guest has not gone along with is asked for again after this time.
 pub const AGAIN: Duration = Duration::from_secs(20);
-/// A move of a disk that failed is tried again after this time: it reads and writes all of the disk.
+/// A move of a disk that failed more than once is tried again after this time: it reads and writes all of the disk.
 pub const MOVE_AGAIN: Duration = Duration::from_mins(5);
 /// A move that was begun shows as a copy, or has failed, after this time.
 const MOVE_SHOWS: Duration = Duration::from_secs(1);
@@ -52,6 +52,16 @@ pub struct FailedMove {
     pub message: String,
     /// How long ago.
     pub ago: Duration,
+    /// How often it has failed since the VM's host was told of it.
+    pub times: u32,
+}
+
+impl FailedMove {
+    /// After how long it is tried again. The first failure may be of what happened meanwhile: libvirt that died when it had just asked QEMU
+    /// for a copy has lost account of that, and its next one fails by what was left.
+    const fn again(&self) -> Duration {
+        if self.times > 1 { MOVE_AGAIN } else { AGAIN }
+    }
 }
 
 /// The next step of the changes under way; `None` when there is nothing to do now.
@@ -158,7 +168,7 @@ fn copies<'a>(spec: &'a Spec, hardware: &'a Hardware, memory: &'a Memory) -> imp
         Some(copy) => copy.ready || copy.pool.as_ref() != Some(&disk.pool),
         None => {
             let failed = memory.failed_moves.get(&disk.name);
-            failed.is_none_or(|failed| failed.ago >= MOVE_AGAIN)
+            failed.is_none_or(|failed| failed.ago >= failed.again())
         }
     };
     let moves = astray(spec, hardware).filter(now);
@@ -336,9 +346,9 @@ fn pending_move(disk: &Disk, attached: &Attached, failed: &BTreeMap<String, Fail
             copy.percent
         ),
         (None, Some(failed)) => format!(
-            "{}; the VM goes on in the old pool, and it is tried again every {} min",
+            "{}; the VM goes on in the old pool, and it is tried again after {} s",
             failed.message,
-            MOVE_AGAIN.as_secs() / 60
+            failed.again().as_secs()
         ),
         (None, None) => "about to be copied".to_owned(),
     };

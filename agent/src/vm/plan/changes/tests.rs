@@ -300,18 +300,22 @@ fn a_move_is_gone_on_with_when_there_is_something_to_do_and_the_vm_is_settled_me
 fn a_move_that_failed_is_told_and_tried_again_later() {
     let (vm, hardware) = moving(None);
     let mut failed = memory(&hardware);
-    let mut after = |ago| {
+    let mut after = |times, ago| {
         let message = "pool fast: 3 MiB are free".to_owned();
-        failed.failed_moves = [("root".to_owned(), FailedMove { message, ago })].into();
+        let one = FailedMove { message, ago, times };
+        failed.failed_moves = [("root".to_owned(), one)].into();
         (
             plan::next(&vm, Some(&running()), &failed),
             told_of_move(&vm, &hardware, &failed),
         )
     };
-    let (step, told) = after(Duration::from_secs(3));
+    let (step, told) = after(1, Duration::from_secs(3));
     assert_eq!(step, Step::Settled);
     assert!(told.starts_with("pool fast: 3 MiB are free"), "{told}");
-    assert_eq!(after(MOVE_AGAIN).0, Step::Change(Change::MoveDisk("root".into())));
+    let again = Step::Change(Change::MoveDisk("root".into()));
+    assert_eq!(after(1, AGAIN).0, again);
+    assert_eq!(after(2, AGAIN).0, Step::Settled);
+    assert_eq!(after(2, MOVE_AGAIN).0, again);
 }
 
 #[test]
