@@ -278,7 +278,14 @@ impl Site {
         self.running = Some(stop);
         self.crashed = crashed;
         self.endpoint.send_replace(endpoint.clone());
-        Clients::new(&self.channel(&endpoint, "admin").await.unwrap())
+        // On a machine that is busy otherwise a handshake may take longer than a client waits.
+        let mut channel = self.channel(&endpoint, "admin").await;
+        for _ in 0..5 {
+            if channel.is_err() {
+                channel = self.channel(&endpoint, "admin").await;
+            }
+        }
+        Clients::new(&channel.unwrap())
     }
 
     /// Ends the controller without waiting for anything: what it had not stored is lost.
