@@ -62,7 +62,7 @@ fn stem(name: &str) -> Option<&str> {
 }
 
 /// A disk, and the number of the layer, by the part of a file's name before its format.
-fn layered(base: &str) -> (&str, Option<u32>) {
+pub(super) fn layered(base: &str) -> (&str, Option<u32>) {
     let layered = base.rsplit_once('.').and_then(|(disk, digits)| {
         let number: u32 = digits.parse().ok()?;
         (number > 0 && digits == number.to_string()).then_some((disk, number))

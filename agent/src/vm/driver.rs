@@ -80,7 +80,7 @@ pub(super) struct Driver {
     pub(super) layers: Option<Layers>,
     /// Changes of it that were asked for under the present intent.
     pub(super) tried: Vec<(Change, Instant)>,
-    /// Disks whose move has failed under the present intent, with why and when.
+    /// Disks whose move has failed under the present intent, with why, when, and how often.
     pub(super) failed_moves: BTreeMap<String, (String, Instant, u32)>,
     unfinished: bool,
     pub(super) restarts: VecDeque<Instant>,

@@ -263,6 +263,18 @@ async fn a_volume_that_is_called_back_or_sent_on_is_one_file_at_the_end() {
     assert_eq!(pools(&host), ["local"], "the volume stays");
 }
 
+/// A host on which the VM runs with its volume.
+async fn running_with_ledger() -> Host {
+    let host = one_host().await;
+    let with = Intent {
+        power_sequence: 1,
+        ..with_ledger(1, 8)
+    };
+    tell(&host, vm(1), with, true).await;
+    host.until_settled(vm(1), 1).await;
+    host
+}
+
 /// The VM with its volume, and one snapshot.
 fn with_snapshot(generation: u64) -> Intent {
     let layer = Layer {
@@ -283,13 +295,7 @@ fn with_snapshot(generation: u64) -> Intent {
 
 #[tokio::test(start_paused = true)]
 async fn a_vm_that_is_deleted_with_a_snapshot_leaves_its_volume_as_it_was_written_last() {
-    let host = one_host().await;
-    let with = Intent {
-        power_sequence: 1,
-        ..with_ledger(1, 8)
-    };
-    tell(&host, vm(1), with, true).await;
-    host.until_settled(vm(1), 1).await;
+    let host = running_with_ledger().await;
     host.sim.write_disk(vm(1), "data");
     tell(&host, vm(1), with_snapshot(2), false).await;
     host.until_settled(vm(1), 2).await;
@@ -308,13 +314,7 @@ async fn a_vm_that_is_deleted_with_a_snapshot_leaves_its_volume_as_it_was_writte
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_cannot_be_seen_holds_up_no_power_off() {
-    let host = one_host().await;
-    let with = Intent {
-        power_sequence: 1,
-        ..with_ledger(1, 8)
-    };
-    tell(&host, vm(1), with, true).await;
-    host.until_settled(vm(1), 1).await;
+    let host = running_with_ledger().await;
     let lost = HypervisorError::Storage {
         pool: "local".into(),
         detail: "no layer".into(),

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::{BackingModel, Pool, QemuImg, Storage, failed, folder, new_file, of_disk, remove};
 use crate::{
-    hypervisor::Error,
+    hypervisor::{Error, files::layered},
     image::{self, Behind},
 };
 
@@ -298,13 +298,9 @@ fn stem(disk: &Disk) -> Cow<'_, str> {
 
 /// The number of a layer by the name of its file.
 fn number_of(stem: &str, path: &Path) -> Option<u32> {
-    let name = path.file_name()?.to_str()?;
-    let digits = name
-        .strip_prefix(stem)?
-        .strip_prefix('.')?
-        .strip_suffix(".qcow2")?;
-    let number: u32 = digits.parse().ok()?;
-    (number > 0 && digits == number.to_string()).then_some(number)
+    let name = path.file_name()?.to_str()?.strip_suffix(".qcow2")?;
+    let (disk, number) = layered(name);
+    number.filter(|_| disk == stem)
 }
 
 /// Removes the files of all layers of a disk.
