@@ -21,6 +21,19 @@ async fn on(lab: &Lab, name: &str) -> anyhow::Result<String> {
     Ok(words::vm(lab, name).await?.host)
 }
 
+/// Approves a plan, which is then carried out to its end.
+async fn carry_out(lab: &Lab, plan: &Value) -> anyhow::Result<()> {
+    let (id, hash) = (text(plan, "id"), text(plan, "hash"));
+    dalgu(
+        lab,
+        &["plan", "approve", &id, "--hash", &hash, "--deadline", "3m"],
+    )
+    .await?;
+    let done = json(lab, &["plan", "show", &id]).await?;
+    ensure!(text(&done, "state") == "PLAN_STATE_DONE", "{done}");
+    Ok(())
+}
+
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
 async fn a_host_is_emptied_by_a_plan_and_a_plan_whose_vm_was_stopped_ends() -> anyhow::Result<()> {
@@ -38,14 +51,7 @@ async fn a_host_is_emptied_by_a_plan_and_a_plan_whose_vm_was_stopped_ends() -> a
             "a plan that nobody approved moved a VM"
         );
 
-        let (id, hash) = (text(&plan, "id"), text(&plan, "hash"));
-        dalgu(
-            lab,
-            &["plan", "approve", &id, "--hash", &hash, "--deadline", "3m"],
-        )
-        .await?;
-        let done = json(lab, &["plan", "show", &id]).await?;
-        ensure!(text(&done, "state") == "PLAN_STATE_DONE", "{done}");
+        carry_out(lab, &plan).await?;
         ensure!(on(lab, "first").await? == "h2" && on(lab, "second").await? == "h2");
         let vm = words::vm(lab, "first").await?;
         story.more(lab, &vm, 3).await?;
@@ -188,14 +194,8 @@ async fn a_host_under_real_pressure_takes_no_new_vm_and_is_relieved_by_a_plan() 
             plan["steps"].as_array().map(Vec::len) == Some(1) && text(step, "source") == "h1",
             "{plan}"
         );
-        let (id, hash, moved) = (text(&plan, "id"), text(&plan, "hash"), text(step, "vm"));
-        dalgu(
-            lab,
-            &["plan", "approve", &id, "--hash", &hash, "--deadline", "3m"],
-        )
-        .await?;
-        let done = json(lab, &["plan", "show", &id]).await?;
-        ensure!(text(&done, "state") == "PLAN_STATE_DONE", "{done}");
+        let moved = text(step, "vm");
+        carry_out(lab, &plan).await?;
         for (story, name) in stories.iter_mut().zip(names) {
             let vm = words::vm(lab, name).await?;
             ensure!(
