@@ -18,8 +18,11 @@ async fn a_minute_of_chaos_violates_nothing() -> anyhow::Result<()> {
     };
     with_lab(&e2e::hosts(3), async |lab| {
         let (report, timeline) = chaos::run(lab, &settings).await?;
-        println!("{report}");
-        ensure!(report.is_clean(), "{report}\n{timeline}");
+        ensure!(
+            report.is_clean(),
+            "{}\n{report}\n{timeline}",
+            report.tale(&timeline)
+        );
         ensure!(
             report.faults_total > 0 && report.migrations_total > 0,
             "nothing happened:\n{report}"

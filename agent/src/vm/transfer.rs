@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     console,
-    hypervisor::{self, Definition, DomainState, Migrate, Progress},
+    hypervisor::{self, Definition, Domain, DomainState, Migrate, Progress},
     images::Awaited,
     ledger::{self, Changes, Disposition, Role, Snapshots, Transfer},
     migration::transport::{self, Word},
@@ -427,7 +427,8 @@ impl Driver {
         };
         // What the transfer left here of a VM that is alive nowhere: it cannot go on, and would be in the way of a start.
         let hypervisor = self.shared.hypervisor.clone();
-        let left = hypervisor.get(self.id).await?.map(|domain| domain.state);
+        let domain = hypervisor.get(self.id).await?;
+        let left = domain.as_ref().map(|domain| domain.state);
         if matches!(left, Some(DomainState::HandedOver | DomainState::Incoming)) {
             tracing::warn!(state = ?left, "what a migration left of the VM holds nothing that could go on; it is powered off");
             hypervisor.destroy(self.id).await?;
@@ -455,6 +456,8 @@ impl Driver {
                     restart: intent.restart_sequence,
                     ..ledger::Done::default()
                 };
+            } else if intent.power == PowerState::Running && stands(domain.as_ref()) {
+                vm.done.power = 0;
             }
         }
         self.replace(vm).await?;
@@ -502,6 +505,12 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// Whether the hypervisor stopped a guest to hand it over and could not let it go on again, as where the other side still held the
+/// locks of its disks. Who stopped it otherwise is known, and it stays as it is.
+fn stands(domain: Option<&Domain>) -> bool {
+    domain.is_some_and(|domain| domain.state == DomainState::Paused && domain.reason == PowerReason::Unknown)
 }
 
 /// Returns when the first packet of a VM that has arrived was seen, or was waited for in vain; never when none is awaited.

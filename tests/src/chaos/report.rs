@@ -1,5 +1,6 @@
 //! What a chaos run has shown: a table for people, and JSON for machines. Written by the `chaos` program.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -66,6 +67,24 @@ impl Report {
         self.violations.is_empty() && self.broken_off.is_none() && self.rest.is_some()
     }
 
+    /// Of the timeline, the faults and what befell the VMs that were violated.
+    #[must_use]
+    pub fn tale(&self, timeline: &str) -> String {
+        let names = self.violations.iter();
+        let names: BTreeSet<_> = names
+            .filter_map(|violation| violation.evidence.split([':', ' ']).next())
+            .collect();
+        let mut tale = String::new();
+        for line in timeline.lines() {
+            let mut words = line.split([' ', ':']);
+            if words.any(|word| matches!(word, "fault" | "healed") || names.contains(word)) {
+                tale += line;
+                tale.push('\n');
+            }
+        }
+        tale
+    }
+
     /// Writes the report and the timeline into a folder.
     ///
     /// # Errors
@@ -117,5 +136,23 @@ impl fmt::Display for Report {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tale_is_of_faults_and_of_what_was_violated() {
+        let mut books = Books::default();
+        books.violation("rule", "c02 is paused".to_owned());
+        let report = Report::of(&books, 1, 1.0);
+        let timeline =
+            "1.0 c01: Create\n2.0 c02: Create\n3.0 eye: QEMU of c02 (01) came\n4.0 fault: Full(2)\n";
+        assert_eq!(
+            report.tale(timeline),
+            "2.0 c02: Create\n3.0 eye: QEMU of c02 (01) came\n4.0 fault: Full(2)\n"
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dalgu_proto::v1;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::books::{Books, Want};
 use super::clients::answer;
@@ -20,6 +20,9 @@ use crate::operator::Operator;
 
 /// From the last healing until all agrees.
 pub const REST_LIMIT: Duration = Duration::from_secs(120);
+
+/// A hung QEMU is not waited for longer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Figures of the end.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
@@ -167,11 +170,35 @@ async fn counts_on(
         Err(error) => Err(error),
     };
     if let Err(error) = heard {
-        books
-            .borrow_mut()
-            .violation("a running guest counts on", format!("{}: {error:#}", vm.name));
+        let seen = of_qemu(lab, vm).await;
+        books.borrow_mut().violation(
+            "a running guest counts on",
+            format!("{}: {error:#}\n{seen}", vm.name),
+        );
     }
     Ok(())
+}
+
+/// What libvirt and QEMU say of a guest, for a person who looks for the cause.
+async fn of_qemu(lab: &Lab, vm: &words::Vm) -> String {
+    let Ok(host) = vm.host_number() else {
+        return String::new();
+    };
+    let mut seen = String::new();
+    let uid = vm.uid.as_str();
+    for question in [
+        &["domstate", uid, "--reason"][..],
+        &["qemu-monitor-command", uid, "--hmp", "info status"],
+        &["qemu-monitor-command", uid, "--hmp", "info registers"],
+        &["qemu-monitor-command", uid, "--hmp", "info lapic"],
+        &["qemu-monitor-command", uid, "--hmp", "info pic"],
+        &["qemu-monitor-command", uid, "--hmp", "info chardev"],
+        &["qemu-monitor-command", uid, "--hmp", "info registers"],
+    ] {
+        let answer = timeout(ANSWER_LIMIT, lab.virsh(host, question)).await;
+        seen += &format!("{}: {answer:?}\n", question.join(" "));
+    }
+    seen
 }
 
 async fn delete(operator: &Operator, books: &Rc<RefCell<Books>>, name: &str) -> anyhow::Result<()> {

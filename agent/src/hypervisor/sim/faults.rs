@@ -156,6 +156,8 @@ pub enum Phase {
     Transfer,
     /// The source is stopped, the destination not yet told to go on: as `Prepare`.
     Handover,
+    /// As `Handover`, but the other side still holds the locks of the disks: the source is refused them, and stands.
+    Locked,
     /// The destination was told to go on and did; the source never learns and stays handed over.
     Finish,
     /// Everything is done; only the source's caller gets an error.

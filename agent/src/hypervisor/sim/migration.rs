@@ -25,6 +25,8 @@ pub(super) const BEAT: Duration = Duration::from_millis(100);
 enum Failure {
     /// The VM belongs to the source still.
     Before(Error),
+    /// As before, and it cannot go on: the other side holds the locks of its disks.
+    Locked(Error),
     /// Nobody here can say who has it.
     After(Error),
 }
@@ -106,6 +108,13 @@ fn settle(
                 if guest.state == DomainState::HandedOver {
                     guest.to(previous.0, previous.1);
                 }
+            }
+            Err(error)
+        }
+        Err(Failure::Locked(error)) => {
+            if let Some(guest) = guest {
+                guest.job = None;
+                guest.to(DomainState::Paused, PowerReason::Unknown);
             }
             Err(error)
         }
@@ -241,6 +250,9 @@ impl<'a> Source<'a> {
         let stopped = Instant::now();
         tokio::time::sleep(self.inner.config.delays.downtime).await;
         self.may_break(Phase::Handover)?;
+        if self.inner.faults().breaks(Phase::Locked) {
+            return Err(Failure::Locked(broken("cut by the test")));
+        }
         self.finishing = true;
         line.send(&finish)
             .await

@@ -295,11 +295,12 @@ async fn nothing_answers_while_it_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_broken_migration_leaves_one_owner_or_says_that_it_cannot_tell() {
-    use DomainState::{HandedOver, Running};
+    use DomainState::{HandedOver, Paused, Running};
     let table = [
         (Phase::Prepare, Some(Running), None),
         (Phase::Transfer, Some(Running), None),
         (Phase::Handover, Some(Running), None),
+        (Phase::Locked, Some(Paused), None),
         (Phase::Finish, Some(HandedOver), Some(Running)),
         (Phase::Confirm, None, Some(Running)),
     ];
