@@ -113,6 +113,8 @@ pub struct State {
     pub vms: OrdMap<VmId, Arc<VmRecord>>,
     /// Ids of VMs by name.
     pub vm_names: OrdMap<VmName, VmId>,
+    /// MAC addresses of interfaces, each with the VM that has it.
+    pub macs: OrdSet<(String, VmId)>,
     /// VMs that hold a reservation on a host.
     pub host_vms: OrdMap<HostName, OrdSet<VmId>>,
     /// Hosts by name.
@@ -222,6 +224,7 @@ impl State {
             meta,
             vms: OrdMap::new(),
             vm_names: OrdMap::new(),
+            macs: OrdSet::new(),
             host_vms: OrdMap::new(),
             hosts: OrdMap::new(),
             operations: OrdMap::new(),

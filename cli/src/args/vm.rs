@@ -240,6 +240,12 @@ pub struct CreateArgs {
     /// Check and place it, but do nothing.
     #[arg(long)]
     pub validate_only: bool,
+    /// Create so many, NAME-1, NAME-2 and so on.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=2000), conflicts_with = "validate_only")]
+    pub count: Option<u16>,
+    /// Create all of them, or none where one cannot be created.
+    #[arg(long, requires = "count")]
+    pub all_or_nothing: bool,
     /// How to wait.
     #[command(flatten)]
     pub wait: WaitArgs,

@@ -15,6 +15,7 @@ use crate::{
     client::Client,
     exit::Error,
     output::{self, Format, human},
+    progress,
     watch::{Page, Snapshot, pages},
 };
 
@@ -126,6 +127,9 @@ async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error
         validate_only: args.validate_only,
     };
     let limit = args.wait.limit();
+    if let Some(count) = args.count {
+        return create_many(count, &args, request, session).await;
+    }
     if !args.validate_only {
         return session
             .operate(&args.wait, limit, async |client| {
@@ -152,6 +156,62 @@ async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error
                 .say(&format!("{name} could be created{note}; nothing was done"))?)
         }
         format => output::one(session.term, format, &operation),
+    }
+}
+
+/// Creates several VMs of one description, in one request, and waits for all.
+async fn create_many(
+    count: u16,
+    args: &CreateArgs,
+    of: v1::CreateVmRequest,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    let one = |number: u16| {
+        let mut one = of.clone();
+        if let Some(vm) = &mut one.vm {
+            vm.name = format!("{}-{number}", vm.name);
+        }
+        one.request_id.clear();
+        one
+    };
+    let request = v1::BatchCreateVmsRequest {
+        requests: (1..=count).map(one).collect(),
+        all_or_nothing: args.all_or_nothing,
+        request_id: of.request_id.clone(),
+    };
+    let limit = args.wait.limit();
+    let answer = session
+        .change(limit, async |client| {
+            client.vms().batch_create_vms(request.clone()).await
+        })
+        .await?;
+    let mut refused = Vec::new();
+    for (result, asked) in answer.results.into_iter().zip(request.requests) {
+        let name = asked.vm.map(|vm| vm.name).unwrap_or_default();
+        match (result.operation, result.error) {
+            (Some(operation), _) if args.wait.no_wait => session.accepted(&operation)?,
+            (Some(operation), _) => {
+                let ended = progress::wait(&session.client, operation, limit, session.term).await?;
+                if let Err(error) = session.ended(ended).await {
+                    refused.push(format!("{name}: {error}"));
+                }
+            }
+            (None, error) => {
+                let why = error
+                    .map(|error| human::clean(&error.message))
+                    .unwrap_or_default();
+                refused.push(format!("{name}: {why}"));
+            }
+        }
+    }
+    match refused.len() {
+        0 => Ok(()),
+        lost => {
+            for line in &refused {
+                session.term.say(line)?;
+            }
+            Err(Error::NotNow(format!("{lost} of {count} VMs were not created")))
+        }
     }
 }
 

@@ -186,3 +186,31 @@ async fn the_console_is_copied_as_it_is() {
     assert_eq!(outcome.err, "the console has ended\n");
     assert_eq!(controller.fake.script().seen, ["read_console web 4096 true"]);
 }
+
+#[tokio::test]
+async fn many_of_one_description_are_created_at_once_and_each_refusal_is_told() {
+    let controller = Controller::start();
+    let pending = || Ok(operation(Kind::CreateVm, State::Pending));
+    let none = || {
+        Err(reason::status(
+            Code::ResourceExhausted,
+            "NO_CAPACITY",
+            "no host has room",
+        ))
+    };
+    controller.fake.script().changes = [pending(), pending(), none()].into();
+    let many = ["vm", "create", "web", "--count", "3", "--no-wait"];
+    let outcome = controller.run(&many).await;
+    assert_eq!((outcome.code, outcome.out), (5, format!("{ID}\n{ID}\n")));
+    assert!(
+        outcome.err.contains("web-3: no host has room\n")
+            && outcome.err.contains("1 of 3 VMs were not created"),
+        "{}",
+        outcome.err
+    );
+    let seen = controller.fake.script().seen.clone();
+    let names = ["web-1", "web-2", "web-3"].map(|name| format!("batch_create_vms {name} "));
+    assert_eq!(seen, names);
+    let alone = controller.run(&["vm", "create", "web", "--all-or-nothing"]).await;
+    assert_eq!(alone.code, 2, "{}", alone.err);
+}

@@ -142,6 +142,18 @@ macro_rules! verbs {
                 self.change("create_vm", &request.vm.unwrap_or_default().name, &request.request_id)
             }
 
+            async fn batch_create_vms(&self, request: Request<v1::BatchCreateVmsRequest>) -> Result<Response<v1::BatchCreateVmsResponse>, Status> {
+                let request = request.into_inner();
+                let one = |one: v1::CreateVmRequest| match self.change("batch_create_vms", &one.vm.unwrap_or_default().name, "") {
+                    Ok(operation) => v1::CreateVmResult { operation: Some(operation.into_inner()), error: None },
+                    Err(status) => v1::CreateVmResult {
+                        operation: None,
+                        error: Some(v1::OperationError { code: status.code() as i32, message: status.message().to_owned(), ..Default::default() }),
+                    },
+                };
+                Ok(Response::new(v1::BatchCreateVmsResponse { results: request.requests.into_iter().map(one).collect() }))
+            }
+
             async fn get_vm(&self, _: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
                 next(&mut self.script().vms, "get_vm")
             }

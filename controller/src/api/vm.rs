@@ -1,5 +1,7 @@
 //! `dalgu.v1.VmService`.
 
+mod batch;
+
 use std::{fmt::Write as _, ops::Bound};
 
 use dalgu_proto::{
@@ -155,6 +157,20 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
     })
 }
 
+/// All that a creation asks for, in a form that is always the same.
+fn content(new: &Create) -> String {
+    let content = (
+        &new.name,
+        &new.spec,
+        &new.labels,
+        &new.description,
+        new.drain_mode,
+        new.stopped,
+        &new.host,
+    );
+    format!("CreateVm {content:?}")
+}
+
 /// Checks a change of a VM.
 fn update(services: &Services, vm: &v1::Vm, paths: &[String]) -> Result<Update, Status> {
     let mut update = Update {
@@ -284,16 +300,7 @@ impl VmService for Services {
     async fn create_vm(&self, request: Request<v1::CreateVmRequest>) -> Answer {
         let message = request.get_ref();
         let new = create(self, message)?;
-        let content = (
-            &new.name,
-            &new.spec,
-            &new.labels,
-            &new.description,
-            new.drain_mode,
-            new.stopped,
-            &new.host,
-        );
-        let caller = request::caller(&request, &message.request_id, &format!("CreateVm {content:?}"))?;
+        let caller = request::caller(&request, &message.request_id, &content(&new))?;
         if message.validate_only {
             let state = self.db.snapshot();
             let scan = create::scan(&state, new.policy);
@@ -304,6 +311,13 @@ impl VmService for Services {
         }
         self.operation(caller, |tx, caller| create::create(tx, caller, new))
             .await
+    }
+
+    async fn batch_create_vms(
+        &self,
+        request: Request<v1::BatchCreateVmsRequest>,
+    ) -> Result<Response<v1::BatchCreateVmsResponse>, Status> {
+        batch::create(self, &request).await
     }
 
     async fn update_vm(&self, request: Request<v1::UpdateVmRequest>) -> Result<Response<v1::Vm>, Status> {

@@ -55,7 +55,7 @@ fn vm_state(state: VmState) -> v1::VmState {
 }
 
 /// Why an operation, or what a drain does with a VM, did not succeed.
-fn operation_error(fault: &Fault) -> v1::OperationError {
+pub(super) fn operation_error(fault: &Fault) -> v1::OperationError {
     v1::OperationError {
         code: fault.code,
         reason: fault.reason.clone(),

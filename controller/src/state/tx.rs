@@ -206,6 +206,22 @@ impl Tx {
         }
     }
 
+    /// Takes over which MAC addresses VMs have.
+    fn move_macs(&mut self, before: Option<&VmRecord>, after: Option<&VmRecord>) {
+        if before.map(|vm| &vm.spec.nics) == after.map(|vm| &vm.spec.nics) {
+            return;
+        }
+        let of = |vm: &VmRecord| {
+            let id = vm.id;
+            let nics = vm.spec.nics.clone().into_iter();
+            nics.map(move |nic| (nic.mac, id))
+        };
+        for mac in before.into_iter().flat_map(of) {
+            self.state.macs.remove(&mac);
+        }
+        self.state.macs.extend(after.into_iter().flat_map(of));
+    }
+
     pub(super) fn index_vm(&mut self, vm: Arc<VmRecord>) {
         let migration = self.state.active_migration(vm.id).cloned();
         let old = self.state.vms.get(&vm.id).cloned();
@@ -215,6 +231,7 @@ impl Tx {
         self.move_ports(before, Some((&vm, &hosts)));
         self.move_volumes(before.map(|(old, _)| old), Some(&vm));
         self.move_members(before.map(|(old, _)| old), Some(&vm));
+        self.move_macs(before.map(|(old, _)| old), Some(&vm));
         if let Some((hosts, old)) = old {
             self.hold(&old, hosts, false);
             self.hold_pools(&old, false);
@@ -251,6 +268,7 @@ impl Tx {
         self.move_ports(Some((&old, &hosts)), None);
         self.move_volumes(Some(&old), None);
         self.move_members(Some(&old), None);
+        self.move_macs(Some(&old), None);
         self.leave_volumes(&old);
         self.hold(&old, hosts, false);
         self.hold_pools(&old, false);

@@ -7,6 +7,7 @@ use dalgu_proto::{
     placement::Toleration,
     vm::{PowerState, RestartMode, Spec, first_boot::Documents},
 };
+use uuid::Uuid;
 
 use super::{Caller, Error, MacHolder, accept, new_operation, placement_group, room};
 use crate::{
@@ -184,7 +185,7 @@ pub fn resolve(
 }
 
 /// Refuses a MAC address that another interface of the site has: two guests with one address on a bridge lose each
-/// other's packets. Looks at every VM, as creations are seldom; addresses that are left to Dalgu are not there yet. `own` is the VM that it is for, if there is one.
+/// other's packets. Addresses that are left to Dalgu are not there yet. `own` is the VM that it is for, if there is one.
 pub fn free_macs(state: &State, spec: &Spec, own: Option<VmId>) -> Result<(), Error> {
     let mut wanted: BTreeMap<&str, &str> = BTreeMap::new();
     for nic in spec.nics.iter().filter(|nic| !nic.mac.is_empty()) {
@@ -195,19 +196,15 @@ pub fn free_macs(state: &State, spec: &Spec, own: Option<VmId>) -> Result<(), Er
             });
         }
     }
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let mut others = state.vms.values().filter(|vm| Some(vm.id) != own);
-    let holder = others.find_map(|vm| {
-        let mut nics = vm.spec.nics.iter();
-        nics.find(|nic| wanted.contains_key(nic.mac.as_str()))
-            .map(|nic| (nic.mac.clone(), vm.name.clone()))
+    let holder = wanted.keys().find_map(|mac| {
+        let first = ((*mac).to_owned(), VmId::from_uuid(Uuid::nil()));
+        let mut holders = state.macs.range(first..).take_while(|(held, _)| held == mac);
+        holders.find(|(_, vm)| Some(*vm) != own)
     });
-    match holder {
+    match holder.and_then(|(mac, vm)| Some((mac, state.vms.get(vm)?))) {
         Some((mac, vm)) => Err(Error::MacInUse {
-            mac,
-            holder: MacHolder::Vm(vm),
+            mac: mac.clone(),
+            holder: MacHolder::Vm(vm.name.clone()),
         }),
         None => Ok(()),
     }

@@ -1,11 +1,11 @@
 //! `bench-placement`: measures placement by itself. Called by `make bench-placement`; all work is in
 //! `dalgu_tests::bench::placement`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use dalgu_tests::bench::placement::{AIMS, engine, packing};
+use dalgu_tests::bench::placement::{AIMS, durable, engine, packing};
 use dalgu_tests::bench::report::{self, Report};
 
 /// Measures how fast placement decides.
@@ -23,6 +23,15 @@ struct Arguments {
     /// What the random numbers begin with.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Hosts of the site on which a whole controller accepts creations; 0 leaves that out.
+    #[arg(long, default_value_t = 10_000)]
+    durable_hosts: u16,
+    /// VMs that it has before.
+    #[arg(long, default_value_t = 20_000)]
+    durable_vms: usize,
+    /// Creations that are measured on it.
+    #[arg(long, default_value_t = 10_000)]
+    creations: usize,
     /// A trace of VMs to pack: CSV, also compressed by gzip. Without it that part is left out, which the output says.
     #[arg(long)]
     trace: Option<PathBuf>,
@@ -52,22 +61,40 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let file = report::place("placement")?;
     let mut report = Report::default();
     let settings = engine::Settings {
-        hosts: arguments.hosts,
+        hosts: arguments.hosts.clone(),
         decisions: arguments.decisions,
         scans: arguments.scans,
         seed: arguments.seed,
     };
-    let outcome = engine::run(&settings, &mut report).and_then(|()| match &arguments.trace {
-        Some(trace) => packing::run(trace, &arguments.shapes, &mut report),
-        None => {
-            println!("no trace was given: packing is not measured");
-            Ok(())
-        }
-    });
+    let outcome = engine::run(&settings, &mut report)
+        .and_then(|()| accept(&arguments, &file, &mut report))
+        .and_then(|()| match &arguments.trace {
+            Some(trace) => packing::run(trace, &arguments.shapes, &mut report),
+            None => {
+                println!("no trace was given: packing is not measured");
+                Ok(())
+            }
+        });
     println!("\n{report}");
     // A file says that the run was whole.
     outcome?;
     report.write(&file)?;
     println!("written to {}", file.display());
     report.judge(&AIMS)
+}
+
+/// A whole controller on the machine's processors, its store beside the report.
+fn accept(arguments: &Arguments, file: &Path, report: &mut Report) -> anyhow::Result<()> {
+    if arguments.durable_hosts == 0 {
+        println!("no site for a whole controller was given: what it accepts is not measured");
+        return Ok(());
+    }
+    let settings = durable::Settings {
+        hosts: arguments.durable_hosts,
+        vms: arguments.durable_vms,
+        creations: arguments.creations,
+    };
+    let place = file.parent().unwrap_or(Path::new("."));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(durable::run(&settings, place, report))
 }

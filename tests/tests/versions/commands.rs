@@ -45,6 +45,7 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "VmService/BatchCreateVms" => v1::BatchCreateVmsRequest::default().encode_to_vec(),
         "VmService/UpdateVm" => v1::UpdateVmRequest {
             vm: Some(story::vm("web")),
             update_mask: mask("spec.restart_policy"),

@@ -1,6 +1,7 @@
 //! The API over the wire, by service: what it refuses, what it remembers, and how its lists and streams are read.
 
 mod access;
+mod batch;
 mod event;
 mod first_boot;
 mod limits;

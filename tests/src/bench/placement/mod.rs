@@ -2,9 +2,10 @@
 //! `bench-placement`; everything is in this process, and nothing waits.
 //!
 //! [`engine`] measures decisions on sites of growing size, each beside the plain scan of the same hosts in the same run; [`packing`]
-//! replays a trace. All that is
+//! replays a trace; [`durable`] asks a whole controller for VMs. All that is
 //! measured is what the controller itself runs: `dalgu_controller::placement`.
 
+pub mod durable;
 pub mod engine;
 pub mod packing;
 mod site;
@@ -12,7 +13,7 @@ mod site;
 use super::report::{Aim, Bound, Measure};
 
 /// What is to be reached on one processor that nothing else takes.
-pub const AIMS: [Aim; 7] = [
+pub const AIMS: [Aim; 9] = [
     ("pack, 10000 hosts: decisions a second", Bound::Least, 1e6),
     ("pack, 10000 hosts: p99", Bound::Most, 1000.0),
     ("pack, 100000 hosts: p99", Bound::Most, 2000.0),
@@ -24,6 +25,12 @@ pub const AIMS: [Aim; 7] = [
         Bound::Most,
         5.0,
     ),
+    (
+        "10000 hosts, durable: creations a second, 8 at once",
+        Bound::Least,
+        1000.0,
+    ),
+    ("10000 hosts, durable: a creation, p99", Bound::Most, 10.0),
 ];
 
 /// A figure that was taken once.

@@ -8,11 +8,11 @@
 pub mod agents;
 pub mod beats;
 mod controller;
-mod load;
+pub mod load;
 mod look;
 mod overload;
 mod restart;
-mod sample;
+pub mod sample;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
