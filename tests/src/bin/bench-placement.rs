@@ -94,7 +94,7 @@ fn accept(arguments: &Arguments, file: &Path, report: &mut Report) -> anyhow::Re
         vms: arguments.durable_vms,
         creations: arguments.creations,
     };
-    let place = file.parent().unwrap_or(Path::new("."));
+    let place = file.parent().unwrap_or_else(|| Path::new("."));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(durable::run(&settings, place, report))
 }
