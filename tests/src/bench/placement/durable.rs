@@ -15,7 +15,7 @@ use dalgu_proto::ids::Session;
 use dalgu_proto::tls::Identity;
 use dalgu_proto::v1;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::one;
@@ -32,7 +32,7 @@ pub struct Settings {
     pub hosts: u16,
     /// VMs that it has before anything is measured.
     pub vms: usize,
-    /// Creations that are measured.
+    /// Creations that are measured, as fast as they go, and again at a given rate.
     pub creations: usize,
 }
 
@@ -40,6 +40,8 @@ pub struct Settings {
 const AT_ONCE: usize = 8;
 /// Those of the VMs that are there before.
 const FILLING: usize = 64;
+/// Creations a second that come by themselves.
+const RATE: f64 = 1000.0;
 /// Connections that callers have.
 const CONNECTIONS: usize = 4;
 /// Hosts that register in one transaction.
@@ -56,6 +58,7 @@ const RACK: u16 = 40;
 /// # Errors
 /// If a creation is refused, or a host has more than it has room for.
 pub async fn run(settings: &Settings, place: &Path, report: &mut Report) -> anyhow::Result<()> {
+    std::fs::create_dir_all(place).context("make a directory for reports")?;
     let dir = tempfile::tempdir_in(place).context("make a directory for the store")?;
     let data = dir.path().join("c");
     pki::init(&data, "bench", &["127.0.0.1".to_owned()])?;
@@ -84,6 +87,7 @@ pub async fn run(settings: &Settings, place: &Path, report: &mut Report) -> anyh
 
     let outcome = async {
         measure(settings, &operators, report).await?;
+        paced(settings, &operators, report).await?;
         together(settings, &operators[0], report).await?;
         over_committed(&controller)
     }
@@ -154,9 +158,29 @@ async fn measure(settings: &Settings, operators: &[Operator], report: &mut Repor
         "ms",
         busy * 1000.0 / count(settings.creations),
     ));
-    let late = percentile(&times, 99).context("nothing was created")?;
-    report.add(one(format!("{site}: a creation, p99"), "ms", late));
     report.add(Measure::of(format!("{site}: a creation"), "ms", &times));
+    Ok(())
+}
+
+/// Creations that come one after the other, so many a second, whether those before have been accepted or not. Each is timed from the moment at
+/// which it was due.
+async fn paced(settings: &Settings, operators: &[Operator], report: &mut Report) -> anyhow::Result<()> {
+    let first = settings.vms + settings.creations;
+    let began = Instant::now();
+    let times: Vec<f64> = stream::iter(0..settings.creations)
+        .map(|number| async move {
+            let due = began + Duration::from_secs_f64(count(number) / RATE);
+            sleep_until(due).await;
+            create(&operators[number % operators.len()], first + number).await?;
+            anyhow::Ok(due.elapsed().as_secs_f64() * 1000.0)
+        })
+        .buffer_unordered(FILLING)
+        .try_collect()
+        .await?;
+    let late = percentile(&times, 99).context("nothing was created")?;
+    let name = format!("{} hosts, durable: a creation, {RATE} a second", settings.hosts);
+    report.add(one(format!("{name}: p99"), "ms", late));
+    report.add(Measure::of(name, "ms", &times));
     Ok(())
 }
 
@@ -164,7 +188,7 @@ async fn measure(settings: &Settings, operators: &[Operator], report: &mut Repor
 async fn together(settings: &Settings, operator: &Operator, report: &mut Report) -> anyhow::Result<()> {
     let mut times = Vec::new();
     for list in 0..BATCHES {
-        let first = settings.vms + settings.creations + list * BATCH;
+        let first = settings.vms + 2 * settings.creations + list * BATCH;
         let request = v1::BatchCreateVmsRequest {
             requests: (first..first + BATCH).map(request).collect(),
             all_or_nothing: true,
