@@ -18,6 +18,7 @@ use dalgu_proto::{
     v1,
 };
 use futures::FutureExt;
+use jiff::SignedDuration;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::{Routes, interceptor::InterceptedService};
@@ -31,6 +32,7 @@ use crate::{
     drains, hosts, housekeeping, images,
     metrics::{Metrics, Page},
     networks, plans,
+    power::{self, Power},
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
     store::{self, Store},
@@ -57,6 +59,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Where new ids come from.
     pub new_ids: NewIds,
+    /// What switches hosts on and off; `None` for Redfish, as the configuration has it.
+    pub power: Option<Arc<dyn Power>>,
 }
 
 impl Parts {
@@ -68,6 +72,7 @@ impl Parts {
             failed: Box::new(failed),
             clock: Clock::system(),
             new_ids: NewIds::random(),
+            power: None,
         }
     }
 }
@@ -118,14 +123,21 @@ impl Core {
             }
         };
         let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
+        let wakes = config.power.automatic;
         db.change(move |tx| {
             tx.set_pool_policy(policy);
             tx.set_close_pressed(close);
+            tx.set_wakes_hosts(wakes);
         })
         .await;
         let agents = Arc::new(Agents::new(dial));
+        let power = parts.power.unwrap_or_else(|| {
+            let given = std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into);
+            Arc::new(config.power.redfish(given))
+        });
         let services = Services {
             db: db.clone(),
+            power: power.clone(),
             agents: agents.clone(),
             config: config.clone(),
             metrics: metrics.clone(),
@@ -169,6 +181,16 @@ impl Core {
             moves_an_hour: config.rebalance.moves_an_hour(),
         };
         tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
+        let limit = |minutes: u32| SignedDuration::from_mins(minutes.into());
+        let power = power::runner::Runner {
+            db: db.clone(),
+            power,
+            usage: services.plan_usage.clone(),
+            rules: config.power.rules(),
+            off_limit: limit(config.power.off_limit_minutes),
+            on_limit: limit(config.power.on_limit_minutes),
+        };
+        tasks.spawn(vital("power", fail.clone(), power.run(stop.clone())));
         let runner = Runner {
             db,
             agents,
