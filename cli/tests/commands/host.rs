@@ -434,7 +434,6 @@ async fn power_is_set_read_and_switched() {
     let shown = run("host power h1").await;
     for wanted in [
         "State",
-        "off",
         "https://10.1.0.1 (the only system, credentials bmc)",
         "by controller/power",
         "Machine",

@@ -67,6 +67,8 @@ pub struct Runner {
 struct Track {
     /// Of which way.
     way: (PowerPhase, Timestamp),
+    /// Since when it is cared for: of the time in which no controller did, nothing is held against a host.
+    begun: Timestamp,
     next: Instant,
     pause: Duration,
     /// When the order was given last.
@@ -91,7 +93,6 @@ impl Runner {
     }
 
     async fn switch(&self) {
-        let started = self.db.now();
         let mut changes = self.db.watch();
         let mut tracks = BTreeMap::<HostName, Track>::new();
         let mut calls = JoinSet::new();
@@ -130,7 +131,7 @@ impl Runner {
                 () = sleep(LOOK) => {}
                 Some(Ok(called)) = calls.join_next() => {
                     under_way.remove(&called.host);
-                    self.take(called, &mut tracks, started).await;
+                    self.take(called, &mut tracks).await;
                 }
             }
         }
@@ -184,6 +185,7 @@ impl Runner {
         let way = (power.phase, power.since);
         let new = || Track {
             way,
+            begun: self.db.now(),
             next: now,
             pause: PAUSE,
             ordered: None,
@@ -220,15 +222,17 @@ impl Runner {
     }
 
     /// Takes over what a call came to.
-    async fn take(&self, called: Called, tracks: &mut BTreeMap<HostName, Track>, started: Timestamp) {
+    async fn take(&self, called: Called, tracks: &mut BTreeMap<HostName, Track>) {
         let now = Instant::now();
         let way = (called.phase, called.since);
+        let mut begun = called.since;
         if let Some(track) = tracks.get_mut(&called.host).filter(|track| track.way == way) {
             let longest = if called.outcome.is_ok() {
                 LONGEST
             } else {
                 LONGEST_FAILED
             };
+            begun = track.begun;
             track.next = now + track.pause;
             track.pause = (track.pause * 2).min(longest);
             track.ordered = called.ordered.then_some(now).or(track.ordered);
@@ -246,8 +250,7 @@ impl Runner {
         let (off_limit, on_limit) = (self.off_limit, self.on_limit);
         self.change(&called.host, called.phase, called.since, |tx, host, power| {
             let now = tx.now();
-            // Of the time in which no controller ran nothing is held against a host.
-            let since = now.duration_since(power.since.max(started));
+            let since = now.duration_since(begun);
             match power.phase {
                 PowerPhase::PoweringOff if is_off => gone(tx, host, power),
                 PowerPhase::PoweringOff if since >= off_limit => {
