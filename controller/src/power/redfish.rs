@@ -1,19 +1,19 @@
 //! Management controllers by Redfish (DMTF DSP0266 1.15; ComputerSystem.Reset, PowerState), over HTTPS with Basic authentication.
 //!
-//! Each call makes a connection, asks what it needs, and closes it: management controllers take few, and hold few sessions. Nothing is
-//! followed to another address. An answer is judged as what it is, the word of a stranger: its size and time are bounded, and of what a
+//! Each request has a connection of its own: management controllers take few, hold few sessions, and many close after an answer without
+//! having said so. Nothing is followed to another address. An answer is judged as what it is, the word of a stranger: its size and time are bounded, and of what a
 //! reset starts (a task that may never end) nothing is awaited; only the power state tells.
 
 mod tls;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -87,14 +87,13 @@ struct ResetAction {
     allowed: Vec<String>,
 }
 
-/// A connection to one service, for one call.
+/// One call.
 struct Session<'a> {
     machine: &'a Machine,
     authority: String,
-    sender: http1::SendRequest<Full<Bytes>>,
+    name: ServerName<'static>,
+    tls: Arc<ClientConfig>,
     authorization: HeaderValue,
-    /// Ends with the call, however that ends.
-    _connection: AbortOnDropHandle<()>,
 }
 
 impl Redfish {
@@ -110,40 +109,52 @@ impl Redfish {
         tokio::time::timeout(TIMEOUT, call).await.map_err(late)?
     }
 
-    async fn open<'a>(&self, machine: &'a Machine) -> Result<Session<'a>, Error> {
+    fn open<'a>(&self, machine: &'a Machine) -> Result<Session<'a>, Error> {
         let failed = |message: String| Error::Connect {
             url: machine.url.clone(),
             message,
         };
         let authorization = Credentials::read(&self.credentials, &machine.credentials)?.basic();
-        let (authority, name) =
-            authority(&machine.url).ok_or_else(|| failed("it is no https address".to_owned()))?;
-        let config = tls::config(&machine.fingerprint, self.ca.as_deref()).map_err(failed)?;
-        let tcp = TcpStream::connect(&authority).await;
-        let tcp = tcp.map_err(|error| failed(error.to_string()))?;
-        let tls = TlsConnector::from(config).connect(name, tcp).await;
-        let tls = tls.map_err(|error| failed(error.to_string()))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(tls))
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        let connection = tokio::spawn(async move {
-            // What goes wrong there, the call is told.
-            let _ = connection.await;
-        });
+        let known = authority(&machine.url);
+        let (authority, name) = known.ok_or_else(|| failed("it is no https address".to_owned()))?;
         Ok(Session {
             machine,
             authority,
-            sender,
+            name,
+            tls: tls::config(&machine.fingerprint, self.ca.as_deref()).map_err(failed)?,
             authorization,
-            _connection: AbortOnDropHandle::new(connection),
         })
     }
 }
 
 impl Session<'_> {
+    fn unreachable(&self, error: impl std::fmt::Display) -> Error {
+        Error::Connect {
+            url: self.machine.url.clone(),
+            message: error.to_string(),
+        }
+    }
+
+    /// A connection; what carries it ends with what is returned beside it.
+    async fn connect(&self) -> Result<(http1::SendRequest<Full<Bytes>>, AbortOnDropHandle<()>), Error> {
+        let tcp = TcpStream::connect(&self.authority).await;
+        let tcp = tcp.map_err(|error| self.unreachable(error))?;
+        let tls = TlsConnector::from(self.tls.clone())
+            .connect(self.name.clone(), tcp)
+            .await;
+        let tls = tls.map_err(|error| self.unreachable(error))?;
+        let connected = http1::handshake(TokioIo::new(tls)).await;
+        let (sender, connection) = connected.map_err(|error| self.unreachable(error))?;
+        let connection = tokio::spawn(async move {
+            // What goes wrong there, the request is told.
+            let _ = connection.await;
+        });
+        Ok((sender, AbortOnDropHandle::new(connection)))
+    }
+
     /// Asks, and returns the status, where it points to, and the body.
     async fn send(
-        &mut self,
+        &self,
         method: &Method,
         path: &str,
         body: Option<&Value>,
@@ -154,14 +165,11 @@ impl Session<'_> {
             what: what.clone(),
             message,
         };
-        let failed = |error: hyper::Error| Error::Connect {
-            url: self.machine.url.clone(),
-            message: error.to_string(),
-        };
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.authority)
+            .header(header::CONNECTION, "close")
             .header(header::ACCEPT, "application/json")
             .header("OData-Version", "4.0")
             .header(header::AUTHORIZATION, &self.authorization);
@@ -172,8 +180,9 @@ impl Session<'_> {
         let request = request
             .body(Full::new(bytes))
             .map_err(|error| malformed(error.to_string()))?;
-        self.sender.ready().await.map_err(failed)?;
-        let answer = self.sender.send_request(request).await.map_err(failed)?;
+        let (mut sender, _connection) = self.connect().await?;
+        let answer = sender.send_request(request).await;
+        let answer = answer.map_err(|error| self.unreachable(error))?;
         let status = answer.status();
         let location = answer.headers().get(header::LOCATION);
         let location = location.and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -195,7 +204,7 @@ impl Session<'_> {
         }
     }
 
-    async fn get<T: serde::de::DeserializeOwned>(&mut self, path: &str) -> Result<T, Error> {
+    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let mut path = path.to_owned();
         let mut answer = self.send(&Method::GET, &path, None).await?;
         if answer.0.is_redirection() {
@@ -228,7 +237,7 @@ impl Session<'_> {
         }
     }
 
-    async fn system(&mut self) -> Result<System, Error> {
+    async fn system(&self) -> Result<System, Error> {
         if !self.machine.system.is_empty() {
             let path = format!("{SYSTEMS}/{}", self.machine.system);
             return self.get(&path).await;
@@ -275,7 +284,7 @@ fn clean(text: &str) -> String {
 impl Power for Redfish {
     async fn read(&self, machine: &Machine) -> Result<Reading, Error> {
         self.within(machine, async {
-            let mut session = self.open(machine).await?;
+            let session = self.open(machine)?;
             let system = session.system().await?;
             let power_state = system.power_state.map(|state| clean(&state));
             let power_state = power_state
@@ -295,7 +304,7 @@ impl Power for Redfish {
 
     async fn reset(&self, machine: &Machine, reset: Reset) -> Result<(), Error> {
         self.within(machine, async {
-            let mut session = self.open(machine).await?;
+            let session = self.open(machine)?;
             let action = session.system().await?.actions.reset;
             let action = action.ok_or_else(|| {
                 session.malformed("its computer system", "it has no ComputerSystem.Reset".to_owned())

@@ -89,7 +89,7 @@ impl Error {
             E::NotDrained { .. } => (Code::FailedPrecondition, "HOST_NOT_DRAINED"),
             E::PowerUnknown(_) => (Code::FailedPrecondition, "HOST_POWER_UNKNOWN"),
             E::PowerChanges { .. } => (Code::FailedPrecondition, "HOST_POWER_CHANGES"),
-            E::PowerFailed { .. } => (Code::Unavailable, "HOST_POWER_FAILED"),
+            E::PowerFailed { .. } => (Code::FailedPrecondition, "HOST_POWER_FAILED"),
             E::HostNeeded { .. } => (Code::FailedPrecondition, "HOST_NEEDED"),
             E::HostOff { .. } => (Code::FailedPrecondition, "HOST_OFF"),
             E::HostRuns { .. } => (Code::FailedPrecondition, "HOST_NOT_EMPTY"),

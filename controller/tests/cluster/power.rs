@@ -157,6 +157,8 @@ async fn every_fault_of_a_management_controller_is_told_for_what_it_is() {
         bench.client.read(&slashed).await.unwrap().is_on(),
         "one slash is followed"
     );
+    bench.server.set(Fault::Closes);
+    bench.client.reset(&machine, Reset::On).await.unwrap();
     bench.server.set(Fault::EndlessTask);
     bench
         .client

@@ -41,6 +41,8 @@ pub enum Fault {
     TwoSystems,
     /// Sends to the same path with a slash.
     Redirects,
+    /// Closes the connection after each answer.
+    Closes,
 }
 
 #[derive(Debug, Default)]
@@ -137,11 +139,13 @@ impl Server {
                 let Ok(tls) = acceptor.accept(tcp).await else {
                     return;
                 };
+                let keeps = server.machine().fault != Fault::Closes;
                 let service = service_fn(move |request| {
                     let server = server.clone();
                     async move { Ok::<_, Infallible>(server.answer(request).await) }
                 });
                 let _ = http1::Builder::new()
+                    .keep_alive(keeps)
                     .serve_connection(TokioIo::new(tls), service)
                     .await;
             });
