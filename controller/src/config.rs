@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -218,13 +219,15 @@ impl Power {
         })
     }
 
-    /// What asks management controllers. `given` is systemd's directory of credentials.
-    pub fn redfish(&self, given: Option<PathBuf>) -> Redfish {
-        let directory = self.credentials_dir.clone().or(given);
-        Redfish {
+    /// What asks management controllers.
+    pub fn redfish(&self) -> Arc<Redfish> {
+        // systemd's directory of credentials, where it has one for this unit.
+        let given = || std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let directory = self.credentials_dir.clone().or_else(given);
+        Arc::new(Redfish {
             credentials: directory.unwrap_or_else(|| CREDENTIALS_DIR.into()),
             ca: self.ca.clone(),
-        }
+        })
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -10,11 +10,15 @@ use super::{BAD, Cell, GOOD, Resource, WARN, human};
 fn state_cell(host: &v1::Host) -> Cell {
     let mut text = human::value::<v1::HostState>(host.state);
     let drain = host.drain.as_ref();
+    let asleep = matches!(
+        host.state(),
+        v1::HostState::PoweringOff | v1::HostState::Off | v1::HostState::PoweringOn
+    );
     match drain.filter(|drain| drain.state() == v1::DrainState::Active) {
         Some(drain) if drain.restoring => text += ", restoring",
         Some(_) => text += ", draining",
         None if host.cordoned => text += ", cordoned",
-        None if host.pressed_time.is_some() => text += ", pressed",
+        None if host.pressed_time.is_some() && !asleep => text += ", pressed",
         None => {}
     }
     if !host.hypervisor_error.is_empty() {

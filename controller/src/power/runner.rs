@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     blocking::beside,
+    config,
     model::{EventKind, HostPower, HostRecord, HostState, PowerPhase, Redfish},
     plans::usage::Usage,
     state::{Db, State, Tx},
@@ -85,6 +86,19 @@ struct Called {
 }
 
 impl Runner {
+    /// As the configuration has it.
+    pub fn new(db: Db, power: Arc<dyn Power>, usage: Usage, config: &config::Power) -> Self {
+        let limit = |minutes: u32| SignedDuration::from_mins(minutes.into());
+        Self {
+            db,
+            power,
+            usage,
+            rules: config.rules(),
+            off_limit: limit(config.off_limit_minutes),
+            on_limit: limit(config.on_limit_minutes),
+        }
+    }
+
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         // Cancel safe: what was stored is stored, and a call that is broken off is made again.

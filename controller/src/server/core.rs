@@ -18,7 +18,6 @@ use dalgu_proto::{
     v1,
 };
 use futures::FutureExt;
-use jiff::SignedDuration;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::{Routes, interceptor::InterceptedService};
@@ -131,10 +130,7 @@ impl Core {
         })
         .await;
         let agents = Arc::new(Agents::new(dial));
-        let power = parts.power.unwrap_or_else(|| {
-            let given = std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into);
-            Arc::new(config.power.redfish(given))
-        });
+        let power = parts.power.unwrap_or_else(|| config.power.redfish());
         let services = Services {
             db: db.clone(),
             power: power.clone(),
@@ -181,15 +177,8 @@ impl Core {
             moves_an_hour: config.rebalance.moves_an_hour(),
         };
         tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
-        let limit = |minutes: u32| SignedDuration::from_mins(minutes.into());
-        let power = power::runner::Runner {
-            db: db.clone(),
-            power,
-            usage: services.plan_usage.clone(),
-            rules: config.power.rules(),
-            off_limit: limit(config.power.off_limit_minutes),
-            on_limit: limit(config.power.on_limit_minutes),
-        };
+        let usage = services.plan_usage.clone();
+        let power = power::runner::Runner::new(db.clone(), power, usage, &config.power);
         tasks.spawn(vital("power", fail.clone(), power.run(stop.clone())));
         let runner = Runner {
             db,

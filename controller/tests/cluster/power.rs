@@ -430,6 +430,8 @@ async fn a_host_that_does_not_come_back_is_told_once_and_by_doctor() {
     becomes(&clients, "h3", HostState::Off).await;
     powered.machine(3).set(Fault::EndlessTask);
     clients.hosts.power_on_host(on("h3")).await.unwrap();
+    let ordered = || async { powered.machine(3).machine().resets.contains(&"On".to_owned()) };
+    eventually("it is ordered on", ordered).await;
     powered.site.pass(Duration::from_secs(16 * 60));
     let overdue = || async { host(&clients, "h3").await.power.unwrap().overdue };
     eventually("it is missed", overdue).await;
