@@ -61,6 +61,11 @@ fn fault(words: &[String]) -> Option<String> {
     (!shown).then(|| error.to_string())
 }
 
+/// Whether a command with commands of its own also stands for itself.
+fn takes_a_name(command: &clap::Command) -> bool {
+    command.get_positionals().next().is_some()
+}
+
 /// What is wrong with a command that is named within a sentence, where what it needs may be left out.
 fn misnamed(root: &clap::Command, words: &[String]) -> Option<String> {
     let mut command = root;
@@ -76,7 +81,7 @@ fn misnamed(root: &clap::Command, words: &[String]) -> Option<String> {
             }
         } else if let Some(inner) = command.find_subcommand(word) {
             command = inner;
-        } else if command.has_subcommands() && !word.starts_with('-') {
+        } else if command.has_subcommands() && !takes_a_name(command) && !word.starts_with('-') {
             return Some(format!("`{}` has no {word}", command.get_name()));
         }
     }

@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     placement::{Policy, PoolPolicy},
+    power::{policy::Rules, redfish::Redfish},
     server::limits::Limits,
 };
 
@@ -80,6 +82,8 @@ pub struct Config {
     pub placement: Placement,
     /// Moves without an operator.
     pub rebalance: Rebalance,
+    /// Hosts that are switched off and on.
+    pub power: Power,
     /// How much the port bears; not in the file.
     #[serde(skip)]
     pub limits: Limits,
@@ -156,6 +160,101 @@ impl Rebalance {
     }
 }
 
+/// Hosts that are switched off while nobody needs them, and on again.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Power {
+    /// Whether they are without an operator.
+    pub automatic: bool,
+    /// Room of so many of the largest host that is kept free on hosts that are on.
+    pub reserve_hosts: u32,
+    /// Minutes for which a host has nothing that is needed before it is switched off.
+    pub settle_minutes: u32,
+    /// Minutes for which a host stays on,
+    pub min_on_minutes: u32,
+    /// and off.
+    pub min_off_minutes: u32,
+    /// Switches in an hour.
+    pub switches_per_hour: u32,
+    /// Minutes in which a host is off that is told to shut down.
+    pub off_limit_minutes: u32,
+    /// Minutes in which a host reports that was switched on.
+    pub on_limit_minutes: u32,
+    /// Where user and password of management controllers are; `None` for systemd's directory of credentials, or else [`CREDENTIALS_DIR`].
+    pub credentials_dir: Option<PathBuf>,
+    /// Who signs the certificates of management controllers of which no fingerprint is known.
+    pub ca: Option<PathBuf>,
+}
+
+/// Where the credentials are if nothing else is said.
+pub const CREDENTIALS_DIR: &str = "/etc/dalgu/bmc";
+
+impl Default for Power {
+    fn default() -> Self {
+        Self {
+            automatic: false,
+            reserve_hosts: 1,
+            settle_minutes: 15,
+            min_on_minutes: 30,
+            min_off_minutes: 10,
+            switches_per_hour: 10,
+            off_limit_minutes: 10,
+            on_limit_minutes: 15,
+            credentials_dir: None,
+            ca: None,
+        }
+    }
+}
+
+impl Power {
+    /// How hosts are switched without an operator, if they are.
+    pub fn rules(&self) -> Option<Rules> {
+        let minutes = |minutes: u32| Duration::from_secs(u64::from(minutes) * 60);
+        self.automatic.then(|| Rules {
+            settle: minutes(self.settle_minutes),
+            min_on: minutes(self.min_on_minutes),
+            min_off: minutes(self.min_off_minutes),
+            per_hour: usize::try_from(self.switches_per_hour).unwrap_or(usize::MAX),
+            reserve_hosts: self.reserve_hosts,
+        })
+    }
+
+    /// What asks management controllers.
+    pub fn redfish(&self) -> Arc<Redfish> {
+        // systemd's directory of credentials, where it has one for this unit.
+        let given = || std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let directory = self.credentials_dir.clone().or_else(given);
+        Arc::new(Redfish {
+            credentials: directory.unwrap_or_else(|| CREDENTIALS_DIR.into()),
+            ca: self.ca.clone(),
+        })
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        within("power.reserve_hosts", self.reserve_hosts, &RESERVE_HOSTS)?;
+        for (key, value) in [
+            ("power.settle_minutes", self.settle_minutes),
+            ("power.min_on_minutes", self.min_on_minutes),
+            ("power.min_off_minutes", self.min_off_minutes),
+            ("power.off_limit_minutes", self.off_limit_minutes),
+            ("power.on_limit_minutes", self.on_limit_minutes),
+        ] {
+            within(key, value, &POWER_MINUTES)?;
+        }
+        within(
+            "power.switches_per_hour",
+            self.switches_per_hour,
+            &SWITCHES_PER_HOUR,
+        )?;
+        absolute("power.credentials_dir", self.credentials_dir.as_ref())?;
+        absolute("power.ca", self.ca.as_ref())
+    }
+}
+
+const RESERVE_HOSTS: RangeInclusive<u32> = 0..=10_000;
+const POWER_MINUTES: RangeInclusive<u32> = 1..=10_080;
+/// To switch off takes two.
+const SWITCHES_PER_HOUR: RangeInclusive<u32> = 2..=10_000;
 const MOVES_PER_HOUR: RangeInclusive<u32> = 1..=1_000;
 const REPORT_INTERVAL_MS: RangeInclusive<u32> = 500..=60_000;
 const UNREACHABLE_AFTER_INTERVALS: RangeInclusive<u32> = 2..=100;
@@ -187,6 +286,7 @@ impl Default for Config {
             pool_overcommit_ratio: Ratio(100),
             placement: Placement::default(),
             rebalance: Rebalance::default(),
+            power: Power::default(),
             limits: Limits::default(),
         }
     }
@@ -228,6 +328,7 @@ impl Config {
             self.rebalance.moves_per_hour,
             &MOVES_PER_HOUR,
         )?;
+        self.power.check()?;
         within("pool_full_percent", self.pool_full_percent, &POOL_PERCENT)?;
         let below_full = 1..=self.pool_full_percent;
         within("pool_warn_percent", self.pool_warn_percent, &below_full)?;
@@ -361,6 +462,11 @@ mod tests {
                 unix_socket: with_socket,
                 tls_dir,
                 volume_grace_minutes: Some(10_080),
+                power: Power {
+                    credentials_dir: Some(CREDENTIALS_DIR.into()),
+                    ca: Some("/etc/dalgu/bmc-ca.pem".into()),
+                    ..Power::default()
+                },
                 ..Config::default()
             }
         );
@@ -371,7 +477,9 @@ mod tests {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
              pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\n\
-             [rebalance]\nautomatic = true\nmoves_per_hour = 7\n";
+             [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
+             min_on_minutes = 2\nmin_off_minutes = 3\nswitches_per_hour = 4\noff_limit_minutes = 5\non_limit_minutes = 6\n\
+             credentials_dir = '/b'\nca = '/c'\n";
         let expected = Config {
             data_dir: "/d".into(),
             tls_dir: Some("/t".into()),
@@ -394,6 +502,18 @@ mod tests {
             rebalance: Rebalance {
                 automatic: true,
                 moves_per_hour: 7,
+            },
+            power: Power {
+                automatic: true,
+                reserve_hosts: 2,
+                settle_minutes: 1,
+                min_on_minutes: 2,
+                min_off_minutes: 3,
+                switches_per_hour: 4,
+                off_limit_minutes: 5,
+                on_limit_minutes: 6,
+                credentials_dir: Some("/b".into()),
+                ca: Some("/c".into()),
             },
             limits: Limits::default(),
         };
@@ -449,6 +569,15 @@ mod tests {
                 "[rebalance]\nmoves_per_hour = 0",
                 "rebalance.moves_per_hour = 0: must be 1 to 1000",
             ),
+            (
+                "[power]\nswitches_per_hour = 1",
+                "power.switches_per_hour = 1: must be 2 to 10000",
+            ),
+            (
+                "[power]\nsettle_minutes = 0",
+                "power.settle_minutes = 0: must be 1 to 10080",
+            ),
+            ("[power]\nca = 'ca.pem'", "must be an absolute path"),
             (
                 "data_dir = 'dalgu'",
                 "data_dir = \"dalgu\": must be an absolute path",

@@ -194,6 +194,9 @@ impl View<'_> {
     /// Why what a host last said of its VMs may be out of date or is not all; `None` when it is recent and complete.
     fn unseen(&self, host: &HostName) -> Option<String> {
         let ago = self.silence.get(host).copied().unwrap_or_default().as_secs();
+        if self.is_asleep(host) {
+            return Some("it is switched off, or on its way there or back".to_owned());
+        }
         match self.state.live.get(host) {
             None => Some("not heard from".to_owned()),
             Some(live) => match (live.state, &live.hypervisor_error) {
@@ -208,6 +211,10 @@ impl View<'_> {
                 (HostState::Ready, None) => None,
             },
         }
+    }
+
+    fn is_asleep(&self, host: &HostName) -> bool {
+        self.state.hosts.get(host).is_some_and(|host| host.is_asleep())
     }
 
     /// How many VMs hosts own.
@@ -358,9 +365,12 @@ pub fn examine(view: &View<'_>) -> Diagnosis {
         .sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     let owned = view.owned();
     let gap = |host: &HostName| {
+        let vms = owned.get(host).copied().unwrap_or(0);
+        // Of one that is off and has none nothing is missed.
+        let missed = vms > 0 || !view.is_asleep(host);
         Some(Gap {
-            reason: view.unseen(host)?,
-            vms: owned.get(host).copied().unwrap_or(0),
+            reason: view.unseen(host).filter(|_| missed)?,
+            vms,
             host: host.clone(),
         })
     };

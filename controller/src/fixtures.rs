@@ -107,6 +107,7 @@ pub(crate) fn host(name: &str) -> HostRecord {
         reserved_memory_mib: 512,
         cordon: None,
         drain: None,
+        power: None,
         session: Session(1),
         boot_id: "b".into(),
         machine_id: String::new(),

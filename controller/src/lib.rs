@@ -27,6 +27,7 @@ pub mod placement;
 pub mod placement_groups;
 pub mod planner;
 pub mod plans;
+pub mod power;
 pub mod reconcile;
 pub mod server;
 pub mod simulator;

@@ -28,7 +28,8 @@ use crate::{
     backups::plan,
     hosts,
     model::{
-        BackupState, HostState, ImageState, MigrationRecord, OperationKind, OperationState, ScheduleRecord,
+        BackupState, HostPower, HostState, ImageState, MigrationRecord, OperationKind, OperationState,
+        PowerPhase, ScheduleRecord,
     },
     placement::{HostView, PoolView},
     reconcile::queue::Queue,
@@ -253,13 +254,31 @@ fn vms(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Er
 fn hosts_by_state(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
     let gauge = number(0);
     let mut family = encoder.encode_descriptor("hosts", "Hosts by state", None, gauge.metric_type())?;
-    for wanted in [HostState::Initializing, HostState::Ready, HostState::Unreachable] {
-        let count = state
-            .hosts
-            .keys()
-            .filter(|name| hosts::state_of(state, name) == wanted)
-            .count();
-        number(count as u64).encode(family.encode_family(&[("state", wanted.as_str())])?)?;
+    let heard = [HostState::Initializing, HostState::Ready, HostState::Unreachable].map(HostState::as_str);
+    for wanted in heard
+        .into_iter()
+        .chain(PowerPhase::ASLEEP.map(PowerPhase::as_str))
+    {
+        let hosts = state.hosts.values();
+        let count = hosts.filter(|host| hosts::word(state, host) == wanted).count();
+        number(count as u64).encode(family.encode_family(&[("state", wanted)])?)?;
+    }
+    let counts: [(_, _, fn(&HostPower) -> bool); 2] = [
+        (
+            "hosts_power_overdue",
+            "Hosts that were switched on and have not reported in time",
+            |power| power.overdue,
+        ),
+        (
+            "hosts_power_faults",
+            "Hosts of which the last that was asked of their power failed",
+            |power| !power.fault.is_empty(),
+        ),
+    ];
+    for (name, help, is) in counts {
+        let powers = state.hosts.values().filter_map(|host| host.power.as_ref());
+        let gauge = number(powers.filter(|power| is(power)).count() as u64);
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod migration;
 mod network;
 mod placement_group;
 mod plan;
+mod power;
 mod pressure;
 mod snapshot;
 mod volume;
@@ -53,6 +54,7 @@ pub use self::{
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
     placement_group::PlacementGroupRecord,
     plan::{PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep, StepState},
+    power::{HostPower, PowerPhase, Redfish},
     pressure::Pressure,
     snapshot::{SnapshotRecord, SnapshotState, Snapshots},
     volume::VolumeRecord,
@@ -265,6 +267,9 @@ pub struct HostRecord {
     /// How it was emptied last, or is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
+    /// How it is switched on and off; `None` where nobody has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<HostPower>,
     /// Commands of another session are refused by the agent.
     pub session: Session,
     /// The kernel's boot id.
@@ -281,6 +286,18 @@ pub struct HostRecord {
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,
+}
+
+impl HostRecord {
+    /// Where its power is between on and off.
+    pub fn phase(&self) -> PowerPhase {
+        self.power.as_ref().map_or(PowerPhase::On, |power| power.phase)
+    }
+
+    /// Whether it is off, or on its way there or back, by the controller's own doing: nothing is placed on it, and no report is missed.
+    pub fn is_asleep(&self) -> bool {
+        self.phase() != PowerPhase::On
+    }
 }
 
 /// What an operation does.

@@ -203,6 +203,8 @@ pub struct State {
     pub pool_policy: PoolPolicy,
     /// Hosts are closed for new VMs by their load. Not stored.
     pub close_pressed: bool,
+    /// Hosts that are off are woken for what finds no room. Not stored.
+    pub wakes_hosts: bool,
     /// Pools that are nearly full or full: shared ones by name, others with their host. Not stored.
     pub pool_levels: OrdMap<(Option<HostName>, String), Level>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
@@ -269,6 +271,7 @@ impl State {
             space: None,
             pool_policy: PoolPolicy::default(),
             close_pressed: true,
+            wakes_hosts: false,
             pool_levels: OrdMap::new(),
             sightings: OrdMap::new(),
             sighted: OrdMap::new(),

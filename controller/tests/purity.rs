@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-const PURE: [&str; 22] = [
+const PURE: [&str; 23] = [
     "doctor",
     "doctor.rs",
     "images/plan.rs",
@@ -11,6 +11,7 @@ const PURE: [&str; 22] = [
     "networks/resolve.rs",
     "placement",
     "planner",
+    "power/policy.rs",
     "simulator/chart.rs",
     "simulator/city.rs",
     "simulator/contender.rs",

@@ -79,6 +79,8 @@ pub enum HostCommand {
     /// Maintains hosts group by group: empties a group, runs a command for each of its hosts, brings the VMs back, and goes on with the next. A
     /// group is never so large that the VMs of a host that fails meanwhile would find no room.
     Roll(RollArgs),
+    /// Shows whether a host's machine is on, and by what it is switched; switches it on and off.
+    Power(PowerArgs),
     /// Forgets a host that has no VM.
     Delete {
         /// Name of the host.
@@ -120,6 +122,77 @@ pub enum HostCommand {
         /// KEY=VALUE to set, KEY- to remove.
         #[arg(required = true, value_parser = values::label_change, value_name = "CHANGE")]
         changes: Vec<values::LabelChange>,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+}
+
+/// Power of a host.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct PowerArgs {
+    /// Name of the host.
+    #[arg(add = complete::hosts(), required = true)]
+    pub name: Option<String>,
+    /// What is done.
+    #[command(subcommand)]
+    pub command: Option<PowerCommand>,
+}
+
+/// What is done with a host's power.
+#[derive(Debug, Subcommand)]
+pub enum PowerCommand {
+    /// Switches a host on; `dalgu host list` shows how far it is.
+    On {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Switches a host off on which no VM runs: closes it, and has its operating system shut down.
+    Off {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// Cut it off at once, without its operating system.
+        #[arg(long)]
+        force: bool,
+        /// Also where the site needs it: for the VMs of a host that fails, or for what is nowhere else.
+        #[arg(long)]
+        even_if_needed: bool,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Says by what a host is switched on and off.
+    Set {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// Redfish service of its management controller: https://ADDRESS or https://ADDRESS:PORT.
+        #[arg(long, value_name = "URL")]
+        redfish: String,
+        /// Id of its computer system there [default: the only one].
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
+        system: String,
+        /// SHA-256 of the service's certificate, in hexadecimal [default: the controller's authority has signed it].
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "SHA256")]
+        fingerprint: String,
+        /// Name of the file with user and password on the controller's machine.
+        #[arg(long, default_value = "bmc", value_name = "NAME")]
+        credentials: String,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Forgets by what a host is switched on and off.
+    Unset {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
         /// The request.
         #[command(flatten)]
         request: RequestArgs,

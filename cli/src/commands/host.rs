@@ -1,6 +1,7 @@
 //! `dalgu host`.
 
 pub mod drain;
+mod power;
 mod roll;
 
 use std::{collections::HashMap, time::Duration};
@@ -63,6 +64,7 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
             .await?;
             done(session, &host, "open for VMs")
         }
+        HostCommand::Power(args) => power::run(args, session).await,
         HostCommand::Drain(args) => drain::drain(args, session).await,
         HostCommand::Roll(args) => Box::pin(roll::roll(args, session)).await,
         HostCommand::CancelDrain { name, request } => {

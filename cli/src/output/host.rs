@@ -10,11 +10,15 @@ use super::{BAD, Cell, GOOD, Resource, WARN, human};
 fn state_cell(host: &v1::Host) -> Cell {
     let mut text = human::value::<v1::HostState>(host.state);
     let drain = host.drain.as_ref();
+    let asleep = matches!(
+        host.state(),
+        v1::HostState::PoweringOff | v1::HostState::Off | v1::HostState::PoweringOn
+    );
     match drain.filter(|drain| drain.state() == v1::DrainState::Active) {
         Some(drain) if drain.restoring => text += ", restoring",
         Some(_) => text += ", draining",
         None if host.cordoned => text += ", cordoned",
-        None if host.pressed_time.is_some() => text += ", pressed",
+        None if host.pressed_time.is_some() && !asleep => text += ", pressed",
         None => {}
     }
     if !host.hypervisor_error.is_empty() {
@@ -23,6 +27,7 @@ fn state_cell(host: &v1::Host) -> Cell {
     let style = match host.state() {
         v1::HostState::Unreachable => BAD,
         _ if !host.hypervisor_error.is_empty() => BAD,
+        _ if host.power.as_ref().is_some_and(|power| power.overdue) => BAD,
         v1::HostState::Ready if !host.cordoned && host.pressed_time.is_none() => GOOD,
         _ => WARN,
     };
@@ -169,6 +174,9 @@ impl Resource for v1::Host {
         if !self.hypervisor_error.is_empty() {
             page.painted("Hypervisor error", &Cell::painted(&self.hypervisor_error, BAD));
         }
+        if let Some(power) = &self.power {
+            powered(&mut page, power, now);
+        }
         if !self.taints.is_empty() {
             page.line("Taints", human::taints(&self.taints));
         }
@@ -247,6 +255,28 @@ fn drain_rows(drain: &v1::HostDrain) -> Vec<Vec<Cell>> {
 /// The VMs of a drain as a table.
 pub fn drain_table(drain: &v1::HostDrain) -> String {
     super::table::layout(DRAIN_COLUMNS, drain_rows(drain), &super::table::Style::plain())
+}
+
+/// How a host is switched on and off.
+pub fn powered(page: &mut human::Page, power: &v1::HostPower, now: Timestamp) {
+    let redfish = power.redfish.clone().unwrap_or_default();
+    let system = match redfish.system.as_str() {
+        "" => "the only system",
+        system => system,
+    };
+    page.line(
+        "Power by",
+        format!("{} ({system}, credentials {})", redfish.url, redfish.credentials),
+    );
+    page.line_if("Fingerprint", &redfish.fingerprint);
+    let since = human::clock_and_age(power.since.as_ref(), now);
+    page.line(
+        "Power since",
+        format!("{since}, by {}", human::or_dash(&power.principal)),
+    );
+    if !power.fault.is_empty() {
+        page.painted("Power fault", &Cell::painted(&power.fault, BAD));
+    }
 }
 
 fn drained(page: &mut human::Page, drain: &v1::HostDrain, now: Timestamp) {

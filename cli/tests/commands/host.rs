@@ -394,3 +394,64 @@ async fn hosts_that_cannot_be_maintained_are_shown_with_what_holds_them() {
     // Without a command there is nothing to do.
     assert_eq!(controller.run(&["host", "roll", "h1"]).await.code, 2);
 }
+
+#[tokio::test]
+async fn power_is_set_read_and_switched() {
+    let controller = Controller::start();
+    let off = v1::Host {
+        name: "h1".into(),
+        state: v1::HostState::Off.into(),
+        power: Some(v1::HostPower {
+            redfish: Some(v1::RedfishService {
+                url: "https://10.1.0.1".into(),
+                credentials: "bmc".into(),
+                ..Default::default()
+            }),
+            principal: "controller/power".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    for _ in 0..6 {
+        controller.fake.script().hosts.push_back(Ok(off.clone()));
+    }
+    let run = async |words: &str| {
+        let words: Vec<_> = words.split(' ').collect();
+        let outcome = controller.run(&words).await;
+        assert_eq!(outcome.code, 0, "{}", outcome.err);
+        outcome
+    };
+    run("host power set h1 --redfish https://10.1.0.1 --fingerprint AA:BB --system 1 --credentials rack3")
+        .await;
+    run("host power unset h1").await;
+    run("host power off h1").await;
+    run("host power off h1 --force --even-if-needed").await;
+    let on = run("host power on h1").await;
+    assert_eq!(
+        on.err,
+        "h1 is being switched on; `dalgu host list` shows when it reports\n"
+    );
+    let shown = run("host power h1").await;
+    for wanted in [
+        "State",
+        "https://10.1.0.1 (the only system, credentials bmc)",
+        "by controller/power",
+        "Machine",
+        "On, ForceOff",
+    ] {
+        assert!(shown.out.contains(wanted), "{wanted}: {}", shown.out);
+    }
+    let seen = controller.fake.script().seen.clone();
+    assert_eq!(
+        seen,
+        [
+            "set_host_power h1 https://10.1.0.1 [1] [AA:BB] rack3",
+            "set_host_power h1 ",
+            "power_off_host h1 (false, false)",
+            "power_off_host h1 (true, true)",
+            "power_on_host h1",
+            "get_host h1",
+            "read_host_power h1",
+        ]
+    );
+}

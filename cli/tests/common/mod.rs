@@ -337,6 +337,56 @@ impl HostService for Fake {
         self.host(format!("uncordon_host {} {}", request.name, request.request_id))
     }
 
+    async fn set_host_power(
+        &self,
+        request: Request<v1::SetHostPowerRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let request = request.into_inner();
+        let said = request.redfish.map(|redfish| {
+            let v1::RedfishService {
+                url,
+                system,
+                fingerprint,
+                credentials,
+            } = redfish;
+            format!("{url} [{system}] [{fingerprint}] {credentials}")
+        });
+        self.host(format!(
+            "set_host_power {} {}",
+            request.name,
+            said.unwrap_or_default()
+        ))
+    }
+
+    async fn read_host_power(
+        &self,
+        request: Request<v1::ReadHostPowerRequest>,
+    ) -> Result<Response<v1::ReadHostPowerResponse>, Status> {
+        self.script()
+            .seen
+            .push(format!("read_host_power {}", request.into_inner().name));
+        Ok(Response::new(v1::ReadHostPowerResponse {
+            power_state: "Off".into(),
+            reset_types: vec!["On".into(), "ForceOff".into()],
+        }))
+    }
+
+    async fn power_on_host(
+        &self,
+        request: Request<v1::PowerOnHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        self.host(format!("power_on_host {}", request.into_inner().name))
+    }
+
+    async fn power_off_host(
+        &self,
+        request: Request<v1::PowerOffHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let request = request.into_inner();
+        let how = (request.force, request.even_if_needed);
+        self.host(format!("power_off_host {} {how:?}", request.name))
+    }
+
     async fn drain_host(&self, request: Request<v1::DrainHostRequest>) -> Result<Response<v1::Host>, Status> {
         let request = request.into_inner();
         self.host(format!(

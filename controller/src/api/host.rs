@@ -1,5 +1,7 @@
 //! `dalgu.v1.HostService`.
 
+pub(super) mod power;
+
 use std::{collections::BTreeSet, ops::Bound, time::Duration};
 
 use dalgu_proto::{
@@ -243,6 +245,34 @@ impl HostService for Services {
         })
         .await?;
         self.host(&name)
+    }
+
+    async fn set_host_power(
+        &self,
+        request: Request<v1::SetHostPowerRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        self.set_power(request).await
+    }
+
+    async fn read_host_power(
+        &self,
+        request: Request<v1::ReadHostPowerRequest>,
+    ) -> Result<Response<v1::ReadHostPowerResponse>, Status> {
+        self.read_power(request).await
+    }
+
+    async fn power_on_host(
+        &self,
+        request: Request<v1::PowerOnHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        self.power_on(request).await
+    }
+
+    async fn power_off_host(
+        &self,
+        request: Request<v1::PowerOffHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        self.power_off(request).await
     }
 
     async fn delete_host(

@@ -34,6 +34,7 @@ use crate::{
     config::Config,
     metrics::Metrics,
     plans::usage::Usage,
+    power::Power,
     state::Db,
     verbs::{self, MacHolder},
 };
@@ -49,6 +50,8 @@ pub struct Services {
     pub config: Arc<Config>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What asks hosts' management controllers.
+    pub power: Arc<dyn Power>,
     /// What VMs have used of the processors, for plans.
     pub plan_usage: Usage,
     /// The controller is going down: streams and waits end.
@@ -120,7 +123,7 @@ const VERDICTS_BYTES: usize = 4096;
 
 fn metadata(error: &verbs::Error) -> HashMap<String, String> {
     let decision = match error {
-        verbs::Error::NoCapacity { decision } => decision,
+        verbs::Error::NoCapacity { decision, .. } => decision,
         verbs::Error::MacInUse { mac, holder } => {
             let holder = match holder {
                 MacHolder::Vm(name) => ("vm".to_owned(), name.to_string()),

@@ -59,7 +59,14 @@ impl Services {
         let outcome = self
             .db
             .transact(|tx| verbs::once(tx, &caller, |tx| change(tx, &caller)))
-            .await?;
+            .await;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.wake(&error).await;
+                return Err(error.into());
+            }
+        };
         let Outcome::Operation(id) = outcome else {
             return Err(Error::RequestReused(caller.request_id).into());
         };

@@ -25,11 +25,12 @@ pub use self::{
     volume::volume,
 };
 use crate::{
+    api::host::power,
     drains::advance,
     hosts,
     model::{
         EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
-        OperationRecord, OperationState, Pending, Phase, VmFault, VmPhase, VmRecord,
+        OperationRecord, OperationState, Pending, Phase, PowerPhase, VmFault, VmPhase, VmRecord,
     },
     placement::PoolView,
     reconcile::{plan as work, step},
@@ -143,6 +144,17 @@ fn pool_allocation(pool: &PoolView<'_>) -> v1::PoolAllocation {
     }
 }
 
+fn host_state(state: &State, host: &HostRecord) -> v1::HostState {
+    match (host.phase(), hosts::state_of(state, &host.name)) {
+        (PowerPhase::PoweringOff, _) => v1::HostState::PoweringOff,
+        (PowerPhase::Off, _) => v1::HostState::Off,
+        (PowerPhase::PoweringOn, _) => v1::HostState::PoweringOn,
+        (PowerPhase::On, HostState::Initializing) => v1::HostState::Initializing,
+        (PowerPhase::On, HostState::Ready) => v1::HostState::Ready,
+        (PowerPhase::On, HostState::Unreachable) => v1::HostState::Unreachable,
+    }
+}
+
 /// A host.
 pub fn host(state: &State, host: &HostRecord) -> v1::Host {
     let view = hosts::view(state, host);
@@ -160,12 +172,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         });
     v1::Host {
         name: host.name.to_string(),
-        state: match hosts::state_of(state, &host.name) {
-            HostState::Initializing => v1::HostState::Initializing,
-            HostState::Ready => v1::HostState::Ready,
-            HostState::Unreachable => v1::HostState::Unreachable,
-        }
-        .into(),
+        state: host_state(state, host).into(),
         cordoned: host.cordon.is_some(),
         cordon_reason: host.cordon.clone().unwrap_or_default(),
         labels: host.labels.clone().into_iter().collect(),
@@ -197,6 +204,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         drain: advance::seen(state, host).map(|seen| drain(&host.name, &seen)),
         pressed_time: live.and_then(|live| live.pressure.closed()).map(time::to_wire),
         cpus_expected: live.and_then(|live| live.cpus_expected),
+        power: host.power.as_ref().map(power::to_wire),
     }
 }
 

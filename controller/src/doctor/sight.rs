@@ -7,7 +7,7 @@ use dalgu_proto::ids::HostName;
 use super::{Finding, Invariant, Look, Severity, View, files, images, volumes};
 use crate::{
     incarnation,
-    model::{HostLive, HostState, VmPhase, VmRecord},
+    model::{HostLive, HostState, PowerPhase, VmPhase, VmRecord},
 };
 
 /// A host's clock may be so far ahead of the controller's, or behind it with the age of its samples; certificates, the
@@ -94,6 +94,16 @@ fn warning(kind: &'static str, subject: String, seen: String, next: impl Into<St
 
 fn unheard(view: &View<'_>, host: &HostName, vms: usize) -> Option<Finding> {
     let reason = view.unseen(host)?;
+    let power = view.state.hosts.get(host).and_then(|host| host.power.as_ref());
+    if let Some(power) = power.filter(|power| power.phase != PowerPhase::On) {
+        return power.overdue.then(|| {
+            let seen = format!("switched on at {} and not heard from since", power.since.strftime("%FT%TZ"));
+            let next = format!(
+                "`dalgu host power {host}` says whether the machine is on; look at its console, its network and its agent"
+            );
+            warning("HOST_NOT_BACK", format!("host {host}"), seen, next)
+        });
+    }
     let live = view.state.live.get(host);
     let (kind, next) = match live {
         Some(live) if live.state == HostState::Ready && live.hypervisor_error.is_some() => (

@@ -45,11 +45,11 @@ fn silent(state: &State, limit: Duration) -> Vec<HostName> {
 }
 
 fn tell(state: &State, lost: &[HostName]) {
-    if state.live.len() > 1
-        && state
-            .live
-            .values()
-            .all(|live| live.state == HostState::Unreachable)
+    let missed = |host: &HostName| state.hosts.get(host).is_none_or(|host| !host.is_asleep());
+    let mut all = state.live.iter().filter(|(host, _)| missed(host));
+    if all.clone().count() > 1
+        && lost.iter().any(missed)
+        && all.all(|(_, live)| live.state == HostState::Unreachable)
     {
         tracing::warn!(
             hosts = state.live.len(),
@@ -57,7 +57,7 @@ fn tell(state: &State, lost: &[HostName]) {
         );
         return;
     }
-    for host in lost {
+    for host in lost.iter().filter(|host| missed(host)) {
         tracing::warn!(%host, "the host does not report; it takes no new VMs, its own probably run on");
     }
 }

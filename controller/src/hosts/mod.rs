@@ -16,8 +16,9 @@ use dalgu_proto::{
 use uuid::Uuid;
 
 use crate::{
-    model::{HostLive, HostRecord, HostState},
+    model::{HostLive, HostRecord, HostState, PowerPhase},
     placement::{HostView, PoolView, UsageView},
+    power,
     state::{Reserved, State},
 };
 
@@ -48,6 +49,14 @@ pub fn view<'a>(state: &'a State, host: &'a HostRecord) -> HostView<'a> {
     look(state, host, live, state.reserved.get(&host.name))
 }
 
+/// A host as placement would see it if it were on.
+pub fn view_awake<'a>(state: &'a State, host: &'a HostRecord) -> HostView<'a> {
+    HostView {
+        ready: true,
+        ..view(state, host)
+    }
+}
+
 fn look<'a>(
     state: &'a State,
     host: &'a HostRecord,
@@ -56,7 +65,7 @@ fn look<'a>(
 ) -> HostView<'a> {
     let reserved = reserved.filter(|_| !mutant::on(Mutant::PromisesNotCounted));
     let heard = live.is_some_and(|live| live.state == HostState::Ready);
-    let ready = heard && live.is_some_and(|live| live.hypervisor_error.is_none());
+    let ready = heard && !host.is_asleep() && live.is_some_and(|live| live.hypervisor_error.is_none());
     let usage = live.filter(|_| heard).and_then(|live| live.usage.as_ref());
     let (unmanaged_vcpus, unmanaged_memory_mib) = foreign(state, &host.name);
     let pools = host.inventory.pools.iter().map(|known| {
@@ -74,7 +83,7 @@ fn look<'a>(
     HostView {
         name: host.name.clone(),
         ready,
-        state: describe(live),
+        state: asleep(host).map_or_else(|| describe(live), Cow::Owned),
         cordoned: host.cordon.is_some(),
         cordon_reason: host.cordon.as_deref().unwrap_or_default().into(),
         pressed: live.is_some_and(|live| live.pressure.closed().is_some()),
@@ -124,6 +133,24 @@ pub fn silence(state: &State) -> BTreeMap<HostName, Duration> {
         .collect()
 }
 
+/// What placement says of a host that is not on.
+fn asleep(host: &HostRecord) -> Option<String> {
+    let power = host.power.as_ref()?;
+    let since = power.since.strftime("%FT%TZ");
+    Some(match power.phase {
+        PowerPhase::On => return None,
+        PowerPhase::PoweringOff => "being switched off".to_owned(),
+        PowerPhase::Off if power.principal == power::PRINCIPAL => {
+            format!("off since {since}; it can be woken")
+        }
+        PowerPhase::Off => {
+            let (by, name) = (&power.principal, &host.name);
+            format!("off since {since}, by {by}; `dalgu host power on {name}` wakes it")
+        }
+        PowerPhase::PoweringOn => format!("being switched on since {since}"),
+    })
+}
+
 fn describe(live: Option<&HostLive>) -> Cow<'_, str> {
     match live {
         None => "not heard from".into(),
@@ -138,7 +165,15 @@ fn describe(live: Option<&HostLive>) -> Cow<'_, str> {
     }
 }
 
-/// Whether a host is heard from.
+/// Whether it is on, and if it is, whether it is heard from: in a word, as metrics have it.
+pub fn word(state: &State, host: &HostRecord) -> &'static str {
+    match host.phase() {
+        PowerPhase::On => state_of(state, &host.name).as_str(),
+        phase => phase.as_str(),
+    }
+}
+
+/// Whether a host is heard from. One that was switched off is not.
 pub fn state_of(state: &State, host: &HostName) -> HostState {
     state
         .live

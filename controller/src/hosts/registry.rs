@@ -360,6 +360,7 @@ fn blank(new: &Registration, tx: &Tx) -> HostRecord {
         reserved_memory_mib: default_reserved_memory_mib(new.inventory.memory_bytes >> 20),
         cordon: None,
         drain: None,
+        power: None,
         // The site may have known the host before, and forgotten it or been restored: ahead of all sessions that it gave then.
         session: Session(
             tx.meta
@@ -534,7 +535,9 @@ pub fn mark_silent(tx: &mut Tx, hosts: &[HostName], limit: std::time::Duration) 
                 ..(*live).clone()
             },
         );
-        tx.event(EventKind::Host, "HostUnreachable", name, message, None);
+        if tx.hosts.get(name).is_none_or(|host| !host.is_asleep()) {
+            tx.event(EventKind::Host, "HostUnreachable", name, message, None);
+        }
         tx.touch_host(name);
     }
 }

@@ -82,6 +82,24 @@ impl Usage {
             .collect()
     }
 
+    /// Processors that all VMs are expected to use together at most in this hour of the week or in the next, by what was seen of them.
+    pub fn within_the_hour(&self, state: &State, now: Timestamp) -> f64 {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = [0.0; 2];
+        for known in state
+            .vms
+            .keys()
+            .filter_map(|vm| all.get(vm))
+            .filter(|known| !known.samples.is_empty())
+        {
+            let week = known.peaks.seen();
+            for (sum, hour) in sum.iter_mut().zip(hour(now)..) {
+                *sum += usize::try_from(hour % HOURS as u64).map_or(0.0, |hour| week[hour]);
+            }
+        }
+        sum[0].max(sum[1])
+    }
+
     /// The samples of a VM; none where nothing is known.
     pub fn samples(&self, vm: VmId) -> Samples {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);

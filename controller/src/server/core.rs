@@ -31,6 +31,7 @@ use crate::{
     drains, hosts, housekeeping, images,
     metrics::{Metrics, Page},
     networks, plans,
+    power::{self, Power},
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
     store::{self, Store},
@@ -57,6 +58,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Where new ids come from.
     pub new_ids: NewIds,
+    /// What switches hosts on and off; `None` for Redfish, as the configuration has it.
+    pub power: Option<Arc<dyn Power>>,
 }
 
 impl Parts {
@@ -68,6 +71,7 @@ impl Parts {
             failed: Box::new(failed),
             clock: Clock::system(),
             new_ids: NewIds::random(),
+            power: None,
         }
     }
 }
@@ -118,14 +122,18 @@ impl Core {
             }
         };
         let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
+        let wakes = config.power.automatic;
         db.change(move |tx| {
             tx.set_pool_policy(policy);
             tx.set_close_pressed(close);
+            tx.set_wakes_hosts(wakes);
         })
         .await;
         let agents = Arc::new(Agents::new(dial));
+        let power = parts.power.unwrap_or_else(|| config.power.redfish());
         let services = Services {
             db: db.clone(),
+            power: power.clone(),
             agents: agents.clone(),
             config: config.clone(),
             metrics: metrics.clone(),
@@ -169,6 +177,9 @@ impl Core {
             moves_an_hour: config.rebalance.moves_an_hour(),
         };
         tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
+        let usage = services.plan_usage.clone();
+        let power = power::runner::Runner::new(db.clone(), power, usage, &config.power);
+        tasks.spawn(vital("power", fail.clone(), power.run(stop.clone())));
         let runner = Runner {
             db,
             agents,

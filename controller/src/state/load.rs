@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::{Meta, State, Tx, fleet::Fleet, refused::Refused};
 use crate::{
     model::{
-        BackupRecord, EventRecord, GroupRecord, HostLive, HostRecord, ImageRecord, MigrationRecord,
-        NetworkRecord, OperationRecord, PlacementGroupRecord, PlanRecord, RequestRecord, ScheduleRecord,
-        VmRecord, VolumeRecord,
+        BackupRecord, EventRecord, GroupRecord, HostLive, HostRecord, HostState, ImageRecord,
+        MigrationRecord, NetworkRecord, OperationRecord, PlacementGroupRecord, PlanRecord, RequestRecord,
+        ScheduleRecord, VmRecord, VolumeRecord,
     },
     store::{self, Image, Table},
 };
@@ -137,10 +137,16 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
     }
     let (mut state, ..) = tx.finish();
     let silent = Arc::new(HostLive::silent(Instant::now()));
+    // Of one that is off nobody waits to hear.
+    let off = Arc::new(HostLive {
+        state: HostState::Unreachable,
+        ..HostLive::silent(Instant::now())
+    });
+    let live = |host: &HostRecord| if host.is_asleep() { &off } else { &silent };
     state.live = state
         .hosts
-        .keys()
-        .map(|name| (name.clone(), silent.clone()))
+        .values()
+        .map(|host| (host.name.clone(), live(host).clone()))
         .collect();
     Ok(state)
 }

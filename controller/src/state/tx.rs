@@ -595,6 +595,11 @@ impl Tx {
         self.state.close_pressed = close;
     }
 
+    /// Whether hosts that are off are woken for what finds no room, by the configuration. Not stored.
+    pub fn set_wakes_hosts(&mut self, wakes: bool) {
+        self.state.wakes_hosts = wakes;
+    }
+
     /// Notes how full a pool is; `None` for the host of a shared one. Not stored.
     pub fn set_pool_level(&mut self, pool: (Option<HostName>, String), level: Level) {
         self.state.pool_levels.insert(pool, level);

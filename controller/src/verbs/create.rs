@@ -16,6 +16,7 @@ use crate::{
     networks,
     placement::{self, Decision, Needs, Policy, Request},
     placement_groups,
+    power::look,
     state::{State, Tx},
     volumes,
 };
@@ -88,6 +89,7 @@ pub fn place(
         None => Err(match placement::conflict(request, &hosts::views(state)) {
             Some(conflict) => Error::PlacementConflict(conflict),
             None => Error::NoCapacity {
+                sleeper: look::sleeper(state, request),
                 decision: Box::new(decision),
             },
         }),

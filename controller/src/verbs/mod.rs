@@ -8,6 +8,7 @@ pub mod cancel;
 pub mod create;
 pub mod drain;
 pub mod host;
+pub mod host_power;
 pub mod image;
 pub mod migrate;
 pub mod network;
@@ -38,6 +39,7 @@ use crate::{
     },
     networks,
     placement::Decision,
+    power::look::{Need, Sleeper},
     reconcile::{plan::Ending, step},
     space::Space,
     state::{State, Tx},
@@ -351,10 +353,12 @@ pub enum Error {
     )]
     LowSpace(Space),
     /// No host can take the VM.
-    #[error("{}", no_capacity(decision))]
+    #[error("{}", no_capacity(decision, sleeper.as_ref()))]
     NoCapacity {
         /// Every host's verdict.
         decision: Box<Decision>,
+        /// A host that is not on and could.
+        sleeper: Option<Sleeper>,
     },
     /// It must run for that.
     #[error("{vm} is {is}: {next}")]
@@ -598,6 +602,49 @@ pub enum Error {
         /// Its VMs are being brought back.
         back: bool,
     },
+    /// Nobody has said how it is switched on and off.
+    #[error("nobody has said how host {0} is switched on and off: `dalgu host power set {0} --redfish URL`")]
+    PowerUnknown(HostName),
+    /// It is on or off already, or on its way.
+    #[error("host {host} is {is}: see `dalgu host power {host}`")]
+    PowerChanges {
+        /// The host.
+        host: HostName,
+        /// What it is.
+        is: &'static str,
+    },
+    /// The site needs it.
+    #[error("host {host} is needed: {need}. With --even-if-needed it is switched off all the same")]
+    HostNeeded {
+        /// The host.
+        host: HostName,
+        /// What for.
+        need: Need,
+    },
+    /// VMs run on it or move.
+    #[error("VM {vm} runs on host {host}, or is about to: `dalgu host drain {host}` first")]
+    HostRuns {
+        /// The host.
+        host: HostName,
+        /// One of them.
+        vm: VmName,
+    },
+    /// Its management controller does not do what it should.
+    #[error("the management controller of host {host} cannot be asked: {error}")]
+    PowerFailed {
+        /// The host.
+        host: HostName,
+        /// Why.
+        error: crate::power::Error,
+    },
+    /// The VM's host is off.
+    #[error("host {host} of VM {vm} is off: `dalgu host power on {host}` first")]
+    HostOff {
+        /// The VM.
+        vm: VmName,
+        /// Its host.
+        host: HostName,
+    },
     /// There is nothing to give up or to bring back.
     #[error("host {host} {is}: see `dalgu host show {host}`")]
     NotDrained {
@@ -668,10 +715,12 @@ fn listed(pools: &[String]) -> String {
     }
 }
 
-fn no_capacity(decision: &Decision) -> String {
-    match &decision.hint {
-        Some(hint) => format!("{}. {}", decision.summary, hint.text),
-        None => decision.summary.clone(),
+fn no_capacity(decision: &Decision, sleeper: Option<&Sleeper>) -> String {
+    let summary = &decision.summary;
+    match (sleeper, &decision.hint) {
+        (Some(sleeper), _) => format!("{summary}. {sleeper}"),
+        (None, Some(hint)) => format!("{summary}. {}", hint.text),
+        (None, None) => summary.clone(),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     incarnation,
-    model::{EventKind, OperationKind, Outcome, VmRecord},
+    model::{EventKind, OperationKind, Outcome, PowerPhase, VmRecord},
     state::{State, Tx},
 };
 
@@ -82,6 +82,14 @@ pub fn power(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Power) -
     }
     confirmed(&vm)?;
     needs_running(tx, &vm, ask)?;
+    let host = tx.hosts.get(&vm.owner);
+    let off = host.is_some_and(|host| matches!(host.phase(), PowerPhase::Off | PowerPhase::PoweringOff));
+    if off && matches!(ask, Power::Start) {
+        return Err(Error::HostOff {
+            vm: vm.name,
+            host: vm.owner,
+        });
+    }
     let mut operation = new_operation(tx, caller, &vm, ask.kind());
     operation.power = ask.wanted();
     if !matches!(ask, Power::Restart(_)) {

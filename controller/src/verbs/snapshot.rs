@@ -197,6 +197,7 @@ fn has_room(state: &State, vm: &VmRecord, policy: Policy) -> Result<(), Error> {
         Some(_) => Ok(()),
         None => Err(Error::NoCapacity {
             decision: Box::new(decision),
+            sleeper: None,
         }),
     }
 }

@@ -560,6 +560,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     }
     Err(Error::NoCapacity {
         decision: Box::new(decision),
+        sleeper: None,
     })
 }
 

@@ -20,6 +20,8 @@ mod network;
 mod networks;
 mod placement;
 mod plan;
+mod power;
+mod redfish;
 mod restore;
 mod site;
 mod storage;

@@ -17,7 +17,7 @@ async fn plan(clients: &Clients, id: &str) -> v1::Plan {
         .into_inner()
 }
 
-async fn propose(clients: &mut Clients, kind: PlanKind, hosts: &[&str]) -> v1::Plan {
+pub async fn propose(clients: &mut Clients, kind: PlanKind, hosts: &[&str]) -> v1::Plan {
     let request = v1::CreatePlanRequest {
         kind: kind.into(),
         hosts: hosts.iter().map(ToString::to_string).collect(),
@@ -26,7 +26,7 @@ async fn propose(clients: &mut Clients, kind: PlanKind, hosts: &[&str]) -> v1::P
     clients.plans.create_plan(request).await.unwrap().into_inner()
 }
 
-fn approval(plan: &v1::Plan) -> v1::ApprovePlanRequest {
+pub fn approval(plan: &v1::Plan) -> v1::ApprovePlanRequest {
     v1::ApprovePlanRequest {
         id: plan.id.clone(),
         hash: plan.hash.clone(),
@@ -35,7 +35,7 @@ fn approval(plan: &v1::Plan) -> v1::ApprovePlanRequest {
     }
 }
 
-async fn over(clients: &Clients, id: &str) -> v1::Plan {
+pub async fn over(clients: &Clients, id: &str) -> v1::Plan {
     let ended = || async { plan(clients, id).await.end_time.is_some() };
     eventually("the plan ends", ended).await;
     plan(clients, id).await
@@ -65,7 +65,7 @@ async fn taint(clients: &Clients, host: &str) {
 }
 
 /// Makes running VMs, each on its host.
-async fn vms(clients: &mut Clients, placed: &[(&str, &str)]) {
+pub async fn vms(clients: &mut Clients, placed: &[(&str, &str)]) {
     for (name, on) in placed {
         let mut request = create(name);
         request.host = (*on).into();

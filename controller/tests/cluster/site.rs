@@ -9,7 +9,13 @@ use std::{
     time::Duration,
 };
 
-use dalgu_controller::{Controller, Parts, config::Config, pki, server::limits::Limits, store::memory::Disk};
+use dalgu_controller::{
+    Controller, Parts,
+    config::{Config, Power},
+    pki,
+    server::limits::Limits,
+    store::memory::Disk,
+};
 use dalgu_proto::{
     agent::v1::{
         agent_backup_service_server::AgentBackupServiceServer,
@@ -49,6 +55,8 @@ pub struct Site {
     pub fabric: Fabric,
     /// What the next controller's port bears.
     pub limits: Limits,
+    /// How hosts are switched off and on.
+    pub power: Power,
     /// Room that the store's disk must have.
     pub reserve_mib: u32,
     /// So many seconds the controllers' clock is ahead.
@@ -211,6 +219,7 @@ impl Site {
             disk: Disk::default(),
             fabric,
             limits: Limits::default(),
+            power: Power::default(),
             reserve_mib: 1,
             ahead_seconds: Arc::default(),
             endpoint,
@@ -225,6 +234,7 @@ impl Site {
             listen: ([127, 0, 0, 1], 0).into(),
             report_interval_ms: 500,
             limits: self.limits,
+            power: self.power.clone(),
             store_reserve_mib: self.reserve_mib,
             ..Config::default()
         }

@@ -71,6 +71,7 @@ impl Site {
             agents: Arc::new(Agents::new(Arc::new(IDENTITY.clone()))),
             config: Arc::new(Config::default()),
             metrics: Arc::default(),
+            power: Config::default().power.redfish(),
             plan_usage: Usage::default(),
             stop: CancellationToken::new(),
         };

@@ -887,6 +887,7 @@ impl Site {
             failed: self.end_of_store(node, life.clone()),
             clock: self.clock(node),
             new_ids: self.ids.clone(),
+            power: None,
         };
         let dial = Arc::new(net::Dialler {
             site: self.me(),

@@ -404,6 +404,7 @@ pub async fn controller(site: Arc<Site>) -> Result<()> {
         failed: Box::new(|_| {}),
         clock: Clock::system(),
         new_ids: site.new_ids.clone(),
+        power: None,
     };
     let started = Controller::start_on(site.port(node), config, parts, CancellationToken::new()).await;
     if site.is_dying(node) {

@@ -287,6 +287,7 @@ impl Site {
             failed: Box::new(|error| panic!("a store in memory failed: {error}")),
             clock: self.clock.clone(),
             new_ids: self.ids.clone(),
+            power: None,
         };
         let agents = self.servers.iter();
         let agents =

@@ -245,7 +245,7 @@ async fn a_host_without_room_refuses_with_what_it_lacks_and_where_there_is_room(
         },
     )
     .await;
-    let Err(Error::NoCapacity { decision }) = refused else {
+    let Err(Error::NoCapacity { decision, .. }) = refused else {
         panic!("{refused:?}");
     };
     let [verdict] = &decision.verdicts[..] else {

@@ -1,0 +1,322 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::planner::{Host, Load, Rule, Vm};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(24 * 3600);
+const RULES: Rules = Rules {
+    settle: Duration::from_secs(15 * 60),
+    min_on: Duration::from_secs(30 * 60),
+    min_off: Duration::from_secs(10 * 60),
+    per_hour: 10,
+    reserve_hosts: 1,
+};
+const IDLE: Row = Row::On {
+    idle: Some(LONG),
+    on: LONG,
+};
+const BUSY: Row = Row::On { idle: None, on: LONG };
+const OFF: Row = Row::Off { off: LONG };
+
+fn host(open: bool) -> Host {
+    Host {
+        vcpus: 8,
+        memory_mib: 8192,
+        cpus: 8.0,
+        core: 1.0,
+        cost: 1.0,
+        open,
+        ..Host::default()
+    }
+}
+
+fn vm(host: Slot, vcpus: u32, rule: Slot) -> Vm {
+    Vm {
+        host,
+        vcpus,
+        memory_mib: u64::from(vcpus) * 1024,
+        load: Load::default(),
+        rule,
+        ..Vm::default()
+    }
+}
+
+/// Hosts of 8 processors, VMs of one each by their hosts, which any host may have.
+fn fleet(rows: &[Row], vms: &[Slot]) -> Fleet {
+    let hosts = rows
+        .iter()
+        .map(|row| host(matches!(row, Row::On { .. })))
+        .collect();
+    let vms = vms.iter().map(|slot| vm(*slot, 1, 0)).collect();
+    Fleet {
+        site: Site::new(hosts, vms, vec![Rule::new(rows.len(), |_| true)]),
+        rows: rows.to_vec(),
+        expected: 0.0,
+        switches: 0,
+    }
+}
+
+#[test]
+fn hosts_that_are_idle_go_off_until_the_reserve_is_reached() {
+    // Two hosts with a VM each: without h3 to h5 they have 14 processors free, and a quarter more than 8 is kept.
+    let decided = decide(fleet(&[BUSY, BUSY, IDLE, IDLE, IDLE], &[0, 1]), &RULES);
+    assert_eq!(decided, [Switch::Off(2), Switch::Off(3), Switch::Off(4)]);
+    let more = Rules {
+        reserve_hosts: 2,
+        ..RULES
+    };
+    let decided = decide(fleet(&[BUSY, BUSY, IDLE, IDLE, IDLE], &[0, 1]), &more);
+    assert_eq!(
+        decided,
+        [Switch::Off(2), Switch::Off(3)],
+        "20 are kept, and 22 are left"
+    );
+}
+
+#[test]
+fn a_host_goes_off_only_when_it_has_rested_and_the_hour_has_room_for_its_waking() {
+    let table = [
+        (Some(RULES.settle), RULES.min_on, 0, true),
+        (Some(RULES.settle - MINUTE), RULES.min_on, 0, false),
+        (Some(RULES.settle), RULES.min_on - MINUTE, 0, false),
+        (None, LONG, 0, false),
+        (Some(LONG), LONG, 8, true),
+        (Some(LONG), LONG, 9, false),
+    ];
+    for (idle, on, switches, goes) in table {
+        let mut fleet = fleet(&[BUSY, BUSY, Row::On { idle, on }], &[0, 1]);
+        fleet.switches = switches;
+        let expected = if goes { vec![Switch::Off(2)] } else { vec![] };
+        assert_eq!(decide(fleet, &RULES), expected, "{idle:?} {on:?} {switches}");
+    }
+}
+
+#[test]
+fn what_is_lacking_wakes_and_only_a_lost_spare_host_does_so_at_once() {
+    let young = Row::Off {
+        off: RULES.min_off - MINUTE,
+    };
+    // Two full hosts have no room for each other's VMs.
+    let full: Vec<_> = [0; 8].into_iter().chain([1; 8]).collect();
+    for off in [OFF, young] {
+        let mut lost = fleet(&[BUSY, BUSY, off, off, off], &full);
+        lost.switches = 100;
+        assert_eq!(
+            decide(
+                lost,
+                &Rules {
+                    reserve_hosts: 0,
+                    ..RULES
+                }
+            )[0],
+            Switch::On(2, Why::Spare),
+            "needed at once, whatever was switched"
+        );
+    }
+    // A host is spare, and 20 of 32 processors are free where 24 are kept.
+    let rules = Rules {
+        reserve_hosts: 3,
+        ..RULES
+    };
+    let of = |row: Row| {
+        fleet(
+            &[BUSY, BUSY, BUSY, BUSY, row],
+            &[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3],
+        )
+    };
+    assert_eq!(decide(of(OFF), &rules), [Switch::On(4, Why::Reserve)]);
+    assert_eq!(decide(of(young), &rules), []);
+    let spent = Fleet {
+        switches: rules.per_hour,
+        ..of(OFF)
+    };
+    assert_eq!(decide(spent, &rules), []);
+    assert_eq!(decide(of(Row::Waking), &rules), [], "it comes already");
+    // 16 processors bear 13.6 without waiting.
+    for (expected, wakes) in [(13.5, false), (13.7, true)] {
+        let mut busy = fleet(&[BUSY, BUSY, OFF], &[0, 1]);
+        busy.expected = expected;
+        let woken = if wakes {
+            vec![Switch::On(2, Why::Expected)]
+        } else {
+            vec![]
+        };
+        assert_eq!(decide(busy, &RULES), woken);
+    }
+}
+
+#[test]
+fn the_largest_is_woken_and_a_fixed_one_is_left() {
+    let mut fleet = fleet(
+        &[BUSY, BUSY, Row::Fixed, OFF, OFF],
+        &[[0; 3].as_slice(), &[1; 6]].concat(),
+    );
+    let mut hosts = fleet.site.hosts().to_vec();
+    hosts[4].memory_mib *= 2;
+    fleet.site = Site::new(hosts, fleet.site.vms().to_vec(), vec![Rule::new(5, |_| true)]);
+    assert!(matches!(decide(fleet, &RULES)[..], [Switch::On(4, _)]));
+}
+
+#[test]
+fn what_is_expected_within_the_hour_keeps_a_host_on() {
+    for (expected, goes) in [(11.9, true), (12.1, false)] {
+        let mut fleet = fleet(&[BUSY, BUSY, IDLE], &[0, 1]);
+        fleet.expected = expected;
+        assert_eq!(!decide(fleet, &RULES).is_empty(), goes, "{expected} of 16");
+    }
+}
+
+#[test]
+fn a_host_stays_on_that_is_the_only_other_one_for_a_vm() {
+    let site = |allowed: &'static [Slot]| {
+        let hosts = vec![host(true), host(true), host(true)];
+        let rules = vec![Rule::new(3, |slot| allowed.contains(&slot))];
+        Site::new(hosts, vec![vm(0, 1, 0)], rules)
+    };
+    assert_eq!(only(&site(&[0, 2]), 2), Some(0));
+    assert_eq!(only(&site(&[2]), 2), Some(0), "its own is not allowed any more");
+    assert_eq!(only(&site(&[0, 1, 2]), 2), None);
+    assert_eq!(only(&site(&[0, 1]), 2), None, "it could not come here anyhow");
+    let mut needed = fleet(&[BUSY, BUSY, IDLE], &[0, 1]);
+    needed.site = Site::new(
+        needed.site.hosts().to_vec(),
+        needed.site.vms().to_vec(),
+        vec![Rule::new(3, |slot| slot != 1)],
+    );
+    assert_eq!(decide(needed, &RULES), []);
+}
+
+/// A site on which time goes on, and what is decided is done.
+#[derive(Debug, Clone)]
+struct Played {
+    fleet: Fleet,
+    history: Vec<(u32, Switch)>,
+}
+
+const STEP: Duration = Duration::from_secs(5 * 60);
+
+impl Played {
+    fn step(&mut self, minute: u32) {
+        let recent = |(then, _): &&(u32, Switch)| minute - then < 60;
+        self.fleet.switches = self.history.iter().filter(recent).count();
+        for switch in decide(self.fleet.clone(), &RULES) {
+            self.history.push((minute, switch));
+            match switch {
+                Switch::On(slot, _) => {
+                    self.fleet.rows[slot] = Row::On {
+                        idle: Some(Duration::ZERO),
+                        on: Duration::ZERO,
+                    };
+                    self.fleet.site.set_open(slot, true);
+                }
+                Switch::Off(slot) => {
+                    assert!(self.fleet.site.here(slot).is_empty(), "it has VMs");
+                    self.fleet.rows[slot] = Row::Off { off: Duration::ZERO };
+                    self.fleet.site.set_open(slot, false);
+                    assert_eq!(lack(&self.fleet, &RULES, false), None, "it is needed");
+                    assert_eq!(only(&self.fleet.site, slot), None, "a VM needs it");
+                }
+            }
+        }
+        for row in &mut self.fleet.rows {
+            match row {
+                Row::On { idle, on } => {
+                    *on += STEP;
+                    *idle = idle.map(|idle| idle + STEP);
+                }
+                Row::Off { off } => *off += STEP,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn any_fleet() -> impl Strategy<Value = Fleet> {
+    let one = (1..=4_u32, 1..=4_u64, any::<bool>());
+    let placed = (any::<prop::sample::Index>(), 1..=8_u32, 1..=8_u64, 0..3_usize);
+    (
+        prop::collection::vec(one, 2..9),
+        prop::collection::vec(placed, 0..24),
+        prop::collection::vec(any::<u16>(), 3),
+        0.0..60.0_f64,
+    )
+        .prop_map(|(hosts, vms, rules, expected)| {
+            let rows: Vec<_> = hosts
+                .iter()
+                .map(|(vcpus, memory, open)| Host {
+                    vcpus: vcpus * 8,
+                    memory_mib: memory * 8192,
+                    cpus: f64::from(vcpus * 8),
+                    open: *open,
+                    ..host(true)
+                })
+                .collect();
+            let mut held = vec![(0, 0); rows.len()];
+            let mut placed = Vec::new();
+            for (at, vcpus, memory, rule) in vms {
+                let slot = at.index(rows.len());
+                let (memory_mib, sum) = (memory * 1024, held[slot]);
+                let fits = sum.0 + vcpus <= rows[slot].vcpus && sum.1 + memory_mib <= rows[slot].memory_mib;
+                if fits && rows[slot].open {
+                    held[slot] = (sum.0 + vcpus, sum.1 + memory_mib);
+                    placed.push(Vm {
+                        memory_mib,
+                        ..vm(slot, vcpus, rule)
+                    });
+                }
+            }
+            let power = rows
+                .iter()
+                .zip(&held)
+                .map(|(row, held)| match (row.open, held.0) {
+                    (true, 0) => IDLE,
+                    (true, _) => BUSY,
+                    (false, _) => OFF,
+                });
+            let rules = rules
+                .iter()
+                .map(|bits| Rule::new(rows.len(), |slot| bits >> slot & 1 == 1));
+            Fleet {
+                rows: power.collect(),
+                site: Site::new(rows.clone(), placed, rules.collect()),
+                expected,
+                switches: 0,
+            }
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+    /// [`Played::step`] asserts that nothing is switched off that is needed.
+    #[test]
+    fn under_a_constant_load_it_comes_to_rest_and_the_hour_is_kept(fleet in any_fleet()) {
+        let hosts = fleet.rows.len();
+        let mut played = Played { fleet, history: Vec::new() };
+        for step in 0..12 * 12 {
+            played.step(step * 5);
+        }
+        let last = played.history.iter().map(|(minute, _)| *minute).max().unwrap_or(0);
+        prop_assert!(last < 8 * 60, "still switching after {last} min: {:?}", played.history);
+        for host in 0..hosts {
+            let times = played.history.iter().filter(|(_, switch)| matches!(switch, Switch::On(slot, _) | Switch::Off(slot) if *slot == host));
+            prop_assert!(times.count() <= 2, "host {host} goes on and off: {:?}", played.history);
+        }
+        for (minute, _) in &played.history {
+            let calm = |(then, switch): &&(u32, Switch)| *then <= *minute && minute - then < 60 && !matches!(switch, Switch::On(_, Why::Spare));
+            prop_assert!(played.history.iter().filter(calm).count() <= RULES.per_hour);
+        }
+        // What is lacking in the end, no host could have brought.
+        let sleeps = played.fleet.rows.iter().any(|row| matches!(row, Row::Off { .. }));
+        prop_assert!(lack(&played.fleet, &RULES, false).is_none() || !sleeps);
+    }
+
+    #[test]
+    fn the_same_site_gets_the_same_answer_and_never_both_directions(fleet in any_fleet()) {
+        let decided = decide(fleet.clone(), &RULES);
+        prop_assert_eq!(&decided, &decide(fleet, &RULES));
+        let on = decided.iter().filter(|switch| matches!(switch, Switch::On(..))).count();
+        prop_assert!(on == 0 || on == decided.len(), "{decided:?}");
+    }
+}
