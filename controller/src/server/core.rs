@@ -118,9 +118,11 @@ impl Core {
             }
         };
         let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
+        let protect = Arc::new(config.placement.protect.clone());
         db.change(move |tx| {
             tx.set_pool_policy(policy);
             tx.set_close_pressed(close);
+            tx.set_protect(protect);
         })
         .await;
         let agents = Arc::new(Agents::new(dial));

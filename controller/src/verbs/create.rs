@@ -13,7 +13,7 @@ use crate::{
     hosts, images,
     model::{DrainMode, EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
     networks,
-    placement::{self, Decision, Needs, Policy, Request},
+    placement::{self, Decision, Needs, Policy, Request, Rule},
     placement_groups,
     state::{State, Tx},
     volumes,
@@ -55,6 +55,8 @@ pub struct Create {
     pub stopped: bool,
     /// Only this host.
     pub host: Option<HostName>,
+    /// It may take the room that is kept for protected domains.
+    pub ignore_protection: bool,
     /// Which host is best.
     pub policy: Policy,
 }
@@ -73,7 +75,8 @@ pub fn place(
     {
         return Err(Error::HostNotFound(host.to_string()));
     }
-    let decision = decide(request);
+    let mut decision = decide(request);
+    decision.ignored_protection = request.ignore_protection;
     match decision.host.clone() {
         Some(host) => Ok((host, decision)),
         // Soon it is known whether there is room: silent hosts report, or count as unreachable.
@@ -95,7 +98,17 @@ pub fn place(
 
 /// Decides on a state that is only looked at.
 pub fn scan(state: &State, policy: Policy) -> impl FnOnce(&Request) -> Decision {
-    move |request| placement::decide_keeping(request, &hosts::views(state), &policy, VERDICTS_KEPT)
+    move |request| {
+        placement::decide_keeping(request, &hosts::views(state), rule(state, policy), VERDICTS_KEPT)
+    }
+}
+
+/// How it is decided on a state.
+pub fn rule(state: &State, policy: Policy) -> Rule<'_> {
+    Rule {
+        protect: Some(&state.protect),
+        ..Rule::from(&policy)
+    }
 }
 
 /// What a creation would do now.
@@ -129,6 +142,7 @@ pub fn check(
     let request = Request::new(spec.clone())
         .with_needs(found.needs)
         .with_rules(rules)
+        .ignoring_protection(new.ignore_protection)
         .on(new.host.clone());
     let (owner, decision) = place(state, &request, decide)?;
     if let Some(host) = state.hosts.get(&owner) {
