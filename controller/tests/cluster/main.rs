@@ -20,6 +20,7 @@ mod network;
 mod networks;
 mod placement;
 mod plan;
+mod protection;
 mod restore;
 mod site;
 mod storage;

@@ -9,7 +9,14 @@ use std::{
     time::Duration,
 };
 
-use dalgu_controller::{Controller, Parts, config::Config, pki, server::limits::Limits, store::memory::Disk};
+use dalgu_controller::{
+    Controller, Parts,
+    config::{Config, Placement},
+    pki,
+    placement::Protect,
+    server::limits::Limits,
+    store::memory::Disk,
+};
 use dalgu_proto::{
     agent::v1::{
         agent_backup_service_server::AgentBackupServiceServer,
@@ -51,6 +58,8 @@ pub struct Site {
     pub limits: Limits,
     /// Room that the store's disk must have.
     pub reserve_mib: u32,
+    /// Domains that the next controller keeps room for.
+    pub protect: Protect,
     /// So many seconds the controllers' clock is ahead.
     ahead_seconds: Arc<AtomicI64>,
     endpoint: watch::Sender<String>,
@@ -212,6 +221,7 @@ impl Site {
             fabric,
             limits: Limits::default(),
             reserve_mib: 1,
+            protect: Protect::default(),
             ahead_seconds: Arc::default(),
             endpoint,
             running: None,
@@ -226,6 +236,10 @@ impl Site {
             report_interval_ms: 500,
             limits: self.limits,
             store_reserve_mib: self.reserve_mib,
+            placement: Placement {
+                protect: self.protect.clone(),
+                ..Placement::default()
+            },
             ..Config::default()
         }
     }
