@@ -245,8 +245,7 @@ async fn only_its_owner_speaks_for_a_vm() {
                 disks: Vec::new(),
                 nics: Vec::new(),
                 kernel_boot: None,
-                restart_ignore_protection: false,
-                policy: RestartPolicy::OnFailure,
+                restart_policy: RestartPolicy::OnFailure,
                 host_selector: BTreeMap::new(),
                 first_boot: None,
                 firmware: Default::default(),
@@ -263,6 +262,7 @@ async fn only_its_owner_speaks_for_a_vm() {
             tolerations: Default::default(),
             stopped: false,
             host: Some(host("h1")),
+            ignore_protection: false,
             policy: Policy::default(),
         };
         db.transact(|tx| create(tx, &caller, new))

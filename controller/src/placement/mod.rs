@@ -165,9 +165,9 @@ pub fn decide_keeping<'a>(
     let kept = kept.max(2);
     if hosts.len() > kept {
         scores.truncate(kept);
-        return chosen(&scores, rule.policy, None, hosts.len());
+        return chosen(request, &scores, rule.policy, None, hosts.len());
     }
-    let mut decision = chosen(&scores, rule.policy, Some(scores.len()), hosts.len());
+    let mut decision = chosen(request, &scores, rule.policy, Some(scores.len()), hosts.len());
     decision.verdicts.extend(refused.map(Verdict::refused));
     decision.omitted = 0;
     decision
@@ -197,7 +197,13 @@ pub fn unprotected(host: &HostName, domain: &str, lacking: Size) -> Decision {
 }
 
 /// The decision for the first of the best hosts. `fitting` is how many fit, where that is known; `all`, how many there are.
-fn chosen(best: &[Score<'_>], policy: Policy, fitting: Option<usize>, all: usize) -> Decision {
+fn chosen(
+    request: &Request,
+    best: &[Score<'_>],
+    policy: Policy,
+    fitting: Option<usize>,
+    all: usize,
+) -> Decision {
     let verdicts: Vec<_> = best
         .iter()
         .zip(1..)
@@ -215,7 +221,7 @@ fn chosen(best: &[Score<'_>], policy: Policy, fitting: Option<usize>, all: usize
         summary: placed(&verdicts, fitting, all),
         omitted: u32::try_from(all - verdicts.len()).unwrap_or(u32::MAX),
         verdicts,
-        ignored_protection: false,
+        ignored_protection: request.ignore_protection,
     }
 }
 

@@ -417,9 +417,9 @@ impl fmt::Display for Change {
                 write!(f, "give {host} {} ({})", feature.as_str(), feature.remedy())
             }
             Self::AnyHost => f.write_str("name no host"),
-            Self::IgnoreProtection => f.write_str(
-                "make room on the other hosts, or ask for it although room is kept (`--ignore-protection`)",
-            ),
+            Self::IgnoreProtection => {
+                f.write_str("ask with `--ignore-protection`, which takes room that is kept")
+            }
             Self::DropSelector { key } => write!(f, "leave label {key} out of the host selector"),
             Self::RemoveTaint { host, key } => write!(f, "take the taint {key} off {host}"),
             Self::Tolerate { key, value } => write!(f, "have the VM tolerate the taint {key}={value}"),

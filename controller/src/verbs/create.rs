@@ -75,8 +75,7 @@ pub fn place(
     {
         return Err(Error::HostNotFound(host.to_string()));
     }
-    let mut decision = decide(request);
-    decision.ignored_protection = request.ignore_protection;
+    let decision = decide(request);
     match decision.host.clone() {
         Some(host) => Ok((host, decision)),
         // Soon it is known whether there is room: silent hosts report, or count as unreachable.

@@ -223,7 +223,7 @@ impl Engine {
         if self.len() > kept {
             let best = self.best(request, kept);
             if !best.is_empty() {
-                return chosen(&best, self.policy, None, self.len());
+                return chosen(request, &best, self.policy, None, self.len());
             }
         }
         decide_keeping(request, &views(), self.rule(), kept)
