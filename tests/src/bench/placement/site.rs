@@ -4,7 +4,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dalgu_controller::placement::{Held, HostView, Members, PoolPolicy, PoolView, Request, Rules, UsageView};
+use dalgu_controller::placement::{
+    Held, HostView, Members, PoolPolicy, PoolView, Request, Rules, Size, UsageView,
+};
 use dalgu_proto::placement::{Group, Rule};
 use dalgu_proto::vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec};
 use fastrand::Rng;
@@ -173,6 +175,15 @@ pub(super) fn reserve(host: &mut HostView<'_>, request: &Request, add: bool) {
     change(&mut vcpus, request.spec.vcpus.into());
     host.vcpus_reserved = u32::try_from(vcpus).expect("fewer than a host may have");
     change(&mut host.memory_mib_reserved, request.spec.reserved_memory_mib());
+    let size = Size {
+        vcpus: request.spec.vcpus,
+        memory_mib: request.spec.reserved_memory_mib(),
+    };
+    match host.vm_sizes.iter_mut().find(|(other, _)| *other == size) {
+        Some((_, vms)) => *vms = if add { *vms + 1 } else { *vms - 1 },
+        None => host.vm_sizes.push((size, 1)),
+    }
+    host.vm_sizes.retain(|(_, vms)| *vms > 0);
     for (name, mib) in request.pools() {
         let own = host
             .pools
