@@ -14,7 +14,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    placement::{Policy, PoolPolicy},
+    placement::{Policy, PoolPolicy, Protect},
     power::{policy::Rules, redfish::Redfish},
     server::limits::Limits,
 };
@@ -112,13 +112,15 @@ impl TryFrom<f64> for Ratio {
 }
 
 /// Where VMs go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Placement {
     /// What makes a host better among those with the same load.
     pub policy: Policy,
     /// Whether a host whose VMs are short of processors, memory or I/O takes no new ones.
     pub close_pressed_hosts: bool,
+    /// The domains of which any one may fail: room for its VMs is kept on the others.
+    pub protect: Protect,
 }
 
 impl Default for Placement {
@@ -126,6 +128,7 @@ impl Default for Placement {
         Self {
             policy: Policy::default(),
             close_pressed_hosts: true,
+            protect: Protect::default(),
         }
     }
 }
@@ -477,6 +480,7 @@ mod tests {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
              pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\n\
+             protect = ['host', 'rack', 'room=m1']\n\
              [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
              min_on_minutes = 2\nmin_off_minutes = 3\nswitches_per_hour = 4\noff_limit_minutes = 5\non_limit_minutes = 6\n\
              credentials_dir = '/b'\nca = '/c'\n";
@@ -498,6 +502,9 @@ mod tests {
             placement: Placement {
                 policy: Policy::Pack,
                 close_pressed_hosts: false,
+                protect: vec!["host".to_owned(), "rack".to_owned(), "room=m1".to_owned()]
+                    .try_into()
+                    .unwrap(),
             },
             rebalance: Rebalance {
                 automatic: true,
@@ -596,7 +603,11 @@ mod tests {
             ),
             (
                 "[placement]\nspread = true",
-                "unknown field `spread`, expected `policy`",
+                "unknown field `spread`, expected one of `policy`",
+            ),
+            (
+                "[placement]\nprotect = ['rack=']",
+                "\"rack=\": must be \"host\", the key of a label of hosts",
             ),
             ("listen = 'here'", "listen = 'here'"),
             ("report_interval_ms = -1", "report_interval_ms = -1"),

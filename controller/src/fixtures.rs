@@ -55,6 +55,7 @@ pub(crate) fn decision(host: &str) -> Decision {
         hint: None,
         summary: String::new(),
         omitted: 0,
+        ignored_protection: false,
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
         BackupState, HostPower, HostState, ImageState, MigrationRecord, OperationKind, OperationState,
         PowerPhase, ScheduleRecord,
     },
-    placement::{HostView, PoolView},
+    placement::{HostView, PoolView, Spare},
     reconcile::queue::Queue,
     state::{Db, State},
     status::{self, VmState},
@@ -188,6 +188,7 @@ impl Collector for Snapshot {
         volumes(&state, &mut encoder)?;
         backups(&state, self.db.now(), &mut encoder)?;
         room(&state, &mut encoder)?;
+        protection(&state, &mut encoder)?;
         pools(&state, &mut encoder)?;
         let one = |encoder: &mut DescriptorEncoder<'_>, name, help, value: u64| {
             let gauge = number(value);
@@ -407,6 +408,30 @@ fn room(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::E
         for view in &views {
             number(read(view)).encode(family.encode_family(&[("host", view.name.as_str())])?)?;
         }
+    }
+    Ok(())
+}
+
+fn protection(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    if state.protect.is_empty() {
+        return Ok(());
+    }
+    let spare = Spare::of(&hosts::views(state), &state.protect);
+    let short = spare.short_domains().count();
+    for (name, help, value) in [
+        (
+            "protected_domains",
+            "Failure domains that room is kept for",
+            spare.domains(),
+        ),
+        (
+            "protected_domains_short",
+            "Of these, those whose VMs would not find room on other hosts now, or not for certain",
+            short,
+        ),
+    ] {
+        let gauge = number(u64::try_from(value).unwrap_or(u64::MAX));
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
     }
     Ok(())
 }

@@ -41,7 +41,12 @@ use crate::model::{
     MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, PlacementGroupRecord,
     PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
 };
-use crate::{agent_wire::Reported, hosts::pools::Level, placement::PoolPolicy, space::Space};
+use crate::{
+    agent_wire::Reported,
+    hosts::pools::Level,
+    placement::{PoolPolicy, Protect, Size},
+    space::Space,
+};
 
 /// Numbers of the site as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +96,8 @@ pub struct Reserved {
     pub memory_mib: u64,
     /// VMs, incoming ones too.
     pub vms: u32,
+    /// How many of them have each size.
+    pub sizes: OrdMap<Size, u32>,
     /// Disk space by pool.
     pub disks_mib: OrdMap<String, u64>,
 }
@@ -205,6 +212,8 @@ pub struct State {
     pub close_pressed: bool,
     /// Hosts that are off are woken for what finds no room. Not stored.
     pub wakes_hosts: bool,
+    /// Domains that room is kept for. Not stored.
+    pub protect: Arc<Protect>,
     /// Pools that are nearly full or full: shared ones by name, others with their host. Not stored.
     pub pool_levels: OrdMap<(Option<HostName>, String), Level>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
@@ -272,6 +281,7 @@ impl State {
             pool_policy: PoolPolicy::default(),
             close_pressed: true,
             wakes_hosts: false,
+            protect: Arc::default(),
             pool_levels: OrdMap::new(),
             sightings: OrdMap::new(),
             sighted: OrdMap::new(),

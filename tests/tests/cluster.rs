@@ -137,6 +137,7 @@ async fn change(cluster: &Cluster, edit: impl FnOnce(&mut v1::VmSpec), request_i
             ..vm
         }),
         update_mask: Some(prost_types::FieldMask { paths }),
+        ignore_protection: false,
         request_id: request_id.to_owned(),
     };
     Ok(vms.update_vm(request).await?.into_inner())

@@ -262,6 +262,7 @@ async fn only_its_owner_speaks_for_a_vm() {
             tolerations: Default::default(),
             stopped: false,
             host: Some(host("h1")),
+            ignore_protection: false,
             policy: Policy::default(),
         };
         db.transact(|tx| create(tx, &caller, new))

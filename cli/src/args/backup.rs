@@ -110,6 +110,9 @@ pub struct RestoreArgs {
     /// Put it in none of the placement groups that the VM was in, as where their rules leave no room beside it.
     #[arg(long)]
     pub no_placement_groups: bool,
+    /// It may take the room that is kept for protected failure domains.
+    #[arg(long)]
+    pub ignore_protection: bool,
     /// Put a disk in another pool than it was in, as where that is gone; may be given again.
     #[arg(long = "pool", value_parser = values::disk_pool, value_name = "DISK=POOL")]
     pub pools: Vec<(String, String)>,

@@ -78,6 +78,9 @@ pub enum VmCommand {
         /// Limit of the transfer, per second, for example 100MiB [default: none].
         #[arg(long, value_parser = values::size_mib, value_name = "SIZE")]
         bandwidth: Option<u64>,
+        /// It may take the room that is kept for protected failure domains.
+        #[arg(long)]
+        ignore_protection: bool,
     },
     /// Deletes a VM and its disks.
     #[command(visible_alias = "rm")]
@@ -234,6 +237,9 @@ pub struct CreateArgs {
     /// Place it on this host, or refuse [default: the controller chooses].
     #[arg(long, value_name = "HOST", add = complete::hosts())]
     pub host: Option<String>,
+    /// It may take the room that is kept for protected failure domains.
+    #[arg(long)]
+    pub ignore_protection: bool,
     /// Leave it powered off.
     #[arg(long)]
     pub stopped: bool,
@@ -321,6 +327,9 @@ pub struct UpdateArgs {
     /// Take a security group from an interface: NAME=GROUP; may be given again.
     #[arg(long = "remove-nic-group", value_parser = values::network::nic_group, value_name = "NAME=GROUP", group = "change")]
     pub remove_nic_groups: Vec<(String, String)>,
+    /// More processors or memory may take the room that is kept for protected failure domains.
+    #[arg(long)]
+    pub ignore_protection: bool,
     /// Wait until its host has done all that it can; what is left for the next start is told.
     #[arg(long)]
     pub wait: bool,
@@ -357,6 +366,9 @@ pub struct ExplainArgs {
     /// Consider only this host.
     #[arg(long, value_name = "HOST", add = complete::hosts())]
     pub host: Option<String>,
+    /// It may take the room that is kept for protected failure domains.
+    #[arg(long)]
+    pub ignore_protection: bool,
     /// What it would be together with or apart from, and put up with.
     #[command(flatten)]
     pub placement: PlacementArgs,

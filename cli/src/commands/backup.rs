@@ -173,6 +173,7 @@ async fn restore(args: RestoreArgs, session: &mut Session<'_>) -> Result<(), Err
         without_placement_groups: args.no_placement_groups,
         pools: map(args.pools),
         networks: map(args.nics),
+        ignore_protection: args.ignore_protection,
     };
     let wait: &WaitArgs = &args.wait;
     let limit = wait.timeout.unwrap_or(LIMIT);

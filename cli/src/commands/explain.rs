@@ -52,6 +52,7 @@ async fn ask(subject: Subject, args: &ExplainArgs, session: &Session<'_>) -> Res
         host,
         placement_groups: args.placement.groups.clone(),
         tolerations: args.placement.tolerations.clone(),
+        ignore_protection: args.ignore_protection,
     };
     session
         .read(async |client| client.placement().explain_placement(request.clone()).await)

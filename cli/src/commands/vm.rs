@@ -88,7 +88,8 @@ pub async fn run(command: VmCommand, session: &mut Session<'_>) -> Result<(), Er
             host,
             max_downtime,
             bandwidth,
-        } => migrate(verb, host, max_downtime, bandwidth, session).await,
+            ignore_protection,
+        } => migrate(verb, host, (max_downtime, bandwidth), ignore_protection, session).await,
         VmCommand::Delete { verb, force } => {
             verb!(
                 session,
@@ -125,6 +126,7 @@ async fn create(args: CreateArgs, session: &mut Session<'_>) -> Result<(), Error
         host: args.host.clone().unwrap_or_default(),
         request_id: request_id(args.wait.request_id.as_ref()),
         validate_only: args.validate_only,
+        ignore_protection: args.ignore_protection,
     };
     let limit = args.wait.limit();
     if let Some(count) = args.count {
@@ -218,8 +220,8 @@ async fn create_many(
 async fn migrate(
     verb: VerbArgs,
     host: Option<String>,
-    max_downtime: Option<Duration>,
-    bandwidth: Option<u64>,
+    (max_downtime, bandwidth): (Option<Duration>, Option<u64>),
+    ignore_protection: bool,
     session: &mut Session<'_>,
 ) -> Result<(), Error> {
     let downtime = max_downtime.map_or(Ok(0), |time| whole(time.as_millis(), "--max-downtime"))?;
@@ -233,7 +235,8 @@ async fn migrate(
         MigrateVmRequest {
             destination_host: host.clone().unwrap_or_default(),
             max_downtime_ms: downtime,
-            bandwidth_mib_per_second: bandwidth
+            bandwidth_mib_per_second: bandwidth,
+            ignore_protection
         }
     )
 }

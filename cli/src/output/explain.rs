@@ -71,6 +71,9 @@ pub fn render(placement: &v1::Placement, subject: &str, verb: &str, color: bool)
     if !placement.hint.is_empty() {
         text += &format!("\nWhat would make it fit: {}\n", human::clean(&placement.hint));
     }
+    if placement.ignored_protection {
+        text += "\nAsked for although room is kept for protected failure domains (--ignore-protection).\n";
+    }
     if let Some(time) = placement.decide_time.as_ref() {
         text += &format!("\nDecided {}\n", human::clock(Some(time)));
     }

@@ -108,6 +108,29 @@ pub fn capacity(asked: &v1::EstimateCapacityRequest, capacity: &v1::Capacity, co
             capacity.vms_keeping, asked.keep_domains
         ),
     );
+    if !capacity.protects.is_empty() {
+        page.line(
+            "Fit protected",
+            format!("{} with room for {}", capacity.vms_protected, capacity.protects),
+        );
+        let short = |of: &v1::ShortDomain| {
+            format!(
+                "{} lacks {} vCPUs, {}",
+                of.domain,
+                of.vcpus,
+                human::mib(of.memory_mib)
+            )
+        };
+        let short: Vec<_> = capacity.short_domains.iter().map(short).collect();
+        page.line(
+            "Protection",
+            if short.is_empty() {
+                "kept".to_owned()
+            } else {
+                short.join("; ")
+            },
+        );
+    }
     let row = |of: &v1::DomainCapacity| {
         let cells = [
             human::or_dash(&of.domain),

@@ -71,13 +71,28 @@ async fn capacity_says_how_many_fit_and_how_many_so_that_some_may_fail() {
         vms: 30,
         vms_keeping: 7,
         domains: vec![domain("a", 10), domain("b", 20)],
+        protects: "each host".into(),
+        vms_protected: 9,
+        short_domains: vec![v1::ShortDomain {
+            domain: "host h1".into(),
+            vcpus: 4,
+            memory_mib: 8192,
+        }],
     })]
     .into();
     let ask = [
         "capacity", "--vcpus", "4", "--memory", "16GiB", "--domain", "rack",
     ];
     let outcome = controller.run(&ask).await;
-    for line in ["Fit now", "30", "7 with room for any 1 rack", "DOMAIN", "20"] {
+    for line in [
+        "Fit now",
+        "30",
+        "7 with room for any 1 rack",
+        "DOMAIN",
+        "20",
+        "9 with room for each host",
+        "host h1 lacks 4 vCPUs, 8 GiB",
+    ] {
         assert!(outcome.out.contains(line), "{line}: {}", outcome.out);
     }
     assert_eq!(

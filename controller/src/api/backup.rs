@@ -182,6 +182,7 @@ impl BackupService for Services {
             without_placement_groups: m.without_placement_groups,
             pools: pools(&m.pools)?,
             networks: networks(&m.networks)?,
+            ignore_protection: m.ignore_protection,
             policy: self.config.placement.policy,
         };
         let caller = request::caller(&request, &m.request_id, &format!("RestoreBackup {id} {ask:?}"))?;

@@ -13,9 +13,11 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, peer, vm::bad};
 use crate::{
+    blocking::beside,
     hosts,
-    placement::{self, Capacity, Request as Question, Rules},
+    placement::{self, Capacity, Policy, Request as Question, Rules, Spare},
     placement_groups,
+    state::State,
     verbs::{Error, create, migrate, placement_group},
 };
 
@@ -45,6 +47,21 @@ fn question(m: &v1::EstimateCapacityRequest) -> Result<Question, Status> {
         ..Rules::default()
     };
     Ok(Question::new(Spec::try_from(spec).map_err(bad)?).with_rules(rules))
+}
+
+/// How many more VMs leave protected domains their room, and which of these have too little now.
+fn protected(state: &State, question: &Question, policy: Policy) -> (u64, Vec<v1::ShortDomain>) {
+    let views = hosts::views(state);
+    let spare = Spare::of(&views, &state.protect);
+    let short = spare.short_domains().map(|short| v1::ShortDomain {
+        domain: short.domain.to_owned(),
+        vcpus: short.lacking.vcpus,
+        memory_mib: short.lacking.memory_mib,
+    });
+    (
+        placement::protected(question, &views, policy, &state.protect),
+        short.collect(),
+    )
 }
 
 /// What is wrong with the specification of a VM that would be made: here it is no part of a VM.
@@ -91,6 +108,7 @@ impl PlacementService for Services {
         if let Some(host) = host.as_ref().filter(|host| !state.hosts.contains_key(*host)) {
             return Err(Error::HostNotFound(host.to_string()).into());
         }
+        let ignore_protection = request.ignore_protection;
         let question = match request.subject {
             None => return Err(reason::invalid("subject", "give a spec, or the name of a VM")),
             Some(Subject::Spec(spec)) => {
@@ -116,7 +134,8 @@ impl PlacementService for Services {
                 migrate::request(&state, vm, host)
             }
         };
-        let rule = &self.config.placement.policy;
+        let question = question.ignoring_protection(ignore_protection);
+        let rule = create::rule(&state, self.config.placement.policy);
         let decision = placement::decide(&question, &hosts::views(&state), rule);
         Ok(Response::new(placement::to_wire(&decision, Some(self.db.now()))))
     }
@@ -138,6 +157,17 @@ impl PlacementService for Services {
         let state = self.db.snapshot();
         let capacity = Capacity::of(&question, &hosts::views(&state), key, keep);
         let domains = capacity.domains.into_iter();
+        let policy = self.config.placement.policy;
+        let (vms_protected, short_domains) = match state.protect.is_empty() {
+            true => Default::default(),
+            false => {
+                beside({
+                    let state = state.clone();
+                    move || protected(&state, &question, policy)
+                })
+                .await
+            }
+        };
         Ok(Response::new(v1::Capacity {
             vms: capacity.vms,
             vms_keeping: capacity.keeping,
@@ -149,6 +179,9 @@ impl PlacementService for Services {
                     held_vms: of.held,
                 })
                 .collect(),
+            protects: state.protect.to_string(),
+            vms_protected,
+            short_domains,
         }))
     }
 

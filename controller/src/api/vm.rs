@@ -160,6 +160,7 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
         description: request::text("vm.description", vm.description, MAX_DESCRIPTION)?,
         stopped: request.stopped,
         host: host_name("host", &request.host)?,
+        ignore_protection: request.ignore_protection,
         policy: services.config.placement.policy,
     })
 }
@@ -175,12 +176,23 @@ fn content(new: &Create) -> String {
         new.stopped,
         &new.host,
     );
-    format!("CreateVm {content:?}")
+    let ignoring = if new.ignore_protection {
+        " ignoring protection"
+    } else {
+        ""
+    };
+    format!("CreateVm {content:?}{ignoring}")
 }
 
 /// Checks a change of a VM.
-fn update(services: &Services, vm: &v1::Vm, paths: &[String]) -> Result<Update, Status> {
+fn update(
+    services: &Services,
+    vm: &v1::Vm,
+    paths: &[String],
+    ignore_protection: bool,
+) -> Result<Update, Status> {
     let mut update = Update {
+        ignore_protection,
         policy: services.config.placement.policy,
         ..Update::default()
     };
@@ -334,7 +346,7 @@ impl VmService for Services {
             .as_ref()
             .ok_or_else(|| reason::invalid("vm", "must be given"))?;
         let paths = request::mask(message.update_mask.clone(), &MUTABLE, MUTABLE_TEXT)?;
-        let change = update(self, vm, &paths)?;
+        let change = update(self, vm, &paths, message.ignore_protection)?;
         let name = vm_name("vm.name", &vm.name)?;
         let content = format!("UpdateVm {name} {:?} {change:?}", vm.etag);
         let caller = request::caller(&request, &message.request_id, &content)?;
@@ -448,6 +460,7 @@ impl VmService for Services {
                 m.max_downtime_ms
             },
             bandwidth_mib_per_second: m.bandwidth_mib_per_second,
+            ignore_protection: m.ignore_protection,
             policy: self.config.placement.policy,
         };
         self.operation(caller, |tx, caller| {

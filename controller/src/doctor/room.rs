@@ -11,6 +11,7 @@ use super::{Finding, Invariant, Look, Severity, View};
 use crate::{
     hosts,
     model::{HostRecord, MigrationRecord, PlacementGroupRecord, VmRecord},
+    placement::{Spare, spare::Short},
     placement_groups,
     state::State,
 };
@@ -172,7 +173,31 @@ pub(super) fn not_over_committed(view: &View<'_>) -> Look {
     }
     pools(view.state, &mut find);
     look.findings.extend(rules(view.state));
+    look.findings.extend(unprotected(view.state));
     look
+}
+
+/// Protected domains whose VMs would not find room elsewhere.
+fn unprotected(state: &State) -> Vec<Finding> {
+    if state.protect.is_empty() {
+        return Vec::new();
+    }
+    let spare = Spare::of(&hosts::views(state), &state.protect);
+    let finding = |short: Short<'_>| {
+        Finding {
+        invariant: Invariant::I5,
+        severity: Severity::Warning,
+        kind: "PROTECTION_SHORT",
+        subject: short.domain.to_owned(),
+        seen: format!(
+            "were it to fail now, {} vCPUs and {} MiB of its VMs would find no room elsewhere",
+            short.lacking.vcpus, short.lacking.memory_mib
+        ),
+        next_step: "bring hosts back (`dalgu host list`), add one, or delete or shrink VMs; until then new VMs are refused where they would take more of that room"
+            .to_owned(),
+    }
+    };
+    spare.short_domains().map(finding).collect()
 }
 
 /// Placement groups whose required rule does not hold, while none of their VMs moves.

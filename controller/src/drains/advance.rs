@@ -329,6 +329,7 @@ impl Act {
                     destination: destination.clone(),
                     max_downtime_ms: DEFAULT_DOWNTIME_MS,
                     bandwidth_mib_per_second: 0,
+                    ignore_protection: false,
                     policy,
                 };
                 migrate::migrate(tx, caller, vm.as_str(), "", ask)?

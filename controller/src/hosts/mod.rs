@@ -96,6 +96,10 @@ fn look<'a>(
         vcpus_reserved: reserved.map_or(0, |held| u32::try_from(held.vcpus).unwrap_or(u32::MAX)),
         memory_mib_reserved: reserved.map_or(0, |held| held.memory_mib),
         vms: reserved.map_or(0, |held| held.vms),
+        vm_sizes: match reserved.filter(|_| !state.protect.is_empty()) {
+            Some(held) => held.sizes.iter().map(|(size, vms)| (*size, *vms)).collect(),
+            None => Vec::new(),
+        },
         pools: pools.collect(),
         bridges: Cow::Borrowed(&host.inventory.bridges),
         accelerator: Cow::Borrowed(&host.inventory.accelerator),

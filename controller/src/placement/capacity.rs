@@ -3,10 +3,10 @@
 //! VMs of one size are slots: a host has so many free, and holds so many in what is there already. Disks are not counted, as pools that
 //! hosts share would make the answer depend on the order of the creations.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    filter,
+    Engine, Policy, Protect, filter,
     score::Size,
     view::{HostView, Request},
 };
@@ -64,6 +64,30 @@ impl Capacity {
             domains,
         }
     }
+}
+
+/// Most VMs that [`protected`] counts.
+const COUNTED: u64 = 10_000;
+
+/// How many more VMs of a request, whose disks do not count, can be made one after the other so that room is kept for these domains.
+pub fn protected(request: &Request, hosts: &[HostView<'_>], policy: Policy, protect: &Arc<Protect>) -> u64 {
+    let mut engine = Engine::protecting(policy, protect);
+    hosts.iter().for_each(|host| engine.set(host));
+    let mut hosts: BTreeMap<_, _> = hosts
+        .iter()
+        .map(|host| (host.name.clone(), host.clone()))
+        .collect();
+    let vm = Size::of(request);
+    for made in 0..COUNTED {
+        let Some(host) = engine.choose(request).and_then(|name| hosts.get_mut(name)) else {
+            return made;
+        };
+        host.vcpus_reserved = host.vcpus_reserved.saturating_add(vm.vcpus);
+        host.memory_mib_reserved = host.memory_mib_reserved.saturating_add(vm.memory_mib);
+        host.vm_sizes.push((vm, 1));
+        engine.set(host);
+    }
+    COUNTED
 }
 
 /// VMs that a host can still take.

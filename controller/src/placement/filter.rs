@@ -9,7 +9,10 @@ use std::collections::BTreeSet;
 use dalgu_proto::{host::GuestFeature, vm::Nic};
 use serde::{Deserialize, Serialize};
 
-use super::view::{HostView, PoolView, Request};
+use super::{
+    score::Size,
+    view::{HostView, PoolView, Request},
+};
 
 /// A test that a host can fail. Named on the wire by [`Constraint::as_str`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,6 +50,8 @@ pub enum Constraint {
     Taint,
     /// A placement group keeps the VM away.
     Group,
+    /// A protected domain that fails would find no room then.
+    Protection,
 }
 
 impl Constraint {
@@ -69,6 +74,7 @@ impl Constraint {
             Self::Volume => "VOLUME",
             Self::Taint => "TAINT",
             Self::Group => "GROUP",
+            Self::Protection => "PROTECTION",
         }
     }
 }
@@ -178,6 +184,11 @@ pub(super) enum Lack<'a> {
         vm: &'a str,
         key: Option<&'a str>,
         domain: Option<&'a str>,
+    },
+    /// So much of a domain that fails would find no room, were the VM here. Found by [`super::decide`], on hosts that pass all other tests.
+    Protection {
+        domain: &'a str,
+        lacking: Size,
     },
 }
 
@@ -359,6 +370,7 @@ impl Lack<'_> {
             Self::GroupDomain { .. } | Self::GroupApart { .. } | Self::GroupTogether { .. } => {
                 Constraint::Group
             }
+            Self::Protection { .. } => Constraint::Protection,
         }
     }
 
@@ -378,6 +390,8 @@ impl Lack<'_> {
             Self::CpuCount { needed, cpus } => (needed.into(), cpus.into()),
             Self::CpuFree { needed, free, .. } => (needed.into(), free.into()),
             Self::Memory { needed, free, .. } | Self::Storage { needed, free, .. } => (needed, free),
+            Self::Protection { lacking, .. } if lacking.memory_mib > 0 => (lacking.memory_mib, 0),
+            Self::Protection { lacking, .. } => (lacking.vcpus.into(), 0),
             _ => (0, 0),
         }
     }
@@ -476,6 +490,10 @@ impl Lack<'_> {
             Self::GroupTogether { group, vm, .. } => {
                 format!("VM {vm} of group {group}, with which it stays together, is moving")
             }
+            Self::Protection { domain, lacking } => format!(
+                "were {domain} to fail then, {} vCPUs and {} MiB of its VMs would find no room elsewhere",
+                lacking.vcpus, lacking.memory_mib
+            ),
         }
     }
 }

@@ -9,9 +9,11 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Protect,
     filter::{self, Lack},
     remedy::Change,
     repair,
+    spare::Kept,
     view::{HostView, Request},
 };
 
@@ -48,23 +50,29 @@ struct Plan<'a> {
 pub(super) type Refused<'a> = (&'a HostView<'a>, &'a [Lack<'a>]);
 
 /// Finds the hint for a request that none of the hosts can take; these come in the order of their names.
-pub(super) fn find(request: &Request, hosts: &[Refused<'_>]) -> Hint {
-    let on_host = cheapest(request, hosts, Side::Host);
-    let in_request = cheapest(request, hosts, Side::Request);
+pub(super) fn find(request: &Request, hosts: &[Refused<'_>], protect: Option<&Protect>) -> Hint {
+    let of = |side| cheapest(request, hosts, side, protect);
+    let on_host = of(Side::Host);
+    let in_request = of(Side::Request);
     match (on_host, in_request) {
         (Some(one), Some(other)) if other.cost < one.cost => told(&other, Some(&one), request),
         (Some(one), other) => told(&one, other.as_ref(), request),
         (None, Some(one)) => told(&one, None, request),
-        (None, None) => match cheapest(request, hosts, Side::Both) {
+        (None, None) => match of(Side::Both) {
             Some(plan) => told(&plan, None, request),
-            None => another_host(request, hosts),
+            None => another_host(request, hosts, protect),
         },
     }
 }
 
 /// The cheapest plan that is proved; of equally cheap ones the first by the host's name. Only the costs are kept of the others: few are
 /// ever looked at again.
-fn cheapest<'a>(request: &Request, hosts: &[Refused<'a>], side: Side) -> Option<Plan<'a>> {
+fn cheapest<'a>(
+    request: &Request,
+    hosts: &[Refused<'a>],
+    side: Side,
+    protect: Option<&Protect>,
+) -> Option<Plan<'a>> {
     let mut changes = Vec::new();
     let costs = hosts.iter().zip(0_usize..).filter_map(|((host, lacks), index)| {
         changes.clear();
@@ -77,7 +85,13 @@ fn cheapest<'a>(request: &Request, hosts: &[Refused<'a>], side: Side) -> Option<
         let mut changes = Vec::new();
         remedies(lacks, host, request, side, &mut changes)?;
         let plan = Plan { cost, host, changes };
-        proved(plan, request, side)
+        let keeps = |changed: &Request, host: &HostView<'_>| {
+            let views = hosts
+                .iter()
+                .map(|(other, _)| if other.name == host.name { host } else { *other });
+            Kept::of(changed, views, protect).is_none_or(|kept| kept.check(&host.name).is_ok())
+        };
+        proved(plan, request, side, keeps)
     })
 }
 
@@ -119,7 +133,12 @@ fn cost(changes: &[Change], request: &Request) -> (u32, u64) {
 }
 
 /// Applies a plan, mends it where a change uncovered another lack, and gives it back once all tests pass.
-fn proved<'a>(mut plan: Plan<'a>, request: &Request, side: Side) -> Option<Plan<'a>> {
+fn proved<'a>(
+    mut plan: Plan<'a>,
+    request: &Request,
+    side: Side,
+    keeps: impl Fn(&Request, &HostView<'_>) -> bool,
+) -> Option<Plan<'a>> {
     let (mut changed, mut hosts) = (request.clone(), vec![plan.host.clone()]);
     let mut fresh = plan.changes.clone();
     for _ in 0..ROUNDS {
@@ -129,6 +148,9 @@ fn proved<'a>(mut plan: Plan<'a>, request: &Request, side: Side) -> Option<Plan<
         let host = &hosts[0];
         let lacks = filter::lacks(&changed, host);
         if lacks.is_empty() {
+            if !keeps(&changed, host) {
+                plan.changes.push(Change::IgnoreProtection);
+            }
             plan.cost = cost(&plan.changes, request);
             return Some(plan);
         }
@@ -161,6 +183,7 @@ fn sentence(plan: &Plan<'_>, request: &Request) -> String {
         !matches!(
             change,
             Change::AnyHost
+                | Change::IgnoreProtection
                 | Change::DropSelector { .. }
                 | Change::LeaveVolume { .. }
                 | Change::Tolerate { .. }
@@ -185,7 +208,7 @@ fn listed(changes: &[Change]) -> String {
 }
 
 /// The last resort: nothing that could be done with the hosts there are would help.
-fn another_host(request: &Request, hosts: &[Refused<'_>]) -> Hint {
+fn another_host(request: &Request, hosts: &[Refused<'_>], protect: Option<&Protect>) -> Hint {
     let (cpus, memory_mib) = (request.spec.vcpus, request.spec.reserved_memory_mib());
     let missing = request.host.as_ref().filter(|wanted| {
         request.exclude.as_ref() != Some(*wanted) && !hosts.iter().any(|(host, _)| host.name == **wanted)
@@ -204,6 +227,16 @@ fn another_host(request: &Request, hosts: &[Refused<'_>]) -> Hint {
     add.apply(&mut request.clone(), &mut fitting);
     let broken = fitting.iter().flat_map(|host| request.rules.lacks(host));
     changes.extend(broken.filter_map(|lack| repair::in_request(&lack, request)));
+    if protect.is_some() {
+        // A host that is alone in its field has none that stands in for it.
+        let mut all: Vec<_> = hosts.iter().map(|(host, _)| (*host).clone()).collect();
+        add.apply(&mut request.clone(), &mut all);
+        let kept = Kept::of(request, &all, protect);
+        let new = all.last().map(|host| &host.name);
+        if kept.zip(new).is_some_and(|(kept, new)| kept.check(new).is_err()) {
+            changes.push(Change::IgnoreProtection);
+        }
+    }
     changes.push(add);
     let text = listed(&changes);
     Hint {

@@ -15,6 +15,7 @@ mod remedy;
 mod repair;
 mod rules;
 mod score;
+pub mod spare;
 mod view;
 mod wire;
 mod worth;
@@ -31,21 +32,25 @@ use std::collections::BTreeMap;
 use dalgu_proto::ids::HostName;
 use serde::{Deserialize, Serialize};
 
-use self::score::Score;
 pub use self::{
-    capacity::{Capacity, DomainCapacity},
+    capacity::{Capacity, DomainCapacity, protected},
     engine::Engine,
     filter::{Constraint, Shortfall},
     hint::Hint,
     remedy::Change,
     rules::{Held, Members, Rules, broken, conflict, domain},
-    score::{Part, Rule, Strain},
+    score::{Part, Rule, Size, Strain},
+    spare::{Protect, Spare},
     view::{
         Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
         default_reserved_memory_mib, used_percent,
     },
     wire::to_wire,
     worth::Worth,
+};
+use self::{
+    score::Score,
+    spare::{Kept, Short},
 };
 
 /// What makes a host better among those with the same load.
@@ -103,6 +108,9 @@ pub struct Decision {
     /// Hosts without a verdict: [`decide_keeping`] left them out.
     #[serde(default)]
     pub omitted: u32,
+    /// It was asked for although room is kept for protected domains.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignored_protection: bool,
 }
 
 /// Decides where a VM goes. The names of `hosts` are unique; their order does not matter.
@@ -120,11 +128,18 @@ pub fn decide_keeping<'a>(
 ) -> Decision {
     let rule = rule.into();
     let mut scores = Vec::new();
+    let kept_room = Kept::of(request, hosts, rule.protect);
     // All lacks in one place: a large site that refuses has one or more for each host.
     let (mut lacks, mut lacking) = (Vec::new(), Vec::new());
     for host in hosts {
         let before = lacks.len();
         filter::find(request, host, &mut lacks);
+        if lacks.len() == before
+            && let Some(Err(Short { domain, lacking })) =
+                kept_room.as_ref().map(|kept| kept.check(&host.name))
+        {
+            lacks.push(filter::Lack::Protection { domain, lacking });
+        }
         if lacks.len() == before {
             scores.push(Score::of(request, host, rule));
         } else {
@@ -140,25 +155,55 @@ pub fn decide_keeping<'a>(
         let verdicts: Vec<_> = refused.iter().copied().map(Verdict::refused).collect();
         return Decision {
             host: None,
-            hint: Some(hint::find(request, &refused)),
+            hint: Some(hint::find(request, &refused, rule.protect)),
             summary: not_placed(request, &verdicts),
             verdicts,
             omitted: 0,
+            ignored_protection: request.ignore_protection,
         };
     }
     let kept = kept.max(2);
     if hosts.len() > kept {
         scores.truncate(kept);
-        return chosen(&scores, rule.policy, None, hosts.len());
+        return chosen(request, &scores, rule.policy, None, hosts.len());
     }
-    let mut decision = chosen(&scores, rule.policy, Some(scores.len()), hosts.len());
+    let mut decision = chosen(request, &scores, rule.policy, Some(scores.len()), hosts.len());
     decision.verdicts.extend(refused.map(Verdict::refused));
     decision.omitted = 0;
     decision
 }
 
+/// The refusal of a VM that would become larger where it is: so much of a protected domain would find no room then.
+pub fn unprotected(host: &HostName, domain: &str, lacking: Size) -> Decision {
+    let lack = filter::Lack::Protection { domain, lacking }.shortfall();
+    Decision {
+        host: None,
+        summary: lack.message.clone(),
+        verdicts: vec![Verdict {
+            host: host.clone(),
+            fits: false,
+            shortfalls: vec![lack],
+            score: Vec::new(),
+            rank: 0,
+        }],
+        hint: Some(Hint {
+            text: Change::IgnoreProtection.to_string(),
+            changes: vec![Change::IgnoreProtection],
+            alternative: Vec::new(),
+        }),
+        omitted: 0,
+        ignored_protection: false,
+    }
+}
+
 /// The decision for the first of the best hosts. `fitting` is how many fit, where that is known; `all`, how many there are.
-fn chosen(best: &[Score<'_>], policy: Policy, fitting: Option<usize>, all: usize) -> Decision {
+fn chosen(
+    request: &Request,
+    best: &[Score<'_>],
+    policy: Policy,
+    fitting: Option<usize>,
+    all: usize,
+) -> Decision {
     let verdicts: Vec<_> = best
         .iter()
         .zip(1..)
@@ -176,6 +221,7 @@ fn chosen(best: &[Score<'_>], policy: Policy, fitting: Option<usize>, all: usize
         summary: placed(&verdicts, fitting, all),
         omitted: u32::try_from(all - verdicts.len()).unwrap_or(u32::MAX),
         verdicts,
+        ignored_protection: request.ignore_protection,
     }
 }
 
@@ -236,12 +282,15 @@ fn not_placed(request: &Request, verdicts: &[Verdict]) -> String {
             }
         }
     }
+    let mut all = verdicts.iter().flat_map(|verdict| &verdict.shortfalls);
+    let unprotected = all.find(|one| one.constraint == Constraint::Protection);
+    let unprotected = unprotected.map_or_else(String::new, |shortfall| format!("; {}", shortfall.message));
     let counts: Vec<_> = counts
         .into_iter()
         .map(|(constraint, hosts)| format!("{} {hosts}", constraint.as_str()))
         .collect();
     format!(
-        "none of {} can take it; hosts that fail each test: {}",
+        "none of {} can take it; hosts that fail each test: {}{unprotected}",
         plural(verdicts.len(), "host"),
         counts.join(", ")
     )

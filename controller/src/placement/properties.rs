@@ -7,7 +7,7 @@ use std::{
 
 use dalgu_proto::{
     ids::VmName,
-    placement::{Group, Rule, Taint, Toleration},
+    placement::{self as wanted, Group, Taint, Toleration},
     vm::{Nic, Plug, Spec},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -56,6 +56,7 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
                 accelerator,
                 needs: Needs::default(),
                 rules,
+                ignore_protection: false,
             }
         },
     )
@@ -88,7 +89,11 @@ pub(super) fn rules() -> impl Strategy<Value = Rules> {
         Members {
             group: Group {
                 name: format!("g{index}").parse().unwrap(),
-                rule: if apart { Rule::AntiAffinity } else { Rule::Affinity },
+                rule: if apart {
+                    wanted::Rule::AntiAffinity
+                } else {
+                    wanted::Rule::Affinity
+                },
                 preferred,
                 topology_key: by_rack.then(|| "rack".to_owned()),
             },
@@ -246,12 +251,47 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
                 usage,
                 ..tests::host("h1")
             })
+            .map(peopled)
             .collect()
     })
 }
 
 pub(super) fn policy() -> impl Strategy<Value = Policy> {
     select(vec![Policy::Spread, Policy::Pack])
+}
+
+/// So many cases, or as many as `PROPTEST_CASES` says: 100,000 take minutes.
+pub(super) fn cases(usual: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    ProptestConfig {
+        cases: asked.unwrap_or(usual),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// What is protected: nothing, hosts, racks.
+pub(super) fn protect() -> impl Strategy<Value = Protect> {
+    let marks: [&[&str]; 5] = [&[], &["host"], &["rack"], &["host", "rack"], &["rack=a"]];
+    select(marks.to_vec()).prop_map(|marks| {
+        let marks: Vec<_> = marks.iter().map(|mark| (*mark).to_owned()).collect();
+        Protect::try_from(marks).unwrap()
+    })
+}
+
+/// A host on which two VMs hold what is reserved.
+pub(super) fn peopled(mut host: HostView<'static>) -> HostView<'static> {
+    let (vcpus, memory_mib) = (host.vcpus_reserved / 3, host.memory_mib_reserved / 2);
+    let first = Size { vcpus, memory_mib };
+    let second = Size {
+        vcpus: host.vcpus_reserved - vcpus,
+        memory_mib: host.memory_mib_reserved - memory_mib,
+    };
+    host.vm_sizes = vec![(first, 1), (second, 1)];
+    host.vm_sizes.retain(|(size, _)| *size != Size::default());
+    host
 }
 
 /// Whether a host holds no more than it has, reckoned without the code under test. What was there before the first VM
@@ -279,7 +319,7 @@ fn reserve(request: &Request, host: &mut HostView) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(10_000))]
 
     #[test]
     fn no_host_is_ever_overcommitted(requests in vec(request(), 1..12), mut hosts in hosts(), policy in policy()) {
@@ -301,17 +341,17 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_the_hosts_does_not_matter(request in request(), hosts in hosts(), policy in policy(), turn in 0..6_usize) {
+    fn the_order_of_the_hosts_does_not_matter(request in request(), hosts in hosts(), policy in policy(), protect in protect(), turn in 0..6_usize) {
         let mut turned = hosts.clone();
         let by = turn % turned.len().max(1);
         turned.rotate_left(by);
         turned.reverse();
-        prop_assert_eq!(decide(&request, &hosts, &policy), decide(&request, &turned, &policy));
+        prop_assert_eq!(decide(&request, &hosts, Rule { protect: Some(&protect), ..Rule::from(&policy) }), decide(&request, &turned, Rule { protect: Some(&protect), ..Rule::from(&policy) }));
     }
 
     #[test]
-    fn every_host_gets_exactly_one_verdict_and_ranks_have_no_gaps(request in request(), hosts in hosts(), policy in policy()) {
-        let decision = decide(&request, &hosts, &policy);
+    fn every_host_gets_exactly_one_verdict_and_ranks_have_no_gaps(request in request(), hosts in hosts(), policy in policy(), protect in protect()) {
+        let decision = decide(&request, &hosts, Rule { protect: Some(&protect), ..Rule::from(&policy) });
         let named: BTreeSet<_> = decision.verdicts.iter().map(|verdict| &verdict.host).collect();
         prop_assert_eq!(decision.verdicts.len(), hosts.len());
         prop_assert_eq!(named.len(), hosts.len());
@@ -327,8 +367,8 @@ proptest! {
     }
 
     #[test]
-    fn doing_what_the_hint_says_makes_it_fit(request in request(), hosts in hosts(), policy in policy()) {
-        let Some(hint) = decide(&request, &hosts, &policy).hint else { return Ok(()) };
+    fn doing_what_the_hint_says_makes_it_fit(request in request(), hosts in hosts(), policy in policy(), protect in protect()) {
+        let Some(hint) = decide(&request, &hosts, Rule { protect: Some(&protect), ..Rule::from(&policy) }).hint else { return Ok(()) };
         for changes in [&hint.changes, &hint.alternative] {
             if changes.is_empty() {
                 continue;
@@ -337,7 +377,7 @@ proptest! {
             for change in changes {
                 change.apply(&mut changed, &mut there);
             }
-            let after = decide(&changed, &there, &policy);
+            let after = decide(&changed, &there, Rule { protect: Some(&protect), ..Rule::from(&policy) });
             prop_assert!(after.host.is_some(), "{} did not help: {}", hint.text, after.summary);
             prop_assert!(changed.spec.vcpus > 0 && changed.spec.memory_mib >= 32);
         }
@@ -345,14 +385,14 @@ proptest! {
     }
 
     #[test]
-    fn no_smaller_amount_than_the_hint_says_would_do(request in request(), hosts in hosts(), policy in policy()) {
-        let Some(hint) = decide(&request, &hosts, &policy).hint else { return Ok(()) };
+    fn no_smaller_amount_than_the_hint_says_would_do(request in request(), hosts in hosts(), policy in policy(), protect in protect()) {
+        let Some(hint) = decide(&request, &hosts, Rule { protect: Some(&protect), ..Rule::from(&policy) }).hint else { return Ok(()) };
         for changes in [&hint.changes, &hint.alternative] {
             let [change] = changes.as_slice() else { continue };
             let Some(less) = a_little_less(change) else { continue };
             let (mut changed, mut there) = (request.clone(), hosts.clone());
             less.apply(&mut changed, &mut there);
-            prop_assert_eq!(decide(&changed, &there, &policy).host, None, "{} was more than needed", hint.text);
+            prop_assert_eq!(decide(&changed, &there, Rule { protect: Some(&protect), ..Rule::from(&policy) }).host, None, "{} was more than needed", hint.text);
         }
     }
 }

@@ -152,6 +152,8 @@ pub enum Change {
         /// Where it is.
         host: String,
     },
+    /// Take the room that is kept for protected domains.
+    IgnoreProtection,
     /// Register another host that has what the request names.
     AddHost {
         /// The one that was asked for but is not registered; `None` for any.
@@ -168,6 +170,7 @@ impl Change {
     pub fn apply(&self, request: &mut Request, hosts: &mut Vec<HostView>) {
         match self {
             Self::AnyHost => request.host = None,
+            Self::IgnoreProtection => request.ignore_protection = true,
             Self::DropSelector { key } => drop(request.spec.host_selector.remove(key)),
             Self::Tolerate { key, value } => {
                 let (key, value) = (key.clone(), Some(value.clone()));
@@ -279,7 +282,7 @@ impl Change {
             | Self::RemoveTaint { .. }
             | Self::Tolerate { .. } => (2, 1000),
             Self::MakeReady { .. } | Self::Relieve { .. } => (4, 0),
-            Self::LeaveVolume { .. } | Self::LeaveGroup { .. } => (6, 0),
+            Self::LeaveVolume { .. } | Self::LeaveGroup { .. } | Self::IgnoreProtection => (6, 0),
             Self::AddBridge { .. } | Self::RepairPool { .. } | Self::AddFeature { .. } => (5, 0),
             Self::AddPool { .. } => (8, 0),
             Self::AddHost { .. } => (100, 0),
@@ -342,6 +345,7 @@ pub(super) fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         vcpus_reserved: 0,
         memory_mib_reserved: 0,
         vms: 0,
+        vm_sizes: Vec::new(),
         pools: request.pools().map(|(pool, mib)| empty_pool(pool, mib)).collect(),
         bridges: spec
             .nics
@@ -413,6 +417,9 @@ impl fmt::Display for Change {
                 write!(f, "give {host} {} ({})", feature.as_str(), feature.remedy())
             }
             Self::AnyHost => f.write_str("name no host"),
+            Self::IgnoreProtection => {
+                f.write_str("ask with `--ignore-protection`, which takes room that is kept")
+            }
             Self::DropSelector { key } => write!(f, "leave label {key} out of the host selector"),
             Self::RemoveTaint { host, key } => write!(f, "take the taint {key} off {host}"),
             Self::Tolerate { key, value } => write!(f, "have the VM tolerate the taint {key}={value}"),

@@ -19,7 +19,8 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         | Lack::Volume { .. }
         | Lack::GroupDomain { .. }
         | Lack::GroupApart { .. }
-        | Lack::GroupTogether { .. } => return None,
+        | Lack::GroupTogether { .. }
+        | Lack::Protection { .. } => return None,
         Lack::State { state } => Change::MakeReady {
             host: name(),
             state: state.to_owned(),
@@ -108,6 +109,7 @@ pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
                 group: group.to_owned(),
             });
         }
+        Lack::Protection { .. } => return Some(Change::IgnoreProtection),
         Lack::Selector { key, .. } => Change::DropSelector { key: key.to_owned() },
         Lack::Volume { volume, host } => Change::LeaveVolume {
             volume: volume.to_owned(),

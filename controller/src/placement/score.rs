@@ -17,7 +17,7 @@ use dalgu_proto::ids::HostName;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Policy, Worth,
+    Policy, Protect, Worth,
     view::{HostView, Request, StallView, UsageView},
 };
 
@@ -101,11 +101,11 @@ impl Load {
 
 /// Virtual processors, and memory in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub(super) struct Size {
+pub struct Size {
     /// Virtual processors.
-    pub(super) vcpus: u32,
+    pub vcpus: u32,
     /// Memory in MiB, for a VM with QEMU's overhead.
-    pub(super) memory_mib: u64,
+    pub memory_mib: u64,
 }
 
 impl Size {
@@ -131,6 +131,14 @@ impl Size {
             vcpus: host.vcpus_free(),
             memory_mib: host.memory_mib_free(),
         }
+    }
+
+    /// What is left of it once something is taken; `None` where it is not there.
+    pub(super) fn checked_less(self, taken: Self) -> Option<Self> {
+        Some(Self {
+            vcpus: self.vcpus.checked_sub(taken.vcpus)?,
+            memory_mib: self.memory_mib.checked_sub(taken.memory_mib)?,
+        })
     }
 
     /// What is left of it once something is taken.
@@ -161,6 +169,8 @@ pub struct Rule<'a> {
     pub policy: Policy,
     /// What room is worth, for [`Policy::Pack`]; without it, it is best fit alone.
     pub worth: Option<&'a Worth>,
+    /// The domains that room is kept for.
+    pub protect: Option<&'a Protect>,
 }
 
 impl From<&Policy> for Rule<'_> {
@@ -168,6 +178,7 @@ impl From<&Policy> for Rule<'_> {
         Self {
             policy: *policy,
             worth: None,
+            protect: None,
         }
     }
 }

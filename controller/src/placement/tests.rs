@@ -64,6 +64,7 @@ pub(super) fn host(name: &str) -> HostView<'static> {
         vcpus_reserved: 0,
         memory_mib_reserved: 0,
         vms: 0,
+        vm_sizes: Vec::new(),
         pools: vec![pool("local", false)],
         bridges: vec!["br0".to_owned()].into(),
         accelerator: "kvm".into(),

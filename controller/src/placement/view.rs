@@ -15,7 +15,7 @@ use dalgu_proto::{
     vm::{Disk, Spec},
 };
 
-use super::rules::Rules;
+use super::{rules::Rules, score::Size};
 
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
@@ -38,6 +38,8 @@ pub struct Request {
     pub needs: Needs,
     /// What its placement groups and the taints of hosts say.
     pub rules: Rules,
+    /// It may take the room that is kept for protected domains.
+    pub ignore_protection: bool,
 }
 
 /// What a host must have for a VM besides what its specification says.
@@ -72,6 +74,7 @@ impl Request {
             accelerator: None,
             needs: Needs::default(),
             rules: Rules::default(),
+            ignore_protection: false,
         }
     }
 
@@ -84,6 +87,7 @@ impl Request {
             accelerator: Some(accelerator.to_owned()),
             needs: Needs::default(),
             rules: Rules::default(),
+            ignore_protection: false,
         }
     }
 
@@ -103,6 +107,15 @@ impl Request {
     #[must_use]
     pub fn with_rules(self, rules: Rules) -> Self {
         Self { rules, ..self }
+    }
+
+    /// The same request, which may take the room that is kept for protected domains.
+    #[must_use]
+    pub fn ignoring_protection(self, ignore_protection: bool) -> Self {
+        Self {
+            ignore_protection,
+            ..self
+        }
     }
 
     /// Whether a disk is a volume that has its room.
@@ -361,6 +374,8 @@ pub struct HostView<'a> {
     pub memory_mib_reserved: u64,
     /// VMs that hold a reservation.
     pub vms: u32,
+    /// Sizes of these VMs, and how many have each; left out where nothing is protected.
+    pub vm_sizes: Vec<(Size, u32)>,
     /// Storage pools.
     pub pools: Vec<PoolView<'a>>,
     /// Linux bridges.

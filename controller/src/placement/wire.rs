@@ -27,6 +27,7 @@ pub fn to_wire(decision: &Decision, decided: Option<Timestamp>) -> v1::Placement
             .unwrap_or_default(),
         summary,
         decide_time: decided.map(time::to_wire),
+        ignored_protection: decision.ignored_protection,
     }
 }
 

@@ -3,18 +3,19 @@
 //! Filled in by [`crate::plans::look`] from what placement sees, and by benchmarks. Every move of every plan passes [`Site::check`] on the site as it
 //! is after the moves before it, and only then [`Site::apply`]: so no prefix of a plan breaks what holds for the whole.
 //!
-//! Room is what VMs reserve, never what they use. Besides, a host may fail: the site *has spare room* while the VMs of any one host fit
-//! into what the others have free, whatever order they come in. A plan does not take that away, nor makes it less where it is lacking.
+//! Room is what VMs reserve, never what they use. Besides, a host may fail, or a domain that the site protects: the site *has spare room* while the VMs of
+//! any one find room on the others, by the account that placement goes by ([`Spare`]). A plan does not take that away, nor makes it less where it is lacking.
 
 use std::fmt;
 
 use super::Move;
+use crate::placement::{
+    Size, Spare,
+    spare::{Row, Step},
+};
 
 /// Place of a host or of a VM in its row.
 pub type Slot = usize;
-
-/// Shares of the largest host, in millionths.
-const WHOLE: u64 = 1_000_000;
 
 /// How much a VM uses of the processors: what is expected until the next look, and how far that varies.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -48,6 +49,15 @@ pub struct Vm {
     pub disks: Vec<(Slot, u64)>,
 }
 
+impl Vm {
+    const fn size(&self) -> Size {
+        Size {
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+        }
+    }
+}
+
 /// A host.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Host {
@@ -71,6 +81,28 @@ pub struct Host {
     pub resting: bool,
     /// Free room of its pools, by the pool's place; a pool that it has not got has none.
     pub pools_mib: Vec<u64>,
+    /// Hosts of one field stand in for each other.
+    pub field: String,
+    /// Domains that may fail, which it is of; none: it fails by itself.
+    pub domains: Vec<String>,
+}
+
+impl Host {
+    fn row(&self, slot: Slot) -> Row {
+        Row {
+            capacity: Size {
+                vcpus: self.vcpus,
+                memory_mib: self.memory_mib,
+            },
+            takes: self.open || self.pressed,
+            field: self.field.clone(),
+            domains: match self.domains.is_empty() {
+                true => vec![slot.to_string()],
+                false => self.domains.clone(),
+            },
+            ..Row::default()
+        }
+    }
 }
 
 /// Which hosts may have a VM: one bit for each.
@@ -164,7 +196,13 @@ impl Site {
             here[vm.host].push(slot);
             held[vm.host].put(vm);
         }
-        let spare = Spare::new(&hosts, &vms, &held);
+        let mut rows: Vec<_> = hosts
+            .iter()
+            .enumerate()
+            .map(|(slot, host)| host.row(slot))
+            .collect();
+        vms.iter().for_each(|vm| rows[vm.host].put(vm.size()));
+        let spare = Spare::new(rows);
         Self {
             hosts,
             vms,
@@ -205,9 +243,9 @@ impl Site {
         !self.here[host].is_empty()
     }
 
-    /// Whether the VMs of any one host would find room on the others.
+    /// Whether the VMs of any one host or protected domain would find room on the others.
     pub fn has_spare_room(&self) -> bool {
-        self.spare.margin() >= 0
+        self.spare.keeps()
     }
 
     /// What moves copy, in MiB.
@@ -219,7 +257,12 @@ impl Site {
     /// Whether a VM may move to a host now.
     pub fn check(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
         self.fits(vm, to)?;
-        match self.spare.allows(self, vm, to) {
+        let (from, size) = (self.vms[vm].host, self.vms[vm].size());
+        let step = Step {
+            leaves: Some((from, size)),
+            comes: (to, size),
+        };
+        match self.spare.allows(step) {
             true => Ok(()),
             false => Err(Refusal::SpareRoom),
         }
@@ -258,7 +301,8 @@ impl Site {
     /// Has a host take VMs, or none.
     pub fn set_open(&mut self, host: Slot, open: bool) {
         self.hosts[host].open = open;
-        self.spare.changed(&self.hosts, &self.held, &[host]);
+        let takes = open || self.hosts[host].pressed;
+        self.spare.update(host, |row| row.takes = takes);
     }
 
     /// Moves a VM for which [`Site::check`] has said yes, or [`Site::has_room`] where room for a host that fails is looked at in the end.
@@ -281,7 +325,9 @@ impl Site {
                 }
             }
         }
-        self.spare.changed(&self.hosts, &self.held, &[from, to]);
+        let size = moved.size();
+        self.spare.update(from, |row| row.take(size));
+        self.spare.update(to, |row| row.put(size));
     }
 }
 
@@ -300,118 +346,5 @@ impl Held {
         self.mean = (self.mean - vm.load.mean).max(0.0);
         self.variance = (self.variance - vm.load.variance).max(0.0);
         self.next = (self.next - vm.load.next).max(0.0);
-    }
-}
-
-/// Room for the VMs of a host that fails, kept up to date with each move.
-///
-/// A VM finds no room on a host only where less than the largest VM's processors, or memory, is free. So were one of host h's VMs
-/// to find none, each other host would have taken, in processors or in memory, at least what it has free beyond the largest
-/// VM: of host g, the lesser share `s` of the two. Therefore all of h's VMs find room if the sum of the others' `s` is at least `u`, the sum of
-/// h's shares in processors and memory. That is enough and not more than enough is asked: a site that can do without a host may be said not to.
-#[derive(Debug, Clone, Default)]
-struct Spare {
-    largest: (u32, u64),
-    whole: (u64, u64),
-    rows: Vec<(i64, i64)>,
-    sum: i64,
-    /// The most that is asked of the sum, over all hosts: `s + u`.
-    most: i64,
-}
-
-impl Spare {
-    fn new(hosts: &[Host], vms: &[Vm], held: &[Held]) -> Self {
-        let mut spare = Self {
-            largest: (
-                vms.iter().map(|vm| vm.vcpus).max().unwrap_or(0),
-                vms.iter().map(|vm| vm.memory_mib).max().unwrap_or(0),
-            ),
-            whole: (
-                hosts
-                    .iter()
-                    .map(|host| u64::from(host.vcpus))
-                    .max()
-                    .unwrap_or(0)
-                    .max(1),
-                hosts.iter().map(|host| host.memory_mib).max().unwrap_or(0).max(1),
-            ),
-            ..Self::default()
-        };
-        spare.rows = hosts
-            .iter()
-            .zip(held)
-            .map(|(host, held)| spare.row(host, held))
-            .collect();
-        spare.sum = spare.rows.iter().map(|(s, _)| s).sum();
-        spare.most = spare.asked();
-        spare
-    }
-
-    fn row(&self, host: &Host, held: &Held) -> (i64, i64) {
-        let share = |value: u64, whole: u64, up: bool| {
-            let value = u128::from(value) * u128::from(WHOLE);
-            let whole = u128::from(whole);
-            i64::try_from(if up { value.div_ceil(whole) } else { value / whole }).unwrap_or(i64::MAX)
-        };
-        let beyond = |capacity: u64, held: u64, largest: u64| {
-            capacity
-                .saturating_sub(held)
-                .saturating_sub(largest.saturating_sub(1))
-        };
-        let vcpus = beyond(host.vcpus.into(), held.vcpus.into(), self.largest.0.into());
-        let memory = beyond(host.memory_mib, held.memory_mib, self.largest.1);
-        let spare = share(vcpus, self.whole.0, false).min(share(memory, self.whole.1, false));
-        let used = share(held.vcpus.into(), self.whole.0, true) + share(held.memory_mib, self.whole.1, true);
-        let counts = host.open || host.pressed;
-        (if counts { spare } else { 0 }, used)
-    }
-
-    fn asked(&self) -> i64 {
-        self.rows.iter().map(|(s, u)| s + u).max().unwrap_or(0)
-    }
-
-    fn margin(&self) -> i64 {
-        self.sum - self.most
-    }
-
-    fn allows(&self, site: &Site, vm: Slot, to: Slot) -> bool {
-        let moved = &site.vms[vm];
-        let from = moved.host;
-        let (mut less, mut more) = (site.held[from], site.held[to]);
-        less.take(moved);
-        more.put(moved);
-        let (left, come) = (
-            self.row(&site.hosts[from], &less),
-            self.row(&site.hosts[to], &more),
-        );
-        let sum = self.sum - self.rows[from].0 - self.rows[to].0 + left.0 + come.0;
-        let least = self.margin().min(0);
-        let new = (left.0 + left.1).max(come.0 + come.1);
-        if sum - self.most.max(new) >= least {
-            return true;
-        }
-        // What asks the most may be one of the two hosts as they were.
-        let others = self
-            .rows
-            .iter()
-            .enumerate()
-            .filter(|(host, _)| *host != from && *host != to);
-        let most = others.map(|(_, (s, u))| s + u).fold(new, i64::max);
-        sum - most >= least
-    }
-
-    fn changed(&mut self, hosts: &[Host], held: &[Held], changed: &[Slot]) {
-        let mut again = false;
-        for host in changed.iter().copied() {
-            let (s, u) = self.rows[host];
-            again |= s + u == self.most;
-            let row = self.row(&hosts[host], &held[host]);
-            self.sum += row.0 - s;
-            self.rows[host] = row;
-            self.most = self.most.max(row.0 + row.1);
-        }
-        if again {
-            self.most = self.asked();
-        }
     }
 }

@@ -148,6 +148,7 @@ fn start(tx: &mut Tx, caller: &Caller, step: &PlanStep, policy: Policy) -> Resul
         destination: Some(step.destination.clone()),
         max_downtime_ms: step.max_downtime_ms,
         bandwidth_mib_per_second: 0,
+        ignore_protection: false,
         policy,
     };
     migrate::migrate(tx, caller, vm.name.as_str(), "", ask)

@@ -10,7 +10,7 @@ use crate::{
     blocking::beside,
     hosts,
     model::{DrainMode, PlanFigures, PlanStep, StepState, VmRecord},
-    placement::{HostView, Request, is_pressed, may_have},
+    placement::{HostView, Request, is_pressed, may_have, spare::Row},
     planner::{Figures, Host, Move, Plan, Rule, Site, Slot, Vm},
     state::{Db, State},
     verbs::migrate::{self, DEFAULT_DOWNTIME_MS},
@@ -50,9 +50,16 @@ impl Look {
         let pools = pool_places(&views);
         let mut rules = Rules::new(&views);
         let resting = resting(state, now);
-        let row = |view: &HostView<'_>| Host {
-            resting: resting.contains(&view.name),
-            ..host(view, &pools)
+        // Each host by itself, whatever else the site protects.
+        let protect = state.protect.and_hosts();
+        let row = |view: &HostView<'_>| {
+            let Row { field, domains, .. } = Row::of(view, &protect);
+            Host {
+                resting: resting.contains(&view.name),
+                field,
+                domains,
+                ..host(view, &pools)
+            }
         };
         let mut rows: Vec<_> = views.iter().map(row).collect();
         let (mut vms, mut ids) = (Vec::new(), Vec::new());
@@ -182,6 +189,7 @@ fn host(view: &HostView<'_>, pools: &BTreeMap<String, Slot>) -> Host {
         contended: is_pressed(view),
         resting: false,
         pools_mib,
+        ..Host::default()
     }
 }
 

@@ -123,10 +123,12 @@ impl Core {
         };
         let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
         let wakes = config.power.automatic;
+        let protect = Arc::new(config.placement.protect.clone());
         db.change(move |tx| {
             tx.set_pool_policy(policy);
             tx.set_close_pressed(close);
             tx.set_wakes_hosts(wakes);
+            tx.set_protect(protect);
         })
         .await;
         let agents = Arc::new(Agents::new(dial));

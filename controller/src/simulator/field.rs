@@ -296,6 +296,7 @@ fn view(number: usize, shape: &Shape) -> HostView<'static> {
         vcpus_reserved: 0,
         memory_mib_reserved: 0,
         vms: 0,
+        vm_sizes: Vec::new(),
         pools: Vec::new(),
         bridges: Cow::default(),
         accelerator: "kvm".into(),

@@ -11,7 +11,7 @@ use dalgu_proto::ids::HostName;
 use super::State;
 use crate::{
     hosts,
-    placement::{Decision, Engine, Policy, Request},
+    placement::{Decision, Engine, Policy, Request, Size},
 };
 
 /// See the module.
@@ -76,21 +76,35 @@ impl Fleet {
         policy: Policy,
         kept: usize,
     ) -> Decision {
+        self.engine(state, policy)
+            .decide(request, kept, || hosts::views(state))
+    }
+
+    /// Whether a VM may become larger where it is, as far as protected domains go; else which one would lack how much.
+    pub(super) fn may_grow(
+        &mut self,
+        state: &State,
+        host: &HostName,
+        (from, to): (Size, Size),
+        policy: Policy,
+    ) -> Result<(), (String, Size)> {
+        let grown = self.engine(state, policy).may_grow(host, from, to);
+        grown.map_err(|short| (short.domain.to_owned(), short.lacking))
+    }
+
+    /// The engine with every change that was marked.
+    fn engine(&mut self, state: &State, policy: Policy) -> &Engine {
         self.follow(state);
-        if self
-            .engine
-            .as_ref()
-            .is_some_and(|engine| engine.policy() != policy)
-        {
+        let fits = |engine: &Engine| engine.policy() == policy && engine.protects(&state.protect);
+        if self.engine.as_ref().is_some_and(|engine| !fits(engine)) {
             self.mark_all();
         }
-        let engine = self.engine.get_or_insert_with(|| {
-            let mut engine = Engine::new(policy);
+        self.engine.get_or_insert_with(|| {
+            let mut engine = Engine::protecting(policy, &state.protect);
             hosts::views(state).iter().for_each(|view| engine.set(view));
             self.made = true;
             engine
-        });
-        engine.decide(request, kept, || hosts::views(state))
+        })
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
         EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
         OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
     },
-    placement::{Decision, Policy, PoolPolicy, Request},
+    placement::{Decision, Policy, PoolPolicy, Protect, Request, Size},
     space::Space,
     store::{Batch, Table, Write},
     verbs,
@@ -122,6 +122,19 @@ impl Tx {
         self.fleet.borrow_mut().decide(&self.state, request, policy, kept)
     }
 
+    /// Whether room is kept for protected domains when a VM of a host becomes larger; else which one would lack how much.
+    pub fn may_grow(
+        &self,
+        host: &HostName,
+        from: Size,
+        to: Size,
+        policy: Policy,
+    ) -> Result<(), (String, Size)> {
+        self.fleet
+            .borrow_mut()
+            .may_grow(&self.state, host, (from, to), policy)
+    }
+
     /// Whether the engine knew, when this change began, what was true then.
     #[cfg(test)]
     pub(crate) fn fleet_is_current(&self) -> bool {
@@ -179,6 +192,19 @@ impl Tx {
                 reserved.vms.saturating_add(1)
             } else {
                 reserved.vms.saturating_sub(1)
+            };
+            let size = Size {
+                vcpus: spec.vcpus,
+                memory_mib: spec.reserved_memory_mib(),
+            };
+            let alike = reserved.sizes.get(&size).copied().unwrap_or(0);
+            match if add {
+                alike.saturating_add(1)
+            } else {
+                alike.saturating_sub(1)
+            } {
+                0 => reserved.sizes.remove(&size),
+                alike => reserved.sizes.insert(size, alike),
             };
             for disk in spec.volumes() {
                 change(
@@ -598,6 +624,12 @@ impl Tx {
     /// Whether hosts that are off are woken for what finds no room, by the configuration. Not stored.
     pub fn set_wakes_hosts(&mut self, wakes: bool) {
         self.state.wakes_hosts = wakes;
+    }
+
+    /// The domains that room is kept for, by the configuration. Not stored.
+    pub fn set_protect(&mut self, protect: Arc<Protect>) {
+        self.fleet.get_mut().mark_all();
+        self.state.protect = protect;
     }
 
     /// Notes how full a pool is; `None` for the host of a shared one. Not stored.

@@ -64,6 +64,8 @@ pub struct Restore {
     pub pools: BTreeMap<String, String>,
     /// Networks of interfaces, in place of what they were plugged into; `None` leaves one out.
     pub networks: BTreeMap<String, Option<NetworkName>>,
+    /// It may take the room that is kept for protected domains.
+    pub ignore_protection: bool,
     /// Which host is best.
     pub policy: Policy,
 }
@@ -472,6 +474,7 @@ pub fn restore(tx: &mut Tx, caller: &Caller, id: BackupId, ask: Restore) -> Resu
         description,
         stopped: ask.stopped,
         host,
+        ignore_protection: ask.ignore_protection,
         policy: ask.policy,
     };
     tx.backup_event(&backup, "BackupRestoring", &format!("as {}{left_out}", new.name));

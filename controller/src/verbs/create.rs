@@ -14,7 +14,7 @@ use crate::{
     hosts, images,
     model::{DrainMode, EventKind, HostState, Intent, OperationKind, Outcome, VmRecord},
     networks,
-    placement::{self, Decision, Needs, Policy, Request},
+    placement::{self, Decision, Needs, Policy, Request, Rule},
     placement_groups,
     power::look,
     state::{State, Tx},
@@ -57,6 +57,8 @@ pub struct Create {
     pub stopped: bool,
     /// Only this host.
     pub host: Option<HostName>,
+    /// It may take the room that is kept for protected domains.
+    pub ignore_protection: bool,
     /// Which host is best.
     pub policy: Policy,
 }
@@ -98,7 +100,17 @@ pub fn place(
 
 /// Decides on a state that is only looked at.
 pub fn scan(state: &State, policy: Policy) -> impl FnOnce(&Request) -> Decision {
-    move |request| placement::decide_keeping(request, &hosts::views(state), &policy, VERDICTS_KEPT)
+    move |request| {
+        placement::decide_keeping(request, &hosts::views(state), rule(state, policy), VERDICTS_KEPT)
+    }
+}
+
+/// How it is decided on a state.
+pub fn rule(state: &State, policy: Policy) -> Rule<'_> {
+    Rule {
+        protect: Some(&state.protect),
+        ..Rule::from(&policy)
+    }
 }
 
 /// What a creation would do now.
@@ -132,6 +144,7 @@ pub fn check(
     let request = Request::new(spec.clone())
         .with_needs(found.needs)
         .with_rules(rules)
+        .ignoring_protection(new.ignore_protection)
         .on(new.host.clone());
     let (owner, decision) = place(state, &request, decide)?;
     if let Some(host) = state.hosts.get(&owner) {

@@ -32,6 +32,8 @@ pub struct Migrate {
     pub max_downtime_ms: u32,
     /// Limit of the streams; 0 for none.
     pub bandwidth_mib_per_second: u32,
+    /// It may take the room that is kept for protected domains.
+    pub ignore_protection: bool,
     /// Which host is best.
     pub policy: Policy,
 }
@@ -152,7 +154,8 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         });
     }
     possible(tx, &vm)?;
-    let (destination, decision) = place(tx, &request(tx, &vm, ask.destination), |request| {
+    let asked = request(tx, &vm, ask.destination).ignoring_protection(ask.ignore_protection);
+    let (destination, decision) = place(tx, &asked, |request| {
         tx.decide(request, ask.policy, VERDICTS_KEPT)
     })?;
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);

@@ -19,7 +19,7 @@ use crate::{
     hosts, images,
     model::{Change, DrainMode, EventKind, Observation, Outcome, VmRecord, VolumeRecord},
     networks,
-    placement::{self, Policy, Request},
+    placement::{self, Policy, Request, Size},
     state::{State, Tx},
     verbs::migrate,
     volumes,
@@ -55,6 +55,8 @@ pub struct Update {
     pub poolless: BTreeSet<String>,
     /// Network interfaces, all of them.
     pub nics: Option<Vec<Nic>>,
+    /// It may take the room that is kept for protected domains.
+    pub ignore_protection: bool,
     /// Which host is best; for the hint where its own has no room.
     pub policy: Policy,
 }
@@ -89,6 +91,9 @@ pub fn update(
         vm.change = Some(changed(&old, &vm));
         vm.new_volumes = volumes::resolve::unmade(tx, &vm.spec.disks);
         fits(tx, &old, &vm, update.policy)?;
+        if !update.ignore_protection {
+            leaves_room(tx, &old, &vm, update.policy)?;
+        }
     }
     if vm != old {
         tx.event(EventKind::Vm, "VmUpdated", &vm.name, "changed", None);
@@ -547,7 +552,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     }
     // Where it would have the room that it asks for.
     let elsewhere = migrate::request(state, new, None);
-    let best = placement::decide_keeping(&elsewhere, &hosts::views(state), &policy, 2);
+    let best = placement::decide_keeping(&elsewhere, &hosts::views(state), create::rule(state, policy), 2);
     if let Some(hint) = &mut decision.hint {
         let other = match best.host {
             Some(host) => format!(
@@ -560,6 +565,26 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     }
     Err(Error::NoCapacity {
         decision: Box::new(decision),
+        sleeper: None,
+    })
+}
+
+/// Refuses what takes the room that is kept for protected domains.
+fn leaves_room(tx: &Tx, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result<(), Error> {
+    let size = |vm: &VmRecord| {
+        let held = vm.held();
+        Size {
+            vcpus: held.vcpus,
+            memory_mib: held.reserved_memory_mib(),
+        }
+    };
+    let (before, after) = (size(old), size(new));
+    if after.vcpus <= before.vcpus && after.memory_mib <= before.memory_mib {
+        return Ok(());
+    }
+    let grown = tx.may_grow(&new.owner, before, after, policy);
+    grown.map_err(|(domain, lacking)| Error::NoCapacity {
+        decision: Box::new(placement::unprotected(&new.owner, &domain, lacking)),
         sleeper: None,
     })
 }

@@ -16,7 +16,7 @@ async fn place(clients: &Clients, vm: &str) -> (String, VmState) {
     (status.host, state)
 }
 
-fn drain(name: &str) -> v1::DrainHostRequest {
+pub fn drain(name: &str) -> v1::DrainHostRequest {
     v1::DrainHostRequest {
         name: name.into(),
         deadline_seconds: 60,
@@ -24,7 +24,7 @@ fn drain(name: &str) -> v1::DrainHostRequest {
     }
 }
 
-fn restore(name: &str) -> v1::RestoreHostRequest {
+pub fn restore(name: &str) -> v1::RestoreHostRequest {
     v1::RestoreHostRequest {
         name: name.into(),
         ..Default::default()
@@ -46,7 +46,7 @@ async fn vms(clients: &mut Clients, on: &str, modes: &[(&str, DrainMode)]) {
     }
 }
 
-async fn over(clients: &Clients, name: &str) -> v1::HostDrain {
+pub async fn over(clients: &Clients, name: &str) -> v1::HostDrain {
     let ended = || async { host(clients, name).await.drain.unwrap().end_time.is_some() };
     eventually("the drain ends", ended).await;
     host(clients, name).await.drain.unwrap()

@@ -21,6 +21,7 @@ mod networks;
 mod placement;
 mod plan;
 mod power;
+mod protection;
 mod redfish;
 mod restore;
 mod site;

@@ -73,6 +73,7 @@ async fn join(clients: &Clients, vm: &str, groups: &[&str]) -> Result<v1::Vm, to
         update_mask: Some(FieldMask {
             paths: vec!["placement_groups".into()],
         }),
+        ignore_protection: false,
         request_id: request_id(),
     };
     Ok(clients.clone().vms.update_vm(request).await?.into_inner())

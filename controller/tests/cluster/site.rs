@@ -11,8 +11,9 @@ use std::{
 
 use dalgu_controller::{
     Controller, Parts,
-    config::{Config, Power},
+    config::{Config, Placement, Power},
     pki,
+    placement::Protect,
     server::limits::Limits,
     store::memory::Disk,
 };
@@ -59,6 +60,8 @@ pub struct Site {
     pub power: Power,
     /// Room that the store's disk must have.
     pub reserve_mib: u32,
+    /// Domains that the next controller keeps room for.
+    pub protect: Protect,
     /// So many seconds the controllers' clock is ahead.
     ahead_seconds: Arc<AtomicI64>,
     endpoint: watch::Sender<String>,
@@ -221,6 +224,7 @@ impl Site {
             limits: Limits::default(),
             power: Power::default(),
             reserve_mib: 1,
+            protect: Protect::default(),
             ahead_seconds: Arc::default(),
             endpoint,
             running: None,
@@ -236,6 +240,10 @@ impl Site {
             limits: self.limits,
             power: self.power.clone(),
             store_reserve_mib: self.reserve_mib,
+            placement: Placement {
+                protect: self.protect.clone(),
+                ..Placement::default()
+            },
             ..Config::default()
         }
     }

@@ -164,6 +164,7 @@ fn update(to: Option<&str>, request_id: &str) -> v1::UpdateVmRequest {
         update_mask: Some(prost_types::FieldMask {
             paths: vec!["spec.disks".into()],
         }),
+        ignore_protection: false,
         request_id: request_id.into(),
     }
 }

@@ -260,6 +260,7 @@ async fn request(site: &Site, input: &mut Input<'_>, sequence: u64) -> Option<()
             v1::UpdateVmRequest {
                 vm: Some(vm(&name)),
                 update_mask: mask(&["labels", "description"]),
+                ignore_protection: false,
                 request_id
             }
         ),

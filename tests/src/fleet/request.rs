@@ -287,6 +287,7 @@ fn relabel(name: String, request_id: String) -> v1::UpdateVmRequest {
     v1::UpdateVmRequest {
         vm: Some(vm),
         update_mask: Some(prost_types::FieldMask { paths }),
+        ignore_protection: false,
         request_id,
     }
 }

@@ -323,6 +323,7 @@ async fn vms(operator: &Operator, site: &Site) -> Result<()> {
     let request = v1::UpdateVmRequest {
         vm: Some(changed),
         update_mask: mask(&["labels", "description", "spec.restart_policy"]),
+        ignore_protection: false,
         request_id: id(),
     };
     let etag = vms.update_vm(request).await?.into_inner().etag;

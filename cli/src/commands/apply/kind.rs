@@ -495,6 +495,7 @@ impl Declared {
                     vm: Some(*vm),
                     update_mask,
                     request_id,
+                    ignore_protection: false,
                 };
                 let call = async |client: &Client| client.vms().update_vm(request.clone()).await;
                 let vm = session.change(CALL_TIMEOUT, call).await?;

@@ -169,6 +169,7 @@ fn changed(args: &UpdateArgs, old: &v1::Vm) -> Result<v1::UpdateVmRequest, Error
             paths: paths.into_iter().map(str::to_owned).collect(),
         }),
         request_id: request_id(args.request_id.as_ref()),
+        ignore_protection: args.ignore_protection,
     })
 }
 

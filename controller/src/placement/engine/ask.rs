@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::matches,
-    placement::{Members, Request, score::Size},
+    placement::{Members, Request, score::Size, spare::Step},
 };
 
 /// See the module.
@@ -111,6 +111,20 @@ impl<'a> Ask<'a> {
             && self.has_room(row, engine)
             && (!self.by_name || self.is_met_by_name(&engine.hosts[slot as usize]))
             && (!(self.grouped || row.tainted) || self.is_let_in(&engine.hosts[slot as usize]))
+            && self.keeps_room(slot, engine)
+    }
+
+    /// Whether room is kept for protected domains when it comes there.
+    fn keeps_room(&self, slot: Slot, engine: &Engine) -> bool {
+        let kept = engine.kept.as_ref().filter(|_| !self.request.ignore_protection);
+        let source = self.exclude.map(|source| source as usize);
+        kept.is_none_or(|(_, spare)| {
+            source.is_some_and(|source| spare.is_left(source))
+                || spare.allows(Step {
+                    leaves: source.map(|source| (source, self.size)),
+                    comes: (slot as usize, self.size),
+                })
+        })
     }
 
     /// How much a host goes against what is only preferred.

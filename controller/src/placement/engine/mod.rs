@@ -40,8 +40,9 @@ use self::{
     index::{Best, Index},
 };
 use super::{
-    Decision, HostView, Policy, Request, Rule, Worth, chosen, decide_keeping,
+    Decision, HostView, Policy, Protect, Request, Rule, Size, Spare, Worth, chosen, decide_keeping,
     score::{Cost, Score},
+    spare::{self, Short, Step},
 };
 
 /// Place of a host in the rows.
@@ -63,6 +64,8 @@ pub struct Engine {
     labels: HashMap<String, HashMap<String, Index>>,
     /// Hosts with taints that only make them worse.
     softly_tainted: usize,
+    /// What is protected, and the room that is kept for it, by slot.
+    kept: Option<(Arc<Protect>, Spare)>,
 }
 
 impl Engine {
@@ -79,6 +82,32 @@ impl Engine {
             all: Index::new(policy),
             labels: HashMap::new(),
             softly_tainted: 0,
+            kept: None,
+        }
+    }
+
+    /// Without hosts, keeping room for these domains.
+    pub fn protecting(policy: Policy, protect: &Arc<Protect>) -> Self {
+        Self {
+            kept: (!protect.is_empty()).then(|| (protect.clone(), Spare::default())),
+            ..Self::new(policy)
+        }
+    }
+
+    /// Whether it keeps room for these.
+    pub fn protects(&self, protect: &Protect) -> bool {
+        let kept = self.kept.as_ref().map(|(kept, _)| &**kept);
+        kept.map_or(protect.is_empty(), |kept| kept == protect)
+    }
+
+    /// Whether room is kept when a VM of a host becomes larger.
+    pub fn may_grow(&self, host: &HostName, from: Size, to: Size) -> Result<(), Short<'_>> {
+        match (&self.kept, self.slots.get(host)) {
+            (Some((_, spare)), Some(slot)) => spare.check(Step {
+                leaves: Some((*slot as usize, from)),
+                comes: (*slot as usize, to),
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -96,6 +125,7 @@ impl Engine {
         Rule {
             policy: self.policy,
             worth: self.worth.as_deref(),
+            protect: self.kept.as_ref().map(|(protect, _)| &**protect),
         }
     }
 
@@ -121,6 +151,7 @@ impl Engine {
             self.rows.push(row);
             self.slots.insert(view.name.clone(), slot);
             self.reindex(slot, true);
+            self.keep(slot, view);
             return;
         };
         let before = &self.hosts[slot as usize];
@@ -138,6 +169,13 @@ impl Engine {
             self.reindex(slot, true);
         }
         self.rows[slot as usize] = row;
+        self.keep(slot, view);
+    }
+
+    fn keep(&mut self, slot: Slot, view: &HostView<'_>) {
+        if let Some((protect, spare)) = &mut self.kept {
+            spare.set(slot as usize, spare::Row::of(view, protect));
+        }
     }
 
     /// Forgets a host.
@@ -153,6 +191,9 @@ impl Engine {
         }
         self.hosts.swap_remove(slot as usize);
         self.rows.swap_remove(slot as usize);
+        if let Some((_, spare)) = &mut self.kept {
+            spare.swap_remove(slot as usize);
+        }
         if last != slot {
             let moved = HostName::clone(&self.hosts[slot as usize].name);
             self.slots.insert(moved, slot);
@@ -182,7 +223,7 @@ impl Engine {
         if self.len() > kept {
             let best = self.best(request, kept);
             if !best.is_empty() {
-                return chosen(&best, self.policy, None, self.len());
+                return chosen(request, &best, self.policy, None, self.len());
             }
         }
         decide_keeping(request, &views(), self.rule(), kept)
@@ -292,6 +333,10 @@ impl Engine {
     pub(crate) fn without_hosts(&self) -> Self {
         Self {
             names: self.names.clone(),
+            kept: self
+                .kept
+                .as_ref()
+                .map(|(protect, _)| (protect.clone(), Spare::default())),
             ..Self::new(self.policy)
         }
     }
@@ -313,7 +358,9 @@ impl Engine {
                 labels.collect::<std::collections::BTreeMap<_, _>>(),
             )
         };
+        let kept = |engine: &Self| engine.kept.as_ref().map(|(_, spare)| spare.image());
         self.len() == other.len()
+            && kept(self) == kept(other)
             && self
                 .slots
                 .keys()

@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use super::*;
 use crate::placement::{
     Bound, Needs, UsageView, decide,
-    properties::{host_name, hosts, policy, request, rules, taints},
+    properties::{cases, host_name, hosts, peopled, policy, protect, request, rules, taints},
     tests,
 };
 
@@ -47,7 +47,7 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
             host.pools[0].reserved_mib = pool.0;
             host.pools[0].shared = pool.1;
             host.bridges = bridges.iter().map(|name| (*name).to_owned()).collect();
-            host
+            peopled(host)
         },
     )
 }
@@ -107,7 +107,11 @@ fn ask() -> impl Strategy<Value = Request> {
 }
 
 fn engine(policy: Policy, hosts: &[HostView<'_>]) -> Engine {
-    let mut engine = Engine::new(policy);
+    protecting(policy, &Protect::default(), hosts)
+}
+
+fn protecting(policy: Policy, protect: &Protect, hosts: &[HostView<'_>]) -> Engine {
+    let mut engine = Engine::protecting(policy, &Arc::new(protect.clone()));
     hosts.iter().for_each(|host| engine.set(host));
     engine
 }
@@ -131,18 +135,6 @@ fn agrees(engine: &Engine, hosts: &[HostView<'_>], requests: &[Request]) -> Resu
     Ok(())
 }
 
-/// So many cases, or as many as `PROPTEST_CASES` says: 100,000 take minutes.
-fn cases(usual: u32) -> ProptestConfig {
-    let asked = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok());
-    ProptestConfig {
-        cases: asked.unwrap_or(usual),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
     #![proptest_config(cases(4000))]
 
@@ -156,10 +148,23 @@ proptest! {
     #![proptest_config(cases(1500))]
 
     #[test]
-    fn it_does_not_matter_how_a_site_came_about(
-        before in site(), after in site(), requests in vec(ask(), 1..4), policy in policy(), promised in 0..6000_u64,
+    fn the_engine_answers_as_the_scan_does_where_room_is_kept(
+        hosts in site(), requests in vec(ask(), 1..4), policy in policy(), protect in protect(), ignoring in any::<bool>(),
     ) {
-        let mut engine = engine(policy, &before);
+        let ignoring = requests.iter().map(|request| request.clone().ignoring_protection(ignoring));
+        let requests: Vec<_> = requests.iter().cloned().chain(ignoring).collect();
+        agrees(&protecting(policy, &protect, &hosts), &hosts, &requests)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1500))]
+
+    #[test]
+    fn it_does_not_matter_how_a_site_came_about(
+        before in site(), after in site(), requests in vec(ask(), 1..4), policy in policy(), promised in 0..6000_u64, protect in protect(),
+    ) {
+        let mut engine = protecting(policy, &protect, &before);
         for host in &after {
             engine.set(host);
         }

@@ -218,6 +218,7 @@ async fn a_disk_is_counted_and_named_as_new_until_it_is_made_and_as_there_until_
         destination: None,
         max_downtime_ms: 100,
         bandwidth_mib_per_second: 0,
+        ignore_protection: false,
         policy: Policy::default(),
     };
     let moved = db

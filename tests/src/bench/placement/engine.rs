@@ -1,9 +1,8 @@
 //! How fast the engine decides.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use dalgu_controller::placement::{Engine, HostView, Policy, Request, decide};
+use dalgu_controller::placement::{Engine, HostView, Policy, Protect, Request, Rule, decide};
 use dalgu_proto::ids::HostName;
 use fastrand::Rng;
 use nix::time::{ClockId, clock_gettime};
@@ -35,30 +34,44 @@ const FULL: u32 = 75;
 /// # Errors
 /// If the engine does not answer as the plain scan does.
 pub fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
-    for policy in [Policy::Pack, Policy::Spread] {
+    let nothing = Arc::new(Protect::default());
+    let racks = Protect::try_from(vec!["host".to_owned(), "rack".to_owned()]).map_err(anyhow::Error::msg)?;
+    let racks = Arc::new(racks);
+    for (policy, protect) in [
+        (Policy::Pack, &nothing),
+        (Policy::Spread, &nothing),
+        (Policy::Pack, &racks),
+        (Policy::Spread, &racks),
+    ] {
         let mut medians = Vec::new();
         for hosts in &settings.hosts {
-            medians.push(measure(settings, policy, *hosts, report)?);
+            medians.push(measure(settings, (policy, protect), *hosts, report)?);
         }
         if let [first, .., last] = medians.as_slice() {
             let (from, to) = (settings.hosts[0], settings.hosts[settings.hosts.len() - 1]);
-            let name = format!("{}, growth of the median from {from} to {to} hosts", word(policy));
+            let name = format!(
+                "{}, growth of the median from {from} to {to} hosts",
+                word(policy, protect)
+            );
             report.add(one(name, "times", last / first));
         }
     }
     Ok(())
 }
 
-fn word(policy: Policy) -> &'static str {
-    match policy {
-        Policy::Pack => "pack",
-        Policy::Spread => "spread",
+fn word(policy: Policy, protect: &Protect) -> &'static str {
+    match (policy, protect.is_empty()) {
+        (Policy::Pack, true) => "pack",
+        (Policy::Spread, true) => "spread",
+        (Policy::Pack, false) => "pack, racks protected",
+        (Policy::Spread, false) => "spread, racks protected",
     }
 }
 
 /// A site with VMs on it.
 struct Site {
     engine: Engine,
+    protect: Arc<Protect>,
     hosts: Vec<HostView<'static>>,
     numbers: HashMap<HostName, usize>,
     /// Each VM with the number of its host.
@@ -67,7 +80,7 @@ struct Site {
 }
 
 impl Site {
-    fn new(count: usize, policy: Policy, seed: u64) -> Self {
+    fn new(count: usize, policy: Policy, protect: &Arc<Protect>, seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let hosts: Vec<_> = (0..count).map(|number| site::host(number, &mut rng)).collect();
         let numbers = hosts
@@ -75,7 +88,8 @@ impl Site {
             .zip(0..)
             .map(|(host, number)| (host.name.clone(), number));
         Self {
-            engine: Engine::new(policy),
+            engine: Engine::protecting(policy, protect),
+            protect: protect.clone(),
             numbers: numbers.collect(),
             hosts,
             vms: Vec::new(),
@@ -99,6 +113,13 @@ impl Site {
             used.0 += u64::from(request.spec.vcpus);
             used.1 += request.spec.reserved_memory_mib();
             self.place(request);
+        }
+    }
+
+    fn rule(&self, policy: &Policy) -> Rule<'_> {
+        Rule {
+            protect: Some(&self.protect),
+            ..Rule::from(policy)
         }
     }
 
@@ -130,10 +151,16 @@ impl Site {
 }
 
 /// Measures a site; gives the median of a decision.
-fn measure(settings: &Settings, policy: Policy, count: usize, report: &mut Report) -> anyhow::Result<f64> {
-    println!("{}, {count} hosts", word(policy));
-    let title = |what: &str| format!("{}, {count} hosts: {what}", word(policy));
-    let mut site = Site::new(count, policy, settings.seed);
+fn measure(
+    settings: &Settings,
+    (policy, protect): (Policy, &Arc<Protect>),
+    count: usize,
+    report: &mut Report,
+) -> anyhow::Result<f64> {
+    let word = word(policy, protect);
+    println!("{word}, {count} hosts");
+    let title = |what: &str| format!("{word}, {count} hosts: {what}");
+    let mut site = Site::new(count, policy, protect, settings.seed);
     let before = process::mib(std::process::id(), "VmRSS:")?;
     site.hosts.iter().for_each(|host| site.engine.set(host));
     let engine_mib = process::mib(std::process::id(), "VmRSS:")? - before;
@@ -191,7 +218,7 @@ fn measure(settings: &Settings, policy: Policy, count: usize, report: &mut Repor
         "bytes",
         engine_mib * 1_048_576.0 / vms,
     ));
-    if policy == Policy::Spread {
+    if policy == Policy::Spread && protect.is_empty() {
         refusal(
             &site,
             &title("a refusal with its whole explanation")["spread, ".len()..],
@@ -209,7 +236,8 @@ fn scan(settings: &Settings, site: &mut Site) -> anyhow::Result<Vec<f64>> {
     for _ in 0..scans {
         let request = site.request();
         let begin = processor()?;
-        let decision = dalgu_controller::placement::decide_keeping(&request, &site.hosts, &policy, 2);
+        let decision =
+            dalgu_controller::placement::decide_keeping(&request, &site.hosts, site.rule(&policy), 2);
         timed.push(nanoseconds(since(begin)?));
         anyhow::ensure!(
             decision.host.as_ref() == site.engine.choose(&request),

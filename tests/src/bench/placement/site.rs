@@ -4,7 +4,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dalgu_controller::placement::{Held, HostView, Members, PoolPolicy, PoolView, Request, Rules, UsageView};
+use dalgu_controller::placement::{
+    Held, HostView, Members, PoolPolicy, PoolView, Request, Rules, Size, UsageView,
+};
 use dalgu_proto::placement::{Group, Rule};
 use dalgu_proto::vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec};
 use fastrand::Rng;
@@ -61,6 +63,7 @@ pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
         vcpus_reserved: 0,
         memory_mib_reserved: 0,
         vms: 0,
+        vm_sizes: Vec::new(),
         pools: vec![pool("local", false, 2 << 20), pool("shared", true, 1 << 40)],
         bridges: bridges.iter().take(with).map(|name| (*name).to_owned()).collect(),
         accelerator: "kvm".into(),
@@ -172,6 +175,15 @@ pub(super) fn reserve(host: &mut HostView<'_>, request: &Request, add: bool) {
     change(&mut vcpus, request.spec.vcpus.into());
     host.vcpus_reserved = u32::try_from(vcpus).expect("fewer than a host may have");
     change(&mut host.memory_mib_reserved, request.spec.reserved_memory_mib());
+    let size = Size {
+        vcpus: request.spec.vcpus,
+        memory_mib: request.spec.reserved_memory_mib(),
+    };
+    match host.vm_sizes.iter_mut().find(|(other, _)| *other == size) {
+        Some((_, vms)) => *vms = if add { *vms + 1 } else { *vms - 1 },
+        None => host.vm_sizes.push((size, 1)),
+    }
+    host.vm_sizes.retain(|(_, vms)| *vms > 0);
     for (name, mib) in request.pools() {
         let own = host
             .pools
@@ -196,6 +208,7 @@ pub(super) fn seen<'a>(host: &'a HostView<'_>) -> HostView<'a> {
         pressed: host.pressed,
         labels: Cow::Borrowed(&host.labels),
         taints: Cow::Borrowed(&host.taints),
+        vm_sizes: host.vm_sizes.clone(),
         pools: host.pools.iter().map(pool).collect(),
         bridges: Cow::Borrowed(&host.bridges),
         accelerator: Cow::Borrowed(&host.accelerator),

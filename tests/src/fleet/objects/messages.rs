@@ -100,6 +100,7 @@ impl Thing {
                 Message::UpdateVm(Box::new(v1::UpdateVmRequest {
                     vm: Some(with_volume(&vm, volume)),
                     update_mask: only("spec.disks"),
+                    ignore_protection: false,
                     request_id,
                 }))
             }
@@ -112,6 +113,7 @@ impl Thing {
                 Message::UpdateVm(Box::new(v1::UpdateVmRequest {
                     vm: Some(vm),
                     update_mask: only("spec.disks"),
+                    ignore_protection: false,
                     request_id,
                 }))
             }
