@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -115,6 +116,8 @@ pub struct Placement {
     pub policy: Policy,
     /// Whether a host whose VMs are short of processors, memory or I/O takes no new ones.
     pub close_pressed_hosts: bool,
+    /// Most VMs on a host that has no limit of its own; none where it is not said.
+    pub max_vms_per_host: Option<NonZeroU32>,
 }
 
 impl Default for Placement {
@@ -122,6 +125,7 @@ impl Default for Placement {
         Self {
             policy: Policy::default(),
             close_pressed_hosts: true,
+            max_vms_per_host: None,
         }
     }
 }
@@ -370,7 +374,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
-             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\n\
+             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
              [rebalance]\nautomatic = true\nmoves_per_hour = 7\n";
         let expected = Config {
             data_dir: "/d".into(),
@@ -390,6 +394,7 @@ mod tests {
             placement: Placement {
                 policy: Policy::Pack,
                 close_pressed_hosts: false,
+                max_vms_per_host: NonZeroU32::new(40),
             },
             rebalance: Rebalance {
                 automatic: true,
@@ -467,7 +472,7 @@ mod tests {
             ),
             (
                 "[placement]\nspread = true",
-                "unknown field `spread`, expected `policy`",
+                "unknown field `spread`, expected one of `policy`, `close_pressed_hosts`",
             ),
             ("listen = 'here'", "listen = 'here'"),
             ("report_interval_ms = -1", "report_interval_ms = -1"),

@@ -41,7 +41,7 @@ use crate::model::{
     MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, PlacementGroupRecord,
     PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
 };
-use crate::{agent_wire::Reported, hosts::pools::Level, placement::PoolPolicy, space::Space};
+use crate::{agent_wire::Reported, hosts::pools::Level, placement::{PoolPolicy, Taken}, space::Space};
 
 /// Numbers of the site as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ pub struct Observing {
 /// What VMs, and volumes that no VM has, hold on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reserved {
-    /// Virtual processors.
+    /// Virtual processors; those that have logical ones of their own are in `taken`.
     pub vcpus: u64,
     /// Memory with QEMU's overhead.
     pub memory_mib: u64,
@@ -93,6 +93,8 @@ pub struct Reserved {
     pub vms: u32,
     /// Disk space by pool.
     pub disks_mib: OrdMap<String, u64>,
+    /// Processors, NUMA nodes, huge pages and bandwidth.
+    pub taken: Arc<Taken>,
 }
 
 /// What a host says of a VM that is not its own.
@@ -201,6 +203,8 @@ pub struct State {
     pub pool_policy: PoolPolicy,
     /// Hosts are closed for new VMs by their load. Not stored.
     pub close_pressed: bool,
+    /// Most VMs that a host takes of which nothing else is said; `None` for as many as have room. Not stored.
+    pub vms_most: Option<u32>,
     /// Pools that are nearly full or full: shared ones by name, others with their host. Not stored.
     pub pool_levels: OrdMap<(Option<HostName>, String), Level>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
@@ -266,6 +270,7 @@ impl State {
             space: None,
             pool_policy: PoolPolicy::default(),
             close_pressed: true,
+            vms_most: None,
             pool_levels: OrdMap::new(),
             sightings: OrdMap::new(),
             sighted: OrdMap::new(),

@@ -318,6 +318,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
             name: "net0".into(),
             plug: Plug::Bridge { bridge: "br0".into() },
             mac: String::new(),
+            reserved_mbit: None,
         }],
         kernel_boot: Some(kernel),
         restart_policy: RestartPolicy::Never,
@@ -327,6 +328,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     Fixture {
         cluster,

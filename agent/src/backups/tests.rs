@@ -57,6 +57,7 @@ fn spec() -> Spec {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     }
 }
 

@@ -226,6 +226,7 @@ mod tests {
                 tpm: false,
                 max_vcpus: None,
                 max_memory_mib: None,
+                fitting: Default::default(),
             },
             power: PowerState::Running,
             power_sequence: generation,

@@ -227,6 +227,7 @@ fn intent(generation: u64, power: PowerState) -> Intent {
             tpm: false,
             max_vcpus: None,
             max_memory_mib: None,
+            fitting: Default::default(),
         },
         power,
         power_sequence: generation,

@@ -9,9 +9,11 @@ mod snapshot;
 mod volume;
 
 use dalgu_proto::{
+    host::{NumaNode, Uplink},
     ids::{GroupName, HostName, NetworkName, OperationId, PlanId, VmName, VolumeName},
     image::Reference,
     time, v1,
+    vm::PageSize,
 };
 use jiff::Timestamp;
 
@@ -26,6 +28,7 @@ pub use self::{
 };
 use crate::{
     drains::advance,
+    placement::HostView,
     hosts,
     model::{
         EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
@@ -132,6 +135,7 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
             .flat_map(|seen| &seen.pending)
             .map(pending)
             .collect(),
+        numa: vm.places(&vm.owner).iter().cloned().map(Into::into).collect(),
     }
 }
 
@@ -140,6 +144,34 @@ fn pool_allocation(pool: &PoolView<'_>) -> v1::PoolAllocation {
         name: pool.name.to_string(),
         capacity_mib: pool.promisable_mib(),
         promised_mib: pool.reserved_mib,
+    }
+}
+
+fn node_allocation(view: &HostView<'_>, node: &NumaNode) -> v1::NodeAllocation {
+    let taken = &view.parts.taken;
+    let pages = |pages: PageSize| {
+        let bytes = pages.kib() << 10;
+        let known = node.huge_pages.iter().find(|known| known.page_size_bytes == bytes)?;
+        Some(v1::HugePageAllocation {
+            page_kib: pages.kib(),
+            capacity_mib: known.total.saturating_mul(pages.mib()),
+            reserved_mib: taken.pages_mib(node.id, pages),
+        })
+    };
+    v1::NodeAllocation {
+        node: node.id,
+        cpus_dedicated: u32::try_from(taken.cpus().filter(|cpu| node.cpus.contains(cpu)).count()).unwrap_or(u32::MAX),
+        vcpus_reserved: u32::try_from(taken.vcpus(node.id)).unwrap_or(u32::MAX),
+        memory_mib_reserved: taken.memory_mib(node.id),
+        huge_pages: [PageSize::Mib2, PageSize::Gib1].into_iter().filter_map(pages).collect(),
+    }
+}
+
+fn uplink_allocation(view: &HostView<'_>, uplink: &Uplink) -> v1::UplinkAllocation {
+    v1::UplinkAllocation {
+        bridge: uplink.bridge.clone(),
+        mbit_per_second: uplink.mbit_per_second,
+        mbit_per_second_reserved: view.parts.taken.mbit(&uplink.bridge),
     }
 }
 
@@ -171,6 +203,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         labels: host.labels.clone().into_iter().collect(),
         cpu_overcommit_ratio: host.cpu_overcommit_ratio,
         reserved_memory_mib: host.reserved_memory_mib,
+        max_vms: host.vms_most.unwrap_or(0),
         inventory: Some(host.inventory.clone().into()),
         usage: live.and_then(|live| live.usage.clone()).map(Into::into),
         allocation: Some(v1::HostAllocation {
@@ -180,6 +213,10 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
             memory_mib_reserved: view.memory_mib_reserved,
             vms: view.vms,
             pools: view.pools.iter().map(pool_allocation).collect(),
+            dedicated_cpus: view.parts.taken.cpus().collect(),
+            max_vms: view.vms_most.unwrap_or(0),
+            nodes: view.parts.nodes.iter().map(|node| node_allocation(&view, node)).collect(),
+            uplinks: view.parts.uplinks.iter().map(|uplink| uplink_allocation(&view, uplink)).collect(),
         }),
         address: host.address.clone(),
         boot_id: host.boot_id.clone(),

@@ -358,6 +358,7 @@ fn blank(new: &Registration, tx: &Tx) -> HostRecord {
         taints: BTreeSet::new(),
         cpu_overcommit_ratio: DEFAULT_OVERCOMMIT,
         reserved_memory_mib: default_reserved_memory_mib(new.inventory.memory_bytes >> 20),
+        vms_most: None,
         cordon: None,
         drain: None,
         // The site may have known the host before, and forgotten it or been restored: ahead of all sessions that it gave then.

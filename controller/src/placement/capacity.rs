@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    filter,
+    filter, numa,
     score::Size,
     view::{HostView, Request},
 };
@@ -73,7 +73,13 @@ fn fitting(request: &Request, host: &HostView<'_>) -> u64 {
     }
     let (vm, free) = (Size::of(request), Size::free(host));
     let by_vcpus = u64::from(free.vcpus / vm.vcpus.max(1));
-    by_vcpus.min(free.memory_mib / vm.memory_mib.max(1))
+    let by_room = by_vcpus.min(free.memory_mib / vm.memory_mib.max(1));
+    let places = host.vms_most.map_or(u64::MAX, |most| u64::from(most - host.vms));
+    let most = by_room.min(places);
+    match request.is_particular() {
+        true => numa::times(request, host, most),
+        false => most,
+    }
 }
 
 /// What a host holds, in such VMs.

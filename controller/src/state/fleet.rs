@@ -90,7 +90,8 @@ impl Fleet {
             self.made = true;
             engine
         });
-        engine.decide(request, kept, || hosts::views(state))
+        let view = |host: &HostName| Some(hosts::view(state, state.hosts.get(host)?));
+        engine.decide(request, kept, || hosts::views(state), view)
     }
 }
 

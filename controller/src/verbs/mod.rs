@@ -442,6 +442,11 @@ pub enum Error {
         /// What to do.
         next: &'static str,
     },
+    /// It is fitted onto its host by its size.
+    #[error(
+        "{0} has dedicated processors, huge pages or a NUMA policy, so its size is fixed: make a new VM of the other size, for example from a backup of it"
+    )]
+    SizeFixed(VmName),
     /// It boots from that disk.
     #[error("{vm} boots from disk {disk}: it stays the first of its disks")]
     BootDisk {

@@ -419,6 +419,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     Definition {
         id: VmId::from_uuid(Uuid::new_v4()),
@@ -456,6 +457,7 @@ fn fixture(cluster: ClusterId) -> contract::Fixture {
         name: "net0".into(),
         plug: Plug::Bridge { bridge: "br0".into() },
         mac: String::new(),
+        reserved_mbit: None,
     });
     contract::Fixture {
         cluster,

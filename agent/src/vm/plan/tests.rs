@@ -22,6 +22,7 @@ pub(super) fn vm(power: PowerState) -> Vm {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     let intent = Intent {
         generation: Generation(3),

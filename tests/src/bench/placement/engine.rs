@@ -107,7 +107,7 @@ impl Site {
     }
 
     fn place(&mut self, request: Request) {
-        if let Some(name) = self.engine.choose(&request) {
+        if let Some(name) = self.engine.choose(&request, |_| None) {
             let number = self.numbers[name];
             self.change(&request, number, true);
             self.vms.push((request, number));
@@ -149,7 +149,7 @@ fn measure(settings: &Settings, policy: Policy, count: usize, report: &mut Repor
         site.release();
         turned_over += since(begin)?;
         let begin = Begin::now()?;
-        let host = std::hint::black_box(site.engine.choose(&request)).cloned();
+        let host = std::hint::black_box(site.engine.choose(&request, |_| None)).cloned();
         timed.push(begin.nanoseconds()?);
         let begin = processor()?;
         if let Some(host) = host {
@@ -162,7 +162,7 @@ fn measure(settings: &Settings, policy: Policy, count: usize, report: &mut Repor
     let requests: Vec<_> = (0..settings.decisions).map(|_| site.request()).collect();
     let begin = processor()?;
     for request in &requests {
-        std::hint::black_box(site.engine.choose(request));
+        std::hint::black_box(site.engine.choose(request, |_| None));
     }
     let taken = since(begin)?;
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
@@ -212,7 +212,7 @@ fn scan(settings: &Settings, site: &mut Site) -> anyhow::Result<Vec<f64>> {
         let decision = dalgu_controller::placement::decide_keeping(&request, &site.hosts, &policy, 2);
         timed.push(nanoseconds(since(begin)?));
         anyhow::ensure!(
-            decision.host.as_ref() == site.engine.choose(&request),
+            decision.host.as_ref() == site.engine.choose(&request, |_| None),
             "the engine and the scan do not agree about {request:?}"
         );
     }
