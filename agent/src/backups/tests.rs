@@ -104,6 +104,7 @@ impl Host {
             documents: Default::default(),
             networks: Vec::new(),
             layers: Default::default(),
+            places: Vec::new(),
         };
         sim.create_volumes(&definition, false).await.unwrap();
         sim.define(&definition).await.unwrap();
