@@ -2,6 +2,7 @@
 //! `make test`; needs root and the set-up step.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     future::Future,
     os::fd::AsFd as _,
@@ -32,7 +33,7 @@ use dalgu_proto::{
     image::Digest,
     v1,
     vm::{
-        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, Plug, PowerReason, RestartPolicy, Spec,
+        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, NumaPlace, Plug, PowerReason, RestartPolicy, Spec,
         first_boot::Documents,
     },
 };
@@ -197,6 +198,10 @@ impl Hypervisor for InHost {
     async fn define(&self, definition: &Definition) -> Result<(), Error> {
         let definition = definition.clone();
         carried!(self, libvirt => libvirt.define(&definition))
+    }
+    async fn pin(&self, places: &BTreeMap<VmId, Vec<NumaPlace>>) -> Result<(), Error> {
+        let places = places.clone();
+        carried!(self, libvirt => libvirt.pin(&places))
     }
     async fn start(&self, id: VmId) -> Result<(), Error> {
         carried!(self, libvirt => Hypervisor::start(&*libvirt, id))

@@ -153,13 +153,13 @@ fn node_allocation(view: &HostView<'_>, node: &NumaNode) -> v1::NodeAllocation {
         let bytes = pages.kib() << 10;
         let known = node.huge_pages.iter().find(|known| known.page_size_bytes == bytes)?;
         Some(v1::HugePageAllocation {
-            page_kib: pages.kib(),
+            page_size_kib: pages.kib(),
             capacity_mib: known.total.saturating_mul(pages.mib()),
             reserved_mib: taken.pages_mib(node.id, pages),
         })
     };
     v1::NodeAllocation {
-        node: node.id,
+        id: node.id,
         cpus_dedicated: u32::try_from(taken.cpus().filter(|cpu| node.cpus.contains(cpu)).count()).unwrap_or(u32::MAX),
         vcpus_reserved: u32::try_from(taken.vcpus(node.id)).unwrap_or(u32::MAX),
         memory_mib_reserved: taken.memory_mib(node.id),
@@ -171,7 +171,7 @@ fn uplink_allocation(view: &HostView<'_>, uplink: &Uplink) -> v1::UplinkAllocati
     v1::UplinkAllocation {
         bridge: uplink.bridge.clone(),
         mbit_per_second: uplink.mbit_per_second,
-        mbit_per_second_reserved: view.parts.taken.mbit(&uplink.bridge),
+        reserved_mbit_per_second: view.parts.taken.mbit(&uplink.bridge),
     }
 }
 

@@ -11,6 +11,8 @@ pub mod host;
 pub mod image;
 pub mod migrate;
 pub mod network;
+#[cfg(test)]
+mod numa_tests;
 pub mod placement_group;
 pub mod plan;
 pub mod power;
