@@ -33,6 +33,7 @@ mod defects;
 mod documents;
 mod late;
 mod moving;
+mod pins;
 mod tombstones;
 mod unreadable;
 mod volumes;

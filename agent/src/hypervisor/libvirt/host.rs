@@ -123,11 +123,16 @@ impl Host {
         pins::apply(connect, cluster, &self.places(), &mut applied, &Root::default())
     }
 
-    /// The same after a start, where there is something to tell.
-    pub(super) fn pin(&self, connect: &Connect, cluster: ClusterId) -> Result<(), Error> {
-        match self.places().is_empty() {
-            true => Ok(()),
-            false => self.apply_pins(connect, cluster),
+    /// The same right after a start, where there is something to tell and nobody is about to. What fails is told again soon.
+    pub(super) fn pin(&self, connect: &Connect, cluster: ClusterId) {
+        let places = self.places();
+        if places.is_empty() || self.accelerator == Accelerator::Test {
+            return;
+        }
+        if let Ok(mut applied) = self.applied.try_lock()
+            && let Err(error) = pins::apply(connect, cluster, &places, &mut applied, &Root::default())
+        {
+            tracing::debug!(%error, "not every domain was told yet which processors are whose");
         }
     }
 

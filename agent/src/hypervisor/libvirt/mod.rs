@@ -488,7 +488,8 @@ impl Hypervisor for Libvirt {
             // Its disks are written to from now on. QEMU copies them again.
             host.copies.end(id, None);
             domain::start(connect, id, cluster, check_files)?;
-            host.pin(connect, cluster)
+            host.pin(connect, cluster);
+            Ok(())
         })
         .await
     }

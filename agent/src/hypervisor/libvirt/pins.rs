@@ -19,6 +19,7 @@ use virt_sys as sys;
 use super::{
     domain,
     error::{is_no_domain, is_wrong_state, of},
+    ffi,
     tree::{Element, Node, XmlError},
 };
 use crate::{
@@ -197,6 +198,7 @@ pub(super) fn apply(
     let domains = domain::list(connect, cluster)?;
     applied.retain(|id, _| domains.iter().any(|domain| domain.id == *id));
     let ours = domains.iter().filter(|domain| domain.mark.is_some());
+    let mut failed = Ok(());
     let up = ours.filter(|domain| matches!(domain.state, DomainState::Running | DomainState::Paused));
     for seen in up {
         let vcpus = usize::try_from(seen.vcpus).unwrap_or_default();
@@ -214,10 +216,12 @@ pub(super) fn apply(
         match tell(connect, seen.id, pins, &rest, applied) {
             // It ended meanwhile.
             Err(error) if is_no_domain(&error) || is_wrong_state(&error) => {}
-            other => other.map_err(|error| of("pin", seen.id, &error))?,
+            // The others are told all the same.
+            Err(error) => failed = Err(of("pin", seen.id, &error)),
+            Ok(()) => {}
         }
     }
-    Ok(())
+    failed
 }
 
 fn tell(
@@ -231,7 +235,8 @@ fn tell(
     let run = handle.id().unwrap_or_default();
     pins.push(rest.to_vec());
     let told = (run, pins);
-    if applied.get(&id) == Some(&told) {
+    // One that is being sent takes no orders until that has ended.
+    if applied.get(&id) == Some(&told) || ffi::job_stats(&handle).is_ok_and(|(kind, _)| kind != 0) {
         return Ok(());
     }
     let live = sys::VIR_DOMAIN_AFFECT_LIVE;
