@@ -12,7 +12,7 @@ use dalgu_proto::{
     },
     image::Digest,
     snapshot,
-    vm::{Disk, PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
+    vm::{Disk, NumaPlace, PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -103,6 +103,9 @@ pub struct Intent {
     /// Its snapshots; `None` where nothing was told of any, so that they stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<snapshot::Set>,
+    /// Where it is on this host, of one that is fitted onto NUMA nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<NumaPlace>,
 }
 
 /// Whose a VM's entry is.
@@ -283,6 +286,13 @@ impl Vm {
         let intent = self.intent.as_ref().filter(|_| !gone);
         let ports = intent.map(|intent| plugged(self.id, &intent.spec));
         ports.into_iter().flatten().collect()
+    }
+
+    /// Where it is on this host, as long as anything of it is here.
+    pub fn places(&self) -> &[NumaPlace] {
+        let gone = matches!(self.disposition, Disposition::Gone { .. });
+        let intent = self.intent.as_ref().filter(|_| !gone);
+        intent.map_or(&[], |intent| &intent.places)
     }
 
     /// Disks that are to be made: all, before they have been made once, then those that were added; volumes of the site only where

@@ -63,6 +63,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod migration;
 pub mod network;
+pub mod pins;
 mod qemu_img;
 mod recovery;
 pub mod reporter;

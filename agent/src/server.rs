@@ -236,6 +236,7 @@ impl AgentService for Service {
             address: request.destination_address,
             max_downtime_ms: request.max_downtime_ms,
             bandwidth_mib_per_second: request.bandwidth_mib_per_second,
+            places: convert::places(request.numa),
         };
         self.known(&request.vm_uid)?
             .send(send)

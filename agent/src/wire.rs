@@ -10,7 +10,7 @@ use dalgu_proto::{
     snapshot::Set,
     time::{duration_to_wire, to_wire},
     v1,
-    vm::{PowerState, Spec, first_boot::Documents},
+    vm::{NumaPlace, PowerState, Spec, first_boot::Documents},
 };
 use tonic::Status as Refusal;
 
@@ -70,6 +70,7 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         restart_mode,
         grace_period_seconds: wire.grace_period_seconds,
         snapshots,
+        places: places(wire.numa),
     };
     let told = Told {
         name,
@@ -117,7 +118,7 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
         memory_mib: status.size.1,
         told: status
             .asked
-            .map(|asked| told(asked, status.changed_spec, status.snapshots_told)),
+            .map(|asked| told(asked, status.changed_spec, status.snapshots_told, status.places)),
         snapshots: status.snapshots.into_iter().map(snapshot).collect(),
         pending_changes: status.pending.into_iter().map(pending).collect(),
     }
@@ -140,8 +141,14 @@ fn snapshot(seen: SnapshotSeen) -> wire::SnapshotReport {
     }
 }
 
-fn told(asked: Asked, spec: Option<Spec>, snapshots: Option<Set>) -> wire::VmTold {
+/// Where a VM is on a host.
+pub fn places(wire: Vec<v1::NumaPlace>) -> Vec<NumaPlace> {
+    wire.into_iter().map(Into::into).collect()
+}
+
+fn told(asked: Asked, spec: Option<Spec>, snapshots: Option<Set>, places: Vec<NumaPlace>) -> wire::VmTold {
     wire::VmTold {
+        numa: places.into_iter().map(Into::into).collect(),
         snapshots: snapshots.map(Into::into),
         spec: spec.map(Into::into),
         power_state: v1::PowerState::from(asked.power).into(),

@@ -126,6 +126,10 @@ fn failed() -> v1::Vm {
                 ..Default::default()
             }),
             firmware: v1::Firmware::UefiSecureBoot.into(),
+            cpu_policy: v1::CpuPolicy::Dedicated.into(),
+            huge_page_kib: 1_048_576,
+            numa_policy: v1::NumaPolicy::Spread.into(),
+            numa_nodes: 2,
             tpm: true,
             ..Default::default()
         }),
@@ -214,6 +218,24 @@ fn host() -> v1::Host {
                 name: "local".into(),
                 capacity_mib: 102_400,
                 promised_mib: 61_440,
+            }],
+            dedicated_cpus: vec![0, 1],
+            max_vms: 40,
+            nodes: vec![v1::NodeAllocation {
+                id: 0,
+                cpus_dedicated: 2,
+                vcpus_reserved: 1,
+                memory_mib_reserved: 512,
+                huge_pages: vec![v1::HugePageAllocation {
+                    page_size_kib: 2048,
+                    capacity_mib: 4096,
+                    reserved_mib: 1024,
+                }],
+            }],
+            uplinks: vec![v1::UplinkAllocation {
+                bridge: "br0".into(),
+                mbit_per_second: 10_000,
+                reserved_mbit_per_second: 2500,
             }],
         }),
         address: "10.77.0.11:7444".into(),

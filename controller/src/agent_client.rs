@@ -267,7 +267,7 @@ impl Agents {
             vm: Some(agent::VmIntent {
                 images,
                 first_boot: agent_wire::documents(vm),
-                ..agent_wire::intent(vm, &vm.intent, vm.epoch)
+                ..agent_wire::intent(vm, &vm.intent, vm.epoch, &vm.owner)
             }),
         };
         let answer = call(&vm.owner, COMMAND, client.ensure_vm(request)).await?;
@@ -318,7 +318,7 @@ impl Agents {
             migration_id: migration.id.to_string(),
             vm: Some(agent::VmIntent {
                 images: agent_wire::image::needs(state, vm, host),
-                ..agent_wire::intent(vm, &migration.intent, migration.destination_epoch)
+                ..agent_wire::intent(vm, &migration.intent, migration.destination_epoch, host)
             }),
             source_host: migration.source.to_string(),
         };
@@ -328,6 +328,7 @@ impl Agents {
 
     /// Tells the source of a migration to begin.
     pub async fn start(&self, state: &State, migration: &MigrationRecord) -> Result<(), Error> {
+        let vm = state.vms.get(&migration.vm);
         let host = &migration.source;
         let destination = &migration.destination;
         let target = state
@@ -344,6 +345,7 @@ impl Agents {
             destination_address: target.address.clone(),
             max_downtime_ms: migration.max_downtime_ms,
             bandwidth_mib_per_second: migration.bandwidth_mib_per_second,
+            numa: vm.map_or_else(Vec::new, |vm| agent_wire::places(vm, destination)),
         };
         call(host, "StartMigration", client.start_migration(request)).await?;
         Ok(())

@@ -10,7 +10,7 @@ use dalgu_proto::{
     ids::{Epoch, Generation, HostName, MigrationId, VmId},
     snapshot::Set,
     time, v1,
-    vm::{PowerState, RestartPolicy, Spec},
+    vm::{NumaPlace, PowerState, RestartPolicy, Spec},
 };
 
 use crate::model::{
@@ -64,6 +64,8 @@ pub struct Told {
     pub spec: Option<Spec>,
     /// Its snapshots; `None` where it was told of none.
     pub snapshots: Option<Set>,
+    /// Where it is on the host.
+    pub places: Vec<NumaPlace>,
 }
 
 /// A host's part in a migration, as it says.
@@ -89,8 +91,13 @@ pub struct Part {
     pub network_blackout_ms: Option<u64>,
 }
 
-/// What an agent is told a VM should be; of the images that its disks are made from, nothing.
-pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
+/// Where a VM is on a host, for that host's agent.
+pub fn places(vm: &VmRecord, host: &HostName) -> Vec<v1::NumaPlace> {
+    vm.places(host).iter().cloned().map(Into::into).collect()
+}
+
+/// What the agent of a host is told a VM should be there; of the images that its disks are made from, nothing.
+pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch, host: &HostName) -> agent::VmIntent {
     agent::VmIntent {
         uid: vm.id.to_string(),
         name: vm.name.to_string(),
@@ -106,6 +113,7 @@ pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch) -> agent::VmIntent {
         images: Vec::new(),
         first_boot: None,
         snapshots: vm.snapshots.set().map(Into::into),
+        numa: places(vm, host),
         new_disks: vm
             .change
             .iter()
@@ -197,6 +205,7 @@ fn told(wire: &agent::VmReport) -> Option<Told> {
         restart_policy: v1::RestartPolicy::try_from(told.restart_policy).ok()?.into(),
         spec: told.spec.clone().map(Spec::try_from).transpose().ok()?,
         snapshots: told.snapshots.clone().map(Set::try_from).transpose().ok()?,
+        places: told.numa.iter().cloned().map(Into::into).collect(),
     })
 }
 

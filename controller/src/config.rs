@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
@@ -121,6 +122,8 @@ pub struct Placement {
     pub close_pressed_hosts: bool,
     /// The domains of which any one may fail: room for its VMs is kept on the others.
     pub protect: Protect,
+    /// Most VMs on a host that has no limit of its own; none where it is not said.
+    pub max_vms_per_host: Option<NonZeroU32>,
 }
 
 impl Default for Placement {
@@ -129,6 +132,7 @@ impl Default for Placement {
             policy: Policy::default(),
             close_pressed_hosts: true,
             protect: Protect::default(),
+            max_vms_per_host: None,
         }
     }
 }
@@ -479,7 +483,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
-             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\n\
+             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
              protect = ['host', 'rack', 'room=m1']\n\
              [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
              min_on_minutes = 2\nmin_off_minutes = 3\nswitches_per_hour = 4\noff_limit_minutes = 5\non_limit_minutes = 6\n\
@@ -505,6 +509,7 @@ mod tests {
                 protect: vec!["host".to_owned(), "rack".to_owned(), "room=m1".to_owned()]
                     .try_into()
                     .unwrap(),
+                max_vms_per_host: NonZeroU32::new(40),
             },
             rebalance: Rebalance {
                 automatic: true,
@@ -603,7 +608,7 @@ mod tests {
             ),
             (
                 "[placement]\nspread = true",
-                "unknown field `spread`, expected one of `policy`",
+                "unknown field `spread`, expected one of `policy`, `close_pressed_hosts`",
             ),
             (
                 "[placement]\nprotect = ['rack=']",

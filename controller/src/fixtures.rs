@@ -45,6 +45,7 @@ pub(crate) fn spec() -> Spec {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     }
 }
 
@@ -94,6 +95,7 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         change: None,
         new_volumes: Default::default(),
         snapshots: Default::default(),
+        places: Default::default(),
         revision: 1,
     }
 }
@@ -106,6 +108,7 @@ pub(crate) fn host(name: &str) -> HostRecord {
         taints: Default::default(),
         cpu_overcommit_ratio: 4.0,
         reserved_memory_mib: 512,
+        vms_most: None,
         cordon: None,
         drain: None,
         power: None,
@@ -494,6 +497,7 @@ pub(crate) fn nic(name: &str, network: &str, groups: &[&str]) -> Nic {
             send_limit_mbit: None,
         }),
         mac: String::new(),
+        reserved_mbit: None,
     }
 }
 

@@ -361,9 +361,19 @@ fn moving(state: &State, host: &HostName, vm: &VmRecord, reported: &Reported) ->
     })
 }
 
+/// Where it is on a host, as the host was told: processors that another VM must not be given.
+fn placed(vm: &mut VmRecord, host: &HostName, reported: &Reported) {
+    let told = reported.told.iter();
+    let places = told.map(|told| &told.places).find(|places| !places.is_empty());
+    if let Some(places) = places {
+        vm.places.insert(host.clone(), places.clone());
+    }
+}
+
 fn take_over(tx: &mut Tx, vm: &VmRecord, (host, reported): &Seen) {
     let mut taken = ahead(vm, &[reported]);
     taken.owner = host.clone();
+    placed(&mut taken, host, reported);
     taken.change = taken.change.take().or_else(|| moving(tx, host, &taken, reported));
     let message = format!("taken over as it is on {host}");
     tx.event(EventKind::Vm, "VmTakenOver", &vm.name, message, None);
@@ -376,6 +386,9 @@ fn take_over(tx: &mut Tx, vm: &VmRecord, (host, reported): &Seen) {
 fn settle(tx: &mut Tx, vm: &VmRecord, source: &Seen, destination: &Seen, id: MigrationId) {
     let mut taken = ahead(vm, &[&destination.1, &source.1]);
     taken.owner = source.0.clone();
+    for (host, reported) in [source, destination] {
+        placed(&mut taken, host, reported);
+    }
     tx.observe(vm.id, None);
     tx.forget_sightings(vm.id);
     ask_both(tx, taken, &source.0, &destination.0, id);

@@ -31,7 +31,7 @@ use dalgu_proto::{
         PlacementGroupName, PlanId, ScheduleName, Session, VmId, VmName, VolumeName,
     },
     placement::{Taint, Toleration},
-    vm::{Disk, PowerState, RestartMode, Spec, first_boot::Documents},
+    vm::{Disk, NumaPlace, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -190,6 +190,9 @@ pub struct VmRecord {
     /// Its snapshots.
     #[serde(default, skip_serializing_if = "Snapshots::is_none")]
     pub snapshots: Snapshots,
+    /// Where it is on its host, and on the other side of its migration, of one that is fitted onto NUMA nodes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub places: BTreeMap<HostName, Vec<NumaPlace>>,
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,
@@ -231,6 +234,11 @@ impl VmRecord {
         Cow::Owned(spec)
     }
 
+    /// Where it is on a host.
+    pub fn places(&self, host: &HostName) -> &[NumaPlace] {
+        self.places.get(host).map_or(&[], Vec::as_slice)
+    }
+
     /// Disks that may not have been made yet.
     pub fn unmade(&self) -> impl Iterator<Item = &Disk> {
         let added = |disk: &Disk| {
@@ -261,6 +269,9 @@ pub struct HostRecord {
     pub cpu_overcommit_ratio: f64,
     /// Memory kept for the host itself.
     pub reserved_memory_mib: u64,
+    /// Most VMs that it takes; `None` for what the site says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vms_most: Option<u32>,
     /// Why it takes no new VMs; `None` when it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cordon: Option<String>,

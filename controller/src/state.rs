@@ -44,7 +44,7 @@ use crate::model::{
 use crate::{
     agent_wire::Reported,
     hosts::pools::Level,
-    placement::{PoolPolicy, Protect, Size},
+    placement::{PoolPolicy, Protect, Size, Taken},
     space::Space,
 };
 
@@ -90,7 +90,7 @@ pub struct Observing {
 /// What VMs, and volumes that no VM has, hold on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reserved {
-    /// Virtual processors.
+    /// Virtual processors; those that have logical ones of their own are in `taken`.
     pub vcpus: u64,
     /// Memory with QEMU's overhead.
     pub memory_mib: u64,
@@ -100,6 +100,8 @@ pub struct Reserved {
     pub sizes: OrdMap<Size, u32>,
     /// Disk space by pool.
     pub disks_mib: OrdMap<String, u64>,
+    /// Processors, NUMA nodes, huge pages and bandwidth.
+    pub taken: Arc<Taken>,
 }
 
 /// What a host says of a VM that is not its own.
@@ -214,6 +216,8 @@ pub struct State {
     pub wakes_hosts: bool,
     /// Domains that room is kept for. Not stored.
     pub protect: Arc<Protect>,
+    /// Most VMs that a host takes of which nothing else is said; `None` for as many as have room. Not stored.
+    pub vms_most: Option<u32>,
     /// Pools that are nearly full or full: shared ones by name, others with their host. Not stored.
     pub pool_levels: OrdMap<(Option<HostName>, String), Level>,
     /// What hosts said of VMs whose place is not sure since a restore, and of VMs that nobody knows. Not stored.
@@ -282,6 +286,7 @@ impl State {
             close_pressed: true,
             wakes_hosts: false,
             protect: Arc::default(),
+            vms_most: None,
             pool_levels: OrdMap::new(),
             sightings: OrdMap::new(),
             sighted: OrdMap::new(),

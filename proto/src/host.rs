@@ -23,6 +23,9 @@ pub struct NumaNode {
     pub memory_bytes: u64,
     /// Distance to each node in the order of their numbers; 10 is itself.
     pub distances: Vec<u32>,
+    /// Huge pages on it by size; none where that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub huge_pages: Vec<HugePages>,
 }
 
 /// Huge pages of one size.
@@ -92,6 +95,8 @@ pub enum GuestFeature {
     VolumeMove,
     /// Snapshots of VMs that have volumes of the site.
     VolumeSnapshot,
+    /// Dedicated processors, huge pages and NUMA policies.
+    Numa,
 }
 
 /// The features of a list that are known: a later version may have stored others.
@@ -129,6 +134,7 @@ impl GuestFeature {
             Self::IcmpType => "rules about types of ICMP",
             Self::VolumeMove => "moves of volumes to other pools",
             Self::VolumeSnapshot => "snapshots of VMs with volumes",
+            Self::Numa => "dedicated processors, huge pages and NUMA nodes",
         }
     }
 
@@ -143,7 +149,8 @@ impl GuestFeature {
             | Self::Backup
             | Self::IcmpType
             | Self::VolumeMove
-            | Self::VolumeSnapshot => "update its agent",
+            | Self::VolumeSnapshot
+            | Self::Numa => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
             Self::Network => {
@@ -153,6 +160,15 @@ impl GuestFeature {
             Self::Vlan => "load the kernel's module 8021q",
         }
     }
+}
+
+/// By what a bridge leads out of its host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Uplink {
+    /// The bridge.
+    pub bridge: String,
+    /// What it carries in each direction.
+    pub mbit_per_second: u64,
 }
 
 /// What a host is made of; changes seldom.
@@ -195,12 +211,22 @@ pub struct Inventory {
     /// Where other hosts' overlays reach it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_address: Option<IpAddr>,
+    /// Uplinks of bridges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<Uplink>,
 }
 
 impl Inventory {
     /// The pool of that name.
     pub fn pool(&self, name: &str) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.name == name)
+    }
+
+    /// Memory that is not set aside for huge pages.
+    pub fn ordinary_memory_bytes(&self) -> u64 {
+        let huge = self.huge_pages.iter();
+        let huge = huge.map(|pages| pages.total.saturating_mul(pages.page_size_bytes));
+        self.memory_bytes.saturating_sub(huge.fold(0, u64::saturating_add))
     }
 
     /// Whether both say the same, but for what changes all the time: the room in pools and the free huge pages.
@@ -212,7 +238,8 @@ impl Inventory {
                 .pools
                 .iter_mut()
                 .for_each(|pool| pool.available_bytes = 0);
-            inventory.huge_pages.iter_mut().for_each(|pages| pages.free = 0);
+            let nodes = inventory.numa_nodes.iter_mut().flat_map(|node| &mut node.huge_pages);
+            nodes.chain(&mut inventory.huge_pages).for_each(|pages| pages.free = 0);
             inventory
         };
         lasting(self) == lasting(other)

@@ -17,9 +17,11 @@ use crate::{
 };
 
 pub mod first_boot;
+mod numa;
 mod wire;
 
 pub use first_boot::FirstBoot;
+pub use numa::{CpuPolicy, Fitting, NumaPlace, NumaPolicy, PageSize};
 
 /// Most virtual processors of a VM.
 pub const MAX_VCPUS: u32 = 254;
@@ -37,6 +39,8 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_DISK_IOPS: u64 = 10_000_000;
 /// Most MiB per second that a disk can be limited to.
 pub const MAX_DISK_MIB_PER_SECOND: u64 = 1_000_000;
+/// Most Mbit per second that an interface can reserve.
+pub const MAX_RESERVED_MBIT: u32 = 1_000_000;
 /// Pool used where none is named.
 pub const DEFAULT_POOL: &str = "local";
 
@@ -248,6 +252,9 @@ pub struct Nic {
     pub plug: Plug,
     /// MAC address, `52:54:00:…` unless the caller chose one. Empty only before [`Spec::fill_in`].
     pub mac: String,
+    /// Bandwidth that it has for itself on the uplink of its bridge, in Mbit per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_mbit: Option<u32>,
 }
 
 /// What a network interface plugs into.
@@ -351,6 +358,9 @@ pub struct Spec {
     /// Most memory without a restart, in MiB; `None`: what it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_memory_mib: Option<u64>,
+    /// What it asks of its host's processors, huge pages and NUMA nodes.
+    #[serde(default, skip_serializing_if = "Fitting::is_none")]
+    pub fitting: Fitting,
 }
 
 impl Spec {
@@ -362,6 +372,12 @@ impl Spec {
     /// Most memory without a restart, in MiB.
     pub fn most_memory_mib(&self) -> u64 {
         self.max_memory_mib.unwrap_or(self.memory_mib)
+    }
+
+    /// Bandwidth that it reserves, in Mbit per second, with the bridge on which it does.
+    pub fn bandwidth(&self) -> impl Iterator<Item = (&str, u64)> {
+        let nics = self.nics.iter();
+        nics.filter_map(|nic| Some((nic.bridge()?, u64::from(nic.reserved_mbit?))))
     }
 
     /// Whether a domain of it would be made of the same parts; a host's own rules for it aside.
@@ -403,7 +419,8 @@ impl Spec {
         let backup = disks()
             .any(|disk| disk.backup.is_some())
             .then_some(GuestFeature::Backup);
-        [first_boot, firmware, tpm, network, hot, volume, limits, backup]
+        let numa = (!self.fitting.is_none()).then_some(GuestFeature::Numa);
+        [first_boot, firmware, tpm, network, hot, volume, limits, backup, numa]
             .into_iter()
             .flatten()
     }
@@ -422,13 +439,17 @@ impl Spec {
         }
     }
 
-    /// Memory that a host sets aside for the VM, in MiB: the guest's memory and what QEMU needs besides.
+    /// Ordinary memory that a host sets aside for the VM, in MiB: the guest's memory, where that is not made of huge pages, and what
+    /// QEMU needs besides.
     ///
     /// The overhead is 64 MiB for the process, 1 MiB per virtual processor and 1/128 of the guest's memory for page
     /// tables and migration bitmaps: the shape of the KubeVirt project's published estimate, rounded up.
     pub fn reserved_memory_mib(&self) -> u64 {
         let overhead = 64 + u64::from(self.vcpus) + self.memory_mib.div_ceil(128);
-        self.memory_mib.saturating_add(overhead)
+        match self.fitting.pages {
+            None => self.memory_mib.saturating_add(overhead),
+            Some(_) => overhead,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! `make test`; needs root and the set-up step.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     future::Future,
     os::fd::AsFd as _,
@@ -32,7 +33,7 @@ use dalgu_proto::{
     image::Digest,
     v1,
     vm::{
-        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, Plug, PowerReason, RestartPolicy, Spec,
+        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, NumaPlace, Plug, PowerReason, RestartPolicy, Spec,
         first_boot::Documents,
     },
 };
@@ -198,6 +199,10 @@ impl Hypervisor for InHost {
         let definition = definition.clone();
         carried!(self, libvirt => libvirt.define(&definition))
     }
+    async fn pin(&self, places: &BTreeMap<VmId, Vec<NumaPlace>>) -> Result<(), Error> {
+        let places = places.clone();
+        carried!(self, libvirt => libvirt.pin(&places))
+    }
     async fn start(&self, id: VmId) -> Result<(), Error> {
         carried!(self, libvirt => Hypervisor::start(&*libvirt, id))
     }
@@ -318,6 +323,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
             name: "net0".into(),
             plug: Plug::Bridge { bridge: "br0".into() },
             mac: String::new(),
+            reserved_mbit: None,
         }],
         kernel_boot: Some(kernel),
         restart_policy: RestartPolicy::Never,
@@ -327,6 +333,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     Fixture {
         cluster,

@@ -41,6 +41,7 @@ async fn a_move() -> Vec<String> {
         destination_address: "h2:7443".to_owned(),
         max_downtime_ms: 100,
         bandwidth_mib_per_second: 0,
+        numa: Vec::new(),
     };
     source.client.start_migration(send).await.unwrap();
     let sent = |report: &wire::ReportRequest| {

@@ -57,6 +57,7 @@ fn spec() -> Spec {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     }
 }
 
@@ -103,6 +104,7 @@ impl Host {
             documents: Default::default(),
             networks: Vec::new(),
             layers: Default::default(),
+            places: Vec::new(),
         };
         sim.create_volumes(&definition, false).await.unwrap();
         sim.define(&definition).await.unwrap();

@@ -51,6 +51,7 @@ fn definition(first_boot: v1::FirstBoot, nics: &[&str]) -> Definition {
         documents,
         networks: Vec::new(),
         layers: Default::default(),
+        places: Vec::new(),
     }
 }
 

@@ -8,10 +8,13 @@ use dalgu_proto::host::{Inventory, NumaNode};
 
 use super::{
     Error, Root,
-    memory::{huge_pages, total_bytes},
-    nic::bridges,
+    memory::{huge_pages, pages_in, total_bytes},
+    nic::{bridges, uplinks},
     root::number_list,
 };
+
+/// Where the kernel tells of NUMA nodes.
+const NODES: &str = "sys/devices/system/node";
 
 /// The inventory without pools and without what only the hypervisor knows.
 ///
@@ -31,6 +34,7 @@ pub fn read(root: &Root) -> Result<Inventory, Error> {
         numa_nodes: numa_nodes(root, &online, memory_bytes),
         huge_pages: huge_pages(root),
         bridges: bridges(root),
+        uplinks: uplinks(root),
         kernel: root.word("proc/sys/kernel/osrelease").unwrap_or_default(),
         architecture: std::env::consts::ARCH.to_owned(),
         ..Inventory::default()
@@ -94,21 +98,37 @@ fn topology(root: &Root, online: &[u32]) -> (usize, usize) {
     (cores.len(), sockets.len())
 }
 
+/// The logical processors of a node, ascending; of one that the kernel does not know, all that are online.
+pub fn node_cpus(root: &Root, node: u32) -> Vec<u32> {
+    let online = online(root);
+    let cpus = root.word(format!("{NODES}/node{node}/cpulist")).unwrap_or_default();
+    let cpus: Vec<u32> = number_list(&cpus)
+        .into_iter()
+        .filter(|cpu| online.contains(cpu))
+        .collect();
+    if cpus.is_empty() { online } else { cpus }
+}
+
+/// The logical processors that are online, ascending.
+pub fn online(root: &Root) -> Vec<u32> {
+    online_cpus(root, &root.text("proc/cpuinfo").unwrap_or_default())
+}
+
 /// NUMA nodes by number; one that holds everything where the kernel knows of none.
 fn numa_nodes(root: &Root, online: &[u32], memory_bytes: u64) -> Vec<NumaNode> {
-    const DIRECTORY: &str = "sys/devices/system/node";
     let mut nodes: Vec<_> = root
-        .names(DIRECTORY)
+        .names(NODES)
         .iter()
         .filter_map(|name| {
             let id = name.strip_prefix("node")?.parse().ok()?;
             let read = |file: &str| {
-                root.word(format!("{DIRECTORY}/{name}/{file}"))
+                root.word(format!("{NODES}/{name}/{file}"))
                     .unwrap_or_default()
             };
             let mut cpus = number_list(&read("cpulist"));
             cpus.retain(|cpu| online.contains(cpu));
             Some(NumaNode {
+                huge_pages: pages_in(root, &format!("{NODES}/{name}/hugepages")),
                 id,
                 cpus,
                 memory_bytes: node_memory_bytes(&read("meminfo")).unwrap_or(0),
@@ -126,6 +146,7 @@ fn numa_nodes(root: &Root, online: &[u32], memory_bytes: u64) -> Vec<NumaNode> {
             cpus: online.to_vec(),
             memory_bytes,
             distances: vec![10],
+            huge_pages: huge_pages(root),
         }),
         // A single node has all the memory, also the part that was plugged in later and that the node's own count
         // can miss.
@@ -213,22 +234,40 @@ mod tests {
                     id: 0,
                     cpus: vec![0, 1, 4, 5],
                     memory_bytes: 1 << 20,
-                    distances: vec![10, 21, 30]
+                    distances: vec![10, 21, 30],
+                    ..NumaNode::default()
                 },
                 NumaNode {
                     id: 1,
                     cpus: vec![2, 3, 6, 7],
                     memory_bytes: 2 << 20,
-                    distances: vec![21, 10, 30]
+                    distances: vec![21, 10, 30],
+                    ..NumaNode::default()
                 },
                 NumaNode {
                     id: 10,
                     cpus: vec![],
                     memory_bytes: 4 << 20,
-                    distances: vec![30, 30, 10]
+                    distances: vec![30, 30, 10],
+                    ..NumaNode::default()
                 },
             ]
         );
+    }
+
+    #[test]
+    fn huge_pages_are_told_of_each_node() {
+        let tree = server();
+        for (node, total) in [(0, 3), (1, 5)] {
+            let directory = format!("{NODES}/node{node}/hugepages/hugepages-2048kB");
+            tree.write(&format!("{directory}/nr_hugepages"), &format!("{total}\n"))
+                .write(&format!("{directory}/free_hugepages"), "1\n");
+        }
+        let inventory = read(&tree.root()).unwrap();
+        let of = |node: usize| inventory.numa_nodes[node].huge_pages.first().map(|pages| pages.total);
+        assert_eq!((of(0), of(1), of(2)), (Some(3), Some(5), None));
+        assert_eq!(node_cpus(&tree.root(), 1), [2, 3, 6, 7]);
+        assert_eq!(node_cpus(&tree.root(), 7), [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]
@@ -255,6 +294,7 @@ mod tests {
             cpus: vec![0, 1],
             memory_bytes: inventory.memory_bytes,
             distances: vec![10],
+            ..NumaNode::default()
         };
         assert_eq!(inventory.numa_nodes, [everything]);
         assert!(inventory.bridges.is_empty());

@@ -42,9 +42,13 @@ fn bytes(meminfo: &str, key: &str) -> Option<u64> {
 
 /// Huge pages by size, smallest first; sizes of which none are set aside too.
 pub(super) fn huge_pages(root: &Root) -> Vec<HugePages> {
-    const DIRECTORY: &str = "sys/kernel/mm/hugepages";
+    pages_in(root, "sys/kernel/mm/hugepages")
+}
+
+/// The same of one NUMA node, by the directory that tells of them.
+pub(super) fn pages_in(root: &Root, directory: &str) -> Vec<HugePages> {
     let mut sizes: Vec<_> = root
-        .names(DIRECTORY)
+        .names(directory)
         .iter()
         .filter_map(|name| {
             let kib: u64 = name
@@ -54,8 +58,8 @@ pub(super) fn huge_pages(root: &Root) -> Vec<HugePages> {
                 .ok()?;
             Some(HugePages {
                 page_size_bytes: kib.checked_mul(1024)?,
-                total: root.number(format!("{DIRECTORY}/{name}/nr_hugepages"))?,
-                free: root.number(format!("{DIRECTORY}/{name}/free_hugepages"))?,
+                total: root.number(format!("{directory}/{name}/nr_hugepages"))?,
+                free: root.number(format!("{directory}/{name}/free_hugepages"))?,
             })
         })
         .collect();

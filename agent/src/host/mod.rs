@@ -22,7 +22,8 @@ mod nic;
 mod pressure;
 mod root;
 
+pub use inventory::{node_cpus, online as online_cpus};
 pub use rates::VmRates;
-pub use root::{Error, Root};
+pub use root::{Error, Root, number_list};
 pub use storage::PoolConfig;
 pub use usage::Sampler;

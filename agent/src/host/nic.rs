@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use dalgu_proto::host::{Nic, NicCounters, NicKind};
+use dalgu_proto::host::{Nic, NicCounters, NicKind, Uplink};
 use procfs::net::{DeviceStatus, InterfaceDeviceStatus};
 
 use super::{
@@ -197,6 +197,26 @@ pub(super) fn bridges(root: &Root) -> Vec<String> {
     names
 }
 
+/// By what bridges lead out of the host, of those that do and whose speed is known, in the order of their names.
+pub(super) fn uplinks(root: &Root) -> Vec<Uplink> {
+    let out = |name: &String| {
+        let kind = kind(root, &format!("sys/class/net/{name}"));
+        matches!(kind, NicKind::Physical | NicKind::Bond | NicKind::Vlan)
+    };
+    let uplink = |bridge: String| {
+        let ports = root.names(format!("sys/class/net/{bridge}/brif"));
+        let ports = ports.iter().filter(|name| out(name));
+        let speed = |name: &String| root.number::<i64>(format!("sys/class/net/{name}/speed"));
+        let speeds = ports.filter_map(speed).filter_map(|megabits| u64::try_from(megabits).ok());
+        let mbit_per_second = speeds.filter(|megabits| *megabits > 0).min()?;
+        Some(Uplink {
+            bridge,
+            mbit_per_second,
+        })
+    };
+    bridges(root).into_iter().filter_map(uplink).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
@@ -209,6 +229,39 @@ mod tests {
             writeln!(text, "{name:>6}: {received} 12 3 4 0 0 0 0 {sent} 15 6 7 0 0 0 0").unwrap();
         }
         tree.write("proc/net/dev", &text);
+    }
+
+    #[test]
+    fn a_bridge_leads_out_by_the_slowest_of_its_ports_that_do() {
+        let tree = Tree::new();
+        let net = "sys/class/net";
+        for (bridge, ports) in [
+            ("br0", ["eno1", "eno2", "vnet3"].as_slice()),
+            ("br1", ["vnet4"].as_slice()),
+            ("br2", ["eno3"].as_slice()),
+        ] {
+            tree.write(&format!("{net}/{bridge}/bridge/x"), "");
+            for port in ports {
+                tree.write(&format!("{net}/{bridge}/brif/{port}/x"), "");
+            }
+        }
+        for (port, speed, device) in [
+            ("eno1", "25000", true),
+            ("eno2", "10000", true),
+            ("eno3", "-1", true),
+            ("vnet3", "10", false),
+            ("vnet4", "10", false),
+        ] {
+            tree.write(&format!("{net}/{port}/speed"), &format!("{speed}\n"));
+            if device {
+                tree.write(&format!("{net}/{port}/device/x"), "");
+            }
+        }
+        let expected = Uplink {
+            bridge: "br0".into(),
+            mbit_per_second: 10_000,
+        };
+        assert_eq!(uplinks(&tree.root()), [expected]);
     }
 
     fn at(seconds: u64) -> Duration {

@@ -161,7 +161,7 @@ pub fn since_boot() -> Result<Duration, Error> {
 }
 
 /// The kernel's way to write a set of numbers, like `0-3,8`; ascending. What does not fit the form is left out.
-pub(super) fn number_list(text: &str) -> Vec<u32> {
+pub fn number_list(text: &str) -> Vec<u32> {
     let mut numbers: Vec<u32> = text
         .trim()
         .split(',')

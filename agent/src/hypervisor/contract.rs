@@ -100,6 +100,7 @@ impl Fixture {
             documents: self.documents.clone(),
             networks: Vec::new(),
             layers: BTreeSet::new(),
+            places: Vec::new(),
         }
     }
 

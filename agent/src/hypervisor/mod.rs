@@ -22,7 +22,7 @@ use dalgu_proto::{
     host::{GuestFeature, VmUsage},
     ids::{BackupId, ClusterId, Epoch, Generation, MigrationId, VmId, VmName, VolumeId},
     network::Network,
-    vm::{Disk, DiskLimits, PowerReason, PowerState, Spec, first_boot::Documents},
+    vm::{Disk, DiskLimits, NumaPlace, PowerReason, PowerState, Spec, first_boot::Documents},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -421,6 +421,8 @@ pub struct Definition {
     pub networks: Vec<Network>,
     /// Numbers of the layers that its snapshots have.
     pub layers: BTreeSet<u32>,
+    /// Where it is on the host, of one that is fitted onto NUMA nodes.
+    pub places: Vec<NumaPlace>,
 }
 
 /// How to send a VM to another host.
@@ -564,6 +566,10 @@ pub trait Hypervisor: Send + Sync {
     /// Defines the domain, or defines it anew with other content; it stays as it is if it runs, and its disks stay in the pools
     /// that it has them in. Refuses to touch a domain without Dalgu's mark. 30 s.
     async fn define(&self, definition: &Definition) -> Result<(), Error>;
+
+    /// From now on these VMs have these processors and nodes of the host, and what runs besides keeps off the processors that are their own.
+    /// Definitions and starts that come later go by it too. 30 s.
+    async fn pin(&self, places: &BTreeMap<VmId, Vec<NumaPlace>>) -> Result<(), Error>;
 
     /// Starts a defined domain; done when it runs already. 120 s.
     async fn start(&self, id: VmId) -> Result<(), Error>;

@@ -30,6 +30,7 @@ mod tests;
 mod wire;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -43,7 +44,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::{GuestFeature, VmUsage},
     ids::{BackupId, VmId, VolumeId},
-    vm::Disk,
+    vm::{Disk, NumaPlace},
 };
 use tokio::{
     runtime::Handle,
@@ -263,6 +264,7 @@ impl Hypervisor for Sim {
                 GuestFeature::Backup,
                 GuestFeature::VolumeMove,
                 GuestFeature::VolumeSnapshot,
+                GuestFeature::Numa,
             ],
         };
         self.0
@@ -386,6 +388,12 @@ impl Hypervisor for Sim {
                 state.define(&definition, config)
             })
             .await
+    }
+
+    async fn pin(&self, places: &BTreeMap<VmId, Vec<NumaPlace>>) -> Result<(), Error> {
+        // Its guests need no processor; that it was told is kept for tests.
+        self.0.state().places.clone_from(places);
+        Ok(())
     }
 
     async fn start(&self, id: VmId) -> Result<(), Error> {

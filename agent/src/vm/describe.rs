@@ -44,6 +44,7 @@ impl Driver {
         status.asked = vm.intent.as_ref().map(Asked::from);
         let spec = vm.intent.as_ref().map(|intent| &intent.spec);
         status.changed_spec = spec.filter(|_| vm.changes.ever).cloned();
+        status.places = vm.places().to_vec();
         let told = vm.intent.as_ref().and_then(|intent| intent.snapshots.clone());
         status.snapshots_told = told;
         status.snapshots = self.snapshots_seen(vm);

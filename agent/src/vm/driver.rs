@@ -105,6 +105,7 @@ impl Driver {
             shared.images.hold(id, vm.digests(), false);
             shared.networks.hold(id, vm.plugged(), false);
             shared.volumes.hold(id, vm.volumes(), false);
+            shared.pins.hold(id, vm.places());
             if matches!(vm.disposition, Disposition::Incoming { .. }) {
                 shared.networks.expect(&vm.plugged());
             }
@@ -267,6 +268,7 @@ impl Driver {
             documents: vm.documents.clone(),
             networks: Vec::new(),
             layers: intent.snapshots.iter().flat_map(Set::numbers).collect(),
+            places: intent.places.clone(),
         })
     }
 
@@ -558,6 +560,7 @@ impl Driver {
         self.shared.images.hold(self.id, vm.digests(), true);
         self.shared.networks.hold(self.id, vm.plugged(), true);
         self.shared.volumes.hold(self.id, vm.volumes(), true);
+        self.shared.pins.hold(self.id, vm.places());
         Ok(())
     }
 

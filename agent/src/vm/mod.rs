@@ -12,7 +12,7 @@ use std::{
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation, HostName, MigrationId, VmId, VmName},
     time::Clock,
-    vm::first_boot::Documents,
+    vm::{NumaPlace, first_boot::Documents},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -23,6 +23,7 @@ use crate::{
     ledger::{self, Intent, Ledger},
     migration::transport::Transport,
     network::{Networks, NotReady},
+    pins::{self, Pins},
     volumes::Volumes,
 };
 
@@ -113,6 +114,8 @@ pub struct Send {
     pub max_downtime_ms: u32,
     /// Limit of the streams in MiB per second; 0 means none.
     pub bandwidth_mib_per_second: u32,
+    /// Where it will be there.
+    pub places: Vec<NumaPlace>,
 }
 
 /// What the controller says of a VM.
@@ -228,6 +231,8 @@ pub struct Shared {
     pub networks: Networks,
     /// Which VM has which volume of the site.
     pub volumes: Volumes,
+    /// Which VM has which processors.
+    pub pins: Pins,
     /// Leads to other hosts during migrations.
     pub transport: Arc<dyn Transport>,
     /// The wall clock.
@@ -263,10 +268,13 @@ pub struct Known {
 impl Vms {
     /// An empty register.
     pub fn new(shared: Shared, stop: CancellationToken) -> Self {
+        let tasks = TaskTracker::new();
+        let (pins, hypervisor) = (shared.pins.clone(), shared.hypervisor.clone());
+        tasks.spawn(pins::keep(pins, hypervisor, stop.clone()));
         Self {
             shared: Arc::new(shared),
             handles: Arc::default(),
-            tasks: TaskTracker::new(),
+            tasks,
             stop,
         }
     }

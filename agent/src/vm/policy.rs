@@ -50,6 +50,14 @@ pub enum Denied {
     /// Something else is being done to the VM at this moment.
     #[error("the VM is being worked on; try again")]
     Busy,
+    /// A processor that is to be the VM's own is another's.
+    #[error("processor {cpu} of this host is the own one of VM {vm}, which has not gone: delete or migrate that VM first")]
+    CpuTaken {
+        /// The processor.
+        cpu: u32,
+        /// Whose it is.
+        vm: VmId,
+    },
     /// The two hosts' agents use different directories for sockets, or something else in the request makes no sense.
     #[error("{0}")]
     Unusable(String),
@@ -68,6 +76,7 @@ impl Denied {
             Self::MigrationOver(_) => "MIGRATION_OVER",
             Self::NotRunning => "VM_NOT_RUNNING",
             Self::Busy => "VM_BUSY",
+            Self::CpuTaken { .. } => "CPU_TAKEN",
             Self::Unusable(_) => "UNUSABLE",
         }
     }
@@ -226,6 +235,7 @@ mod tests {
                 tpm: false,
                 max_vcpus: None,
                 max_memory_mib: None,
+                fitting: Default::default(),
             },
             power: PowerState::Running,
             power_sequence: generation,
@@ -233,6 +243,7 @@ mod tests {
             restart_mode: RestartMode::Reboot,
             grace_period_seconds: 60,
             snapshots: None,
+            places: Vec::new(),
         }
     }
 

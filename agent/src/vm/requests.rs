@@ -15,11 +15,12 @@ use dalgu_proto::{
 use super::{
     Error, Request, Told,
     driver::Driver,
-    policy::{self, Accepted},
+    policy::{self, Accepted, Denied},
 };
 use crate::{
     images::Need,
     ledger::{self, Changes, Disposition, Done, Intent, Snapshots},
+    pins::Taken,
 };
 
 /// What is to be changed of a VM that is told what it is made of. Of disks that were added since its disks were made, this
@@ -124,6 +125,7 @@ impl Driver {
             Accepted::Known => return self.told_sources(images).await,
             Accepted::New => {}
         }
+        self.claim(&intent)?;
         tracing::info!(generation = %intent.generation, epoch = %intent.epoch, power = ?intent.power, "intent accepted");
         let known = self
             .vm
@@ -171,6 +173,12 @@ impl Driver {
         self.replace(vm).await?;
         self.start_afresh();
         Ok(())
+    }
+
+    /// Refuses an intent whose processors are another VM's here. What is claimed counts before it is written down.
+    pub(super) fn claim(&self, intent: &Intent) -> Result<(), Denied> {
+        let claimed = self.shared.pins.claim(self.id, &intent.places);
+        claimed.map_err(|Taken { cpu, vm }| Denied::CpuTaken { cpu, vm })
     }
 
     /// The same intent again, perhaps with other hosts that have its images.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dalgu_proto::{
     ids::{Epoch, Generation, MigrationId, VmId},
     snapshot::Set,
-    vm::{PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
+    vm::{NumaPlace, PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
 use jiff::Timestamp;
 
@@ -148,6 +148,8 @@ pub struct Status {
     pub asked: Option<Asked>,
     /// What it is made of by that, where it is not what it was created with.
     pub changed_spec: Option<Spec>,
+    /// Where it is on this host.
+    pub places: Vec<NumaPlace>,
     /// What the running VM does not have yet of its specification.
     pub pending: Vec<Pending>,
     /// Its snapshots by the intent accepted last, if it was told of any.
@@ -185,6 +187,7 @@ impl Status {
             epoch: Epoch(0),
             asked: None,
             changed_spec: None,
+            places: Vec::new(),
             pending: Vec::new(),
             snapshots_told: None,
             snapshots: Vec::new(),

@@ -33,6 +33,7 @@ mod defects;
 mod documents;
 mod late;
 mod moving;
+mod pins;
 mod tombstones;
 mod unreadable;
 mod volumes;
@@ -182,6 +183,7 @@ fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) 
             None,
         ),
         volumes: Default::default(),
+        pins: Default::default(),
         transport: Arc::new(streams.clone()),
         clock: Clock::system(),
         boot_id: boot_id.to_owned(),
@@ -227,6 +229,7 @@ fn intent(generation: u64, power: PowerState) -> Intent {
             tpm: false,
             max_vcpus: None,
             max_memory_mib: None,
+            fitting: Default::default(),
         },
         power,
         power_sequence: generation,
@@ -234,6 +237,7 @@ fn intent(generation: u64, power: PowerState) -> Intent {
         restart_mode: RestartMode::Reboot,
         grace_period_seconds: 5,
         snapshots: None,
+        places: Vec::new(),
     }
 }
 
@@ -553,6 +557,7 @@ impl Pair {
             address: self.destination.address.to_string(),
             max_downtime_ms: 100,
             bandwidth_mib_per_second,
+            places: Vec::new(),
         };
         self.source.vms.get(vm(1)).unwrap().send(send).await
     }

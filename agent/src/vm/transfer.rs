@@ -86,6 +86,7 @@ impl Driver {
         if again {
             self.told_sources(prepare.images).await?;
         } else {
+            self.claim(&prepare.intent)?;
             tracing::info!(migration = %prepare.migration, source = %prepare.source, "preparing for an incoming migration");
             let entry = ledger::Migration {
                 id: prepare.migration,
@@ -215,6 +216,7 @@ impl Driver {
         };
         // The destination's domain bears the ownership number that it will have there.
         definition.mark.epoch = send.epoch.next();
+        definition.places.clone_from(&send.places);
         let entry = ledger::Migration {
             id: send.migration,
             vm: self.id,

@@ -114,6 +114,18 @@ pub enum HostCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
+    /// Limits how many VMs a host takes; those that are there stay.
+    Limit {
+        /// Name of the host.
+        #[arg(add = complete::hosts())]
+        name: String,
+        /// Most VMs; 0 for what the site says.
+        #[arg(long, value_name = "N")]
+        max_vms: u32,
+        /// The request.
+        #[command(flatten)]
+        request: RequestArgs,
+    },
     /// Sets labels (KEY=VALUE) and removes them (KEY-).
     Label {
         /// Name of the host.

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use dalgu_proto::v1;
 
-use super::{host::RequestArgs, values};
+use super::{host::RequestArgs, values, vm::FittingArgs};
 use crate::complete;
 
 /// Placement groups.
@@ -99,6 +99,9 @@ pub struct CapacityArgs {
     /// Memory of each VM, for example 4GiB.
     #[arg(long, value_parser = values::size_mib, value_name = "SIZE")]
     pub memory: u64,
+    /// What each asks of its host's processors, huge pages and NUMA nodes.
+    #[command(flatten)]
+    pub fitting: FittingArgs,
     /// Keep room for what the fullest so many hosts hold, or racks with --domain.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub keep: u32,

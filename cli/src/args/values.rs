@@ -29,6 +29,12 @@ pub enum Error {
     /// A size that is not whole.
     #[error("{0:?} is not a whole number of {1}")]
     NotWhole(String, &'static str),
+    /// Not the size of a huge page.
+    #[error("{0:?} is not the size of a huge page: write 2MiB or 1GiB")]
+    Page(String),
+    /// Not a NUMA policy.
+    #[error("{0:?} is not a NUMA policy: write none, pack, or spread:N with a number of nodes")]
+    Numa(String),
     /// Not a time.
     #[error("{0:?} is not a time: write for example 500ms, 90s, 5m or 1h")]
     Duration(String),
@@ -162,6 +168,32 @@ pub fn size_bytes(text: &str) -> Result<u64, Error> {
             .ok_or_else(bad)?;
     }
     Ok(bytes)
+}
+
+/// A NUMA policy, with the number of nodes that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numa(pub v1::NumaPolicy, pub u32);
+
+/// Where on its host a VM is: `none`, `pack` or `spread:N`.
+pub fn numa(text: &str) -> Result<Numa, Error> {
+    let bad = || Error::Numa(text.to_owned());
+    match text.split_once(':') {
+        None if text == "none" => Ok(Numa(v1::NumaPolicy::None, 0)),
+        None if text == "pack" => Ok(Numa(v1::NumaPolicy::Pack, 0)),
+        Some(("spread", nodes)) => {
+            let nodes = nodes.parse().map_err(|_| bad())?;
+            Ok(Numa(v1::NumaPolicy::Spread, nodes))
+        }
+        _ => Err(bad()),
+    }
+}
+
+/// The size of a huge page in KiB: `2MiB` or `1GiB`.
+pub fn page_kib(text: &str) -> Result<u64, Error> {
+    match size_mib(text) {
+        Ok(mib @ (2 | 1024)) => Ok(mib * 1024),
+        _ => Err(Error::Page(text.to_owned())),
+    }
 }
 
 /// Reads a size in MiB.

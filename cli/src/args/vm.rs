@@ -149,7 +149,7 @@ pub struct SpecArgs {
     /// Disk, in boot order: NAME=SIZE[,pool=POOL][,image=IMAGE[:VERSION]|FILE][,format=qcow2|raw][,clone=overlay|full][,read-iops=N][,write-iops=N][,read-rate=SIZE][,write-rate=SIZE]; without =SIZE as large as its image; may be given again.
     #[arg(long = "disk", value_parser = values::disk, value_name = "DISK", conflicts_with = "file")]
     pub disks: Vec<v1::Disk>,
-    /// Network interface: NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP][,receive=RATE][,send=RATE] or NAME=BRIDGE, each with [,mac=ADDRESS]; may be given again.
+    /// Network interface: NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP][,receive=RATE][,send=RATE] or NAME=BRIDGE[,reserve=RATE], each with [,mac=ADDRESS]; may be given again.
     #[arg(long = "nic", value_parser = values::network::nic, value_name = "NIC", conflicts_with = "file")]
     pub nics: Vec<v1::Nic>,
     /// Boot this kernel of the hosts' image directory instead of the first disk.
@@ -176,9 +176,44 @@ pub struct SpecArgs {
     /// Give it a TPM 2.0 in software.
     #[arg(long, conflicts_with = "file")]
     pub tpm: bool,
+    /// What it asks of its host's processors, huge pages and NUMA nodes.
+    #[command(flatten)]
+    pub fitting: FittingArgs,
     /// File that holds the VM as JSON or YAML, as `dalgu vm show -o yaml` prints it; - reads standard input.
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+}
+
+/// What a VM asks of its host's processors, huge pages and NUMA nodes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FittingArgs {
+    /// How its virtual processors run: with those of others, or each on a logical processor of its own [default: shared].
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub cpu_policy: Option<CpuPolicy>,
+    /// Make its memory of huge pages that its host has set aside: 2MiB or 1GiB [default: ordinary memory].
+    #[arg(long, value_parser = values::page_kib, value_name = "SIZE")]
+    pub huge_pages: Option<u64>,
+    /// Where on its host it is: none, pack (all on one NUMA node) or spread:N (in equal parts on N nodes, which the guest sees) [default: none].
+    #[arg(long, value_parser = values::numa, value_name = "POLICY")]
+    pub numa: Option<values::Numa>,
+}
+
+/// How virtual processors run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CpuPolicy {
+    /// With those of others.
+    Shared,
+    /// Each on a logical processor of its own.
+    Dedicated,
+}
+
+impl From<CpuPolicy> for v1::CpuPolicy {
+    fn from(policy: CpuPolicy) -> Self {
+        match policy {
+            CpuPolicy::Shared => Self::Shared,
+            CpuPolicy::Dedicated => Self::Dedicated,
+        }
+    }
 }
 
 /// What a guest is told at its first boot. Any of these gives the VM the volume that cloud-init looks for.

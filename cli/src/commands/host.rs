@@ -105,6 +105,23 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
             let labels = human::labels(&host.labels);
             done(session, &host, &format!("labelled {labels}"))
         }
+        HostCommand::Limit {
+            name,
+            max_vms,
+            request,
+        } => {
+            let limit = |_: &v1::Host| v1::Host {
+                max_vms,
+                ..Default::default()
+            };
+            let host = update(&name, "max_vms", limit, &request, session).await?;
+            let room = host.allocation.clone().unwrap_or_default();
+            let text = match room.max_vms {
+                0 => "takes as many VMs as have room".to_owned(),
+                most => format!("takes at most {most} VMs, has {}", room.vms),
+            };
+            done(session, &host, &text)
+        }
         HostCommand::Taint {
             name,
             taints,

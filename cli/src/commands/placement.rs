@@ -2,7 +2,7 @@
 
 use dalgu_proto::v1;
 
-use super::{PAGE, Session, map, request_id};
+use super::{PAGE, Session, map, request_id, spec::fitted};
 use crate::{
     args::placement::{CapacityArgs, CreateArgs, GroupCommand},
     client::{CALL_TIMEOUT, Client},
@@ -91,7 +91,12 @@ pub async fn are_there(groups: &[String], session: &Session<'_>) -> Result<(), E
 
 /// Says how many more VMs fit.
 pub async fn capacity(args: CapacityArgs, session: &mut Session<'_>) -> Result<(), Error> {
+    let fitted = fitted(v1::VmSpec::default(), &args.fitting);
     let request = v1::EstimateCapacityRequest {
+        cpu_policy: fitted.cpu_policy,
+        huge_page_kib: fitted.huge_page_kib,
+        numa_policy: fitted.numa_policy,
+        numa_nodes: fitted.numa_nodes,
         vcpus: args.vcpus,
         memory_mib: args.memory,
         host_selector: map(args.host_selector),

@@ -8,7 +8,10 @@ use std::{
 use dalgu_proto::v1;
 
 use crate::{
-    args::vm::{CreateArgs, FirstBootArgs, SpecArgs},
+    args::{
+        values::Numa,
+        vm::{CreateArgs, FirstBootArgs, FittingArgs, SpecArgs},
+    },
     exit::Error,
     output::{human, json},
 };
@@ -56,7 +59,7 @@ pub fn vm(args: &CreateArgs) -> Result<(v1::Vm, Option<String>), Error> {
     // What `dalgu vm show` prints of another VM may be given: only what a caller may choose is taken.
     let vm = v1::Vm {
         name: args.name.clone().unwrap_or(read.name),
-        spec: read.spec,
+        spec: read.spec.map(|spec| fitted(spec, &args.spec.fitting)),
         labels: read.labels,
         description: read.description,
         drain_mode: args
@@ -106,7 +109,7 @@ fn drop_given_addresses(spec: &mut v1::VmSpec) -> Vec<String> {
 /// The specification alone.
 pub fn of(args: &SpecArgs) -> Result<v1::VmSpec, Error> {
     match &args.file {
-        Some(path) => Ok(file(path)?.spec.unwrap_or_default()),
+        Some(path) => Ok(fitted(file(path)?.spec.unwrap_or_default(), &args.fitting)),
         None => flags(args),
     }
 }
@@ -134,7 +137,23 @@ fn flags(args: &SpecArgs) -> Result<v1::VmSpec, Error> {
         tpm: args.tpm,
         max_vcpus: args.max_vcpus.unwrap_or_default(),
         max_memory_mib: args.max_memory.unwrap_or_default(),
+        ..fitted(v1::VmSpec::default(), &args.fitting)
     })
+}
+
+/// The specification with what the flags ask of its host; what they do not say stays.
+pub fn fitted(mut spec: v1::VmSpec, args: &FittingArgs) -> v1::VmSpec {
+    if let Some(policy) = args.cpu_policy {
+        spec.set_cpu_policy(policy.into());
+    }
+    if let Some(kib) = args.huge_pages {
+        spec.huge_page_kib = kib;
+    }
+    if let Some(Numa(policy, nodes)) = args.numa {
+        spec.set_numa_policy(policy);
+        spec.numa_nodes = nodes;
+    }
+    spec
 }
 
 fn first_boot(args: &FirstBootArgs) -> Result<Option<v1::FirstBoot>, Error> {

@@ -192,7 +192,11 @@ impl Resource for v1::Host {
         page.line("Boot id", human::or_dash(&self.boot_id))
             .line("ETag", human::or_dash(&self.etag));
         hardware(&mut page, &made);
-        page.section("Reservations").line("VMs", room.vms.to_string());
+        let vms = match room.max_vms {
+            0 => room.vms.to_string(),
+            most => format!("{} of {most}", room.vms),
+        };
+        page.section("Reservations").line("VMs", vms);
         page.line(
             "vCPUs",
             format!(
@@ -208,6 +212,7 @@ impl Resource for v1::Host {
                 human::mib(self.reserved_memory_mib)
             ),
         );
+        fitted(&mut page, &room);
         if let Some(drain) = &self.drain {
             drained(&mut page, drain, now);
         }
@@ -294,6 +299,41 @@ fn drained(page: &mut human::Page, drain: &v1::HostDrain, now: Timestamp) {
         page.line("Ended", human::clock_and_age(drain.end_time.as_ref(), now));
     }
     page.table("VMs of it", DRAIN_COLUMNS, drain_rows(drain));
+}
+
+/// What VMs have of processors, nodes and uplinks by name.
+fn fitted(page: &mut human::Page, room: &v1::HostAllocation) {
+    let cpus: Vec<_> = room.dedicated_cpus.iter().map(ToString::to_string).collect();
+    page.line_if("Dedicated CPUs", &cpus.join(","));
+    for node in &room.nodes {
+        let pages = node.huge_pages.iter().filter(|pages| pages.capacity_mib > 0);
+        let pages = pages.map(|pages| {
+            format!(
+                "{} of {} in pages of {}",
+                human::mib(pages.reserved_mib),
+                human::mib(pages.capacity_mib),
+                human::mib(pages.page_size_kib / 1024)
+            )
+        });
+        let used = (node.cpus_dedicated, node.vcpus_reserved, node.memory_mib_reserved) != (0, 0, 0);
+        let used = used.then(|| {
+            format!(
+                "{} CPUs dedicated, {} vCPUs and {} fitted",
+                node.cpus_dedicated,
+                node.vcpus_reserved,
+                human::mib(node.memory_mib_reserved)
+            )
+        });
+        let all: Vec<_> = used.into_iter().chain(pages).collect();
+        page.line_if(&format!("NUMA node {}", node.id), &all.join("; "));
+    }
+    for uplink in &room.uplinks {
+        let text = format!(
+            "{} of {} Mbit/s reserved",
+            uplink.reserved_mbit_per_second, uplink.mbit_per_second
+        );
+        page.line(&format!("Uplink of {}", uplink.bridge), text);
+    }
 }
 
 fn hardware(page: &mut human::Page, made: &v1::HostInventory) {

@@ -176,8 +176,8 @@ macro_rules! named {
 }
 
 named! {
-    BackupKind BackupState CloneMode Direction DiskFormat DrainMode DrainState DrainedVmState EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
-    OperationState PlacementRule PlanKind PlanState PlanStepState PowerReason PowerState Protocol RestartPolicy
+    BackupKind BackupState CloneMode CpuPolicy Direction DiskFormat DrainMode DrainState DrainedVmState EventKind Firmware GuestFeature HostState ImageFormat ImageState ImageVisibility MigrationPhase OperationKind
+    NumaPolicy OperationState PlacementRule PlanKind PlanState PlanStepState PowerReason PowerState Protocol RestartPolicy
     FindingSeverity SiteDifferenceKind SnapshotState VmState VolumeState
 }
 

@@ -34,6 +34,31 @@ fn cpu(vm: &v1::Vm) -> String {
     }
 }
 
+/// What it asks of its host's processors, huge pages and nodes, and what it got.
+fn fitting(page: &mut human::Page, spec: &v1::VmSpec, status: &v1::VmStatus) {
+    match v1::CpuPolicy::try_from(spec.cpu_policy) {
+        Ok(v1::CpuPolicy::Unspecified | v1::CpuPolicy::Shared) => {}
+        _ => _ = page.line("CPU policy", human::value::<v1::CpuPolicy>(spec.cpu_policy)),
+    }
+    if spec.huge_page_kib > 0 {
+        page.line("Huge pages", human::mib(spec.huge_page_kib / 1024));
+    }
+    match v1::NumaPolicy::try_from(spec.numa_policy) {
+        Ok(v1::NumaPolicy::Unspecified | v1::NumaPolicy::None) => {}
+        Ok(v1::NumaPolicy::Spread) => _ = page.line("NUMA policy", format!("SPREAD over {} nodes", spec.numa_nodes)),
+        _ => _ = page.line("NUMA policy", human::value::<v1::NumaPolicy>(spec.numa_policy)),
+    }
+    let place = |place: &v1::NumaPlace| {
+        let cpus: Vec<_> = place.cpus.iter().map(ToString::to_string).collect();
+        match cpus.is_empty() {
+            true => format!("node {}", place.node),
+            false => format!("node {} (CPUs {})", place.node, cpus.join(",")),
+        }
+    };
+    let places: Vec<_> = status.numa.iter().map(place).collect();
+    page.line_if("On host's", &places.join(", "));
+}
+
 /// What it boots with, where that is not the usual.
 fn boot(page: &mut human::Page, spec: &v1::VmSpec) {
     match v1::Firmware::try_from(spec.firmware) {
@@ -135,6 +160,7 @@ impl Resource for v1::Vm {
         let most_memory = (spec.max_memory_mib > spec.memory_mib).then(|| human::mib(spec.max_memory_mib));
         page.line("vCPUs", up_to(spec.vcpus.to_string(), most_vcpus))
             .line("Memory", up_to(human::mib(spec.memory_mib), most_memory));
+        fitting(&mut page, &spec, &status);
         page.line_if("Description", &self.description)
             .line("Labels", human::labels(&self.labels));
         if let Some(boot) = &spec.kernel_boot {
@@ -334,7 +360,8 @@ fn limits(nic: &v1::Nic) -> String {
     let limit = |word: &str, mbit: u32| (mbit > 0).then(|| format!("{word} {mbit} Mbit/s"));
     let receive = limit("receive", nic.receive_limit_mbit_per_second);
     let send = limit("send", nic.send_limit_mbit_per_second);
-    let limits: Vec<_> = receive.into_iter().chain(send).collect();
+    let reserved = limit("reserves", nic.reserved_mbit_per_second);
+    let limits: Vec<_> = receive.into_iter().chain(send).chain(reserved).collect();
     human::or_dash(&limits.join(", "))
 }
 

@@ -22,8 +22,14 @@ use crate::{
     },
 };
 
-const MUTABLE: [&str; 4] = ["labels", "cpu_overcommit_ratio", "reserved_memory_mib", "taints"];
-const MUTABLE_TEXT: &str = "labels, cpu_overcommit_ratio, reserved_memory_mib, taints";
+const MUTABLE: [&str; 5] = [
+    "labels",
+    "cpu_overcommit_ratio",
+    "reserved_memory_mib",
+    "taints",
+    "max_vms",
+];
+const MUTABLE_TEXT: &str = "labels, cpu_overcommit_ratio, reserved_memory_mib, taints, max_vms";
 const RATIO: std::ops::RangeInclusive<f64> = 0.1..=64.0;
 const MAX_REASON: usize = 256;
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(3600);
@@ -164,6 +170,7 @@ impl HostService for Services {
                     return Err(reason::invalid("host.cpu_overcommit_ratio", message));
                 }
                 "cpu_overcommit_ratio" => change.cpu_overcommit_ratio = Some(host.cpu_overcommit_ratio),
+                "max_vms" => change.vms_most = Some(Some(host.max_vms).filter(|most| *most > 0)),
                 _ => change.reserved_memory_mib = Some(host.reserved_memory_mib),
             }
         }

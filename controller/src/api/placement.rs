@@ -36,6 +36,10 @@ fn question(m: &v1::EstimateCapacityRequest) -> Result<Question, Status> {
         vcpus: m.vcpus,
         memory_mib: m.memory_mib,
         host_selector: m.host_selector.clone(),
+        cpu_policy: m.cpu_policy,
+        huge_page_kib: m.huge_page_kib,
+        numa_policy: m.numa_policy,
+        numa_nodes: m.numa_nodes,
         kernel_boot: Some(v1::KernelBoot {
             kernel: "any".to_owned(),
             ..Default::default()

@@ -9,9 +9,11 @@ mod snapshot;
 mod volume;
 
 use dalgu_proto::{
+    host::{NumaNode, Uplink},
     ids::{GroupName, HostName, NetworkName, OperationId, PlanId, VmName, VolumeName},
     image::Reference,
     time, v1,
+    vm::PageSize,
 };
 use jiff::Timestamp;
 
@@ -27,6 +29,7 @@ pub use self::{
 use crate::{
     api::host::power,
     drains::advance,
+    placement::HostView,
     hosts,
     model::{
         EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
@@ -133,6 +136,7 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
             .flat_map(|seen| &seen.pending)
             .map(pending)
             .collect(),
+        numa: vm.places(&vm.owner).iter().cloned().map(Into::into).collect(),
     }
 }
 
@@ -152,6 +156,34 @@ fn host_state(state: &State, host: &HostRecord) -> v1::HostState {
         (PowerPhase::On, HostState::Initializing) => v1::HostState::Initializing,
         (PowerPhase::On, HostState::Ready) => v1::HostState::Ready,
         (PowerPhase::On, HostState::Unreachable) => v1::HostState::Unreachable,
+    }
+}
+
+fn node_allocation(view: &HostView<'_>, node: &NumaNode) -> v1::NodeAllocation {
+    let taken = &view.parts.taken;
+    let pages = |pages: PageSize| {
+        let bytes = pages.kib() << 10;
+        let known = node.huge_pages.iter().find(|known| known.page_size_bytes == bytes)?;
+        Some(v1::HugePageAllocation {
+            page_size_kib: pages.kib(),
+            capacity_mib: known.total.saturating_mul(pages.mib()),
+            reserved_mib: taken.pages_mib(node.id, pages),
+        })
+    };
+    v1::NodeAllocation {
+        id: node.id,
+        cpus_dedicated: u32::try_from(taken.cpus().filter(|cpu| node.cpus.contains(cpu)).count()).unwrap_or(u32::MAX),
+        vcpus_reserved: u32::try_from(taken.vcpus(node.id)).unwrap_or(u32::MAX),
+        memory_mib_reserved: taken.memory_mib(node.id),
+        huge_pages: [PageSize::Mib2, PageSize::Gib1].into_iter().filter_map(pages).collect(),
+    }
+}
+
+fn uplink_allocation(view: &HostView<'_>, uplink: &Uplink) -> v1::UplinkAllocation {
+    v1::UplinkAllocation {
+        bridge: uplink.bridge.clone(),
+        mbit_per_second: uplink.mbit_per_second,
+        reserved_mbit_per_second: view.parts.taken.mbit(&uplink.bridge),
     }
 }
 
@@ -178,6 +210,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         labels: host.labels.clone().into_iter().collect(),
         cpu_overcommit_ratio: host.cpu_overcommit_ratio,
         reserved_memory_mib: host.reserved_memory_mib,
+        max_vms: host.vms_most.unwrap_or(0),
         inventory: Some(host.inventory.clone().into()),
         usage: live.and_then(|live| live.usage.clone()).map(Into::into),
         allocation: Some(v1::HostAllocation {
@@ -187,6 +220,10 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
             memory_mib_reserved: view.memory_mib_reserved,
             vms: view.vms,
             pools: view.pools.iter().map(pool_allocation).collect(),
+            dedicated_cpus: view.parts.taken.cpus().collect(),
+            max_vms: view.vms_most.unwrap_or(0),
+            nodes: view.parts.nodes.iter().map(|node| node_allocation(&view, node)).collect(),
+            uplinks: view.parts.uplinks.iter().map(|uplink| uplink_allocation(&view, uplink)).collect(),
         }),
         address: host.address.clone(),
         boot_id: host.boot_id.clone(),

@@ -54,7 +54,7 @@ fn most(host: &HostRecord) -> (u64, u64) {
     )]
     // 100 * 0.29 is 28.999…96 in binary; a ratio is meant in decimals.
     let vcpus = (f64::from(host.inventory.cpus) * host.cpu_overcommit_ratio + 1e-9) as u64;
-    let memory_mib = (host.inventory.memory_bytes >> 20).saturating_sub(host.reserved_memory_mib);
+    let memory_mib = (host.inventory.ordinary_memory_bytes() >> 20).saturating_sub(host.reserved_memory_mib);
     (vcpus, memory_mib)
 }
 

@@ -12,12 +12,13 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 use dalgu_proto::{
     ids::{HostName, VmId},
     mutant::{self, Mutant},
+    vm::{NumaPlace, Spec},
 };
 use uuid::Uuid;
 
 use crate::{
     model::{HostLive, HostRecord, HostState, PowerPhase},
-    placement::{HostView, PoolView, UsageView},
+    placement::{self, HostView, Parts, PoolView, UsageView, charged},
     power,
     state::{Reserved, State},
 };
@@ -61,7 +62,7 @@ fn look<'a>(
     state: &'a State,
     host: &'a HostRecord,
     live: Option<&'a HostLive>,
-    reserved: Option<&Reserved>,
+    reserved: Option<&'a Reserved>,
 ) -> HostView<'a> {
     let reserved = reserved.filter(|_| !mutant::on(Mutant::PromisesNotCounted));
     let heard = live.is_some_and(|live| live.state == HostState::Ready);
@@ -91,9 +92,12 @@ fn look<'a>(
         taints: Cow::Borrowed(&host.taints),
         cpus: host.inventory.cpus,
         cpu_overcommit_ratio: host.cpu_overcommit_ratio,
-        memory_mib: host.inventory.memory_bytes / MIB,
+        memory_mib: host.inventory.ordinary_memory_bytes() / MIB,
         reserved_memory_mib: host.reserved_memory_mib,
-        vcpus_reserved: reserved.map_or(0, |held| u32::try_from(held.vcpus).unwrap_or(u32::MAX)),
+        vcpus_reserved: reserved.map_or(0, |held| {
+            let own = charged(held.taken.dedicated(), host.cpu_overcommit_ratio);
+            u32::try_from(held.vcpus).unwrap_or(u32::MAX).saturating_add(own)
+        }),
         memory_mib_reserved: reserved.map_or(0, |held| held.memory_mib),
         vms: reserved.map_or(0, |held| held.vms),
         vm_sizes: match reserved.filter(|_| !state.protect.is_empty()) {
@@ -110,7 +114,20 @@ fn look<'a>(
         }),
         unmanaged_vcpus,
         unmanaged_memory_mib,
+        vms_most: host.vms_most.or(state.vms_most),
+        parts: Parts {
+            nodes: Cow::Borrowed(&host.inventory.numa_nodes),
+            uplinks: Cow::Borrowed(&host.inventory.uplinks),
+            taken: reserved.map_or_else(Cow::default, |held| Cow::Borrowed(&*held.taken)),
+        },
     }
+}
+
+/// Where a VM that was just placed on a host is to be there; `None` for one that is not fitted onto nodes.
+pub fn fit(state: &State, spec: &Spec, host: &HostName) -> Option<Vec<NumaPlace>> {
+    let host = state.hosts.get(host)?;
+    let places = placement::fit(spec, &view(state, host));
+    (!places.is_empty()).then_some(places)
 }
 
 /// Virtual processors, and memory in MiB, of what runs on a host and has no reservation there: domains that Dalgu does not

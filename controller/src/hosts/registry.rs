@@ -358,6 +358,7 @@ fn blank(new: &Registration, tx: &Tx) -> HostRecord {
         taints: BTreeSet::new(),
         cpu_overcommit_ratio: DEFAULT_OVERCOMMIT,
         reserved_memory_mib: default_reserved_memory_mib(new.inventory.memory_bytes >> 20),
+        vms_most: None,
         cordon: None,
         drain: None,
         power: None,
@@ -409,7 +410,7 @@ fn pressed(tx: &mut Tx, host: &HostName, usage: Option<&Usage>) -> Pressure {
     if !tx.close_pressed {
         return Pressure::default();
     }
-    let memory_mib = record.inventory.memory_bytes >> 20;
+    let memory_mib = record.inventory.ordinary_memory_bytes() >> 20;
     let strain = Strain::of(&UsageView::of(usage), record.inventory.cpus, memory_mib);
     let after = before.after(strain, Instant::now(), tx.now());
     match (before.closed(), after.closed()) {

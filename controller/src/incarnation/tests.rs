@@ -106,6 +106,7 @@ fn told(reported: Reported, power: PowerState) -> Reported {
         restart_policy: RestartPolicy::Never,
         spec: None,
         snapshots: None,
+        places: Vec::new(),
     };
     Reported {
         told: Some(told),

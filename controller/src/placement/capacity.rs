@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Engine, Policy, Protect, filter,
+    Engine, Policy, Protect, filter, numa,
     score::Size,
     view::{HostView, Request},
 };
@@ -79,9 +79,13 @@ pub fn protected(request: &Request, hosts: &[HostView<'_>], policy: Policy, prot
         .collect();
     let vm = Size::of(request);
     for made in 0..COUNTED {
-        let Some(host) = engine.choose(request).and_then(|name| hosts.get_mut(name)) else {
+        let best = engine.choose(request, |name| hosts.get(name).cloned());
+        let Some(host) = best.and_then(|name| hosts.get_mut(name)) else {
             return made;
         };
+        let places = numa::fit(&request.spec, host);
+        host.parts.taken.to_mut().change(&request.spec, &places, true);
+        host.vms = host.vms.saturating_add(1);
         host.vcpus_reserved = host.vcpus_reserved.saturating_add(vm.vcpus);
         host.memory_mib_reserved = host.memory_mib_reserved.saturating_add(vm.memory_mib);
         host.vm_sizes.push((vm, 1));
@@ -97,7 +101,13 @@ fn fitting(request: &Request, host: &HostView<'_>) -> u64 {
     }
     let (vm, free) = (Size::of(request), Size::free(host));
     let by_vcpus = u64::from(free.vcpus / vm.vcpus.max(1));
-    by_vcpus.min(free.memory_mib / vm.memory_mib.max(1))
+    let by_room = by_vcpus.min(free.memory_mib / vm.memory_mib.max(1));
+    let places = host.vms_most.map_or(u64::MAX, |most| u64::from(most - host.vms));
+    let most = by_room.min(places);
+    match request.is_particular() {
+        true => numa::times(request, host, most),
+        false => most,
+    }
 }
 
 /// What a host holds, in such VMs.

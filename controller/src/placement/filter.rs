@@ -6,10 +6,14 @@
 
 use std::collections::BTreeSet;
 
-use dalgu_proto::{host::GuestFeature, vm::Nic};
+use dalgu_proto::{
+    host::GuestFeature,
+    vm::{Nic, PageSize},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    numa,
     score::Size,
     view::{HostView, PoolView, Request},
 };
@@ -50,6 +54,14 @@ pub enum Constraint {
     Taint,
     /// A placement group keeps the VM away.
     Group,
+    /// It has as many VMs as it takes.
+    VmCount,
+    /// No NUMA node, or too few, have room.
+    Numa,
+    /// Too few huge pages are free.
+    HugePages,
+    /// Too little of an uplink is free.
+    Bandwidth,
     /// A protected domain that fails would find no room then.
     Protection,
 }
@@ -74,6 +86,10 @@ impl Constraint {
             Self::Volume => "VOLUME",
             Self::Taint => "TAINT",
             Self::Group => "GROUP",
+            Self::VmCount => "VM_COUNT",
+            Self::Numa => "NUMA",
+            Self::HugePages => "HUGE_PAGES",
+            Self::Bandwidth => "BANDWIDTH",
             Self::Protection => "PROTECTION",
         }
     }
@@ -190,6 +206,40 @@ pub(super) enum Lack<'a> {
         domain: &'a str,
         lacking: Size,
     },
+    VmCount {
+        vms: u32,
+        most: u32,
+    },
+    /// Enough of its nodes have no more virtual processors, or processors that could be a VM's own.
+    NodeVcpus {
+        dedicated: bool,
+        nodes: u32,
+        needed: u32,
+        free: u32,
+    },
+    NodeMemory {
+        nodes: u32,
+        needed: u64,
+        free: u64,
+    },
+    HugePages {
+        pages: PageSize,
+        nodes: u32,
+        needed: u64,
+        free: u64,
+    },
+    /// It has too few nodes, or too few that have all of what a part needs.
+    Nodes {
+        needed: u32,
+        found: u32,
+        all: bool,
+    },
+    Bandwidth {
+        bridge: &'a str,
+        needed: u64,
+        free: u64,
+        carries: u64,
+    },
 }
 
 /// Finds all tests that the host fails, in the order of [`Constraint`].
@@ -262,6 +312,31 @@ pub(super) fn find<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut
         host: host.as_str(),
     }));
     found.extend(request.rules.lacks(host));
+    if let Some(most) = host.vms_most.filter(|_| host.is_full()) {
+        found.push(Lack::VmCount { vms: host.vms, most });
+    }
+    if request.is_particular() {
+        particular(request, host, found);
+    }
+}
+
+/// Tests of what few requests ask for, which the index of the engine knows nothing of.
+pub(super) fn particular<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {
+    if !request.spec.fitting.is_none() {
+        numa::lacks(request, host, found);
+    }
+    for (bridge, needed) in request.bandwidth() {
+        let (free, carries) = host.mbit_free(bridge);
+        // Without the bridge there is nothing to say of its uplink.
+        if needed > free && host.bridges.iter().any(|there| there == bridge) {
+            found.push(Lack::Bandwidth {
+                bridge,
+                needed,
+                free,
+                carries,
+            });
+        }
+    }
 }
 
 fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {
@@ -274,7 +349,8 @@ fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found
         });
     }
     let (free, capacity) = (host.vcpus_free(), host.vcpus_capacity());
-    if vcpus > free {
+    // Dedicated ones take more than they are, and are tested by themselves.
+    if vcpus > free && !request.spec.fitting.is_dedicated() {
         found.push(Lack::CpuFree {
             needed: vcpus,
             free,
@@ -285,7 +361,9 @@ fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found
     let (free, capacity) = (host.memory_mib_free(), host.memory_mib_capacity());
     let needed = request.spec.reserved_memory_mib();
     if needed > free {
-        let (guest, reserved) = (request.spec.memory_mib, host.memory_mib_reserved);
+        // That of a guest with huge pages is no ordinary memory.
+        let guest = request.spec.fitting.pages.map_or(request.spec.memory_mib, |_| 0);
+        let reserved = host.memory_mib_reserved;
         found.push(Lack::Memory {
             needed,
             guest,
@@ -345,7 +423,16 @@ impl Lack<'_> {
     pub(super) fn is_room(&self) -> bool {
         matches!(
             self,
-            Self::SameHost | Self::CpuFree { .. } | Self::Memory { .. } | Self::Storage { .. }
+            Self::SameHost
+                | Self::CpuFree { .. }
+                | Self::Memory { .. }
+                | Self::Storage { .. }
+                | Self::VmCount { .. }
+                | Self::NodeVcpus { .. }
+                | Self::NodeMemory { .. }
+                | Self::HugePages { .. }
+                | Self::Nodes { all: true, .. }
+                | Self::Bandwidth { .. }
         )
     }
 
@@ -370,6 +457,11 @@ impl Lack<'_> {
             Self::GroupDomain { .. } | Self::GroupApart { .. } | Self::GroupTogether { .. } => {
                 Constraint::Group
             }
+            Self::VmCount { .. } => Constraint::VmCount,
+            Self::NodeVcpus { dedicated: true, .. } => Constraint::Cpu,
+            Self::NodeVcpus { .. } | Self::NodeMemory { .. } | Self::Nodes { .. } => Constraint::Numa,
+            Self::HugePages { .. } => Constraint::HugePages,
+            Self::Bandwidth { .. } => Constraint::Bandwidth,
             Self::Protection { .. } => Constraint::Protection,
         }
     }
@@ -389,7 +481,14 @@ impl Lack<'_> {
         match *self {
             Self::CpuCount { needed, cpus } => (needed.into(), cpus.into()),
             Self::CpuFree { needed, free, .. } => (needed.into(), free.into()),
-            Self::Memory { needed, free, .. } | Self::Storage { needed, free, .. } => (needed, free),
+            Self::NodeVcpus { needed, free, .. } => (needed.into(), free.into()),
+            Self::Nodes { needed, found, .. } => (needed.into(), found.into()),
+            Self::VmCount { vms, most } => (u64::from(vms) + 1, most.into()),
+            Self::Memory { needed, free, .. }
+            | Self::Storage { needed, free, .. }
+            | Self::NodeMemory { needed, free, .. }
+            | Self::HugePages { needed, free, .. }
+            | Self::Bandwidth { needed, free, .. } => (needed, free),
             Self::Protection { lacking, .. } if lacking.memory_mib > 0 => (lacking.memory_mib, 0),
             Self::Protection { lacking, .. } => (lacking.vcpus.into(), 0),
             _ => (0, 0),
@@ -494,6 +593,67 @@ impl Lack<'_> {
                 "were {domain} to fail then, {} vCPUs and {} MiB of its VMs would find no room elsewhere",
                 lacking.vcpus, lacking.memory_mib
             ),
+            _ => self.message_of_few(),
+        }
+    }
+
+    /// Of what few requests ask for.
+    fn message_of_few(&self) -> String {
+        let on = |nodes: u32| match nodes {
+            1 => "one NUMA node".to_owned(),
+            nodes => format!("{nodes} NUMA nodes in equal parts"),
+        };
+        match *self {
+            Self::VmCount { vms, most } => format!("has {vms} VMs, takes at most {most}"),
+            Self::NodeVcpus {
+                dedicated: true,
+                nodes,
+                needed,
+                free,
+            } => format!(
+                "needs {needed} processors of its own on {}, has {free} that can be dedicated there",
+                on(nodes)
+            ),
+            Self::NodeVcpus {
+                nodes, needed, free, ..
+            } => format!("needs {needed} vCPUs on {}, has {free} free there", on(nodes)),
+            Self::NodeMemory { nodes, needed, free } => {
+                format!("needs {needed} MiB on {}, has {free} MiB free there", on(nodes))
+            }
+            Self::HugePages {
+                pages,
+                nodes,
+                needed,
+                free,
+            } => format!(
+                "needs {needed} MiB in huge pages of {} on {}, has {free} MiB of them free there",
+                pages.as_str(),
+                on(nodes)
+            ),
+            Self::Nodes {
+                needed,
+                found,
+                all: false,
+            } => format!("needs {needed} NUMA nodes, has {found}"),
+            Self::Nodes { needed: 1, .. } => {
+                "needs processors and memory on the same NUMA node, has none with room for both".to_owned()
+            }
+            Self::Nodes { needed, found, .. } => {
+                format!("needs {needed} NUMA nodes with processors and memory for a part of it each, has {found}")
+            }
+            Self::Bandwidth {
+                bridge, carries: 0, ..
+            } => format!("nothing can be reserved on bridge {bridge}: it has no uplink whose speed is known"),
+            Self::Bandwidth {
+                bridge,
+                needed,
+                free,
+                carries,
+            } => format!(
+                "needs {needed} Mbit/s on the uplink of bridge {bridge}, has {free} free of {carries}"
+            ),
+            // `message` has words for the rest.
+            _ => String::new(),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Protect,
     filter::{self, Lack},
-    remedy::Change,
+    remedy::{self, Change},
     repair,
     spare::Kept,
     view::{HostView, Request},
@@ -191,6 +191,8 @@ fn sentence(plan: &Plan<'_>, request: &Request) -> String {
                 | Change::AskVcpus { .. }
                 | Change::AskMemory { .. }
                 | Change::AskStorage { .. }
+                | Change::AskNoNode
+                | Change::AskBandwidth { .. }
         )
     });
     if !names_host && request.host.as_ref() != Some(&plan.host.name) {
@@ -209,7 +211,7 @@ fn listed(changes: &[Change]) -> String {
 
 /// The last resort: nothing that could be done with the hosts there are would help.
 fn another_host(request: &Request, hosts: &[Refused<'_>], protect: Option<&Protect>) -> Hint {
-    let (cpus, memory_mib) = (request.spec.vcpus, request.spec.reserved_memory_mib());
+    let (cpus, memory_mib) = (remedy::cpus_for(request), remedy::memory_for(request));
     let missing = request.host.as_ref().filter(|wanted| {
         request.exclude.as_ref() != Some(*wanted) && !hosts.iter().any(|(host, _)| host.name == **wanted)
     });

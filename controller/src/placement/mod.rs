@@ -11,6 +11,7 @@ mod capacity;
 mod engine;
 mod filter;
 mod hint;
+mod numa;
 mod remedy;
 mod repair;
 mod rules;
@@ -37,6 +38,7 @@ pub use self::{
     engine::Engine,
     filter::{Constraint, Shortfall},
     hint::Hint,
+    numa::{Parts, Taken, charged, fit},
     remedy::Change,
     rules::{Held, Members, Rules, broken, conflict, domain},
     score::{Part, Rule, Size, Strain},

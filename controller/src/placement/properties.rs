@@ -6,9 +6,10 @@ use std::{
 };
 
 use dalgu_proto::{
+    host::{GuestFeature, HugePages, NumaNode, Uplink},
     ids::VmName,
     placement::{self as wanted, Group, Taint, Toleration},
-    vm::{Nic, Plug, Spec},
+    vm::{CpuPolicy, Fitting, Nic, NumaPlace, NumaPolicy, PageSize, Plug, Spec},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -23,11 +24,13 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         any::<bool>(),
     );
     let host = || option::weighted(0.2, (1..9_u32).prop_map(host_name));
-    (vm, host(), host(), any::<bool>(), rules()).prop_map(
-        |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm, rules)| {
+    let particular = (option::weighted(0.3, fitting()), option::weighted(0.2, 1..2000_u32));
+    (vm, host(), host(), any::<bool>(), rules(), particular).prop_map(
+        |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm, rules, (fitting, mbit))| {
             let mut spec = Spec {
                 vcpus,
                 memory_mib,
+                fitting: fitting.unwrap_or_default(),
                 ..tests::spec()
             };
             spec.disks = disks
@@ -41,6 +44,7 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
                     bridge: BRIDGES[*bridge].into(),
                 },
                 mac: String::new(),
+                reserved_mbit: mbit,
             };
             spec.nics = nics.iter().map(nic).collect();
             if picky {
@@ -60,6 +64,58 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
             }
         },
     )
+}
+
+/// What a VM asks of processors, pages and nodes; sizes are any, as the placement of odd ones must be right too.
+pub(super) fn fitting() -> impl Strategy<Value = Fitting> {
+    let pages = option::weighted(0.3, select(vec![PageSize::Mib2, PageSize::Gib1]));
+    let numa = select(vec![NumaPolicy::None, NumaPolicy::Pack, NumaPolicy::Spread(2)]);
+    (any::<bool>(), pages, numa).prop_map(|(dedicated, pages, numa)| Fitting {
+        cpus: if dedicated { CpuPolicy::Dedicated } else { CpuPolicy::Shared },
+        pages,
+        numa,
+    })
+}
+
+/// Nodes of equal parts, of which so much is in huge pages of either size; some processors are taken, and a bridge has an uplink.
+pub(super) fn parts(cpus: u32, memory_mib: u64, nodes: u32, huge_mib: u64, taken: u32, mbit: u64) -> Parts<'static> {
+    let each = cpus / nodes;
+    let pages = |pages: PageSize| HugePages {
+        page_size_bytes: pages.kib() << 10,
+        total: huge_mib / u64::from(nodes) / pages.mib(),
+        free: 0,
+    };
+    let node = |id: u32| NumaNode {
+        id,
+        cpus: (id * each..(id + 1) * each).collect(),
+        memory_bytes: (memory_mib / u64::from(nodes)) << 20,
+        huge_pages: vec![pages(PageSize::Mib2), pages(PageSize::Gib1)],
+        ..NumaNode::default()
+    };
+    let mut held = Taken::default();
+    let own = Spec {
+        fitting: Fitting {
+            cpus: CpuPolicy::Dedicated,
+            pages: Some(PageSize::Mib2),
+            numa: NumaPolicy::None,
+        },
+        memory_mib: 0,
+        ..tests::spec()
+    };
+    let place = NumaPlace {
+        node: 0,
+        cpus: (0..each.min(taken)).collect(),
+    };
+    held.change(&own, &[place], true);
+    Parts {
+        nodes: (0..nodes).map(node).collect(),
+        uplinks: vec![Uplink {
+            bridge: "br0".into(),
+            mbit_per_second: mbit,
+        }]
+        .into(),
+        taken: Cow::Owned(held),
+    }
 }
 
 /// Groups with members in racks and on hosts, and tolerations; of most requests none.
@@ -214,11 +270,14 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
         0..2000_u64,
     );
     let used = (0..24_u32, 0..10_000_u64, 0..9_u32, 0..3_u32, 0..2000_u64);
-    vec((flags, sizes, used, pools(), usage(), taints()), 0..6).prop_map(|hosts| {
+    let few = (1..4_u32, 0..8192_u64, 0..6_u32, 0..3000_u64, option::weighted(0.2, 0..12_u32));
+    vec((flags, sizes, used, pools(), usage(), taints(), few), 0..6).prop_map(|hosts| {
         hosts
             .into_iter()
             .zip(1..)
-            .map(|((flags, sizes, used, pools, usage, taints), number)| HostView {
+            .map(|((flags, sizes, used, pools, usage, taints, few), number)| HostView {
+                parts: parts(sizes.0, sizes.2, few.0, few.1, few.2, few.3),
+                vms_most: few.4,
                 name: host_name(number),
                 ready: flags.0,
                 cordoned: flags.1,
@@ -232,7 +291,7 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
                 ),
                 taints: Cow::Owned(taints),
                 accelerator: if flags.3 { "kvm" } else { "tcg" }.into(),
-                guest_features: Cow::default(),
+                guest_features: Cow::Owned(vec![GuestFeature::Numa; usize::from(flags.4 != 3)]),
                 bridges: BRIDGES
                     .iter()
                     .take(flags.4)
@@ -302,10 +361,62 @@ fn holds(host: &HostView) -> bool {
     vcpus <= f64::from(host.cpus) * host.cpu_overcommit_ratio + 1e-6 && memory <= host.memory_mib
 }
 
+/// Whether what is fitted has what it asks for, on nodes that have it, and nobody else has the same: reckoned from the places alone.
+fn is_fitted(spec: &Spec, places: &[NumaPlace], before: &HostView) -> bool {
+    let (fitting, nodes) = (spec.fitting, &before.parts.nodes);
+    if fitting.is_none() {
+        return places.is_empty();
+    }
+    let cpus: Vec<u32> = places.iter().flat_map(|place| place.cpus.clone()).collect();
+    let distinct: BTreeSet<_> = cpus.iter().collect();
+    let on_node = |place: &NumaPlace| {
+        let node = nodes.iter().find(|node| node.id == place.node);
+        node.is_some_and(|node| place.cpus.iter().all(|cpu| node.cpus.contains(cpu)))
+    };
+    let asked = usize::try_from(fitting.nodes()).unwrap();
+    let ids: BTreeSet<_> = places.iter().map(|place| place.node).collect();
+    let each = spec.vcpus.div_ceil(fitting.nodes());
+    places.len() == asked
+        && ids.len() == asked
+        && places.iter().all(on_node)
+        && distinct.len() == cpus.len()
+        && !before.parts.taken.cpus().any(|cpu| cpus.contains(&cpu))
+        && match fitting.is_dedicated() {
+            true => places.iter().all(|place| place.cpus.len() == usize::try_from(each).unwrap()),
+            false => cpus.is_empty(),
+        }
+}
+
+/// Whether what is promised on each node is there; what is not fitted onto nodes aside.
+fn nodes_hold(host: &HostView) -> bool {
+    let taken = &host.parts.taken;
+    host.parts.nodes.iter().all(|node| {
+        let own = taken.cpus().filter(|cpu| node.cpus.contains(cpu)).count();
+        let shared = f64::from(u32::try_from(node.cpus.len() - own).unwrap()) * host.cpu_overcommit_ratio;
+        let pages = |pages: PageSize| {
+            let bytes = pages.kib() << 10;
+            let known = node.huge_pages.iter().find(|known| known.page_size_bytes == bytes);
+            taken.pages_mib(node.id, pages) <= known.map_or(0, |known| known.total * pages.mib())
+        };
+        f64::from(u32::try_from(taken.vcpus(node.id)).unwrap()) <= shared + 1e-6
+            && taken.memory_mib(node.id) <= node.memory_bytes >> 20
+            && pages(PageSize::Mib2)
+            && pages(PageSize::Gib1)
+    })
+}
+
 fn reserve(request: &Request, host: &mut HostView) {
-    host.vcpus_reserved += request.spec.vcpus;
-    host.memory_mib_reserved += request.spec.reserved_memory_mib();
-    host.vms += 1;
+    let before = host.clone();
+    let places = fit(&request.spec, host);
+    assert!(is_fitted(&request.spec, &places, &before), "{places:?} on {before:?}");
+    host.reserve(&request.spec, &places);
+    assert!(nodes_hold(host), "{host:?}");
+    assert!(!request.spec.fitting.is_dedicated() || host.parts.taken.dedicated() < host.cpus);
+    assert!(host.vms_most.is_none_or(|most| host.vms <= most));
+    for (bridge, _) in request.spec.bandwidth() {
+        let uplink = host.parts.uplinks.iter().find(|uplink| uplink.bridge == bridge).unwrap();
+        assert!(host.parts.taken.mbit(bridge) <= uplink.mbit_per_second);
+    }
     for disk in &request.spec.disks {
         let pool = host
             .pools
@@ -403,6 +514,9 @@ fn a_little_less(change: &Change) -> Option<Change> {
     match &mut less {
         Change::FreeVcpus { vcpus, .. } => *vcpus -= 1,
         Change::FreeMemory { mib, .. } | Change::FreeStorage { mib, .. } => *mib -= 1,
+        Change::FreeVms { vms, .. } => *vms -= 1,
+        Change::FreeBandwidth { mbit, .. } => *mbit -= 1,
+        Change::AskBandwidth { at_most_mbit, .. } => *at_most_mbit += 1,
         Change::AskVcpus { at_most } => *at_most += 1,
         Change::AskMemory { at_most_mib } | Change::AskStorage { at_most_mib, .. } => *at_most_mib += 1,
         _ => return None,

@@ -7,14 +7,15 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use dalgu_proto::{
-    host::GuestFeature,
+    host::{GuestFeature, HugePages, NumaNode, Uplink},
     ids::HostName,
     placement::{Rule, Toleration},
-    vm::{Disk, Nic, Spec},
+    vm::{Disk, Fitting, Nic, PageSize, Spec},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
+    numa::Parts,
     rules::Members,
     view::{HostView, PoolView, Request},
 };
@@ -109,6 +110,31 @@ pub enum Change {
         /// The taint's key.
         key: String,
     },
+    /// Delete or migrate VMs of a host, or let it take more.
+    FreeVms {
+        /// The host.
+        host: HostName,
+        /// So many.
+        vms: u32,
+    },
+    /// Set more huge pages aside on a host.
+    AddHugePages {
+        /// The host.
+        host: HostName,
+        /// Their size.
+        pages: PageSize,
+        /// So much, in MiB, on each of its nodes.
+        mib: u64,
+    },
+    /// Stop reserving bandwidth on a host's bridge: delete or migrate VMs.
+    FreeBandwidth {
+        /// The host.
+        host: HostName,
+        /// The bridge.
+        bridge: String,
+        /// So much.
+        mbit: u64,
+    },
     /// Leave the choice of the host open.
     AnyHost,
     /// Have the VM put up with a taint.
@@ -137,6 +163,15 @@ pub enum Change {
     AskMemory {
         /// At most so much.
         at_most_mib: u64,
+    },
+    /// Do without processors, huge pages and NUMA nodes of its own.
+    AskNoNode,
+    /// Reserve less bandwidth on a bridge.
+    AskBandwidth {
+        /// The bridge.
+        bridge: String,
+        /// At most so much, in Mbit per second.
+        at_most_mbit: u64,
     },
     /// Ask for smaller disks in a pool.
     AskStorage {
@@ -197,6 +232,8 @@ impl Change {
                 request.spec.memory_mib = request.spec.memory_mib.min(*at_most_mib)
             }
             Self::AskStorage { pool, at_most_mib } => shrink(&mut request.spec, pool, *at_most_mib),
+            Self::AskNoNode => request.spec.fitting = Fitting::default(),
+            Self::AskBandwidth { bridge, at_most_mbit } => reserve_less(&mut request.spec, bridge, *at_most_mbit),
             Self::AddHost { name, .. } => {
                 let host = host_for(
                     request,
@@ -215,7 +252,10 @@ impl Change {
             | Self::RepairPool { host, .. }
             | Self::AddBridge { host, .. }
             | Self::AddFeature { host, .. }
-            | Self::RemoveTaint { host, .. } => {
+            | Self::RemoveTaint { host, .. }
+            | Self::FreeVms { host, .. }
+            | Self::AddHugePages { host, .. }
+            | Self::FreeBandwidth { host, .. } => {
                 if let Some(host) = hosts.iter_mut().find(|candidate| candidate.name == *host) {
                     self.apply_to(host);
                 }
@@ -251,6 +291,13 @@ impl Change {
             Self::AddBridge { bridge, .. } => host.bridges.to_mut().push(bridge.clone()),
             Self::AddFeature { feature, .. } => host.guest_features.to_mut().push(*feature),
             Self::RemoveTaint { key, .. } => host.taints.to_mut().retain(|taint| taint.key != *key),
+            Self::FreeVms { vms, .. } => host.vms = host.vms.saturating_sub(*vms),
+            Self::AddHugePages { pages, mib, .. } => {
+                for node in host.parts.nodes.to_mut() {
+                    add_pages(node, *pages, *mib);
+                }
+            }
+            Self::FreeBandwidth { bridge, mbit, .. } => host.parts.taken.to_mut().free_mbit(bridge, *mbit),
             // The rest changes no host.
             _ => {}
         }
@@ -277,6 +324,14 @@ impl Change {
                 let all = asked(request, pool);
                 (2, thousandths(all.saturating_sub(*at_most_mib), all))
             }
+            Self::FreeVms { vms, .. } => (2, u64::from(*vms).saturating_mul(1000)),
+            Self::FreeBandwidth { bridge, mbit, .. } => (2, thousandths(*mbit, reserved(request, bridge))),
+            Self::AskBandwidth { bridge, at_most_mbit } => {
+                let all = reserved(request, bridge);
+                (2, thousandths(all.saturating_sub(*at_most_mbit), all))
+            }
+            Self::AddHugePages { mib, .. } => (3, thousandths(*mib, spec.memory_mib)),
+            Self::AskNoNode => (3, 0),
             Self::SetLabel { .. }
             | Self::DropSelector { .. }
             | Self::RemoveTaint { .. }
@@ -287,6 +342,41 @@ impl Change {
             Self::AddPool { .. } => (8, 0),
             Self::AddHost { .. } => (100, 0),
         }
+    }
+}
+
+/// What a request reserves on a bridge, in Mbit per second.
+fn reserved(request: &Request, bridge: &str) -> u64 {
+    request.bandwidth().get(bridge).copied().unwrap_or(0)
+}
+
+fn add_pages(node: &mut NumaNode, pages: PageSize, mib: u64) {
+    let page_size_bytes = pages.kib() << 10;
+    let more = mib.div_ceil(pages.mib());
+    // What is set aside is ordinary memory no more; a hint is for a host that has it to spare.
+    match node
+        .huge_pages
+        .iter_mut()
+        .find(|known| known.page_size_bytes == page_size_bytes)
+    {
+        Some(known) => known.total = known.total.saturating_add(more),
+        None => node.huge_pages.push(HugePages {
+            page_size_bytes,
+            total: more,
+            free: more,
+        }),
+    }
+}
+
+/// Has the interfaces on a bridge reserve less, the last ones first, until their sum is at most `at_most`.
+fn reserve_less(spec: &mut Spec, bridge: &str, at_most: u64) {
+    let sum: u64 = spec.bandwidth().filter(|(on, _)| *on == bridge).map(|(_, mbit)| mbit).sum();
+    let mut excess = sum.saturating_sub(at_most);
+    for nic in spec.nics.iter_mut().rev().filter(|nic| nic.bridge() == Some(bridge)) {
+        let had = nic.reserved_mbit.unwrap_or(0);
+        let cut = u32::try_from(excess).unwrap_or(u32::MAX).min(had);
+        excess -= u64::from(cut);
+        nic.reserved_mbit = Some(had - cut).filter(|left| *left > 0);
     }
 }
 
@@ -338,7 +428,7 @@ pub(super) fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         pressed: false,
         labels: Cow::Owned(labels_for(request)),
         taints: Cow::default(),
-        cpus: spec.vcpus,
+        cpus: cpus_for(request),
         cpu_overcommit_ratio: 1.0,
         memory_mib: spec.reserved_memory_mib(),
         reserved_memory_mib: 0,
@@ -358,6 +448,51 @@ pub(super) fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         usage: None,
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
+        vms_most: None,
+        parts: parts_for(request),
+    }
+}
+
+/// Logical processors that a host needs for a request.
+pub(super) fn cpus_for(request: &Request) -> u32 {
+    // One is never dedicated.
+    request.spec.vcpus + u32::from(request.spec.fitting.is_dedicated())
+}
+
+/// Memory that it needs, huge pages too.
+pub(super) fn memory_for(request: &Request) -> u64 {
+    let huge = request.spec.fitting.pages.map_or(0, |_| request.spec.memory_mib);
+    request.spec.reserved_memory_mib().saturating_add(huge)
+}
+
+/// Nodes that have just what each part needs, and uplinks.
+fn parts_for(request: &Request) -> Parts<'static> {
+    let (spec, fitting) = (&request.spec, request.spec.fitting);
+    if !request.is_particular() {
+        return Parts::default();
+    }
+    let nodes = fitting.nodes();
+    let each = spec.vcpus.div_ceil(nodes);
+    let node = |id: u32| {
+        let mut node = NumaNode {
+            id,
+            cpus: (id * each..(id + 1) * each).collect(),
+            memory_bytes: memory_for(request).div_ceil(nodes.into()).saturating_mul(1 << 20),
+            ..NumaNode::default()
+        };
+        if let Some(pages) = fitting.pages {
+            add_pages(&mut node, pages, spec.memory_mib.div_ceil(nodes.into()));
+        }
+        node
+    };
+    let uplink = |(bridge, mbit): (&str, u64)| Uplink {
+        bridge: bridge.to_owned(),
+        mbit_per_second: mbit,
+    };
+    Parts {
+        nodes: (0..nodes).map(node).collect(),
+        uplinks: request.bandwidth().into_iter().map(uplink).collect(),
+        taken: Cow::default(),
     }
 }
 
@@ -430,6 +565,23 @@ impl fmt::Display for Change {
             Self::AskVcpus { at_most: 1 } => f.write_str("ask for 1 vCPU"),
             Self::AskVcpus { at_most } => write!(f, "ask for at most {at_most} vCPUs"),
             Self::AskMemory { at_most_mib } => write!(f, "ask for at most {at_most_mib} MiB of memory"),
+            Self::FreeVms { host, vms: 1 } => write!(f, "move or delete 1 VM of {host}, or let it have more"),
+            Self::FreeVms { host, vms } => write!(f, "move or delete {vms} VMs of {host}, or let it have more"),
+            Self::AddHugePages { host, pages, mib } => write!(
+                f,
+                "set {mib} MiB more of huge pages of {} aside on each NUMA node of {host}",
+                pages.as_str()
+            ),
+            Self::FreeBandwidth { host, bridge, mbit } => {
+                write!(f, "free {mbit} Mbit/s on bridge {bridge} of {host}")
+            }
+            Self::AskNoNode => f.write_str("ask for shared processors, ordinary memory and no NUMA policy"),
+            Self::AskBandwidth { bridge, at_most_mbit: 0 } => {
+                write!(f, "reserve no bandwidth on bridge {bridge}")
+            }
+            Self::AskBandwidth { bridge, at_most_mbit } => {
+                write!(f, "reserve at most {at_most_mbit} Mbit/s on bridge {bridge}")
+            }
             Self::AskStorage { pool, at_most_mib } => {
                 write!(f, "ask for at most {at_most_mib} MiB of disks in pool {pool}")
             }

@@ -20,7 +20,41 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         | Lack::GroupDomain { .. }
         | Lack::GroupApart { .. }
         | Lack::GroupTogether { .. }
-        | Lack::Protection { .. } => return None,
+        | Lack::Protection { .. }
+        | Lack::NodeVcpus { .. }
+        | Lack::NodeMemory { .. }
+        | Lack::Nodes { .. } => return None,
+        Lack::VmCount { vms, most } => Change::FreeVms {
+            host: name(),
+            vms: vms - most + 1,
+        },
+        // The more there is on each node, the more there is on the best; what is lacking there is enough.
+        Lack::HugePages {
+            pages,
+            nodes,
+            needed,
+            free,
+        } => Change::AddHugePages {
+            host: name(),
+            pages,
+            mib: (needed - free).div_ceil(nodes.into()).next_multiple_of(pages.mib()),
+        },
+        Lack::Bandwidth {
+            bridge,
+            needed,
+            free,
+            carries,
+        } => {
+            let reserved = host.parts.taken.mbit(bridge);
+            if needed > carries {
+                return None;
+            }
+            Change::FreeBandwidth {
+                host: name(),
+                bridge: bridge.to_owned(),
+                mbit: (reserved + needed - carries).max(needed - free),
+            }
+        }
         Lack::State { state } => Change::MakeReady {
             host: name(),
             state: state.to_owned(),
@@ -118,6 +152,27 @@ pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
         Lack::CpuCount { cpus: at_most, .. } | Lack::CpuFree { free: at_most, .. } if at_most > 0 => {
             Change::AskVcpus { at_most }
         }
+        Lack::NodeVcpus {
+            nodes: 1,
+            free: at_most,
+            ..
+        } if at_most > 0 => Change::AskVcpus { at_most },
+        Lack::HugePages { nodes: 1, free, .. } if free >= *MEMORY_MIB.start() => {
+            Change::AskMemory { at_most_mib: free }
+        }
+        Lack::NodeMemory { nodes: 1, free, .. } => Change::AskMemory {
+            at_most_mib: most_memory(free, request.spec.vcpus)?,
+        },
+        Lack::NodeVcpus { .. }
+        | Lack::HugePages { .. }
+        | Lack::NodeMemory { .. }
+        | Lack::Nodes { .. } => Change::AskNoNode,
+        Lack::Bandwidth { bridge, free, .. } => Change::AskBandwidth {
+            bridge: bridge.to_owned(),
+            at_most_mbit: free,
+        },
+        // With huge pages it is QEMU's own that is lacking.
+        Lack::Memory { .. } if request.spec.fitting.pages.is_some() => return None,
         Lack::Memory { free, .. } => Change::AskMemory {
             at_most_mib: most_memory(free, request.spec.vcpus)?,
         },
@@ -179,5 +234,6 @@ fn empty_spec() -> Spec {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     }
 }

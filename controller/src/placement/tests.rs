@@ -19,6 +19,7 @@ pub(super) fn spec() -> Spec {
             name: "eth0".into(),
             plug: Plug::Bridge { bridge: "br0".into() },
             mac: String::new(),
+            reserved_mbit: None,
         }],
         kernel_boot: None,
         restart_policy: RestartPolicy::OnFailure,
@@ -28,6 +29,7 @@ pub(super) fn spec() -> Spec {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     }
 }
 
@@ -72,6 +74,8 @@ pub(super) fn host(name: &str) -> HostView<'static> {
         usage: Some(idle()),
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
+        vms_most: None,
+        parts: Default::default(),
     }
 }
 

@@ -12,10 +12,14 @@ use dalgu_proto::{
     host::{self, GuestFeature},
     ids::{HostName, VolumeId, VolumeName},
     placement::Taint,
-    vm::{Disk, Spec},
+    vm::{Disk, NumaPlace, Spec},
 };
 
-use super::{rules::Rules, score::Size};
+use super::{
+    numa::{Parts, charged},
+    rules::Rules,
+    score::Size,
+};
 
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
@@ -122,6 +126,20 @@ impl Request {
     fn is_there(&self, disk: &Disk) -> bool {
         disk.volume_id()
             .is_some_and(|volume| self.needs.volumes.contains_key(&volume))
+    }
+
+    /// Whether it asks for what is tested on the host itself, host by host: processors, nodes or huge pages of its own, or bandwidth.
+    pub fn is_particular(&self) -> bool {
+        !self.spec.fitting.is_none() || self.spec.bandwidth().next().is_some()
+    }
+
+    /// Bandwidth that it reserves, by bridge, in Mbit per second.
+    pub fn bandwidth(&self) -> BTreeMap<&str, u64> {
+        let mut sums = BTreeMap::new();
+        for (bridge, mbit) in self.spec.bandwidth() {
+            *sums.entry(bridge).or_insert(0) += mbit;
+        }
+        sums
     }
 
     /// Whether the VM exists and moves.
@@ -368,7 +386,7 @@ pub struct HostView<'a> {
     pub memory_mib: u64,
     /// Memory kept for the host itself, in MiB.
     pub reserved_memory_mib: u64,
-    /// Virtual processors reserved by VMs, incoming migrations too.
+    /// Virtual processors reserved by VMs, incoming migrations too; dedicated ones as [`charged`](super::charged) says.
     pub vcpus_reserved: u32,
     /// Memory reserved by VMs in MiB: the sum of [`Spec::reserved_memory_mib`].
     pub memory_mib_reserved: u64,
@@ -390,6 +408,10 @@ pub struct HostView<'a> {
     pub unmanaged_vcpus: u32,
     /// Memory of the same, in MiB.
     pub unmanaged_memory_mib: u64,
+    /// Most VMs that it takes; `None` for as many as have room.
+    pub vms_most: Option<u32>,
+    /// What it has by name.
+    pub parts: Parts<'a>,
 }
 
 impl<'a> HostView<'a> {
@@ -424,6 +446,43 @@ impl<'a> HostView<'a> {
     pub fn memory_mib_free(&self) -> u64 {
         self.memory_mib_capacity()
             .saturating_sub(self.memory_mib_reserved)
+    }
+
+    /// Whether it has as many VMs as it takes.
+    pub fn is_full(&self) -> bool {
+        self.vms_most.is_some_and(|most| self.vms >= most)
+    }
+
+    /// Counts a VM at these places; its disks aside.
+    pub fn reserve(&mut self, spec: &Spec, places: &[NumaPlace]) {
+        let taken = self.parts.taken.to_mut();
+        let before = charged(taken.dedicated(), self.cpu_overcommit_ratio);
+        taken.change(spec, places, true);
+        let own = places.iter().any(|place| !place.cpus.is_empty());
+        let vcpus = match own {
+            true => charged(taken.dedicated(), self.cpu_overcommit_ratio).saturating_sub(before),
+            false => spec.vcpus,
+        };
+        self.vcpus_reserved = self.vcpus_reserved.saturating_add(vcpus);
+        self.memory_mib_reserved = self
+            .memory_mib_reserved
+            .saturating_add(spec.reserved_memory_mib());
+        self.vms = self.vms.saturating_add(1);
+    }
+
+    /// Leaves room for a VM that is here as it is: only what is added to it is judged.
+    pub fn keep(&mut self) {
+        self.ready = true;
+        self.cordoned = false;
+        self.pressed = false;
+        self.vms_most = None;
+    }
+
+    /// What the uplink of a bridge carries that is not reserved, and what it carries, in Mbit per second.
+    pub fn mbit_free(&self, bridge: &str) -> (u64, u64) {
+        let uplink = self.parts.uplinks.iter().find(|uplink| uplink.bridge == bridge);
+        let carries = uplink.map_or(0, |uplink| uplink.mbit_per_second);
+        (carries.saturating_sub(self.parts.taken.mbit(bridge)), carries)
     }
 
     /// The pool of that name.

@@ -213,6 +213,8 @@ fn own_disks(request: &Request, source: &HostView<'_>, pools: &BTreeMap<String, 
 
 /// Why a VM is left where it is.
 fn pinned(state: &State, vm: &VmRecord) -> &'static str {
+    // Which nodes and uplinks have room is not in the planner's account.
+    let fitted = !vm.spec.fitting.is_none() || vm.spec.bandwidth().next().is_some();
     // Where the other members are changes with each move.
     let mut groups = vm.placement_groups.iter();
     let bound = groups.any(|name| {
@@ -220,6 +222,7 @@ fn pinned(state: &State, vm: &VmRecord) -> &'static str {
         known.is_some_and(|known| !known.group.preferred)
     });
     match vm.drain_mode {
+        DrainMode::LiveMigrate if fitted => "it has processors, memory or bandwidth of its own: migrate it by name, or drain its host",
         DrainMode::LiveMigrate if bound => "its placement group holds it",
         DrainMode::LiveMigrate => match migrate::possible(state, vm) {
             Ok(()) => "",

@@ -4,7 +4,7 @@
 //! [`super::Controller`] is this behind a TLS port. Tests that hold the time start it by itself: all that it knows of the
 //! world it is handed here, and it calls nothing else. The same inputs at the same times give the same history.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{num::NonZeroU32, panic::AssertUnwindSafe, sync::Arc};
 
 use dalgu_proto::{
     agent::v1::registrar_service_server::RegistrarServiceServer,
@@ -124,11 +124,13 @@ impl Core {
         let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
         let wakes = config.power.automatic;
         let protect = Arc::new(config.placement.protect.clone());
+        let most = config.placement.max_vms_per_host.map(NonZeroU32::get);
         db.change(move |tx| {
             tx.set_pool_policy(policy);
             tx.set_close_pressed(close);
             tx.set_wakes_hosts(wakes);
             tx.set_protect(protect);
+            tx.set_vms_most(most);
         })
         .await;
         let agents = Arc::new(Agents::new(dial));

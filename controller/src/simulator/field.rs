@@ -148,7 +148,7 @@ impl Field {
             Inner::Peer(rule) => rule.choose(vm, &self.hosts, self.capacity),
             Inner::Engine(site) => {
                 let request = site.requests.entry(vm).or_insert_with(|| request(vm));
-                let name = site.engine.choose(request)?;
+                let name = site.engine.choose(request, |_| None)?;
                 site.numbers.get(name).copied()
             }
         }
@@ -304,6 +304,8 @@ fn view(number: usize, shape: &Shape) -> HostView<'static> {
         usage: Some(UsageView::default()),
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
+        vms_most: None,
+        parts: Default::default(),
     }
 }
 
@@ -322,6 +324,7 @@ fn request(size: Size) -> Request {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     // What is reserved grows by one or two MiB with each, so that the greatest that does not exceed it is found by halving.
     let (mut low, mut high) = (0, size.memory_mib + 1);

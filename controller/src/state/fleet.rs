@@ -76,8 +76,9 @@ impl Fleet {
         policy: Policy,
         kept: usize,
     ) -> Decision {
+        let view = |host: &HostName| Some(hosts::view(state, state.hosts.get(host)?));
         self.engine(state, policy)
-            .decide(request, kept, || hosts::views(state))
+            .decide(request, kept, || hosts::views(state), view)
     }
 
     /// Whether a VM may become larger where it is, as far as protected domains go; else which one would lack how much.

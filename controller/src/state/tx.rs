@@ -186,7 +186,13 @@ impl Tx {
         for host in hosts {
             self.fleet.get_mut().mark(&host);
             let reserved = self.state.reserved.entry(host.clone()).or_default();
-            change(&mut reserved.vcpus, spec.vcpus.into());
+            let places = vm.places(&host);
+            if places.iter().all(|place| place.cpus.is_empty()) {
+                change(&mut reserved.vcpus, spec.vcpus.into());
+            }
+            if !places.is_empty() || spec.bandwidth().next().is_some() {
+                Arc::make_mut(&mut reserved.taken).change(&spec, places, add);
+            }
             change(&mut reserved.memory_mib, spec.reserved_memory_mib());
             reserved.vms = if add {
                 reserved.vms.saturating_add(1)
@@ -614,6 +620,12 @@ impl Tx {
     pub fn set_pool_policy(&mut self, policy: PoolPolicy) {
         self.fleet.get_mut().mark_all();
         self.state.pool_policy = policy;
+    }
+
+    /// Most VMs that a host takes of which nothing else is said, by the configuration. Not stored.
+    pub fn set_vms_most(&mut self, most: Option<u32>) {
+        self.fleet.get_mut().mark_all();
+        self.state.vms_most = most;
     }
 
     /// Whether hosts are closed for new VMs by their load, by the configuration. Not stored.

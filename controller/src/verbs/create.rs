@@ -259,6 +259,8 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         PowerState::Running
     };
     let new_volumes = volumes::resolve::unmade(tx, &spec.disks);
+    let places = hosts::fit(tx, &spec, &plan.owner);
+    let places = places.map(|places| (plan.owner.clone(), places)).into_iter().collect();
     let vm = VmRecord {
         id,
         name: new.name,
@@ -289,6 +291,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         change: None,
         new_volumes,
         snapshots: Default::default(),
+        places,
         revision: 0,
     };
     let message = format!("created on {}: {}", vm.owner, vm.decision.summary);

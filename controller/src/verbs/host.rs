@@ -21,6 +21,8 @@ pub struct Update {
     pub cpu_overcommit_ratio: Option<f64>,
     /// Memory kept for the host.
     pub reserved_memory_mib: Option<u64>,
+    /// Most VMs that it takes; `Some(None)` for what the site says.
+    pub vms_most: Option<Option<u32>>,
 }
 
 pub(super) fn find(tx: &Tx, name: &str) -> Result<HostRecord, Error> {
@@ -47,6 +49,7 @@ pub fn update(tx: &mut Tx, name: &str, etag: &str, update: Update) -> Result<Out
     placement_group::keeps_rules(tx, &old, &host)?;
     host.cpu_overcommit_ratio = update.cpu_overcommit_ratio.unwrap_or(host.cpu_overcommit_ratio);
     host.reserved_memory_mib = update.reserved_memory_mib.unwrap_or(host.reserved_memory_mib);
+    host.vms_most = update.vms_most.unwrap_or(host.vms_most);
     if host != old {
         tx.event(EventKind::Host, "HostUpdated", &host.name, "changed", None);
         tx.put_host(host);

@@ -158,6 +158,12 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
     let (destination, decision) = place(tx, &asked, |request| {
         tx.decide(request, ask.policy, VERDICTS_KEPT)
     })?;
+    if let Some(places) = hosts::fit(tx, &vm.held(), &destination) {
+        let mut vm = vm.clone();
+        vm.places.retain(|host, _| *host == vm.owner);
+        vm.places.insert(destination.clone(), places);
+        tx.put_vm(vm);
+    }
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);
     let record = MigrationRecord {
         id: MigrationId::from_uuid(tx.new_id()),

@@ -12,6 +12,8 @@ pub mod host_power;
 pub mod image;
 pub mod migrate;
 pub mod network;
+#[cfg(test)]
+mod numa_tests;
 pub mod placement_group;
 pub mod plan;
 pub mod power;
@@ -446,6 +448,11 @@ pub enum Error {
         /// What to do.
         next: &'static str,
     },
+    /// It is fitted onto its host by its size.
+    #[error(
+        "{0} has dedicated processors, huge pages or a NUMA policy, so its size is fixed: make a new VM of the other size, for example from a backup of it"
+    )]
+    SizeFixed(VmName),
     /// It boots from that disk.
     #[error("{vm} boots from disk {disk}: it stays the first of its disks")]
     BootDisk {

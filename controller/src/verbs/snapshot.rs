@@ -174,7 +174,7 @@ fn has_room(state: &State, vm: &VmRecord, policy: Policy) -> Result<(), Error> {
     };
     // Only disks are judged: the rest it has.
     let mut view = hosts::view(state, host);
-    (view.ready, view.cordoned, view.pressed) = (true, false, false);
+    view.keep();
     (view.vcpus_reserved, view.memory_mib_reserved) = (0, 0);
     (view.reserved_memory_mib, view.unmanaged_memory_mib) = (0, 0);
     let layers = Spec {
@@ -190,6 +190,7 @@ fn has_room(state: &State, vm: &VmRecord, policy: Policy) -> Result<(), Error> {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     let request = Request::new(layers).on(Some(vm.owner.clone()));
     let decision = placement::decide(&request, &[view], &policy);

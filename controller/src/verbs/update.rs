@@ -110,6 +110,10 @@ fn specification(state: &State, caller: &Caller, old: &VmRecord, update: &Update
     spec.memory_mib = update.memory_mib.unwrap_or(spec.memory_mib);
     spec.max_vcpus = update.max_vcpus.unwrap_or(spec.max_vcpus);
     spec.max_memory_mib = update.max_memory_mib.unwrap_or(spec.max_memory_mib);
+    let size = |spec: &Spec| (spec.vcpus, spec.memory_mib, spec.max_vcpus, spec.max_memory_mib);
+    if !spec.fitting.is_none() && size(&spec) != size(&old.spec) {
+        return Err(Error::SizeFixed(old.name.clone()));
+    }
     let invalid = |field: &str, message: String| Error::invalid(format!("vm.spec.{field}"), message);
     if spec.most_vcpus() < spec.vcpus {
         let message = format!("must be at least the {} of `vcpus`, or 0", spec.vcpus);
@@ -358,6 +362,9 @@ fn changed_nics(old: &Spec, given: &[Nic]) -> Result<Vec<Nic>, Error> {
         if !nic.mac.is_empty() && nic.mac != known.mac {
             return Err(at("mac"));
         }
+        if nic.reserved_mbit != known.reserved_mbit {
+            return Err(at("reserved_mbit_per_second"));
+        }
         let plug = match (&known.plug, &nic.plug) {
             (Plug::Bridge { bridge }, Plug::Bridge { bridge: other }) if bridge == other => {
                 known.plug.clone()
@@ -501,9 +508,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     let (before, after) = (old.held(), new.held());
     let mut view = hosts::view(state, host);
     // It stays where it is, whether or not its host takes new ones.
-    view.ready = true;
-    view.cordoned = false;
-    view.pressed = false;
+    view.keep();
     view.taints = Cow::default();
     view.vcpus_reserved = view.vcpus_reserved.saturating_sub(before.vcpus);
     view.memory_mib_reserved = view
@@ -542,6 +547,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
         ..new.spec.clone()
     };
     let needs = networks::resolve::needs(state, &added);

@@ -29,6 +29,7 @@ impl From<v1::NumaNode> for NumaNode {
             cpus: wire.cpus,
             memory_bytes: wire.memory_bytes,
             distances: wire.distances,
+            huge_pages: each(wire.huge_pages),
         }
     }
 }
@@ -40,6 +41,7 @@ impl From<NumaNode> for v1::NumaNode {
             cpus: own.cpus,
             memory_bytes: own.memory_bytes,
             distances: own.distances,
+            huge_pages: each(own.huge_pages),
         }
     }
 }
@@ -92,6 +94,24 @@ impl From<Pool> for v1::StoragePool {
     }
 }
 
+impl From<v1::BridgeUplink> for Uplink {
+    fn from(wire: v1::BridgeUplink) -> Self {
+        Self {
+            bridge: wire.bridge,
+            mbit_per_second: wire.mbit_per_second,
+        }
+    }
+}
+
+impl From<Uplink> for v1::BridgeUplink {
+    fn from(own: Uplink) -> Self {
+        Self {
+            bridge: own.bridge,
+            mbit_per_second: own.mbit_per_second,
+        }
+    }
+}
+
 impl From<v1::HostInventory> for Inventory {
     fn from(wire: v1::HostInventory) -> Self {
         Self {
@@ -111,6 +131,7 @@ impl From<v1::HostInventory> for Inventory {
             architecture: wire.architecture,
             guest_features: wire.guest_features.into_iter().filter_map(feature).collect(),
             overlay_address: wire.overlay_address.parse().ok(),
+            uplinks: each(wire.uplinks),
         }
     }
 }
@@ -141,6 +162,7 @@ impl From<Inventory> for v1::HostInventory {
                 .overlay_address
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
+            uplinks: each(own.uplinks),
         }
     }
 }
@@ -164,6 +186,7 @@ fn feature(wire: i32) -> Option<GuestFeature> {
         v1::GuestFeature::IcmpType => GuestFeature::IcmpType,
         v1::GuestFeature::VolumeMove => GuestFeature::VolumeMove,
         v1::GuestFeature::VolumeSnapshot => GuestFeature::VolumeSnapshot,
+        v1::GuestFeature::Numa => GuestFeature::Numa,
     })
 }
 
@@ -185,6 +208,7 @@ impl From<GuestFeature> for v1::GuestFeature {
             GuestFeature::IcmpType => Self::IcmpType,
             GuestFeature::VolumeMove => Self::VolumeMove,
             GuestFeature::VolumeSnapshot => Self::VolumeSnapshot,
+            GuestFeature::Numa => Self::Numa,
         }
     }
 }

@@ -62,6 +62,7 @@ impl TryFrom<v1::VmSpec> for Spec {
         if v1::HaTier::try_from(wire.ha_tier).is_err() {
             return Err(invalid("ha_tier", "is not a value of HaTier"));
         }
+        let fitting = numa::check(&wire)?;
         let disks = wire
             .disks
             .into_iter()
@@ -103,6 +104,7 @@ impl TryFrom<v1::VmSpec> for Spec {
             tpm: wire.tpm,
             max_vcpus,
             max_memory_mib,
+            fitting,
         })
     }
 }
@@ -305,10 +307,23 @@ fn check_nic(index: usize, wire: v1::Nic) -> Result<Nic, Invalid> {
     } else {
         check_mac(&wire.mac).map_err(|rule| invalid(at("mac"), rule))?
     };
+    let reserved_mbit = match wire.reserved_mbit_per_second {
+        0 => None,
+        _ if matches!(plug, Plug::Network(_)) => {
+            let message = "is for interfaces with a `bridge`: that of a network has no uplink of its own to reserve it on";
+            return Err(invalid(at("reserved_mbit_per_second"), message));
+        }
+        mbit if mbit <= MAX_RESERVED_MBIT => Some(mbit),
+        mbit => {
+            let message = format!("must be 0 (none) to {MAX_RESERVED_MBIT}, got {mbit}");
+            return Err(invalid(at("reserved_mbit_per_second"), message));
+        }
+    };
     Ok(Nic {
         name: wire.name,
         plug,
         mac,
+        reserved_mbit,
     })
 }
 
@@ -373,7 +388,12 @@ impl From<Disk> for v1::Disk {
 
 impl From<Spec> for v1::VmSpec {
     fn from(spec: Spec) -> Self {
+        let Fitting { cpus, pages, numa } = spec.fitting;
         Self {
+            cpu_policy: v1::CpuPolicy::from(cpus).into(),
+            huge_page_kib: pages.map_or(0, PageSize::kib),
+            numa_policy: v1::NumaPolicy::from(numa).into(),
+            numa_nodes: numa.nodes_named(),
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             disks: spec.disks.into_iter().map(Into::into).collect(),
@@ -400,6 +420,7 @@ impl From<Nic> for v1::Nic {
         let mut wire = Self {
             name: nic.name,
             mac: nic.mac,
+            reserved_mbit_per_second: nic.reserved_mbit.unwrap_or_default(),
             ..Self::default()
         };
         match nic.plug {
@@ -572,6 +593,7 @@ mod tests {
             ..Default::default()
         });
         spec.max_vcpus = 8;
+        spec.nics[0].reserved_mbit_per_second = 500;
         let spec = Spec::try_from(spec).unwrap();
         assert!(spec.features().any(|feature| feature == GuestFeature::Network));
         assert_eq!(Spec::try_from(v1::VmSpec::from(spec.clone())).unwrap(), spec);
@@ -637,6 +659,13 @@ mod tests {
             ("nics[0].send_limit_mbit_per_second", |s| {
                 s.nics[0].network = "field".into();
                 s.nics[0].send_limit_mbit_per_second = 1_000_001;
+            }),
+            ("nics[0].reserved_mbit_per_second", |s| {
+                s.nics[0].reserved_mbit_per_second = 1_000_001;
+            }),
+            ("nics[0].reserved_mbit_per_second", |s| {
+                (s.nics[0].bridge, s.nics[0].network) = (String::new(), "field".into());
+                s.nics[0].reserved_mbit_per_second = 10;
             }),
             ("max_vcpus", |s| s.max_vcpus = 1),
             ("max_vcpus", |s| s.max_vcpus = 255),

@@ -104,7 +104,7 @@ impl Site {
         for vm in state.vms.values() {
             let wire = v1::VmSpec::from(vm.spec.clone());
             assert_eq!(Spec::try_from(wire).as_ref(), Ok(&vm.spec));
-            let intent = controller_side::intent(vm, &vm.intent, vm.epoch);
+            let intent = controller_side::intent(vm, &vm.intent, vm.epoch, &vm.owner);
             let (id, told) = agent_side::intent(intent).expect("an agent takes what the controller stored");
             assert_eq!((id, &told.name, &told.intent.spec), (vm.id, &vm.name, &vm.spec));
             assert_eq!(told.intent.snapshots, vm.snapshots.set());

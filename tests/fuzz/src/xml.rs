@@ -87,6 +87,7 @@ fn model(input: &mut Input<'_>) -> Model {
         nvram: (firmware != Firmware::Bios).then(|| input.word().into()),
         firmware,
         tpm: input.pick(&[false, true]),
+        pinning: None,
     };
     // As they are: a maximum has an element for each processor.
     model.max_vcpus = model.vcpus;

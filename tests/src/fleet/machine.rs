@@ -2,6 +2,7 @@
 //! is done to whom.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,7 +19,7 @@ use dalgu_agent::hypervisor::{
 use dalgu_proto::{
     host::VmUsage,
     ids::{BackupId, VmId, VolumeId},
-    vm::Disk,
+    vm::{Disk, NumaPlace},
 };
 use tokio::sync::{broadcast, watch};
 
@@ -183,6 +184,10 @@ impl Hypervisor for Machine {
     async fn define(&self, definition: &Definition) -> Result<(), Error> {
         self.change("define", definition.id, self.sim.define(definition))
             .await
+    }
+
+    async fn pin(&self, places: &BTreeMap<VmId, Vec<NumaPlace>>) -> Result<(), Error> {
+        self.sim.pin(places).await
     }
 
     async fn start(&self, id: VmId) -> Result<(), Error> {

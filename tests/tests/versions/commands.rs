@@ -276,7 +276,7 @@ fn without_effect(path: &str, field: &str) -> bool {
 fn told(site: &Site, name: &str) -> agent::VmIntent {
     let state = site.core().unwrap().db().snapshot();
     let vm = state.vm_by_name(&name.parse().unwrap()).unwrap();
-    let intent = dalgu_controller::agent_wire::intent(vm, &vm.intent, vm.epoch);
+    let intent = dalgu_controller::agent_wire::intent(vm, &vm.intent, vm.epoch, &vm.owner);
     assert!(agent_side::intent(intent.clone()).is_ok());
     intent
 }

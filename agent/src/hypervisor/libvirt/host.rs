@@ -17,12 +17,15 @@ use virt::connect::Connect;
 use super::{
     accel::Accel,
     copies::Copies,
-    error, migrate, read,
+    error, migrate,
+    pins::{self, Applied, Pinning, Places},
+    read,
     snapshot::Tops,
     storage::{Pool, Storage},
     xml::{Accelerator, DiskModel, KernelModel, Model, NicModel},
 };
 use crate::{
+    host::Root,
     hypervisor::{Definition, Error, Migrate},
     network::names,
 };
@@ -92,11 +95,50 @@ pub(super) struct Host {
     pub(super) copies: Copies,
     /// Disks of running domains that QEMU was told to copy: in which run of the domain, and to which file.
     pub(super) copying: Mutex<HashMap<(VmId, String), (u32, PathBuf)>>,
+    /// Where fitted VMs are.
+    pub(super) places: Mutex<Places>,
+    /// What running domains were told of it.
+    pub(super) applied: Mutex<Applied>,
 }
 
 impl Host {
     pub(super) fn copying(&self) -> MutexGuard<'_, HashMap<(VmId, String), (u32, PathBuf)>> {
         self.copying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places(&self) -> Places {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_places(&self, places: Places) {
+        *self.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
+    }
+
+    /// Tells what runs which processors are a VM's own.
+    pub(super) fn apply_pins(&self, connect: &Connect, cluster: ClusterId) -> Result<(), Error> {
+        if self.accelerator == Accelerator::Test {
+            return Ok(());
+        }
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        pins::apply(connect, cluster, &self.places(), &mut applied, &Root::default())
+    }
+
+    /// The same right after a start, where there is something to tell and nobody is about to. What fails is told again soon.
+    pub(super) fn pin(&self, connect: &Connect, cluster: ClusterId) {
+        let places = self.places();
+        if places.is_empty() || self.accelerator == Accelerator::Test {
+            return;
+        }
+        if let Ok(mut applied) = self.applied.try_lock()
+            && let Err(error) = pins::apply(connect, cluster, &places, &mut applied, &Root::default())
+        {
+            tracing::debug!(%error, "not every domain was told yet which processors are whose");
+        }
+    }
+
+    /// Where a domain is to be; on another host where its places are there.
+    fn pinning(&self, definition: &Definition) -> Option<Pinning> {
+        Pinning::of(&definition.spec, &definition.places, &self.places(), &Root::default())
     }
 
     pub(super) fn console_log(&self, id: VmId) -> PathBuf {
@@ -148,6 +190,7 @@ impl Host {
             firmware: spec.firmware,
             nvram: (spec.firmware != Firmware::Bios).then(|| self.storage.nvram(definition.id)),
             tpm: spec.tpm,
+            pinning: self.pinning(definition),
         })
     }
 
@@ -169,6 +212,7 @@ impl Host {
             cluster: self.config.cluster,
             id: definition.id,
             mark: definition.mark,
+            pinning: self.pinning(definition),
             persistent_xml: self.model(definition, &Tops::new())?.to_xml()?,
             destination: migrate::destination_uri(&migrate.control)?,
             memory: migrate::stream_uri(&migrate.memory)?,

@@ -16,6 +16,7 @@ use super::{
     domain::Ours,
     error::{is_no_domain, is_unsupported_here, is_wrong_state, of},
     ffi::{self, Params, Value},
+    pins::{Pinning, with_pinning},
     read::{self, Device},
 };
 use crate::hypervisor::{DomainState, Error, Mark, Progress};
@@ -26,6 +27,8 @@ pub(super) struct Order {
     pub(super) cluster: ClusterId,
     pub(super) id: VmId,
     pub(super) mark: Mark,
+    /// Where it will be at the destination.
+    pub(super) pinning: Option<Pinning>,
     /// What the destination is to define for good.
     pub(super) persistent_xml: String,
     /// URI of the destination's libvirt.
@@ -83,6 +86,7 @@ pub(super) fn send(order: &Order) -> Result<(), Error> {
     let flags = sys::VIR_DOMAIN_XML_MIGRATABLE | sys::VIR_DOMAIN_XML_SECURE;
     let live = ours.handle.xml_desc(flags).map_err(failed)?;
     let live = read::with_mark(&live, &order.mark)?;
+    let live = with_pinning(&live, order.pinning.as_ref())?;
     // It holds for the domain's next migrations too, each of which sets its own.
     if let Err(error) = ours
         .handle

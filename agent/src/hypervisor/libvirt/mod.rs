@@ -19,6 +19,7 @@ mod host;
 mod leftover;
 mod migrate;
 mod moving;
+pub mod pins;
 pub mod pool;
 mod process;
 mod qmp;
@@ -34,6 +35,7 @@ mod worker;
 pub mod xml;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -44,7 +46,7 @@ use async_trait::async_trait;
 use dalgu_proto::{
     host::VmUsage,
     ids::{BackupId, ClusterId, VmId, VolumeId},
-    vm::{CloneMode, Disk},
+    vm::{CloneMode, Disk, NumaPlace},
 };
 use tokio::{
     runtime::Handle,
@@ -131,6 +133,8 @@ impl Libvirt {
                 storage,
                 copies: Copies::default(),
                 copying: Mutex::default(),
+                places: Mutex::default(),
+                applied: Mutex::default(),
             }),
             _background: stop.drop_guard(),
         })
@@ -483,7 +487,18 @@ impl Hypervisor for Libvirt {
         self.change("start", id, 120, move |connect, cluster| {
             // Its disks are written to from now on. QEMU copies them again.
             host.copies.end(id, None);
-            domain::start(connect, id, cluster, check_files)
+            domain::start(connect, id, cluster, check_files)?;
+            host.pin(connect, cluster);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn pin(&self, places: &BTreeMap<VmId, Vec<NumaPlace>>) -> Result<(), Error> {
+        self.host.set_places(places.clone());
+        let host = self.host.clone();
+        self.on("pin", Kind::Look, None, 30, move |connect, cluster| {
+            host.apply_pins(connect, cluster)
         })
         .await
     }

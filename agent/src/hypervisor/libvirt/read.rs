@@ -14,6 +14,7 @@ use dalgu_proto::{
 use uuid::Uuid;
 
 use super::{
+    pins::Pinning,
     tree::{Element, Node, XmlError},
     xml::{
         Accelerator, BackingModel, Cache, DiskModel, KernelModel, Model, NAMESPACE, NicModel, disk_target,
@@ -210,6 +211,7 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         firmware: firmware(&domain).ok_or(unexpected("os/firmware"))?,
         nvram: domain.at(&["os", "nvram"]).map(|nvram| nvram.own_text().into()),
         tpm: devices.each("tpm").next().is_some(),
+        pinning: Pinning::read(&domain),
     })
 }
 
@@ -465,6 +467,7 @@ pub fn guest_features(capabilities: &str) -> Result<Vec<GuestFeature>, XmlError>
         (true, GuestFeature::Backup),
         (true, GuestFeature::VolumeMove),
         (true, GuestFeature::VolumeSnapshot),
+        (true, GuestFeature::Numa),
     ];
     Ok(found
         .into_iter()

@@ -11,7 +11,7 @@ use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation},
     vm::{
         CloneMode, Disk, DiskFormat, DiskLimits, Firmware, KernelBoot, MAX_DISK_IOPS,
-        MAX_DISK_MIB_PER_SECOND, MAX_DISKS, MAX_NICS, Nic, Plug, RestartPolicy, Spec,
+        MAX_DISK_MIB_PER_SECOND, MAX_DISKS, MAX_NICS, Nic, PageSize, Plug, RestartPolicy, Spec,
         first_boot::{Documents, MEDIUM},
     },
 };
@@ -19,6 +19,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::{
+    pins::Pinning,
     read,
     tree::Element,
     xml::{BackingModel, Cache, DiskModel, KernelModel, Model, NicModel},
@@ -68,7 +69,7 @@ prop_compose! {
         nics in prop::collection::vec((text(), text(), text()), 0..4),
         kernel in prop::option::of((text(), prop::option::of(text()), text())),
         (console, kvm, tpm, plugged) in (text(), any::<bool>(), any::<bool>(), any::<bool>()),
-        nvram in text(),
+        (nvram, pinned) in (text(), prop::option::of(1..4_u32)),
         firmware in prop::sample::select(FIRMWARE.to_vec()),
     ) -> Model {
         Model {
@@ -104,6 +105,7 @@ prop_compose! {
             nvram: (firmware != Firmware::Bios).then(|| nvram.into()),
             firmware,
             tpm,
+            pinning: pinned.map(|nodes| pinning(vcpus, nodes)),
         }
     }
 }
@@ -113,6 +115,16 @@ proptest! {
     #[test]
     fn a_domain_is_read_back_as_it_was_written_whatever_its_strings_hold(model in model()) {
         prop_assert_eq!(read::model(&model.to_xml().unwrap()), Ok(model));
+    }
+}
+
+/// As a host of 512 processors has a VM on so many of its nodes.
+fn pinning(vcpus: u32, nodes: u32) -> Pinning {
+    Pinning {
+        vcpus: (0..vcpus).map(|vcpu| vec![2 * vcpu]).collect(),
+        nodes: (0..nodes).collect(),
+        emulator: vec![1, 3, 5],
+        pages: (nodes > 1).then_some(PageSize::Gib1),
     }
 }
 
@@ -174,6 +186,7 @@ fn large(accelerator: Accelerator) -> Model {
         firmware: Firmware::Bios,
         nvram: None,
         tpm: false,
+        pinning: None,
     }
 }
 
@@ -188,6 +201,7 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
             firmware,
             nvram: (firmware != Firmware::Bios).then(|| "/nvram/<1>_VARS.fd".into()),
             tpm: true,
+            pinning: Some(pinning(254, 2)),
             ..large(accelerator)
         };
         let roomy = Model {
@@ -254,6 +268,7 @@ fn what_guests_can_have_is_read_from_libvirts_own_account() {
     use GuestFeature::{
         Backup, DiskChange, FirstBoot, HotChange, Snapshot, Tpm, Uefi, UefiSecureBoot, Volume, VolumeMove,
         VolumeSnapshot,
+        Numa,
     };
     let account = |firmware: &str, secure: &str, backend: &str| {
         format!(
@@ -280,6 +295,7 @@ fn what_guests_can_have_is_read_from_libvirts_own_account() {
                 Backup,
                 VolumeMove,
                 VolumeSnapshot,
+                Numa,
             ],
         ]
         .concat()
@@ -419,6 +435,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     Definition {
         id: VmId::from_uuid(Uuid::new_v4()),
@@ -428,6 +445,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         documents: Documents::default(),
         networks: Vec::new(),
         layers: Default::default(),
+        places: Vec::new(),
     }
 }
 
@@ -456,6 +474,7 @@ fn fixture(cluster: ClusterId) -> contract::Fixture {
         name: "net0".into(),
         plug: Plug::Bridge { bridge: "br0".into() },
         mac: String::new(),
+        reserved_mbit: None,
     });
     contract::Fixture {
         cluster,

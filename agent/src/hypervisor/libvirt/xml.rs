@@ -22,7 +22,10 @@ use std::path::{Path, PathBuf};
 use dalgu_proto::vm::{DiskFormat, DiskLimits, Firmware, first_boot::MEDIUM};
 use uuid::Uuid;
 
-use super::tree::{Element, XmlError};
+use super::{
+    pins::Pinning,
+    tree::{Element, XmlError},
+};
 use crate::hypervisor::{Mark, SPARE_PORTS};
 
 /// Namespace of Dalgu's element in a domain's metadata; the number rises when its meaning changes.
@@ -172,6 +175,8 @@ pub struct Model {
     pub nvram: Option<PathBuf>,
     /// It has a TPM.
     pub tpm: bool,
+    /// Where on the host it is, of one that is fitted onto NUMA nodes.
+    pub pinning: Option<Pinning>,
 }
 
 /// The attributes of Dalgu's element that are the mark.
@@ -272,7 +277,9 @@ impl Model {
             .all((total > self.memory_mib).then(|| mib("maxMemory", total).with("slots", 1)))
             .child(mib("memory", total))
             .child(mib("currentMemory", self.memory_mib))
+            .all(self.pinning.as_ref().and_then(Pinning::memory_backing))
             .all(self.processors())
+            .all(self.pinning.iter().flat_map(|pinning| [pinning.cpu_tune(), pinning.numa_tune()]))
             .child(self.os()?)
             .child(self.features())
             .all(self.cpu())
@@ -396,7 +403,9 @@ impl Model {
                 .with("unit", "MiB");
             Element::new("numa").child(cell)
         });
-        Some(cpu.all(node))
+        let pinning = self.pinning.as_ref();
+        let nodes = pinning.and_then(|pinning| pinning.guest_nodes(self.vcpus, self.memory_mib));
+        Some(cpu.all(node.or(nodes)))
     }
 
     /// The device for memory that can be added.

@@ -8,7 +8,7 @@ use std::{
 use dalgu_proto::{
     ids::{BackupId, VmId, VolumeId},
     image::Digest,
-    vm::{PowerReason, Spec},
+    vm::{NumaPlace, PowerReason, Spec},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +64,11 @@ impl SharedStorage {
 }
 
 impl Sim {
+    /// Where it was told that fitted VMs are.
+    pub fn places(&self) -> BTreeMap<VmId, Vec<NumaPlace>> {
+        self.0.state().places.clone()
+    }
+
     /// Lets so many waiting or coming changes go on, if stepping is by hand.
     pub fn step(&self, count: usize) {
         self.0.steps.add_permits(count);

@@ -7,7 +7,7 @@ use dalgu_proto::{
     host::VmUsage,
     ids::{BackupId, VmId, VolumeId},
     image::Digest,
-    vm::{CloneMode, Disk, PowerReason},
+    vm::{CloneMode, Disk, NumaPlace, PowerReason},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) backups: Kept,
     /// Calls whose callers have given up, by domain.
     pub(super) late: BTreeMap<VmId, usize>,
+    /// Where it was told that fitted VMs are.
+    pub(super) places: BTreeMap<VmId, Vec<NumaPlace>>,
     /// Cancelled when the hypervisor's daemon ends; there is a new one for the next.
     pub(super) daemon: CancellationToken,
 }

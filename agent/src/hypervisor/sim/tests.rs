@@ -32,6 +32,7 @@ fn spec() -> Spec {
             name: "net0".into(),
             plug: Plug::Bridge { bridge: "br0".into() },
             mac: String::new(),
+            reserved_mbit: None,
         }],
         kernel_boot: None,
         restart_policy: RestartPolicy::OnFailure,
@@ -41,6 +42,7 @@ fn spec() -> Spec {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     }
 }
 

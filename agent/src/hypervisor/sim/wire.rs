@@ -111,6 +111,7 @@ impl Say {
                 documents: Documents::default(),
                 networks: Vec::new(),
                 layers: BTreeSet::new(),
+                places: Vec::new(),
             },
             hardware,
         ))

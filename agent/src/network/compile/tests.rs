@@ -304,6 +304,7 @@ fn nic(index: usize) -> Plugged {
         name: format!("n{index}"),
         plug: Plug::Bridge { bridge: "br0".into() },
         mac: "52:54:00:00:00:01".into(),
+        reserved_mbit: None,
     };
     Plugged {
         tap: names::tap(id, &nic.name),

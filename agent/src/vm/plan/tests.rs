@@ -22,6 +22,7 @@ pub(super) fn vm(power: PowerState) -> Vm {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     };
     let intent = Intent {
         generation: Generation(3),
@@ -33,6 +34,7 @@ pub(super) fn vm(power: PowerState) -> Vm {
         restart_mode: RestartMode::Reboot,
         grace_period_seconds: 60,
         snapshots: None,
+        places: Vec::new(),
     };
     Vm {
         id: VmId::from_uuid(uuid::Uuid::from_u128(1)),

@@ -353,6 +353,7 @@ async fn a_start_that_waits_for_a_network_is_not_done_once_the_vm_is_to_be_off()
         name: format!("to-{}", port.port.network),
         plug: Plug::Network(port.port),
         mac: port.mac,
+        reserved_mbit: None,
     });
     with.spec.nics = nics.collect();
     let mut off = with.clone();

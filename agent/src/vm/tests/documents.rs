@@ -101,6 +101,7 @@ async fn the_volume_of_a_first_boot_is_made_when_the_networks_are_known_that_it_
         name: format!("to-{}", port.port.network),
         plug: Plug::Network(port.port),
         mac: port.mac,
+        reserved_mbit: None,
     });
     told.intent.spec.nics = nics.collect();
     host.vms.get_or_start(id).ensure(told).await.unwrap();

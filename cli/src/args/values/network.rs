@@ -12,7 +12,7 @@ use super::{Error, set_once};
 /// Reads NAME=BRIDGE[,mac=ADDRESS], or
 /// NAME,network=NETWORK[,ip=ADDRESS][,group=GROUP]…[,receive=RATE][,send=RATE][,mac=ADDRESS].
 pub fn nic(text: &str) -> Result<v1::Nic, Error> {
-    const BRIDGE: &str = "on a bridge it takes mac=ADDRESS, once";
+    const BRIDGE: &str = "on a bridge it takes reserve=RATE and mac=ADDRESS, each once";
     const NETWORK: &str = "in a network it takes ip=ADDRESS (one of each family), group=GROUP, receive=RATE, send=RATE and \
                            mac=ADDRESS; but for group, each once";
     let bad = || Error::Nic(text.to_owned());
@@ -30,6 +30,9 @@ pub fn nic(text: &str) -> Result<v1::Nic, Error> {
         };
         match option {
             "mac" => set_once(&mut nic.mac, option, value, allowed)?,
+            "reserve" if bridge.is_some() && nic.reserved_mbit_per_second == 0 => {
+                nic.reserved_mbit_per_second = rate_mbit(value)?;
+            }
             _ if bridge.is_some() => return Err(unknown()),
             "network" => set_once(&mut nic.network, option, value, allowed)?,
             "ip" => match value.parse() {

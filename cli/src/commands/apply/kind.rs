@@ -356,6 +356,11 @@ impl Declared {
                 if let Some(spec) = vm.spec.as_mut().filter(|spec| spec.firmware == 0) {
                     spec.set_firmware(v1::Firmware::Bios);
                 }
+                // And that nothing is asked of its host.
+                if let Some(spec) = vm.spec.as_mut().filter(|spec| spec.cpu_policy == 0) {
+                    spec.set_cpu_policy(v1::CpuPolicy::Shared);
+                    spec.set_numa_policy(v1::NumaPolicy::None);
+                }
                 Ok(Self::Vm(Box::new(vm)))
             }
         }

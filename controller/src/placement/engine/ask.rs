@@ -1,6 +1,6 @@
 //! A request as the engine tests it on one host: the tests of `filter`, without words.
 //!
-//! What the order of the index has decided already (room for processors and memory, ready, not cordoned, not pressed) is not tested again.
+//! What the order of the index has decided already (room for processors and memory, ready, not cordoned, not pressed, not full) is not tested again.
 
 use std::collections::HashMap;
 
@@ -20,8 +20,10 @@ use crate::{
     placement::{Members, Request, score::Size, spare::Step},
 };
 
+/// Whether a host passes the tests that only the host itself tells.
+pub(super) type Look<'a> = &'a dyn Fn(&HostName) -> bool;
+
 /// See the module.
-#[derive(Debug)]
 pub(super) struct Ask<'a> {
     request: &'a Request,
     pub(super) size: Size,
@@ -37,6 +39,8 @@ pub(super) struct Ask<'a> {
     exclude: Option<Slot>,
     /// It asks for what no row has: an accelerator, several labels, or a bridge without a bit.
     by_name: bool,
+    /// It asks for what is tested on the host itself.
+    look: Option<Look<'a>>,
     /// A group refuses hosts.
     grouped: bool,
     /// Hosts may go against what is only preferred.
@@ -47,7 +51,7 @@ pub(super) struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     /// Prepares a request; `None` where no host at all can take it.
-    pub(super) fn new(request: &'a Request, engine: &Engine) -> Option<Self> {
+    pub(super) fn new(request: &'a Request, engine: &Engine, look: Look<'a>) -> Option<Self> {
         let bound = request.needs.volumes.values();
         let mut named = request
             .host
@@ -91,6 +95,7 @@ impl<'a> Ask<'a> {
                 .as_ref()
                 .and_then(|host| engine.slots.get(host).copied()),
             by_name,
+            look: request.is_particular().then_some(look),
             grouped: request.rules.required().next().is_some(),
             prefers: engine.softly_tainted > 0 || request.rules.preferred().next().is_some(),
             floor: floor(request, engine),
@@ -111,6 +116,7 @@ impl<'a> Ask<'a> {
             && self.has_room(row, engine)
             && (!self.by_name || self.is_met_by_name(&engine.hosts[slot as usize]))
             && (!(self.grouped || row.tainted) || self.is_let_in(&engine.hosts[slot as usize]))
+            && self.look.is_none_or(|look| look(&engine.hosts[slot as usize].name))
             && self.keeps_room(slot, engine)
     }
 

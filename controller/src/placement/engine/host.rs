@@ -62,7 +62,7 @@ pub(super) struct Place {
 pub(super) struct Host {
     pub(super) name: Arc<HostName>,
     pub(super) kind: Arc<Kind>,
-    /// `None` where it is closed: not ready, cordoned, or by its load.
+    /// `None` where it is closed: not ready, cordoned, by its load, or as it has as many VMs as it takes.
     pub(super) place: Option<Place>,
 }
 
@@ -73,7 +73,7 @@ impl Host {
         view: &HostView<'_>,
         traits_at_most: u64,
     ) -> Self {
-        let open = view.ready && !view.cordoned && !view.pressed;
+        let open = view.ready && !view.cordoned && !view.pressed && !view.is_full();
         let place = open.then(|| {
             let Load { steps, busy } = Load::of(view);
             Place {

@@ -14,7 +14,8 @@
 //!
 //! But for what is only preferred, a score begins with the steps of the load and goes on with a cost that follows from what is free of which capacity; so
 //! groups come in the order of the score, and rows and entries of one group in the order of the cost. What else a host must
-//! have (pools, bridges, features, groups, ...) is tested at the entries, in [`ask`]. What is only preferred comes first of all and is
+//! have (pools, bridges, features, groups, ...) is tested at the entries, in [`ask`]; what few requests ask for (processors, nodes
+//! and huge pages of their own, bandwidth), on the host itself. What is only preferred comes first of all and is
 //! in no index: a search goes on until what it has goes as little against that as any host can. The plain scan ([`super::decide`]) stays: it is the
 //! oracle of the property tests, and what explains a refusal.
 //!
@@ -40,7 +41,7 @@ use self::{
     index::{Best, Index},
 };
 use super::{
-    Decision, HostView, Policy, Protect, Request, Rule, Size, Spare, Worth, chosen, decide_keeping,
+    Decision, HostView, Policy, Protect, Request, Rule, Size, Spare, Worth, chosen, decide_keeping, filter,
     score::{Cost, Score},
     spare::{self, Short, Step},
 };
@@ -206,22 +207,28 @@ impl Engine {
         self.names.pools.promise(promised);
     }
 
-    /// The host that is best for a request; `None` where none can take it. As [`super::decide`] would choose.
-    pub fn choose(&self, request: &Request) -> Option<&HostName> {
-        self.best(request, 1).first().map(|score| score.host)
+    /// The host that is best for a request; `None` where none can take it. As [`super::decide`] would choose. `view` gives a host as it is
+    /// now, for what few requests ask for.
+    pub fn choose<'v>(
+        &self,
+        request: &Request,
+        view: impl Fn(&HostName) -> Option<HostView<'v>>,
+    ) -> Option<&HostName> {
+        self.best(request, 1, view).first().map(|score| score.host)
     }
 
     /// As [`decide_keeping`] decides over `views`, which are asked for only where every host is to be explained: on a site of
-    /// few hosts, and for a refusal.
+    /// few hosts, and for a refusal. `view` as in [`Engine::choose`].
     pub fn decide<'v>(
         &self,
         request: &Request,
         kept: usize,
         views: impl FnOnce() -> Vec<HostView<'v>>,
+        view: impl Fn(&HostName) -> Option<HostView<'v>>,
     ) -> Decision {
         let kept = kept.max(2);
         if self.len() > kept {
-            let best = self.best(request, kept);
+            let best = self.best(request, kept, view);
             if !best.is_empty() {
                 return chosen(request, &best, self.policy, None, self.len());
             }
@@ -230,9 +237,21 @@ impl Engine {
     }
 
     /// The best few hosts for a request, best first.
-    fn best(&self, request: &Request, few: usize) -> Vec<Score<'_>> {
+    fn best<'v>(
+        &self,
+        request: &Request,
+        few: usize,
+        view: impl Fn(&HostName) -> Option<HostView<'v>>,
+    ) -> Vec<Score<'_>> {
         let mut best = Best::new(few);
-        if let Some(ask) = Ask::new(request, self) {
+        let look = |host: &HostName| {
+            view(host).is_some_and(|view| {
+                let mut lacks = Vec::new();
+                filter::particular(request, &view, &mut lacks);
+                lacks.is_empty()
+            })
+        };
+        if let Some(ask) = Ask::new(request, self, &look) {
             match &ask.only {
                 Some(slots) => best.extend(slots.iter().filter_map(|slot| self.score(*slot, &ask))),
                 None => {

@@ -2,13 +2,13 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use dalgu_proto::{ids::VolumeId, vm::Spec};
+use dalgu_proto::{host::GuestFeature, ids::VolumeId, vm::Spec};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::placement::{
     Bound, Needs, UsageView, decide,
-    properties::{cases, host_name, hosts, peopled, policy, protect, request, rules, taints},
+    properties::{cases, fitting, host_name, hosts, parts, peopled, policy, protect, request, rules, taints},
     tests,
 };
 
@@ -47,6 +47,10 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
             host.pools[0].reserved_mib = pool.0;
             host.pools[0].shared = pool.1;
             host.bridges = bridges.iter().map(|name| (*name).to_owned()).collect();
+            host.vms_most = (load == 8).then_some(0);
+            host.guest_features = Cow::Owned(vec![GuestFeature::Numa]);
+            let nodes = [2, 1][size % 2];
+            host.parts = parts(host.cpus, host.memory_mib, nodes, [0, 4096][size], vcpus, 1000 * memory);
             peopled(host)
         },
     )
@@ -77,11 +81,13 @@ fn agreed(mut hosts: Vec<HostView<'static>>) -> Vec<HostView<'static>> {
 
 /// Requests of every kind, and such as most of [`alike`] can take.
 fn ask() -> impl Strategy<Value = Request> {
-    let common = (1..5_u32, 1..5_u64, 0..4_usize, 0..2000_u64, rules());
-    let common = common.prop_map(|(vcpus, memory, rack, disk, rules)| {
+    let fitting = prop::option::weighted(0.3, fitting());
+    let common = (1..5_u32, 1..5_u64, 0..4_usize, 0..2000_u64, rules(), fitting);
+    let common = common.prop_map(|(vcpus, memory, rack, disk, rules, fitting)| {
         let mut spec = Spec {
             vcpus,
             memory_mib: memory * 1024,
+            fitting: fitting.unwrap_or_default(),
             disks: vec![tests::disk("root", "local", disk + 1)],
             ..tests::spec()
         };
@@ -119,17 +125,18 @@ fn protecting(policy: Policy, protect: &Protect, hosts: &[HostView<'_>]) -> Engi
 /// The engine's answers to some requests are those of the scan.
 fn agrees(engine: &Engine, hosts: &[HostView<'_>], requests: &[Request]) -> Result<(), TestCaseError> {
     prop_assert_eq!(engine.len(), hosts.len());
+    let view = |name: &HostName| hosts.iter().find(|host| host.name == *name).cloned();
     for request in requests {
         let expected = decide(request, hosts, engine.rule());
         prop_assert_eq!(
-            engine.choose(request),
+            engine.choose(request, view),
             expected.host.as_ref(),
             "{}",
             expected.summary
         );
         for kept in [2, 5, 100] {
             let expected = decide_keeping(request, hosts, engine.rule(), kept);
-            prop_assert_eq!(engine.decide(request, kept, || hosts.to_vec()), expected);
+            prop_assert_eq!(engine.decide(request, kept, || hosts.to_vec(), view), expected);
         }
     }
     Ok(())

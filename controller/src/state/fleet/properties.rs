@@ -1,7 +1,7 @@
 //! Histories of hosts, VMs, migrations and strays, with changes that are given up: what the engine knows is always what it would
 //! know if it were made anew, and a decision within a change is the scan's.
 
-use dalgu_proto::vm::Spec;
+use dalgu_proto::vm::{CpuPolicy, NumaPlace, Spec};
 use proptest::{collection::vec, prelude::*};
 use tokio::time::Instant;
 
@@ -51,6 +51,7 @@ fn happen(tx: &mut Tx, (what, whom, number, _): Event) {
             let mut record = fixtures::host(host.as_str());
             record.cordon = number.is_multiple_of(4).then(String::new);
             record.inventory.cpus = 4 + number;
+            record.vms_most = number.is_multiple_of(5).then_some(number);
             record.labels.insert("rack".into(), format!("r{}", number % 3));
             tx.put_host(record);
         }
@@ -60,6 +61,12 @@ fn happen(tx: &mut Tx, (what, whom, number, _): Event) {
             None => {
                 let mut vm = fixtures::vm(&format!("v{}", whom % 6), host_of(number).as_str());
                 vm.spec.vcpus = 1 + number % 4;
+                if number.is_multiple_of(3) {
+                    vm.spec.fitting.cpus = CpuPolicy::Dedicated;
+                    let cpus = (number..number + vm.spec.vcpus).collect();
+                    let place = NumaPlace { node: 0, cpus };
+                    vm.places.insert(vm.owner.clone(), vec![place]);
+                }
                 tx.put_vm(vm);
             }
             Some(mut vm) => {

@@ -21,6 +21,7 @@ fn nic(name: &str) -> Nic {
         name: name.into(),
         plug: Plug::Bridge { bridge: "br0".into() },
         mac: String::new(),
+        reserved_mbit: None,
     }
 }
 

@@ -128,7 +128,7 @@ impl Site {
     }
 
     fn place(&mut self, request: Request) {
-        if let Some(name) = self.engine.choose(&request) {
+        if let Some(name) = self.engine.choose(&request, |_| None) {
             let number = self.numbers[name];
             self.change(&request, number, true);
             self.vms.push((request, number));
@@ -176,7 +176,7 @@ fn measure(
         site.release();
         turned_over += since(begin)?;
         let begin = Begin::now()?;
-        let host = std::hint::black_box(site.engine.choose(&request)).cloned();
+        let host = std::hint::black_box(site.engine.choose(&request, |_| None)).cloned();
         timed.push(begin.nanoseconds()?);
         let begin = processor()?;
         if let Some(host) = host {
@@ -189,7 +189,7 @@ fn measure(
     let requests: Vec<_> = (0..settings.decisions).map(|_| site.request()).collect();
     let begin = processor()?;
     for request in &requests {
-        std::hint::black_box(site.engine.choose(request));
+        std::hint::black_box(site.engine.choose(request, |_| None));
     }
     let taken = since(begin)?;
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
@@ -240,7 +240,7 @@ fn scan(settings: &Settings, site: &mut Site) -> anyhow::Result<Vec<f64>> {
             dalgu_controller::placement::decide_keeping(&request, &site.hosts, site.rule(&policy), 2);
         timed.push(nanoseconds(since(begin)?));
         anyhow::ensure!(
-            decision.host.as_ref() == site.engine.choose(&request),
+            decision.host.as_ref() == site.engine.choose(&request, |_| None),
             "the engine and the scan do not agree about {request:?}"
         );
     }
@@ -257,7 +257,7 @@ fn refusal(site: &Site, name: &str, report: &mut Report) -> anyhow::Result<()> {
         let begin = processor()?;
         let decision = site
             .engine
-            .decide(&request, 8, || site.hosts.iter().map(site::seen).collect());
+            .decide(&request, 8, || site.hosts.iter().map(site::seen).collect(), |_| None);
         timed.push(nanoseconds(since(begin)?) / 1e6);
         anyhow::ensure!(
             decision.host.is_none() && decision.verdicts.len() == site.hosts.len() && decision.hint.is_some(),

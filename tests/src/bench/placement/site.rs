@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use dalgu_controller::placement::{
-    Held, HostView, Members, PoolPolicy, PoolView, Request, Rules, Size, UsageView,
+    Held, HostView, Members, Parts, PoolPolicy, PoolView, Request, Rules, Size, UsageView,
 };
 use dalgu_proto::placement::{Group, Rule};
 use dalgu_proto::vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec};
@@ -71,6 +71,8 @@ pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
         usage: Some(usage(cpus, rng)),
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
+        vms_most: None,
+        parts: Parts::default(),
     }
 }
 
@@ -123,6 +125,7 @@ pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
                 bridge: bridge.into(),
             },
             mac: String::new(),
+            reserved_mbit: None,
         }],
         kernel_boot: None,
         restart_policy: RestartPolicy::default(),
@@ -132,6 +135,7 @@ pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
+        fitting: Default::default(),
     })
     .with_rules(rules(hosts, rng))
 }
@@ -213,6 +217,11 @@ pub(super) fn seen<'a>(host: &'a HostView<'_>) -> HostView<'a> {
         bridges: Cow::Borrowed(&host.bridges),
         accelerator: Cow::Borrowed(&host.accelerator),
         guest_features: Cow::Borrowed(&host.guest_features),
+        parts: Parts {
+            nodes: Cow::Borrowed(&host.parts.nodes),
+            uplinks: Cow::Borrowed(&host.parts.uplinks),
+            taken: Cow::Borrowed(&host.parts.taken),
+        },
         ..*host
     }
 }

@@ -42,6 +42,7 @@ fn inventory() -> Inventory {
         cpus: (id * 32..id * 32 + 32).collect(),
         memory_bytes: 256 * GIB,
         distances: vec![10, 21],
+        huge_pages: Vec::new(),
     };
     Inventory {
         cpu_model: "Simulated Processor with 32 threads @ 2.40GHz".to_owned(),
@@ -60,6 +61,7 @@ fn inventory() -> Inventory {
         architecture: "x86_64".to_owned(),
         guest_features: Vec::new(),
         overlay_address: None,
+        uplinks: Vec::new(),
     }
 }
 

@@ -29,6 +29,7 @@ fn nic(name: &str) -> Nic {
         name: name.into(),
         plug: Plug::Bridge { bridge: "br0".into() },
         mac: "52:54:00:00:00:01".into(),
+        reserved_mbit: None,
     }
 }
 
