@@ -121,14 +121,7 @@ impl Core {
                 db
             }
         };
-        let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
-        let wakes = config.power.automatic;
-        db.change(move |tx| {
-            tx.set_pool_policy(policy);
-            tx.set_close_pressed(close);
-            tx.set_wakes_hosts(wakes);
-        })
-        .await;
+        configure(&db, &config).await;
         let agents = Arc::new(Agents::new(dial));
         let power = parts.power.unwrap_or_else(|| config.power.redfish());
         let services = Services {
@@ -243,6 +236,18 @@ impl Core {
     pub async fn stopped(&self) {
         self.tasks.wait().await;
     }
+}
+
+/// What of the configuration the state goes by.
+async fn configure(db: &Db, config: &Config) {
+    let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
+    let wakes = config.power.automatic;
+    db.change(move |tx| {
+        tx.set_pool_policy(policy);
+        tx.set_close_pressed(close);
+        tx.set_wakes_hosts(wakes);
+    })
+    .await;
 }
 
 /// Runs a part of the controller that nobody waits for, and tells when it fails.
