@@ -264,7 +264,8 @@ fn hosts_by_state(state: &State, encoder: &mut DescriptorEncoder<'_>) -> Result<
         let count = hosts.filter(|host| hosts::word(state, host) == wanted).count();
         number(count as u64).encode(family.encode_family(&[("state", wanted)])?)?;
     }
-    let counts: [(_, _, fn(&HostPower) -> bool); 2] = [
+    type Is = fn(&HostPower) -> bool;
+    let counts: [(&str, &str, Is); 2] = [
         (
             "hosts_power_overdue",
             "Hosts that were switched on and have not reported in time",

@@ -64,7 +64,7 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
             .await?;
             done(session, &host, "open for VMs")
         }
-        HostCommand::Power(args) => power::run(args, session).await,
+        HostCommand::Power(args) => Box::pin(power::run(args, session)).await,
         HostCommand::Drain(args) => drain::drain(args, session).await,
         HostCommand::Roll(args) => Box::pin(roll::roll(args, session)).await,
         HostCommand::CancelDrain { name, request } => {

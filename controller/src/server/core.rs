@@ -121,18 +121,7 @@ impl Core {
                 db
             }
         };
-        let (policy, close) = (config.pool_policy(), config.placement.close_pressed_hosts);
-        let wakes = config.power.automatic;
-        let protect = Arc::new(config.placement.protect.clone());
-        let most = config.placement.max_vms_per_host.map(NonZeroU32::get);
-        db.change(move |tx| {
-            tx.set_pool_policy(policy);
-            tx.set_close_pressed(close);
-            tx.set_wakes_hosts(wakes);
-            tx.set_protect(protect);
-            tx.set_vms_most(most);
-        })
-        .await;
+        configure(&db, &config).await;
         let agents = Arc::new(Agents::new(dial));
         let power = parts.power.unwrap_or_else(|| config.power.redfish());
         let services = Services {
@@ -247,6 +236,18 @@ impl Core {
     pub async fn stopped(&self) {
         self.tasks.wait().await;
     }
+}
+
+/// What of the configuration the state goes by.
+async fn configure(db: &Db, config: &Config) {
+    db.change(|tx| {
+        tx.set_pool_policy(config.pool_policy());
+        tx.set_close_pressed(config.placement.close_pressed_hosts);
+        tx.set_wakes_hosts(config.power.automatic);
+        tx.set_protect(Arc::new(config.placement.protect.clone()));
+        tx.set_vms_most(config.placement.max_vms_per_host.map(NonZeroU32::get));
+    })
+    .await;
 }
 
 /// Runs a part of the controller that nobody waits for, and tells when it fails.
