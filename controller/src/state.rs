@@ -41,7 +41,12 @@ use crate::model::{
     MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, PlacementGroupRecord,
     PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
 };
-use crate::{agent_wire::Reported, hosts::pools::Level, placement::{PoolPolicy, Taken}, space::Space};
+use crate::{
+    agent_wire::Reported,
+    hosts::pools::Level,
+    placement::{PoolPolicy, Taken},
+    space::Space,
+};
 
 /// Numbers of the site as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dalgu_controller::placement::{Held, HostView, Members, Parts, PoolPolicy, PoolView, Request, Rules, UsageView};
+use dalgu_controller::placement::{
+    Held, HostView, Members, Parts, PoolPolicy, PoolView, Request, Rules, UsageView,
+};
 use dalgu_proto::placement::{Group, Rule};
 use dalgu_proto::vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec};
 use fastrand::Rng;
