@@ -81,7 +81,10 @@ fn taken(held: &Places, vm: VmId, places: &[NumaPlace]) -> Option<Taken> {
     others.into_iter().find_map(|(other, theirs)| {
         let mut theirs = theirs.iter().flat_map(|place| &place.cpus);
         let cpu = theirs.find(|cpu| places.iter().any(|place| place.cpus.contains(cpu)))?;
-        Some(Taken { cpu: *cpu, vm: *other })
+        Some(Taken {
+            cpu: *cpu,
+            vm: *other,
+        })
     })
 }
 
@@ -95,7 +98,9 @@ pub async fn keep(pins: Pins, hypervisor: Arc<dyn Hypervisor>, stop: Cancellatio
         if !idle {
             match hypervisor.pin(&now).await {
                 Ok(()) => told = !now.is_empty(),
-                Err(error) => tracing::debug!(%error, "which processors are whose could not be told; it is repeated"),
+                Err(error) => {
+                    tracing::debug!(%error, "which processors are whose could not be told; it is repeated")
+                }
             }
         }
         // Cancel safe, each of them: nothing is lost but a hint, and the next look sees all.

@@ -226,7 +226,8 @@ impl Inventory {
     pub fn ordinary_memory_bytes(&self) -> u64 {
         let huge = self.huge_pages.iter();
         let huge = huge.map(|pages| pages.total.saturating_mul(pages.page_size_bytes));
-        self.memory_bytes.saturating_sub(huge.fold(0, u64::saturating_add))
+        self.memory_bytes
+            .saturating_sub(huge.fold(0, u64::saturating_add))
     }
 
     /// Whether both say the same, but for what changes all the time: the room in pools and the free huge pages.
@@ -238,8 +239,13 @@ impl Inventory {
                 .pools
                 .iter_mut()
                 .for_each(|pool| pool.available_bytes = 0);
-            let nodes = inventory.numa_nodes.iter_mut().flat_map(|node| &mut node.huge_pages);
-            nodes.chain(&mut inventory.huge_pages).for_each(|pages| pages.free = 0);
+            let nodes = inventory
+                .numa_nodes
+                .iter_mut()
+                .flat_map(|node| &mut node.huge_pages);
+            nodes
+                .chain(&mut inventory.huge_pages)
+                .for_each(|pages| pages.free = 0);
             inventory
         };
         lasting(self) == lasting(other)

@@ -420,9 +420,11 @@ impl Spec {
             .any(|disk| disk.backup.is_some())
             .then_some(GuestFeature::Backup);
         let numa = (!self.fitting.is_none()).then_some(GuestFeature::Numa);
-        [first_boot, firmware, tpm, network, hot, volume, limits, backup, numa]
-            .into_iter()
-            .flatten()
+        [
+            first_boot, firmware, tpm, network, hot, volume, limits, backup, numa,
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// Fills in what follows from the VM's identity: MAC addresses that were left to Dalgu.

@@ -33,8 +33,8 @@ use dalgu_proto::{
     image::Digest,
     v1,
     vm::{
-        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, NumaPlace, Plug, PowerReason, RestartPolicy, Spec,
-        first_boot::Documents,
+        CloneMode, Disk, DiskFormat, Firmware, KernelBoot, Nic, NumaPlace, Plug, PowerReason, RestartPolicy,
+        Spec, first_boot::Documents,
     },
 };
 use dalgu_tests::lab::{Daemon, Lab, Options, guest, layout::SHARED_DIR, with_lab};

@@ -23,7 +23,8 @@ fn list(text: &str) -> BTreeSet<u32> {
     numbers.flatten().collect()
 }
 
-/// The logical processors that the threads of a VM's QEMU may run on, by the threads' names.
+/// The logical processors that the guest's processors and QEMU's main thread may run on, by the threads' names. There are no cgroups in the lab: without
+/// them libvirt leaves the threads alone that QEMU made beside these.
 fn threads(lab: &Lab, uid: &str) -> anyhow::Result<Vec<(String, BTreeSet<u32>)>> {
     let pids = pids_of(lab, uid)?;
     let [pid] = pids.as_slice() else {
@@ -36,9 +37,20 @@ fn threads(lab: &Lab, uid: &str) -> anyhow::Result<Vec<(String, BTreeSet<u32>)>>
         let Ok(status) = fs::read_to_string(task.join("status")) else {
             continue;
         };
-        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let allowed = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
         let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
-        found.push((name.trim().to_owned(), list(allowed.context("no list of processors")?)));
+        if name.starts_with("CPU ")
+            || task
+                .file_name()
+                .is_some_and(|id| id.to_str() == Some(&*pid.to_string()))
+        {
+            found.push((
+                name.trim().to_owned(),
+                list(allowed.context("no list of processors")?),
+            ));
+        }
     }
     Ok(found)
 }
@@ -53,7 +65,9 @@ fn vcpus(lab: &Lab, uid: &str) -> anyhow::Result<Vec<BTreeSet<u32>>> {
 /// The only processor of a VM with one of its own, as its host was told.
 async fn own(lab: &Lab, name: &str) -> anyhow::Result<u32> {
     let shown = words::json(lab, &["vm", "show", name]).await?;
-    let cpus = shown.pointer("/status/numa/0/cpus").and_then(|cpus| cpus.as_array());
+    let cpus = shown
+        .pointer("/status/numa/0/cpus")
+        .and_then(|cpus| cpus.as_array());
     let [cpu] = cpus.map_or(&[][..], Vec::as_slice) else {
         anyhow::bail!("not one processor: {shown}")
     };
@@ -64,9 +78,16 @@ async fn own(lab: &Lab, name: &str) -> anyhow::Result<u32> {
 async fn alone(lab: &Lab, name: &str, others: &[&str]) -> anyhow::Result<()> {
     let cpu = own(lab, name).await?;
     let vm = words::vm(lab, name).await?;
-    ensure!(vcpus(lab, &vm.uid)? == [BTreeSet::from([cpu])], "{:?}", threads(lab, &vm.uid)?);
+    ensure!(
+        vcpus(lab, &vm.uid)? == [BTreeSet::from([cpu])],
+        "{:?}",
+        threads(lab, &vm.uid)?
+    );
     let told = lab.virsh(vm.host_number()?, &["vcpupin", name]).await?;
-    ensure!(told.split_whitespace().last() == Some(&*cpu.to_string()), "{told}");
+    ensure!(
+        told.split_whitespace().last() == Some(&*cpu.to_string()),
+        "{told}"
+    );
     let emulator = lab.virsh(vm.host_number()?, &["emulatorpin", name]).await?;
     let emulator = list(emulator.split_whitespace().last().unwrap_or_default());
     ensure!(!emulator.is_empty() && !emulator.contains(&cpu), "{emulator:?}");
@@ -102,17 +123,37 @@ async fn a_processor_of_a_vms_own_is_nobody_elses_whoever_dies_and_wherever_it_g
         let many = left.to_string();
         let much = ["--host", "h1", "--cpu-policy", "dedicated", "--vcpus", &many];
         let refused = try_dalgu(lab, &create("more", LOCAL, &much)).await?;
-        ensure!(refused.code != 0 && refused.stderr.contains("processors of its own"), "{}", refused.stderr);
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("processors of its own"),
+            "{}",
+            refused.stderr
+        );
         let explained = dalgu(
             lab,
-            &["explain", "--memory", "96MiB", "--disk", LOCAL, "--cpu-policy", "dedicated", "--vcpus", &many, "--host", "h1"],
+            &[
+                "explain",
+                "--memory",
+                "96MiB",
+                "--disk",
+                LOCAL,
+                "--cpu-policy",
+                "dedicated",
+                "--vcpus",
+                &many,
+                "--host",
+                "h1",
+            ],
         )
         .await;
         let explained = explained.unwrap_or_else(|error| error.to_string());
         ensure!(explained.contains("CPU"), "{explained}");
         let huge = ["--host", "h1", "--huge-pages", "1GiB", "--memory", "1GiB"];
         let refused = try_dalgu(lab, &create("huge", LOCAL, &huge)).await?;
-        ensure!(refused.code != 0 && refused.stderr.contains("huge pages of 1 GiB"), "{}", refused.stderr);
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("huge pages of 1 GiB"),
+            "{}",
+            refused.stderr
+        );
 
         // The agent knows from its ledger whose processors are whose.
         lab.signal(Daemon::Agent(1), Signal::SIGKILL).await?;
@@ -138,11 +179,19 @@ async fn a_processor_of_a_vms_own_is_nobody_elses_whoever_dies_and_wherever_it_g
         alone(lab, "own", &["there", "before"]).await?;
         dalgu(lab, &["vm", "migrate", "before", "--host", "h1"]).await?;
         let vm = words::vm(lab, "before").await?;
-        ensure!(vcpus(lab, &vm.uid)? == [all.clone()], "{:?}", threads(lab, &vm.uid)?);
+        ensure!(
+            vcpus(lab, &vm.uid)? == [all.clone()],
+            "{:?}",
+            threads(lab, &vm.uid)?
+        );
 
         dalgu(lab, &["vm", "delete", "own", "--force"]).await?;
         let host = words::json(lab, &["host", "show", "h2"]).await?;
-        ensure!(host.pointer("/allocation/dedicatedCpus").is_none_or(|cpus| cpus == &serde_json::json!([])), "{host}");
+        ensure!(
+            host.pointer("/allocation/dedicatedCpus")
+                .is_none_or(|cpus| cpus == &serde_json::json!([])),
+            "{host}"
+        );
         for name in ["before", "after", "later", "there"] {
             dalgu(lab, &["vm", "delete", name, "--force"]).await?;
         }

@@ -101,7 +101,9 @@ fn topology(root: &Root, online: &[u32]) -> (usize, usize) {
 /// The logical processors of a node, ascending; of one that the kernel does not know, all that are online.
 pub fn node_cpus(root: &Root, node: u32) -> Vec<u32> {
     let online = online(root);
-    let cpus = root.word(format!("{NODES}/node{node}/cpulist")).unwrap_or_default();
+    let cpus = root
+        .word(format!("{NODES}/node{node}/cpulist"))
+        .unwrap_or_default();
     let cpus: Vec<u32> = number_list(&cpus)
         .into_iter()
         .filter(|cpu| online.contains(cpu))
@@ -121,10 +123,7 @@ fn numa_nodes(root: &Root, online: &[u32], memory_bytes: u64) -> Vec<NumaNode> {
         .iter()
         .filter_map(|name| {
             let id = name.strip_prefix("node")?.parse().ok()?;
-            let read = |file: &str| {
-                root.word(format!("{NODES}/{name}/{file}"))
-                    .unwrap_or_default()
-            };
+            let read = |file: &str| root.word(format!("{NODES}/{name}/{file}")).unwrap_or_default();
             let mut cpus = number_list(&read("cpulist"));
             cpus.retain(|cpu| online.contains(cpu));
             Some(NumaNode {
@@ -264,7 +263,12 @@ mod tests {
                 .write(&format!("{directory}/free_hugepages"), "1\n");
         }
         let inventory = read(&tree.root()).unwrap();
-        let of = |node: usize| inventory.numa_nodes[node].huge_pages.first().map(|pages| pages.total);
+        let of = |node: usize| {
+            inventory.numa_nodes[node]
+                .huge_pages
+                .first()
+                .map(|pages| pages.total)
+        };
         assert_eq!((of(0), of(1), of(2)), (Some(3), Some(5), None));
         assert_eq!(node_cpus(&tree.root(), 1), [2, 3, 6, 7]);
         assert_eq!(node_cpus(&tree.root(), 7), [0, 1, 2, 3, 4, 5, 6, 7]);

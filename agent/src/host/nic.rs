@@ -207,7 +207,9 @@ pub(super) fn uplinks(root: &Root) -> Vec<Uplink> {
         let ports = root.names(format!("sys/class/net/{bridge}/brif"));
         let ports = ports.iter().filter(|name| out(name));
         let speed = |name: &String| root.number::<i64>(format!("sys/class/net/{name}/speed"));
-        let speeds = ports.filter_map(speed).filter_map(|megabits| u64::try_from(megabits).ok());
+        let speeds = ports
+            .filter_map(speed)
+            .filter_map(|megabits| u64::try_from(megabits).ok());
         let mbit_per_second = speeds.filter(|megabits| *megabits > 0).min()?;
         Some(Uplink {
             bridge,

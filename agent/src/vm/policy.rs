@@ -51,7 +51,9 @@ pub enum Denied {
     #[error("the VM is being worked on; try again")]
     Busy,
     /// A processor that is to be the VM's own is another's.
-    #[error("processor {cpu} of this host is the own one of VM {vm}, which has not gone: delete or migrate that VM first")]
+    #[error(
+        "processor {cpu} of this host is the own one of VM {vm}, which has not gone: delete or migrate that VM first"
+    )]
     CpuTaken {
         /// The processor.
         cpu: u32,

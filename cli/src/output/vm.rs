@@ -45,7 +45,9 @@ fn fitting(page: &mut human::Page, spec: &v1::VmSpec, status: &v1::VmStatus) {
     }
     match v1::NumaPolicy::try_from(spec.numa_policy) {
         Ok(v1::NumaPolicy::Unspecified | v1::NumaPolicy::None) => {}
-        Ok(v1::NumaPolicy::Spread) => _ = page.line("NUMA policy", format!("SPREAD over {} nodes", spec.numa_nodes)),
+        Ok(v1::NumaPolicy::Spread) => {
+            _ = page.line("NUMA policy", format!("SPREAD over {} nodes", spec.numa_nodes))
+        }
         _ => _ = page.line("NUMA policy", human::value::<v1::NumaPolicy>(spec.numa_policy)),
     }
     let place = |place: &v1::NumaPlace| {

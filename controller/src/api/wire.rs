@@ -29,12 +29,12 @@ pub use self::{
 use crate::{
     api::host::power,
     drains::advance,
-    placement::HostView,
     hosts,
     model::{
         EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
         OperationRecord, OperationState, Pending, Phase, PowerPhase, VmFault, VmPhase, VmRecord,
     },
+    placement::HostView,
     placement::PoolView,
     reconcile::{plan as work, step},
     state::State,
@@ -163,7 +163,10 @@ fn node_allocation(view: &HostView<'_>, node: &NumaNode) -> v1::NodeAllocation {
     let taken = &view.parts.taken;
     let pages = |pages: PageSize| {
         let bytes = pages.kib() << 10;
-        let known = node.huge_pages.iter().find(|known| known.page_size_bytes == bytes)?;
+        let known = node
+            .huge_pages
+            .iter()
+            .find(|known| known.page_size_bytes == bytes)?;
         Some(v1::HugePageAllocation {
             page_size_kib: pages.kib(),
             capacity_mib: known.total.saturating_mul(pages.mib()),
@@ -172,10 +175,14 @@ fn node_allocation(view: &HostView<'_>, node: &NumaNode) -> v1::NodeAllocation {
     };
     v1::NodeAllocation {
         id: node.id,
-        cpus_dedicated: u32::try_from(taken.cpus().filter(|cpu| node.cpus.contains(cpu)).count()).unwrap_or(u32::MAX),
+        cpus_dedicated: u32::try_from(taken.cpus().filter(|cpu| node.cpus.contains(cpu)).count())
+            .unwrap_or(u32::MAX),
         vcpus_reserved: u32::try_from(taken.vcpus(node.id)).unwrap_or(u32::MAX),
         memory_mib_reserved: taken.memory_mib(node.id),
-        huge_pages: [PageSize::Mib2, PageSize::Gib1].into_iter().filter_map(pages).collect(),
+        huge_pages: [PageSize::Mib2, PageSize::Gib1]
+            .into_iter()
+            .filter_map(pages)
+            .collect(),
     }
 }
 
@@ -222,8 +229,18 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
             pools: view.pools.iter().map(pool_allocation).collect(),
             dedicated_cpus: view.parts.taken.cpus().collect(),
             max_vms: view.vms_most.unwrap_or(0),
-            nodes: view.parts.nodes.iter().map(|node| node_allocation(&view, node)).collect(),
-            uplinks: view.parts.uplinks.iter().map(|uplink| uplink_allocation(&view, uplink)).collect(),
+            nodes: view
+                .parts
+                .nodes
+                .iter()
+                .map(|node| node_allocation(&view, node))
+                .collect(),
+            uplinks: view
+                .parts
+                .uplinks
+                .iter()
+                .map(|uplink| uplink_allocation(&view, uplink))
+                .collect(),
         }),
         address: host.address.clone(),
         boot_id: host.boot_id.clone(),

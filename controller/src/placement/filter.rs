@@ -639,7 +639,9 @@ impl Lack<'_> {
                 "needs processors and memory on the same NUMA node, has none with room for both".to_owned()
             }
             Self::Nodes { needed, found, .. } => {
-                format!("needs {needed} NUMA nodes with processors and memory for a part of it each, has {found}")
+                format!(
+                    "needs {needed} NUMA nodes with processors and memory for a part of it each, has {found}"
+                )
             }
             Self::Bandwidth {
                 bridge, carries: 0, ..

@@ -15,7 +15,7 @@ use std::{
 
 use dalgu_proto::{
     host::{NumaNode, Uplink},
-    vm::{Fitting, PageSize, NumaPlace, Spec},
+    vm::{Fitting, NumaPlace, PageSize, Spec},
 };
 
 use super::{
@@ -133,7 +133,9 @@ impl Taken {
 
     /// Memory in huge pages of a size on a node.
     pub fn pages_mib(&self, node: u32, pages: PageSize) -> u64 {
-        self.nodes.get(&node).map_or(0, |node| *node.clone().pages_mib(pages))
+        self.nodes
+            .get(&node)
+            .map_or(0, |node| *node.clone().pages_mib(pages))
     }
 
     /// What is reserved on the uplink of a bridge, in Mbit per second.
@@ -234,7 +236,10 @@ impl<'a> Room<'a> {
         let kept = u64::try_from(kept.div_ceil(u128::from(all_mib.max(1)))).unwrap_or(u64::MAX);
         let pages_mib = fitting.pages.map_or(0, |pages| {
             let bytes = pages.kib() << 10;
-            let there = node.huge_pages.iter().find(|known| known.page_size_bytes == bytes);
+            let there = node
+                .huge_pages
+                .iter()
+                .find(|known| known.page_size_bytes == bytes);
             let set_aside = there.map_or(0, |known| known.total.saturating_mul(pages.mib()));
             set_aside.saturating_sub(*on.pages_mib(pages))
         });
@@ -271,7 +276,11 @@ fn dedicable(host: &HostView<'_>) -> u32 {
 }
 
 /// What enough nodes have each, times their number: parts of that size find room.
-fn of_the_best<V: Ord + Copy + Default>(rooms: &[Room<'_>], nodes: usize, value: impl Fn(&Room<'_>) -> V) -> V {
+fn of_the_best<V: Ord + Copy + Default>(
+    rooms: &[Room<'_>],
+    nodes: usize,
+    value: impl Fn(&Room<'_>) -> V,
+) -> V {
     let mut values: Vec<V> = rooms.iter().map(value).collect();
     values.sort_unstable_by(|a, b| b.cmp(a));
     values.get(nodes.saturating_sub(1)).copied().unwrap_or_default()

@@ -24,7 +24,10 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         any::<bool>(),
     );
     let host = || option::weighted(0.2, (1..9_u32).prop_map(host_name));
-    let particular = (option::weighted(0.3, fitting()), option::weighted(0.2, 1..2000_u32));
+    let particular = (
+        option::weighted(0.3, fitting()),
+        option::weighted(0.2, 1..2000_u32),
+    );
     (vm, host(), host(), any::<bool>(), rules(), particular).prop_map(
         |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm, rules, (fitting, mbit))| {
             let mut spec = Spec {
@@ -71,14 +74,25 @@ pub(super) fn fitting() -> impl Strategy<Value = Fitting> {
     let pages = option::weighted(0.3, select(vec![PageSize::Mib2, PageSize::Gib1]));
     let numa = select(vec![NumaPolicy::None, NumaPolicy::Pack, NumaPolicy::Spread(2)]);
     (any::<bool>(), pages, numa).prop_map(|(dedicated, pages, numa)| Fitting {
-        cpus: if dedicated { CpuPolicy::Dedicated } else { CpuPolicy::Shared },
+        cpus: if dedicated {
+            CpuPolicy::Dedicated
+        } else {
+            CpuPolicy::Shared
+        },
         pages,
         numa,
     })
 }
 
 /// Nodes of equal parts, of which so much is in huge pages of either size; some processors are taken, and a bridge has an uplink.
-pub(super) fn parts(cpus: u32, memory_mib: u64, nodes: u32, huge_mib: u64, taken: u32, mbit: u64) -> Parts<'static> {
+pub(super) fn parts(
+    cpus: u32,
+    memory_mib: u64,
+    nodes: u32,
+    huge_mib: u64,
+    taken: u32,
+    mbit: u64,
+) -> Parts<'static> {
     let each = cpus / nodes;
     let pages = |pages: PageSize| HugePages {
         page_size_bytes: pages.kib() << 10,
@@ -270,46 +284,54 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
         0..2000_u64,
     );
     let used = (0..24_u32, 0..10_000_u64, 0..9_u32, 0..3_u32, 0..2000_u64);
-    let few = (1..4_u32, 0..8192_u64, 0..6_u32, 0..3000_u64, option::weighted(0.2, 0..12_u32));
+    let few = (
+        1..4_u32,
+        0..8192_u64,
+        0..6_u32,
+        0..3000_u64,
+        option::weighted(0.2, 0..12_u32),
+    );
     vec((flags, sizes, used, pools(), usage(), taints(), few), 0..6).prop_map(|hosts| {
         hosts
             .into_iter()
             .zip(1..)
-            .map(|((flags, sizes, used, pools, usage, taints, few), number)| HostView {
-                parts: parts(sizes.0, sizes.2, few.0, few.1, few.2, few.3),
-                vms_most: few.4,
-                name: host_name(number),
-                ready: flags.0,
-                cordoned: flags.1,
-                pressed: used.3 == 2,
-                labels: Cow::Owned(
-                    ["a", "b"]
-                        .get(flags.2)
-                        .map(|rack| ("rack".to_owned(), (*rack).to_owned()))
-                        .into_iter()
+            .map(
+                |((flags, sizes, used, pools, usage, taints, few), number)| HostView {
+                    parts: parts(sizes.0, sizes.2, few.0, few.1, few.2, few.3),
+                    vms_most: few.4,
+                    name: host_name(number),
+                    ready: flags.0,
+                    cordoned: flags.1,
+                    pressed: used.3 == 2,
+                    labels: Cow::Owned(
+                        ["a", "b"]
+                            .get(flags.2)
+                            .map(|rack| ("rack".to_owned(), (*rack).to_owned()))
+                            .into_iter()
+                            .collect(),
+                    ),
+                    taints: Cow::Owned(taints),
+                    accelerator: if flags.3 { "kvm" } else { "tcg" }.into(),
+                    guest_features: Cow::Owned(vec![GuestFeature::Numa; usize::from(flags.4 != 3)]),
+                    bridges: BRIDGES
+                        .iter()
+                        .take(flags.4)
+                        .map(|name| (*name).to_owned())
                         .collect(),
-                ),
-                taints: Cow::Owned(taints),
-                accelerator: if flags.3 { "kvm" } else { "tcg" }.into(),
-                guest_features: Cow::Owned(vec![GuestFeature::Numa; usize::from(flags.4 != 3)]),
-                bridges: BRIDGES
-                    .iter()
-                    .take(flags.4)
-                    .map(|name| (*name).to_owned())
-                    .collect(),
-                cpus: sizes.0,
-                cpu_overcommit_ratio: sizes.1,
-                memory_mib: sizes.2,
-                reserved_memory_mib: sizes.3,
-                vcpus_reserved: used.0,
-                memory_mib_reserved: used.1,
-                vms: used.2,
-                unmanaged_vcpus: used.3,
-                unmanaged_memory_mib: used.4,
-                pools,
-                usage,
-                ..tests::host("h1")
-            })
+                    cpus: sizes.0,
+                    cpu_overcommit_ratio: sizes.1,
+                    memory_mib: sizes.2,
+                    reserved_memory_mib: sizes.3,
+                    vcpus_reserved: used.0,
+                    memory_mib_reserved: used.1,
+                    vms: used.2,
+                    unmanaged_vcpus: used.3,
+                    unmanaged_memory_mib: used.4,
+                    pools,
+                    usage,
+                    ..tests::host("h1")
+                },
+            )
             .map(peopled)
             .collect()
     })
@@ -382,7 +404,9 @@ fn is_fitted(spec: &Spec, places: &[NumaPlace], before: &HostView) -> bool {
         && distinct.len() == cpus.len()
         && !before.parts.taken.cpus().any(|cpu| cpus.contains(&cpu))
         && match fitting.is_dedicated() {
-            true => places.iter().all(|place| place.cpus.len() == usize::try_from(each).unwrap()),
+            true => places
+                .iter()
+                .all(|place| place.cpus.len() == usize::try_from(each).unwrap()),
             false => cpus.is_empty(),
         }
 }
@@ -395,7 +419,10 @@ fn nodes_hold(host: &HostView) -> bool {
         let shared = f64::from(u32::try_from(node.cpus.len() - own).unwrap()) * host.cpu_overcommit_ratio;
         let pages = |pages: PageSize| {
             let bytes = pages.kib() << 10;
-            let known = node.huge_pages.iter().find(|known| known.page_size_bytes == bytes);
+            let known = node
+                .huge_pages
+                .iter()
+                .find(|known| known.page_size_bytes == bytes);
             taken.pages_mib(node.id, pages) <= known.map_or(0, |known| known.total * pages.mib())
         };
         f64::from(u32::try_from(taken.vcpus(node.id)).unwrap()) <= shared + 1e-6
@@ -408,13 +435,21 @@ fn nodes_hold(host: &HostView) -> bool {
 fn reserve(request: &Request, host: &mut HostView) {
     let before = host.clone();
     let places = fit(&request.spec, host);
-    assert!(is_fitted(&request.spec, &places, &before), "{places:?} on {before:?}");
+    assert!(
+        is_fitted(&request.spec, &places, &before),
+        "{places:?} on {before:?}"
+    );
     host.reserve(&request.spec, &places);
     assert!(nodes_hold(host), "{host:?}");
     assert!(!request.spec.fitting.is_dedicated() || host.parts.taken.dedicated() < host.cpus);
     assert!(host.vms_most.is_none_or(|most| host.vms <= most));
     for (bridge, _) in request.spec.bandwidth() {
-        let uplink = host.parts.uplinks.iter().find(|uplink| uplink.bridge == bridge).unwrap();
+        let uplink = host
+            .parts
+            .uplinks
+            .iter()
+            .find(|uplink| uplink.bridge == bridge)
+            .unwrap();
         assert!(host.parts.taken.mbit(bridge) <= uplink.mbit_per_second);
     }
     for disk in &request.spec.disks {

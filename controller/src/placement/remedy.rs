@@ -233,7 +233,9 @@ impl Change {
             }
             Self::AskStorage { pool, at_most_mib } => shrink(&mut request.spec, pool, *at_most_mib),
             Self::AskNoNode => request.spec.fitting = Fitting::default(),
-            Self::AskBandwidth { bridge, at_most_mbit } => reserve_less(&mut request.spec, bridge, *at_most_mbit),
+            Self::AskBandwidth { bridge, at_most_mbit } => {
+                reserve_less(&mut request.spec, bridge, *at_most_mbit)
+            }
             Self::AddHost { name, .. } => {
                 let host = host_for(
                     request,
@@ -370,9 +372,18 @@ fn add_pages(node: &mut NumaNode, pages: PageSize, mib: u64) {
 
 /// Has the interfaces on a bridge reserve less, the last ones first, until their sum is at most `at_most`.
 fn reserve_less(spec: &mut Spec, bridge: &str, at_most: u64) {
-    let sum: u64 = spec.bandwidth().filter(|(on, _)| *on == bridge).map(|(_, mbit)| mbit).sum();
+    let sum: u64 = spec
+        .bandwidth()
+        .filter(|(on, _)| *on == bridge)
+        .map(|(_, mbit)| mbit)
+        .sum();
     let mut excess = sum.saturating_sub(at_most);
-    for nic in spec.nics.iter_mut().rev().filter(|nic| nic.bridge() == Some(bridge)) {
+    for nic in spec
+        .nics
+        .iter_mut()
+        .rev()
+        .filter(|nic| nic.bridge() == Some(bridge))
+    {
         let had = nic.reserved_mbit.unwrap_or(0);
         let cut = u32::try_from(excess).unwrap_or(u32::MAX).min(had);
         excess -= u64::from(cut);
@@ -566,7 +577,9 @@ impl fmt::Display for Change {
             Self::AskVcpus { at_most } => write!(f, "ask for at most {at_most} vCPUs"),
             Self::AskMemory { at_most_mib } => write!(f, "ask for at most {at_most_mib} MiB of memory"),
             Self::FreeVms { host, vms: 1 } => write!(f, "move or delete 1 VM of {host}, or let it have more"),
-            Self::FreeVms { host, vms } => write!(f, "move or delete {vms} VMs of {host}, or let it have more"),
+            Self::FreeVms { host, vms } => {
+                write!(f, "move or delete {vms} VMs of {host}, or let it have more")
+            }
             Self::AddHugePages { host, pages, mib } => write!(
                 f,
                 "set {mib} MiB more of huge pages of {} aside on each NUMA node of {host}",
@@ -576,7 +589,10 @@ impl fmt::Display for Change {
                 write!(f, "free {mbit} Mbit/s on bridge {bridge} of {host}")
             }
             Self::AskNoNode => f.write_str("ask for shared processors, ordinary memory and no NUMA policy"),
-            Self::AskBandwidth { bridge, at_most_mbit: 0 } => {
+            Self::AskBandwidth {
+                bridge,
+                at_most_mbit: 0,
+            } => {
                 write!(f, "reserve no bandwidth on bridge {bridge}")
             }
             Self::AskBandwidth { bridge, at_most_mbit } => {

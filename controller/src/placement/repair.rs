@@ -37,7 +37,9 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         } => Change::AddHugePages {
             host: name(),
             pages,
-            mib: (needed - free).div_ceil(nodes.into()).next_multiple_of(pages.mib()),
+            mib: (needed - free)
+                .div_ceil(nodes.into())
+                .next_multiple_of(pages.mib()),
         },
         Lack::Bandwidth {
             bridge,
@@ -163,10 +165,9 @@ pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
         Lack::NodeMemory { nodes: 1, free, .. } => Change::AskMemory {
             at_most_mib: most_memory(free, request.spec.vcpus)?,
         },
-        Lack::NodeVcpus { .. }
-        | Lack::HugePages { .. }
-        | Lack::NodeMemory { .. }
-        | Lack::Nodes { .. } => Change::AskNoNode,
+        Lack::NodeVcpus { .. } | Lack::HugePages { .. } | Lack::NodeMemory { .. } | Lack::Nodes { .. } => {
+            Change::AskNoNode
+        }
         Lack::Bandwidth { bridge, free, .. } => Change::AskBandwidth {
             bridge: bridge.to_owned(),
             at_most_mbit: free,

@@ -222,7 +222,9 @@ fn pinned(state: &State, vm: &VmRecord) -> &'static str {
         known.is_some_and(|known| !known.group.preferred)
     });
     match vm.drain_mode {
-        DrainMode::LiveMigrate if fitted => "it has processors, memory or bandwidth of its own: migrate it by name, or drain its host",
+        DrainMode::LiveMigrate if fitted => {
+            "it has processors, memory or bandwidth of its own: migrate it by name, or drain its host"
+        }
         DrainMode::LiveMigrate if bound => "its placement group holds it",
         DrainMode::LiveMigrate => match migrate::possible(state, vm) {
             Ok(()) => "",

@@ -260,7 +260,10 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
     };
     let new_volumes = volumes::resolve::unmade(tx, &spec.disks);
     let places = hosts::fit(tx, &spec, &plan.owner);
-    let places = places.map(|places| (plan.owner.clone(), places)).into_iter().collect();
+    let places = places
+        .map(|places| (plan.owner.clone(), places))
+        .into_iter()
+        .collect();
     let vm = VmRecord {
         id,
         name: new.name,

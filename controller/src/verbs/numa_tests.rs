@@ -84,7 +84,8 @@ async fn make(db: &Db, name: &str, vcpus: u32, fitting: Fitting, on: &str) -> Re
         host: Some(host_name(on)),
         policy: Policy::Spread,
     };
-    db.transact(|tx| create::create(tx, &fixtures::caller(), new)).await?;
+    db.transact(|tx| create::create(tx, &fixtures::caller(), new))
+        .await?;
     Ok(vm(db, name))
 }
 
@@ -129,11 +130,18 @@ async fn processors_are_given_once_and_remembered_over_a_restart() {
     let Err(Error::NoCapacity { decision, .. }) = refused else {
         panic!("{refused:?}")
     };
-    assert!(decision.summary.contains("processors of its own"), "{}", decision.summary);
+    assert!(
+        decision.summary.contains("processors of its own"),
+        "{}",
+        decision.summary
+    );
     // What has gone gives its processors back.
     db.change(|tx| tx.delete_vm(second.id)).await;
     assert_eq!(taken(&db, "h1"), (vec![0, 1, 4, 5, 6], 1024));
-    assert_eq!(make(&db, "d", 2, DEDICATED, "h1").await.unwrap().places(&h1), at(0, &[2, 3]));
+    assert_eq!(
+        make(&db, "d", 2, DEDICATED, "h1").await.unwrap().places(&h1),
+        at(0, &[2, 3])
+    );
 }
 
 #[tokio::test]
@@ -142,7 +150,8 @@ async fn where_a_vm_goes_it_has_others_and_keeps_its_own_until_it_has_gone() {
     let (h1, h2) = (host_name("h1"), host_name("h2"));
     make(&db, "there", 3, DEDICATED, "h2").await.unwrap();
     let moving = make(&db, "moves", 2, DEDICATED, "h1").await.unwrap();
-    db.change(|tx| tx.observe(moving.id, Some(fixtures::observation(&moving)))).await;
+    db.change(|tx| tx.observe(moving.id, Some(fixtures::observation(&moving))))
+        .await;
     let ask = migrate::Migrate {
         ignore_protection: false,
         destination: Some(h2.clone()),
@@ -155,7 +164,10 @@ async fn where_a_vm_goes_it_has_others_and_keeps_its_own_until_it_has_gone() {
         .unwrap();
     let now = vm(&db, "moves");
     // Its old host's, and of the new one those that are free: three of a node are another's.
-    assert_eq!((now.places(&h1), now.places(&h2)), (&*at(0, &[0, 1]), &*at(1, &[4, 5])));
+    assert_eq!(
+        (now.places(&h1), now.places(&h2)),
+        (&*at(0, &[0, 1]), &*at(1, &[4, 5]))
+    );
     assert_eq!(taken(&db, "h1").0, [0, 1]);
     assert_eq!(taken(&db, "h2"), (vec![0, 1, 2, 4, 5], 1024));
     // Each side is told its own.
@@ -173,7 +185,10 @@ async fn where_a_vm_goes_it_has_others_and_keeps_its_own_until_it_has_gone() {
         });
     })
     .await;
-    assert_eq!((taken(&db, "h1"), taken(&db, "h2").0), ((vec![], 0), vec![0, 1, 2, 4, 5]));
+    assert_eq!(
+        (taken(&db, "h1"), taken(&db, "h2").0),
+        ((vec![], 0), vec![0, 1, 2, 4, 5])
+    );
 }
 
 #[tokio::test]
@@ -185,7 +200,9 @@ async fn one_that_was_fitted_cannot_change_its_size() {
         ..update::Update::default()
     };
     let caller = fixtures::caller();
-    let refused = db.transact(|tx| update::update(tx, &caller, "web", "", wider)).await;
+    let refused = db
+        .transact(|tx| update::update(tx, &caller, "web", "", wider))
+        .await;
     assert!(matches!(refused, Err(Error::SizeFixed(_))), "{refused:?}");
 }
 
@@ -207,5 +224,9 @@ async fn memory_that_is_set_aside_for_huge_pages_is_no_ordinary_memory() {
     let Err(Error::NoCapacity { decision, .. }) = refused else {
         panic!("{refused:?}")
     };
-    assert!(decision.summary.contains("update its agent"), "{}", decision.summary);
+    assert!(
+        decision.summary.contains("update its agent"),
+        "{}",
+        decision.summary
+    );
 }

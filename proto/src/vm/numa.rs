@@ -168,7 +168,8 @@ pub(super) fn check(wire: &v1::VmSpec) -> Result<Fitting, Invalid> {
         2048 => Some(PageSize::Mib2),
         1_048_576 => Some(PageSize::Gib1),
         other => {
-            let message = format!("must be 2048 (2 MiB), 1048576 (1 GiB), or 0 for ordinary memory, got {other}");
+            let message =
+                format!("must be 2048 (2 MiB), 1048576 (1 GiB), or 0 for ordinary memory, got {other}");
             return Err(invalid("huge_page_kib", message));
         }
     };
@@ -197,7 +198,10 @@ pub(super) fn check(wire: &v1::VmSpec) -> Result<Fitting, Invalid> {
     }
     let (block, of) = match pages {
         None => (u64::from(nodes), "of `numa_nodes`"),
-        Some(pages) => (u64::from(nodes) * pages.mib(), "of the huge pages' size on each node"),
+        Some(pages) => (
+            u64::from(nodes) * pages.mib(),
+            "of the huge pages' size on each node",
+        ),
     };
     if !wire.memory_mib.is_multiple_of(block) {
         let message = format!("must be a multiple {of} ({block} MiB), got {}", wire.memory_mib);
@@ -208,7 +212,9 @@ pub(super) fn check(wire: &v1::VmSpec) -> Result<Fitting, Invalid> {
         ("max_memory_mib", wire.max_memory_mib),
     ] {
         if most != 0 && !fitting.is_none() {
-            let message = "must be 0 with dedicated processors, huge pages or a NUMA policy, which fix a VM's size".to_owned();
+            let message =
+                "must be 0 with dedicated processors, huge pages or a NUMA policy, which fix a VM's size"
+                    .to_owned();
             return Err(invalid(field, message));
         }
     }
@@ -253,13 +259,21 @@ mod tests {
         assert_eq!(serde_json::from_str::<Spec>(&stored).unwrap(), spec, "{stored}");
         // The guest's memory is no ordinary one.
         assert_eq!(spec.reserved_memory_mib(), 64 + 4 + 32);
-        assert!(spec.features().any(|feature| feature == crate::host::GuestFeature::Numa));
+        assert!(
+            spec.features()
+                .any(|feature| feature == crate::host::GuestFeature::Numa)
+        );
     }
 
     #[test]
     fn one_that_asks_for_nothing_says_so_in_words_and_is_stored_as_ever() {
         let mut plain = wire();
-        (plain.cpu_policy, plain.huge_page_kib, plain.numa_policy, plain.numa_nodes) = (0, 0, 0, 0);
+        (
+            plain.cpu_policy,
+            plain.huge_page_kib,
+            plain.numa_policy,
+            plain.numa_nodes,
+        ) = (0, 0, 0, 0);
         let spec = Spec::try_from(plain).unwrap();
         assert!(spec.fitting.is_none() && spec.features().next().is_none());
         assert!(!serde_json::to_string(&spec).unwrap().contains("fitting"));

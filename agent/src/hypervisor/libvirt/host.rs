@@ -138,7 +138,12 @@ impl Host {
 
     /// Where a domain is to be; on another host where its places are there.
     fn pinning(&self, definition: &Definition) -> Option<Pinning> {
-        Pinning::of(&definition.spec, &definition.places, &self.places(), &Root::default())
+        Pinning::of(
+            &definition.spec,
+            &definition.places,
+            &self.places(),
+            &Root::default(),
+        )
     }
 
     pub(super) fn console_log(&self, id: VmId) -> PathBuf {

@@ -62,7 +62,9 @@ impl Pinning {
             return None;
         }
         let own = own(known);
-        let each = usize::try_from(spec.vcpus).unwrap_or(usize::MAX).div_ceil(places.len());
+        let each = usize::try_from(spec.vcpus)
+            .unwrap_or(usize::MAX)
+            .div_ceil(places.len());
         let pins = |place: &NumaPlace| -> Vec<Vec<u32>> {
             match place.cpus.is_empty() {
                 true => vec![shared(node_cpus(host, place.node), &own); each],
@@ -85,7 +87,9 @@ impl Pinning {
     }
 
     pub(super) fn memory_backing(&self) -> Option<Element> {
-        let page = Element::new("page").with("size", self.pages?.kib()).with("unit", "KiB");
+        let page = Element::new("page")
+            .with("size", self.pages?.kib())
+            .with("unit", "KiB");
         Some(Element::new("memoryBacking").child(Element::new("hugepages").child(page)))
     }
 
@@ -97,7 +101,13 @@ impl Pinning {
         };
         let emulator = Element::new("emulatorpin").with("cpuset", listed(&self.emulator));
         Element::new("cputune")
-            .all(self.vcpus.iter().enumerate().filter(|(_, cpus)| !cpus.is_empty()).map(pin))
+            .all(
+                self.vcpus
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, cpus)| !cpus.is_empty())
+                    .map(pin),
+            )
             .all((!self.emulator.is_empty()).then_some(emulator))
     }
 
@@ -133,7 +143,11 @@ impl Pinning {
     pub(super) fn read(domain: &Element) -> Option<Self> {
         let tune = domain.at(&["numatune"])?;
         let node = |element: &Element| element.attribute("nodeset")?.parse().ok();
-        let nodes: Vec<u32> = tune.each("memory").chain(tune.each("memnode")).filter_map(node).collect();
+        let nodes: Vec<u32> = tune
+            .each("memory")
+            .chain(tune.each("memnode"))
+            .filter_map(node)
+            .collect();
         let cpus = |element: &Element| number_list(element.attribute("cpuset").unwrap_or_default());
         let pins = domain.at(&["cputune"])?;
         let size = domain.at(&["memoryBacking", "hugepages", "page"]);
@@ -143,7 +157,9 @@ impl Pinning {
             vcpus: pins.each("vcpupin").map(cpus).collect(),
             nodes,
             emulator: pins.at(&["emulatorpin"]).map(cpus).unwrap_or_default(),
-            pages: pages.into_iter().find(|pages| size == Some(&pages.kib().to_string())),
+            pages: pages
+                .into_iter()
+                .find(|pages| size == Some(&pages.kib().to_string())),
         })
     }
 }
@@ -293,6 +309,9 @@ mod tests {
         let moved = with_pinning(live, Some(&pinning)).unwrap();
         assert!(!moved.contains("\"7\""), "{moved}");
         let read = Pinning::read(&Element::parse(&moved).unwrap()).unwrap();
-        assert_eq!((read.vcpus, read.nodes, read.emulator), (pinning.vcpus, pinning.nodes, pinning.emulator));
+        assert_eq!(
+            (read.vcpus, read.nodes, read.emulator),
+            (pinning.vcpus, pinning.nodes, pinning.emulator)
+        );
     }
 }

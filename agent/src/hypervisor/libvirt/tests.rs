@@ -266,9 +266,8 @@ fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() 
 #[test]
 fn what_guests_can_have_is_read_from_libvirts_own_account() {
     use GuestFeature::{
-        Backup, DiskChange, FirstBoot, HotChange, Snapshot, Tpm, Uefi, UefiSecureBoot, Volume, VolumeMove,
-        VolumeSnapshot,
-        Numa,
+        Backup, DiskChange, FirstBoot, HotChange, Numa, Snapshot, Tpm, Uefi, UefiSecureBoot, Volume,
+        VolumeMove, VolumeSnapshot,
     };
     let account = |firmware: &str, secure: &str, backend: &str| {
         format!(

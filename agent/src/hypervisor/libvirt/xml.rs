@@ -279,7 +279,11 @@ impl Model {
             .child(mib("currentMemory", self.memory_mib))
             .all(self.pinning.as_ref().and_then(Pinning::memory_backing))
             .all(self.processors())
-            .all(self.pinning.iter().flat_map(|pinning| [pinning.cpu_tune(), pinning.numa_tune()]))
+            .all(
+                self.pinning
+                    .iter()
+                    .flat_map(|pinning| [pinning.cpu_tune(), pinning.numa_tune()]),
+            )
             .child(self.os()?)
             .child(self.features())
             .all(self.cpu())

@@ -16,7 +16,10 @@ fn with_cpus(cpus: &[u32]) -> Intent {
 
 /// What the hypervisor was told, once it was.
 async fn known(host: &Host, vms: &[(VmId, &[u32])]) {
-    let expected = vms.iter().map(|(id, cpus)| (*id, with_cpus(cpus).places)).collect();
+    let expected = vms
+        .iter()
+        .map(|(id, cpus)| (*id, with_cpus(cpus).places))
+        .collect();
     let told = async {
         while host.sim.places() != expected {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -50,7 +53,8 @@ async fn a_processor_is_one_vms_own_until_that_has_gone_also_after_a_restart_of_
     known(&host, &[(vm(1), &[0, 1]), (vm(3), &[2])]).await;
     let gone = host.vms.get(vm(1)).unwrap();
     gone.delete(Generation(2), Epoch(1)).await.unwrap();
-    host.until(vm(1), "gone", |status| status.phase == Phase::Gone).await;
+    host.until(vm(1), "gone", |status| status.phase == Phase::Gone)
+        .await;
     host.create(vm(2), with_cpus(&[1])).await;
     host.until_settled(vm(2), 1).await;
     known(&host, &[(vm(2), &[1]), (vm(3), &[2])]).await;

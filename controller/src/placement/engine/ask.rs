@@ -116,7 +116,9 @@ impl<'a> Ask<'a> {
             && self.has_room(row, engine)
             && (!self.by_name || self.is_met_by_name(&engine.hosts[slot as usize]))
             && (!(self.grouped || row.tainted) || self.is_let_in(&engine.hosts[slot as usize]))
-            && self.look.is_none_or(|look| look(&engine.hosts[slot as usize].name))
+            && self
+                .look
+                .is_none_or(|look| look(&engine.hosts[slot as usize].name))
             && self.keeps_room(slot, engine)
     }
 

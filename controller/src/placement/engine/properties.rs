@@ -50,7 +50,14 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
             host.vms_most = (load == 8).then_some(0);
             host.guest_features = Cow::Owned(vec![GuestFeature::Numa]);
             let nodes = [2, 1][size % 2];
-            host.parts = parts(host.cpus, host.memory_mib, nodes, [0, 4096][size], vcpus, 1000 * memory);
+            host.parts = parts(
+                host.cpus,
+                host.memory_mib,
+                nodes,
+                [0, 4096][size],
+                vcpus,
+                1000 * memory,
+            );
             peopled(host)
         },
     )

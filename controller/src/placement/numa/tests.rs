@@ -95,7 +95,10 @@ fn refused(request: &Request, host: &HostView<'_>) -> (Constraint, String, u64, 
 }
 
 fn hint(request: &Request, host: &HostView<'_>) -> String {
-    decide(request, std::slice::from_ref(host), &SPREAD).hint.unwrap().text
+    decide(request, std::slice::from_ref(host), &SPREAD)
+        .hint
+        .unwrap()
+        .text
 }
 
 #[test]
@@ -230,7 +233,11 @@ fn processors_on_one_node_and_memory_on_the_other_are_no_room() {
                 message,
                 "needs processors and memory on the same NUMA node, has none with room for both"
             );
-            assert!(hint(&wanted, &host).contains("no NUMA policy"), "{}", hint(&wanted, &host));
+            assert!(
+                hint(&wanted, &host).contains("no NUMA policy"),
+                "{}",
+                hint(&wanted, &host)
+            );
         }
         other => panic!("the pages went to {other:?}"),
     }
@@ -244,7 +251,10 @@ fn a_host_takes_no_more_vms_than_it_may() {
     let (constraint, message, needed, available) = refused(&plain, &host);
     assert_eq!((constraint, needed, available), (Constraint::VmCount, 4, 3));
     assert_eq!(message, "has 3 VMs, takes at most 3");
-    assert_eq!(hint(&plain, &host), "move or delete 1 VM of h1, or let it have more");
+    assert_eq!(
+        hint(&plain, &host),
+        "move or delete 1 VM of h1, or let it have more"
+    );
     host.vms_most = Some(4);
     put(&plain, &mut host);
 }

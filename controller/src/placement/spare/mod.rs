@@ -22,7 +22,7 @@ mod share;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use dalgu_proto::ids::HostName;
 
@@ -242,7 +242,7 @@ struct Host {
 #[derive(Debug, Clone, Default)]
 struct Field {
     room: Shares,
-    hosts: Vec<usize>,
+    hosts: BTreeSet<usize>,
     names: HashMap<String, usize>,
     domains: Vec<Domain>,
     /// What each domain asks for.
@@ -252,7 +252,7 @@ struct Field {
 #[derive(Debug, Clone, Default)]
 struct Domain {
     name: String,
-    hosts: Vec<usize>,
+    hosts: BTreeSet<usize>,
     sums: Sums,
 }
 
@@ -384,7 +384,7 @@ impl Spare {
             .iter()
             .for_each(|(vm, count)| sums.put(*vm, *count, self.whole));
         let into = &mut self.fields[field];
-        into.hosts.push(slot);
+        into.hosts.insert(slot);
         add(&mut into.room, &sums.room);
         let mut domains = Vec::with_capacity(row.domains.len());
         for name in &row.domains {
@@ -400,7 +400,7 @@ impl Spare {
                 }
             };
             let domain = &mut into.domains[at];
-            domain.hosts.push(slot);
+            domain.hosts.insert(slot);
             domain.sums.add(&sums);
             into.asked.set(at, domain.sums.asked());
             domains.push(at);
@@ -421,18 +421,13 @@ impl Spare {
             sums,
         } = self.hosts.get_mut(slot)?.take()?;
         let from = &mut self.fields[field];
-        let leave = |hosts: &mut Vec<usize>| {
-            if let Some(at) = hosts.iter().position(|host| *host == slot) {
-                hosts.swap_remove(at);
-            }
-        };
-        leave(&mut from.hosts);
+        from.hosts.remove(&slot);
         for class in 0..CLASSES {
             from.room[class] -= sums.room[class];
         }
         for at in domains {
             let domain = &mut from.domains[at];
-            leave(&mut domain.hosts);
+            domain.hosts.remove(&slot);
             domain.sums.less(&sums);
             from.asked.set(at, domain.sums.asked());
         }

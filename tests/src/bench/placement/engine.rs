@@ -255,9 +255,12 @@ fn refusal(site: &Site, name: &str, report: &mut Report) -> anyhow::Result<()> {
     let mut timed = Vec::new();
     for _ in 0..5 {
         let begin = processor()?;
-        let decision = site
-            .engine
-            .decide(&request, 8, || site.hosts.iter().map(site::seen).collect(), |_| None);
+        let decision = site.engine.decide(
+            &request,
+            8,
+            || site.hosts.iter().map(site::seen).collect(),
+            |_| None,
+        );
         timed.push(nanoseconds(since(begin)?) / 1e6);
         anyhow::ensure!(
             decision.host.is_none() && decision.verdicts.len() == site.hosts.len() && decision.hint.is_some(),
