@@ -120,7 +120,9 @@ pub(super) fn parts(
         node: 0,
         cpus: (0..each.min(taken)).collect(),
     };
-    held.change(&own, &[place], true);
+    if !place.cpus.is_empty() {
+        held.change(&own, &[place], true);
+    }
     Parts {
         nodes: (0..nodes).map(node).collect(),
         uplinks: vec![Uplink {

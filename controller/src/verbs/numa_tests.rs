@@ -120,8 +120,12 @@ async fn processors_are_given_once_and_remembered_over_a_restart() {
     drop(db);
 
     let db = open(&disk);
-    db.change(|tx| tx.set_live(host_name("h1"), fixtures::live(tx.now())))
-        .await;
+    db.change(|tx| {
+        for name in ["h1", "h2"] {
+            tx.set_live(host_name(name), fixtures::live(tx.now()));
+        }
+    })
+    .await;
     assert_eq!(taken(&db, "h1"), (vec![0, 1, 2, 3], 1024));
     let third = make(&db, "c", 3, DEDICATED, "h1").await.unwrap();
     assert_eq!(third.places(&h1), at(1, &[4, 5, 6]));

@@ -30,6 +30,7 @@ fn create(request: &Request, hosts: &mut [HostView<'_>], policy: Policy) -> Opti
     let at = hosts.iter().position(|one| one.name == host)?;
     hosts[at].vcpus_reserved += request.spec.vcpus;
     hosts[at].memory_mib_reserved += request.spec.reserved_memory_mib();
+    hosts[at].vms += 1;
     Some(at)
 }
 
