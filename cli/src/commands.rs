@@ -58,7 +58,7 @@ pub async fn run(cli: Cli, term: &mut Term) -> Result<(), Error> {
     let client = Client::connect(&choice.target()?).await?;
     let mut session = Session { client, format, term };
     match cli.command {
-        Command::Host(command) => host::run(command, &mut session).await,
+        Command::Host(command) => Box::pin(host::run(command, &mut session)).await,
         Command::Vm(command) => Box::pin(vm::run(command, &mut session)).await,
         Command::Snapshot(command) => Box::pin(snapshot::run(command, &mut session)).await,
         Command::Image(command) => Box::pin(image::run(command, &mut session)).await,

@@ -138,6 +138,7 @@ fn failed() -> v1::Vm {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "a host with all that there is")]
 fn host() -> v1::Host {
     let stall = |percent| {
         Some(v1::PressureStall {

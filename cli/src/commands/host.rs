@@ -29,6 +29,7 @@ use crate::{
 const ATTEMPTS: u32 = 4;
 
 /// Does a command.
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), Error> {
     match command {
         HostCommand::List { selector, watch } => show_all(map(selector), watch, session).await,

@@ -9,6 +9,7 @@ use super::{
 };
 
 /// What would have to change on the host to make up for a lack; `None` where nothing there can.
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Option<Change> {
     let name = || host.name.clone();
     Some(match *lack {

@@ -142,11 +142,12 @@ impl Runner {
             drop(state);
             // Cancel safe: a call that has ended is there at the next look.
             tokio::select! {
-                () = sleep(LOOK) => {}
+                biased;
                 Some(Ok(called)) = calls.join_next() => {
                     under_way.remove(&called.host);
                     self.take(called, &mut tracks).await;
                 }
+                () = sleep(LOOK) => {}
             }
         }
     }

@@ -392,6 +392,9 @@ pub async fn controller(site: Arc<Site>) -> Result<()> {
         data_dir: site.home(node),
         listen: any(7443),
         report_interval_ms: 1_000,
+        // The files are real; how full the machine's disk is besides is nothing of the site's.
+        pool_warn_percent: 100,
+        pool_full_percent: 100,
         ..Config::default()
     };
     let records = Records {

@@ -1,3 +1,5 @@
+//! The rules: tables of sites, and random ones under constant load.
+
 use proptest::prelude::*;
 
 use super::*;

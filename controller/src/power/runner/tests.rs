@@ -1,3 +1,5 @@
+//! The runner: what is switched when, with a management controller that is made up, and stepped time.
+
 use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
