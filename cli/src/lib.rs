@@ -19,6 +19,7 @@ pub mod watch;
 
 /// Does what the arguments say.
 pub async fn run(cli: args::Cli, term: &mut output::Term) -> Result<(), exit::Error> {
+    // On the heap: what can be typed is large.
     match Box::pin(commands::run(cli, term)).await {
         // The reader of a pipe has seen enough (`dalgu vm list | head -1`).
         Err(exit::Error::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -138,7 +138,39 @@ fn failed() -> v1::Vm {
     }
 }
 
-#[allow(clippy::too_many_lines, reason = "a host with all that there is")]
+fn allocation() -> v1::HostAllocation {
+    v1::HostAllocation {
+        vcpus_capacity: 32,
+        vcpus_reserved: 6,
+        memory_mib_capacity: 15360,
+        memory_mib_reserved: 2048,
+        vms: 3,
+        pools: vec![v1::PoolAllocation {
+            name: "local".into(),
+            capacity_mib: 102_400,
+            promised_mib: 61_440,
+        }],
+        dedicated_cpus: vec![0, 1],
+        max_vms: 40,
+        nodes: vec![v1::NodeAllocation {
+            id: 0,
+            cpus_dedicated: 2,
+            vcpus_reserved: 1,
+            memory_mib_reserved: 512,
+            huge_pages: vec![v1::HugePageAllocation {
+                page_size_kib: 2048,
+                capacity_mib: 4096,
+                reserved_mib: 1024,
+            }],
+        }],
+        uplinks: vec![v1::UplinkAllocation {
+            bridge: "br0".into(),
+            mbit_per_second: 10_000,
+            reserved_mbit_per_second: 2500,
+        }],
+    }
+}
+
 fn host() -> v1::Host {
     let stall = |percent| {
         Some(v1::PressureStall {
@@ -209,36 +241,7 @@ fn host() -> v1::Host {
             pools: vec![pool],
             ..Default::default()
         }),
-        allocation: Some(v1::HostAllocation {
-            vcpus_capacity: 32,
-            vcpus_reserved: 6,
-            memory_mib_capacity: 15360,
-            memory_mib_reserved: 2048,
-            vms: 3,
-            pools: vec![v1::PoolAllocation {
-                name: "local".into(),
-                capacity_mib: 102_400,
-                promised_mib: 61_440,
-            }],
-            dedicated_cpus: vec![0, 1],
-            max_vms: 40,
-            nodes: vec![v1::NodeAllocation {
-                id: 0,
-                cpus_dedicated: 2,
-                vcpus_reserved: 1,
-                memory_mib_reserved: 512,
-                huge_pages: vec![v1::HugePageAllocation {
-                    page_size_kib: 2048,
-                    capacity_mib: 4096,
-                    reserved_mib: 1024,
-                }],
-            }],
-            uplinks: vec![v1::UplinkAllocation {
-                bridge: "br0".into(),
-                mbit_per_second: 10_000,
-                reserved_mbit_per_second: 2500,
-            }],
-        }),
+        allocation: Some(allocation()),
         address: "10.77.0.11:7444".into(),
         boot_id: "b-1".into(),
         session: 2,

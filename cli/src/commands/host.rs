@@ -29,7 +29,6 @@ use crate::{
 const ATTEMPTS: u32 = 4;
 
 /// Does a command.
-#[allow(clippy::too_many_lines, reason = "a table")]
 pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), Error> {
     match command {
         HostCommand::List { selector, watch } => show_all(map(selector), watch, session).await,
@@ -110,19 +109,7 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
             name,
             max_vms,
             request,
-        } => {
-            let limit = |_: &v1::Host| v1::Host {
-                max_vms,
-                ..Default::default()
-            };
-            let host = update(&name, "max_vms", limit, &request, session).await?;
-            let room = host.allocation.clone().unwrap_or_default();
-            let text = match room.max_vms {
-                0 => "takes as many VMs as have room".to_owned(),
-                most => format!("takes at most {most} VMs, has {}", room.vms),
-            };
-            done(session, &host, &text)
-        }
+        } => limit(&name, max_vms, &request, session).await,
         HostCommand::Taint {
             name,
             taints,
@@ -133,6 +120,26 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
         }
         HostCommand::Untaint { name, keys, request } => taint(&name, &keys, &[], &request, session).await,
     }
+}
+
+/// Says how many VMs a host takes.
+async fn limit(
+    name: &str,
+    max_vms: u32,
+    request: &RequestArgs,
+    session: &mut Session<'_>,
+) -> Result<(), Error> {
+    let limit = |_: &v1::Host| v1::Host {
+        max_vms,
+        ..Default::default()
+    };
+    let host = update(name, "max_vms", limit, request, session).await?;
+    let room = host.allocation.clone().unwrap_or_default();
+    let text = match room.max_vms {
+        0 => "takes as many VMs as have room".to_owned(),
+        most => format!("takes at most {most} VMs, has {}", room.vms),
+    };
+    done(session, &host, &text)
 }
 
 /// Takes taints of some keys off a host, and puts others on it.

@@ -9,7 +9,6 @@ use super::{
 };
 
 /// What would have to change on the host to make up for a lack; `None` where nothing there can.
-#[allow(clippy::too_many_lines, reason = "a table")]
 pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Option<Change> {
     let name = || host.name.clone();
     Some(match *lack {
@@ -25,38 +24,8 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         | Lack::NodeVcpus { .. }
         | Lack::NodeMemory { .. }
         | Lack::Nodes { .. } => return None,
-        Lack::VmCount { vms, most } => Change::FreeVms {
-            host: name(),
-            vms: vms - most + 1,
-        },
-        // The more there is on each node, the more there is on the best; what is lacking there is enough.
-        Lack::HugePages {
-            pages,
-            nodes,
-            needed,
-            free,
-        } => Change::AddHugePages {
-            host: name(),
-            pages,
-            mib: (needed - free)
-                .div_ceil(nodes.into())
-                .next_multiple_of(pages.mib()),
-        },
-        Lack::Bandwidth {
-            bridge,
-            needed,
-            free,
-            carries,
-        } => {
-            let reserved = host.parts.taken.mbit(bridge);
-            if needed > carries {
-                return None;
-            }
-            Change::FreeBandwidth {
-                host: name(),
-                bridge: bridge.to_owned(),
-                mbit: (reserved + needed - carries).max(needed - free),
-            }
+        Lack::VmCount { .. } | Lack::HugePages { .. } | Lack::Bandwidth { .. } => {
+            return on_host_of_few(lack, host);
         }
         Lack::State { state } => Change::MakeReady {
             host: name(),
@@ -125,6 +94,47 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
             host: name(),
             key: key.to_owned(),
         },
+    })
+}
+
+/// The same of what few requests or hosts have.
+fn on_host_of_few(lack: &Lack<'_>, host: &HostView) -> Option<Change> {
+    let name = || host.name.clone();
+    Some(match *lack {
+        Lack::VmCount { vms, most } => Change::FreeVms {
+            host: name(),
+            vms: vms - most + 1,
+        },
+        // The more there is on each node, the more there is on the best; what is lacking there is enough.
+        Lack::HugePages {
+            pages,
+            nodes,
+            needed,
+            free,
+        } => Change::AddHugePages {
+            host: name(),
+            pages,
+            mib: (needed - free)
+                .div_ceil(nodes.into())
+                .next_multiple_of(pages.mib()),
+        },
+        Lack::Bandwidth {
+            bridge,
+            needed,
+            free,
+            carries,
+        } => {
+            let reserved = host.parts.taken.mbit(bridge);
+            if needed > carries {
+                return None;
+            }
+            Change::FreeBandwidth {
+                host: name(),
+                bridge: bridge.to_owned(),
+                mbit: (reserved + needed - carries).max(needed - free),
+            }
+        }
+        _ => return None,
     })
 }
 
