@@ -105,6 +105,7 @@ pub async fn keep(pins: Pins, hypervisor: Arc<dyn Hypervisor>, stop: Cancellatio
         }
         // Cancel safe, each of them: nothing is lost but a hint, and the next look sees all.
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             changed = places.changed() => if changed.is_err() { return },
             hint = hints.recv(), if !idle => match hint {

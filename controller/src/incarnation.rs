@@ -363,6 +363,10 @@ fn moving(state: &State, host: &HostName, vm: &VmRecord, reported: &Reported) ->
 
 /// Where it is on a host, as the host was told: processors that another VM must not be given.
 fn placed(vm: &mut VmRecord, host: &HostName, reported: &Reported) {
+    // The word of one host says nothing of another.
+    if reported.observation.host != *host {
+        return;
+    }
     let told = reported.told.iter();
     let places = told.map(|told| &told.places).find(|places| !places.is_empty());
     if let Some(places) = places {
@@ -412,7 +416,8 @@ pub fn takes_part(tx: &mut Tx, vm: &VmRecord, host: &HostName, reported: &Report
         if epoch != vm.epoch {
             tx.observe(vm.id, None);
         }
-        let vm = VmRecord { epoch, ..vm.clone() };
+        let mut vm = VmRecord { epoch, ..vm.clone() };
+        placed(&mut vm, host, reported);
         ask_both(tx, vm, source, destination, id);
     }
     true

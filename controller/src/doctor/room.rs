@@ -11,7 +11,7 @@ use super::{Finding, Invariant, Look, Severity, View};
 use crate::{
     hosts,
     model::{HostRecord, MigrationRecord, PlacementGroupRecord, VmRecord},
-    placement::{Spare, spare::Short},
+    placement::{self, Spare, spare::Short},
     placement_groups,
     state::State,
 };
@@ -21,7 +21,7 @@ use crate::{
 pub struct Room {
     /// The host.
     pub host: HostName,
-    /// Virtual processors of the VMs that hold a place there.
+    /// Virtual processors of the VMs that hold a place there; logical ones of their own as many as the host's over-commit ratio says.
     pub vcpus: u64,
     /// Their memory with QEMU's overhead.
     pub memory_mib: u64,
@@ -85,11 +85,16 @@ fn disks(state: &State) -> BTreeMap<&HostName, BTreeMap<String, u64>> {
 /// Every host's room. Owes nothing to how the controller counts: it is what that is checked by.
 pub fn rooms(state: &State) -> Vec<Room> {
     let mut sums: BTreeMap<&HostName, (u64, u64)> = BTreeMap::new();
+    let mut own: BTreeMap<&HostName, BTreeSet<u32>> = BTreeMap::new();
     for vm in state.vms.values() {
         for host in holders(vm, state.active_migration(vm.id).map(AsRef::as_ref)) {
             let sum = sums.entry(host).or_default();
             let spec = vm.held();
-            sum.0 = sum.0.saturating_add(spec.vcpus.into());
+            let mut cpus = vm.places(host).iter().flat_map(|place| &place.cpus).peekable();
+            if cpus.peek().is_none() {
+                sum.0 = sum.0.saturating_add(spec.vcpus.into());
+            }
+            own.entry(host).or_default().extend(cpus);
             sum.1 = sum.1.saturating_add(spec.reserved_memory_mib());
         }
     }
@@ -97,13 +102,21 @@ pub fn rooms(state: &State) -> Vec<Room> {
     let mut room = |host: &HostRecord| {
         let (vcpus, memory_mib) = sums.get(&host.name).copied().unwrap_or_default();
         let counted = state.reserved.get(&host.name);
+        let charge = |own: usize| {
+            let own = u32::try_from(own).unwrap_or(u32::MAX);
+            u64::from(placement::charged(own, host.cpu_overcommit_ratio))
+        };
+        let own = own.get(&host.name).map_or(0, BTreeSet::len);
         let (most_vcpus, most_memory_mib) = most(host);
         Room {
             host: host.name.clone(),
-            vcpus,
+            vcpus: vcpus.saturating_add(charge(own)),
             memory_mib,
             disks_mib: disks.remove(&host.name).unwrap_or_default(),
-            counted: counted.map_or((0, 0), |held| (held.vcpus, held.memory_mib)),
+            counted: counted.map_or((0, 0), |held| {
+                let own = charge(held.taken.cpus().count());
+                (held.vcpus.saturating_add(own), held.memory_mib)
+            }),
             counted_disks_mib: counted.map_or_else(BTreeMap::new, |held| {
                 let pools = held.disks_mib.iter().filter(|(_, mib)| **mib > 0);
                 pools.map(|(pool, mib)| (pool.clone(), *mib)).collect()

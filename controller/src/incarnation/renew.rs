@@ -13,8 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     model::{
         BackupRecord, Code, Fault, GroupRecord, HostRecord, ImageRecord, MigrationRecord, NetworkRecord,
-        OperationRecord, OperationState, Phase, PlacementGroupRecord, PlanRecord, PlanState, ScheduleRecord,
-        VmRecord, VolumeRecord,
+        OperationRecord, OperationState, Phase, PlacementGroupRecord, PlanRecord, PlanState, PowerPhase,
+        ScheduleRecord, VmRecord, VolumeRecord,
     },
     state::{Meta, Observing},
     store::{Image, Table},
@@ -60,6 +60,14 @@ pub fn past(image: &Image) -> Result<Meta, Error> {
         .find(|(table, key, _)| *table == Table::Meta && key == crate::state::META_KEY)
         .ok_or(Error::NoMeta)?;
     read(*table, key, value)
+}
+
+/// A host that was to be switched off may have VMs again since.
+fn stays_on(host: &mut HostRecord, now: Timestamp) {
+    if let Some(power) = host.power.take_if(|power| power.phase == PowerPhase::PoweringOff) {
+        let principal = power.principal.clone();
+        host.power = Some(power.at(PowerPhase::On, principal, now));
+    }
 }
 
 fn read<T: DeserializeOwned>(table: Table, key: &str, value: &str) -> Result<T, Error> {
@@ -164,6 +172,7 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
             Table::Hosts => {
                 let mut host: HostRecord = read(table, &key, &value)?;
                 host.session = Session(host.session.0.saturating_add(jump));
+                stays_on(&mut host, now);
                 host.revision = revision;
                 write(&host)
             }

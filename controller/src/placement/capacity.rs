@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use dalgu_proto::vm::CpuPolicy;
+
 use super::{
     Engine, Policy, Protect, filter, numa,
     score::Size,
@@ -84,10 +86,7 @@ pub fn protected(request: &Request, hosts: &[HostView<'_>], policy: Policy, prot
             return made;
         };
         let places = numa::fit(&request.spec, host);
-        host.parts.taken.to_mut().change(&request.spec, &places, true);
-        host.vms = host.vms.saturating_add(1);
-        host.vcpus_reserved = host.vcpus_reserved.saturating_add(vm.vcpus);
-        host.memory_mib_reserved = host.memory_mib_reserved.saturating_add(vm.memory_mib);
+        host.reserve(&request.spec, &places);
         host.vm_sizes.push((vm, 1));
         engine.set(host);
     }
@@ -113,8 +112,16 @@ fn fitting(request: &Request, host: &HostView<'_>) -> u64 {
 /// What a host holds, in such VMs.
 fn held(request: &Request, host: &HostView<'_>) -> u64 {
     let vm = Size::of(request);
-    let by_vcpus = u64::from(host.vcpus_reserved.div_ceil(vm.vcpus.max(1)));
-    by_vcpus.max(host.memory_mib_reserved.div_ceil(vm.memory_mib.max(1)))
+    let each = match request.spec.fitting.cpus {
+        CpuPolicy::Dedicated => numa::charged(vm.vcpus, host.cpu_overcommit_ratio),
+        CpuPolicy::Shared => vm.vcpus,
+    };
+    let by_vcpus = u64::from(host.vcpus_reserved.div_ceil(each.max(1)));
+    // What holds huge pages is not told by the ordinary memory that is reserved.
+    match request.spec.fitting.pages {
+        Some(_) => by_vcpus,
+        None => by_vcpus.max(host.memory_mib_reserved.div_ceil(vm.memory_mib.max(1))),
+    }
 }
 
 #[cfg(test)]

@@ -115,6 +115,17 @@ pub struct Decision {
     pub ignored_protection: bool,
 }
 
+impl Decision {
+    /// Keeps the first verdicts only, and counts the others.
+    pub fn shorten(&mut self, kept: usize) {
+        let left_out = self.verdicts.len().saturating_sub(kept);
+        self.verdicts.truncate(kept);
+        self.omitted = self
+            .omitted
+            .saturating_add(u32::try_from(left_out).unwrap_or(u32::MAX));
+    }
+}
+
 /// Decides where a VM goes. The names of `hosts` are unique; their order does not matter.
 pub fn decide<'a>(request: &Request, hosts: &[HostView], rule: impl Into<Rule<'a>>) -> Decision {
     decide_keeping(request, hosts, rule, usize::MAX)

@@ -30,10 +30,14 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
     );
     (vm, host(), host(), any::<bool>(), rules(), particular).prop_map(
         |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm, rules, (fitting, mbit))| {
+            // Other ones are no specifications.
+            let fitting = fitting.unwrap_or_default();
+            let parts = fitting.nodes().max(1);
+            let whole = u64::from(parts) * fitting.pages.map_or(1, PageSize::mib);
             let mut spec = Spec {
-                vcpus,
-                memory_mib,
-                fitting: fitting.unwrap_or_default(),
+                vcpus: vcpus.next_multiple_of(parts),
+                memory_mib: memory_mib.next_multiple_of(whole),
+                fitting,
                 ..tests::spec()
             };
             spec.disks = disks

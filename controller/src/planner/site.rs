@@ -248,6 +248,11 @@ impl Site {
         self.spare.keeps()
     }
 
+    /// How many domains there are, hosts or protected ones, whose VMs might find no room on the others.
+    pub fn short(&self) -> usize {
+        self.spare.short_domains().count()
+    }
+
     /// What moves copy, in MiB.
     pub fn transfer_mib(&self, moves: &[Move]) -> u64 {
         let sizes = moves.iter().map(|step| self.vms[step.vm].transfer_mib);

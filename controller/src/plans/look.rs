@@ -184,7 +184,7 @@ fn host(view: &HostView<'_>, pools: &BTreeMap<String, Slot>) -> Host {
         cpus: view.cpus.max(1).into(),
         core: 1.0,
         cost: 1.0,
-        open: view.ready && !view.cordoned && !view.pressed,
+        open: view.ready && !view.cordoned && !view.pressed && !view.is_full(),
         pressed: view.ready && !view.cordoned && view.pressed,
         contended: is_pressed(view),
         resting: false,

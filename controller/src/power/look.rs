@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     hosts, images,
-    model::{BackupState, HostRecord, HostState, PlanState, PowerPhase, VmRecord},
+    model::{BackupState, HostRecord, HostState, ImageState, PlanState, PowerPhase, VmRecord},
     placement::{self, Policy, Request},
     plans::{look::Look, usage::Usage},
     state::State,
@@ -74,7 +74,7 @@ pub fn running<'a>(state: &'a State, host: &HostName) -> impl Iterator<Item = &'
 
 /// What is on a host and nowhere else.
 pub fn kept(state: &State, host: &HostName) -> Option<Need> {
-    if hosts::foreign(state, host) != (0, 0) {
+    if hosts::foreign(state, host) != (0, 0) || state.sighted.contains_key(host) {
         return Some(Need::Foreign);
     }
     let vms = state.host_vms.get(host).into_iter().flatten();
@@ -103,6 +103,10 @@ pub fn kept(state: &State, host: &HostName) -> Option<Need> {
     };
     let mut images = state.images.values();
     let single = images.find(|image| {
+        let comes = matches!(image.state, ImageState::AwaitingUpload | ImageState::Importing);
+        if comes && image.import_host.as_ref() == Some(host) {
+            return true;
+        }
         image.content.as_ref().is_some_and(|content| {
             let mut holders = images::holders(state, &content.digest);
             holders.any(|holder| holder == host) && !images::holders(state, &content.digest).any(on)
@@ -121,8 +125,9 @@ pub fn needed(state: &State, host: &HostName, now: Timestamp) -> Option<Need> {
     let slot = *look.slots(std::slice::from_ref(host)).ok()?.first()?;
     // One that takes no VMs is not counted on as it is.
     let open = look.site.hosts()[slot].open;
+    let short = look.site.short();
     look.site.set_open(slot, false);
-    if open && !look.site.has_spare_room() {
+    if open && look.site.short() > short {
         return Some(Need::Spare);
     }
     let vm = policy::only(&look.site, slot)?;
@@ -134,6 +139,12 @@ fn since(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
 }
 
+/// Whether a host has said all that it has, by a hypervisor that answers.
+pub fn is_known(state: &State, host: &HostName) -> bool {
+    let live = state.live.get(host);
+    live.is_some_and(|live| live.complete && live.hypervisor_error.is_none())
+}
+
 /// Hosts of which nothing is needed: empty, on, heard from, open.
 pub fn idle(state: &State) -> impl Iterator<Item = &HostName> {
     let can = |host: &&HostRecord| {
@@ -142,6 +153,7 @@ pub fn idle(state: &State) -> impl Iterator<Item = &HostName> {
             && host.cordon.is_none()
             && host.drain.as_ref().is_none_or(|drain| !drain.is_active())
             && hosts::state_of(state, &host.name) == HostState::Ready
+            && is_known(state, &host.name)
     };
     let hosts = state.hosts.values().map(AsRef::as_ref).filter(can);
     hosts
@@ -171,9 +183,7 @@ pub fn fleet(
             PowerPhase::Off if own => Row::Off {
                 off: since(now, power.since),
             },
-            PowerPhase::PoweringOn if !power.overdue && power.fault.is_empty() && host.cordon.is_none() => {
-                Row::Waking
-            }
+            PowerPhase::PoweringOn if !power.overdue && host.cordon.is_none() => Row::Waking,
             _ => Row::Fixed,
         })
     };

@@ -105,16 +105,28 @@ pub fn decide(mut fleet: Fleet, rules: &Rules) -> Vec<Switch> {
             fleet.site.set_open(host, true);
         }
     }
-    let woken = wake(&mut fleet, rules);
-    match lack(&fleet, rules, false) {
-        None if woken.is_empty() => rest(&mut fleet, rules),
+    let hopeless = hopeless(&fleet);
+    let woken = wake(&mut fleet, rules, hopeless);
+    match lack(&fleet, rules, hopeless, false) {
+        None if woken.is_empty() => rest(&mut fleet, rules, hopeless),
         _ => woken,
     }
 }
 
-fn wake(fleet: &mut Fleet, rules: &Rules) -> Vec<Switch> {
+/// Domains that would be short though every host were on that can be woken: one that is larger than all others, or alone with its taint.
+fn hopeless(fleet: &Fleet) -> usize {
+    let mut site = fleet.site.clone();
+    for (host, row) in fleet.rows.iter().enumerate() {
+        if matches!(row, Row::Off { .. }) {
+            site.set_open(host, true);
+        }
+    }
+    site.short()
+}
+
+fn wake(fleet: &mut Fleet, rules: &Rules, hopeless: usize) -> Vec<Switch> {
     let mut switches = Vec::new();
-    while let Some(why) = lack(fleet, rules, false) {
+    while let Some(why) = lack(fleet, rules, hopeless, false) {
         let urgent = why == Why::Spare;
         let may = |row: &Row| matches!(row, Row::Off { off } if urgent || *off >= rules.min_off);
         let hosts = || (0..fleet.rows.len()).filter(|host| may(&fleet.rows[*host]));
@@ -135,7 +147,7 @@ fn wake(fleet: &mut Fleet, rules: &Rules) -> Vec<Switch> {
     switches
 }
 
-fn rest(fleet: &mut Fleet, rules: &Rules) -> Vec<Switch> {
+fn rest(fleet: &mut Fleet, rules: &Rules, hopeless: usize) -> Vec<Switch> {
     let mut idle: Vec<_> = fleet
         .rows
         .iter()
@@ -154,7 +166,7 @@ fn rest(fleet: &mut Fleet, rules: &Rules) -> Vec<Switch> {
             break;
         }
         fleet.site.set_open(host, false);
-        if lack(fleet, rules, true).is_none() && only(&fleet.site, host).is_none() {
+        if lack(fleet, rules, hopeless, true).is_none() && only(&fleet.site, host).is_none() {
             fleet.rows[host] = Row::Fixed;
             fleet.switches += 2;
             switches.push(Switch::Off(host));
@@ -167,9 +179,9 @@ fn rest(fleet: &mut Fleet, rules: &Rules) -> Vec<Switch> {
 }
 
 /// Why the hosts that are on have too little room, if they have; with a margin where a host is to go.
-fn lack(fleet: &Fleet, rules: &Rules, margin: bool) -> Option<Why> {
+fn lack(fleet: &Fleet, rules: &Rules, hopeless: usize, margin: bool) -> Option<Why> {
     let site = &fleet.site;
-    if !site.has_spare_room() {
+    if site.short() > hopeless {
         return Some(Why::Spare);
     }
     let (more, full) = if margin { (MARGIN, FULL_AFTER) } else { (1.0, FULL) };

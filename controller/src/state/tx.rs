@@ -32,7 +32,7 @@ use crate::{
     placement::{Decision, Policy, PoolPolicy, Protect, Request, Size},
     space::Space,
     store::{Batch, Table, Write},
-    verbs,
+    verbs::{self, create::VERDICTS_KEPT},
 };
 
 /// Events that are kept.
@@ -420,7 +420,11 @@ impl Tx {
     }
 
     /// Notes that a request is refused; also where nothing else is changed. Not stored.
-    pub fn note_refused(&mut self, key: String, body: String, why: verbs::Error) {
+    pub fn note_refused(&mut self, key: String, body: String, mut why: verbs::Error) {
+        // Thousands may be kept, each with a verdict for every host of a large site.
+        if let verbs::Error::NoCapacity { decision, .. } = &mut why {
+            decision.shorten(VERDICTS_KEPT);
+        }
         self.refused.note(Instant::now(), key, body, why);
     }
 

@@ -4,7 +4,8 @@ use dalgu_proto::ids::{self, HostName};
 
 use super::{Caller, Error, drain::none_under_way, host::find};
 use crate::{
-    model::{EventKind, HostPower, HostRecord, Outcome, PowerPhase, Redfish},
+    hosts,
+    model::{EventKind, HostPower, HostRecord, HostState, Outcome, PowerPhase, Redfish},
     power::{
         look::{self, HOUR, Need},
         redfish,
@@ -132,6 +133,11 @@ pub fn on(tx: &mut Tx, principal: &str, name: &str, why: &str) -> Result<Outcome
         PowerPhase::PoweringOff => {
             power.then_on = Some(principal.to_owned());
             ("HostPowerOnWaits", power)
+        }
+        // It went off by itself, or after it was given up to switch it off. One that is on gets no order.
+        PowerPhase::On if hosts::state_of(tx, &host.name) == HostState::Unreachable => {
+            note(&mut power, principal, now);
+            ("HostPoweringOn", power.at(PowerPhase::PoweringOn, principal, now))
         }
         PowerPhase::On | PowerPhase::PoweringOn => {
             host.power = Some(power);

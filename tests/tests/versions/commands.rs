@@ -64,6 +64,12 @@ fn request(path: &str, site: &Site, web: &agent::VmIntent) -> Vec<u8> {
             ..Default::default()
         }
         .encode_to_vec(),
+        "PlacementService/EstimateCapacity" => v1::EstimateCapacityRequest {
+            vcpus: 1,
+            memory_mib: 64,
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "PlacementService/CreatePlacementGroup" => v1::CreatePlacementGroupRequest {
             placement_group: Some(v1::PlacementGroup {
                 name: "apart".into(),

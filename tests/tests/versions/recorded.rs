@@ -116,6 +116,12 @@ fn in_words(mut spec: v1::VmSpec) -> v1::VmSpec {
     if spec.firmware() == v1::Firmware::Unspecified {
         spec.set_firmware(v1::Firmware::Bios);
     }
+    if spec.cpu_policy() == v1::CpuPolicy::Unspecified {
+        spec.set_cpu_policy(v1::CpuPolicy::Shared);
+    }
+    if spec.numa_policy() == v1::NumaPolicy::Unspecified {
+        spec.set_numa_policy(v1::NumaPolicy::None);
+    }
     spec
 }
 

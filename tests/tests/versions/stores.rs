@@ -56,6 +56,10 @@ fn stored(lens: &Lens, path: &str, list: &[u8]) -> Value {
                 item.remove(told);
             }
         }
+        // What is set aside for huge pages was counted in once.
+        if let Some(allocation) = item.get_mut("allocation").and_then(Value::as_object_mut) {
+            allocation.remove("memoryMibCapacity");
+        }
         if !ended {
             item.remove("statusMessage");
             item.remove("migration");

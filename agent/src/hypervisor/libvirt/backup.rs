@@ -283,7 +283,7 @@ pub(super) enum Job {
     None,
 }
 
-fn is_backup(params: &Params) -> bool {
+pub(super) fn is_backup(params: &Params) -> bool {
     params.count("operation") == Some(sys::VIR_DOMAIN_JOB_OPERATION_BACKUP.into())
 }
 

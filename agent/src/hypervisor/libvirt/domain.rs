@@ -73,7 +73,16 @@ fn translate(state: i32, reason: i32, persistent: bool) -> (DomainState, PowerRe
         ) => (HandedOver, PowerReason::Unknown),
         (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR) => (Paused, PowerReason::IoError),
         (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => (Paused, PowerReason::Crashed),
-        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_USER) => (Paused, PowerReason::External),
+        // Also one that its guest, its watchdog or another program has suspended.
+        (
+            sys::VIR_DOMAIN_PAUSED,
+            sys::VIR_DOMAIN_PAUSED_USER
+            | sys::VIR_DOMAIN_PAUSED_WATCHDOG
+            | sys::VIR_DOMAIN_PAUSED_SAVE
+            | sys::VIR_DOMAIN_PAUSED_DUMP
+            | sys::VIR_DOMAIN_PAUSED_SNAPSHOT,
+        )
+        | (sys::VIR_DOMAIN_PMSUSPENDED, _) => (Paused, PowerReason::External),
         (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN) => (Stopped, PowerReason::GuestShutdown),
         (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED) => (Stopped, PowerReason::External),
         (
@@ -83,7 +92,7 @@ fn translate(state: i32, reason: i32, persistent: bool) -> (DomainState, PowerRe
         (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_MIGRATED) => (Stopped, PowerReason::Migrated),
         (sys::VIR_DOMAIN_CRASHED, _) => (Stopped, PowerReason::Crashed),
         (sys::VIR_DOMAIN_SHUTOFF, _) => (Stopped, PowerReason::Unknown),
-        // Suspended by its guest, or for a reason of libvirt's own: its memory is whole, it does not run.
+        // For a reason of libvirt's own: its memory is whole, it does not run.
         _ => (Paused, PowerReason::Unknown),
     }
 }

@@ -212,13 +212,19 @@ impl Host {
             .filter(|(_, shared)| !**shared)
             .collect();
         let overlay = |disk: &Disk| self.storage.behind(disk).is_some();
+        // Which processors others share there, this host does not know; the VM is told when it has arrived.
+        let pinning = self
+            .pinning(definition)
+            .map(|pinning| pinning.own(&definition.places));
+        let mut model = self.model(definition, &Tops::new())?;
+        model.pinning.clone_from(&pinning);
         Ok(migrate::Order {
             uri: self.config.uri.clone(),
             cluster: self.config.cluster,
             id: definition.id,
             mark: definition.mark,
-            pinning: self.pinning(definition),
-            persistent_xml: self.model(definition, &Tops::new())?.to_xml()?,
+            pinning,
+            persistent_xml: model.to_xml()?,
             destination: migrate::destination_uri(&migrate.control)?,
             memory: migrate::stream_uri(&migrate.memory)?,
             disks: migrate::stream_uri(&migrate.disks)?,

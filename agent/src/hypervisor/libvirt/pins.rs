@@ -17,6 +17,7 @@ use virt::connect::Connect;
 use virt_sys as sys;
 
 use super::{
+    backup::is_backup,
     domain,
     error::{is_no_domain, is_wrong_state, of},
     ffi,
@@ -38,6 +39,17 @@ pub struct Pinning {
     pub emulator: Vec<u32>,
     /// What its memory is made of; `None` for ordinary memory.
     pub pages: Option<PageSize>,
+}
+
+impl Pinning {
+    /// Only the processors that are the VM's own at these places.
+    pub(super) fn own(mut self, places: &[NumaPlace]) -> Self {
+        self.emulator.clear();
+        if places.iter().all(|place| place.cpus.is_empty()) {
+            self.vcpus.iter_mut().for_each(Vec::clear);
+        }
+        self
+    }
 }
 
 /// Fitted VMs, and where they are.
@@ -252,7 +264,9 @@ fn tell(
     pins.push(rest.to_vec());
     let told = (run, pins);
     // One that is being sent takes no orders until that has ended.
-    if applied.get(&id) == Some(&told) || ffi::job_stats(&handle).is_ok_and(|(kind, _)| kind != 0) {
+    if applied.get(&id) == Some(&told)
+        || ffi::job_stats(&handle).is_ok_and(|(kind, params)| kind != 0 && !is_backup(&params))
+    {
         return Ok(());
     }
     let live = sys::VIR_DOMAIN_AFFECT_LIVE;

@@ -89,9 +89,13 @@ async fn together(
         let all = all.map(|(index, (new, caller))| made(tx, new, &caller).map_err(|error| (index, error)));
         all.collect::<Result<Vec<_>, _>>()
     };
-    let outcomes = services.db.transact(change).await;
-    let outcomes =
-        outcomes.map_err(|(index, error)| named(index, &message.requests[index], &Status::from(error)))?;
+    let outcomes = match services.db.transact(change).await {
+        Ok(outcomes) => outcomes,
+        Err((index, error)) => {
+            services.wake(&error).await;
+            return Err(named(index, &message.requests[index], &Status::from(error)));
+        }
+    };
     let results = outcomes.iter();
     Ok(results
         .map(|outcome| result(services, outcome, &message.request_id))
@@ -102,7 +106,10 @@ async fn alone(services: &Services, new: Create, caller: Caller) -> v1::CreateVm
     let outcome = services.db.transact(|tx| made(tx, new, &caller)).await;
     match outcome {
         Ok(outcome) => result(services, &outcome, &caller.request_id),
-        Err(error) => refused(&error),
+        Err(error) => {
+            services.wake(&error).await;
+            refused(&error)
+        }
     }
 }
 
