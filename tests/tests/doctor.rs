@@ -95,6 +95,11 @@ async fn the_doctor_is_content_after_work_and_finds_what_was_done_behind_dalgus_
 
         // Stopped and forgotten by somebody: its agent defines it again, and does not overrule who stopped it.
         lab.virsh(1, &["destroy", "web"]).await?;
+        // One that is forgotten before anybody has seen it off has crashed for all that its agent can know.
+        wait_for("the VM to be seen off", REST_LIMIT, async || {
+            words::vm(lab, "web").await.is_ok_and(|vm| vm.state == "STOPPED")
+        })
+        .await?;
         lab.virsh(1, &["undefine", "web"]).await?;
         lab.virsh(2, &["start", "db"]).await?;
         let (web, db) = (
