@@ -179,11 +179,11 @@ async fn counts_on(
     books
         .borrow_mut()
         .tell(&format!("{}: {error:#}\n{seen}", vm.name));
-    if nudged(lab, vm, &mut story).await.is_ok() {
+    if has_missed_one(lab, vm).await && nudged(lab, vm, &mut story).await.is_ok() {
         books
             .borrow_mut()
             .checked("an emulated guest had missed a timer interrupt, and went on at the next one");
-    } else if busy(lab, vm).await && anew(operator, books, vm, &mut story, lab).await.is_ok() {
+    } else if always(lab, vm, "HLT=0").await && anew(operator, books, vm, &mut story, lab).await.is_ok() {
         books.borrow_mut().checked(
             "an emulated guest's kernel had lost itself for want of processor time, and counts after a reset",
         );
@@ -203,16 +203,31 @@ async fn nudged(lab: &Lab, vm: &words::Vm, story: &mut Story) -> anyhow::Result<
     story.more(lab, vm, 5).await
 }
 
-/// Whether the emulated processor executes all the time. A machine that has not the time for all of its guests lets a kernel do nothing
-/// but serve its timer.
-async fn busy(lab: &Lab, vm: &words::Vm) -> bool {
+/// Whether the emulated processor sleeps although an interrupt waits for it, which no processor does.
+async fn has_missed_one(lab: &Lab, vm: &words::Vm) -> bool {
+    let Ok(host) = vm.host_number() else {
+        return false;
+    };
+    let question = ["qemu-monitor-command", &vm.uid, "--hmp", "info lapic"];
+    let waits = match timeout(ANSWER_LIMIT, lab.virsh(host, &question)).await {
+        Ok(Ok(lapic)) => lapic
+            .lines()
+            .any(|line| line.starts_with("IRR") && !line.contains("(none)")),
+        _ => false,
+    };
+    waits && always(lab, vm, "HLT=1").await
+}
+
+/// Whether the emulated processor is so at every look: HLT=1 where it sleeps, HLT=0 where it executes. A machine that has not the time for
+/// all of its guests lets a kernel do nothing but serve its timer.
+async fn always(lab: &Lab, vm: &words::Vm, state: &str) -> bool {
     let Ok(host) = vm.host_number() else {
         return false;
     };
     for _ in 0..LOOKS {
         let question = ["qemu-monitor-command", &vm.uid, "--hmp", "info registers"];
         match timeout(ANSWER_LIMIT, lab.virsh(host, &question)).await {
-            Ok(Ok(registers)) if registers.contains("HLT=0") => sleep(LOOK).await,
+            Ok(Ok(registers)) if registers.contains(state) => sleep(LOOK).await,
             _ => return false,
         }
     }
