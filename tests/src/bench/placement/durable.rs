@@ -22,7 +22,7 @@ use super::one;
 use crate::bench::process;
 use crate::bench::report::{Measure, Report};
 use crate::bench::scale::load::percentile;
-use crate::bench::scale::sample;
+use crate::bench::scale::{self, sample};
 use crate::operator::Operator;
 
 /// How much to measure.
@@ -221,19 +221,16 @@ fn over_committed(controller: &Controller) -> anyhow::Result<()> {
         let memory_mib = host.inventory.memory_bytes >> 20;
         let vcpus = f64::from(host.inventory.cpus) * host.cpu_overcommit_ratio;
         ensure!(
-            reserved.memory_mib + host.reserved_memory_mib <= memory_mib && count_of(reserved.vcpus) <= vcpus,
+            reserved.memory_mib + host.reserved_memory_mib <= memory_mib
+                && scale::count(reserved.vcpus) <= vcpus,
             "{name} has promised too much: {reserved:?}"
         );
     }
     Ok(())
 }
 
-fn count_of(number: u64) -> f64 {
-    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
-}
-
 fn count(number: usize) -> f64 {
-    count_of(number as u64)
+    scale::count(number as u64)
 }
 
 fn per_second(number: usize, passed: Duration) -> f64 {
@@ -259,29 +256,13 @@ fn request(number: usize) -> v1::CreateVmRequest {
     let sizes = [(1, 2), (2, 4), (2, 8), (4, 8), (4, 16)];
     let (vcpus, gib) = sizes[number % sizes.len()];
     let rack = (number % 5 == 3).then(|| ("rack".to_owned(), format!("r{}", number % 25)));
-    let spec = v1::VmSpec {
-        vcpus,
-        memory_mib: gib << 10,
-        disks: vec![v1::Disk {
-            name: "root".to_owned(),
-            size_mib: 40 << 10,
-            pool: "local".to_owned(),
-            ..v1::Disk::default()
-        }],
-        nics: vec![v1::Nic {
-            name: "eth0".to_owned(),
-            bridge: "br0".to_owned(),
-            ..v1::Nic::default()
-        }],
-        host_selector: rack.into_iter().collect(),
-        ..v1::VmSpec::default()
-    };
+    let mut vm = scale::vm(&format!("vm-{number:06}"));
+    if let Some(spec) = &mut vm.spec {
+        (spec.vcpus, spec.memory_mib) = (vcpus, gib << 10);
+        spec.host_selector = rack.into_iter().collect();
+    }
     v1::CreateVmRequest {
-        vm: Some(v1::Vm {
-            name: format!("vm-{number:06}"),
-            spec: Some(spec),
-            ..v1::Vm::default()
-        }),
+        vm: Some(vm),
         ..v1::CreateVmRequest::default()
     }
 }

@@ -267,7 +267,8 @@ async fn create(operator: &Operator, number: usize) -> anyhow::Result<f64> {
 }
 
 /// A VM as departments have it.
-fn vm(name: &str) -> v1::Vm {
+#[must_use]
+pub fn vm(name: &str) -> v1::Vm {
     let spec = v1::VmSpec {
         vcpus: 2,
         memory_mib: 4096,
@@ -313,6 +314,8 @@ fn seconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64()
 }
 
-fn count(number: u64) -> f64 {
+/// A number as figures are reckoned with.
+#[must_use]
+pub fn count(number: u64) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
