@@ -56,16 +56,29 @@ fn stored(lens: &Lens, path: &str, list: &[u8]) -> Value {
                 item.remove(told);
             }
         }
-        // What is set aside for huge pages was counted in once.
-        if let Some(allocation) = item.get_mut("allocation").and_then(Value::as_object_mut) {
-            allocation.remove("memoryMibCapacity");
-        }
         if !ended {
             item.remove("statusMessage");
             item.remove("migration");
         }
     }
     list
+}
+
+/// What a host sets aside for huge pages was counted in with its memory once.
+fn less_huge_pages(list: &mut Value) {
+    let number = |value: &Value| value.as_str().map_or(0, |text| text.parse::<u64>().unwrap());
+    let hosts = list.get_mut("hosts").and_then(Value::as_array_mut);
+    for host in hosts.into_iter().flatten() {
+        let pages = host["inventory"]["hugePages"].as_array();
+        let bytes = pages
+            .into_iter()
+            .flatten()
+            .map(|pages| number(&pages["pageSizeBytes"]) * number(&pages["total"]));
+        let aside = bytes.sum::<u64>().div_ceil(1 << 20);
+        if let Some(capacity) = host.pointer_mut("/allocation/memoryMibCapacity") {
+            *capacity = (number(capacity) - aside).to_string().into();
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,7 +106,8 @@ async fn a_store_of_an_earlier_version_is_opened_with_all_that_is_in_it() {
         for (file, path) in LISTS {
             let now = recorder.answer(path).unwrap();
             let now = stored(&sample.lens, path, &now);
-            let then = stored(&sample.lens, path, &sample.list(file).unwrap());
+            let mut then = stored(&sample.lens, path, &sample.list(file).unwrap());
+            less_huge_pages(&mut then);
             assert_eq!(now, then, "{} {file}", sample.name);
         }
     }
