@@ -4,9 +4,11 @@
 set -uo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 1
 
+# Where an error was made says less than its words, and takes a hundred lines; panics still tell where they were.
+export RUST_LIB_BACKTRACE=0
 # Only the end-to-end tests need root; cargo itself stays the caller's.
 as_root=()
-[ "$(id -u)" -eq 0 ] || as_root=(sudo "--preserve-env=DALGU_TEST_LAB_ID,NEXTEST_TEST_GROUP_SLOT,RUST_BACKTRACE")
+[ "$(id -u)" -eq 0 ] || as_root=(sudo "--preserve-env=DALGU_TEST_LAB_ID,NEXTEST_TEST_GROUP_SLOT,RUST_BACKTRACE,RUST_LIB_BACKTRACE")
 
 work=$(mktemp -d)
 leave() {

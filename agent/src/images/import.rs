@@ -3,7 +3,7 @@
 use super::{
     Error, Images, Import,
     files::{Failed, Made, Order, Origin, Progress, making_name, upload_name},
-    record::Record,
+    record::{self, Record},
 };
 
 impl Images {
@@ -71,16 +71,20 @@ impl Images {
 
     async fn keep(&self, order: &Order, made: Made) -> Result<(), Failed> {
         let passing = making_name(order.id);
-        self.publish(&passing, &made.digest, made.bytes, made.virtual_size_bytes)
-            .await?;
         let record = Record::Ready {
-            digest: made.digest,
+            digest: made.digest.clone(),
             source_sha256: made.source_sha256,
             source_bytes: made.source_bytes,
             bytes: made.bytes,
             virtual_size_bytes: made.virtual_size_bytes,
         };
-        self.record(order.id, record).await?;
+        // Written down first, so that there is no copy that nothing leads to; told when the copy is there.
+        record::save(&*self.0.files, order.id, &record).await?;
+        self.publish(&passing, &made.digest, made.bytes, made.virtual_size_bytes)
+            .await?;
+        if let Some(import) = self.state().imports.get_mut(&order.id) {
+            import.record = record;
+        }
         self.0.files.remove(&upload_name(order.id)).await?;
         Ok(())
     }

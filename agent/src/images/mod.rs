@@ -123,8 +123,8 @@ pub enum Error {
     /// Its bytes have not all come.
     #[error("the image's bytes have not all come")]
     Incomplete,
-    /// A VM has a disk that was made from it.
-    #[error("a disk of this host was made from image {0}")]
+    /// A VM has a disk that was made from it, or an import that just ended led to it.
+    #[error("a disk of this host was made from image {0}, or it was imported this moment")]
     InUse(Digest),
     /// It is being removed, or cannot be interrupted.
     #[error("what is here of the image is being removed; try again")]
@@ -206,6 +206,12 @@ struct State {
 impl State {
     fn is_held(&self, digest: &Digest) -> bool {
         self.held.values().any(|held| held.contains(digest))
+    }
+
+    /// Whether an import that stays has led to it: the controller may not know that yet.
+    fn led_to(&self, digest: &Digest) -> bool {
+        let mut stay = self.imports.values().filter(|import| !import.leaving);
+        stay.any(|import| matches!(&import.record, Record::Ready { digest: led_to, .. } if led_to == digest))
     }
 
     /// Bytes that uploads and fetches under way have still to bring.

@@ -178,19 +178,31 @@ async fn found_record(files: &dyn Files, entries: &[Entry], id: ImageId) -> io::
             return Ok(None);
         }
     };
-    let Record::Receiving {
-        size_bytes,
-        received_bytes,
-    } = record
-    else {
-        return Ok(Some(record));
-    };
-    let upload = upload_name(id);
-    let there = entries.iter().find(|entry| entry.name == upload);
-    Ok(Some(Record::Receiving {
-        size_bytes,
-        received_bytes: received_bytes.min(there.map_or(0, |entry| entry.bytes)),
-    }))
+    let entry = |name: &str| entries.iter().find(|entry| entry.name == name);
+    let there = entry(&upload_name(id)).map_or(0, |entry| entry.bytes);
+    match record {
+        Record::Receiving {
+            size_bytes,
+            received_bytes,
+        } => Ok(Some(Record::Receiving {
+            size_bytes,
+            received_bytes: received_bytes.min(there),
+        })),
+        // The agent ended before the copy had its name: it is made again, of a file when the controller asks.
+        Record::Ready {
+            digest, source_bytes, ..
+        } if entry(&copy_name(&digest)).is_none() => {
+            if there == source_bytes {
+                return Ok(Some(Record::Receiving {
+                    size_bytes: there,
+                    received_bytes: there,
+                }));
+            }
+            forget(files, id).await?;
+            Ok(None)
+        }
+        Record::Ready { .. } | Record::Named | Record::Refused { .. } => Ok(Some(record)),
+    }
 }
 
 /// A fetch of an earlier run. It goes on where it was when somebody asks for the image again.

@@ -6,24 +6,27 @@ use dalgu_proto::{ids::ImageId, image::Digest};
 use tokio::time::timeout;
 
 use super::{
-    Error, Images, State,
+    Error, Images, Import, State,
     files::{copy_name, fetch_name},
-    record,
+    record::{self, Record},
 };
 
 /// What is under way ends within this time when it is cut off.
 const CUT_WAIT: Duration = Duration::from_secs(5);
 
 impl Images {
-    /// Removes a copy, or what has come of one; done when there is nothing.
+    /// Removes a copy, or what has come of one; done when there is nothing. `of` is the import that goes with it.
     ///
     /// # Errors
-    /// If a disk here was made from it, or it cannot be removed.
-    pub async fn remove(&self, digest: &Digest) -> Result<(), Error> {
+    /// If a disk here was made from it, another import has led to it, or it cannot be removed.
+    pub async fn remove(&self, digest: &Digest, of: Option<ImageId>) -> Result<(), Error> {
         {
             let mut state = self.state();
+            if let Some(import) = of.and_then(|id| state.imports.get_mut(&id)) {
+                import.leaving = true;
+            }
             // From here on it is fetched by nobody, and a VM that comes waits.
-            if state.is_held(digest) {
+            if state.is_held(digest) || state.led_to(digest) {
                 return Err(Error::InUse(digest.clone()));
             }
             if !state.removing.insert(digest.clone()) {
@@ -51,22 +54,27 @@ impl Images {
         Ok(())
     }
 
-    /// Forgets an import with what was uploaded for it; a copy that it led to stays. Done when there is nothing.
+    /// Forgets an import with what was uploaded for it; a copy that it led to stays. Done when there is nothing. One that has led to a
+    /// copy stays where it is to be forgotten `unless_ready`: who does not know of the copy would leave it behind. Whether it went.
     ///
     /// # Errors
     /// If it cannot be removed.
-    pub async fn forget(&self, id: ImageId) -> Result<(), Error> {
+    pub async fn forget(&self, id: ImageId, unless_ready: bool) -> Result<bool, Error> {
         if let Some(import) = self.state().imports.get_mut(&id) {
             import.leaving = true;
             import.cut.cancel();
         }
         self.until(|state| state.imports.get(&id).is_none_or(|import| !import.is_at_work()))
             .await?;
+        let ready = |import: &Import| matches!(import.record, Record::Ready { .. });
+        if unless_ready && self.state().imports.get(&id).is_some_and(ready) {
+            return Ok(false);
+        }
         record::forget(&*self.0.files, id).await?;
         self.state().imports.remove(&id);
         self.changed();
         tracing::info!(image = %id, "an import was forgotten");
-        Ok(())
+        Ok(true)
     }
 
     /// Waits for what was cut off to end.

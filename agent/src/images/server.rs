@@ -291,14 +291,18 @@ impl AgentImageService for Service {
             .map_err(invalid("image_uid"))?;
         if let Some(digest) = digest {
             self.images
-                .remove(&digest)
+                .remove(&digest, id)
                 .await
                 .map_err(|error| status(&error))?;
         }
+        let mut left = None;
         if let Some(id) = id {
-            self.images.forget(id).await.map_err(|error| status(&error))?;
+            let forgotten = self.images.forget(id, request.unless_ready).await;
+            if !forgotten.map_err(|error| status(&error))? {
+                left = Some(self.images.import_report(id));
+            }
         }
-        Ok(Response::new(wire::RemoveImageResponse {}))
+        Ok(Response::new(wire::RemoveImageResponse { left }))
     }
 }
 

@@ -13,7 +13,7 @@ use tonic::Streaming;
 use super::{Agents, Error, call};
 use crate::{
     agent_wire,
-    model::{HeldImage, ImageRecord},
+    model::{HeldImage, ImageRecord, ImageState},
     state::State,
 };
 
@@ -73,22 +73,31 @@ impl Agents {
         )
     }
 
-    /// Tells a host to remove a copy, an import, or both.
+    /// Tells a host to remove a copy, an import, or both. Answers with an import that was left, as it has led to a copy that the
+    /// catalogue does not know.
     pub async fn remove_image(
         &self,
         state: &State,
         host: &HostName,
         digest: Option<&Digest>,
         image: Option<ImageId>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<HeldImage>, Error> {
         let (mut client, context) = self.images(state, host)?;
+        let deleting = image
+            .and_then(|id| state.images.get(&id))
+            .filter(|image| image.state == ImageState::Deleting);
         let request = agent::RemoveImageRequest {
             context,
             digest: digest.map(ToString::to_string).unwrap_or_default(),
             image_uid: image.map(|image| image.to_string()).unwrap_or_default(),
+            // Its copy goes too, and is not known yet.
+            unless_ready: deleting.is_some_and(|image| image.content.is_none()),
         };
-        call(host, "RemoveImage", client.remove_image(request)).await?;
-        Ok(())
+        let answer = call(host, "RemoveImage", client.remove_image(request)).await?;
+        answer
+            .left
+            .map(|left| held(host, "RemoveImage", left))
+            .transpose()
     }
 
     /// Brings the bytes of an image to its host. `first` gets the context; what comes after is passed on as it is.

@@ -175,7 +175,7 @@ async fn carry_out(agents: &Agents, state: &State, step: &Step) -> Answer {
             match agents.remove_image(state, host, digest.as_ref(), *image).await {
                 // Of before there were images.
                 Err(error) if error.is_unknown_command() => Ok(None),
-                outcome => outcome.map(|()| None),
+                outcome => outcome,
             }
         }
     }
@@ -193,13 +193,35 @@ fn there(state: &State, step: &Step) -> Option<Held> {
 
 /// Takes note of an answer. A report that came while it was waited for is newer: who has been told of an end does not tell it again.
 fn note(tx: &mut Tx, step: &Step, before: Option<&Held>, held: Option<HeldImage>) {
+    let left = held.clone().filter(|_| matches!(step, Step::Remove { .. }));
     if let Some(held) = held
         && there(tx, step).as_ref() == before
     {
         tx.note_held(step.host(), held);
     }
     if let Step::Remove { host, digest, image } = step {
-        tx.note_removed(host, digest.as_ref(), *image);
+        match left {
+            None => tx.note_removed(host, digest.as_ref(), *image),
+            Some(held) => learn(tx, held),
+        }
+    }
+}
+
+/// An import ended in the moment in which its image was deleted: its copy goes too, everywhere.
+fn learn(tx: &mut Tx, held: HeldImage) {
+    let HeldImage::Import(
+        id,
+        Held {
+            content: Some(content),
+            ..
+        },
+    ) = held
+    else {
+        return;
+    };
+    if let Some(mut image) = find(tx, id, &[ImageState::Deleting]) {
+        image.content = Some(content);
+        tx.put_image(image);
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Images {
     pub taken: u64,
     /// Nothing that is under way gets on.
     pub frozen: bool,
+    /// An import ends in the moment in which it is to be forgotten.
+    pub ends_late: bool,
     /// An upload breaks off when so much has come in one call.
     pub breaks_after: Option<usize>,
     /// Calls that brought bytes.
@@ -60,6 +62,20 @@ pub struct Images {
 pub fn sha256(data: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, data);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Import {
+    /// It has led to a copy.
+    fn end(&mut self, copies: &mut BTreeMap<String, Copy>) {
+        self.phase = ImagePhase::Ready;
+        let bytes = self.data.len() as u64;
+        copies.entry(sha256(&self.data)).or_insert_with(|| Copy {
+            bytes,
+            done: bytes,
+            phase: ImagePhase::Ready,
+            ..Copy::default()
+        });
+    }
 }
 
 impl Images {
@@ -127,14 +143,7 @@ impl Images {
                     import.error = "IMAGE_CHECKSUM".to_owned();
                     continue;
                 }
-                import.phase = ImagePhase::Ready;
-                let bytes = import.data.len() as u64;
-                images.copies.entry(digest).or_insert_with(|| Copy {
-                    bytes,
-                    done: bytes,
-                    phase: ImagePhase::Ready,
-                    ..Copy::default()
-                });
+                import.end(&mut images.copies);
             }
             for (digest, copy) in &mut images.copies {
                 if copy.phase == ImagePhase::Fetching {
@@ -368,9 +377,22 @@ impl AgentImageService for Agent {
             if in_use(host, &request.digest) {
                 return Err(refuse("IMAGE_IN_USE"));
             }
-            host.images.copies.remove(&request.digest);
-            host.images.imports.remove(&request.image_uid);
-            Ok(agent::RemoveImageResponse {})
+            let images = &mut host.images;
+            images.copies.remove(&request.digest);
+            if let Some(import) = images.imports.get_mut(&request.image_uid)
+                && images.ends_late
+                && import.phase == ImagePhase::Importing
+            {
+                import.end(&mut images.copies);
+            }
+            let import = images.imports.get(&request.image_uid);
+            let ready = import.is_some_and(|import| import.phase == ImagePhase::Ready);
+            if request.unless_ready && ready {
+                let left = Some(images.import_report(&request.image_uid));
+                return Ok(agent::RemoveImageResponse { left });
+            }
+            images.imports.remove(&request.image_uid);
+            Ok(agent::RemoveImageResponse { left: None })
         })
     }
 }

@@ -1,7 +1,9 @@
 //! Runs one end-to-end test on a lab of its own, and takes the lab down whatever becomes of the test.
 
 use std::env;
+use std::fs;
 use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
@@ -26,6 +28,27 @@ fn number() -> anyhow::Result<u8> {
         .with_context(|| format!("no lab {slot} below {last}: set DALGU_TEST_LAB_ID higher"))
 }
 
+/// Lines of each log that are printed.
+const TOLD: usize = 40;
+
+/// Prints the ends of the logs of what is ours: the machine that they are on may be gone when somebody reads of the failure.
+fn tell(logs: &Path) {
+    let entries = fs::read_dir(logs).into_iter().flatten().flatten();
+    let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
+    files.sort();
+    let ours = |file: &&PathBuf| {
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        stem.ends_with("agent") || stem.ends_with("controller")
+    };
+    for file in files.iter().filter(ours) {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(TOLD)..];
+        eprintln!("== the end of {}\n{}", file.display(), last.join("\n"));
+    }
+    eprintln!("the lab's logs are in {}", logs.display());
+}
+
 /// Brings up a lab, runs the test on it, and takes it down, also after a failure or a panic; then the logs are
 /// saved in `lab-logs` in the build directory.
 ///
@@ -45,7 +68,7 @@ where
     if !matches!(outcome, Ok(Ok(())))
         && let Some(logs) = keep_logs(lab.layout())
     {
-        eprintln!("the lab's logs are in {}", logs.display());
+        tell(&logs);
     }
     lab.down().await.context("take the lab down")?;
     match outcome {

@@ -101,7 +101,8 @@ impl Host {
         let request = wire::RemoveImageRequest {
             context: self.numbered(order),
             digest: sha256(&content()).to_string(),
-            image_uid: String::new(),
+            image_uid: IMAGE.to_owned(),
+            unless_ready: false,
         };
         self.image_client.remove_image(request).await.map(drop)
     }

@@ -108,6 +108,20 @@ async fn check_whole(memory: &Memory, point: &str) {
     }
 }
 
+/// A copy that an import made is one that its record leads to: else nobody would remove it with its image.
+async fn check_led_to(memory: &Memory, point: &str) {
+    let names = memory.list().await.unwrap().into_iter().map(|entry| entry.name);
+    let (records, copies): (Vec<_>, Vec<_>) = names
+        .filter(|name| name.ends_with(".json") || name.ends_with(".qcow2"))
+        .partition(|name| name.ends_with(".json"));
+    for record in &records {
+        let record = memory.read(record, 0, 1 << 16).await.unwrap();
+        let record = String::from_utf8_lossy(&record);
+        let led_to = |copy: &String| record.contains(copy.trim_end_matches(".qcow2"));
+        assert!(copies.iter().all(led_to), "{point}: {copies:?}, {record}");
+    }
+}
+
 /// Runs a life to its end, dying at each operation in turn; then another that does not die.
 async fn die_everywhere<F: Future<Output = ()>>(
     life: impl Fn(Memory, Arc<dyn Files>, CancellationToken) -> F,
@@ -127,6 +141,7 @@ async fn die_everywhere<F: Future<Output = ()>>(
             tokio::task::yield_now().await;
             let name = format!("{point:?} operation {operations}");
             check_whole(&memory, &name).await;
+            check_led_to(&memory, &name).await;
             if survived {
                 break;
             }

@@ -90,7 +90,7 @@ async fn every_hostile_image_that_is_imported_is_refused_and_nothing_is_left_of_
             case.name
         );
         for id in [id(1), id(2)] {
-            images.forget(id).await.unwrap();
+            images.forget(id, false).await.unwrap();
         }
         assert_eq!(place.names(), [""; 0], "{}", case.name);
         assert!(!canary.was_opened(), "{}", case.name);

@@ -104,6 +104,6 @@ async fn a_record_that_was_written_though_the_writing_failed_is_not_left() {
     assert!(images.upload(id(1), 4096).await.is_err());
     assert_eq!(memory.list().await.unwrap(), []);
     images.upload(id(1), 4096).await.map(drop).unwrap();
-    images.forget(id(1)).await.unwrap();
+    images.forget(id(1), false).await.unwrap();
     assert_eq!(memory.list().await.unwrap(), []);
 }

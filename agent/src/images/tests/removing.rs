@@ -24,12 +24,12 @@ async fn what_a_vm_holds_is_not_removed_and_what_nobody_holds_is() {
     // Before an entry without it is written the old one may still count.
     images.hold(vm(1), [], false);
     images.hold(vm(2), [], true);
-    let refused = images.remove(&digest).await;
+    let refused = images.remove(&digest, None).await;
     assert!(matches!(refused, Err(Error::InUse(_))), "{refused:?}");
     assert!(images.copy_report(&digest).in_use);
     images.hold(vm(1), [], true);
-    images.remove(&digest).await.unwrap();
-    images.remove(&digest).await.unwrap();
+    images.remove(&digest, None).await.unwrap();
+    images.remove(&digest, None).await.unwrap();
     assert_eq!(whole(&memory).await, []);
     assert_eq!(images.inventory().images, []);
 }
@@ -52,7 +52,7 @@ async fn a_vm_that_comes_during_a_removal_waits_for_its_end_and_gets_a_new_copy(
     .await;
     // The removal stands still after it has begun.
     let moving = images.0.moving.lock().await;
-    let mut removal = Box::pin(images.remove(&digest));
+    let mut removal = Box::pin(images.remove(&digest, None));
     assert!(futures::poll!(&mut removal).is_pending());
     images.hold(vm(1), [digest.clone()], true);
     let need = fetching::need(&digest, content.len() as u64, &["h2"]);
@@ -91,11 +91,11 @@ async fn what_a_disk_here_has_behind_it_stays_though_nobody_knows_of_the_disk() 
         .args([&copy, &disk])
         .status();
     assert!(made.unwrap().success());
-    let refused = images.remove(&digest).await;
+    let refused = images.remove(&digest, None).await;
     assert!(matches!(refused, Err(Error::InUse(_))), "{refused:?}");
     assert!(copy.exists());
     std::fs::remove_file(disk).unwrap();
-    images.remove(&digest).await.unwrap();
+    images.remove(&digest, Some(id(1))).await.unwrap();
     assert!(!copy.exists());
 }
 
@@ -105,7 +105,7 @@ async fn an_import_is_forgotten_with_what_was_uploaded_and_its_copy_stays() {
     let content = content(4096, 3);
     let mut upload = images.upload(id(1), 9000).await.unwrap();
     upload.take(0, content.clone().into()).await.unwrap();
-    let mut forgetting = Box::pin(images.forget(id(1)));
+    let mut forgetting = Box::pin(images.forget(id(1), true));
     assert!(
         futures::poll!(&mut forgetting).is_pending(),
         "its writer still writes"
@@ -118,8 +118,38 @@ async fn an_import_is_forgotten_with_what_was_uploaded_and_its_copy_stays() {
     upload_all(&images, id(2), &content).await;
     images.import(order(id(2), Origin::Upload, Format::Raw)).unwrap();
     ended(&images, id(2)).await;
-    images.forget(id(2)).await.unwrap();
-    images.forget(id(2)).await.unwrap();
+    // Whoever does not know that it has ended hears of its copy.
+    assert!(!images.forget(id(2), true).await.unwrap());
+    let left = images.import_report(id(2));
+    assert!(
+        left.phase() == ImagePhase::Ready && !left.digest.is_empty(),
+        "{left:?}"
+    );
+    assert!(images.forget(id(2), false).await.unwrap());
+    assert!(images.forget(id(2), true).await.unwrap());
     assert_eq!(whole(&memory).await.len(), 1);
     assert_eq!(memory.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_copy_that_another_import_has_led_to_stays() {
+    let (images, memory) = with_copies(&[]).await;
+    let content = content(4096, 3);
+    let digest = digest_of(&content);
+    for number in [1, 2] {
+        upload_all(&images, id(number), &content).await;
+        images
+            .import(order(id(number), Origin::Upload, Format::Raw))
+            .unwrap();
+        ended(&images, id(number)).await;
+    }
+    let refused = images.remove(&digest, Some(id(1))).await;
+    assert!(matches!(refused, Err(Error::InUse(_))), "{refused:?}");
+    assert_eq!(whole(&memory).await.len(), 1);
+    // Both go: neither waits for the other.
+    images.remove(&digest, Some(id(2))).await.unwrap();
+    for number in [1, 2] {
+        images.forget(id(number), false).await.unwrap();
+    }
+    assert_eq!(memory.list().await.unwrap(), []);
 }

@@ -4,7 +4,10 @@ use dalgu_controller::{
     incarnation::{self, Past},
     store::{Store as _, memory::Disk},
 };
-use dalgu_proto::v1::{self, ImageState, site_service_client::SiteServiceClient};
+use dalgu_proto::{
+    agent::v1::ImagePhase,
+    v1::{self, ImageState, site_service_client::SiteServiceClient},
+};
 use jiff::Timestamp;
 
 use super::*;
@@ -135,6 +138,28 @@ async fn bytes_with_another_checksum_are_refused_and_the_image_can_be_deleted() 
     clients.images.delete_image(remove("12")).await.unwrap();
     eventually("it is gone", || async { get(&clients, "12").await.is_err() }).await;
     assert!(leftovers(&site).is_empty(), "its upload went with it");
+}
+
+#[tokio::test]
+async fn an_import_that_ends_while_its_image_is_deleted_leaves_no_copy() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    freeze(&site, true);
+    clients.images.create_image(image("12", DATA)).await.unwrap();
+    upload(&clients, "12", DATA).await.unwrap();
+    until(&clients, "12", ImageState::Importing).await;
+    let importing = || {
+        let world = site.fabric.lock();
+        let mut imports = world.hosts.values().flat_map(|host| host.images.imports.values());
+        imports.any(|import| import.phase == ImagePhase::Importing)
+    };
+    eventually("a host imports it", || async { importing() }).await;
+    for host in site.fabric.lock().hosts.values_mut() {
+        host.images.ends_late = true;
+    }
+    clients.images.delete_image(remove("12")).await.unwrap();
+    eventually("it is gone", || async { get(&clients, "12").await.is_err() }).await;
+    assert!(leftovers(&site).is_empty(), "{:?}", leftovers(&site));
 }
 
 #[tokio::test]
