@@ -382,6 +382,59 @@ async fn a_volume_moves_while_the_guest_writes_and_agents_libvirtd_and_the_contr
     .await
 }
 
+/// libvirt's note of a running domain, in which it finds it again.
+const NOTE: &str = "/run/libvirt/qemu/shop.xml";
+
+/// A text without what is between these two, and them.
+fn without(text: &str, begin: &str, end: &str) -> anyhow::Result<String> {
+    let from = text.find(begin).with_context(|| format!("no {begin}"))?;
+    let to = text[from..].find(end).with_context(|| format!("no {end}"))?;
+    Ok([&text[..from], &text[from + to + end.len()..]].concat())
+}
+
+/// libvirtd dies after QEMU was told to copy a disk, and before it has noted to which file, or that it does.
+async fn half_begun(lab: &Lab, noted: bool) -> anyhow::Result<()> {
+    let jobs = async || {
+        let question = r#"{"execute":"query-jobs"}"#;
+        let jobs = lab.virsh(1, &["qemu-monitor-command", "shop", question]).await;
+        jobs.unwrap_or_default().matches("mirror").count()
+    };
+    begin(lab).await?;
+    wait_for("QEMU to copy", LIMIT, async || jobs().await > 0).await?;
+    for daemon in [Daemon::Agent(1), Daemon::Libvirtd(1)] {
+        lab.signal(daemon, Signal::SIGKILL).await?;
+    }
+    let file = lab.layout().host(1).outside(NOTE);
+    let note = without(&fs::read_to_string(&file)?, "<mirror", "</mirror>")?;
+    let note = match noted {
+        true => note,
+        false => without(&note, "<blockjobs", "</blockjobs>")?,
+    };
+    fs::write(&file, note)?;
+    lab.start(Daemon::Libvirtd(1)).await?;
+    let known = lab.virsh(1, &["dumpxml", "shop"]).await?;
+    ensure!(!known.contains("<mirror") && jobs().await > 0, "{known}");
+    lab.start(Daemon::Agent(1)).await
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_copy_that_libvirt_has_not_noted_is_ended_and_made_anew() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(1), async |lab| {
+        let filled = shop(lab, &format!("data={DATA_MIB}MiB,format=raw")).await?;
+        for noted in [true, false] {
+            half_begun(lab, noted).await?;
+            let whole = is_whole(lab, "shop").await;
+            let vm = whole.with_context(|| format!("the job was noted: {noted}"))?;
+            writes_on(lab, "shop").await?;
+            nothing_is_lost(lab, &vm, &filled).await?;
+        }
+        dalgu(lab, &["vm", "delete", "shop", "--force"]).await?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}
+
 #[tokio::test]
 #[ignore = "needs root and the lab's packages: make test"]
 async fn a_guest_writes_no_more_than_its_disk_is_limited_to() -> anyhow::Result<()> {

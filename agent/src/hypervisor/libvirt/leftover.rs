@@ -1,8 +1,8 @@
 //! What QEMU has that libvirt knows nothing of. A libvirtd that is killed between telling QEMU and noting it leaves it: of a backup, the
-//! copying jobs and the files that they write, beside which no other backup begins; of a device that was being plugged in, the device
-//! and what is behind it, for which QEMU refuses to plug it in again.
+//! copying jobs and the files that they write, beside which no other backup begins; of a disk's move, the same, beside which no other copy
+//! of that disk begins; of a device that was being plugged in, the device and what is behind it, for which QEMU refuses to plug it in again.
 
-use std::{collections::BTreeSet, iter, thread, time::Duration};
+use std::{collections::BTreeSet, iter, path::Path, thread, time::Duration};
 
 use dalgu_proto::ids::BackupId;
 use serde::Deserialize;
@@ -10,6 +10,7 @@ use serde_json::json;
 use virt::domain::Domain;
 
 use super::{
+    ffi,
     qmp::{ask, tell},
     tree::{Element, Node as Child},
 };
@@ -47,7 +48,34 @@ struct Object {
 
 /// Ends the copying jobs of a domain of which libvirt knows no backup, and closes the files in the directory of this backup.
 pub(super) fn end_backup(domain: &Domain, id: BackupId, directory: &str) -> Result<(), Raw> {
-    let mut jobs = copying(domain)?;
+    end_jobs(domain, |job| job.kind == "backup")?;
+    let below = format!("{directory}/");
+    let left = close(domain, |file| file.contains(&below))?.left;
+    if left > 0 {
+        tracing::warn!(%id, left, "QEMU does not close the files of a backup");
+    }
+    Ok(())
+}
+
+/// Ends the copies of a disk that libvirt does not show, and closes the file that the next one is to be written to. Returns whether
+/// anything has gone.
+pub(super) fn end_copy(domain: &Domain, disk: &str, target: &Path) -> Result<bool, Raw> {
+    // It may have noted that there is a job, and not yet to which file.
+    let noted = ffi::end_block_job(domain, disk, 0).is_ok();
+    let name = format!("copy-{disk}-");
+    let ended = end_jobs(domain, |job| job.kind == "mirror" && job.id.starts_with(&name))?;
+    let closed = close(domain, |file| Path::new(file) == target)?.closed;
+    Ok(noted || ended || closed)
+}
+
+/// Ends jobs of a kind that libvirt knows nothing of. Returns whether there were any.
+fn end_jobs(domain: &Domain, is_of_it: impl Fn(&Job) -> bool) -> Result<bool, Raw> {
+    let all = || -> Result<Vec<Job>, Raw> {
+        let mut jobs: Vec<Job> = ask(domain, "query-jobs", &json!({}))?;
+        jobs.retain(&is_of_it);
+        Ok(jobs)
+    };
+    let mut jobs = all()?;
     for job in jobs.iter().filter(|job| job.status != "concluded") {
         tell(domain, "job-cancel", &json!({ "id": job.id }))?;
     }
@@ -56,18 +84,17 @@ pub(super) fn end_backup(domain: &Domain, id: BackupId, directory: &str) -> Resu
             break;
         }
         thread::park_timeout(LOOK);
-        jobs = copying(domain)?;
+        jobs = all()?;
     }
     for job in &jobs {
-        tracing::warn!(%id, job = job.id, "QEMU had a backup that libvirt knows nothing of; it is ended");
+        tracing::warn!(
+            job = job.id,
+            kind = job.kind,
+            "QEMU had a job that libvirt knows nothing of; it is ended"
+        );
         tell(domain, "job-dismiss", &json!({ "id": job.id }))?;
     }
-    let below = format!("{directory}/");
-    let left = close(domain, |file| file.contains(&below))?.left;
-    if left > 0 {
-        tracing::warn!(%id, left, "QEMU does not close the files of a backup");
-    }
-    Ok(())
+    Ok(!jobs.is_empty())
 }
 
 /// Takes out of QEMU the devices that libvirt does not know of, and closes their files and those of the device that it could not plug
@@ -135,11 +162,6 @@ fn files_of(disk: &Element) -> BTreeSet<&str> {
     layers
         .filter_map(|layer| layer.at(&["source"])?.attribute("file"))
         .collect()
-}
-
-fn copying(domain: &Domain) -> Result<Vec<Job>, Raw> {
-    let jobs: Vec<Job> = ask(domain, "query-jobs", &json!({}))?;
-    Ok(jobs.into_iter().filter(|job| job.kind == "backup").collect())
 }
 
 /// The block nodes whose file is of a kind.

@@ -33,6 +33,7 @@ use super::{
     error::{is_invalid_argument, of},
     ffi,
     host::Host,
+    leftover,
     read::{Device, Parts},
     snapshot::Tops,
     storage::{failed, folder, partial, remove},
@@ -269,12 +270,22 @@ impl Move<'_> {
         let copy = |flags| ffi::block_copy(&self.ours.handle, &self.device.target, &xml, flags);
         // However fast the guest writes, it comes to an end.
         let both = sys::VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES;
-        let copying = match copy(flags | both) {
+        let copying = || match copy(flags | both) {
             // Before libvirt 8.0.
             Err(error) if is_invalid_argument(&error) => copy(flags),
             other => other,
         };
-        if let Err(error) = copying {
+        let begins = copying().or_else(|error| {
+            match leftover::end_copy(&self.ours.handle, &self.device.target, &self.target) {
+                Ok(true) => copying(),
+                Ok(false) => Err(error),
+                Err(other) => {
+                    tracing::warn!(vm = %self.id(), %other, "QEMU cannot be asked which copies it makes");
+                    Err(error)
+                }
+            }
+        });
+        if let Err(error) = begins {
             self.clear()?;
             return self.done(Err(error));
         }
