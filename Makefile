@@ -93,8 +93,8 @@ bench-scale: programs ## Measure a controller with 2,000 hosts and 20,000 VMs, k
 bench-placement: programs ## Measure how fast placement decides, up to 100,000 hosts, and how well it packs a trace (DATA=dir): target/bench/placement.json
 	@$(bin)/bench-placement $(if $(DATA),--trace $(DATA)/$(or $(TRACE),azure_v1_dev.csv.gz))
 
-bench-planner: programs ## Measure plans: rebalancing beside hbal's figures, 5,000 nodes, rolling maintenance of 1,000 hosts, and with DATA=dir consolidation of a PlanetLab day: target/bench/planner.json
-	@$(bin)/bench-planner $(if $(DATA),--planetlab $(DATA)/$(or $(DAY),planetlab-20110303.tar.xz))
+bench-planner: programs ## Measure plans: rebalancing beside hbal (its figures, or itself with HBAL=program), 5,000 nodes, rolling maintenance of 1,000 hosts, and with DATA=dir consolidation of a PlanetLab day: target/bench/planner.json
+	@$(bin)/bench-planner $(if $(HBAL),--hbal $(HBAL)) $(if $(DATA),--planetlab $(DATA)/$(or $(DAY),planetlab-20110303.tar.xz))
 
 chaos: programs ## Random operations and faults on real hosts, judged by an independent eye: MINUTES=20, SEED=N, target/chaos/report.json
 	@$(as_root) $(bin)/chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))

@@ -19,6 +19,10 @@ struct Arguments {
     /// How often each is, for the median of the times.
     #[arg(long, default_value_t = 9)]
     runs: usize,
+    /// Ganeti's balancer, to be run beside: the program `hbal` of the package `ganeti-htools`. It takes a minute and a half. Without it its recorded
+    /// figures are shown.
+    #[arg(long)]
+    hbal: Option<PathBuf>,
     /// A day of PlanetLab traces to consolidate: a directory, or an archive that `tar` unpacks. Without it that part is left out, which the
     /// output says.
     #[arg(long)]
@@ -38,7 +42,12 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let file = report::place("planner")?;
     let mut report = Report::default();
-    planner::run(&arguments.nodes, arguments.runs, &mut report);
+    planner::run(
+        &arguments.nodes,
+        arguments.runs,
+        arguments.hbal.as_deref(),
+        &mut report,
+    )?;
     maintenance::run(arguments.maintained, arguments.runs, &mut report);
     let outcome = match &arguments.planetlab {
         Some(day) => consolidation::run(day, &mut report),

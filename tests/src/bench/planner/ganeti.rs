@@ -18,6 +18,31 @@ const RATIO: u32 = 4;
 #[expect(clippy::cast_precision_loss, reason = "small")]
 pub const WEIGHTS: [f64; 3] = [1.0, (MEMORY_MIB - OWN_MIB) as f64 / MEMORY_MIB as f64, 4.0];
 
+/// The site as a file that Ganeti's programs read: nodes, instances and what their policy allows.
+#[must_use]
+pub fn text(site: &Site) -> String {
+    const POLICY: &str = "|128,1,1024,1,1,1|128,1,1024,1,1,1;65536,16,1048576,16,8,12|diskless,file,sharedfile,plain,blockdev,drbd,rbd,ext,gluster\
+                          |4.0|32.0";
+    let nodes = (0..site.hosts().len()).map(|node| {
+        let used: u64 = site.here(node).iter().map(|vm| site.vms()[*vm].memory_mib).sum();
+        let free = MEMORY_MIB - OWN_MIB - used;
+        format!("n{node:05}|{MEMORY_MIB}|{OWN_MIB}|{free}|10485760|10485760|{CPUS}|N|uuid-1|1||N|0|1|1.0")
+    });
+    let instances = site.vms().iter().zip(0..).map(|(vm, number): (_, u32)| {
+        let (memory, vcpus, node) = (vm.memory_mib, vm.vcpus, vm.host);
+        format!("i{number}|{memory}|51200|{vcpus}|running|Y|n{node:05}||rbd||1|1|N")
+    });
+    let (nodes, instances): (Vec<_>, Vec<_>) = (nodes.collect(), instances.collect());
+    let sections = [
+        "g1|uuid-1|preferred||".to_owned(),
+        nodes.join("\n"),
+        instances.join("\n"),
+        String::new(),
+        format!("{POLICY}\ng1{POLICY}"),
+    ];
+    sections.join("\n\n") + "\n"
+}
+
 /// A site of so many nodes.
 #[must_use]
 pub fn site(nodes: usize) -> Site {
@@ -168,6 +193,20 @@ mod tests {
         let mut random = Twister::new(7);
         assert_eq!(random.next(), 0.323_832_764_833_162_37);
         assert_eq!(random.next(), 0.150_849_173_924_501_92);
+    }
+
+    #[test]
+    fn the_file_for_ganetis_programs_says_where_each_vm_is_and_what_is_free() {
+        let text = text(&site(5));
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[2],
+            "n00000|262144|2048|77824|10485760|10485760|64|N|uuid-1|1||N|0|1|1.0"
+        );
+        assert_eq!(lines[8], "i0|4096|51200|2|running|Y|n00000||rbd||1|1|N");
+        assert_eq!(lines.iter().filter(|line| line.starts_with('i')).count(), 60);
+        // Node groups, nodes, instances, tags and policies are apart by an empty line each.
+        assert_eq!(text.matches("\n\n").count(), 4);
     }
 
     #[test]
