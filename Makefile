@@ -90,8 +90,8 @@ bench-provision: programs ## Measure VMs made from images against qemu-img and v
 bench-scale: programs ## Measure a controller with 2,000 hosts and 20,000 VMs, killed and overloaded: target/bench/scale.json
 	@$(bin)/bench-scale
 
-bench-placement: programs ## Measure how fast placement decides, up to 100,000 hosts, and how well it packs a trace (DATA=dir): target/bench/placement.json
-	@$(bin)/bench-placement $(if $(DATA),--trace $(DATA)/$(or $(TRACE),azure_v1_dev.csv.gz))
+bench-placement: programs ## Measure how fast placement decides, up to 100,000 hosts, and how well it packs a trace (DATA=dir); NOVA=program is run beside: target/bench/placement.json
+	@$(bin)/bench-placement $(if $(NOVA),--nova $(NOVA)) $(if $(DATA),--trace $(DATA)/$(or $(TRACE),azure_v1_dev.csv.gz))
 
 bench-planner: programs ## Measure plans: rebalancing beside hbal (its figures, or itself with HBAL=program), 5,000 nodes, rolling maintenance of 1,000 hosts, and with DATA=dir consolidation of a PlanetLab day: target/bench/planner.json
 	@$(bin)/bench-planner $(if $(HBAL),--hbal $(HBAL)) $(if $(DATA),--planetlab $(DATA)/$(or $(DAY),planetlab-20110303.tar.xz))

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use dalgu_tests::bench::placement::{AIMS, durable, engine, packing};
+use dalgu_tests::bench::placement::{AIMS, durable, engine, packing, peers};
 use dalgu_tests::bench::report::{self, Report};
 
 /// Measures how fast placement decides.
@@ -32,6 +32,9 @@ struct Arguments {
     /// Creations that are measured on it.
     #[arg(long, default_value_t = 10_000)]
     creations: usize,
+    /// A program that measures Nova with Placement, to be run beside; see docs/operations/placement.md.
+    #[arg(long)]
+    nova: Option<PathBuf>,
     /// A trace of VMs to pack: CSV, also compressed by gzip. Without it that part is left out, which the output says.
     #[arg(long)]
     trace: Option<PathBuf>,
@@ -67,6 +70,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         seed: arguments.seed,
     };
     let outcome = engine::run(&settings, &mut report)
+        .and_then(|()| match &arguments.nova {
+            Some(program) => peers::run(program, &arguments.hosts, &mut report),
+            None => {
+                println!("no program was given: Nova is not measured");
+                Ok(())
+            }
+        })
         .and_then(|()| accept(&arguments, &file, &mut report))
         .and_then(|()| match &arguments.trace {
             Some(trace) => packing::run(trace, &arguments.shapes, &mut report),

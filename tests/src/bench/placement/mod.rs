@@ -2,12 +2,13 @@
 //! `bench-placement`; everything is in this process, and nothing waits.
 //!
 //! [`engine`] measures decisions on sites of growing size, each beside the plain scan of the same hosts in the same run; [`packing`]
-//! replays a trace; [`durable`] asks a whole controller for VMs. All that is
-//! measured is what the controller itself runs: `dalgu_controller::placement`.
+//! replays a trace; [`durable`] asks a whole controller for VMs; [`peers`] runs another scheduler beside. All that is
+//! measured of ours is what the controller itself runs: `dalgu_controller::placement`.
 
 pub mod durable;
 pub mod engine;
 pub mod packing;
+pub mod peers;
 mod site;
 
 use super::report::{Aim, Bound, Measure};
