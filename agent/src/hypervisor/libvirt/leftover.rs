@@ -60,33 +60,38 @@ pub(super) fn end_backup(domain: &Domain, id: BackupId, directory: &str) -> Resu
 /// Ends the copies of a disk that libvirt does not show, and closes the file that the next one is to be written to. Returns whether
 /// anything has gone.
 pub(super) fn end_copy(domain: &Domain, disk: &str, target: &Path) -> Result<bool, Raw> {
-    // It may have noted that there is a job, and not yet to which file.
-    let noted = ffi::end_block_job(domain, disk, 0).is_ok();
     let name = format!("copy-{disk}-");
-    let ended = end_jobs(domain, |job| job.kind == "mirror" && job.id.starts_with(&name))?;
+    let is_of_it = |job: &Job| job.kind == "mirror" && job.id.starts_with(&name);
+    let ended = !jobs(domain, is_of_it)?.is_empty();
+    if ended {
+        // libvirt may have noted that there is a job, and not yet to which file.
+        let _ = ffi::end_block_job(domain, disk, 0);
+        end_jobs(domain, is_of_it)?;
+    }
     let closed = close(domain, |file| Path::new(file) == target)?.closed;
-    Ok(noted || ended || closed)
+    Ok(ended || closed)
 }
 
-/// Ends jobs of a kind that libvirt knows nothing of. Returns whether there were any.
-fn end_jobs(domain: &Domain, is_of_it: impl Fn(&Job) -> bool) -> Result<bool, Raw> {
-    let all = || -> Result<Vec<Job>, Raw> {
-        let mut jobs: Vec<Job> = ask(domain, "query-jobs", &json!({}))?;
-        jobs.retain(&is_of_it);
-        Ok(jobs)
-    };
-    let mut jobs = all()?;
-    for job in jobs.iter().filter(|job| job.status != "concluded") {
+fn jobs(domain: &Domain, is_of_it: impl Fn(&Job) -> bool) -> Result<Vec<Job>, Raw> {
+    let mut jobs: Vec<Job> = ask(domain, "query-jobs", &json!({}))?;
+    jobs.retain(is_of_it);
+    Ok(jobs)
+}
+
+/// Ends jobs of a kind that libvirt knows nothing of.
+fn end_jobs(domain: &Domain, is_of_it: impl Fn(&Job) -> bool) -> Result<(), Raw> {
+    let mut left = jobs(domain, &is_of_it)?;
+    for job in left.iter().filter(|job| job.status != "concluded") {
         tell(domain, "job-cancel", &json!({ "id": job.id }))?;
     }
     for _ in 0..LOOKS {
-        if jobs.iter().all(|job| job.status == "concluded") {
+        if left.iter().all(|job| job.status == "concluded") {
             break;
         }
         thread::park_timeout(LOOK);
-        jobs = all()?;
+        left = jobs(domain, &is_of_it)?;
     }
-    for job in &jobs {
+    for job in &left {
         tracing::warn!(
             job = job.id,
             kind = job.kind,
@@ -94,7 +99,7 @@ fn end_jobs(domain: &Domain, is_of_it: impl Fn(&Job) -> bool) -> Result<bool, Ra
         );
         tell(domain, "job-dismiss", &json!({ "id": job.id }))?;
     }
-    Ok(!jobs.is_empty())
+    Ok(())
 }
 
 /// Takes out of QEMU the devices that libvirt does not know of, and closes their files and those of the device that it could not plug
