@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image tour-image demo test samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale bench-placement bench-planner fmt lint advisories
+.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image tour-image demo test properties samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale bench-placement bench-planner fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -77,6 +77,11 @@ demo: programs ## Show it all on real guests, every claim checked (half a minute
 test: ## Check format and lints, then run every test, the lab's end-to-end tests too
 	@bash tests/lab/setup.sh checks
 	@bash tests/run.sh
+
+properties: ## Try CASES=100000 random sites against each property of placement, of plans and of the power of hosts (an hour)
+	@bash tests/lab/setup.sh checks
+	@PROPTEST_CASES=$(or $(CASES),100000) cargo nextest run --profile long --cargo-profile lab -p dalgu-controller \
+		-E 'test(/^(placement|planner|power|state::fleet)::/)'
 
 fuzz: setup ## Give each fuzz target MINUTES=30 (TARGET=x for one; KEEP=1 keeps what was found in tests/fuzz/corpus)
 	@KEEP=$(KEEP) PROFILE=fuzz bash tests/fuzz/run.sh $$(( $(or $(MINUTES),30) * 60 )) $(TARGET)

@@ -24,7 +24,7 @@ mod worth;
 #[cfg(test)]
 mod explanations;
 #[cfg(test)]
-mod properties;
+pub(crate) mod properties;
 #[cfg(test)]
 mod tests;
 

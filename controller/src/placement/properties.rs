@@ -347,8 +347,8 @@ pub(super) fn policy() -> impl Strategy<Value = Policy> {
     select(vec![Policy::Spread, Policy::Pack])
 }
 
-/// So many cases, or as many as `PROPTEST_CASES` says: 100,000 take minutes.
-pub(super) fn cases(usual: u32) -> ProptestConfig {
+/// So many cases, or as many as `PROPTEST_CASES` says: `make properties` tries 100,000.
+pub(crate) fn cases(usual: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|cases| cases.parse().ok());

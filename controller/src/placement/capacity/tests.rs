@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::placement::{
     Policy, decide,
-    properties::{host_name, hosts, policy},
+    properties::{cases, host_name, hosts, policy},
     tests,
 };
 
@@ -99,7 +99,7 @@ fn survives(request: &Request, hosts: &[HostView<'static>], rack: &str) -> bool 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn so_many_creations_succeed_and_the_next_is_refused(

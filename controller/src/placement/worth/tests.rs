@@ -3,6 +3,7 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::placement::properties::cases;
 
 const HOST: (u32, u64) = (64, 163_840);
 const GIB: u64 = 1024;
@@ -85,7 +86,7 @@ fn a_linear_program_is_solved() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     #[test]
     fn no_room_is_worth_more_than_a_host_and_none_less_for_being_larger(

@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::planner::{Host, Load, Rule, Vm};
+use crate::{
+    placement::properties::cases,
+    planner::{Host, Load, Rule, Vm},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -293,7 +296,7 @@ fn any_fleet() -> impl Strategy<Value = Fleet> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5_000))]
+    #![proptest_config(cases(5_000))]
 
     /// [`Played::step`] asserts that nothing is switched off that is needed.
     #[test]

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     fixtures,
     model::{HostLive, HostState, Phase, Unmanaged, VmRecord},
-    placement::{PoolPolicy, decide_keeping},
+    placement::{PoolPolicy, decide_keeping, properties::cases},
     state::{Db, Hooks, Tx},
     store::memory::Disk,
 };
@@ -117,7 +117,7 @@ fn decides(tx: &Tx, vcpus: u32) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn the_engine_knows_what_it_would_know_if_it_were_made_anew(
