@@ -12,6 +12,7 @@ mod volume;
 
 use std::{
     collections::BTreeMap,
+    error::Error as _,
     future::Future,
     sync::{
         Arc, Mutex, PoisonError,
@@ -154,9 +155,12 @@ impl Error {
     pub fn is_silence(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Channel { .. } => true,
-            Self::Refused { status, .. } => {
-                matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
-            }
+            Self::Refused { status, .. } => match status.code() {
+                Code::Unavailable | Code::DeadlineExceeded => true,
+                // With a source it was made on this side: the connection broke before an answer came.
+                Code::Unknown | Code::Cancelled | Code::Internal => status.source().is_some(),
+                _ => false,
+            },
             Self::UnknownHost(_) | Self::Malformed { .. } => false,
         }
     }
@@ -490,6 +494,16 @@ mod tests {
             "a restore has forgotten the other one"
         );
         assert!(refused(Status::unavailable("connection refused")).is_silence());
+    }
+
+    #[test]
+    fn a_connection_that_breaks_before_an_answer_is_silence_and_what_an_agent_says_is_not() {
+        for code in [Code::Unknown, Code::Cancelled, Code::Internal] {
+            let mut broken = Status::new(code, "transport error");
+            assert!(!refused(broken.clone()).is_silence(), "{code:?}");
+            broken.set_source(Arc::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+            assert!(refused(broken).is_silence(), "{code:?}");
+        }
     }
 
     #[derive(Default)]
