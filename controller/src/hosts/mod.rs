@@ -12,7 +12,7 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 use dalgu_proto::{
     ids::{HostName, VmId},
     mutant::{self, Mutant},
-    vm::{NumaPlace, Spec},
+    vm::{Device, NumaPlace, Spec},
 };
 use uuid::Uuid;
 
@@ -118,6 +118,7 @@ fn look<'a>(
         parts: Parts {
             nodes: Cow::Borrowed(&host.inventory.numa_nodes),
             uplinks: Cow::Borrowed(&host.inventory.uplinks),
+            devices: Cow::Borrowed(&host.inventory.pci_devices),
             taken: reserved.map_or_else(Cow::default, |held| Cow::Borrowed(&*held.taken)),
         },
     }
@@ -128,6 +129,14 @@ pub fn fit(state: &State, spec: &Spec, host: &HostName) -> Option<Vec<NumaPlace>
     let host = state.hosts.get(host)?;
     let places = placement::fit(spec, &view(state, host));
     (!places.is_empty()).then_some(places)
+}
+
+/// Which PCI devices a VM that was just placed on a host has there, where it is at these places.
+pub fn devices(state: &State, spec: &Spec, places: &[NumaPlace], host: &HostName) -> Vec<Device> {
+    match state.hosts.get(host) {
+        Some(host) if !spec.devices.is_empty() => placement::choose(spec, places, &view(state, host)),
+        _ => Vec::new(),
+    }
 }
 
 /// Virtual processors, and memory in MiB, of what runs on a host and has no reservation there: domains that Dalgu does not
