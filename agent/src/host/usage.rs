@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{
     Error, PoolConfig, Root, cpu, inventory, memory,
     nic::Nics,
-    pressure,
+    pci, pressure,
     rates::{Reading, busy},
     root::since_boot,
     storage::Storage,
@@ -24,6 +24,7 @@ pub struct Sampler {
     root: Root,
     nics: Nics,
     storage: Storage,
+    named: Vec<pci::Named>,
     last: Option<Reading<f64>>,
 }
 
@@ -39,8 +40,15 @@ impl Sampler {
             root,
             nics: Nics::default(),
             storage: Storage::new(pools, data),
+            named: Vec::new(),
             last: None,
         }
+    }
+
+    /// The same, which also tells of the PCI devices that are named for VMs.
+    #[must_use]
+    pub fn naming(self, named: Vec<pci::Named>) -> Self {
+        Self { named, ..self }
     }
 
     /// What the host is made of, with its pools. What only the hypervisor knows (`hypervisor`, `accelerator`,
@@ -53,6 +61,7 @@ impl Sampler {
         self.storage.refresh(now);
         Ok(Inventory {
             pools: self.storage.pools(now),
+            pci_devices: pci::read(&self.root, &self.named),
             ..inventory::read(&self.root)?
         })
     }

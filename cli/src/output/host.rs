@@ -334,6 +334,38 @@ fn fitted(page: &mut human::Page, room: &v1::HostAllocation) {
         );
         page.line(&format!("Uplink of {}", uplink.bridge), text);
     }
+    for devices in &room.devices {
+        let text = format!("{} of {} reserved", devices.reserved, devices.count);
+        page.line(&format!("PCI devices {}", devices.class), text);
+    }
+}
+
+const DEVICE_COLUMNS: &[table::Column] = &[
+    table::Column::always("CLASS"),
+    table::Column::always("ADDRESS"),
+    table::Column::always("MODEL"),
+    table::Column::always("NUMA"),
+    table::Column::always("GROUP"),
+    table::Column::always("FOR VMS"),
+];
+
+/// PCI devices that are named for VMs, and why one cannot be given.
+fn device_rows(made: &v1::HostInventory) -> Vec<Vec<String>> {
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let row = |device: &v1::PciDevice| {
+        vec![
+            human::clean(&device.class),
+            human::clean(&device.address),
+            human::or_dash(&device.model),
+            number(device.numa_node),
+            number(device.iommu_group),
+            match device.problem.is_empty() {
+                true => "yes".to_owned(),
+                false => format!("no: {}", human::clean(&device.problem)),
+            },
+        ]
+    };
+    made.pci_devices.iter().map(row).collect()
 }
 
 fn hardware(page: &mut human::Page, made: &v1::HostInventory) {

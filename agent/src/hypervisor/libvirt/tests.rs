@@ -11,7 +11,7 @@ use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation},
     vm::{
         CloneMode, Disk, DiskFormat, DiskLimits, Firmware, KernelBoot, MAX_DISK_IOPS,
-        MAX_DISK_MIB_PER_SECOND, MAX_DISKS, MAX_NICS, Nic, PageSize, Plug, RestartPolicy, Spec,
+        MAX_DISK_MIB_PER_SECOND, MAX_DISKS, MAX_NICS, Nic, PciAddress, PageSize, Plug, RestartPolicy, Spec,
         first_boot::{Documents, MEDIUM},
     },
 };
@@ -71,6 +71,7 @@ prop_compose! {
         (console, kvm, tpm, plugged) in (text(), any::<bool>(), any::<bool>(), any::<bool>()),
         (nvram, pinned) in (text(), prop::option::of(1..4_u32)),
         firmware in prop::sample::select(FIRMWARE.to_vec()),
+        devices in prop::collection::vec((any::<u16>(), any::<u8>(), 0..32_u8, 0..8_u8), 0..3),
     ) -> Model {
         Model {
             id: Uuid::from_u128(id),
@@ -106,6 +107,7 @@ prop_compose! {
             firmware,
             tpm,
             pinning: pinned.map(|nodes| pinning(vcpus, nodes)),
+            devices: devices.into_iter().map(|(domain, bus, slot, function)| PciAddress { domain, bus, slot, function }).collect(),
         }
     }
 }
@@ -187,6 +189,16 @@ fn large(accelerator: Accelerator) -> Model {
         nvram: None,
         tpm: false,
         pinning: None,
+        devices: (0..16).map(|bus| address(0xffff, bus * 17)).collect(),
+    }
+}
+
+fn address(domain: u16, bus: u8) -> PciAddress {
+    PciAddress {
+        domain,
+        bus,
+        slot: 31,
+        function: 7,
     }
 }
 
@@ -197,6 +209,7 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
         let mut small = large(accelerator);
         small.disks.clear();
         small.nics.clear();
+        small.devices = vec![address(0, 0x3b)];
         let firmware = |firmware| Model {
             firmware,
             nvram: (firmware != Firmware::Bios).then(|| "/nvram/<1>_VARS.fd".into()),
@@ -435,6 +448,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     };
     Definition {
         id: VmId::from_uuid(Uuid::new_v4()),
@@ -445,6 +459,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         networks: Vec::new(),
         layers: Default::default(),
         places: Vec::new(),
+        devices: Vec::new(),
     }
 }
 
