@@ -90,10 +90,7 @@ mod tests {
             device: "5e:00.0".parse().unwrap(),
             vm: vm(1),
         };
-        assert_eq!(
-            all.claim(vm(2), &devices(&["86:00.0", "5e:00.0"])),
-            Err(taken)
-        );
+        assert_eq!(all.claim(vm(2), &devices(&["86:00.0", "5e:00.0"])), Err(taken));
         // What was refused is not held; the same again is no conflict with itself.
         all.claim(vm(3), &devices(&["86:00.0"])).unwrap();
         all.claim(vm(1), &devices(&["3b:00.0", "5e:00.0"])).unwrap();

@@ -140,7 +140,8 @@ pub async fn run_on(
     };
     let agent = Agent::start(parts, stop.clone()).await?;
     let sampler = Sampler::new(config.pool_configs(), vec![config.data_dir.clone()]);
-    let sampler = sampler.naming(config.pci.clone());
+    let simulated = config.hypervisor == config::Hypervisor::Sim;
+    let sampler = sampler.naming(config.pci.clone(), simulated);
     let telemetry = Telemetry::new(sampler, agent.vms().clone(), out);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();

@@ -373,9 +373,7 @@ fn placed(vm: &mut VmRecord, host: &HostName, reported: &Reported) {
         vm.places.insert(host.clone(), places.clone());
     }
     let told = reported.told.iter();
-    let devices = told
-        .map(|told| &told.devices)
-        .find(|devices| !devices.is_empty());
+    let devices = told.map(|told| &told.devices).find(|devices| !devices.is_empty());
     if let Some(devices) = devices {
         vm.devices.insert(host.clone(), devices.clone());
     }

@@ -166,6 +166,22 @@ pub fn read(root: &Root, named: &[Named]) -> Vec<PciDevice> {
     all.into_iter().map(device).collect()
 }
 
+/// Where guests are simulated: every device that is named by its address is there.
+pub fn simulated(named: &[Named]) -> Vec<PciDevice> {
+    let device = |one: &Named| match &one.pattern {
+        Pattern::Model(_) => None,
+        Pattern::Address(address) => Some(PciDevice {
+            class: one.class.clone(),
+            address: *address,
+            model: String::new(),
+            numa_node: None,
+            iommu_group: None,
+            problem: None,
+        }),
+    };
+    named.iter().filter_map(device).collect()
+}
+
 fn group(root: &Root, address: PciAddress) -> Option<u32> {
     root.link(format!("{}/iommu_group", dir(address)))?.parse().ok()
 }
@@ -251,8 +267,22 @@ mod tests {
         let tree = Tree::new();
         put(&tree, "0000:3b:00.0", GPU, DISPLAY, Some(14), Some("nouveau"));
         put(&tree, "0000:5e:00.0", GPU, DISPLAY, Some(15), None);
-        put(&tree, "0000:86:00.1", "8086:154c", "0x020000", Some(16), Some("iavf"));
-        put(&tree, "0000:86:00.2", "8086:154c", "0x020000", Some(17), Some("iavf"));
+        put(
+            &tree,
+            "0000:86:00.1",
+            "8086:154c",
+            "0x020000",
+            Some(16),
+            Some("iavf"),
+        );
+        put(
+            &tree,
+            "0000:86:00.2",
+            "8086:154c",
+            "0x020000",
+            Some(17),
+            Some("iavf"),
+        );
         tree.write(&format!("{DEVICES}/0000:5e:00.0/numa_node"), "-1\n");
         let found = read(
             &tree.root(),
@@ -316,13 +346,17 @@ mod tests {
                     named("gpu", "d8:00.0"),
                 ],
             );
-            let problem = |device: PciDevice| (device.address.to_string(), device.problem.unwrap_or_default());
+            let problem =
+                |device: PciDevice| (device.address.to_string(), device.problem.unwrap_or_default());
             found.into_iter().map(problem).collect::<Vec<_>>()
         };
         for ((address, problem), (expected, part)) in problems().iter().zip([
             ("0000:3a:00.0", "is a bridge"),
             ("0000:3b:00.0", ""),
-            ("0000:5e:00.0", "5e:00.1, which the host uses (driver snd_hda_intel)"),
+            (
+                "0000:5e:00.0",
+                "5e:00.1, which the host uses (driver snd_hda_intel)",
+            ),
             ("0000:86:00.0", "no IOMMU group"),
             ("0000:af:00.0", "with 0000:af:00.1, which is named too"),
             ("0000:af:00.1", "with 0000:af:00.0, which is named too"),

@@ -25,6 +25,7 @@ pub struct Sampler {
     nics: Nics,
     storage: Storage,
     named: Vec<pci::Named>,
+    simulated: bool,
     last: Option<Reading<f64>>,
 }
 
@@ -41,14 +42,19 @@ impl Sampler {
             nics: Nics::default(),
             storage: Storage::new(pools, data),
             named: Vec::new(),
+            simulated: false,
             last: None,
         }
     }
 
-    /// The same, which also tells of the PCI devices that are named for VMs.
+    /// The same, which also tells of the PCI devices that are named for VMs; of simulated ones where guests are simulated.
     #[must_use]
-    pub fn naming(self, named: Vec<pci::Named>) -> Self {
-        Self { named, ..self }
+    pub fn naming(self, named: Vec<pci::Named>, simulated: bool) -> Self {
+        Self {
+            named,
+            simulated,
+            ..self
+        }
     }
 
     /// What the host is made of, with its pools. What only the hypervisor knows (`hypervisor`, `accelerator`,
@@ -61,7 +67,10 @@ impl Sampler {
         self.storage.refresh(now);
         Ok(Inventory {
             pools: self.storage.pools(now),
-            pci_devices: pci::read(&self.root, &self.named),
+            pci_devices: match self.simulated {
+                true => pci::simulated(&self.named),
+                false => pci::read(&self.root, &self.named),
+            },
             ..inventory::read(&self.root)?
         })
     }

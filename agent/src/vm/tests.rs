@@ -212,6 +212,7 @@ fn samples() -> watch::Receiver<Arc<Snapshot>> {
         ("86:00.0", Some("is in no IOMMU group")),
     ];
     let inventory = Inventory {
+        cpus: 1,
         pci_devices: named.into_iter().map(device).collect(),
         ..Inventory::default()
     };

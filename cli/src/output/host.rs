@@ -340,28 +340,21 @@ fn fitted(page: &mut human::Page, room: &v1::HostAllocation) {
     }
 }
 
-const DEVICE_COLUMNS: &[table::Column] = &[
-    table::Column::always("CLASS"),
-    table::Column::always("ADDRESS"),
-    table::Column::always("MODEL"),
-    table::Column::always("NUMA"),
-    table::Column::always("GROUP"),
-    table::Column::always("FOR VMS"),
-];
+const DEVICE_COLUMNS: &[&str] = &["CLASS", "ADDRESS", "MODEL", "NUMA", "GROUP", "FOR VMS"];
 
 /// PCI devices that are named for VMs, and why one cannot be given.
-fn device_rows(made: &v1::HostInventory) -> Vec<Vec<String>> {
+fn device_rows(made: &v1::HostInventory) -> Vec<Vec<Cell>> {
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let row = |device: &v1::PciDevice| {
         vec![
-            human::clean(&device.class),
-            human::clean(&device.address),
-            human::or_dash(&device.model),
-            number(device.numa_node),
-            number(device.iommu_group),
+            Cell::plain(&device.class),
+            Cell::plain(&device.address),
+            Cell::plain(human::or_dash(&device.model)),
+            Cell::plain(number(device.numa_node)),
+            Cell::plain(number(device.iommu_group)),
             match device.problem.is_empty() {
-                true => "yes".to_owned(),
-                false => format!("no: {}", human::clean(&device.problem)),
+                true => Cell::painted("yes", GOOD),
+                false => Cell::painted(format!("no: {}", device.problem), BAD),
             },
         ]
     };
@@ -395,6 +388,7 @@ fn hardware(page: &mut human::Page, made: &v1::HostInventory) {
         .map(|feature| human::value::<v1::GuestFeature>(*feature))
         .collect();
     page.line_if("For guests", &features.join(", "));
+    page.table("PCI devices for VMs", DEVICE_COLUMNS, device_rows(made));
 }
 
 fn load(page: &mut human::Page, usage: &v1::HostUsage, cpus: u32, now: Timestamp) {

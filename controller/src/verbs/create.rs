@@ -264,10 +264,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
     let devices = hosts::devices(tx, &spec, places.as_deref().unwrap_or_default(), at);
     let devices = Some(devices).filter(|devices| !devices.is_empty());
     let places = places.map(|places| (at.clone(), places)).into_iter().collect();
-    let devices = devices
-        .map(|devices| (at.clone(), devices))
-        .into_iter()
-        .collect();
+    let devices = devices.map(|devices| (at.clone(), devices)).into_iter().collect();
     let vm = VmRecord {
         id,
         name: new.name,

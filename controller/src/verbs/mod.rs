@@ -6,6 +6,8 @@
 pub mod backup;
 pub mod cancel;
 pub mod create;
+#[cfg(test)]
+mod device_tests;
 pub mod drain;
 pub mod host;
 pub mod host_power;

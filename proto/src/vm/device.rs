@@ -210,7 +210,10 @@ mod tests {
             class: "gpu".into(),
             address: "3b:00.0".parse().unwrap(),
         };
-        assert_eq!(Device::try_from(v1::Device::from(device.clone())), Ok(device.clone()));
+        assert_eq!(
+            Device::try_from(v1::Device::from(device.clone())),
+            Ok(device.clone())
+        );
         let stored = serde_json::to_string(&device).unwrap();
         assert_eq!(stored, r#"{"class":"gpu","address":"0000:3b:00.0"}"#);
         assert_eq!(serde_json::from_str::<Device>(&stored).unwrap(), device);
