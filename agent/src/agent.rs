@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::{
     backups::{self, Backups},
+    devices::Devices,
     gate::Gate,
     hypervisor::Hypervisor,
     images::{self, Images},
@@ -125,6 +126,8 @@ impl Agent {
             networks: networks.clone(),
             volumes: volumes.volumes.clone(),
             pins: Pins::default(),
+            devices: Devices::default(),
+            samples: parts.samples.clone(),
             transport: parts.transport,
             clock: parts.clock,
             boot_id: parts.boot_id.clone(),

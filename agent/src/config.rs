@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use uuid::Uuid;
 
-use crate::host::storage::PoolConfig;
+use crate::host::{pci, storage::PoolConfig};
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +253,9 @@ pub struct Config {
     /// Storage pools.
     #[serde(default)]
     pub pools: Vec<Pool>,
+    /// PCI devices for VMs.
+    #[serde(default)]
+    pub pci: Vec<pci::Named>,
 }
 
 fn default_data_dir() -> PathBuf {
@@ -346,6 +349,7 @@ impl Config {
         if !self.image_store_dir.is_absolute() {
             return Err(("image_store_dir", "must be absolute".to_owned()));
         }
+        pci::check(&self.pci).map_err(|problem| ("pci", problem))?;
         for (index, pool) in self.pools.iter().enumerate() {
             check_device_name(&pool.name).map_err(|error| ("pools", error.to_string()))?;
             if self.pools[..index].iter().any(|other| other.name == pool.name) {
@@ -472,6 +476,25 @@ mod tests {
                 ("ceph", "vms", true)
             ]
         );
+    }
+
+    #[test]
+    fn pci_devices_are_named_by_class_or_the_agent_does_not_start() {
+        let named = |text: &str| read(&format!("{MINIMAL}{text}"));
+        let config = named(
+            "[[pci]]\nclass = \"gpu\"\nmatch = \"10de:20b0\"\n[[pci]]\nclass = \"nic\"\nmatch = \"0000:86:00.1\"\n",
+        );
+        let classes: Vec<_> = config.unwrap().pci.into_iter().map(|named| named.class).collect();
+        assert_eq!(classes, ["gpu", "nic"]);
+        for (text, part) in [
+            ("class = \"gpu\"\nmatch = \"the big one\"", "lspci -D"),
+            ("class = \"a gpu\"\nmatch = \"10de:20b0\"", "1 to 15 characters"),
+            ("class = \"gpu\"", "match"),
+        ] {
+            let error = named(&format!("[[pci]]\n{text}\n")).unwrap_err();
+            let error = format!("{error} {:?}", std::error::Error::source(&error));
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

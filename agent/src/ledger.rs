@@ -12,7 +12,7 @@ use dalgu_proto::{
     },
     image::Digest,
     snapshot,
-    vm::{Disk, NumaPlace, PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
+    vm::{Device, Disk, NumaPlace, PowerReason, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -106,6 +106,9 @@ pub struct Intent {
     /// Where it is on this host, of one that is fitted onto NUMA nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub places: Vec<NumaPlace>,
+    /// PCI devices of this host that are its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
 }
 
 /// Whose a VM's entry is.
@@ -293,6 +296,13 @@ impl Vm {
         let gone = matches!(self.disposition, Disposition::Gone { .. });
         let intent = self.intent.as_ref().filter(|_| !gone);
         intent.map_or(&[], |intent| &intent.places)
+    }
+
+    /// PCI devices of this host that it has, as long as anything of it is here.
+    pub fn devices(&self) -> &[Device] {
+        let gone = matches!(self.disposition, Disposition::Gone { .. });
+        let intent = self.intent.as_ref().filter(|_| !gone);
+        intent.map_or(&[], |intent| &intent.devices)
     }
 
     /// Disks that are to be made: all, before they have been made once, then those that were added; volumes of the site only where

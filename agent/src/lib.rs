@@ -53,6 +53,7 @@ mod agent;
 pub mod backups;
 pub mod config;
 mod console;
+pub mod devices;
 pub mod first_boot;
 pub mod gate;
 pub mod host;
@@ -109,6 +110,9 @@ pub async fn run_on(
     let identity = Identity::load_dir(&config.tls_dir, "agent").context("the agent's identity")?;
     let identity = identity.on(network);
     check_identity(&config, &identity)?;
+    if let Err(problem) = host::pci::check_on(&host::Root::default(), &config.pci) {
+        anyhow::bail!("the configuration's pci: {problem}");
+    }
     let listener = identity
         .listen(config.listen)
         .await
@@ -136,6 +140,8 @@ pub async fn run_on(
     };
     let agent = Agent::start(parts, stop.clone()).await?;
     let sampler = Sampler::new(config.pool_configs(), vec![config.data_dir.clone()]);
+    let simulated = config.hypervisor == config::Hypervisor::Sim;
+    let sampler = sampler.naming(config.pci.clone(), simulated);
     let telemetry = Telemetry::new(sampler, agent.vms().clone(), out);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();

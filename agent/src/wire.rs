@@ -10,7 +10,7 @@ use dalgu_proto::{
     snapshot::Set,
     time::{duration_to_wire, to_wire},
     v1,
-    vm::{NumaPlace, PowerState, Spec, first_boot::Documents},
+    vm::{Device, NumaPlace, PowerState, Spec, first_boot::Documents},
 };
 use tonic::Status as Refusal;
 
@@ -60,6 +60,10 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         snapshots.map_err(|error| reason::invalid(&format!("vm.{}", error.field), error.message))?;
     let images = wire.images.into_iter().map(images::server::need);
     let images = images.collect::<Result<_, Refusal>>()?;
+    let devices = wire.devices.into_iter().map(Device::try_from);
+    let devices = devices
+        .collect::<Result<_, _>>()
+        .map_err(|error| reason::invalid("vm.devices", error.to_string()))?;
     let intent = Intent {
         generation: Generation(wire.generation),
         epoch: Epoch(wire.epoch),
@@ -71,6 +75,7 @@ pub fn intent(wire: wire::VmIntent) -> Result<(VmId, Told), Refusal> {
         grace_period_seconds: wire.grace_period_seconds,
         snapshots,
         places: places(wire.numa),
+        devices,
     };
     let told = Told {
         name,
@@ -116,9 +121,11 @@ pub fn report(status: Status, usage: Option<&VmUsage>) -> wire::VmReport {
         restart_sequence: Some(status.asked.map_or(0, |asked| asked.restart_sequence)),
         vcpus: status.size.0,
         memory_mib: status.size.1,
-        told: status
-            .asked
-            .map(|asked| told(asked, status.changed_spec, status.snapshots_told, status.places)),
+        told: status.asked.map(|asked| wire::VmTold {
+            numa: status.places.into_iter().map(Into::into).collect(),
+            devices: status.devices.into_iter().map(Into::into).collect(),
+            ..told(asked, status.changed_spec, status.snapshots_told)
+        }),
         snapshots: status.snapshots.into_iter().map(snapshot).collect(),
         pending_changes: status.pending.into_iter().map(pending).collect(),
     }
@@ -146,15 +153,15 @@ pub fn places(wire: Vec<v1::NumaPlace>) -> Vec<NumaPlace> {
     wire.into_iter().map(Into::into).collect()
 }
 
-fn told(asked: Asked, spec: Option<Spec>, snapshots: Option<Set>, places: Vec<NumaPlace>) -> wire::VmTold {
+fn told(asked: Asked, spec: Option<Spec>, snapshots: Option<Set>) -> wire::VmTold {
     wire::VmTold {
-        numa: places.into_iter().map(Into::into).collect(),
         snapshots: snapshots.map(Into::into),
         spec: spec.map(Into::into),
         power_state: v1::PowerState::from(asked.power).into(),
         restart_mode: v1::RestartMode::from(asked.restart_mode).into(),
         grace_period_seconds: asked.grace_period_seconds,
         restart_policy: v1::RestartPolicy::from(asked.restart_policy).into(),
+        ..wire::VmTold::default()
     }
 }
 

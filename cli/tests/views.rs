@@ -130,6 +130,10 @@ fn failed() -> v1::Vm {
             huge_page_kib: 1_048_576,
             numa_policy: v1::NumaPolicy::Spread.into(),
             numa_nodes: 2,
+            devices: vec![v1::DeviceRequest {
+                class: "gpu".into(),
+                count: 2,
+            }],
             tpm: true,
             ..Default::default()
         }),
@@ -168,7 +172,32 @@ fn allocation() -> v1::HostAllocation {
             mbit_per_second: 10_000,
             reserved_mbit_per_second: 2500,
         }],
+        devices: vec![v1::DeviceAllocation {
+            class: "gpu".into(),
+            count: 1,
+            reserved: 1,
+        }],
     }
+}
+
+/// One that can be given, and one that cannot.
+fn pci_devices() -> Vec<v1::PciDevice> {
+    vec![
+        v1::PciDevice {
+            class: "gpu".into(),
+            address: "0000:3b:00.0".into(),
+            model: "10de:20b0".into(),
+            numa_node: Some(0),
+            iommu_group: Some(14),
+            ..Default::default()
+        },
+        v1::PciDevice {
+            class: "gpu".into(),
+            address: "0000:5e:00.0".into(),
+            problem: "is not there: look for it with `lspci -D`".into(),
+            ..Default::default()
+        },
+    ]
 }
 
 fn host() -> v1::Host {
@@ -209,6 +238,7 @@ fn host() -> v1::Host {
             memory_bytes: 16 << 30,
             numa_nodes: vec![v1::NumaNode::default()],
             bridges: vec!["br0".into(), "br1".into()],
+            pci_devices: pci_devices(),
             kernel: "6.1.0".into(),
             hypervisor: "QEMU 10.0.2, libvirt 11.3.0".into(),
             accelerator: "tcg".into(),

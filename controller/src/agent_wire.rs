@@ -10,7 +10,7 @@ use dalgu_proto::{
     ids::{Epoch, Generation, HostName, MigrationId, VmId},
     snapshot::Set,
     time, v1,
-    vm::{NumaPlace, PowerState, RestartPolicy, Spec},
+    vm::{Device, NumaPlace, PowerState, RestartPolicy, Spec},
 };
 
 use crate::model::{
@@ -66,6 +66,8 @@ pub struct Told {
     pub snapshots: Option<Set>,
     /// Where it is on the host.
     pub places: Vec<NumaPlace>,
+    /// PCI devices of the host that are its own.
+    pub devices: Vec<Device>,
 }
 
 /// A host's part in a migration, as it says.
@@ -114,6 +116,7 @@ pub fn intent(vm: &VmRecord, intent: &Intent, epoch: Epoch, host: &HostName) -> 
         first_boot: None,
         snapshots: vm.snapshots.set().map(Into::into),
         numa: places(vm, host),
+        devices: vm.devices(host).iter().cloned().map(Into::into).collect(),
         new_disks: vm
             .change
             .iter()
@@ -206,6 +209,12 @@ fn told(wire: &agent::VmReport) -> Option<Told> {
         spec: told.spec.clone().map(Spec::try_from).transpose().ok()?,
         snapshots: told.snapshots.clone().map(Set::try_from).transpose().ok()?,
         places: told.numa.iter().cloned().map(Into::into).collect(),
+        devices: told
+            .devices
+            .iter()
+            .cloned()
+            .filter_map(|device| device.try_into().ok())
+            .collect(),
     })
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn spec() -> Spec {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     }
 }
 
@@ -96,6 +97,7 @@ pub(crate) fn vm(name: &str, owner: &str) -> VmRecord {
         new_volumes: Default::default(),
         snapshots: Default::default(),
         places: Default::default(),
+        devices: Default::default(),
         revision: 1,
     }
 }

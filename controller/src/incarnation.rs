@@ -361,7 +361,7 @@ fn moving(state: &State, host: &HostName, vm: &VmRecord, reported: &Reported) ->
     })
 }
 
-/// Where it is on a host, as the host was told: processors that another VM must not be given.
+/// Where it is on a host, as the host was told: processors and PCI devices that another VM must not be given.
 fn placed(vm: &mut VmRecord, host: &HostName, reported: &Reported) {
     // The word of one host says nothing of another.
     if reported.observation.host != *host {
@@ -371,6 +371,11 @@ fn placed(vm: &mut VmRecord, host: &HostName, reported: &Reported) {
     let places = told.map(|told| &told.places).find(|places| !places.is_empty());
     if let Some(places) = places {
         vm.places.insert(host.clone(), places.clone());
+    }
+    let told = reported.told.iter();
+    let devices = told.map(|told| &told.devices).find(|devices| !devices.is_empty());
+    if let Some(devices) = devices {
+        vm.devices.insert(host.clone(), devices.clone());
     }
 }
 

@@ -31,7 +31,7 @@ use dalgu_proto::{
         PlacementGroupName, PlanId, ScheduleName, Session, VmId, VmName, VolumeName,
     },
     placement::{Taint, Toleration},
-    vm::{Disk, NumaPlace, PowerState, RestartMode, Spec, first_boot::Documents},
+    vm::{Device, Disk, NumaPlace, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -193,6 +193,9 @@ pub struct VmRecord {
     /// Where it is on its host, and on the other side of its migration, of one that is fitted onto NUMA nodes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub places: BTreeMap<HostName, Vec<NumaPlace>>,
+    /// PCI devices of its host that are its own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<HostName, Vec<Device>>,
     /// Store revision of the last change; the etag.
     #[serde(default)]
     pub revision: u64,
@@ -237,6 +240,11 @@ impl VmRecord {
     /// Where it is on a host.
     pub fn places(&self, host: &HostName) -> &[NumaPlace] {
         self.places.get(host).map_or(&[], Vec::as_slice)
+    }
+
+    /// PCI devices that it has on a host.
+    pub fn devices(&self, host: &HostName) -> &[Device] {
+        self.devices.get(host).map_or(&[], Vec::as_slice)
     }
 
     /// Disks that may not have been made yet.

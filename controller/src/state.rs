@@ -100,7 +100,7 @@ pub struct Reserved {
     pub sizes: OrdMap<Size, u32>,
     /// Disk space by pool.
     pub disks_mib: OrdMap<String, u64>,
-    /// Processors, NUMA nodes, huge pages and bandwidth.
+    /// Processors, NUMA nodes, huge pages, bandwidth and PCI devices.
     pub taken: Arc<Taken>,
 }
 

@@ -12,6 +12,8 @@ use std::{net::IpAddr, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 
+use crate::vm::PciAddress;
+
 /// A NUMA node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NumaNode {
@@ -97,6 +99,8 @@ pub enum GuestFeature {
     VolumeSnapshot,
     /// Dedicated processors, huge pages and NUMA policies.
     Numa,
+    /// PCI devices of the host.
+    PciDevice,
 }
 
 /// The features of a list that are known: a later version may have stored others.
@@ -135,6 +139,7 @@ impl GuestFeature {
             Self::VolumeMove => "moves of volumes to other pools",
             Self::VolumeSnapshot => "snapshots of VMs with volumes",
             Self::Numa => "dedicated processors, huge pages and NUMA nodes",
+            Self::PciDevice => "PCI devices for VMs",
         }
     }
 
@@ -150,7 +155,8 @@ impl GuestFeature {
             | Self::IcmpType
             | Self::VolumeMove
             | Self::VolumeSnapshot
-            | Self::Numa => "update its agent",
+            | Self::Numa
+            | Self::PciDevice => "update its agent",
             Self::Uefi | Self::UefiSecureBoot => "install the package ovmf",
             Self::Tpm => "install the packages swtpm and swtpm-tools",
             Self::Network => {
@@ -169,6 +175,27 @@ pub struct Uplink {
     pub bridge: String,
     /// What it carries in each direction.
     pub mbit_per_second: u64,
+}
+
+/// A PCI device that is named for VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciDevice {
+    /// The class that it is named with.
+    pub class: String,
+    /// Where it is.
+    pub address: PciAddress,
+    /// Its vendor and device; empty where it is not there.
+    #[serde(default)]
+    pub model: String,
+    /// NUMA node that it is on, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<u32>,
+    /// Its IOMMU group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iommu_group: Option<u32>,
+    /// Why it cannot be given to a VM, where it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What a host is made of; changes seldom.
@@ -214,6 +241,9 @@ pub struct Inventory {
     /// Uplinks of bridges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uplinks: Vec<Uplink>,
+    /// PCI devices that are named for VMs, in the order of their addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pci_devices: Vec<PciDevice>,
 }
 
 impl Inventory {

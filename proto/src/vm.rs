@@ -16,10 +16,12 @@ use crate::{
     network::Port,
 };
 
+mod device;
 pub mod first_boot;
 mod numa;
 mod wire;
 
+pub use device::{Device, Devices, PciAddress};
 pub use first_boot::FirstBoot;
 pub use numa::{CpuPolicy, Fitting, NumaPlace, NumaPolicy, PageSize};
 
@@ -361,6 +363,9 @@ pub struct Spec {
     /// What it asks of its host's processors, huge pages and NUMA nodes.
     #[serde(default, skip_serializing_if = "Fitting::is_none")]
     pub fitting: Fitting,
+    /// PCI devices of its host that it asks for: how many of each class.
+    #[serde(default, skip_serializing_if = "Devices::is_empty")]
+    pub devices: Devices,
 }
 
 impl Spec {
@@ -420,8 +425,9 @@ impl Spec {
             .any(|disk| disk.backup.is_some())
             .then_some(GuestFeature::Backup);
         let numa = (!self.fitting.is_none()).then_some(GuestFeature::Numa);
+        let devices = (!self.devices.is_empty()).then_some(GuestFeature::PciDevice);
         [
-            first_boot, firmware, tpm, network, hot, volume, limits, backup, numa,
+            first_boot, firmware, tpm, network, hot, volume, limits, backup, numa, devices,
         ]
         .into_iter()
         .flatten()

@@ -460,7 +460,8 @@ impl Host {
         sim.rate_bytes_per_second = 256 << 20;
         let config = toml::from_str(&format!(
             "host = {name:?}\nlisten = \"{}\"\ncontroller = \"https://{controller}\"\ndata_dir = {home:?}\nrun_dir = {home:?}\nimage_store_dir = {home:?}\n\
-             tls_dir = {home:?}\nhypervisor = \"sim\"\nusage_interval_ms = 500\n[[pools]]\nname = \"local\"\npath = {home:?}\n",
+             tls_dir = {home:?}\nhypervisor = \"sim\"\nusage_interval_ms = 500\n[[pools]]\nname = \"local\"\npath = {home:?}\n\
+             [[pci]]\nclass = \"gpu\"\nmatch = \"3b:00.0\"\n[[pci]]\nclass = \"gpu\"\nmatch = \"5e:00.0\"\n",
             address_of(site, number)
         ))?;
         Ok((

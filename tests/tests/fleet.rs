@@ -253,6 +253,7 @@ async fn only_its_owner_speaks_for_a_vm() {
                 max_vcpus: None,
                 max_memory_mib: None,
                 fitting: Default::default(),
+                devices: Default::default(),
             },
             firmware_given: true,
             documents: Default::default(),

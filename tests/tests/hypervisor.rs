@@ -334,6 +334,7 @@ fn fixture(cluster: ClusterId, disks: Vec<Disk>) -> Fixture {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     };
     Fixture {
         cluster,

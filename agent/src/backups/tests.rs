@@ -58,6 +58,7 @@ fn spec() -> Spec {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     }
 }
 
@@ -105,6 +106,7 @@ impl Host {
             networks: Vec::new(),
             layers: Default::default(),
             places: Vec::new(),
+            devices: Vec::new(),
         };
         sim.create_volumes(&definition, false).await.unwrap();
         sim.define(&definition).await.unwrap();

@@ -52,6 +52,7 @@ fn definition(first_boot: v1::FirstBoot, nics: &[&str]) -> Definition {
         networks: Vec::new(),
         layers: Default::default(),
         places: Vec::new(),
+        devices: Vec::new(),
     }
 }
 

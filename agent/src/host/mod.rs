@@ -8,9 +8,11 @@
 //! inventory   what there is        cpu memory nic pressure storage   the parts of a sample
 //! usage       one sample of it     rates                             counters to rates, pure
 //! process     a QEMU process       root                              where /proc and /sys are
+//! pci         devices for VMs
 //! ```
 
 pub mod inventory;
+pub mod pci;
 pub mod process;
 pub mod rates;
 pub mod storage;

@@ -84,6 +84,12 @@ impl Root {
         self.path(relative).exists()
     }
 
+    /// The last part of where a link leads, where it is one.
+    pub(super) fn link(&self, relative: impl AsRef<Path>) -> Option<String> {
+        let target = fs::read_link(self.path(relative)).ok()?;
+        target.file_name()?.to_str().map(str::to_owned)
+    }
+
     /// Names in a directory, sorted; none where it is not there.
     pub(super) fn names(&self, relative: impl AsRef<Path>) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.path(relative)) else {
@@ -213,10 +219,17 @@ pub(super) mod fake {
             self
         }
 
-        /// Removes a file or a directory with all in it.
+        /// Makes a link to another place in the tree.
+        pub fn link(&self, relative: &str, to: &str) -> &Self {
+            let path = self.0.path().join(relative);
+            std::os::unix::fs::symlink(self.0.path().join(to), path).unwrap();
+            self
+        }
+
+        /// Removes a file, a link or a directory with all in it.
         pub fn remove(&self, relative: &str) -> &Self {
             let path = self.0.path().join(relative);
-            if path.is_dir() {
+            if path.is_dir() && !path.is_symlink() {
                 fs::remove_dir_all(path).unwrap()
             } else {
                 fs::remove_file(path).unwrap()

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{
     Error, PoolConfig, Root, cpu, inventory, memory,
     nic::Nics,
-    pressure,
+    pci, pressure,
     rates::{Reading, busy},
     root::since_boot,
     storage::Storage,
@@ -24,6 +24,8 @@ pub struct Sampler {
     root: Root,
     nics: Nics,
     storage: Storage,
+    named: Vec<pci::Named>,
+    simulated: bool,
     last: Option<Reading<f64>>,
 }
 
@@ -39,7 +41,19 @@ impl Sampler {
             root,
             nics: Nics::default(),
             storage: Storage::new(pools, data),
+            named: Vec::new(),
+            simulated: false,
             last: None,
+        }
+    }
+
+    /// The same, which also tells of the PCI devices that are named for VMs; of simulated ones where guests are simulated.
+    #[must_use]
+    pub fn naming(self, named: Vec<pci::Named>, simulated: bool) -> Self {
+        Self {
+            named,
+            simulated,
+            ..self
         }
     }
 
@@ -53,6 +67,10 @@ impl Sampler {
         self.storage.refresh(now);
         Ok(Inventory {
             pools: self.storage.pools(now),
+            pci_devices: match self.simulated {
+                true => pci::simulated(&self.named),
+                false => pci::read(&self.root, &self.named),
+            },
             ..inventory::read(&self.root)?
         })
     }

@@ -101,6 +101,7 @@ impl Fixture {
             networks: Vec::new(),
             layers: BTreeSet::new(),
             places: Vec::new(),
+            devices: Vec::new(),
         }
     }
 

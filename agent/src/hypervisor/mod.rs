@@ -22,7 +22,7 @@ use dalgu_proto::{
     host::{GuestFeature, VmUsage},
     ids::{BackupId, ClusterId, Epoch, Generation, MigrationId, VmId, VmName, VolumeId},
     network::Network,
-    vm::{Disk, DiskLimits, NumaPlace, PowerReason, PowerState, Spec, first_boot::Documents},
+    vm::{Device, Disk, DiskLimits, NumaPlace, PowerReason, PowerState, Spec, first_boot::Documents},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -423,6 +423,8 @@ pub struct Definition {
     pub layers: BTreeSet<u32>,
     /// Where it is on the host, of one that is fitted onto NUMA nodes.
     pub places: Vec<NumaPlace>,
+    /// PCI devices of the host that are its own.
+    pub devices: Vec<Device>,
 }
 
 /// How to send a VM to another host.

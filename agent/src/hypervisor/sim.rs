@@ -265,6 +265,7 @@ impl Hypervisor for Sim {
                 GuestFeature::VolumeMove,
                 GuestFeature::VolumeSnapshot,
                 GuestFeature::Numa,
+                GuestFeature::PciDevice,
             ],
         };
         self.0

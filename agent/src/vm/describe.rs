@@ -45,6 +45,7 @@ impl Driver {
         let spec = vm.intent.as_ref().map(|intent| &intent.spec);
         status.changed_spec = spec.filter(|_| vm.changes.ever).cloned();
         status.places = vm.places().to_vec();
+        status.devices = vm.devices().to_vec();
         let told = vm.intent.as_ref().and_then(|intent| intent.snapshots.clone());
         status.snapshots_told = told;
         status.snapshots = self.snapshots_seen(vm);

@@ -106,6 +106,7 @@ impl Driver {
             shared.networks.hold(id, vm.plugged(), false);
             shared.volumes.hold(id, vm.volumes(), false);
             shared.pins.hold(id, vm.places());
+            shared.devices.hold(id, vm.devices());
             if matches!(vm.disposition, Disposition::Incoming { .. }) {
                 shared.networks.expect(&vm.plugged());
             }
@@ -269,6 +270,7 @@ impl Driver {
             networks: Vec::new(),
             layers: intent.snapshots.iter().flat_map(Set::numbers).collect(),
             places: intent.places.clone(),
+            devices: intent.devices.clone(),
         })
     }
 
@@ -561,6 +563,7 @@ impl Driver {
         self.shared.networks.hold(self.id, vm.plugged(), true);
         self.shared.volumes.hold(self.id, vm.volumes(), true);
         self.shared.pins.hold(self.id, vm.places());
+        self.shared.devices.hold(self.id, vm.devices());
         Ok(())
     }
 

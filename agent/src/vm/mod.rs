@@ -18,9 +18,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    devices::Devices,
     hypervisor::{self, Domain, Hypervisor},
     images::{Awaited, Images, Need},
     ledger::{self, Intent, Ledger},
+    metrics::Snapshot,
     migration::transport::Transport,
     network::{Networks, NotReady},
     pins::{self, Pins},
@@ -233,6 +235,10 @@ pub struct Shared {
     pub volumes: Volumes,
     /// Which VM has which processors.
     pub pins: Pins,
+    /// Which VM has which PCI devices.
+    pub devices: Devices,
+    /// What this host is made of.
+    pub samples: watch::Receiver<Arc<Snapshot>>,
     /// Leads to other hosts during migrations.
     pub transport: Arc<dyn Transport>,
     /// The wall clock.

@@ -6,6 +6,7 @@
 use dalgu_proto::{
     ids::{Epoch, Generation, MigrationId, VmId},
     mutant::{self, Mutant},
+    vm::PciAddress,
 };
 
 use crate::ledger::{Disposition, Intent, Vm};
@@ -60,6 +61,19 @@ pub enum Denied {
         /// Whose it is.
         vm: VmId,
     },
+    /// A PCI device that is to be the VM's own is another's.
+    #[error("PCI device {device} of this host is VM {vm}'s, which has not gone: delete that VM first")]
+    DeviceTaken {
+        /// The device.
+        device: PciAddress,
+        /// Whose it is.
+        vm: VmId,
+    },
+    /// A PCI device that is to be the VM's own is none for VMs.
+    #[error(
+        "PCI device {0} of this host cannot be given to a VM: name it in its agent's configuration, see also `dalgu host show`"
+    )]
+    DeviceNotNamed(PciAddress),
     /// The two hosts' agents use different directories for sockets, or something else in the request makes no sense.
     #[error("{0}")]
     Unusable(String),
@@ -79,6 +93,8 @@ impl Denied {
             Self::NotRunning => "VM_NOT_RUNNING",
             Self::Busy => "VM_BUSY",
             Self::CpuTaken { .. } => "CPU_TAKEN",
+            Self::DeviceTaken { .. } => "DEVICE_TAKEN",
+            Self::DeviceNotNamed(_) => "DEVICE_NOT_NAMED",
             Self::Unusable(_) => "UNUSABLE",
         }
     }
@@ -238,6 +254,7 @@ mod tests {
                 max_vcpus: None,
                 max_memory_mib: None,
                 fitting: Default::default(),
+                devices: Default::default(),
             },
             power: PowerState::Running,
             power_sequence: generation,
@@ -246,6 +263,7 @@ mod tests {
             grace_period_seconds: 60,
             snapshots: None,
             places: Vec::new(),
+            devices: Vec::new(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use dalgu_proto::{
     ids::{Epoch, Generation},
     mutant::{self, Mutant},
-    vm::{Disk, Spec, first_boot::Documents},
+    vm::{Device, Disk, Spec, first_boot::Documents},
 };
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     policy::{self, Accepted, Denied},
 };
 use crate::{
+    devices,
     images::Need,
     ledger::{self, Changes, Disposition, Done, Intent, Snapshots},
     pins::Taken,
@@ -175,10 +176,31 @@ impl Driver {
         Ok(())
     }
 
-    /// Refuses an intent whose processors are another VM's here. What is claimed counts before it is written down.
+    /// Refuses an intent whose processors or PCI devices are another VM's here. What is claimed counts before it is written down.
     pub(super) fn claim(&self, intent: &Intent) -> Result<(), Denied> {
+        let own = self.vm.as_ref().map_or(&[][..], ledger::Vm::devices);
+        let mut new = intent.devices.iter().filter(|device| !own.contains(device));
+        // No word of a controller gives away what the operator of this host has not named.
+        let known = self.shared.samples.borrow().inventory.clone();
+        let named = |device: &Device| {
+            let mut named = known.pci_devices.iter();
+            named.any(|named| named.address == device.address && named.problem.is_none())
+        };
+        if let Some(device) = new.find(|device| !named(device)) {
+            return Err(match known.cpus {
+                // The agent has started a moment ago, and has not looked yet.
+                0 => Denied::Busy,
+                _ => Denied::DeviceNotNamed(device.address),
+            });
+        }
+        let claimed = self.shared.devices.claim(self.id, &intent.devices);
+        claimed.map_err(|devices::Taken { device, vm }| Denied::DeviceTaken { device, vm })?;
         let claimed = self.shared.pins.claim(self.id, &intent.places);
-        claimed.map_err(|Taken { cpu, vm }| Denied::CpuTaken { cpu, vm })
+        claimed.map_err(|Taken { cpu, vm }| {
+            // What was refused is not held.
+            self.shared.devices.hold(self.id, own);
+            Denied::CpuTaken { cpu, vm }
+        })
     }
 
     /// The same intent again, perhaps with other hosts that have its images.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dalgu_proto::{
     ids::{Epoch, Generation, MigrationId, VmId},
     snapshot::Set,
-    vm::{NumaPlace, PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
+    vm::{Device, NumaPlace, PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
 use jiff::Timestamp;
 
@@ -150,6 +150,8 @@ pub struct Status {
     pub changed_spec: Option<Spec>,
     /// Where it is on this host.
     pub places: Vec<NumaPlace>,
+    /// PCI devices of this host that are its own.
+    pub devices: Vec<Device>,
     /// What the running VM does not have yet of its specification.
     pub pending: Vec<Pending>,
     /// Its snapshots by the intent accepted last, if it was told of any.
@@ -188,6 +190,7 @@ impl Status {
             asked: None,
             changed_spec: None,
             places: Vec::new(),
+            devices: Vec::new(),
             pending: Vec::new(),
             snapshots_told: None,
             snapshots: Vec::new(),

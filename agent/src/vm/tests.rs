@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use dalgu_proto::{
+    host::{Inventory, PciDevice},
     tls::{self, Identity, server::Acceptor},
     vm::{PowerReason, PowerState, RestartMode, RestartPolicy, Spec},
 };
@@ -30,6 +31,7 @@ use crate::{
 mod asking;
 mod changes;
 mod defects;
+mod devices;
 mod documents;
 mod late;
 mod moving;
@@ -184,12 +186,41 @@ fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) 
         ),
         volumes: Default::default(),
         pins: Default::default(),
+        devices: Default::default(),
+        samples: samples(),
         transport: Arc::new(streams.clone()),
         clock: Clock::system(),
         boot_id: boot_id.to_owned(),
         cluster: SITE.parse().unwrap(),
         changes: watch::Sender::default(),
     }
+}
+
+/// What the host is made of: two devices for VMs, and one that cannot be given.
+fn samples() -> watch::Receiver<Arc<Snapshot>> {
+    let device = |(address, problem): (&str, Option<&str>)| PciDevice {
+        class: "gpu".into(),
+        address: address.parse().unwrap(),
+        model: "10de:20b0".into(),
+        numa_node: None,
+        iommu_group: Some(1),
+        problem: problem.map(str::to_owned),
+    };
+    let named = [
+        ("3b:00.0", None),
+        ("5e:00.0", None),
+        ("86:00.0", Some("is in no IOMMU group")),
+    ];
+    let inventory = Inventory {
+        cpus: 1,
+        pci_devices: named.into_iter().map(device).collect(),
+        ..Inventory::default()
+    };
+    watch::channel(Arc::new(Snapshot {
+        inventory: Arc::new(inventory),
+        ..Snapshot::default()
+    }))
+    .1
 }
 
 fn vm(id: u128) -> VmId {
@@ -230,6 +261,7 @@ fn intent(generation: u64, power: PowerState) -> Intent {
             max_vcpus: None,
             max_memory_mib: None,
             fitting: Default::default(),
+            devices: Default::default(),
         },
         power,
         power_sequence: generation,
@@ -238,6 +270,7 @@ fn intent(generation: u64, power: PowerState) -> Intent {
         grace_period_seconds: 5,
         snapshots: None,
         places: Vec::new(),
+        devices: Vec::new(),
     }
 }
 

@@ -35,6 +35,9 @@ pub enum Error {
     /// Not a NUMA policy.
     #[error("{0:?} is not a NUMA policy: write none, pack, or spread:N with a number of nodes")]
     Numa(String),
+    /// Not devices.
+    #[error("{0:?} names no PCI devices: write CLASS or CLASS=COUNT, for example gpu or gpu=2")]
+    Device(String),
     /// Not a time.
     #[error("{0:?} is not a time: write for example 500ms, 90s, 5m or 1h")]
     Duration(String),
@@ -185,6 +188,18 @@ pub fn numa(text: &str) -> Result<Numa, Error> {
             Ok(Numa(v1::NumaPolicy::Spread, nodes))
         }
         _ => Err(bad()),
+    }
+}
+
+/// PCI devices of one class: `CLASS` for one, or `CLASS=COUNT`.
+pub fn device(text: &str) -> Result<v1::DeviceRequest, Error> {
+    let (class, count) = text.split_once('=').unwrap_or((text, "1"));
+    match count.parse() {
+        Ok(count) if !class.is_empty() => Ok(v1::DeviceRequest {
+            class: class.to_owned(),
+            count,
+        }),
+        _ => Err(Error::Device(text.to_owned())),
     }
 }
 

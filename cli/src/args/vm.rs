@@ -196,6 +196,9 @@ pub struct FittingArgs {
     /// Where on its host it is: none, pack (all on one NUMA node) or spread:N (in equal parts on N nodes, which the guest sees) [default: none].
     #[arg(long, value_parser = values::numa, value_name = "POLICY")]
     pub numa: Option<values::Numa>,
+    /// Give it a PCI device of this class for itself, or so many: gpu, or gpu=2. The VM does not migrate then; repeatable.
+    #[arg(long = "device", value_parser = values::device, value_name = "CLASS[=COUNT]")]
+    pub devices: Vec<v1::DeviceRequest>,
 }
 
 /// How virtual processors run.

@@ -101,7 +101,7 @@ pub async fn run(command: HostCommand, session: &mut Session<'_>) -> Result<(), 
                 labels: changed(&host.labels, &changes),
                 ..Default::default()
             };
-            let host = update(&name, "labels", labels, &request, session).await?;
+            let host = Box::pin(update(&name, "labels", labels, &request, session)).await?;
             let labels = human::labels(&host.labels);
             done(session, &host, &format!("labelled {labels}"))
         }
@@ -133,7 +133,7 @@ async fn limit(
         max_vms,
         ..Default::default()
     };
-    let host = update(name, "max_vms", limit, request, session).await?;
+    let host = Box::pin(update(name, "max_vms", limit, request, session)).await?;
     let room = host.allocation.clone().unwrap_or_default();
     let text = match room.max_vms {
         0 => "takes as many VMs as have room".to_owned(),
@@ -159,7 +159,7 @@ async fn taint(
             ..Default::default()
         }
     };
-    let host = update(name, "taints", taints, args, session).await?;
+    let host = Box::pin(update(name, "taints", taints, args, session)).await?;
     let text = match human::taints(&host.taints) {
         text if text == "-" => "without taints".to_owned(),
         text => format!("tainted {text}; its VMs run on"),

@@ -97,6 +97,7 @@ pub async fn capacity(args: CapacityArgs, session: &mut Session<'_>) -> Result<(
         huge_page_kib: fitted.huge_page_kib,
         numa_policy: fitted.numa_policy,
         numa_nodes: fitted.numa_nodes,
+        devices: fitted.devices,
         vcpus: args.vcpus,
         memory_mib: args.memory,
         host_selector: map(args.host_selector),

@@ -153,6 +153,9 @@ pub fn fitted(mut spec: v1::VmSpec, args: &FittingArgs) -> v1::VmSpec {
         spec.set_numa_policy(policy);
         spec.numa_nodes = nodes;
     }
+    if !args.devices.is_empty() {
+        spec.devices.clone_from(&args.devices);
+    }
     spec
 }
 

@@ -334,6 +334,31 @@ fn fitted(page: &mut human::Page, room: &v1::HostAllocation) {
         );
         page.line(&format!("Uplink of {}", uplink.bridge), text);
     }
+    for devices in &room.devices {
+        let text = format!("{} of {} reserved", devices.reserved, devices.count);
+        page.line(&format!("PCI devices {}", devices.class), text);
+    }
+}
+
+const DEVICE_COLUMNS: &[&str] = &["CLASS", "ADDRESS", "MODEL", "NUMA", "GROUP", "FOR VMS"];
+
+/// PCI devices that are named for VMs, and why one cannot be given.
+fn device_rows(made: &v1::HostInventory) -> Vec<Vec<Cell>> {
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let row = |device: &v1::PciDevice| {
+        vec![
+            Cell::plain(&device.class),
+            Cell::plain(&device.address),
+            Cell::plain(human::or_dash(&device.model)),
+            Cell::plain(number(device.numa_node)),
+            Cell::plain(number(device.iommu_group)),
+            match device.problem.is_empty() {
+                true => Cell::painted("yes", GOOD),
+                false => Cell::painted(format!("no: {}", device.problem), BAD),
+            },
+        ]
+    };
+    made.pci_devices.iter().map(row).collect()
 }
 
 fn hardware(page: &mut human::Page, made: &v1::HostInventory) {
@@ -363,6 +388,7 @@ fn hardware(page: &mut human::Page, made: &v1::HostInventory) {
         .map(|feature| human::value::<v1::GuestFeature>(*feature))
         .collect();
     page.line_if("For guests", &features.join(", "));
+    page.table("PCI devices for VMs", DEVICE_COLUMNS, device_rows(made));
 }
 
 fn load(page: &mut human::Page, usage: &v1::HostUsage, cpus: u32, now: Timestamp) {

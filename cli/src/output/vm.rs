@@ -59,6 +59,16 @@ fn fitting(page: &mut human::Page, spec: &v1::VmSpec, status: &v1::VmStatus) {
     };
     let places: Vec<_> = status.numa.iter().map(place).collect();
     page.line_if("On host's", &places.join(", "));
+    let asked = spec
+        .devices
+        .iter()
+        .map(|asked| format!("{} {}", asked.count, asked.class));
+    page.line_if("PCI devices", &asked.collect::<Vec<_>>().join(", "));
+    let has = status
+        .devices
+        .iter()
+        .map(|device| format!("{} {}", device.class, device.address));
+    page.line_if("Has devices", &has.collect::<Vec<_>>().join(", "));
 }
 
 /// What it boots with, where that is not the usual.

@@ -40,6 +40,7 @@ fn question(m: &v1::EstimateCapacityRequest) -> Result<Question, Status> {
         huge_page_kib: m.huge_page_kib,
         numa_policy: m.numa_policy,
         numa_nodes: m.numa_nodes,
+        devices: m.devices.clone(),
         kernel_boot: Some(v1::KernelBoot {
             kernel: "any".to_owned(),
             ..Default::default()

@@ -8,8 +8,10 @@ mod plan;
 mod snapshot;
 mod volume;
 
+use std::collections::BTreeSet;
+
 use dalgu_proto::{
-    host::{NumaNode, Uplink},
+    host::{NumaNode, PciDevice, Uplink},
     ids::{GroupName, HostName, NetworkName, OperationId, PlanId, VmName, VolumeName},
     image::Reference,
     time, v1,
@@ -34,8 +36,7 @@ use crate::{
         EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
         OperationRecord, OperationState, Pending, Phase, PowerPhase, VmFault, VmPhase, VmRecord,
     },
-    placement::HostView,
-    placement::PoolView,
+    placement::{self, HostView, PoolView},
     reconcile::{plan as work, step},
     state::State,
     status::{self, VmState},
@@ -137,6 +138,7 @@ fn vm_status(state: &State, vm: &VmRecord) -> v1::VmStatus {
             .map(pending)
             .collect(),
         numa: vm.places(&vm.owner).iter().cloned().map(Into::into).collect(),
+        devices: vm.devices(&vm.owner).iter().cloned().map(Into::into).collect(),
     }
 }
 
@@ -194,6 +196,20 @@ fn uplink_allocation(view: &HostView<'_>, uplink: &Uplink) -> v1::UplinkAllocati
     }
 }
 
+fn device_allocations(view: &HostView<'_>) -> Vec<v1::DeviceAllocation> {
+    let classes: BTreeSet<_> = view.parts.devices.iter().map(|device| &device.class).collect();
+    let count = |devices: usize| u32::try_from(devices).unwrap_or(u32::MAX);
+    let of = |class: &String| {
+        let taken = |device: &&PciDevice| view.parts.taken.has_device(device.address);
+        v1::DeviceAllocation {
+            class: class.clone(),
+            count: count(placement::of_class(view, class).count()),
+            reserved: count(placement::of_class(view, class).filter(taken).count()),
+        }
+    };
+    classes.into_iter().map(of).collect()
+}
+
 /// A host.
 pub fn host(state: &State, host: &HostRecord) -> v1::Host {
     let view = hosts::view(state, host);
@@ -241,6 +257,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
                 .iter()
                 .map(|uplink| uplink_allocation(&view, uplink))
                 .collect(),
+            devices: device_allocations(&view),
         }),
         address: host.address.clone(),
         boot_id: host.boot_id.clone(),

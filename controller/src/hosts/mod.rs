@@ -12,15 +12,15 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 use dalgu_proto::{
     ids::{HostName, VmId},
     mutant::{self, Mutant},
-    vm::{NumaPlace, Spec},
+    vm::{Device, NumaPlace, Spec},
 };
 use uuid::Uuid;
 
 use crate::{
     model::{HostLive, HostRecord, HostState, PowerPhase},
-    placement::{self, HostView, Parts, PoolView, UsageView, charged},
+    placement::{self, HostView, Parts, PoolView, Taken, UsageView, charged},
     power,
-    state::{Reserved, State},
+    state::{Reserved, State, Stray},
 };
 
 const MIB: u64 = 1 << 20;
@@ -118,7 +118,8 @@ fn look<'a>(
         parts: Parts {
             nodes: Cow::Borrowed(&host.inventory.numa_nodes),
             uplinks: Cow::Borrowed(&host.inventory.uplinks),
-            taken: reserved.map_or_else(Cow::default, |held| Cow::Borrowed(&*held.taken)),
+            devices: Cow::Borrowed(&host.inventory.pci_devices),
+            taken: taken(state, &host.name, reserved),
         },
     }
 }
@@ -130,21 +131,51 @@ pub fn fit(state: &State, spec: &Spec, host: &HostName) -> Option<Vec<NumaPlace>
     (!places.is_empty()).then_some(places)
 }
 
+/// Which PCI devices a VM that was just placed on a host has there, where it is at these places.
+pub fn devices(state: &State, spec: &Spec, places: &[NumaPlace], host: &HostName) -> Vec<Device> {
+    match state.hosts.get(host) {
+        Some(host) if !spec.devices.is_empty() => placement::choose(spec, places, &view(state, host)),
+        _ => Vec::new(),
+    }
+}
+
 /// Virtual processors, and memory in MiB, of what runs on a host and has no reservation there: domains that Dalgu does not
 /// touch, and VMs that are not this host's own, such as those that a restored store does not know.
 pub fn foreign(state: &State, host: &HostName) -> (u32, u64) {
     let unmanaged = state.live.get(host).into_iter().flat_map(|live| &live.unmanaged);
     let unmanaged = unmanaged.filter(|domain| domain.running);
-    let holds = |vm| state.host_vms.get(host).is_some_and(|vms| vms.contains(vm));
-    let first = (host.clone(), VmId::from_uuid(Uuid::nil()));
-    let strays = state.strays.range(first..).take_while(|((at, _), _)| at == host);
-    let strays = strays.filter(|((_, vm), stray)| stray.reported.is_alive() && !holds(vm));
+    let strays = strays(state, host);
     unmanaged
         .map(|domain| (domain.vcpus, domain.memory_mib))
-        .chain(strays.map(|(_, stray)| (stray.reported.vcpus, stray.reported.memory_mib)))
+        .chain(strays.map(|stray| (stray.reported.vcpus, stray.reported.memory_mib)))
         .fold((0, 0), |(vcpus, memory): (u32, u64), (more, mib)| {
             (vcpus.saturating_add(more), memory.saturating_add(mib))
         })
+}
+
+/// VMs on a host that are not its own, as it says.
+fn strays<'a>(state: &'a State, host: &'a HostName) -> impl Iterator<Item = &'a Stray> {
+    let holds = |vm| state.host_vms.get(host).is_some_and(|vms| vms.contains(vm));
+    let first = (host.clone(), VmId::from_uuid(Uuid::nil()));
+    let strays = state
+        .strays
+        .range(first..)
+        .take_while(move |((at, _), _)| at == host);
+    strays
+        .filter(move |((_, vm), stray)| stray.reported.is_alive() && !holds(vm))
+        .map(|(_, stray)| stray)
+}
+
+/// What of a host by name is VMs' own. What has no reservation there keeps its PCI devices: the host would give them to nobody else.
+fn taken<'a>(state: &State, host: &HostName, reserved: Option<&'a Reserved>) -> Cow<'a, Taken> {
+    let mut taken = reserved.map_or_else(Cow::default, |held| Cow::Borrowed(&*held.taken));
+    for stray in strays(state, host) {
+        let told = stray.reported.told.iter().flat_map(|told| &told.devices);
+        for device in told {
+            taken.to_mut().change_devices(std::slice::from_ref(device), true);
+        }
+    }
+    taken
 }
 
 /// How long ago each host was last heard; of one that has not been heard, how long ago the controller started.

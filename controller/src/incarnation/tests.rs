@@ -107,6 +107,7 @@ fn told(reported: Reported, power: PowerState) -> Reported {
         spec: None,
         snapshots: None,
         places: Vec::new(),
+        devices: Vec::new(),
     };
     Reported {
         told: Some(told),

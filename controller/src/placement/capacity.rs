@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use dalgu_proto::vm::CpuPolicy;
 
 use super::{
-    Engine, Policy, Protect, filter, numa,
+    Engine, Policy, Protect, devices, filter, numa,
     score::Size,
     view::{HostView, Request},
 };
@@ -117,6 +117,7 @@ fn held(request: &Request, host: &HostView<'_>) -> u64 {
         CpuPolicy::Shared => vm.vcpus,
     };
     let by_vcpus = u64::from(host.vcpus_reserved.div_ceil(each.max(1)));
+    let by_vcpus = by_vcpus.max(devices::held(&request.spec, host));
     // What holds huge pages is not told by the ordinary memory that is reserved.
     match request.spec.fitting.pages {
         Some(_) => by_vcpus,

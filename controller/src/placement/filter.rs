@@ -13,7 +13,7 @@ use dalgu_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    numa,
+    devices, numa,
     score::Size,
     view::{HostView, PoolView, Request},
 };
@@ -62,6 +62,8 @@ pub enum Constraint {
     HugePages,
     /// Too little of an uplink is free.
     Bandwidth,
+    /// Too few PCI devices of a class are free.
+    PciDevice,
     /// A protected domain that fails would find no room then.
     Protection,
 }
@@ -90,6 +92,7 @@ impl Constraint {
             Self::Numa => "NUMA",
             Self::HugePages => "HUGE_PAGES",
             Self::Bandwidth => "BANDWIDTH",
+            Self::PciDevice => "PCI_DEVICE",
             Self::Protection => "PROTECTION",
         }
     }
@@ -240,6 +243,15 @@ pub(super) enum Lack<'a> {
         free: u64,
         carries: u64,
     },
+    Devices {
+        class: &'a str,
+        needed: u32,
+        free: u32,
+        /// Free ones and those that VMs have.
+        all: u32,
+        /// Those that cannot be given to any.
+        unfit: u32,
+    },
 }
 
 /// Finds all tests that the host fails, in the order of [`Constraint`].
@@ -337,6 +349,7 @@ pub(super) fn particular<'a>(request: &'a Request, host: &'a HostView<'_>, found
             });
         }
     }
+    devices::lacks(request, host, found);
 }
 
 fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found: &mut Vec<Lack<'a>>) {
@@ -433,6 +446,7 @@ impl Lack<'_> {
                 | Self::HugePages { .. }
                 | Self::Nodes { all: true, .. }
                 | Self::Bandwidth { .. }
+                | Self::Devices { .. }
         )
     }
 
@@ -462,6 +476,7 @@ impl Lack<'_> {
             Self::NodeVcpus { .. } | Self::NodeMemory { .. } | Self::Nodes { .. } => Constraint::Numa,
             Self::HugePages { .. } => Constraint::HugePages,
             Self::Bandwidth { .. } => Constraint::Bandwidth,
+            Self::Devices { .. } => Constraint::PciDevice,
             Self::Protection { .. } => Constraint::Protection,
         }
     }
@@ -483,6 +498,7 @@ impl Lack<'_> {
             Self::CpuFree { needed, free, .. } => (needed.into(), free.into()),
             Self::NodeVcpus { needed, free, .. } => (needed.into(), free.into()),
             Self::Nodes { needed, found, .. } => (needed.into(), found.into()),
+            Self::Devices { needed, free, .. } => (needed.into(), free.into()),
             Self::VmCount { vms, most } => (u64::from(vms) + 1, most.into()),
             Self::Memory { needed, free, .. }
             | Self::Storage { needed, free, .. }
@@ -654,6 +670,19 @@ impl Lack<'_> {
             } => format!(
                 "needs {needed} Mbit/s on the uplink of bridge {bridge}, has {free} free of {carries}"
             ),
+            Self::Devices {
+                class,
+                needed,
+                free,
+                all,
+                unfit,
+            } => {
+                let unfit = match unfit {
+                    0 => String::new(),
+                    unfit => format!(" ({unfit} more cannot be given, see `dalgu host show`)"),
+                };
+                format!("needs {needed} PCI devices of class {class}, has {free} free of {all}{unfit}")
+            }
             // `message` has words for the rest.
             _ => String::new(),
         }

@@ -193,6 +193,7 @@ fn sentence(plan: &Plan<'_>, request: &Request) -> String {
                 | Change::AskStorage { .. }
                 | Change::AskNoNode
                 | Change::AskBandwidth { .. }
+                | Change::AskDevices { .. }
         )
     });
     if !names_host && request.host.as_ref() != Some(&plan.host.name) {

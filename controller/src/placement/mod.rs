@@ -8,6 +8,7 @@
 //! Pure: no runtime, store, clock, randomness or log. Only `wire` knows the generated types.
 
 mod capacity;
+mod devices;
 mod engine;
 mod filter;
 mod hint;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     capacity::{Capacity, DomainCapacity, protected},
+    devices::{choose, of_class},
     engine::Engine,
     filter::{Constraint, Shortfall},
     hint::Hint,

@@ -1,4 +1,4 @@
-//! What a host has by name, and which of it VMs have: logical processors, NUMA nodes, huge pages, uplinks. How a VM that asks for
+//! What a host has by name, and which of it VMs have: logical processors, NUMA nodes, huge pages, uplinks, PCI devices. How a VM that asks for
 //! processors, huge pages or nodes of its own is fitted onto a host's nodes.
 //!
 //! A VM has one or more equal parts, each on a node of its own. So it fits where enough nodes have the room of one part, and
@@ -14,8 +14,8 @@ use std::{
 };
 
 use dalgu_proto::{
-    host::{NumaNode, Uplink},
-    vm::{Fitting, NumaPlace, PageSize, Spec},
+    host::{NumaNode, PciDevice, Uplink},
+    vm::{Device, Fitting, NumaPlace, PageSize, PciAddress, Spec},
 };
 
 use super::{
@@ -37,6 +37,8 @@ pub struct Parts<'a> {
     pub nodes: Cow<'a, [NumaNode]>,
     /// Uplinks of bridges.
     pub uplinks: Cow<'a, [Uplink]>,
+    /// PCI devices that are named for VMs.
+    pub devices: Cow<'a, [PciDevice]>,
     /// What VMs have of it.
     pub taken: Cow<'a, Taken>,
 }
@@ -49,6 +51,8 @@ pub struct Taken {
     nodes: BTreeMap<u32, OnNode>,
     /// Mbit per second on the uplink of each bridge.
     mbit: BTreeMap<String, u64>,
+    /// PCI devices; of how many VMs, which is one as with processors.
+    devices: BTreeMap<PciAddress, u64>,
 }
 
 /// What VMs that are fitted have on one node.
@@ -109,6 +113,28 @@ impl Taken {
         for (bridge, mbit) in spec.bandwidth() {
             change(&mut self.mbit, bridge.to_owned(), |sum| apply(sum, mbit));
         }
+    }
+
+    /// Notes which PCI devices a VM has, or that it has them no more.
+    pub fn change_devices(&mut self, devices: &[Device], add: bool) {
+        for device in devices {
+            change(&mut self.devices, device.address, |vms| {
+                *vms = match add {
+                    true => vms.saturating_add(1),
+                    false => vms.saturating_sub(1),
+                }
+            });
+        }
+    }
+
+    /// Whether a PCI device is a VM's.
+    pub fn has_device(&self, address: PciAddress) -> bool {
+        self.devices.contains_key(&address)
+    }
+
+    /// Takes a PCI device from whoever has it.
+    pub(super) fn free_device(&mut self, address: PciAddress) {
+        self.devices.remove(&address);
     }
 
     /// Logical processors that are VMs' own.

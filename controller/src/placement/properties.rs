@@ -6,10 +6,10 @@ use std::{
 };
 
 use dalgu_proto::{
-    host::{GuestFeature, HugePages, NumaNode, Uplink},
+    host::{GuestFeature, HugePages, NumaNode, PciDevice, Uplink},
     ids::VmName,
     placement::{self as wanted, Group, Taint, Toleration},
-    vm::{CpuPolicy, Fitting, Nic, NumaPlace, NumaPolicy, PageSize, Plug, Spec},
+    vm::{CpuPolicy, Device, Fitting, Nic, NumaPlace, NumaPolicy, PageSize, Plug, Spec},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -27,9 +27,10 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
     let particular = (
         option::weighted(0.3, fitting()),
         option::weighted(0.2, 1..2000_u32),
+        option::weighted(0.2, 1..4_u32),
     );
     (vm, host(), host(), any::<bool>(), rules(), particular).prop_map(
-        |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm, rules, (fitting, mbit))| {
+        |((vcpus, memory_mib, disks, nics, picky), host, exclude, kvm, rules, (fitting, mbit, gpus))| {
             // Other ones are no specifications.
             let fitting = fitting.unwrap_or_default();
             let parts = fitting.nodes().max(1);
@@ -38,6 +39,7 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
                 vcpus: vcpus.next_multiple_of(parts),
                 memory_mib: memory_mib.next_multiple_of(whole),
                 fitting,
+                devices: gpus.map(|gpus| ("gpu".to_owned(), gpus)).into_iter().collect(),
                 ..tests::spec()
             };
             spec.disks = disks
@@ -88,7 +90,8 @@ pub(super) fn fitting() -> impl Strategy<Value = Fitting> {
     })
 }
 
-/// Nodes of equal parts, of which so much is in huge pages of either size; some processors are taken, and a bridge has an uplink.
+/// Nodes of equal parts, of which so much is in huge pages of either size; some processors and of three devices are taken, and a bridge has
+/// an uplink.
 pub(super) fn parts(
     cpus: u32,
     memory_mib: u64,
@@ -127,7 +130,22 @@ pub(super) fn parts(
     if !place.cpus.is_empty() {
         held.change(&own, &[place], true);
     }
+    let device = |bus: u32| PciDevice {
+        class: "gpu".into(),
+        address: format!("0000:{bus:02x}:00.0").parse().unwrap(),
+        model: String::new(),
+        numa_node: Some(bus % 2),
+        iommu_group: None,
+        problem: (bus == 3).then(String::new),
+    };
+    let gpu = |bus: u32| Device {
+        class: "gpu".into(),
+        address: device(bus).address,
+    };
+    let given: Vec<_> = (0..taken % 4).map(gpu).collect();
+    held.change_devices(&given, true);
     Parts {
+        devices: (0..4).map(device).collect(),
         nodes: (0..nodes).map(node).collect(),
         uplinks: vec![Uplink {
             bridge: "br0".into(),
@@ -318,7 +336,10 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
                     ),
                     taints: Cow::Owned(taints),
                     accelerator: if flags.3 { "kvm" } else { "tcg" }.into(),
-                    guest_features: Cow::Owned(vec![GuestFeature::Numa; usize::from(flags.4 != 3)]),
+                    guest_features: [GuestFeature::Numa, GuestFeature::PciDevice]
+                        .into_iter()
+                        .filter(|_| flags.4 != 3)
+                        .collect(),
                     bridges: BRIDGES
                         .iter()
                         .take(flags.4)
@@ -445,7 +466,20 @@ fn reserve(request: &Request, host: &mut HostView) {
         is_fitted(&request.spec, &places, &before),
         "{places:?} on {before:?}"
     );
+    let devices = choose(&request.spec, &places, host);
+    let distinct: BTreeSet<_> = devices.iter().map(|device| device.address).collect();
+    assert_eq!(distinct.len(), devices.len());
+    for device in &devices {
+        let named = before.parts.devices.iter();
+        let mut named = named.filter(|known| known.class == device.class && known.problem.is_none());
+        assert!(named.any(|known| known.address == device.address));
+        assert!(!before.parts.taken.has_device(device.address));
+    }
+    let asked: u32 = request.spec.devices.values().sum();
+    assert_eq!(devices.len(), usize::try_from(asked).unwrap());
     host.reserve(&request.spec, &places);
+    let held = |device: &Device| host.parts.taken.has_device(device.address);
+    assert!(devices.iter().all(held));
     assert!(nodes_hold(host), "{host:?}");
     assert!(!request.spec.fitting.is_dedicated() || host.parts.taken.dedicated() < host.cpus);
     assert!(host.vms_most.is_none_or(|most| host.vms <= most));

@@ -7,14 +7,15 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use dalgu_proto::{
-    host::{GuestFeature, HugePages, NumaNode, Uplink},
+    host::{GuestFeature, HugePages, NumaNode, PciDevice, Uplink},
     ids::HostName,
     placement::{Rule, Toleration},
-    vm::{Disk, Fitting, Nic, PageSize, Spec},
+    vm::{Disk, Fitting, Nic, PageSize, PciAddress, Spec},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
+    devices,
     numa::Parts,
     rules::Members,
     view::{HostView, PoolView, Request},
@@ -135,6 +136,15 @@ pub enum Change {
         /// So much.
         mbit: u64,
     },
+    /// Take PCI devices from VMs of a host: delete some.
+    FreeDevices {
+        /// The host.
+        host: HostName,
+        /// Their class.
+        class: String,
+        /// So many.
+        count: u32,
+    },
     /// Leave the choice of the host open.
     AnyHost,
     /// Have the VM put up with a taint.
@@ -172,6 +182,13 @@ pub enum Change {
         bridge: String,
         /// At most so much, in Mbit per second.
         at_most_mbit: u64,
+    },
+    /// Ask for fewer PCI devices of a class.
+    AskDevices {
+        /// The class.
+        class: String,
+        /// At most so many.
+        at_most: u32,
     },
     /// Ask for smaller disks in a pool.
     AskStorage {
@@ -236,6 +253,14 @@ impl Change {
             Self::AskBandwidth { bridge, at_most_mbit } => {
                 reserve_less(&mut request.spec, bridge, *at_most_mbit)
             }
+            Self::AskDevices { class, at_most } => match at_most {
+                0 => drop(request.spec.devices.remove(class)),
+                most => {
+                    if let Some(asked) = request.spec.devices.get_mut(class) {
+                        *asked = (*asked).min(*most);
+                    }
+                }
+            },
             Self::AddHost { name, .. } => {
                 let host = host_for(
                     request,
@@ -257,7 +282,8 @@ impl Change {
             | Self::RemoveTaint { host, .. }
             | Self::FreeVms { host, .. }
             | Self::AddHugePages { host, .. }
-            | Self::FreeBandwidth { host, .. } => {
+            | Self::FreeBandwidth { host, .. }
+            | Self::FreeDevices { host, .. } => {
                 if let Some(host) = hosts.iter_mut().find(|candidate| candidate.name == *host) {
                     self.apply_to(host);
                 }
@@ -300,6 +326,15 @@ impl Change {
                 }
             }
             Self::FreeBandwidth { bridge, mbit, .. } => host.parts.taken.to_mut().free_mbit(bridge, *mbit),
+            Self::FreeDevices { class, count, .. } => {
+                let all: Vec<_> = devices::of_class(host, class)
+                    .map(|device| device.address)
+                    .collect();
+                let taken = host.parts.taken.to_mut();
+                let own = all.into_iter().filter(|address| taken.has_device(*address));
+                let own: Vec<_> = own.take(usize::try_from(*count).unwrap_or(usize::MAX)).collect();
+                own.into_iter().for_each(|address| taken.free_device(address));
+            }
             // The rest changes no host.
             _ => {}
         }
@@ -331,6 +366,11 @@ impl Change {
             Self::AskBandwidth { bridge, at_most_mbit } => {
                 let all = reserved(request, bridge);
                 (2, thousandths(all.saturating_sub(*at_most_mbit), all))
+            }
+            Self::FreeDevices { count, .. } => (2, u64::from(*count).saturating_mul(1000)),
+            Self::AskDevices { class, at_most } => {
+                let all = spec.devices.get(class).copied().unwrap_or(0);
+                (3, thousandths(all.saturating_sub(*at_most).into(), all.into()))
             }
             Self::AddHugePages { mib, .. } => (3, thousandths(*mib, spec.memory_mib)),
             Self::AskNoNode => (3, 0),
@@ -503,8 +543,29 @@ fn parts_for(request: &Request) -> Parts<'static> {
     Parts {
         nodes: (0..nodes).map(node).collect(),
         uplinks: request.bandwidth().into_iter().map(uplink).collect(),
+        devices: devices_for(spec),
         taken: Cow::default(),
     }
+}
+
+/// Just the devices that are asked for.
+fn devices_for(spec: &Spec) -> Cow<'static, [PciDevice]> {
+    let asked = spec.devices.iter();
+    let classes = asked.flat_map(|(class, count)| (0..*count).map(move |_| class));
+    let device = |(bus, class): (u8, &String)| PciDevice {
+        class: class.clone(),
+        address: PciAddress {
+            domain: 0,
+            bus,
+            slot: 0,
+            function: 0,
+        },
+        model: String::new(),
+        numa_node: None,
+        iommu_group: Some(bus.into()),
+        problem: None,
+    };
+    (0..=u8::MAX).zip(classes).map(device).collect()
 }
 
 /// Labels that a selector asks for, and a domain for each group that goes by a label: that of the members, or a new one.
@@ -587,6 +648,14 @@ impl fmt::Display for Change {
             ),
             Self::FreeBandwidth { host, bridge, mbit } => {
                 write!(f, "free {mbit} Mbit/s on bridge {bridge} of {host}")
+            }
+            Self::FreeDevices { host, class, count } => write!(
+                f,
+                "free {count} PCI devices of class {class} on {host} (VMs keep them also while they are off)"
+            ),
+            Self::AskDevices { class, at_most: 0 } => write!(f, "ask for no PCI device of class {class}"),
+            Self::AskDevices { class, at_most } => {
+                write!(f, "ask for at most {at_most} PCI devices of class {class}")
             }
             Self::AskNoNode => f.write_str("ask for shared processors, ordinary memory and no NUMA policy"),
             Self::AskBandwidth {

@@ -24,7 +24,7 @@ pub(super) fn on_host(lack: &Lack<'_>, host: &HostView, request: &Request) -> Op
         | Lack::NodeVcpus { .. }
         | Lack::NodeMemory { .. }
         | Lack::Nodes { .. } => return None,
-        Lack::VmCount { .. } | Lack::HugePages { .. } | Lack::Bandwidth { .. } => {
+        Lack::VmCount { .. } | Lack::HugePages { .. } | Lack::Bandwidth { .. } | Lack::Devices { .. } => {
             return on_host_of_few(lack, host);
         }
         Lack::State { state } => Change::MakeReady {
@@ -134,6 +134,17 @@ fn on_host_of_few(lack: &Lack<'_>, host: &HostView) -> Option<Change> {
                 mbit: (reserved + needed - carries).max(needed - free),
             }
         }
+        Lack::Devices {
+            class,
+            needed,
+            free,
+            all,
+            ..
+        } if needed <= all => Change::FreeDevices {
+            host: name(),
+            class: class.to_owned(),
+            count: needed - free,
+        },
         _ => return None,
     })
 }
@@ -179,6 +190,10 @@ pub(super) fn in_request(lack: &Lack<'_>, request: &Request) -> Option<Change> {
         Lack::NodeVcpus { .. } | Lack::HugePages { .. } | Lack::NodeMemory { .. } | Lack::Nodes { .. } => {
             Change::AskNoNode
         }
+        Lack::Devices { class, free, .. } => Change::AskDevices {
+            class: class.to_owned(),
+            at_most: free,
+        },
         Lack::Bandwidth { bridge, free, .. } => Change::AskBandwidth {
             bridge: bridge.to_owned(),
             at_most_mbit: free,
@@ -247,5 +262,6 @@ fn empty_spec() -> Spec {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     }
 }

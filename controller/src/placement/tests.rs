@@ -30,6 +30,7 @@ pub(super) fn spec() -> Spec {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     }
 }
 

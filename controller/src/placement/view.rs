@@ -16,6 +16,7 @@ use dalgu_proto::{
 };
 
 use super::{
+    devices,
     numa::{Parts, charged},
     rules::Rules,
     score::Size,
@@ -128,9 +129,10 @@ impl Request {
             .is_some_and(|volume| self.needs.volumes.contains_key(&volume))
     }
 
-    /// Whether it asks for what is tested on the host itself, host by host: processors, nodes or huge pages of its own, or bandwidth.
+    /// Whether it asks for what is tested on the host itself, host by host: processors, nodes, huge pages or devices of its own, or bandwidth.
     pub fn is_particular(&self) -> bool {
-        !self.spec.fitting.is_none() || self.spec.bandwidth().next().is_some()
+        let spec = &self.spec;
+        !spec.fitting.is_none() || !spec.devices.is_empty() || spec.bandwidth().next().is_some()
     }
 
     /// Bandwidth that it reserves, by bridge, in Mbit per second.
@@ -453,9 +455,11 @@ impl<'a> HostView<'a> {
         self.vms_most.is_some_and(|most| self.vms >= most)
     }
 
-    /// Counts a VM at these places; its disks aside.
+    /// Counts a VM at these places, with the devices that it is given; its disks aside.
     pub fn reserve(&mut self, spec: &Spec, places: &[NumaPlace]) {
+        let devices = devices::choose(spec, places, self);
         let taken = self.parts.taken.to_mut();
+        taken.change_devices(&devices, true);
         let before = charged(taken.dedicated(), self.cpu_overcommit_ratio);
         taken.change(spec, places, true);
         let own = places.iter().any(|place| !place.cpus.is_empty());

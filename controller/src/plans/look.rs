@@ -222,6 +222,7 @@ fn pinned(state: &State, vm: &VmRecord) -> &'static str {
         known.is_some_and(|known| !known.group.preferred)
     });
     match vm.drain_mode {
+        DrainMode::LiveMigrate if !vm.spec.devices.is_empty() => "it has PCI devices of its host",
         DrainMode::LiveMigrate if fitted => {
             "it has processors, memory or bandwidth of its own: migrate it by name, or drain its host"
         }

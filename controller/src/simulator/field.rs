@@ -325,6 +325,7 @@ fn request(size: Size) -> Request {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     };
     // What is reserved grows by one or two MiB with each, so that the greatest that does not exceed it is found by halving.
     let (mut low, mut high) = (0, size.memory_mib + 1);

@@ -193,6 +193,10 @@ impl Tx {
             if !places.is_empty() || spec.bandwidth().next().is_some() {
                 Arc::make_mut(&mut reserved.taken).change(&spec, places, add);
             }
+            let devices = vm.devices(&host);
+            if !devices.is_empty() {
+                Arc::make_mut(&mut reserved.taken).change_devices(devices, add);
+            }
             change(&mut reserved.memory_mib, spec.reserved_memory_mib());
             reserved.vms = if add {
                 reserved.vms.saturating_add(1)

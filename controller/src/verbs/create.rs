@@ -259,11 +259,12 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         PowerState::Running
     };
     let new_volumes = volumes::resolve::unmade(tx, &spec.disks);
-    let places = hosts::fit(tx, &spec, &plan.owner);
-    let places = places
-        .map(|places| (plan.owner.clone(), places))
-        .into_iter()
-        .collect();
+    let at = &plan.owner;
+    let places = hosts::fit(tx, &spec, at);
+    let devices = hosts::devices(tx, &spec, places.as_deref().unwrap_or_default(), at);
+    let devices = Some(devices).filter(|devices| !devices.is_empty());
+    let places = places.map(|places| (at.clone(), places)).into_iter().collect();
+    let devices = devices.map(|devices| (at.clone(), devices)).into_iter().collect();
     let vm = VmRecord {
         id,
         name: new.name,
@@ -295,6 +296,7 @@ pub fn create(tx: &mut Tx, caller: &Caller, new: Create) -> Result<Outcome, Erro
         new_volumes,
         snapshots: Default::default(),
         places,
+        devices,
         revision: 0,
     };
     let message = format!("created on {}: {}", vm.owner, vm.decision.summary);

@@ -109,6 +109,9 @@ pub fn possible(state: &State, vm: &VmRecord) -> Result<(), Error> {
         return Err(Error::Deleting(vm.name.clone()));
     }
     confirmed(vm)?;
+    if !vm.spec.devices.is_empty() {
+        return Err(Error::DevicesStay(vm.name.clone()));
+    }
     if state.active_migrations.contains_key(&vm.id) {
         return Err(Error::MigrationInProgress(vm.name.clone()));
     }

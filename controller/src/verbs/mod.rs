@@ -6,6 +6,8 @@
 pub mod backup;
 pub mod cancel;
 pub mod create;
+#[cfg(test)]
+mod device_tests;
 pub mod drain;
 pub mod host;
 pub mod host_power;
@@ -453,6 +455,11 @@ pub enum Error {
         "{0} has dedicated processors, huge pages or a NUMA policy, so its size is fixed: make a new VM of the other size, for example from a backup of it"
     )]
     SizeFixed(VmName),
+    /// It has devices of its host.
+    #[error(
+        "{0} has PCI devices of its host and cannot migrate: stop it while something is done to the host, or make a new VM elsewhere, for example from a backup of it"
+    )]
+    DevicesStay(VmName),
     /// It boots from that disk.
     #[error("{vm} boots from disk {disk}: it stays the first of its disks")]
     BootDisk {

@@ -95,6 +95,7 @@ impl Error {
             E::HostRuns { .. } => (Code::FailedPrecondition, "HOST_NOT_EMPTY"),
             E::HostNotEmpty { .. } => (Code::FailedPrecondition, "HOST_NOT_EMPTY"),
             E::ChangeInProgress { .. } => (Code::FailedPrecondition, "CHANGE_IN_PROGRESS"),
+            E::DevicesStay(_) => (Code::FailedPrecondition, "DEVICES_STAY"),
             E::SizeFixed(_) => (Code::FailedPrecondition, "SIZE_FIXED"),
             E::BootDisk { .. } => (Code::FailedPrecondition, "BOOT_DISK"),
             E::DiskLeaving { .. } => (Code::FailedPrecondition, "DISK_IN_USE"),

@@ -191,6 +191,7 @@ fn has_room(state: &State, vm: &VmRecord, policy: Policy) -> Result<(), Error> {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     };
     let request = Request::new(layers).on(Some(vm.owner.clone()));
     let decision = placement::decide(&request, &[view], &policy);

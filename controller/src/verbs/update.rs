@@ -548,6 +548,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
         ..new.spec.clone()
     };
     let needs = networks::resolve::needs(state, &added);

@@ -337,7 +337,10 @@ impl AgentService for Agent {
 
 fn inventory(offers_volumes: bool) -> v1::HostInventory {
     const GIB: u64 = 1 << 30;
-    let mut guest_features = vec![v1::GuestFeature::FirstBoot.into()];
+    let mut guest_features = vec![
+        v1::GuestFeature::FirstBoot.into(),
+        v1::GuestFeature::PciDevice.into(),
+    ];
     if offers_volumes {
         guest_features.push(v1::GuestFeature::Volume.into());
     }
@@ -347,6 +350,11 @@ fn inventory(offers_volumes: bool) -> v1::HostInventory {
         accelerator: "tcg".into(),
         bridges: vec!["br0".into()],
         guest_features,
+        pci_devices: vec![v1::PciDevice {
+            class: "gpu".into(),
+            address: "0000:3b:00.0".into(),
+            ..Default::default()
+        }],
         pools: vec![v1::StoragePool {
             name: "local".into(),
             path: "/pool".into(),

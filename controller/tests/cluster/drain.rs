@@ -396,3 +396,47 @@ async fn hosts_to_be_maintained_are_sorted_into_groups_that_can_be_emptied_at_on
     let unknown = clients.plans.plan_maintenance(ask(&["h9"], 0, false)).await;
     assert_eq!(reason(unknown), "HOST_NOT_FOUND");
 }
+
+#[tokio::test]
+async fn a_vm_with_a_device_of_its_host_is_not_moved_and_a_drain_says_what_can_be_done() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let mut request = create("web");
+    request.host = "h1".into();
+    if let Some(spec) = request.vm.as_mut().and_then(|vm| vm.spec.as_mut()) {
+        spec.devices = vec![v1::DeviceRequest {
+            class: "gpu".into(),
+            count: 1,
+        }];
+    }
+    let operation = clients.vms.create_vm(request.clone()).await.unwrap().into_inner();
+    clients.succeeded(operation).await;
+    let runs = || async { place(&clients, "web").await.1 == VmState::Running };
+    eventually("it runs", runs).await;
+    let seen = clients.vm("web").await.status.unwrap().devices;
+    assert_eq!(seen[0].address, "0000:3b:00.0");
+    // Its host has no other.
+    request.vm.as_mut().unwrap().name = "other".into();
+    assert_eq!(reason(clients.vms.create_vm(request).await), "NO_CAPACITY");
+    let room = host(&clients, "h1").await.allocation.unwrap().devices;
+    assert_eq!((room[0].count, room[0].reserved), (1, 1));
+
+    let migrate = v1::MigrateVmRequest {
+        name: "web".into(),
+        ..Default::default()
+    };
+    assert_eq!(reason(clients.vms.migrate_vm(migrate).await), "DEVICES_STAY");
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Blocked, "long before its deadline");
+    assert_eq!(drained.vms[0].error.as_ref().unwrap().reason, "DEVICES_STAY");
+    assert_eq!(
+        drained.vms[0].options,
+        ["dalgu vm stop web", "dalgu vm update web --drain-mode leave"]
+    );
+    let operation = clients.vms.stop_vm(stop("web")).await.unwrap().into_inner();
+    clients.succeeded(operation).await;
+    // It is its own while it is off.
+    let room = host(&clients, "h1").await.allocation.unwrap().devices;
+    assert_eq!((room[0].count, room[0].reserved), (1, 1));
+}

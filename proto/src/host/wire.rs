@@ -112,6 +112,31 @@ impl From<Uplink> for v1::BridgeUplink {
     }
 }
 
+/// A device; `None` without an address that could be one.
+fn pci_device(wire: v1::PciDevice) -> Option<PciDevice> {
+    Some(PciDevice {
+        class: wire.class,
+        address: wire.address.parse().ok()?,
+        model: wire.model,
+        numa_node: wire.numa_node,
+        iommu_group: wire.iommu_group,
+        problem: Some(wire.problem).filter(|problem| !problem.is_empty()),
+    })
+}
+
+impl From<PciDevice> for v1::PciDevice {
+    fn from(own: PciDevice) -> Self {
+        Self {
+            class: own.class,
+            address: own.address.to_string(),
+            model: own.model,
+            numa_node: own.numa_node,
+            iommu_group: own.iommu_group,
+            problem: own.problem.unwrap_or_default(),
+        }
+    }
+}
+
 impl From<v1::HostInventory> for Inventory {
     fn from(wire: v1::HostInventory) -> Self {
         Self {
@@ -132,6 +157,7 @@ impl From<v1::HostInventory> for Inventory {
             guest_features: wire.guest_features.into_iter().filter_map(feature).collect(),
             overlay_address: wire.overlay_address.parse().ok(),
             uplinks: each(wire.uplinks),
+            pci_devices: wire.pci_devices.into_iter().filter_map(pci_device).collect(),
         }
     }
 }
@@ -163,6 +189,7 @@ impl From<Inventory> for v1::HostInventory {
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
             uplinks: each(own.uplinks),
+            pci_devices: each(own.pci_devices),
         }
     }
 }
@@ -187,6 +214,7 @@ fn feature(wire: i32) -> Option<GuestFeature> {
         v1::GuestFeature::VolumeMove => GuestFeature::VolumeMove,
         v1::GuestFeature::VolumeSnapshot => GuestFeature::VolumeSnapshot,
         v1::GuestFeature::Numa => GuestFeature::Numa,
+        v1::GuestFeature::PciDevice => GuestFeature::PciDevice,
     })
 }
 
@@ -209,6 +237,7 @@ impl From<GuestFeature> for v1::GuestFeature {
             GuestFeature::VolumeMove => Self::VolumeMove,
             GuestFeature::VolumeSnapshot => Self::VolumeSnapshot,
             GuestFeature::Numa => Self::Numa,
+            GuestFeature::PciDevice => Self::PciDevice,
         }
     }
 }

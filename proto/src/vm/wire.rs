@@ -63,6 +63,7 @@ impl TryFrom<v1::VmSpec> for Spec {
             return Err(invalid("ha_tier", "is not a value of HaTier"));
         }
         let fitting = numa::check(&wire)?;
+        let devices = device::check(&wire.devices)?;
         let disks = wire
             .disks
             .into_iter()
@@ -105,6 +106,7 @@ impl TryFrom<v1::VmSpec> for Spec {
             max_vcpus,
             max_memory_mib,
             fitting,
+            devices,
         })
     }
 }
@@ -394,6 +396,7 @@ impl From<Spec> for v1::VmSpec {
             huge_page_kib: pages.map_or(0, PageSize::kib),
             numa_policy: v1::NumaPolicy::from(numa).into(),
             numa_nodes: numa.nodes_named(),
+            devices: device::to_wire(spec.devices),
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             disks: spec.disks.into_iter().map(Into::into).collect(),

@@ -30,6 +30,8 @@ const UNITLESS: &[&str] = &[
     "layer",
     "replaces",
     "order",
+    "numa_node",
+    "iommu_group",
 ];
 
 /// Words of a comment that name a unit, or say that there is none.

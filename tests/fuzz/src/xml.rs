@@ -15,7 +15,7 @@ use dalgu_agent::hypervisor::{
 };
 use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation},
-    vm::{DiskFormat, DiskLimits, Firmware},
+    vm::{DiskFormat, DiskLimits, Firmware, PciAddress},
 };
 use uuid::Uuid;
 
@@ -88,6 +88,14 @@ fn model(input: &mut Input<'_>) -> Model {
         firmware,
         tpm: input.pick(&[false, true]),
         pinning: None,
+        devices: (0..shape & 1)
+            .map(|bus| PciAddress {
+                domain: u16::MAX,
+                bus: u8::try_from(bus).unwrap_or_default(),
+                slot: 31,
+                function: 7,
+            })
+            .collect(),
     };
     // As they are: a maximum has an element for each processor.
     model.max_vcpus = model.vcpus;

@@ -196,6 +196,7 @@ impl Host {
             nvram: (spec.firmware != Firmware::Bios).then(|| self.storage.nvram(definition.id)),
             tpm: spec.tpm,
             pinning: self.pinning(definition),
+            devices: definition.devices.iter().map(|device| device.address).collect(),
         })
     }
 

@@ -9,7 +9,7 @@ use std::{
 use dalgu_proto::{
     host::GuestFeature,
     ids::{Epoch, Generation, VmId},
-    vm::{DiskFormat, DiskLimits, Firmware},
+    vm::{DiskFormat, DiskLimits, Firmware, PciAddress},
 };
 use uuid::Uuid;
 
@@ -212,6 +212,7 @@ pub fn model(xml: &str) -> Result<Model, XmlError> {
         nvram: domain.at(&["os", "nvram"]).map(|nvram| nvram.own_text().into()),
         tpm: devices.each("tpm").next().is_some(),
         pinning: Pinning::read(&domain),
+        devices: host_devices(&domain)?,
     })
 }
 
@@ -438,6 +439,31 @@ fn firmware(domain: &Element) -> Option<Firmware> {
     }
 }
 
+/// PCI devices of the host that a domain has.
+fn host_devices(domain: &Element) -> Result<Vec<PciAddress>, XmlError> {
+    let devices = domain
+        .at(&["devices"])
+        .into_iter()
+        .flat_map(|all| all.each("hostdev"));
+    let number = |address: &Element, part: &str| {
+        let text = address.attribute(part)?.strip_prefix("0x")?;
+        u16::from_str_radix(text, 16).ok()
+    };
+    let read = |device: &Element| {
+        let address = device.at(&["source", "address"])?;
+        let byte = |part: &str| u8::try_from(number(address, part)?).ok();
+        Some(PciAddress {
+            domain: number(address, "domain")?,
+            bus: byte("bus")?,
+            slot: byte("slot")?,
+            function: byte("function")?,
+        })
+    };
+    devices
+        .map(|device| read(device).ok_or(unexpected("hostdev")))
+        .collect()
+}
+
 /// What guests can have besides the usual, by libvirt's account of the domains that it can run.
 ///
 /// # Errors
@@ -468,6 +494,7 @@ pub fn guest_features(capabilities: &str) -> Result<Vec<GuestFeature>, XmlError>
         (true, GuestFeature::VolumeMove),
         (true, GuestFeature::VolumeSnapshot),
         (true, GuestFeature::Numa),
+        (true, GuestFeature::PciDevice),
     ];
     Ok(found
         .into_iter()

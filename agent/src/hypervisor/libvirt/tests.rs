@@ -11,7 +11,7 @@ use dalgu_proto::{
     ids::{ClusterId, Epoch, Generation},
     vm::{
         CloneMode, Disk, DiskFormat, DiskLimits, Firmware, KernelBoot, MAX_DISK_IOPS,
-        MAX_DISK_MIB_PER_SECOND, MAX_DISKS, MAX_NICS, Nic, PageSize, Plug, RestartPolicy, Spec,
+        MAX_DISK_MIB_PER_SECOND, MAX_DISKS, MAX_NICS, Nic, PageSize, PciAddress, Plug, RestartPolicy, Spec,
         first_boot::{Documents, MEDIUM},
     },
 };
@@ -71,6 +71,7 @@ prop_compose! {
         (console, kvm, tpm, plugged) in (text(), any::<bool>(), any::<bool>(), any::<bool>()),
         (nvram, pinned) in (text(), prop::option::of(1..4_u32)),
         firmware in prop::sample::select(FIRMWARE.to_vec()),
+        devices in prop::collection::vec((any::<u16>(), any::<u8>(), 0..32_u8, 0..8_u8), 0..3),
     ) -> Model {
         Model {
             id: Uuid::from_u128(id),
@@ -106,6 +107,7 @@ prop_compose! {
             firmware,
             tpm,
             pinning: pinned.map(|nodes| pinning(vcpus, nodes)),
+            devices: devices.into_iter().map(|(domain, bus, slot, function)| PciAddress { domain, bus, slot, function }).collect(),
         }
     }
 }
@@ -187,6 +189,16 @@ fn large(accelerator: Accelerator) -> Model {
         nvram: None,
         tpm: false,
         pinning: None,
+        devices: (0..16).map(|bus| address(0xffff, bus * 17)).collect(),
+    }
+}
+
+fn address(domain: u16, bus: u8) -> PciAddress {
+    PciAddress {
+        domain,
+        bus,
+        slot: 31,
+        function: 7,
     }
 }
 
@@ -197,6 +209,7 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
         let mut small = large(accelerator);
         small.disks.clear();
         small.nics.clear();
+        small.devices = vec![address(0, 0x3b)];
         let firmware = |firmware| Model {
             firmware,
             nvram: (firmware != Firmware::Bios).then(|| "/nvram/<1>_VARS.fd".into()),
@@ -232,10 +245,30 @@ fn libvirts_schema_accepts_every_kind_of_domain() {
 }
 
 #[test]
+fn a_pci_device_of_the_host_is_in_the_domain_by_its_address_there() {
+    let mut model = large(Accelerator::Kvm);
+    model.devices = vec!["0000:3b:00.1".parse().unwrap()];
+    let xml = model.to_xml().unwrap();
+    let device = r#"<hostdev mode="subsystem" type="pci" managed="yes"><source><address domain="0x0000" bus="0x3b" slot="0x00" function="0x1"/></source></hostdev>"#;
+    assert!(xml.contains(device), "{xml}");
+    // libvirt's own words besides are no other device.
+    let longer = xml.replace(
+        device,
+        &device
+            .replace("<source>", r#"<driver name="vfio"/><source>"#)
+            .replace("</hostdev>", r#"<alias name="hostdev0"/></hostdev>"#),
+    );
+    assert_eq!(read::model(&longer).unwrap().devices, model.devices);
+    let other = xml.replace("0x3b", "59");
+    assert!(read::model(&other).is_err());
+}
+
+#[test]
 fn the_domain_of_a_small_vm_looks_like_this() {
     let mut model = large(Accelerator::Tcg);
     model.disks.truncate(1);
     model.nics.truncate(1);
+    model.devices.clear();
     let xml = model.to_xml().unwrap().replace("><", ">\n<");
     let expected = include_str!("tests/small.xml");
     assert_eq!(
@@ -250,6 +283,7 @@ fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() 
     let mut model = large(Accelerator::Kvm);
     model.disks.truncate(2);
     model.nics.clear();
+    model.devices.clear();
     model.disks[1].name = MEDIUM.to_owned();
     model.firmware = Firmware::UefiSecureBoot;
     model.nvram = Some("/var/lib/libvirt/qemu/nvram/1_VARS.fd".into());
@@ -266,8 +300,8 @@ fn the_domain_of_a_vm_with_secure_boot_a_tpm_and_a_first_boot_looks_like_this() 
 #[test]
 fn what_guests_can_have_is_read_from_libvirts_own_account() {
     use GuestFeature::{
-        Backup, DiskChange, FirstBoot, HotChange, Numa, Snapshot, Tpm, Uefi, UefiSecureBoot, Volume,
-        VolumeMove, VolumeSnapshot,
+        Backup, DiskChange, FirstBoot, HotChange, Numa, PciDevice, Snapshot, Tpm, Uefi, UefiSecureBoot,
+        Volume, VolumeMove, VolumeSnapshot,
     };
     let account = |firmware: &str, secure: &str, backend: &str| {
         format!(
@@ -295,6 +329,7 @@ fn what_guests_can_have_is_read_from_libvirts_own_account() {
                 VolumeMove,
                 VolumeSnapshot,
                 Numa,
+                PciDevice,
             ],
         ]
         .concat()
@@ -435,6 +470,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     };
     Definition {
         id: VmId::from_uuid(Uuid::new_v4()),
@@ -445,6 +481,7 @@ pub(super) fn definition(disks: Vec<Disk>) -> Definition {
         networks: Vec::new(),
         layers: Default::default(),
         places: Vec::new(),
+        devices: Vec::new(),
     }
 }
 

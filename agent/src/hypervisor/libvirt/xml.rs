@@ -19,7 +19,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dalgu_proto::vm::{DiskFormat, DiskLimits, Firmware, first_boot::MEDIUM};
+use dalgu_proto::vm::{DiskFormat, DiskLimits, Firmware, PciAddress, first_boot::MEDIUM};
 use uuid::Uuid;
 
 use super::{
@@ -177,6 +177,8 @@ pub struct Model {
     pub tpm: bool,
     /// Where on the host it is, of one that is fitted onto NUMA nodes.
     pub pinning: Option<Pinning>,
+    /// PCI devices of the host that are its own.
+    pub devices: Vec<PciAddress>,
 }
 
 /// The attributes of Dalgu's element that are the mark.
@@ -429,9 +431,10 @@ impl Model {
     }
 
     fn devices(&self) -> Result<Element, XmlError> {
-        // A port for each device on the bus: disks, interfaces, balloon, random numbers, channels, memory that can be added.
+        // A port for each device on the bus: disks, interfaces, balloon, random numbers, channels, memory that can be added, and
+        // those of the host.
         let memory = usize::from(self.more_memory_mib() > 0);
-        let ports = self.disks.len() + self.nics.len() + 3 + memory + SPARE_PORTS;
+        let ports = self.disks.len() + self.nics.len() + self.devices.len() + 3 + memory + SPARE_PORTS;
         let controller = |index: usize, model: &str| {
             Element::new("controller")
                 .with("type", "pci")
@@ -482,6 +485,7 @@ impl Model {
                     .enumerate()
                     .map(|(index, nic)| self.nic(index, nic)),
             )
+            .all(self.devices.iter().map(Self::host_device))
             .child(serial)
             .all((self.accelerator != Accelerator::Test).then_some(agent))
             .all(self.tpm.then_some(tpm))
@@ -534,6 +538,26 @@ impl Model {
             element = element.child(Element::new("boot").with("order", index + 1));
         }
         Ok(element.child(Element::new("alias").with("name", alias("disk", &disk.name))))
+    }
+
+    /// A PCI device of the host. libvirt takes it from its driver there when the domain starts, and gives it back when that has ended.
+    fn host_device(address: &PciAddress) -> Element {
+        let PciAddress {
+            domain,
+            bus,
+            slot,
+            function,
+        } = address;
+        let address = Element::new("address")
+            .with("domain", format!("{domain:#06x}"))
+            .with("bus", format!("{bus:#04x}"))
+            .with("slot", format!("{slot:#04x}"))
+            .with("function", format!("{function:#x}"));
+        Element::new("hostdev")
+            .with("mode", "subsystem")
+            .with("type", "pci")
+            .with("managed", "yes")
+            .child(Element::new("source").child(address))
     }
 
     fn target(&self, index: usize, nic: &NicModel) -> String {

@@ -7,7 +7,7 @@ use dalgu_proto::{
     host::VmUsage,
     ids::{BackupId, VmId, VolumeId},
     image::Digest,
-    vm::{CloneMode, Disk, NumaPlace, PowerReason},
+    vm::{CloneMode, Disk, NumaPlace, PciAddress, PowerReason},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -123,6 +123,12 @@ impl Guest {
             ran: Duration::ZERO,
             since: None,
         }
+    }
+
+    /// PCI devices of the host that it has.
+    fn devices(&self) -> impl Iterator<Item = &PciAddress> {
+        let definition = self.definition.iter();
+        definition.flat_map(|definition| definition.devices.iter().map(|device| &device.address))
     }
 
     pub(super) fn foreign(id: VmId, name: &str) -> Self {
@@ -435,6 +441,17 @@ impl State {
             .flat_map(|boot| std::iter::once(&boot.kernel).chain(&boot.initrd))
         {
             file_exists("kernel", file, config)?;
+        }
+        let devices = self.domains.get(&id).into_iter().flat_map(Guest::devices);
+        let devices: Vec<_> = devices.copied().collect();
+        let others = self.domains.values();
+        let others = others.filter(|other| other.id != id && other.state != DomainState::Stopped);
+        let mut taken = others.flat_map(|other| other.devices().map(move |device| (device, other.id)));
+        let twice = taken.find(|(device, _)| devices.contains(device));
+        let twice = twice.map(|(device, other)| format!("PCI device {device} is in use by domain {other}"));
+        drop(taken);
+        if let Some(detail) = twice {
+            return Err(Error::WrongState { id, detail });
         }
         let guest = self.ours(id, config)?;
         guest.run += 1;

@@ -43,6 +43,7 @@ fn spec() -> Spec {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     }
 }
 

@@ -112,6 +112,7 @@ impl Say {
                 networks: Vec::new(),
                 layers: BTreeSet::new(),
                 places: Vec::new(),
+                devices: Vec::new(),
             },
             hardware,
         ))

@@ -23,6 +23,7 @@ pub(super) fn vm(power: PowerState) -> Vm {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     };
     let intent = Intent {
         generation: Generation(3),
@@ -35,6 +36,7 @@ pub(super) fn vm(power: PowerState) -> Vm {
         grace_period_seconds: 60,
         snapshots: None,
         places: Vec::new(),
+        devices: Vec::new(),
     };
     Vm {
         id: VmId::from_uuid(uuid::Uuid::from_u128(1)),

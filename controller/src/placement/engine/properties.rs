@@ -48,7 +48,7 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
             host.pools[0].shared = pool.1;
             host.bridges = bridges.iter().map(|name| (*name).to_owned()).collect();
             host.vms_most = (load == 8).then_some(0);
-            host.guest_features = Cow::Owned(vec![GuestFeature::Numa]);
+            host.guest_features = Cow::Owned(vec![GuestFeature::Numa, GuestFeature::PciDevice]);
             let nodes = [2, 1][size % 2];
             host.parts = parts(
                 host.cpus,

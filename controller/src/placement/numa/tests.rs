@@ -39,6 +39,7 @@ fn host(name: &str) -> HostView<'static> {
             }]
             .into(),
             taken: Cow::default(),
+            devices: Cow::default(),
         },
         ..tests::host(name)
     }

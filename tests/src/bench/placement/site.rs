@@ -136,6 +136,7 @@ pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
         max_vcpus: None,
         max_memory_mib: None,
         fitting: Default::default(),
+        devices: Default::default(),
     })
     .with_rules(rules(hosts, rng))
 }
@@ -220,6 +221,7 @@ pub(super) fn seen<'a>(host: &'a HostView<'_>) -> HostView<'a> {
         parts: Parts {
             nodes: Cow::Borrowed(&host.parts.nodes),
             uplinks: Cow::Borrowed(&host.parts.uplinks),
+            devices: Cow::Borrowed(&host.parts.devices),
             taken: Cow::Borrowed(&host.parts.taken),
         },
         ..*host

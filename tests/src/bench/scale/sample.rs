@@ -62,6 +62,7 @@ fn inventory() -> Inventory {
         guest_features: Vec::new(),
         overlay_address: None,
         uplinks: Vec::new(),
+        pci_devices: Vec::new(),
     }
 }
 
