@@ -641,6 +641,7 @@ fn what_a_changed_domain_has_is_read_from_its_definition() {
     (model.memory_mib, model.max_memory_mib) = (256, 1025);
     model.disks.truncate(3);
     model.nics.truncate(2);
+    model.devices.clear();
     let xml = model.to_xml().unwrap();
     let parts = read::parts(&xml).unwrap();
     let has = &parts.hardware;
