@@ -126,8 +126,15 @@ async fn no_device_is_given_twice_whoever_starts_again_and_whatever_store_is_res
     create(&cluster, "d").await?;
     each_has_its_own(&cluster, &["a", "b", "c", "d"]).await?;
     refused(&cluster, "e").await?;
+    let off = v1::StopVmRequest {
+        name: "d".into(),
+        force: true,
+        ..Default::default()
+    };
+    cluster.vms().await?.stop_vm(off).await?;
+    cluster.until_at_rest().await?;
 
-    // The backup knows two of the four; the hosts know all of them.
+    // The backup knows two of the four; the hosts know all of them, also the one that is off.
     cluster.kill_controller().await;
     cluster.disk = restored(image)?;
     cluster.start_controller().await?;

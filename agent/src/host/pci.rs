@@ -17,6 +17,8 @@ use super::Root;
 const DEVICES: &str = "sys/bus/pci/devices";
 /// Drivers of a device that is kept for guests.
 const FOR_GUESTS: [&str; 2] = ["vfio-pci", "pci-stub"];
+/// The classes of controllers of disks and of networks: <https://pci-ids.ucw.cz/read/PD/01>.
+const OF_HOSTS: [&str; 2] = ["0x01", "0x02"];
 /// The class of bridges: <https://pci-ids.ucw.cz/read/PD/06>.
 const BRIDGE: &str = "0x06";
 
@@ -151,6 +153,10 @@ fn matched<'a>(root: &Root, named: &'a [Named]) -> BTreeMap<PciAddress, BTreeSet
 pub fn read(root: &Root, named: &[Named]) -> Vec<PciDevice> {
     let all = matched(root, named);
     let addresses: BTreeSet<_> = all.keys().copied().collect();
+    let chosen = |address: PciAddress| {
+        let this = Pattern::Address(address);
+        named.iter().any(|one| one.pattern == this)
+    };
     let device = |(address, classes): (PciAddress, BTreeSet<&str>)| {
         let iommu_group = group(root, address);
         PciDevice {
@@ -160,7 +166,8 @@ pub fn read(root: &Root, named: &[Named]) -> Vec<PciDevice> {
             // -1: not told.
             numa_node: root.number(format!("{}/numa_node", dir(address))),
             iommu_group,
-            problem: problem(root, address, iommu_group, &addresses),
+            problem: problem(root, address, iommu_group, &addresses)
+                .or_else(|| used(root, address).filter(|_| !chosen(address))),
         }
     };
     all.into_iter().map(device).collect()
@@ -191,6 +198,24 @@ fn is_bridge(root: &Root, address: PciAddress) -> bool {
         .is_some_and(|class| class.starts_with(BRIDGE))
 }
 
+/// Why a device that is named by its model alone is not given: the host may have its disks or its network on one of that model.
+fn used(root: &Root, address: PciAddress) -> Option<String> {
+    let class = root.word(format!("{}/class", dir(address)))?;
+    // Virtual functions are made for guests.
+    if root.link(format!("{}/physfn", dir(address))).is_some() {
+        return None;
+    }
+    let driver = root.link(format!("{}/driver", dir(address)))?;
+    let is_hosts =
+        OF_HOSTS.iter().any(|kind| class.starts_with(kind)) && !FOR_GUESTS.contains(&driver.as_str());
+    is_hosts.then(|| {
+        format!(
+            "may be used by the host (driver {driver}): name it by its address, or bind it to vfio-pci at the start, for example with \
+             `driverctl set-override {address} vfio-pci`"
+        )
+    })
+}
+
 /// Why a device cannot be given to a VM, and what to do about that.
 fn problem(
     root: &Root,
@@ -203,6 +228,10 @@ fn problem(
     }
     if is_bridge(root, address) {
         return Some("is a bridge, which no VM can have: name what is behind it".to_owned());
+    }
+    if root.link(format!("{}/virtfn0", dir(address))).is_some() {
+        let text = "has virtual functions, which go when a VM gets it: name those, or have none (0 in its sriov_numvfs)";
+        return Some(text.to_owned());
     }
     let Some(group) = group else {
         let text = "is in no IOMMU group: switch the IOMMU on in the host's firmware and for its kernel (intel_iommu=on, or amd_iommu=on)";
@@ -374,6 +403,57 @@ mod tests {
             .write("sys/bus/pci/drivers/vfio-pci/bind", "")
             .link(&driver, "sys/bus/pci/drivers/vfio-pci");
         assert_eq!(problems()[2].1, "");
+    }
+
+    #[test]
+    fn what_the_host_may_have_its_disks_or_network_on_is_given_by_its_address_alone() {
+        let (tree, model) = (Tree::new(), "8086:1572");
+        put(&tree, "0000:18:00.0", model, "0x020000", Some(1), Some("i40e"));
+        put(&tree, "0000:18:00.1", model, "0x020000", Some(2), Some("i40e"));
+        put(
+            &tree,
+            "0000:18:00.2",
+            model,
+            "0x020000",
+            Some(3),
+            Some("vfio-pci"),
+        );
+        let all = [named("nic", model), named("nic", "18:00.1")];
+        let problems = |named: &[Named]| -> Vec<_> {
+            let found = read(&tree.root(), named).into_iter();
+            found.map(|device| device.problem.unwrap_or_default()).collect()
+        };
+        let found = problems(&all);
+        assert!(
+            found[0].contains("may be used by the host (driver i40e)"),
+            "{}",
+            found[0]
+        );
+        assert_eq!(found[1..], ["", ""]);
+        // A port and its virtual functions are not two devices.
+        for (from, to) in [("18:00.1", "18:02.0"), ("18:00.2", "18:0a.0")] {
+            let (port, function) = (format!("{DEVICES}/0000:{from}"), format!("{DEVICES}/0000:{to}"));
+            put(
+                &tree,
+                &format!("0000:{to}"),
+                "8086:154c",
+                "0x020000",
+                Some(9),
+                Some("iavf"),
+            );
+            tree.link(&format!("{port}/virtfn0"), &function)
+                .link(&format!("{function}/physfn"), &port);
+        }
+        let found = problems(&all);
+        assert!(
+            found[1..]
+                .iter()
+                .all(|problem| problem.contains("virtual functions")),
+            "{found:?}"
+        );
+        assert_eq!(problems(&[named("nic", "18:02.0")]).len(), 1);
+        tree.remove("sys/kernel/iommu_groups/9/devices/0000:18:0a.0");
+        assert_eq!(problems(&[named("nic", "8086:154c")])[0], "");
     }
 
     #[test]

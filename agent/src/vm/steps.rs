@@ -15,7 +15,7 @@ use dalgu_proto::{
     ids::{Epoch, Generation, VmId},
     image::Digest,
     mutant::{self, Mutant},
-    vm::{Disk, PowerReason, PowerState, RestartMode},
+    vm::{Device, Disk, PowerReason, PowerState, RestartMode},
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -619,6 +619,27 @@ async fn create_volumes(
     Ok(())
 }
 
+/// That at the address of each device of a VM's own there is what its operator has named so: addresses change where cards are added, and what is
+/// there then may be the host's.
+fn devices_are_there(shared: &Shared, definition: &Definition) -> Result<(), hypervisor::Error> {
+    let known = shared.samples.borrow().inventory.clone();
+    let is_there = |device: &&Device| {
+        let mut named = known.pci_devices.iter().filter(|named| named.problem.is_none());
+        named.any(|named| named.address == device.address && named.class == device.class)
+    };
+    match definition.devices.iter().find(|device| !is_there(device)) {
+        None => Ok(()),
+        // The agent has started a moment ago.
+        Some(_) if known.cpus == 0 => Err(hypervisor::Error::Unavailable {
+            detail: "the agent has not looked yet which PCI devices there are".to_owned(),
+        }),
+        Some(device) => Err(hypervisor::Error::Missing {
+            what: "a PCI device that can be given, named in agent.toml for its class, at",
+            path: device.address.to_string().into(),
+        }),
+    }
+}
+
 async fn perform(
     shared: &Shared,
     id: VmId,
@@ -638,6 +659,9 @@ async fn perform(
     {
         let ports: Vec<_> = plugged(id, &definition.spec).collect();
         shared.networks.ready(&ports).await?;
+    }
+    if let Some(definition) = definition.filter(|_| matches!(step, Step::Start | Step::Restart)) {
+        devices_are_there(shared, definition)?;
     }
     begun.store(true, Ordering::Relaxed);
     let defined = || definition.ok_or(hypervisor::Error::NotFound { id });

@@ -187,7 +187,7 @@ fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) 
         volumes: Default::default(),
         pins: Default::default(),
         devices: Default::default(),
-        samples: samples(),
+        samples: samples(boot_id),
         transport: Arc::new(streams.clone()),
         clock: Clock::system(),
         boot_id: boot_id.to_owned(),
@@ -196,10 +196,16 @@ fn shared(dir: &tempfile::TempDir, sim: &Sim, streams: &Streams, boot_id: &str) 
     }
 }
 
+/// A start of the host after which something else is at the address of its first device.
+const MOVED: &str = "boot-with-another-card";
+
 /// What the host is made of: two devices for VMs, and one that cannot be given.
-fn samples() -> watch::Receiver<Arc<Snapshot>> {
+fn samples(boot_id: &str) -> watch::Receiver<Arc<Snapshot>> {
     let device = |(address, problem): (&str, Option<&str>)| PciDevice {
-        class: "gpu".into(),
+        class: match (boot_id, address) {
+            (MOVED, "3b:00.0") => "disk".into(),
+            _ => "gpu".into(),
+        },
         address: address.parse().unwrap(),
         model: "10de:20b0".into(),
         numa_node: None,

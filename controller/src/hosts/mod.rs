@@ -144,7 +144,7 @@ pub fn devices(state: &State, spec: &Spec, places: &[NumaPlace], host: &HostName
 pub fn foreign(state: &State, host: &HostName) -> (u32, u64) {
     let unmanaged = state.live.get(host).into_iter().flat_map(|live| &live.unmanaged);
     let unmanaged = unmanaged.filter(|domain| domain.running);
-    let strays = strays(state, host);
+    let strays = strays(state, host).filter(|stray| stray.reported.is_alive());
     unmanaged
         .map(|domain| (domain.vcpus, domain.memory_mib))
         .chain(strays.map(|stray| (stray.reported.vcpus, stray.reported.memory_mib)))
@@ -162,11 +162,12 @@ fn strays<'a>(state: &'a State, host: &'a HostName) -> impl Iterator<Item = &'a 
         .range(first..)
         .take_while(move |((at, _), _)| at == host);
     strays
-        .filter(move |((_, vm), stray)| stray.reported.is_alive() && !holds(vm))
+        .filter(move |((_, vm), _)| !holds(vm))
         .map(|(_, stray)| stray)
 }
 
-/// What of a host by name is VMs' own. What has no reservation there keeps its PCI devices: the host would give them to nobody else.
+/// What of a host by name is VMs' own. What has no reservation there keeps its PCI devices, also while it is off: the host would give
+/// them to nobody else.
 fn taken<'a>(state: &State, host: &HostName, reserved: Option<&'a Reserved>) -> Cow<'a, Taken> {
     let mut taken = reserved.map_or_else(Cow::default, |held| Cow::Borrowed(&*held.taken));
     for stray in strays(state, host) {

@@ -434,20 +434,21 @@ fn short(pool: &PoolView<'_>, needed: u64) -> u64 {
 impl Lack<'_> {
     /// Whether moves of VMs can change it: what is free. That a VM is on a host already is no lack of the host either.
     pub(super) fn is_room(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::SameHost
-                | Self::CpuFree { .. }
-                | Self::Memory { .. }
-                | Self::Storage { .. }
-                | Self::VmCount { .. }
-                | Self::NodeVcpus { .. }
-                | Self::NodeMemory { .. }
-                | Self::HugePages { .. }
-                | Self::Nodes { all: true, .. }
-                | Self::Bandwidth { .. }
-                | Self::Devices { .. }
-        )
+            | Self::CpuFree { .. }
+            | Self::Memory { .. }
+            | Self::Storage { .. }
+            | Self::VmCount { .. }
+            | Self::NodeVcpus { .. }
+            | Self::NodeMemory { .. }
+            | Self::HugePages { .. }
+            | Self::Nodes { all: true, .. }
+            | Self::Bandwidth { .. } => true,
+            // What a host has none of, no move brings there.
+            Self::Devices { needed, all, .. } => needed <= all,
+            _ => false,
+        }
     }
 
     /// Which test it is.

@@ -285,6 +285,7 @@ impl<'a> Rules<'a> {
             bridges,
             features,
             pools,
+            (&spec.fitting, &spec.devices),
             &request.accelerator,
             &request.needs,
             &request.rules,

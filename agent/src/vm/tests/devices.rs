@@ -64,3 +64,32 @@ async fn no_controller_gives_away_what_the_host_has_not_named_for_vms() {
         assert_eq!(denied, policy::Denied::DeviceNotNamed(address));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_does_not_start_with_what_has_come_to_the_address_of_its_device() {
+    let mut host = one_host().await;
+    let off = Intent {
+        power: PowerState::Stopped,
+        ..with_devices(&["3b:00.0"])
+    };
+    host.create(vm(1), off).await;
+    host.until_settled(vm(1), 1).await;
+    host.restart_agent(MOVED).await;
+    let on = Intent {
+        generation: Generation(2),
+        power_sequence: 2,
+        ..with_devices(&["3b:00.0"])
+    };
+    host.create(vm(1), on).await;
+    let failed = host
+        .until(vm(1), "failed", |status| status.failure.is_some())
+        .await;
+    let failure = failed.failure.unwrap();
+    assert!(failure.message.contains("0000:3b:00.0"), "{failure:?}");
+    assert_eq!(
+        host.vms.get(vm(1)).unwrap().status().power,
+        Some(PowerState::Stopped)
+    );
+    host.restart_agent("boot-1").await;
+    host.until_settled(vm(1), 2).await;
+}
