@@ -6,11 +6,12 @@
 //! emptied is full of VMs, and is emptied only when all of them fit elsewhere with more to spare than relief asks for: one plan does not
 //! undo the one before.
 //!
-//! What relief moves is what costs the VMs least: one that is enough by itself, with the least product of what it uses and what is copied.
+//! What relief moves is what costs the VMs least: one that is enough by itself, with the least product of what it uses and what is copied. But one for which a host that
+//! is on has room goes before another for which a host would have to be woken. Hosts are emptied in the order of the same product, over all their VMs.
 
 use super::{
     Plan,
-    site::{Load, Site, Slot},
+    site::{Load, Site, Slot, Vm},
 };
 
 /// How full a host may be.
@@ -49,7 +50,7 @@ impl Default for Settings {
                 share: 0.98,
             },
             empty: Fill {
-                deviations: 1.3,
+                deviations: 1.1,
                 share: 0.98,
             },
             hosts: usize::MAX,
@@ -62,6 +63,11 @@ impl Default for Settings {
 const COMFORTABLE: Fill = Fill {
     deviations: 1.0,
     share: 0.85,
+};
+/// What hosts are filled to by a VM that relieves another, by what is expected in the long run: less certain than emptying, for no host is woken then.
+const RELIEVING: Fill = Fill {
+    deviations: 0.6,
+    share: 1.0,
 };
 /// Reservations alone count.
 const ANY: Fill = Fill {
@@ -181,8 +187,8 @@ pub fn consolidate(site: &Site, settings: &Settings) -> Plan {
 fn relieve(plan: &mut Plan, host: Slot, settings: &Settings, shut: &[bool]) {
     let until = settings.until;
     let receivers = Receivers {
-        by: By::Next,
-        fill: settings.relieve,
+        by: By::Mean,
+        fill: RELIEVING,
         relieve: settings.relieve,
         shut,
     };
@@ -191,41 +197,52 @@ fn relieve(plan: &mut Plan, host: Slot, settings: &Settings, shut: &[bool]) {
         && level(plan.site(), host, By::Next, until.deviations, None) > until.share
     {
         let site = plan.site();
-        let Some(vm) = to_relieve(site, host, until) else {
-            return;
+        let vms = to_relieve(site, host, until);
+        let on = vms.iter().find_map(|vm| Some((*vm, receivers.of(site, *vm)?)));
+        let woken = || {
+            let vm = *vms.first()?;
+            Some((vm, receivers.empty(site, vm)?))
         };
-        match receivers.of(site, vm).or_else(|| receivers.empty(site, vm)) {
-            Some(to) => plan.push(vm, to),
+        match on.or_else(woken) {
+            Some((vm, to)) => plan.push(vm, to),
             None => return,
         }
     }
 }
 
-/// The VM that a full host had best give away. One that does next to nothing would not help.
-fn to_relieve(site: &Site, host: Slot, until: Fill) -> Option<Slot> {
+/// The VMs that a full host may give away, the best first. One that does next to nothing would not help.
+fn to_relieve(site: &Site, host: Slot, until: Fill) -> Vec<Slot> {
     let least = site.hosts()[host].cpus / 250.0;
     let vms = site.here(host).iter().map(|vm| (*vm, &site.vms()[*vm]));
     let vms = vms.filter(|(_, vm)| vm.pinned.is_empty() && vm.load.next > least);
     let ranked = vms.map(|(slot, vm)| {
         let short = level(site, host, By::Next, until.deviations, Some((-1.0, &vm.load))) > until.share;
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^53 MiB")]
-        let copied = vm.transfer_mib.max(1) as f64;
         // Enough, with the least of its work held up for the least time; else the most relief for what is copied.
         let cost = if short {
-            -vm.load.next / copied
+            -vm.load.next / copied(vm)
         } else {
-            vm.load.next * copied
+            held_up(vm)
         };
         (short, cost, slot)
     });
-    let best = ranked.min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
-    best.map(|(.., slot)| slot)
+    let mut ranked: Vec<_> = ranked.collect();
+    ranked.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+    ranked.into_iter().map(|(.., slot)| slot).collect()
 }
 
-/// Empties as many hosts as the others can take over, the dearest and least loaded first.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53 MiB")]
+fn copied(vm: &Vm) -> f64 {
+    vm.transfer_mib.max(1) as f64
+}
+
+/// How much of a VM's work a move holds up.
+fn held_up(vm: &Vm) -> f64 {
+    vm.load.next * copied(vm)
+}
+
+/// Empties as many hosts as the others can take over, the dearest first, and those whose VMs are held up the least.
 fn empty(plan: &mut Plan, settings: &Settings, shut: &[bool]) {
     let site = plan.site();
-    let deviations = settings.empty.deviations;
     let movable = |host: &Slot| {
         site.here(*host)
             .iter()
@@ -235,11 +252,8 @@ fn empty(plan: &mut Plan, settings: &Settings, shut: &[bool]) {
     let mut on: Vec<_> = (0..site.hosts().len())
         .filter(|host| site.is_on(*host) && !shut[*host] && !resting(host) && movable(host))
         .map(|host| {
-            (
-                site.hosts()[host].cost,
-                level(site, host, By::Mean, deviations, None),
-                host,
-            )
+            let vms = site.here(host).iter().map(|vm| held_up(&site.vms()[*vm]));
+            (site.hosts()[host].cost, vms.sum::<f64>(), host)
         })
         .collect();
     on.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));

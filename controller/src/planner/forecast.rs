@@ -9,7 +9,7 @@
 use super::Load;
 
 /// Samples that are kept.
-const KEPT: usize = 24;
+const KEPT: usize = 32;
 /// How far the last sample draws what is expected in the long run.
 const LAST_IN_MEAN: f64 = 0.2;
 /// How far it draws what is expected next.
