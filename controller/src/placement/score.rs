@@ -32,6 +32,11 @@ pub struct Part {
 
 /// Shares are compared in millionths.
 const WHOLE: u64 = 1_000_000;
+/// To pack: how much more a share of memory that is left counts than one of the processors. VMs take memory in larger pieces, of which fewer fit into what is left, and it is not
+/// over-committed.
+const MEMORY: u32 = 16;
+/// To pack: how much more what is lost of a host's worth counts, of what is left by that account.
+const LOST: u32 = 15 * (MEMORY + 1);
 /// Percent of time stalled for a processor or for I/O at which the next step of pressure begins.
 const STALL_STEPS: [f64; 3] = [10.0, 25.0, 50.0];
 /// The same for memory, where any stall means that the host reclaims pages in use.
@@ -191,8 +196,8 @@ impl Cost {
     /// The cost of a VM where so much of a capacity is free.
     ///
     /// - spread: the greater of the shares of processors and memory reserved once the VM is there, then the lesser one.
-    /// - pack: the sum of the shares that are left (best fit over both), and half of what is lost of the host's worth ([`Worth`]); then
-    ///   that loss. Worth alone packs worse than best fit.
+    /// - pack: what is left (best fit over both), the share of memory counting [`MEMORY`] times, and [`LOST`] times what is lost of the host's
+    ///   worth ([`Worth`]); then that loss.
     pub(super) fn of(rule: Rule<'_>, vm: Size, free: Size, capacity: Size) -> Self {
         Self::at_least(rule.policy, vm, free, capacity).with_worth(rule, vm, free, capacity)
     }
@@ -202,7 +207,7 @@ impl Cost {
         match rule.worth.filter(|_| rule.policy == Policy::Pack) {
             Some(worth) => {
                 let lost = worth.lost(vm, free, free.less(vm), capacity);
-                Self(self.0 + lost / 2, lost)
+                Self(self.0 + LOST * lost, lost)
             }
             None => self,
         }
@@ -227,7 +232,7 @@ impl Cost {
             }
             Policy::Pack => {
                 let (vcpus, memory) = left.shares(capacity);
-                Self(vcpus + memory, 0)
+                Self(vcpus + MEMORY * memory, 0)
             }
         }
     }
@@ -278,7 +283,7 @@ impl<'a> Score<'a> {
                 part("reserved_of_other_percent", percent(second)),
             ]),
             Policy::Pack => parts.extend([
-                part("waste_percent", percent(first)),
+                part("waste_percent", percent(first) / f64::from(MEMORY + 1)),
                 part("worth_lost_percent", percent(second)),
             ]),
         }

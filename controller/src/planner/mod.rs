@@ -3,7 +3,8 @@
 //! ```text
 //!   views, forecasts ──> Site ──┬─> rebalance ───┐
 //!                               ├─> consolidate ─┼──> Plan: moves in order, each checked on the site as it is by then
-//!                               ├─> evacuate ────┘
+//!                               ├─> evacuate ────┤
+//!                               ├─> make_room ───┘
 //!                               └─> groups: hosts that can be empty at the same time
 //! ```
 //!
@@ -17,6 +18,7 @@ mod forecast;
 mod maintenance;
 pub mod peak;
 mod rebalance;
+mod room;
 mod site;
 
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub use self::{
     forecast::Samples,
     maintenance::{Group, Held as HeldBy, Settings as Maintenance, groups},
     rebalance::{Dimension, Settings as Rebalance, rebalance, score},
+    room::make_room,
     site::{Held, Host, Load, Refusal, Rule, Site, Slot, Vm},
 };
 
@@ -87,12 +90,19 @@ impl Plan {
         self.site.transfer_mib(&self.moves)
     }
 
-    /// Adds a move for which [`Site::check`] has said yes.
+    /// Adds a move for which [`Site::check`] has said yes; where no room for a host that fails is kept, [`Site::fits`].
     fn push(&mut self, vm: Slot, to: Slot) {
         let from = self.site.vms()[vm].host;
-        debug_assert_eq!(self.site.check(vm, to), Ok(()), "an unchecked move");
+        debug_assert_eq!(self.site.fits(vm, to), Ok(()), "an unchecked move");
         self.site.apply(vm, to);
         self.moves.push(Move { vm, from, to });
+    }
+
+    /// Takes all moves back.
+    fn undo(&mut self) {
+        for step in std::mem::take(&mut self.moves).into_iter().rev() {
+            self.site.apply(step.vm, step.from);
+        }
     }
 
     /// As much of it from its beginning as these budgets allow: every beginning of a plan is one.

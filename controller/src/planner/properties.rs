@@ -64,13 +64,31 @@ fn plans(site: &Site) -> Vec<Plan> {
         gain_per_gib: 0.0,
         ..Rebalance::default()
     };
-    vec![
+    let mut plans = vec![
         rebalance(site, &Rebalance::default()),
         rebalance(site, &even),
         consolidate(site, &Consolidation::default()),
         evacuate(site, &[0]),
-    ]
+    ];
+    plans.extend(make_room(site, &LARGE).map(|(plan, _)| plan));
+    plans
 }
+
+/// One for which there is often no room.
+const LARGE: Vm = Vm {
+    host: 0,
+    vcpus: 10,
+    memory_mib: 12,
+    load: Load {
+        mean: 0.0,
+        variance: 0.0,
+        next: 0.0,
+    },
+    transfer_mib: 0,
+    rule: 0,
+    pinned: "",
+    disks: Vec::new(),
+};
 
 /// Reserved on each host: processors, memory, and what came to its pool.
 fn account(site: &Site, at: &[Slot], host: Slot) -> (u32, u64, u64) {
@@ -244,6 +262,18 @@ proptest! {
             }
             prop_assert!(stage.iter().all(|stage| *stage == 2), "a move never came to its turn");
         }
+    }
+
+    #[test]
+    fn where_room_is_made_there_was_none_and_there_is_some_after(site in sites()) {
+        let Some((plan, host)) = make_room(&site, &LARGE) else { return Ok(()) };
+        let has_room = |site: &Site, slot: Slot| {
+            let (host, held) = (&site.hosts()[slot], site.held(slot));
+            let room = held.vcpus + LARGE.vcpus <= host.vcpus && held.memory_mib + LARGE.memory_mib <= host.memory_mib;
+            host.open && site.rule(LARGE.rule).allows(slot) && room
+        };
+        prop_assert!((0..site.hosts().len()).all(|slot| !has_room(&site, slot)));
+        prop_assert!(!plan.moves().is_empty() && has_room(plan.site(), host));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Contender {
     Pack,
     /// `pack`, and a consolidation by the controller's planner in each round.
     Consolidate,
+    /// `pack`, and VMs move out of the way of one that finds no room, by the controller's planner.
+    MakeRoom,
     /// `spread`, and contended hosts are relieved by the controller's planner in each round.
     Rebalance,
     /// The first host with room.
@@ -37,16 +39,18 @@ pub enum Contender {
 pub(super) enum Mover {
     Nothing,
     Consolidate,
+    MakeRoom,
     Rebalance,
     Hbal,
 }
 
 impl Contender {
     /// All but `default`, which is one of the others.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Spread,
         Self::Pack,
         Self::Consolidate,
+        Self::MakeRoom,
         Self::Rebalance,
         Self::FirstFit,
         Self::BestFit,
@@ -74,6 +78,7 @@ impl Contender {
             Self::Spread => "spread",
             Self::Pack => "pack",
             Self::Consolidate => "consolidate",
+            Self::MakeRoom => "make-room",
             Self::Rebalance => "rebalance",
             Self::FirstFit => "first-fit",
             Self::BestFit => "best-fit",
@@ -90,7 +95,7 @@ impl Contender {
         match self {
             Self::Default => Chooser::Engine(Policy::default()),
             Self::Spread | Self::Rebalance => Chooser::Engine(Policy::Spread),
-            Self::Pack | Self::Consolidate => Chooser::Engine(Policy::Pack),
+            Self::Pack | Self::Consolidate | Self::MakeRoom => Chooser::Engine(Policy::Pack),
             Self::FirstFit => Chooser::Peer(Rule::FirstFit),
             Self::BestFit => Chooser::Peer(Rule::BestFit),
             Self::Nova => Chooser::Peer(Rule::Nova),
@@ -103,6 +108,7 @@ impl Contender {
     pub(super) const fn mover(self) -> Mover {
         match self {
             Self::Consolidate => Mover::Consolidate,
+            Self::MakeRoom => Mover::MakeRoom,
             Self::Rebalance => Mover::Rebalance,
             Self::Hbal => Mover::Hbal,
             _ => Mover::Nothing,

@@ -215,11 +215,22 @@ impl Field {
     }
 }
 
-/// Whether all VMs of a trace find a place on a field, where none ever moves. The engine goes by each of these prices from so many seconds on.
-pub fn holds(vms: &[Vm], events: &[Event], field: &mut Field, prices: &[(u64, Arc<Worth>)]) -> bool {
+/// Seconds of hosts with VMs, all together, until the trace ends, if all its VMs find a place on a field, where none ever moves. The engine goes by each of
+/// these prices from so many seconds on.
+pub fn holds(
+    vms: &[Vm],
+    events: &[Event],
+    end_s: u64,
+    field: &mut Field,
+    prices: &[(u64, Arc<Worth>)],
+) -> Option<u64> {
     let mut placed = vec![None; vms.len()];
     let mut prices = prices.iter().peekable();
+    let (mut now_s, mut hosts_s) = (events.first().map_or(0, |event| event.at_s), 0);
     for event in events {
+        let next_s = event.at_s.min(end_s);
+        hosts_s += next_s.saturating_sub(now_s) * field.on() as u64;
+        now_s = next_s.max(now_s);
         if let Some((_, worth)) = prices.next_if(|(from_s, _)| *from_s <= event.at_s) {
             field.price(worth);
         }
@@ -228,15 +239,13 @@ pub fn holds(vms: &[Vm], events: &[Event], field: &mut Field, prices: &[(u64, Ar
             (false, Some(host)) => field.take(host, size),
             (false, None) => {}
             (true, _) => {
-                let Some(host) = field.choose(size) else {
-                    return false;
-                };
+                let host = field.choose(size)?;
                 field.put(host, size);
                 placed[event.vm] = Some(host);
             }
         }
     }
-    true
+    Some(hosts_s)
 }
 
 /// The least count from `least` on for which this holds, taking it that it holds for every greater one too.
@@ -274,7 +283,7 @@ pub fn needed(trace: &Trace, shape: &Shape, chooser: Chooser) -> Option<usize> {
     let least = usize::try_from(least).unwrap_or(usize::MAX);
     Some(fewest(least, |count| {
         let mut field = Field::new(count, shape, chooser);
-        holds(&trace.vms, &events, &mut field, &[])
+        holds(&trace.vms, &events, trace.end_s, &mut field, &[]).is_some()
     }))
 }
 

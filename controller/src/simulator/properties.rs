@@ -3,7 +3,7 @@
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{
-    field::Shape,
+    field::{Field, Shape},
     trace::{Size, Trace, Usage, Vm},
     *,
 };
@@ -76,10 +76,31 @@ proptest! {
     }
 
     #[test]
-    fn the_engine_packs_as_best_fit_does_where_nothing_is_measured(trace in traces(), settings in settings()) {
+    fn the_engine_packs_where_the_least_is_left_memory_sixteen_times(trace in traces(), settings in settings()) {
+        const WHOLE: u64 = 1_000_000;
+        let shape = &settings.shape;
+        let (capacity, largest) = (shape.capacity(), shape.largest());
+        let mut field = Field::new(settings.hosts, shape, Contender::Pack.chooser());
+        for vm in &trace.vms {
+            let size = vm.size;
+            let left = |host: &usize| {
+                let held = &field.hosts()[*host];
+                let vcpus = u64::from(capacity.vcpus - held.vcpus - size.vcpus) * WHOLE / u64::from(capacity.vcpus);
+                let memory = (capacity.memory_mib - held.memory_mib - size.memory_mib) * WHOLE / capacity.memory_mib;
+                (vcpus + 16 * memory, *host)
+            };
+            let fits = |host: &usize| size.vcpus <= largest.vcpus && field.hosts()[*host].has_room(size, capacity);
+            let expected = (0..settings.hosts).filter(fits).min_by_key(left);
+            prop_assert_eq!(field.choose(size), expected);
+            expected.into_iter().for_each(|host| field.put(host, size));
+        }
+    }
+
+    #[test]
+    fn making_room_moves_no_more_than_it_may(trace in traces(), settings in settings()) {
         let trace = without_usage(&trace);
-        let pack = replay(&trace, &settings, Contender::Pack);
-        let best_fit = replay(&trace, &settings, Contender::BestFit);
-        prop_assert_eq!(Outcome { policy: "pack", ..best_fit }, pack);
+        let outcome = replay(&trace, &settings, Contender::MakeRoom);
+        let rounds = trace.end_s.saturating_sub(trace.start_s) / settings.round_s + 1;
+        prop_assert!(outcome.moves <= rounds * settings.moves as u64, "{} moves", outcome.moves);
     }
 }

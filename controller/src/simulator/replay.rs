@@ -15,7 +15,9 @@ use super::{
     peers,
     trace::{Event, STEP_S, Size, Trace},
 };
-use crate::planner::{self, Consolidation, Fill, Load, Rebalance, Samples, Site, consolidate, rebalance};
+use crate::planner::{
+    self, Consolidation, Fill, Load, Rebalance, Samples, Site, consolidate, make_room, rebalance,
+};
 
 /// Hosts that one round of consolidation empties at most.
 const EMPTIED: usize = 8;
@@ -145,6 +147,8 @@ struct Replay<'a> {
     used: Vec<Samples>,
     contended: Vec<bool>,
     now_s: u64,
+    /// Moves that may still be made before the next round, to make room.
+    moves_left: usize,
     totals: Totals,
     series: Vec<Point>,
 }
@@ -168,6 +172,7 @@ impl<'a> Replay<'a> {
             used: vec![Samples::default(); if plans { trace.vms.len() } else { 0 }],
             contended: vec![false; settings.hosts],
             now_s: trace.start_s,
+            moves_left: settings.moves,
             totals: Totals::default(),
             series: Vec::new(),
         }
@@ -193,7 +198,7 @@ impl<'a> Replay<'a> {
             }
             return;
         }
-        let Some(host) = self.field.choose(size) else {
+        let Some(host) = self.field.choose(size).or_else(|| self.make_room(size)) else {
             self.totals.refused += 1;
             return;
         };
@@ -243,9 +248,29 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// Moves others away so that a VM finds room, if that is what this is about; gives the host.
+    fn make_room(&mut self, size: Size) -> Option<usize> {
+        if self.mover != Mover::MakeRoom || self.moves_left == 0 {
+            return None;
+        }
+        let (slots, site) = self.site();
+        let vm = planner::Vm {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            ..planner::Vm::default()
+        };
+        let (plan, _) = make_room(&site, &vm)?;
+        self.moves_left = self.moves_left.checked_sub(plan.moves().len())?;
+        for step in plan.moves() {
+            self.moved(slots[step.vm], step.from, step.to);
+        }
+        self.field.choose(size)
+    }
+
     fn round(&mut self) {
+        self.moves_left = self.settings.moves;
         match self.mover {
-            Mover::Nothing => {}
+            Mover::Nothing | Mover::MakeRoom => {}
             Mover::Hbal => {
                 for _ in 0..self.settings.moves {
                     let slots: Vec<_> = self.here.iter().flatten().copied().collect();

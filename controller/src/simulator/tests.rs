@@ -219,6 +219,25 @@ fn consolidation_empties_a_host_and_its_moves_are_counted() {
 }
 
 #[test]
+fn room_is_made_for_a_vm_that_finds_none_within_the_moves_of_a_round() {
+    // Three hosts with 10, 10 and 6 processors of 16 taken: one with 12 fits on none, until the last one's VM is beside another.
+    let text = "arrival_s,departure_s,vcpus,memory_mib\n\
+        0,,10,16384\n0,600,6,16384\n0,,10,16384\n0,600,6,16384\n0,,6,8192\n1200,,12,16384\n";
+    let host = Shape {
+        cpus: 16,
+        memory_mib: 65_536,
+        cpu_overcommit: 1.0,
+    };
+    let hosts = settings(3, host);
+    let pack = replay(&trace(text), &hosts, Contender::Pack);
+    let made = replay(&trace(text), &hosts, Contender::MakeRoom);
+    assert_eq!((pack.refused, pack.moves), (1, 0));
+    assert_eq!((made.refused, made.moves), (0, 1));
+    let none = Settings { moves: 0, ..hosts };
+    assert_eq!(replay(&trace(text), &none, Contender::MakeRoom).refused, 1);
+}
+
+#[test]
 fn contended_hosts_are_relieved_by_the_planner_and_not_by_placement() {
     let text = "arrival_s,departure_s,vcpus,memory_mib,cpu_percent\n\
         0,,4,1024,0\n0,86400,2,1024,90\n0,,2,1024,90\n0,,2,1024,0\n0,,2,1024,90\n";

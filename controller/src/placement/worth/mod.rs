@@ -1,18 +1,19 @@
-//! What room on a host is worth to a site: a price for each size of VM, and from these the value of whatever is free.
+//! What room on a host is worth to a site, as long as it is in one piece.
 //!
-//! Two hosts may have equally much left once a VM is there, and yet what is left on one still holds another VM of those that the
-//! site has, and on the other none. Prices tell them apart. They are the dual solution of the linear program behind cutting
-//! stock (Gilmore, Gomory 1961): as few hosts as possible for the VMs that there are,
+//! Two hosts may have equally much left once a VM is there, and yet what is left on one still holds another of the large VMs that the
+//! site has, and on the other none. So a room is worth the most that VMs of the site's sizes could use of it (an unbounded knapsack), a VM being worth the mean of its
+//! shares of the host's processors and memory. Sizes that make up little of the site do not count: with them every hole is of some use.
+//!
+//! [`Worth::hosts`] is the fewest hosts that anything could do with: the linear program behind cutting stock (Gilmore, Gomory 1961),
 //!
 //! ```text
 //!   maximise  Σ count(s) · price(s)    so that for every set of VMs that fits on a host    Σ price(s) ≤ 1
 //! ```
 //!
-//! a price being the part of a host that a VM of this size is good for. The sets are found as they are needed, each by a knapsack
-//! over prices, until none is worth more than a host. That knapsack then gives the value of any room; to put a VM where the value falls
-//! least is to place by a bid price.
+//! whose sets are found as they are needed, each by that knapsack over prices, until none is worth more than a host. Its prices are the other way to say what a room is worth.
+//! They packed no better than best fit, as they were learnt: while processors alone are short, memory has no price, and what is placed then stays.
 //!
-//! [`Worth::learn`] is called by the benchmark alone: these prices packed no better than best fit. [`Worth::lost`] is called by the
+//! [`Worth::learn`] is called by the benchmark alone, since what is gained is paid for: hosts are begun before others are full. [`Worth::lost`] is called by the
 //! score. Pure.
 
 mod program;
@@ -26,13 +27,15 @@ use std::collections::BTreeMap;
 use self::table::{Grid, Table};
 use super::score::Size;
 
+/// A size whose VMs together take less than one part in so many of what all take does not count for what a room is worth.
+const PART: u64 = 20;
 /// Sizes of VMs that get a price: the most common ones, by what they take.
 const SIZES: usize = 32;
 /// Capacities of hosts that get a table: the most common ones. On others pack is best fit alone.
 const CAPACITIES: usize = 16;
 /// Sets of VMs looked at before prices are taken as they are; some dozens are enough for any mix that was tried.
 const ROUNDS: usize = 300;
-/// What a host is worth, in the unit of prices.
+/// What a whole host is worth at most, in the unit of prices.
 const HOST: u32 = 1_000_000;
 /// So little above that is no better.
 const CLOSE: u32 = HOST / 10_000;
@@ -72,8 +75,16 @@ impl Worth {
             .map(|((_, count), (_, price))| *count as f64 * f64::from(*price))
             .sum();
         let hosts = paid / f64::from(grid.values(&prices).whole().max(HOST));
+        let taken = |(size, count): &(Size, u64)| count.saturating_mul(weight(*size));
+        let all = sizes.iter().map(taken).fold(0, u64::saturating_add);
+        sizes.retain(|size| taken(size).saturating_mul(PART) >= all);
         let tables = capacities.into_iter().filter_map(|(capacity, _)| {
-            let table = Grid::of(capacity)?.values(&prices).into_table();
+            let worth = |(size, _): &(Size, u64)| {
+                let (vcpus, memory) = size.shares(capacity);
+                (*size, vcpus.midpoint(memory))
+            };
+            let worths: Vec<_> = sizes.iter().map(worth).collect();
+            let table = Grid::of(capacity)?.values(&worths).into_table();
             Some((capacity, table))
         });
         Some(Self {

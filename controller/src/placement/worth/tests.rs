@@ -32,15 +32,16 @@ fn of_one_size_of_vm_a_room_is_worth_as_many_as_fit() {
     let vm = (4, 16 * GIB);
     let worth = learn([vm; 5], [HOST]).unwrap();
     let table = &worth.tables[&size(HOST)];
-    // Ten fit by memory.
-    assert_eq!(table.value(size(vm)), 100_000);
-    assert_eq!(table.value(size((64, 31 * GIB))), 100_000);
+    // Ten fit by memory; each has a sixteenth of the processors and a tenth of the memory.
+    assert_eq!(table.value(size(vm)), 81_250);
+    assert_eq!(table.value(size((64, 31 * GIB))), 81_250);
     assert_eq!(table.value(size((3, 160 * GIB))), 0);
-    assert_eq!(table.value(size(HOST)), 1_000_000);
+    assert_eq!(table.value(size(HOST)), 812_500);
+    assert!((worth.hosts() - 0.5).abs() < 1e-3, "{}", worth.hosts());
     assert_eq!(lost(&worth, vm, HOST), 0);
     assert_eq!(
         lost(&worth, (4, GIB), (4, 16 * GIB)),
-        100_000,
+        81_250,
         "the last room for one"
     );
 }
@@ -55,6 +56,17 @@ fn a_room_that_still_holds_what_the_site_has_is_worth_more() {
     assert_eq!((beside_fat, on_empty), (0, 0));
     // A fat one cannot come to a host with two slim ones.
     assert!(lost(&worth, slim, (32, 140 * GIB)) > 0);
+}
+
+#[test]
+fn a_size_of_which_there_is_little_makes_no_hole_worth_anything() {
+    let (large, small) = ((8, 56 * GIB), (1, GIB));
+    let value = |small_ones: u64, room| {
+        let worth = Worth::learn([(large, 100), (small, small_ones)], [(HOST, 1)]).unwrap();
+        worth.tables[&size(HOST)].value(size(room))
+    };
+    assert_eq!(value(1, (7, 50 * GIB)), 0);
+    assert!(value(1000, (7, 50 * GIB)) > 0);
 }
 
 #[test]

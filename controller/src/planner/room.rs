@@ -1,0 +1,133 @@
+//! Room for a VM that finds none, though all hosts together have it: a few others move out of its way.
+//!
+//! What is free lies in pieces, and one host lacks little. Its VMs that make up for what it lacks go to other hosts that are on, each to where the least is left: memory
+//! first, which comes in the larger pieces. So far as possible one VM is enough, and the smallest of those that are.
+//!
+//! Room for a host that fails is kept where there is any. Where there is none any more, which is where room has mostly to be made, the VM that comes would take it as well.
+
+use super::{
+    Plan,
+    site::{Site, Slot, Vm},
+};
+
+/// Moves of a plan at most: more than that is no way to make room for one VM.
+const MOVES: usize = 8;
+/// Hosts that are looked at, those that lack the least first.
+const HOSTS: usize = 1024;
+
+/// The moves, the fewest that were found, after which a host has room for a VM of so many processors and so much memory that may be where a rule
+/// says; and that host. None where there is room as it is, or where none is to be made.
+pub fn make_room(site: &Site, vm: &Vm) -> Option<(Plan, Slot)> {
+    let mut hosts: Vec<_> = (0..site.hosts().len())
+        .filter_map(|host| Some((lacking(site, vm, host)?, host)))
+        .collect();
+    hosts.sort_unstable_by(|(a, first), (b, second)| a.share.total_cmp(&b.share).then(first.cmp(second)));
+    let mut best: Option<(Plan, Slot)> = None;
+    let mut tried = Plan::new(site);
+    for (lacking, host) in hosts.into_iter().take(HOSTS) {
+        if lacking.vcpus == 0 && lacking.memory_mib == 0 {
+            return None;
+        }
+        let most = best.as_ref().map_or(MOVES, |(plan, _)| plan.moves().len() - 1);
+        let made = clear(&mut tried, host, lacking, most);
+        if made {
+            best = Some((tried.clone(), host));
+        }
+        tried.undo();
+        if best.as_ref().is_some_and(|(plan, _)| plan.moves().len() == 1) {
+            break;
+        }
+    }
+    best
+}
+
+/// What a host lacks.
+#[derive(Clone, Copy)]
+struct Lacking {
+    vcpus: u32,
+    memory_mib: u64,
+    /// The greater share of the host.
+    share: f64,
+}
+
+impl Lacking {
+    /// Whether a VM that leaves makes up for it.
+    fn is_met_by(&self, vm: &Vm) -> bool {
+        vm.vcpus >= self.vcpus && vm.memory_mib >= self.memory_mib
+    }
+}
+
+/// What a host lacks for a VM; `None` where it would not have it even if it were empty.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53 MiB")]
+fn lacking(site: &Site, vm: &Vm, slot: Slot) -> Option<Lacking> {
+    let (host, held) = (&site.hosts()[slot], site.held(slot));
+    let fits = host.open && vm.vcpus <= host.vcpus && vm.memory_mib <= host.memory_mib;
+    if !fits || !site.rule(vm.rule).allows(slot) {
+        return None;
+    }
+    let vcpus = (held.vcpus + vm.vcpus).saturating_sub(host.vcpus);
+    let memory_mib = (held.memory_mib + vm.memory_mib).saturating_sub(host.memory_mib);
+    let of_memory = memory_mib as f64 / host.memory_mib as f64;
+    Some(Lacking {
+        vcpus,
+        memory_mib,
+        share: of_memory.max(f64::from(vcpus) / f64::from(host.vcpus)),
+    })
+}
+
+/// Moves VMs off a host until it lacks nothing, and says whether that went with so many moves.
+fn clear(plan: &mut Plan, host: Slot, mut lacking: Lacking, most: usize) -> bool {
+    let site = plan.site();
+    // The smallest of those that are enough, then the largest.
+    let key = |slot: &Slot| {
+        let vm = &site.vms()[*slot];
+        let size = (vm.memory_mib, vm.vcpus);
+        match lacking.is_met_by(vm) {
+            true => (false, size, *slot),
+            false => (true, (u64::MAX - size.0, u32::MAX - size.1), *slot),
+        }
+    };
+    let mut vms = site.here(host).to_vec();
+    vms.sort_unstable_by_key(key);
+    for slot in vms {
+        if plan.moves().len() >= most {
+            return false;
+        }
+        let vm = &plan.site().vms()[slot];
+        // Where only one of the two is short, what takes little of it does not help.
+        let helps = match (lacking.vcpus, lacking.memory_mib) {
+            (0, short) => vm.memory_mib > 0 && short > 0,
+            (_, 0) => vm.vcpus > 0,
+            _ => true,
+        };
+        let size = (vm.vcpus, vm.memory_mib);
+        let Some(to) = helps.then(|| tightest(plan.site(), slot, host)).flatten() else {
+            continue;
+        };
+        plan.push(slot, to);
+        lacking.vcpus = lacking.vcpus.saturating_sub(size.0);
+        lacking.memory_mib = lacking.memory_mib.saturating_sub(size.1);
+        if lacking.vcpus == 0 && lacking.memory_mib == 0 {
+            return true;
+        }
+    }
+    false
+}
+
+/// The host that is on, other than its own, that has the least left once the VM is there.
+fn tightest(site: &Site, vm: Slot, but: Slot) -> Option<Slot> {
+    let size = &site.vms()[vm];
+    let on = (0..site.hosts().len()).filter(|host| *host != but && site.is_on(*host));
+    let fitting = on.filter(|host| site.fits(vm, *host).is_ok());
+    let mut fitting: Vec<_> = fitting
+        .map(|slot| {
+            let (host, held) = (&site.hosts()[slot], site.held(slot));
+            let memory_mib = host.memory_mib - held.memory_mib - size.memory_mib;
+            (memory_mib, host.vcpus - held.vcpus - size.vcpus, slot)
+        })
+        .collect();
+    fitting.sort_unstable();
+    let keeps = site.has_spare_room();
+    let mut hosts = fitting.into_iter().map(|(.., host)| host);
+    hosts.find(|host| !keeps || site.check(vm, *host).is_ok())
+}
