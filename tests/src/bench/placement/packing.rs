@@ -248,8 +248,6 @@ fn make_room(trace: &Trace, shape: &Shape, course: &Course, count: usize) -> Opt
 
 #[cfg(test)]
 mod tests {
-    use dalgu_controller::simulator::trace::Trace;
-
     use super::*;
 
     const TRACE: &str = "vm_id,arrive_s,vcpu,mem_gb,dur_lo_s,dur_hi_s,censored\n\
