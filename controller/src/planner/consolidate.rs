@@ -69,6 +69,8 @@ const RELIEVING: Fill = Fill {
     deviations: 0.6,
     share: 1.0,
 };
+/// Hosts that are tried as the first to be emptied.
+const PASSED_OVER: usize = 16;
 /// Reservations alone count.
 const ANY: Fill = Fill {
     deviations: 0.0,
@@ -128,6 +130,8 @@ struct Receivers<'a> {
     by: By,
     /// How full they may become.
     fill: Fill,
+    /// How sure it is to be that one processor is enough for each of the VM's.
+    runs: Fill,
     /// From where on they would have to be relieved.
     relieve: Fill,
     shut: &'a [bool],
@@ -138,7 +142,7 @@ impl Receivers<'_> {
         let more = Some((1.0, &site.vms()[vm].load));
         !self.shut[host]
             && level(site, host, By::Next, self.relieve.deviations, more) <= self.relieve.share
-            && runs_on(site, vm, host, self.fill)
+            && runs_on(site, vm, host, self.runs)
     }
 
     /// The host with the most room of those that are on.
@@ -189,6 +193,8 @@ fn relieve(plan: &mut Plan, host: Slot, settings: &Settings, shut: &[bool]) {
     let receivers = Receivers {
         by: By::Mean,
         fill: RELIEVING,
+        // A VM that uses all its processors has nowhere to go where that is better.
+        runs: settings.relieve,
         relieve: settings.relieve,
         shut,
     };
@@ -258,7 +264,15 @@ fn empty(plan: &mut Plan, settings: &Settings, shut: &[bool]) {
         .collect();
     on.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
     let on: Vec<_> = on.into_iter().map(|(.., host)| host).collect();
-    // The more hosts, the harder: the most that can be found by halving.
+    // One whose VMs have nowhere to go would keep all others on.
+    let found = (0..on.len().min(PASSED_OVER)).find_map(|first| halved(plan, &on[first..], settings, shut));
+    if let Some(found) = found {
+        *plan = found;
+    }
+}
+
+/// The plan with as many of these hosts emptied too as can be, in their order. The more hosts, the harder: the most are found by halving.
+fn halved(plan: &Plan, on: &[Slot], settings: &Settings, shut: &[bool]) -> Option<Plan> {
     let (mut most, mut low, mut high) = (None, 0, on.len().min(settings.hosts));
     while low < high {
         let hosts = (low + high).div_ceil(2);
@@ -267,9 +281,7 @@ fn empty(plan: &mut Plan, settings: &Settings, shut: &[bool]) {
             None => high = hosts - 1,
         }
     }
-    if let Some(found) = most {
-        *plan = found;
-    }
+    most
 }
 
 /// The plan with these hosts emptied too, where the others can take all.
@@ -293,6 +305,7 @@ fn emptied(plan: &Plan, hosts: &[Slot], settings: &Settings, shut: &[bool]) -> O
     let receivers = Receivers {
         by: By::Mean,
         fill: settings.empty,
+        runs: settings.empty,
         relieve: settings.relieve,
         shut: &shut,
     };
@@ -315,11 +328,13 @@ pub fn evacuate(site: &Site, hosts: &[Slot]) -> Plan {
     let comfortable = Receivers {
         by: By::Mean,
         fill: COMFORTABLE,
+        runs: COMFORTABLE,
         relieve: COMFORTABLE,
         shut: &shut,
     };
     let any = Receivers {
         fill: ANY,
+        runs: ANY,
         relieve: ANY,
         ..comfortable
     };

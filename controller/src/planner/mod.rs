@@ -90,8 +90,14 @@ impl Plan {
         self.site.transfer_mib(&self.moves)
     }
 
-    /// Adds a move for which [`Site::check`] has said yes; where no room for a host that fails is kept, [`Site::fits`].
+    /// Adds a move for which [`Site::check`] has said yes.
     fn push(&mut self, vm: Slot, to: Slot) {
+        debug_assert_eq!(self.site.check(vm, to), Ok(()), "an unchecked move");
+        self.push_fitting(vm, to);
+    }
+
+    /// Adds a move for which [`Site::fits`] has said yes, where there is no room for a host that fails to be kept.
+    fn push_fitting(&mut self, vm: Slot, to: Slot) {
         let from = self.site.vms()[vm].host;
         debug_assert_eq!(self.site.fits(vm, to), Ok(()), "an unchecked move");
         self.site.apply(vm, to);

@@ -3,7 +3,8 @@
 //! What is free lies in pieces, and one host lacks little. Its VMs that make up for what it lacks go to other hosts that are on, each to where the least is left: memory
 //! first, which comes in the larger pieces. So far as possible one VM is enough, and the smallest of those that are.
 //!
-//! Room for a host that fails is kept where there is any. Where there is none any more, which is where room has mostly to be made, the VM that comes would take it as well.
+//! Of the hosts that a VM could go to, one is taken that keeps the room for a host that fails. Where there is none any more on the site, which is where room has mostly to be made,
+//! reservations alone count. The VM that comes is not tested against that room: where it is kept, whoever asks does so first.
 
 use super::{
     Plan,
@@ -78,13 +79,19 @@ fn lacking(site: &Site, vm: &Vm, slot: Slot) -> Option<Lacking> {
 /// Moves VMs off a host until it lacks nothing, and says whether that went with so many moves.
 fn clear(plan: &mut Plan, host: Slot, mut lacking: Lacking, most: usize) -> bool {
     let site = plan.site();
-    // The smallest of those that are enough, then the largest.
+    let by_memory = lacking.memory_mib > 0;
+    // The smallest of those that are enough, then those that have the most of what is short.
     let key = |slot: &Slot| {
         let vm = &site.vms()[*slot];
-        let size = (vm.memory_mib, vm.vcpus);
+        let (memory, vcpus) = (vm.memory_mib, u64::from(vm.vcpus));
+        let size = if by_memory {
+            (memory, vcpus)
+        } else {
+            (vcpus, memory)
+        };
         match lacking.is_met_by(vm) {
             true => (false, size, *slot),
-            false => (true, (u64::MAX - size.0, u32::MAX - size.1), *slot),
+            false => (true, (u64::MAX - size.0, size.1), *slot),
         }
     };
     let mut vms = site.here(host).to_vec();
@@ -94,17 +101,11 @@ fn clear(plan: &mut Plan, host: Slot, mut lacking: Lacking, most: usize) -> bool
             return false;
         }
         let vm = &plan.site().vms()[slot];
-        // Where only one of the two is short, what takes little of it does not help.
-        let helps = match (lacking.vcpus, lacking.memory_mib) {
-            (0, short) => vm.memory_mib > 0 && short > 0,
-            (_, 0) => vm.vcpus > 0,
-            _ => true,
-        };
         let size = (vm.vcpus, vm.memory_mib);
-        let Some(to) = helps.then(|| tightest(plan.site(), slot, host)).flatten() else {
+        let Some(to) = tightest(plan.site(), slot, host) else {
             continue;
         };
-        plan.push(slot, to);
+        plan.push_fitting(slot, to);
         lacking.vcpus = lacking.vcpus.saturating_sub(size.0);
         lacking.memory_mib = lacking.memory_mib.saturating_sub(size.1);
         if lacking.vcpus == 0 && lacking.memory_mib == 0 {
@@ -127,7 +128,7 @@ fn tightest(site: &Site, vm: Slot, but: Slot) -> Option<Slot> {
         })
         .collect();
     fitting.sort_unstable();
-    let keeps = site.has_spare_room();
-    let mut hosts = fitting.into_iter().map(|(.., host)| host);
-    hosts.find(|host| !keeps || site.check(vm, *host).is_ok())
+    let hosts = || fitting.iter().map(|(.., host)| *host);
+    let any = || hosts().next().filter(|_| !site.has_spare_room());
+    hosts().find(|host| site.check(vm, *host).is_ok()).or_else(any)
 }

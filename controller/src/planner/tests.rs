@@ -141,6 +141,25 @@ fn a_host_that_is_too_full_is_relieved_of_what_costs_least_and_an_empty_one_is_u
 }
 
 #[test]
+fn a_vm_that_uses_all_its_processors_can_relieve_a_full_host() {
+    let site = site(2, vec![vm(0, 4.0), vm(0, 4.0)]);
+    let plan = consolidate(&site, &Consolidation::default());
+    assert_eq!(moves(&plan), [(0, 0, 1)]);
+}
+
+#[test]
+fn a_host_whose_vm_has_nowhere_to_go_keeps_no_other_on() {
+    let sized = |host, cpus, transfer_mib| Vm {
+        vcpus: 8,
+        transfer_mib,
+        ..vm(host, cpus)
+    };
+    let vms = vec![sized(0, 6.0, 512), sized(1, 2.5, 65_536), sized(2, 2.5, 65_536)];
+    let plan = consolidate(&site(3, vms), &Consolidation::default());
+    assert_eq!(moves(&plan), [(1, 1, 2)]);
+}
+
+#[test]
 fn what_has_never_been_seen_counts_as_fully_busy() {
     let mut samples = Samples::default();
     assert_eq!(samples.load(4.0).mean, 4.0);
