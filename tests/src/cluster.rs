@@ -23,8 +23,11 @@ use dalgu_agent::hypervisor::{
 use dalgu_controller::{
     Controller, Parts,
     config::Config,
-    pki,
-    store::memory::{Crash, Disk},
+    incarnation, pki,
+    store::{
+        Batch, Image, Store as _, Write,
+        memory::{Crash, Disk},
+    },
 };
 use dalgu_proto::{
     ids::ClusterId,
@@ -480,6 +483,27 @@ async fn until_free(address: SocketAddr) {
     while TcpListener::bind(address).is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// A disk on which this backup of a store was restored.
+///
+/// # Errors
+/// If the backup is of no store that can be renewed.
+pub fn restored(image: Image) -> Result<Disk> {
+    let (image, _) = incarnation::renew(image, incarnation::Past::default(), jiff::Timestamp::now())?;
+    let put = |(table, key, value)| Write {
+        table,
+        key,
+        value: Some(value),
+    };
+    let disk = Disk::default();
+    disk.open().commit(&[Batch {
+        writes: image.records.into_iter().map(put).collect(),
+        events: image.events,
+        forget_events_to: 0,
+        erases: false,
+    }])?;
+    Ok(disk)
 }
 
 /// Waits until `check` succeeds; its last complaint is the error.

@@ -5,12 +5,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use dalgu_controller::{
-    incarnation,
-    store::{Batch, Image, Store as _, Write, memory},
-};
+use dalgu_controller::store::Store as _;
 use dalgu_proto::{reason, v1};
-use dalgu_tests::cluster::{Cluster, until, vm};
+use dalgu_tests::cluster::{Cluster, restored, until, vm};
 
 fn request(name: &str, gpus: u32) -> v1::CreateVmRequest {
     let mut vm = vm(name);
@@ -62,24 +59,6 @@ async fn each_has_its_own(cluster: &Cluster, names: &[&str]) -> Result<()> {
         Ok(())
     })
     .await
-}
-
-/// The store as it is, restored from a backup.
-fn restored(image: Image) -> Result<memory::Disk> {
-    let (image, _) = incarnation::renew(image, incarnation::Past::default(), jiff::Timestamp::now())?;
-    let put = |(table, key, value)| Write {
-        table,
-        key,
-        value: Some(value),
-    };
-    let disk = memory::Disk::default();
-    disk.open().commit(&[Batch {
-        writes: image.records.into_iter().map(put).collect(),
-        events: image.events,
-        forget_events_to: 0,
-        erases: false,
-    }])?;
-    Ok(disk)
 }
 
 async fn resume(cluster: &Cluster) -> Result<()> {

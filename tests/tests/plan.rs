@@ -9,8 +9,7 @@ use dalgu_tests::e2e::census::at_rest;
 use dalgu_tests::e2e::story::Story;
 use dalgu_tests::e2e::words::{self, create, create_with, dalgu, json, number_at, try_dalgu};
 use dalgu_tests::e2e::{self, REST_LIMIT};
-use dalgu_tests::lab::{Daemon, Lab, guest, processor_to_fill, wait_for, with_lab};
-use nix::sys::signal::Signal;
+use dalgu_tests::lab::{Lab, guest, processor_to_fill, wait_for, with_lab};
 use serde_json::Value;
 
 fn text(plan: &Value, key: &str) -> String {
@@ -73,17 +72,6 @@ async fn a_host_is_emptied_by_a_plan_and_a_plan_whose_vm_was_stopped_ends() -> a
         at_rest(lab, &[], REST_LIMIT).await
     })
     .await
-}
-
-/// Starts the controller anew as a site has it: hosts of a lab are not closed by their load unless a test wants it.
-async fn close_pressed_hosts(lab: &Lab) -> anyhow::Result<()> {
-    let config = lab.layout().dir().join("controller.toml");
-    let settings = fs::read_to_string(&config)?;
-    let changed = settings.replace("close_pressed_hosts = false", "close_pressed_hosts = true");
-    ensure!(changed != settings, "{settings}");
-    fs::write(&config, changed)?;
-    lab.signal(Daemon::Controller, Signal::SIGKILL).await?;
-    lab.start(Daemon::Controller).await
 }
 
 /// Holds a guest of h1 on one processor.
@@ -154,7 +142,8 @@ async fn a_host_under_real_pressure_takes_no_new_vm_and_is_relieved_by_a_plan() 
     // `make test` asks the same, and leaves this test out.
     let cpu = processor_to_fill().context("IGNORED: nothing was tested")?;
     with_lab(&e2e::hosts(2), async |lab| {
-        close_pressed_hosts(lab).await?;
+        let pressed = ("close_pressed_hosts = false", "close_pressed_hosts = true");
+        e2e::set_as_at_a_site(lab, &[pressed]).await?;
         // Each would keep a processor busy, and they have one between them.
         let busy = format!("{} dalgu.dirty=1", guest::CMDLINE);
         let names = ["busy1", "busy2"];

@@ -13,11 +13,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use dalgu_controller::{
-    incarnation, pki,
-    store::{Batch, Image, Store, Table, Write, memory, sqlite::Sqlite},
+    pki,
+    store::{Image, Store, Table, memory, sqlite::Sqlite},
 };
 use dalgu_proto::{ids::VmId, reason, v1};
-use dalgu_tests::cluster::{Cluster, until, vm};
+use dalgu_tests::cluster::{Cluster, restored, until, vm};
 use dalgu_tests::store::{
     Random,
     cut::{cut, moments, record, scratch},
@@ -210,24 +210,6 @@ fn a_controller_whose_disk_fails_ends_with_code_70_and_forgets_nothing() -> Resu
 /// What a store holds, as a backup of it would.
 fn backup(disk: &memory::Disk) -> Result<Image> {
     Ok(disk.open().load()?)
-}
-
-/// A disk on which that backup was restored.
-fn restored(image: Image) -> Result<memory::Disk> {
-    let (image, _) = incarnation::renew(image, incarnation::Past::default(), jiff::Timestamp::now())?;
-    let put = |(table, key, value)| Write {
-        table,
-        key,
-        value: Some(value),
-    };
-    let disk = memory::Disk::default();
-    disk.open().commit(&[Batch {
-        writes: image.records.into_iter().map(put).collect(),
-        events: image.events,
-        forget_events_to: 0,
-        erases: false,
-    }])?;
-    Ok(disk)
 }
 
 async fn create(cluster: &Cluster, name: &str) -> Result<VmId> {

@@ -15,6 +15,9 @@ use tokio::{
 /// quarter of an hour, and QEMU, which waits for the disks that it sends, would not be told anything meanwhile. Less than the
 /// 30 s after which libvirt gives up a peer that is silent, so that QEMU listens when libvirt tidies up.
 const UNHEARD: Duration = Duration::from_secs(20);
+/// A connection on which nothing moves is probed so often. Who waits for an answer has nothing unheard of its own: without probes it would never be
+/// told that the way is cut.
+const PROBES: Duration = Duration::from_secs(5);
 
 /// What a connection carries: bytes in both directions.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -64,9 +67,8 @@ pub struct Machine;
 impl Network for Machine {
     async fn connect(&self, address: &str) -> io::Result<Stream> {
         let stream = TcpStream::connect(address).await?;
-        let limit = u32::try_from(UNHEARD.as_millis()).unwrap_or(u32::MAX);
-        setsockopt(&stream, sockopt::TcpUserTimeout, &limit)?;
-        at_once(stream)
+        prepare(&stream)?;
+        Ok(Box::new(stream))
     }
 
     async fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
@@ -82,7 +84,8 @@ impl Listener for TcpListener {
 
     async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         let (stream, from) = TcpListener::accept(self).await?;
-        Ok((at_once(stream)?, from))
+        prepare(&stream)?;
+        Ok((Box::new(stream), from))
     }
 }
 
@@ -97,8 +100,35 @@ impl Listener for Box<dyn Listener> {
     }
 }
 
-/// What is written goes out at once, however little it is.
-fn at_once(stream: TcpStream) -> io::Result<Stream> {
+/// What is written goes out at once, however little it is; and whoever has gone, or is out of reach, is found out.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    Ok(Box::new(stream))
+    let limit = u32::try_from(UNHEARD.as_millis()).unwrap_or(u32::MAX);
+    let seconds = u32::try_from(PROBES.as_secs()).unwrap_or(u32::MAX);
+    setsockopt(stream, sockopt::TcpUserTimeout, &limit)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &seconds)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &seconds)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_connection_is_probed_and_given_up_before_libvirt_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = TcpListener::local_addr(&listener).unwrap();
+        let (one, other) = tokio::join!(TcpStream::connect(address), TcpListener::accept(&listener));
+        for stream in [one.unwrap(), other.unwrap().0] {
+            prepare(&stream).unwrap();
+            assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+            let idle = getsockopt(&stream, sockopt::TcpKeepIdle).unwrap();
+            let unheard = getsockopt(&stream, sockopt::TcpUserTimeout).unwrap();
+            assert!(idle + unheard / 1000 < 30, "{idle} s, {unheard} ms");
+        }
+    }
 }

@@ -15,9 +15,13 @@ pub mod network;
 pub mod story;
 pub mod words;
 
+use std::fs;
 use std::time::Duration;
 
-use crate::lab::Options;
+use anyhow::ensure;
+use nix::sys::signal::Signal;
+
+use crate::lab::{Daemon, Lab, Options};
 
 /// A guest under emulation boots in seconds; on a machine that does something else besides, in tens of them.
 pub const BOOT_LIMIT: Duration = Duration::from_mins(4);
@@ -33,4 +37,20 @@ pub fn hosts(hosts: u8) -> Options {
         hosts,
         ..Options::default()
     }
+}
+
+/// Starts the controller anew with a setting as a site has it, where the lab has set it for all its tests' sake.
+///
+/// # Errors
+/// If the lab has no such line, or the controller does not start.
+pub async fn set_as_at_a_site(lab: &Lab, lines: &[(&str, &str)]) -> anyhow::Result<()> {
+    let config = lab.layout().dir().join("controller.toml");
+    let mut settings = fs::read_to_string(&config)?;
+    for (of_the_lab, of_a_site) in lines {
+        ensure!(settings.contains(of_the_lab), "no {of_the_lab} in {settings}");
+        settings = settings.replace(of_the_lab, of_a_site);
+    }
+    fs::write(&config, settings)?;
+    lab.signal(Daemon::Controller, Signal::SIGKILL).await?;
+    lab.start(Daemon::Controller).await
 }

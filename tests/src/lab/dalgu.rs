@@ -37,7 +37,8 @@ pub async fn prepare(layout: &Layout, hosts: &[Host], report_interval_ms: u32) -
         "controller.toml",
         &format!(
             "data_dir = \"{data}\"\nlisten = \"{address}\"\nreport_interval_ms = {report_interval_ms}\n\
-             # All hosts of a lab share the load of one machine.\nplacement.close_pressed_hosts = false\n"
+             # All hosts of a lab share the load of one machine, and its disk: how full that is besides is none of theirs.\n\
+             placement.close_pressed_hosts = false\npool_warn_percent = 100\npool_full_percent = 100\n"
         ),
     )?;
     for host in hosts {

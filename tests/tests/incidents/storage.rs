@@ -511,6 +511,11 @@ async fn a_pool_that_fills_up_is_told_of_and_a_vm_that_stands_there_goes_on_when
 -> anyhow::Result<()> {
     with_lab(&e2e::hosts(1), async |lab| {
         add_pool(lab).await?;
+        let marks = [
+            ("pool_warn_percent = 100", "pool_warn_percent = 80"),
+            ("pool_full_percent = 100", "pool_full_percent = 95"),
+        ];
+        e2e::set_as_at_a_site(lab, &marks).await?;
         dalgu(lab, &create("full", "root=8MiB,pool=slow", &["--stopped"])).await?;
         let nearly = format!("{SLOW_POOL}/.nearly");
         fill(lab, &nearly, 85).await?;

@@ -95,28 +95,28 @@ fn devices_are_given_once_and_those_of_the_vms_nodes_first() {
 
 #[test]
 fn a_refusal_says_what_is_free_and_what_would_help() {
-    let cases: &[(&[(&str, u32)], u32, &str, &str)] = &[
+    let cases = [
         (
-            &[("gpu", 2)],
+            [("gpu", 2)],
             3,
             "needs 2 PCI devices of class gpu, has 1 free of 4 (1 more cannot be given, see `dalgu host show`)",
             "free 1 PCI devices of class gpu on h1",
         ),
         (
-            &[("gpu", 5)],
+            [("gpu", 5)],
             0,
             "needs 5 PCI devices of class gpu, has 4 free of 4",
             "ask for at most 4 PCI devices of class gpu (h1 can take it then)",
         ),
         (
-            &[("fpga", 1)],
+            [("fpga", 1)],
             0,
             "needs 1 PCI devices of class fpga, has 0 free of 0",
             "ask for no PCI device of class fpga",
         ),
     ];
     for (asked, given, message, help) in cases {
-        let decision = decide(&request(asked), &[after(*given)], SPREAD);
+        let decision = decide(&request(&asked), &[after(given)], SPREAD);
         let [shortfall] = decision.verdicts[0].shortfalls.as_slice() else {
             panic!("{decision:?}")
         };

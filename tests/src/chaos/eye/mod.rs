@@ -41,13 +41,18 @@ const SURVIVED: Duration = Duration::from_secs(20);
 /// libvirtd or of an agent that carried it, the source's libvirt gives them to the VM there, and has it go on where it was not
 /// told that the other arrived; the destination's gives them to the copy that has arrived. One of them is refused, and has
 /// started nothing: what has arrived is frozen until the source says that it has let go, or until both have settled, so that
-/// without locks one copy runs too. It is told apart (see [`Torn`]), and the copies are counted as ever.
+/// without locks one copy runs too. It is told apart (see [`Torn`]), and the copies are counted as ever. So is what follows: once both have
+/// settled, the source's agent has its VM go on, again and again until the QEMU that was to take over has ended and let go of the locks.
 const GIVE_BACK: [&str; 2] = ["'blockdev-set-active'", "'cont'"];
 
-/// Whether a refusal is of disks that libvirt gives back by itself: its own words, or those of the QEMU that it asked. What an
+/// Whether a refusal is of disks that libvirt gives back by itself: its own words, or those of the QEMU that it asked. What else an
 /// agent asked for is in the agent's log too, and a QEMU that is started names the option.
 fn gives_back(line: &str) -> bool {
     let (file, said) = line.split_once(": ").unwrap_or_default();
+    let goes_on = said.contains(" step=Resume ") && said.contains("'cont'");
+    if file.ends_with("-agent.log") && goes_on {
+        return true;
+    }
     let by_libvirt =
         file.ends_with("-libvirtd.log") && GIVE_BACK.iter().any(|command| said.contains(command));
     by_libvirt || said.starts_with("Failed to get")
@@ -376,12 +381,14 @@ mod tests {
             r#"h1-libvirtd.log: error : unable to execute QEMU command 'blockdev-set-active': Failed to get "write" lock"#,
             r#"h1-libvirtd.log: error : unable to execute QEMU command 'cont': Failed to get "write" lock"#,
             r#"busy.log: Failed to get "write" lock"#,
+            r#"h1-agent.log: 2026 WARN vm{vm=u}: dalgu_agent::vm::steps: step failed step=Resume error=resume: internal error: unable to execute QEMU command 'cont': Failed to get "write" lock (libvirt code 1) tries=1 retrying=true"#,
         ];
         for line in told_apart {
             assert!(gives_back(line), "{line}");
         }
         let counted = [
             r#"h1-agent.log: WARN error="unable to execute QEMU command 'cont': Failed to get \"write\" lock""#,
+            r#"h1-agent.log: WARN step failed step=Start error=start: unable to execute QEMU command 'cont': Failed to get "write" lock"#,
             r#"h1-libvirtd.log: error : unable to execute QEMU command 'blockdev-add': Failed to get "write" lock"#,
             r#"busy.log: qemu-system-x86_64: -blockdev {}: Failed to get "write" lock"#,
         ];
