@@ -25,23 +25,28 @@ use crate::{
 
 const MIB: u64 = 1 << 20;
 
-/// Every host as placement sees it. All three maps are in the order of the names, so none is searched.
+/// Every host as placement sees it, in the order of their names.
 pub fn views(state: &State) -> Vec<HostView<'_>> {
-    let (mut live, mut reserved) = (state.live.iter().peekable(), state.reserved.iter().peekable());
     let mut views = Vec::with_capacity(state.hosts.len());
-    for host in state.hosts.values() {
+    views.extend(each(state));
+    views
+}
+
+/// The same, one after the other. All three maps are in the order of the names, so none is searched.
+pub fn each(state: &State) -> impl Iterator<Item = HostView<'_>> {
+    let (mut live, mut reserved) = (state.live.iter().peekable(), state.reserved.iter().peekable());
+    state.hosts.values().map(move |host| {
         while live.next_if(|(name, _)| **name < host.name).is_some() {}
         while reserved.next_if(|(name, _)| **name < host.name).is_some() {}
         let live = live.next_if(|(name, _)| **name == host.name);
         let held = reserved.next_if(|(name, _)| **name == host.name);
-        views.push(look(
+        look(
             state,
             host,
             live.map(|(_, live)| &**live),
             held.map(|(_, held)| held),
-        ));
-    }
-    views
+        )
+    })
 }
 
 /// A host as placement sees it.

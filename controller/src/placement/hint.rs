@@ -1,4 +1,4 @@
-//! The smallest change that would make a refused VM fit. Called by [`super::decide`] when no host passed.
+//! The smallest change that would make a refused VM fit. Used by [`super::refusal`], which tells it of all hosts.
 //!
 //! Looked for in four places: on one host alone, in the request alone, in both, and at last another host. The
 //! cheapest on a host and the cheapest in the request are both told, the cheaper first. Each is proved before it is
@@ -6,10 +6,11 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
+use dalgu_proto::ids::HostName;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Protect,
+    Each, Protect, Verdict,
     filter::{self, Lack},
     remedy::{self, Change},
     repair,
@@ -40,59 +41,137 @@ enum Side {
     Both,
 }
 
-struct Plan<'a> {
-    cost: (u32, u64),
-    host: &'a HostView<'a>,
+struct Plan {
+    cost: Cost,
+    host: HostName,
     changes: Vec<Change>,
 }
 
-/// A host, and all tests that it fails.
-pub(super) type Refused<'a> = (&'a HostView<'a>, &'a [Lack<'a>]);
+/// How great changes are together, see [`Change::cost`].
+type Cost = (u32, u64);
 
-/// Finds the hint for a request that none of the hosts can take; these come in the order of their names.
-pub(super) fn find(request: &Request, hosts: &[Refused<'_>], protect: Option<&Protect>) -> Hint {
-    let of = |side| cheapest(request, hosts, side, protect);
-    let on_host = of(Side::Host);
-    let in_request = of(Side::Request);
-    match (on_host, in_request) {
-        (Some(one), Some(other)) if other.cost < one.cost => told(&other, Some(&one), request),
-        (Some(one), other) => told(&one, other.as_ref(), request),
-        (None, Some(one)) => told(&one, None, request),
-        (None, None) => match of(Side::Both) {
-            Some(plan) => told(&plan, None, request),
-            None => another_host(request, hosts, protect),
-        },
+/// The hosts that all refuse a request. A large site has too much of them to be kept: they are looked at one after the other.
+pub(super) struct Hosts<'a, 'v> {
+    /// What was found for each, in the order of their names.
+    pub(super) verdicts: &'a [Verdict],
+    /// All of them in that order.
+    pub(super) each: Each<'a>,
+    /// One of them.
+    pub(super) one: &'a dyn Fn(&HostName) -> Option<HostView<'v>>,
+    pub(super) protect: Option<&'a Protect>,
+}
+
+/// The search. It is told of the hosts in the order of their names; only what a plan would cost is kept of them, as few are ever looked at again.
+pub(super) struct Search<'r> {
+    request: &'r Request,
+    hosts: usize,
+    on_host: Vec<Reverse<(Cost, usize)>>,
+    in_request: Vec<Reverse<(Cost, usize)>>,
+    changes: Vec<Change>,
+}
+
+impl<'r> Search<'r> {
+    pub(super) fn new(request: &'r Request) -> Self {
+        Self {
+            request,
+            hosts: 0,
+            on_host: Vec::new(),
+            in_request: Vec::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Takes in the next host, with all tests that it fails.
+    pub(super) fn look(&mut self, host: &HostView<'_>, lacks: &[Lack<'_>]) {
+        let (request, changes) = (self.request, &mut self.changes);
+        for (side, plans) in [
+            (Side::Host, &mut self.on_host),
+            (Side::Request, &mut self.in_request),
+        ] {
+            let cost = cost_of(lacks, host, request, side, changes);
+            plans.extend(cost.map(|cost| Reverse((cost, self.hosts))));
+        }
+        self.hosts += 1;
+    }
+
+    /// Finds the hint, now that it has been told of all hosts.
+    pub(super) fn find(self, hosts: &Hosts<'_, '_>) -> Hint {
+        let request = self.request;
+        let on_host = cheapest(request, hosts, Side::Host, self.on_host);
+        let in_request = cheapest(request, hosts, Side::Request, self.in_request);
+        match (on_host, in_request) {
+            (Some(one), Some(other)) if other.cost < one.cost => told(&other, Some(&one), request),
+            (Some(one), other) => told(&one, other.as_ref(), request),
+            (None, Some(one)) => told(&one, None, request),
+            (None, None) => match cheapest(request, hosts, Side::Both, both(request, hosts)) {
+                Some(plan) => told(&plan, None, request),
+                None => another_host(request, hosts),
+            },
+        }
     }
 }
 
-/// The cheapest plan that is proved; of equally cheap ones the first by the host's name. Only the costs are kept of the others: few are
-/// ever looked at again.
-fn cheapest<'a>(
-    request: &Request,
-    hosts: &[Refused<'a>],
-    side: Side,
-    protect: Option<&Protect>,
-) -> Option<Plan<'a>> {
-    let mut changes = Vec::new();
-    let costs = hosts.iter().zip(0_usize..).filter_map(|((host, lacks), index)| {
-        changes.clear();
-        remedies(lacks, host, request, side, &mut changes)?;
-        Some(Reverse((cost(&changes, request), index)))
+/// What plans cost that change hosts as well as the request.
+fn both(request: &Request, hosts: &Hosts<'_, '_>) -> Vec<Reverse<(Cost, usize)>> {
+    let (mut plans, mut changes, mut index) = (Vec::new(), Vec::new(), 0);
+    (hosts.each)(&mut |host| {
+        // What is kept for protected domains is no lack here: where that is all, the request alone has a plan.
+        let cost = cost_of(
+            &filter::lacks(request, host),
+            host,
+            request,
+            Side::Both,
+            &mut changes,
+        );
+        plans.extend(cost.map(|cost| Reverse((cost, index))));
+        index += 1;
     });
-    let mut plans: BinaryHeap<_> = costs.collect();
+    plans
+}
+
+/// The cheapest plan that is proved; of equally cheap ones the first by the host's name.
+fn cheapest(
+    request: &Request,
+    hosts: &Hosts<'_, '_>,
+    side: Side,
+    plans: Vec<Reverse<(Cost, usize)>>,
+) -> Option<Plan> {
+    let mut plans = BinaryHeap::from(plans);
     std::iter::from_fn(|| plans.pop()).find_map(|Reverse((cost, index))| {
-        let (host, lacks) = hosts[index];
+        let host = (hosts.one)(&hosts.verdicts[index].host)?;
         let mut changes = Vec::new();
-        remedies(lacks, host, request, side, &mut changes)?;
-        let plan = Plan { cost, host, changes };
-        let keeps = |changed: &Request, host: &HostView<'_>| {
-            let views = hosts
-                .iter()
-                .map(|(other, _)| if other.name == host.name { host } else { *other });
-            Kept::of(changed, views, protect).is_none_or(|kept| kept.check(&host.name).is_ok())
+        let lacks = filter::lacks(request, &host);
+        if lacks.is_empty() {
+            // All that is against it is what is kept.
+            changes.push(Change::IgnoreProtection);
+        }
+        remedies(&lacks, &host, request, side, &mut changes)?;
+        let plan = Plan {
+            cost,
+            host: host.name.clone(),
+            changes,
         };
-        proved(plan, request, side, keeps)
+        let keeps = |changed: &Request, host: &HostView<'_>| {
+            let each = |look: &mut dyn FnMut(&HostView<'_>)| {
+                (hosts.each)(&mut |other| look(if other.name == host.name { host } else { other }));
+            };
+            Kept::of(changed, &each, hosts.protect).is_none_or(|kept| kept.check(&host.name).is_ok())
+        };
+        proved(plan, &host, request, side, keeps)
     })
+}
+
+/// What a change for every lack costs; `None` where one has no remedy.
+fn cost_of(
+    lacks: &[Lack<'_>],
+    host: &HostView<'_>,
+    request: &Request,
+    side: Side,
+    changes: &mut Vec<Change>,
+) -> Option<Cost> {
+    changes.clear();
+    remedies(lacks, host, request, side, changes)?;
+    Some(cost(changes, request))
 }
 
 /// A change for every lack; `None` where one has no remedy.
@@ -125,7 +204,7 @@ fn remedies(
     Some(())
 }
 
-fn cost(changes: &[Change], request: &Request) -> (u32, u64) {
+fn cost(changes: &[Change], request: &Request) -> Cost {
     changes
         .iter()
         .map(|change| change.cost(request))
@@ -133,13 +212,14 @@ fn cost(changes: &[Change], request: &Request) -> (u32, u64) {
 }
 
 /// Applies a plan, mends it where a change uncovered another lack, and gives it back once all tests pass.
-fn proved<'a>(
-    mut plan: Plan<'a>,
+fn proved(
+    mut plan: Plan,
+    host: &HostView<'_>,
     request: &Request,
     side: Side,
     keeps: impl Fn(&Request, &HostView<'_>) -> bool,
-) -> Option<Plan<'a>> {
-    let (mut changed, mut hosts) = (request.clone(), vec![plan.host.clone()]);
+) -> Option<Plan> {
+    let (mut changed, mut hosts) = (request.clone(), vec![host.clone()]);
     let mut fresh = plan.changes.clone();
     for _ in 0..ROUNDS {
         for change in &fresh {
@@ -161,7 +241,7 @@ fn proved<'a>(
     None
 }
 
-fn told(first: &Plan<'_>, second: Option<&Plan<'_>>, request: &Request) -> Hint {
+fn told(first: &Plan, second: Option<&Plan>, request: &Request) -> Hint {
     let mut text = sentence(first, request);
     if let Some(second) = second {
         text.push_str(", or ");
@@ -175,7 +255,7 @@ fn told(first: &Plan<'_>, second: Option<&Plan<'_>>, request: &Request) -> Hint 
     }
 }
 
-fn sentence(plan: &Plan<'_>, request: &Request) -> String {
+fn sentence(plan: &Plan, request: &Request) -> String {
     let mut text = listed(&plan.changes);
     // Changes to a host name it; for those to the request, the host that could take the VM then is worth knowing,
     // unless the caller named it.
@@ -196,8 +276,8 @@ fn sentence(plan: &Plan<'_>, request: &Request) -> String {
                 | Change::AskDevices { .. }
         )
     });
-    if !names_host && request.host.as_ref() != Some(&plan.host.name) {
-        text.push_str(&format!(" ({} can take it then)", plan.host.name));
+    if !names_host && request.host.as_ref() != Some(&plan.host) {
+        text.push_str(&format!(" ({} can take it then)", plan.host));
     }
     text
 }
@@ -211,35 +291,37 @@ fn listed(changes: &[Change]) -> String {
 }
 
 /// The last resort: nothing that could be done with the hosts there are would help.
-fn another_host(request: &Request, hosts: &[Refused<'_>], protect: Option<&Protect>) -> Hint {
+fn another_host(request: &Request, hosts: &Hosts<'_, '_>) -> Hint {
     let (cpus, memory_mib) = (remedy::cpus_for(request), remedy::memory_for(request));
     let missing = request.host.as_ref().filter(|wanted| {
-        request.exclude.as_ref() != Some(*wanted) && !hosts.iter().any(|(host, _)| host.name == **wanted)
+        request.exclude.as_ref() != Some(*wanted)
+            && !hosts.verdicts.iter().any(|verdict| verdict.host == **wanted)
     });
     let mut changes = Vec::new();
     if request.host.is_some() && missing.is_none() {
         changes.push(Change::AnyHost);
     }
     // A host that was never there is in no domain of a member.
-    let mut fitting = vec![];
+    let used = |name: &HostName| hosts.verdicts.iter().any(|verdict| verdict.host == *name);
+    let name = missing
+        .cloned()
+        .unwrap_or_else(|| remedy::unused_name(request, used));
+    let new = remedy::host_for(request, name);
+    let broken = request.rules.lacks(&new);
+    changes.extend(broken.filter_map(|lack| repair::in_request(&lack, request)));
+    // One that is alone in its field has none that stands in for it.
+    let each = |look: &mut dyn FnMut(&HostView<'_>)| {
+        (hosts.each)(look);
+        look(&new);
+    };
+    if Kept::of(request, &each, hosts.protect).is_some_and(|kept| kept.check(&new.name).is_err()) {
+        changes.push(Change::IgnoreProtection);
+    }
     let add = Change::AddHost {
         name: missing.cloned(),
         cpus,
         memory_mib,
     };
-    add.apply(&mut request.clone(), &mut fitting);
-    let broken = fitting.iter().flat_map(|host| request.rules.lacks(host));
-    changes.extend(broken.filter_map(|lack| repair::in_request(&lack, request)));
-    if protect.is_some() {
-        // A host that is alone in its field has none that stands in for it.
-        let mut all: Vec<_> = hosts.iter().map(|(host, _)| (*host).clone()).collect();
-        add.apply(&mut request.clone(), &mut all);
-        let kept = Kept::of(request, &all, protect);
-        let new = all.last().map(|host| &host.name);
-        if kept.zip(new).is_some_and(|(kept, new)| kept.check(new).is_err()) {
-            changes.push(Change::IgnoreProtection);
-        }
-    }
     changes.push(add);
     let text = listed(&changes);
     Hint {

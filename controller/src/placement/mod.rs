@@ -85,8 +85,11 @@ pub struct Verdict {
     pub rank: u32,
 }
 
+/// Shows each host of a site, one after the other.
+type Each<'a> = &'a dyn Fn(&mut dyn FnMut(&HostView<'_>));
+
 impl Verdict {
-    fn refused((host, lacks): hint::Refused<'_>) -> Self {
+    fn refused(host: &HostView<'_>, lacks: &[filter::Lack<'_>]) -> Self {
         Self {
             host: host.name.clone(),
             fits: false,
@@ -143,18 +146,13 @@ pub fn decide_keeping<'a>(
 ) -> Decision {
     let rule = rule.into();
     let mut scores = Vec::new();
-    let kept_room = Kept::of(request, hosts, rule.protect);
-    // All lacks in one place: a large site that refuses has one or more for each host.
+    let each = |look: &mut dyn FnMut(&HostView<'_>)| hosts.iter().for_each(look);
+    let kept_room = Kept::of(request, &each, rule.protect);
+    // All lacks in one place: there are one or more for each host that refuses.
     let (mut lacks, mut lacking) = (Vec::new(), Vec::new());
     for host in hosts {
         let before = lacks.len();
-        filter::find(request, host, &mut lacks);
-        if lacks.len() == before
-            && let Some(Err(Short { domain, lacking })) =
-                kept_room.as_ref().map(|kept| kept.check(&host.name))
-        {
-            lacks.push(filter::Lack::Protection { domain, lacking });
-        }
+        find(request, host, kept_room.as_ref(), &mut lacks);
         if lacks.len() == before {
             scores.push(Score::of(request, host, rule));
         } else {
@@ -163,19 +161,14 @@ pub fn decide_keeping<'a>(
     }
     scores.sort_unstable();
     lacking.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-    let refused = lacking.into_iter().map(|(host, of)| (host, &lacks[of]));
 
     if scores.is_empty() {
-        let refused: Vec<hint::Refused<'_>> = refused.collect();
-        let verdicts: Vec<_> = refused.iter().copied().map(Verdict::refused).collect();
-        return Decision {
-            host: None,
-            hint: Some(hint::find(request, &refused, rule.protect)),
-            summary: not_placed(request, &verdicts),
-            verdicts,
-            omitted: 0,
-            ignored_protection: request.ignore_protection,
+        let each = |look: &mut dyn FnMut(&HostView<'_>)| lacking.iter().for_each(|(host, _)| look(host));
+        let one = |name: &HostName| {
+            let found = lacking.binary_search_by(|(host, _)| host.name.cmp(name)).ok()?;
+            Some(lacking[found].0.clone())
         };
+        return refusal(request, &each, &one, rule.protect);
     }
     let kept = kept.max(2);
     if hosts.len() > kept {
@@ -183,9 +176,59 @@ pub fn decide_keeping<'a>(
         return chosen(request, &scores, rule.policy, None, hosts.len());
     }
     let mut decision = chosen(request, &scores, rule.policy, Some(scores.len()), hosts.len());
-    decision.verdicts.extend(refused.map(Verdict::refused));
+    let refused = lacking.into_iter();
+    let refused = refused.map(|(host, of)| Verdict::refused(host, &lacks[of]));
+    decision.verdicts.extend(refused);
     decision.omitted = 0;
     decision
+}
+
+/// All tests that a host fails, added to what was found on others.
+fn find<'a>(
+    request: &'a Request,
+    host: &'a HostView<'_>,
+    kept_room: Option<&'a Kept>,
+    lacks: &mut Vec<filter::Lack<'a>>,
+) {
+    let before = lacks.len();
+    filter::find(request, host, lacks);
+    if lacks.len() == before
+        && let Some(Err(Short { domain, lacking })) = kept_room.map(|kept| kept.check(&host.name))
+    {
+        lacks.push(filter::Lack::Protection { domain, lacking });
+    }
+}
+
+/// The refusal of what no host can take. `each` shows them in the order of their names, `one` gives one of them.
+fn refusal<'v>(
+    request: &Request,
+    each: Each<'_>,
+    one: &dyn Fn(&HostName) -> Option<HostView<'v>>,
+    protect: Option<&Protect>,
+) -> Decision {
+    let kept_room = Kept::of(request, each, protect);
+    let (mut verdicts, mut search) = (Vec::new(), hint::Search::new(request));
+    each(&mut |host| {
+        let mut lacks = Vec::new();
+        find(request, host, kept_room.as_ref(), &mut lacks);
+        debug_assert!(!lacks.is_empty(), "{} can take it", host.name);
+        verdicts.push(Verdict::refused(host, &lacks));
+        search.look(host, &lacks);
+    });
+    let hint = search.find(&hint::Hosts {
+        verdicts: &verdicts,
+        each,
+        one,
+        protect,
+    });
+    Decision {
+        host: None,
+        hint: Some(hint),
+        summary: not_placed(request, &verdicts),
+        verdicts,
+        omitted: 0,
+        ignored_protection: request.ignore_protection,
+    }
 }
 
 /// The refusal of a VM that would become larger where it is: so much of a protected domain would find no room then.

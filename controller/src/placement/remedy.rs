@@ -262,11 +262,9 @@ impl Change {
                 }
             },
             Self::AddHost { name, .. } => {
-                let host = host_for(
-                    request,
-                    name.clone().unwrap_or_else(|| unused_name(request, hosts)),
-                );
-                hosts.push(host);
+                let used = |name: &HostName| hosts.iter().any(|host| host.name == *name);
+                let name = name.clone().unwrap_or_else(|| unused_name(request, used));
+                hosts.push(host_for(request, name));
             }
             Self::Uncordon { host }
             | Self::Relieve { host }
@@ -588,10 +586,9 @@ fn labels_for(request: &Request) -> BTreeMap<String, String> {
     labels
 }
 
-fn unused_name(request: &Request, hosts: &[HostView]) -> HostName {
-    let used = |name: &HostName| {
-        request.exclude.as_ref() == Some(name) || hosts.iter().any(|host| host.name == *name)
-    };
+/// A name that no host has.
+pub(super) fn unused_name(request: &Request, used: impl Fn(&HostName) -> bool) -> HostName {
+    let used = |name: &HostName| request.exclude.as_ref() == Some(name) || used(name);
     (1_u64..)
         .map(|number| {
             format!("new-host-{number}")

@@ -231,10 +231,15 @@ fn most_memory(free: u64, vcpus: u32) -> Option<u64> {
         spec.memory_mib = memory_mib;
         spec.reserved_memory_mib()
     };
-    let (mut low, mut high) = (*MEMORY_MIB.start(), free);
-    if low > high || reserve(low) > free {
+    let least = *MEMORY_MIB.start();
+    if least > free || reserve(least) > free {
         return None;
     }
+    // The overhead rises with the memory too: what is left beside that of a guest of `free` fits, and what is left beside the overhead of
+    // such a guest bounds it.
+    let mut beside = |memory_mib| free.saturating_sub(reserve(memory_mib).saturating_sub(memory_mib));
+    let mut low = beside(free).max(least);
+    let mut high = beside(low);
     // The reserve rises with the memory: `low` always fits, what lies above `high` never does.
     while low < high {
         let middle = low + (high - low).div_ceil(2);

@@ -78,7 +78,7 @@ impl Fleet {
     ) -> Decision {
         let view = |host: &HostName| Some(hosts::view(state, state.hosts.get(host)?));
         self.engine(state, policy)
-            .decide(request, kept, || hosts::views(state), view)
+            .decide(request, kept, || hosts::each(state), view)
     }
 
     /// Whether a VM may become larger where it is, as far as protected domains go; else which one would lack how much.

@@ -23,6 +23,9 @@ struct Arguments {
     /// What the random numbers begin with.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Only this way to place, as the rows of the report begin (`pack`, or `pack, racks protected`); may be repeated.
+    #[arg(long)]
+    only: Vec<String>,
     /// Hosts of the site on which a whole controller accepts creations; 0 leaves that out.
     #[arg(long, default_value_t = 10_000)]
     durable_hosts: u16,
@@ -68,6 +71,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         decisions: arguments.decisions,
         scans: arguments.scans,
         seed: arguments.seed,
+        only: arguments.only.clone(),
     };
     let outcome = engine::run(&settings, &mut report)
         .and_then(|()| match &arguments.nova {

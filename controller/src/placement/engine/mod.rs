@@ -42,6 +42,7 @@ use self::{
 };
 use super::{
     Decision, HostView, Policy, Protect, Request, Rule, Size, Spare, Worth, chosen, decide_keeping, filter,
+    refusal,
     score::{Cost, Score},
     spare::{self, Short, Step},
 };
@@ -217,23 +218,25 @@ impl Engine {
         self.best(request, 1, view).first().map(|score| score.host)
     }
 
-    /// As [`decide_keeping`] decides over `views`, which are asked for only where every host is to be explained: on a site of
-    /// few hosts, and for a refusal. `view` as in [`Engine::choose`].
-    pub fn decide<'v>(
+    /// As [`decide_keeping`] decides over `views`, which are asked for, in the order of the names, only where every host is to be explained: on a
+    /// site of few hosts, and for a refusal. `view` as in [`Engine::choose`].
+    pub fn decide<'v, I: Iterator<Item = HostView<'v>>>(
         &self,
         request: &Request,
         kept: usize,
-        views: impl FnOnce() -> Vec<HostView<'v>>,
+        views: impl Fn() -> I,
         view: impl Fn(&HostName) -> Option<HostView<'v>>,
     ) -> Decision {
         let kept = kept.max(2);
-        if self.len() > kept {
-            let best = self.best(request, kept, view);
-            if !best.is_empty() {
-                return chosen(request, &best, self.policy, None, self.len());
-            }
+        if self.len() <= kept {
+            return decide_keeping(request, &views().collect::<Vec<_>>(), self.rule(), kept);
         }
-        decide_keeping(request, &views(), self.rule(), kept)
+        let best = self.best(request, kept, &view);
+        if best.is_empty() {
+            let each = |look: &mut dyn FnMut(&HostView<'_>)| views().for_each(|view| look(&view));
+            return refusal(request, &each, &view, self.rule().protect);
+        }
+        chosen(request, &best, self.policy, None, self.len())
     }
 
     /// The best few hosts for a request, best first.

@@ -32,6 +32,7 @@ use self::{
     share::{CLASSES, Shares, as_size, more_than, of_room, of_vm},
 };
 use super::{
+    Each,
     score::Size,
     view::{HostView, Request},
 };
@@ -126,46 +127,41 @@ pub struct Short<'a> {
 
 /// Whether hosts keep room for protected domains, were a VM that is asked for to come to them.
 #[derive(Debug)]
-pub struct Kept<'a> {
+pub struct Kept {
     spare: Spare,
-    slots: HashMap<&'a HostName, usize>,
+    /// In order, which is that of the account.
+    names: Vec<HostName>,
     vm: Size,
     leaves: Option<(usize, Size)>,
 }
 
-impl<'a> Kept<'a> {
+impl Kept {
     /// `None` where nobody asks.
-    pub(super) fn of(
-        request: &Request,
-        hosts: impl IntoIterator<Item = &'a HostView<'a>>,
-        protect: Option<&Protect>,
-    ) -> Option<Self> {
+    pub(super) fn of(request: &Request, each: Each<'_>, protect: Option<&Protect>) -> Option<Self> {
         let protect = protect.filter(|protect| !protect.is_empty() && !request.ignore_protection)?;
-        let mut hosts: Vec<_> = hosts.into_iter().collect();
+        let mut rows = Vec::new();
+        each(&mut |host| rows.push((host.name.clone(), Row::of(host, protect))));
         // Which of several domains is told does not depend on the order that they came in.
-        hosts.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let (names, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
         let vm = Size::of(request);
-        let slots: HashMap<_, _> = hosts
-            .iter()
-            .enumerate()
-            .map(|(slot, host)| (&host.name, slot))
-            .collect();
-        let source = request.exclude.as_ref().and_then(|source| slots.get(source));
-        let spare = Spare::new(hosts.iter().map(|host| Row::of(host, protect)));
-        if source.is_some_and(|source| spare.is_left(*source)) {
+        let source = request.exclude.as_ref();
+        let source = source.and_then(|source| names.binary_search(source).ok());
+        let spare = Spare::new(rows);
+        if source.is_some_and(|source| spare.is_left(source)) {
             return None;
         }
         Some(Self {
-            leaves: source.map(|source| (*source, vm)),
+            leaves: source.map(|source| (source, vm)),
             spare,
-            slots,
+            names,
             vm,
         })
     }
 
     /// Whether this one does.
     pub(super) fn check(&self, host: &HostName) -> Result<(), Short<'_>> {
-        let slot = self.slots.get(host).copied();
+        let slot = self.names.binary_search(host);
         slot.map_or(Ok(()), |slot| {
             self.spare.check(Step {
                 leaves: self.leaves,

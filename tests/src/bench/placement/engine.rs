@@ -1,6 +1,10 @@
 //! How fast the engine decides.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use dalgu_controller::placement::{Engine, HostView, Policy, Protect, Request, Rule, decide};
 use dalgu_proto::ids::HostName;
@@ -22,6 +26,8 @@ pub struct Settings {
     pub scans: usize,
     /// What the random numbers begin with.
     pub seed: u64,
+    /// Only these of the ways to place, as the rows of the report begin; none for all.
+    pub only: Vec<String>,
 }
 
 /// Hosts that the plain scan looks at in all, on one site.
@@ -43,6 +49,9 @@ pub fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
         (Policy::Pack, &racks),
         (Policy::Spread, &racks),
     ] {
+        if !settings.only.is_empty() && !settings.only.iter().any(|only| only == word(policy, protect)) {
+            continue;
+        }
         let mut medians = Vec::new();
         for hosts in &settings.hosts {
             medians.push(measure(settings, (policy, protect), *hosts, report)?);
@@ -65,6 +74,17 @@ fn word(policy: Policy, protect: &Protect) -> &'static str {
         (Policy::Spread, true) => "spread",
         (Policy::Pack, false) => "pack, racks protected",
         (Policy::Spread, false) => "spread, racks protected",
+    }
+}
+
+/// What bounds where a request may go.
+fn kind(request: &Request) -> &'static str {
+    let bound = request.spec.host_selector.keys().next().map(String::as_str);
+    match (bound, request.rules.groups.is_empty()) {
+        (Some("rack"), _) => "for one rack",
+        (Some(_), _) => "for one room",
+        (None, false) => "in a group",
+        (None, true) => "for any host",
     }
 }
 
@@ -169,6 +189,7 @@ fn measure(
 
     let scans = scan(settings, &mut site)?;
     let mut timed = Vec::with_capacity(settings.decisions);
+    let mut kinds = BTreeMap::<_, Vec<f64>>::new();
     let mut turned_over = Duration::ZERO;
     for _ in 0..settings.decisions {
         let request = site.request();
@@ -177,7 +198,9 @@ fn measure(
         turned_over += since(begin)?;
         let begin = Begin::now()?;
         let host = std::hint::black_box(site.engine.choose(&request, |_| None)).cloned();
-        timed.push(begin.nanoseconds()?);
+        let taken = begin.nanoseconds()?;
+        timed.push(taken);
+        kinds.entry(kind(&request)).or_default().push(taken);
         let begin = processor()?;
         if let Some(host) = host {
             let number = site.numbers[&host];
@@ -210,6 +233,10 @@ fn measure(
     report.add(Measure::of(title("p50"), "ns", &[rank(&timed, 0.5)]).map(|m| m.over(&[rank(&scans, 0.5)])));
     for (what, at) in [("p99", 0.99), ("p99.9", 0.999)] {
         report.add(one(title(what), "ns", rank(&timed, at)));
+    }
+    for (kind, timed) in &mut kinds {
+        timed.sort_by(f64::total_cmp);
+        report.add(one(title(&format!("{kind}: p99")), "ns", rank(timed, 0.99)));
     }
     let change = nanoseconds(turned_over) / decisions / 2.0;
     report.add(one(title("a host taken over after a change"), "ns", change));
@@ -258,8 +285,8 @@ fn refusal(site: &Site, name: &str, report: &mut Report) -> anyhow::Result<()> {
         let decision = site.engine.decide(
             &request,
             8,
-            || site.hosts.iter().map(site::seen).collect(),
-            |_| None,
+            || site.hosts.iter().map(site::seen),
+            |name| Some(site::seen(&site.hosts[*site.numbers.get(name)?])),
         );
         timed.push(nanoseconds(since(begin)?) / 1e6);
         anyhow::ensure!(
