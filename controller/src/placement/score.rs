@@ -222,6 +222,19 @@ impl Cost {
             .saturating_sub(1)
     }
 
+    /// To pack: no more than that is left of either resource on a host that costs no more.
+    pub(super) fn most_left(self, capacity: Size) -> Size {
+        // A share is rounded down: one millionth more is taken for as good.
+        let most = |share: u32, whole: u64| {
+            let left = u128::from(whole.max(1)) * (u128::from(share) + 1) / u128::from(WHOLE);
+            u64::try_from(left).unwrap_or(u64::MAX)
+        };
+        Size {
+            vcpus: u32::try_from(most(self.0, capacity.vcpus.into())).unwrap_or(u32::MAX),
+            memory_mib: most(self.0 / MEMORY, capacity.memory_mib),
+        }
+    }
+
     /// No cost is lower there. Never falls: for spread as less is free, for pack as more is.
     pub(super) fn at_least(policy: Policy, vm: Size, free: Size, capacity: Size) -> Self {
         let left = free.less(vm);

@@ -250,22 +250,25 @@ struct Search<'s, 'r, 'a> {
 }
 
 impl<'a> Search<'_, '_, 'a> {
-    /// From the rows with the fewest processors on, until what is left of them is more than the best host has left in all.
+    /// From the rows with the fewest processors on, until what is left of them is more than the best host has left in all. What is free at most
+    /// is reckoned only when there is a better host: a group has dozens of rows, and few of them are looked into.
     fn pack(&mut self) {
         let needed = self.ask.size.memory_mib;
+        let mut at_most = self.most_free();
         for row in self.first()..self.group.rows.len() {
-            if self.group.most[row] < needed {
-                continue;
-            }
-            if self.is_beyond(row, needed) {
+            if self.group.vcpus[row] > at_most.vcpus {
                 return;
             }
             // A later row may have less memory left.
             let least = self.group.least[row];
-            if least > needed && self.is_beyond(row, least) {
+            if self.group.most[row] < needed || least > at_most.memory_mib {
+                continue;
+            }
+            if self.is_beyond(row, least.max(needed)) {
                 continue;
             }
             self.visit(row);
+            at_most = self.most_free();
         }
     }
 
@@ -319,6 +322,22 @@ impl<'a> Search<'_, '_, 'a> {
         let worst = worst.filter(|worst| worst.steps == self.steps && worst.against <= floor);
         let least = worst.map_or(0, |worst| worst.cost.least_free(self.capacity.memory_mib));
         self.ask.size.memory_mib.saturating_add(least)
+    }
+
+    /// To pack: free processors and memory with more of either of which a host is not among the best.
+    fn most_free(&self) -> Size {
+        let (floor, steps) = (self.ask.floor, self.steps);
+        let worst = self.best.worst();
+        let worst = worst.filter(|worst| worst.steps == steps && worst.against <= floor);
+        let left = worst.map(|worst| worst.cost.most_left(self.capacity));
+        let left = left.unwrap_or(Size {
+            vcpus: u32::MAX,
+            memory_mib: u64::MAX,
+        });
+        Size {
+            vcpus: left.vcpus.saturating_add(self.ask.size.vcpus),
+            memory_mib: left.memory_mib.saturating_add(self.ask.size.memory_mib),
+        }
     }
 
     /// Looks through a row as far as it may have better hosts.
