@@ -316,6 +316,26 @@ pub fn may_have(request: &Request, host: &HostView<'_>) -> bool {
     filter::lacks(request, host).iter().all(filter::Lack::is_room)
 }
 
+/// Whether a host could have a VM if some that are there left it: it lacks processors or memory alone.
+pub fn lacks_size_alone(request: &Request, host: &HostView<'_>) -> bool {
+    filter::lacks(request, host).iter().all(filter::Lack::is_size)
+}
+
+/// Whether hosts that lack nothing but processors or memory have enough of them together, though none has by itself.
+pub fn is_in_pieces(request: &Request, hosts: &[HostView<'_>]) -> bool {
+    let size = Size::of(request);
+    let could = |host: &&HostView<'_>| {
+        let capacity = Size::capacity(host);
+        lacks_size_alone(request, host) && capacity.checked_less(size).is_some()
+    };
+    let free = hosts.iter().filter(could).map(Size::free);
+    let together = free.fold(Size::default(), |sum, free| Size {
+        vcpus: sum.vcpus.saturating_add(free.vcpus),
+        memory_mib: sum.memory_mib.saturating_add(free.memory_mib),
+    });
+    together.checked_less(size).is_some()
+}
+
 /// Whether guests on a host are likely to notice its load: pressure, busy processors or used memory of the second step.
 pub fn is_pressed(host: &HostView<'_>) -> bool {
     let usage = host.usage.as_ref();

@@ -115,7 +115,7 @@ pub struct Size {
 
 impl Size {
     /// What a VM reserves.
-    pub(super) fn of(request: &Request) -> Self {
+    pub fn of(request: &Request) -> Self {
         Self {
             vcpus: request.spec.vcpus,
             memory_mib: request.spec.reserved_memory_mib(),

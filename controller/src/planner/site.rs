@@ -303,6 +303,14 @@ impl Site {
         }
     }
 
+    /// Whether a VM that comes leaves the VMs of hosts and domains that fail the room that they have.
+    pub fn keeps_room(&self, size: Size, to: Slot) -> bool {
+        self.spare.allows(Step {
+            leaves: None,
+            comes: (to, size),
+        })
+    }
+
     /// Has a host take VMs, or none.
     pub fn set_open(&mut self, host: Slot, open: bool) {
         self.hosts[host].open = open;

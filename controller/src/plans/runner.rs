@@ -16,12 +16,12 @@ use super::{
 };
 use crate::{
     blocking::beside,
-    model::{Outcome, PlanKind, PlanState},
+    model::{Outcome, PlanState},
     placement::Policy,
     state::{Db, State},
     verbs::{
         Caller, Error,
-        plan::{self, Create, Draft},
+        plan::{self, Aim, Create, Draft},
     },
 };
 
@@ -100,8 +100,7 @@ impl Runner {
             }
         };
         let ask = Create {
-            kind: PlanKind::Rebalance,
-            hosts: Vec::new(),
+            aim: Aim::Rebalance,
             moves,
             copied_mib: u64::MAX,
         };
