@@ -11,7 +11,12 @@ use dalgu_proto::{
     placement::{self as wanted, Group, Taint, Toleration},
     vm::{CpuPolicy, Device, Fitting, Nic, NumaPlace, NumaPolicy, PageSize, Plug, Spec},
 };
-use proptest::{collection::vec, option, prelude::*, sample::select};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{select, subsequence},
+};
 
 use super::{tests::disk, *};
 
@@ -365,7 +370,26 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
 }
 
 pub(super) fn policy() -> impl Strategy<Value = Policy> {
-    select(vec![Policy::Spread, Policy::Pack])
+    let named = select(vec![Policy::SPREAD, Policy::PACK, Policy::BALANCED]);
+    let own = (select(vec![Fit::Spread, Fit::Pack]), order());
+    prop_oneof![named, own.prop_map(|(fit, order)| Policy { fit, order })]
+}
+
+/// Any order that a configuration may have.
+fn order() -> impl Strategy<Value = Order> {
+    let some = subsequence(Term::ALL.to_vec(), 0..=Term::ALL.len()).prop_shuffle();
+    (some, any::<prop::sample::Index>()).prop_map(|(mut terms, at)| {
+        let place = |terms: &[Term], wanted| terms.iter().position(|term| *term == wanted);
+        let reserved = place(&terms, Term::Reserved).unwrap_or_else(|| {
+            let at = at.index(terms.len() + 1);
+            terms.insert(at, Term::Reserved);
+            at
+        });
+        if let Some(against) = place(&terms, Term::AgainstPreferences).filter(|at| *at > reserved) {
+            terms.swap(against, reserved);
+        }
+        Order::try_from(terms).unwrap()
+    })
 }
 
 /// So many cases, or as many as `PROPTEST_CASES` says: `make properties` tries 100,000.
@@ -533,6 +557,31 @@ proptest! {
         turned.rotate_left(by);
         turned.reverse();
         prop_assert_eq!(decide(&request, &hosts, Rule { protect: Some(&protect), ..Rule::from(&policy) }), decide(&request, &turned, Rule { protect: Some(&protect), ..Rule::from(&policy) }));
+    }
+
+    #[test]
+    fn parts_of_a_score_are_compared_in_their_order_and_no_order_changes_their_values(
+        request in request(), hosts in hosts(), policy in policy(),
+    ) {
+        // It has all parts.
+        let all = decide(&request, &hosts, &Policy { order: Policy::BALANCED.order, ..policy });
+        let decision = decide(&request, &hosts, &policy);
+        let mut before: Option<(Vec<f64>, &HostName)> = None;
+        for verdict in decision.verdicts.iter().filter(|verdict| verdict.fits) {
+            let known = all.verdicts.iter().find(|known| known.host == verdict.host).unwrap();
+            let wanted = policy.order.terms().flat_map(|term| {
+                let names = match (term, policy.fit) {
+                    (Term::Reserved, Fit::Spread) => vec!["reserved_percent", "reserved_of_other_percent"],
+                    (Term::Reserved, Fit::Pack) => vec!["waste_percent", "worth_lost_percent"],
+                    (term, _) => vec![term.as_str()],
+                };
+                names.into_iter().map(|name| known.score.iter().find(|part| part.name == name).unwrap().clone())
+            });
+            prop_assert_eq!(&verdict.score, &wanted.collect::<Vec<_>>());
+            let score = (verdict.score.iter().map(|part| part.value).collect(), &verdict.host);
+            prop_assert!(before.is_none_or(|before| before < score));
+            before = Some(score);
+        }
     }
 
     #[test]
