@@ -48,7 +48,7 @@ pub use self::{
     score::{Part, Rule, Size, Strain},
     spare::{Protect, Spare},
     view::{
-        Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
+        Bound, HostView, Lately, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
         default_reserved_memory_mib, used_percent,
     },
     wire::to_wire,

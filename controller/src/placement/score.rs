@@ -44,6 +44,8 @@ const STALL_STEPS: [f64; 3] = [10.0, 25.0, 50.0];
 const MEMORY_STALL_STEPS: [f64; 3] = [1.0, 5.0, 20.0];
 /// Percent of the processors busy.
 const BUSY_STEPS: [f64; 3] = [50.0, 75.0, 90.0];
+/// Percent of the processors that VMs waited for.
+const STOLEN_STEPS: [f64; 3] = [5.0, 10.0, 20.0];
 /// Percent of the memory that is used up, by what the kernel says is available.
 const MEMORY_USED_STEPS: [f64; 3] = [85.0, 92.0, 97.0];
 /// Millionths of the processors or the memory that are reserved.
@@ -66,13 +68,21 @@ impl Load {
         let usage = host.usage.as_ref();
         let network = usage.map_or(0.0, |usage| usage.network_utilisation * 100.0);
         let expected = usage.and_then(|usage| usage.cpus_expected);
-        let now = usage.and_then(|usage| busy_percent(usage, host.cpus));
+        let lately = usage.and_then(|usage| usage.lately);
+        let stolen = lately.map_or(0.0, |lately| percent_of(lately.cpus_stolen, host.cpus));
+        // The last seconds say little of what a VM that stays for months will find; they count until more is known.
+        let busy = match lately {
+            Some(lately) => Some(percent_of(lately.cpus_busy, host.cpus)),
+            None => usage.and_then(|usage| busy_percent(usage, host.cpus)),
+        };
         // An hour that is known to come counts as if it were here.
-        let cpu = now
+        let cpu = busy
             .unwrap_or(0.0)
             .max(expected.map_or(0.0, |cpus| percent_of(cpus, host.cpus)));
         let pressure = usage.map_or(0, |usage| {
-            pressure(usage, host.cpus, host.memory_mib).max(step(cpu, &BUSY_STEPS))
+            stalled(usage, host.memory_mib)
+                .max(step(cpu, &BUSY_STEPS))
+                .max(step(stolen, &STOLEN_STEPS))
         });
         let (steps, busy) = order.load([
             (Term::NoTelemetry, usage.is_none().into()),
@@ -305,12 +315,18 @@ impl Strain {
     }
 }
 
+/// What is measured now.
 fn pressure(usage: &UsageView, cpus: u32, memory_mib: u64) -> u8 {
+    let busy = step(busy_percent(usage, cpus).unwrap_or(0.0), &BUSY_STEPS);
+    stalled(usage, memory_mib).max(busy)
+}
+
+/// The same, busy processors aside: time for which tasks waited, and used memory.
+fn stalled(usage: &UsageView, memory_mib: u64) -> u8 {
     [
         step(stall(usage.cpu_stall), &STALL_STEPS),
         step(stall(usage.io_stall), &STALL_STEPS),
         step(stall(usage.memory_stall), &MEMORY_STALL_STEPS),
-        step(busy_percent(usage, cpus).unwrap_or(0.0), &BUSY_STEPS),
         step(memory_used_percent(usage, memory_mib), &MEMORY_USED_STEPS),
     ]
     .into_iter()

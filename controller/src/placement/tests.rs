@@ -323,10 +323,22 @@ fn a_small_host_keeps_a_tenth_and_a_large_one_a_gibibyte() {
 #[test]
 fn a_host_under_load_is_avoided_even_when_it_is_the_emptiest() {
     type Load = (&'static str, fn(&mut UsageView));
-    let loads: [Load; 9] = [
+    let loads: [Load; 11] = [
         ("processors busy", |u| u.cpus_busy = Some(6.5)),
         ("idle now, and busy at some hour of the week", |u| {
             u.cpus_expected = Some(6.5)
+        }),
+        ("idle now, and busy within the hour", |u| {
+            u.lately = Some(Lately {
+                cpus_busy: 6.5,
+                cpus_stolen: 0.0,
+            });
+        }),
+        ("guests waited for processors", |u| {
+            u.lately = Some(Lately {
+                cpus_busy: 0.1,
+                cpus_stolen: 0.5,
+            });
         }),
         ("waiting for processors", |u| u.cpu_stall.avg10_percent = 30.0),
         ("waited for processors a moment ago", |u| {
@@ -380,6 +392,26 @@ fn small_differences_of_load_do_not_decide() {
         chosen(&decide(&Request::new(spec()), &[noisy, fuller], &Policy::SPREAD)),
         Some("h1")
     );
+}
+
+#[test]
+fn busy_processors_of_the_last_seconds_do_not_decide_where_an_hour_is_known() {
+    let (mut bursting, mut fuller) = (host("h1"), host("h2"));
+    bursting.usage = Some(UsageView {
+        cpus_busy: Some(8.0),
+        lately: Some(Lately {
+            cpus_busy: 0.3,
+            cpus_stolen: 0.0,
+        }),
+        ..idle()
+    });
+    fuller.memory_mib_reserved = 4000;
+    let hosts = [bursting, fuller];
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::SPREAD);
+    assert_eq!(chosen(&decision), Some("h1"));
+    let busy = |part: &&Part| part.name == "cpu_busy_percent";
+    assert_eq!(decision.verdicts[0].score.iter().find(busy).unwrap().value, 0.0);
+    assert!(is_pressed(&hosts[0]), "what closes a host is measured now");
 }
 
 #[test]
