@@ -168,7 +168,7 @@ impl PlacementService for Services {
             }
         };
         let question = question.ignoring_protection(ignore_protection);
-        let rule = create::rule(&state, self.config.placement.policy);
+        let rule = create::rule(&state, self.config.placement.policy());
         let decision = placement::decide(&question, &hosts::views(&state), rule);
         Ok(Response::new(placement::to_wire(&decision, Some(self.db.now()))))
     }
@@ -190,7 +190,7 @@ impl PlacementService for Services {
         let state = self.db.snapshot();
         let capacity = Capacity::of(&question, &hosts::views(&state), key, keep);
         let domains = capacity.domains.into_iter();
-        let policy = self.config.placement.policy;
+        let policy = self.config.placement.policy();
         let (vms_protected, short_domains) = match state.protect.is_empty() {
             true => Default::default(),
             false => {

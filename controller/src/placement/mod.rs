@@ -13,6 +13,7 @@ mod engine;
 mod filter;
 mod hint;
 mod numa;
+mod policy;
 mod remedy;
 mod repair;
 mod rules;
@@ -41,12 +42,13 @@ pub use self::{
     filter::{Constraint, Shortfall},
     hint::Hint,
     numa::{Parts, Taken, charged, fit},
+    policy::{Fit, Named, Order, Policy, Term},
     remedy::Change,
     rules::{Held, Members, Rules, broken, conflict, domain},
     score::{Part, Rule, Size, Strain},
     spare::{Protect, Spare},
     view::{
-        Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
+        Bound, HostView, Lately, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
         default_reserved_memory_mib, used_percent,
     },
     wire::to_wire,
@@ -56,17 +58,6 @@ use self::{
     score::Score,
     spare::{Kept, Short},
 };
-
-/// What makes a host better among those with the same load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// The host of which the least is reserved then, first: room to grow everywhere, and the least lost with one host.
-    #[default]
-    Spread,
-    /// The host with the least left then, first: whole hosts stay empty. Load still comes first.
-    Pack,
-}
 
 /// What was found for one host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -66,20 +66,20 @@ impl Runner {
         }
     }
 
-    /// Takes the samples, and tells placement what to expect of each host.
+    /// Takes the samples, and tells placement what to expect of each host and how busy it has been.
     async fn look(&self) {
         let (state, usage) = (self.db.snapshot(), self.usage.clone());
         let expected = beside(move || {
             usage.sample(&state);
-            usage.expected(&state)
+            (usage.expected(&state), usage.lately(&state))
         });
-        let expected = expected.await;
+        let (expected, lately) = expected.await;
         self.db
             .change(|tx| {
                 let hosts: Vec<_> = tx.live.keys().cloned().collect();
                 for host in hosts {
                     let cpus_expected = expected.get(&host).copied();
-                    tx.set_expected(&host, cpus_expected);
+                    tx.set_expected(&host, cpus_expected, lately.get(&host).copied());
                 }
             })
             .await;

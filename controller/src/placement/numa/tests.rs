@@ -10,7 +10,7 @@ use dalgu_proto::{
 use super::*;
 use crate::placement::{Constraint, Decision, Policy, decide, tests};
 
-const SPREAD: Policy = Policy::Spread;
+const SPREAD: Policy = Policy::SPREAD;
 
 /// 16 processors and 64 GiB on two nodes, 16 GiB of each in huge pages of 1 GiB, and an uplink of 10 Gbit/s.
 fn host(name: &str) -> HostView<'static> {
