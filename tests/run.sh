@@ -16,7 +16,7 @@ leave() {
     # Tests that were interrupted may have left their labs.
     local lab=${CARGO_TARGET_DIR:-target}/debug/lab last=${DALGU_TEST_LAB_ID:-9} id
     [ -x "$lab" ] || return
-    for id in "$last" $((last - 1)) $((last - 2)) $((last - 3)); do "${as_root[@]}" "$lab" --id "$id" down; done
+    for id in "$last" $((last - 1)) $((last - 2)); do "${as_root[@]}" "$lab" --id "$id" down; done
 }
 trap leave EXIT
 summary=()
@@ -69,7 +69,7 @@ end_to_end() {
     fi
     # Of the whole workspace, as the first run, so that nothing is built anew.
     # Whole systems boot for minutes: `make tour-image` has them.
-    cargo nextest run --profile ci --workspace --run-ignored only --test-threads 4 -E "$wanted"
+    cargo nextest run --profile ci --workspace --run-ignored only --test-threads 3 -E "$wanted"
 }
 
 step "scripts" check scripts

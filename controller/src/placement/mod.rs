@@ -316,8 +316,10 @@ pub fn lacks_size_alone(request: &Request, host: &HostView<'_>) -> bool {
 pub fn is_in_pieces(request: &Request, hosts: &[HostView<'_>]) -> bool {
     let size = Size::of(request);
     let could = |host: &&HostView<'_>| {
-        let capacity = Size::capacity(host);
-        lacks_size_alone(request, host) && capacity.checked_less(size).is_some()
+        let lacks = filter::lacks(request, host);
+        // One that lacks nothing is refused for what is kept on others, which moves do not change.
+        let short = !lacks.is_empty() && lacks.iter().all(filter::Lack::is_size);
+        short && Size::capacity(host).checked_less(size).is_some()
     };
     let free = hosts.iter().filter(could).map(Size::free);
     let together = free.fold(Size::default(), |sum, free| Size {

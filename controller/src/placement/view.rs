@@ -462,6 +462,15 @@ impl<'a> HostView<'a> {
             .saturating_sub(self.memory_mib_reserved)
     }
 
+    /// Processors and memory, in MiB, that are reserved beyond what may be: the limits were lowered.
+    pub fn overbooked(&self) -> (u32, u64) {
+        (
+            self.vcpus_reserved.saturating_sub(self.vcpus_capacity()),
+            self.memory_mib_reserved
+                .saturating_sub(self.memory_mib_capacity()),
+        )
+    }
+
     /// Whether it has as many VMs as it takes.
     pub fn is_full(&self) -> bool {
         self.vms_most.is_some_and(|most| self.vms >= most)

@@ -1,6 +1,6 @@
 //! Room for a VM that finds none, though all hosts together have it: a few others move out of its way.
 //!
-//! What is free lies in pieces, and one host lacks little. Its VMs that make up for what it lacks go to other hosts that are on, each to where the least is left: memory
+//! What is free lies in pieces, and one host lacks little. Its VMs that make up for what it lacks go to other hosts, each to where the least is left: memory
 //! first, which comes in the larger pieces. So far as possible one VM is enough, and the smallest of those that are.
 //!
 //! Of the hosts that a VM could go to, one is taken that keeps the room for a host that fails. Where there is none any more on the site, which is where room has mostly to be made,
@@ -152,16 +152,17 @@ fn clear(plan: &mut Plan, host: Slot, mut lacking: Lacking, settings: Settings) 
     false
 }
 
-/// The host that is on, other than its own, that has the least left once the VM is there.
+/// The host, other than its own, that has the least left once the VM is there; one without VMs only where no other has room.
 fn tightest(site: &Site, vm: Slot, but: Slot, keep: bool) -> Option<Slot> {
     let size = &site.vms()[vm];
-    let on = (0..site.hosts().len()).filter(|host| *host != but && site.is_on(*host));
-    let fitting = on.filter(|host| site.fits(vm, *host).is_ok());
+    let others = (0..site.hosts().len()).filter(|host| *host != but);
+    let fitting = others.filter(|host| site.fits(vm, *host).is_ok());
     let mut fitting: Vec<_> = fitting
         .map(|slot| {
             let (host, held) = (&site.hosts()[slot], site.held(slot));
             let memory_mib = host.memory_mib - held.memory_mib - size.memory_mib;
-            (memory_mib, host.vcpus - held.vcpus - size.vcpus, slot)
+            let vcpus = host.vcpus - held.vcpus - size.vcpus;
+            (!site.is_on(slot), memory_mib, vcpus, slot)
         })
         .collect();
     fitting.sort_unstable();

@@ -13,7 +13,7 @@ use crate::{
     placement::{self, Policy, Request, Size},
     planner::{Consolidation, Plan, Rebalance, Room, Rule, consolidate, evacuate, make_room, rebalance},
     plans::{
-        advance,
+        advance, automatic,
         look::{Look, figures},
         usage::Usage,
     },
@@ -222,10 +222,11 @@ fn hash(plan: &PlanRecord) -> String {
 }
 
 fn forget(tx: &mut Tx) {
+    let now = tx.now();
     let over: Vec<_> = tx
         .plans
         .values()
-        .filter(|plan| plan.state.is_over())
+        .filter(|plan| plan.state.is_over() && !automatic::counts(plan, now))
         .map(|plan| plan.id)
         .collect();
     for id in over.iter().take(over.len().saturating_sub(KEPT)) {
