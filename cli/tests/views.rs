@@ -288,6 +288,8 @@ fn host() -> v1::Host {
         create_time: ago(864_000),
         etag: "e1".into(),
         cpus_expected: Some(5.5),
+        cpus_busy_p95: Some(4.25),
+        cpus_stolen: Some(0.5),
         ..Default::default()
     }
 }

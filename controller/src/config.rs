@@ -15,7 +15,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    placement::{Policy, PoolPolicy, Protect},
+    placement::{Named, Order, Policy, PoolPolicy, Protect},
     power::{policy::Rules, redfish::Redfish},
     server::limits::Limits,
 };
@@ -116,8 +116,10 @@ impl TryFrom<f64> for Ratio {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Placement {
-    /// What makes a host better among those with the same load.
-    pub policy: Policy,
+    /// What makes a host better.
+    pub policy: Named,
+    /// The order of the parts of a score, where it is not the policy's.
+    pub order: Option<Order>,
     /// Whether a host whose VMs are short of processors, memory or I/O takes no new ones.
     pub close_pressed_hosts: bool,
     /// The domains of which any one may fail: room for its VMs is kept on the others.
@@ -129,10 +131,22 @@ pub struct Placement {
 impl Default for Placement {
     fn default() -> Self {
         Self {
-            policy: Policy::default(),
+            policy: Named::default(),
+            order: None,
             close_pressed_hosts: true,
             protect: Protect::default(),
             max_vms_per_host: None,
+        }
+    }
+}
+
+impl Placement {
+    /// What makes a host better.
+    pub fn policy(&self) -> Policy {
+        let policy = Policy::from(self.policy);
+        Policy {
+            order: self.order.unwrap_or(policy.order),
+            ..policy
         }
     }
 }
@@ -421,6 +435,7 @@ fn absolute(key: &'static str, path: Option<&PathBuf>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::Term;
 
     fn refusal(text: &str) -> String {
         let error = Config::parse(text).unwrap_err();
@@ -483,7 +498,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
-             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
+             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\norder = ['reserved', 'pressure']\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
              protect = ['host', 'rack', 'room=m1']\n\
              [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
              min_on_minutes = 2\nmin_off_minutes = 3\nswitches_per_hour = 4\noff_limit_minutes = 5\non_limit_minutes = 6\n\
@@ -504,7 +519,8 @@ mod tests {
             pool_full_percent: 90,
             pool_overcommit_ratio: Ratio(129),
             placement: Placement {
-                policy: Policy::Pack,
+                policy: Named::Pack,
+                order: Some(Order::try_from(vec![Term::Reserved, Term::Pressure]).unwrap()),
                 close_pressed_hosts: false,
                 protect: vec!["host".to_owned(), "rack".to_owned(), "room=m1".to_owned()]
                     .try_into()
@@ -530,6 +546,25 @@ mod tests {
             limits: Limits::default(),
         };
         assert_eq!(Config::parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_order_replaces_that_of_the_policy_and_leaves_what_it_judges_room_by() {
+        let policy = |text: &str| Config::parse(text).unwrap().placement.policy();
+        assert_eq!(policy(""), Policy::SPREAD);
+        assert_eq!(policy("[placement]\npolicy = 'balanced'"), Policy::BALANCED);
+        let order = "order = ['against_preferences', 'no_telemetry', 'pressure', 'network', 'reserved', 'cpu_busy_percent', 'network_busy_percent']";
+        for (name, expected) in [
+            ("spread", Policy::SPREAD),
+            ("pack", Policy::PACK),
+            ("balanced", Policy::PACK),
+        ] {
+            assert_eq!(
+                policy(&format!("[placement]\npolicy = '{name}'\n{order}")),
+                expected,
+                "{name}"
+            );
+        }
     }
 
     #[test]
@@ -604,11 +639,30 @@ mod tests {
             ),
             (
                 "[placement]\npolicy = 'best'",
-                "unknown variant `best`, expected `spread` or `pack`",
+                "unknown variant `best`, expected one of `spread`, `pack`, `balanced`",
             ),
             (
                 "[placement]\nspread = true",
-                "unknown field `spread`, expected one of `policy`, `close_pressed_hosts`",
+                "unknown field `spread`, expected one of `policy`, `order`, `close_pressed_hosts`",
+            ),
+            (
+                "[placement]\norder = ['speed']",
+                "unknown variant `speed`, expected one of `against_preferences`, `no_telemetry`, `pressure`",
+            ),
+            (
+                "[placement]\norder = ['pressure', 'reserved', 'pressure']",
+                "pressure is there twice: name each part once, of against_preferences, no_telemetry, pressure, network, \
+                 reserved_step, reserved, cpu_busy_percent, network_busy_percent",
+            ),
+            (
+                "[placement]\norder = ['pressure']",
+                "reserved is missing: it tells hosts of the same load apart; name it last if it is to count for little. The parts are \
+                 against_preferences, no_telemetry,",
+            ),
+            ("[placement]\norder = []", "reserved is missing"),
+            (
+                "[placement]\norder = ['reserved', 'against_preferences']",
+                "against_preferences comes after reserved, where it would decide only between hosts with the same room",
             ),
             (
                 "[placement]\nprotect = ['rack=']",

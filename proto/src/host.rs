@@ -28,6 +28,9 @@ pub struct NumaNode {
     /// Huge pages on it by size; none where that is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub huge_pages: Vec<HugePages>,
+    /// The physical core of each of `cpus`, by the lowest of its threads; none where that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cores: Vec<u32>,
 }
 
 /// Huge pages of one size.

@@ -50,7 +50,7 @@ fn an_old_copy_of_the_store_makes_no_second_copy_of_a_vm_and_brings_none_back() 
 #[test]
 fn a_fault_at_a_step_of_an_operation_is_survived() {
     for row in matrix::ROWS {
-        let failed = matrix::row(row, 7).failures;
+        let failed = matrix::row(row, 19).failures;
         let failed: Vec<_> = failed
             .iter()
             .map(|f| (f.number, f.fate, &f.outcome.violations))

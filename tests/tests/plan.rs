@@ -204,3 +204,77 @@ async fn a_host_under_real_pressure_takes_no_new_vm_and_is_relieved_by_a_plan() 
     })
     .await
 }
+
+/// Takes processors of a host without running anything.
+async fn fill(lab: &Lab, host: &str, mut vcpus: u64, most: u64) -> anyhow::Result<()> {
+    while vcpus > 0 {
+        let part = vcpus.min(most);
+        let (name, count) = (format!("off-{host}-{vcpus}"), part.to_string());
+        dalgu(
+            lab,
+            &create(
+                &name,
+                "root=8MiB",
+                &["--host", host, "--vcpus", &count, "--stopped"],
+            ),
+        )
+        .await?;
+        vcpus -= part;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs root and the lab's packages: make test"]
+async fn a_guest_moves_out_of_the_way_of_a_vm_that_finds_no_room() -> anyhow::Result<()> {
+    with_lab(&e2e::hosts(2), async |lab| {
+        let host = json(lab, &["host", "show", "h1"]).await?;
+        let cpus = host["inventory"]["cpus"].as_u64().context("no cpus")?;
+        let vcpus = host["allocation"]["vcpusCapacity"]
+            .as_u64()
+            .context("no capacity")?;
+        ensure!(cpus >= 2, "a VM of two processors does not fit on {host}");
+        dalgu(
+            lab,
+            &create("mover", "root=8MiB", &["--host", "h1", "--vcpus", "1"]),
+        )
+        .await?;
+        fill(lab, "h1", vcpus - 2, cpus).await?;
+        fill(lab, "h2", vcpus - 1, cpus).await?;
+        let mut story = Story::default();
+        story.more(lab, &words::vm(lab, "mover").await?, 3).await?;
+
+        let large = ["--vcpus", "2"];
+        let refused = try_dalgu(lab, &create("large", "root=8MiB", &large)).await?;
+        ensure!(
+            refused.code == 5 && refused.stderr.contains("plan make-room"),
+            "{refused:?}"
+        );
+        let plan = json(
+            lab,
+            &[
+                "plan",
+                "make-room",
+                "--vcpus",
+                "2",
+                "--memory",
+                "96MiB",
+                "--disk",
+                "root=8MiB",
+                "--nic",
+                "eth0=br0",
+            ],
+        )
+        .await?;
+        ensure!(plan["message"] == "1 VM moves; then h1 has the room", "{plan}");
+        ensure!(on(lab, "mover").await? == "h1", "it moved before it was approved");
+        carry_out(lab, &plan).await?;
+        ensure!(on(lab, "mover").await? == "h2");
+        dalgu(lab, &create("large", "root=8MiB", &large)).await?;
+        ensure!(on(lab, "large").await? == "h1");
+        story.more(lab, &words::vm(lab, "mover").await?, 3).await?;
+        story.is_whole()?;
+        at_rest(lab, &[], REST_LIMIT).await
+    })
+    .await
+}

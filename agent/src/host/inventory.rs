@@ -81,14 +81,7 @@ fn topology(root: &Root, online: &[u32]) -> (usize, usize) {
     let (mut cores, mut sockets) = (BTreeSet::new(), BTreeSet::new());
     for cpu in online {
         let topology = format!("sys/devices/system/cpu/cpu{cpu}/topology");
-        // The threads of a core list the same siblings. (core_id alone repeats in every package, and on some
-        // processors in every die.)
-        let siblings = root.word(format!("{topology}/thread_siblings_list"));
-        cores.insert(
-            siblings
-                .filter(|list| !list.is_empty())
-                .unwrap_or_else(|| cpu.to_string()),
-        );
+        cores.insert(core(root, *cpu));
         // -1: not told.
         let package: i64 = root
             .number(format!("{topology}/physical_package_id"))
@@ -96,6 +89,16 @@ fn topology(root: &Root, online: &[u32]) -> (usize, usize) {
         sockets.insert(package.max(0));
     }
     (cores.len(), sockets.len())
+}
+
+/// The lowest thread of a processor's core. The threads of a core list the same siblings. (core_id alone repeats in every package, and on
+/// some processors in every die.)
+fn core(root: &Root, cpu: u32) -> u32 {
+    let siblings = root.word(format!(
+        "sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+    ));
+    let siblings = siblings.map(|list| number_list(&list)).unwrap_or_default();
+    siblings.into_iter().min().unwrap_or(cpu)
 }
 
 /// The logical processors of a node, ascending; of one that the kernel does not know, all that are online.
@@ -129,6 +132,7 @@ fn numa_nodes(root: &Root, online: &[u32], memory_bytes: u64) -> Vec<NumaNode> {
             Some(NumaNode {
                 huge_pages: pages_in(root, &format!("{NODES}/{name}/hugepages")),
                 id,
+                cores: cpus.iter().map(|cpu| core(root, *cpu)).collect(),
                 cpus,
                 memory_bytes: node_memory_bytes(&read("meminfo")).unwrap_or(0),
                 distances: read("distance")
@@ -143,6 +147,7 @@ fn numa_nodes(root: &Root, online: &[u32], memory_bytes: u64) -> Vec<NumaNode> {
         [] => nodes.push(NumaNode {
             id: 0,
             cpus: online.to_vec(),
+            cores: online.iter().map(|cpu| core(root, *cpu)).collect(),
             memory_bytes,
             distances: vec![10],
             huge_pages: huge_pages(root),
@@ -232,6 +237,7 @@ mod tests {
                 NumaNode {
                     id: 0,
                     cpus: vec![0, 1, 4, 5],
+                    cores: vec![0, 1, 0, 1],
                     memory_bytes: 1 << 20,
                     distances: vec![10, 21, 30],
                     ..NumaNode::default()
@@ -239,6 +245,7 @@ mod tests {
                 NumaNode {
                     id: 1,
                     cpus: vec![2, 3, 6, 7],
+                    cores: vec![2, 3, 2, 3],
                     memory_bytes: 2 << 20,
                     distances: vec![21, 10, 30],
                     ..NumaNode::default()
@@ -296,6 +303,7 @@ mod tests {
         let everything = NumaNode {
             id: 0,
             cpus: vec![0, 1],
+            cores: vec![0, 1],
             memory_bytes: inventory.memory_bytes,
             distances: vec![10],
             ..NumaNode::default()

@@ -5,13 +5,15 @@ use clap::{Args, Subcommand};
 use super::{
     host::{DrainTime, RequestArgs},
     values,
+    vm::{PlacementArgs, SpecArgs},
 };
 use crate::complete;
 
 const HELP: &str = "\
   dalgu plan rebalance
   dalgu plan approve 3f0c... --hash 9b1e...
-  dalgu plan evacuate r2h1 r2h2 r2h3";
+  dalgu plan evacuate r2h1 r2h2 r2h3
+  dalgu plan make-room --vcpus 16 --memory 64GiB --disk root,image=debian:12";
 
 /// Plans.
 #[derive(Debug, Subcommand)]
@@ -30,6 +32,8 @@ pub enum PlanCommand {
         #[command(flatten)]
         budget: BudgetArgs,
     },
+    /// Proposes a few moves after which a host has room for a VM that finds none now. Moves nothing yet.
+    MakeRoom(Box<RoomArgs>),
     /// Lists plans, the newest first.
     #[command(visible_alias = "ls")]
     List,
@@ -61,6 +65,26 @@ pub enum PlanCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
+}
+
+/// What room is made for.
+#[derive(Debug, Args)]
+pub struct RoomArgs {
+    /// Make it on this host.
+    #[arg(long, value_name = "HOST", add = complete::hosts())]
+    pub host: Option<String>,
+    /// The VM may take the room that is kept for protected failure domains; the moves do not.
+    #[arg(long)]
+    pub ignore_protection: bool,
+    /// What it will be together with or apart from, and put up with.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// What it will be made of.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// What it may cost.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
 }
 
 /// What a plan may cost.

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use super::{
     Session,
     host::{drain::seconds, id as request_id},
+    spec,
 };
 use crate::{
     args::{
@@ -26,13 +27,33 @@ const LOOK: Duration = Duration::from_millis(500);
 pub async fn run(command: PlanCommand, session: &mut Session<'_>) -> Result<(), Error> {
     match command {
         PlanCommand::Rebalance(budget) => {
-            propose(v1::PlanKind::Rebalance, Vec::new(), &budget, session).await
+            let request = v1::CreatePlanRequest::default();
+            propose(v1::PlanKind::Rebalance, request, &budget, session).await
         }
         PlanCommand::Consolidate(budget) => {
-            propose(v1::PlanKind::Consolidate, Vec::new(), &budget, session).await
+            let request = v1::CreatePlanRequest::default();
+            propose(v1::PlanKind::Consolidate, request, &budget, session).await
         }
         PlanCommand::Evacuate { hosts, budget } => {
-            propose(v1::PlanKind::Evacuate, hosts, &budget, session).await
+            let request = v1::CreatePlanRequest {
+                hosts,
+                ..Default::default()
+            };
+            propose(v1::PlanKind::Evacuate, request, &budget, session).await
+        }
+        PlanCommand::MakeRoom(args) => {
+            let room_for = v1::RoomFor {
+                spec: Some(spec::of(&args.spec)?),
+                host: args.host.unwrap_or_default(),
+                placement_groups: args.placement.groups,
+                tolerations: args.placement.tolerations,
+                ignore_protection: args.ignore_protection,
+            };
+            let request = v1::CreatePlanRequest {
+                room_for: Some(room_for),
+                ..Default::default()
+            };
+            propose(v1::PlanKind::MakeRoom, request, &args.budget, session).await
         }
         PlanCommand::List => {
             let request = v1::ListPlansRequest {};
@@ -91,16 +112,16 @@ async fn get(session: &Session<'_>, id: &str) -> Result<v1::Plan, Error> {
 
 async fn propose(
     kind: v1::PlanKind,
-    hosts: Vec<String>,
+    request: v1::CreatePlanRequest,
     budget: &BudgetArgs,
     session: &mut Session<'_>,
 ) -> Result<(), Error> {
     let request = v1::CreatePlanRequest {
         kind: kind.into(),
-        hosts,
         max_moves: budget.max_moves,
         max_copied_bytes: budget.max_copied.unwrap_or_default() << 20,
         request_id: request_id(&budget.request),
+        ..request
     };
     let create = async |client: &Client| client.plans().create_plan(request.clone()).await;
     let plan = session.change(CALL_TIMEOUT, create).await?;

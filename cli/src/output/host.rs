@@ -218,6 +218,18 @@ impl Resource for v1::Host {
         }
         if let Some(usage) = &self.usage {
             load(&mut page, usage, made.cpus, now);
+            if let (Some(busy), Some(stolen)) = (self.cpus_busy_p95, self.cpus_stolen) {
+                let share = |cpus| human::percent(cpus, f64::from(made.cpus));
+                page.line(
+                    "Last hour",
+                    format!(
+                        "{busy:.2} of {} CPUs busy at the 95th percentile ({}), {stolen:.2} waited for now ({})",
+                        made.cpus,
+                        share(busy),
+                        share(stolen)
+                    ),
+                );
+            }
             if let Some(expected) = self.cpus_expected {
                 let share = human::percent(expected, f64::from(made.cpus));
                 page.line(

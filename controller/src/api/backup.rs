@@ -183,7 +183,7 @@ impl BackupService for Services {
             pools: pools(&m.pools)?,
             networks: networks(&m.networks)?,
             ignore_protection: m.ignore_protection,
-            policy: self.config.placement.policy,
+            policy: self.config.placement.policy(),
         };
         let caller = request::caller(&request, &m.request_id, &format!("RestoreBackup {id} {ask:?}"))?;
         self.operation(caller, |tx, caller| backup::restore(tx, caller, id, ask))

@@ -70,7 +70,7 @@ impl Services {
         name: &HostName,
         begin: impl FnOnce(&mut Tx) -> Result<Outcome, Error>,
     ) -> Result<Response<v1::Host>, Status> {
-        let policy = self.config.placement.policy;
+        let policy = self.config.placement.policy();
         let seen = self.db.transact(|tx| {
             if let Err(error) = begin(tx) {
                 return Err(Preview::Refused(error));

@@ -69,6 +69,50 @@ fn protected(state: &State, question: &Question, policy: Policy) -> (u64, Vec<v1
     )
 }
 
+/// A VM that does not exist, and where it would be.
+pub(super) struct NewVm<'a> {
+    /// What it would be.
+    pub(super) spec: v1::VmSpec,
+    /// The only host to consider; any if empty.
+    pub(super) host: &'a str,
+    /// Its placement groups.
+    pub(super) groups: &'a [String],
+    /// What it would put up with.
+    pub(super) tolerations: &'a [v1::Toleration],
+}
+
+impl NewVm<'_> {
+    /// What its creation would ask of hosts.
+    pub(super) fn question(self, state: &State, principal: &str) -> Result<Question, Status> {
+        let host = requested_host(state, self.host)?;
+        let firmware_given = self.spec.firmware() != v1::Firmware::Unspecified;
+        let spec = Spec::try_from(self.spec)
+            .map_err(|invalid| reason::invalid(&format!("spec.{}", invalid.field), invalid.message))?;
+        let found = create::resolve(state, principal, spec, firmware_given).map_err(of_spec)?;
+        let groups = groups("placement_groups", self.groups).map_err(bad)?;
+        let tolerations = tolerations("tolerations", self.tolerations).map_err(bad)?;
+        placement_group::are_there(state, &groups)?;
+        let rules = placement_groups::of_new(state, &groups, &tolerations);
+        Ok(Question::new(found.spec)
+            .with_needs(found.needs)
+            .with_rules(rules)
+            .on(host))
+    }
+}
+
+fn requested_host(state: &State, name: &str) -> Result<Option<HostName>, Status> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let host: HostName = name
+        .parse()
+        .map_err(|e: dalgu_proto::ids::Error| reason::invalid("host", e.to_string()))?;
+    match state.hosts.contains_key(&host) {
+        true => Ok(Some(host)),
+        false => Err(Error::HostNotFound(host.to_string()).into()),
+    }
+}
+
 /// What is wrong with the specification of a VM that would be made: here it is no part of a VM.
 fn of_spec(error: Error) -> Status {
     match error {
@@ -102,45 +146,29 @@ impl PlacementService for Services {
     ) -> Result<Response<v1::Placement>, Status> {
         let principal = peer(&request)?.to_string();
         let request = request.into_inner();
-        let host: Option<HostName> = match request.host.as_str() {
-            "" => None,
-            name => Some(
-                name.parse()
-                    .map_err(|e: dalgu_proto::ids::Error| reason::invalid("host", e.to_string()))?,
-            ),
-        };
         let state = self.db.snapshot();
-        if let Some(host) = host.as_ref().filter(|host| !state.hosts.contains_key(*host)) {
-            return Err(Error::HostNotFound(host.to_string()).into());
-        }
         let ignore_protection = request.ignore_protection;
         let question = match request.subject {
             None => return Err(reason::invalid("subject", "give a spec, or the name of a VM")),
             Some(Subject::Spec(spec)) => {
-                let firmware_given = spec.firmware() != v1::Firmware::Unspecified;
-                let spec = Spec::try_from(spec).map_err(|invalid| {
-                    reason::invalid(&format!("spec.{}", invalid.field), invalid.message)
-                })?;
-                let found = create::resolve(&state, &principal, spec, firmware_given).map_err(of_spec)?;
-                let groups = groups("placement_groups", &request.placement_groups).map_err(bad)?;
-                let tolerations = tolerations("tolerations", &request.tolerations).map_err(bad)?;
-                placement_group::are_there(&state, &groups)?;
-                let rules = placement_groups::of_new(&state, &groups, &tolerations);
-                Question::new(found.spec)
-                    .with_needs(found.needs)
-                    .with_rules(rules)
-                    .on(host)
+                let new = NewVm {
+                    spec,
+                    host: &request.host,
+                    groups: &request.placement_groups,
+                    tolerations: &request.tolerations,
+                };
+                new.question(&state, &principal)?
             }
             Some(Subject::Vm(name)) => {
                 let name = vm_name(&name)?;
                 let vm = state
                     .vm_by_name(&name)
                     .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
-                migrate::request(&state, vm, host)
+                migrate::request(&state, vm, requested_host(&state, &request.host)?)
             }
         };
         let question = question.ignoring_protection(ignore_protection);
-        let rule = create::rule(&state, self.config.placement.policy);
+        let rule = create::rule(&state, self.config.placement.policy());
         let decision = placement::decide(&question, &hosts::views(&state), rule);
         Ok(Response::new(placement::to_wire(&decision, Some(self.db.now()))))
     }
@@ -162,7 +190,7 @@ impl PlacementService for Services {
         let state = self.db.snapshot();
         let capacity = Capacity::of(&question, &hosts::views(&state), key, keep);
         let domains = capacity.domains.into_iter();
-        let policy = self.config.placement.policy;
+        let policy = self.config.placement.policy();
         let (vms_protected, short_domains) = match state.protect.is_empty() {
             true => Default::default(),
             false => {

@@ -7,16 +7,17 @@ use dalgu_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Services, host::deadline, request, wire};
+use super::{Services, host::deadline, peer, placement::NewVm, request, wire};
 use crate::{
     blocking::beside,
-    model::{Outcome, PlanKind},
+    model::Outcome,
+    placement::Request as Question,
     planner,
     plans::{look::measure, maintenance},
-    state::Tx,
+    state::{State, Tx},
     verbs::{
         self, Caller, Error,
-        plan::{self, Create, Draft},
+        plan::{self, Aim, Create, Draft},
     },
 };
 
@@ -34,29 +35,34 @@ fn plan_id(value: &str) -> Result<PlanId, Status> {
 }
 
 /// Checks what is asked for.
-fn create(m: &v1::CreatePlanRequest) -> Result<Create, Status> {
-    let kind = match v1::PlanKind::try_from(m.kind) {
-        Ok(v1::PlanKind::Rebalance) => PlanKind::Rebalance,
-        Ok(v1::PlanKind::Consolidate) => PlanKind::Consolidate,
-        Ok(v1::PlanKind::Evacuate) => PlanKind::Evacuate,
-        Ok(v1::PlanKind::Unspecified) => return Err(reason::invalid("kind", "must be given")),
-        Err(_) => return Err(reason::invalid("kind", "is not one that this version knows")),
-    };
-    match (kind, m.hosts.is_empty()) {
-        (PlanKind::Evacuate, true) => {
+fn create(state: &State, principal: &str, m: &v1::CreatePlanRequest) -> Result<Create, Status> {
+    use v1::PlanKind as Kind;
+    let kind =
+        Kind::try_from(m.kind).map_err(|_| reason::invalid("kind", "is not one that this version knows"))?;
+    if kind != Kind::Evacuate && !m.hosts.is_empty() {
+        return Err(reason::invalid(
+            "hosts",
+            "can be given only with PLAN_KIND_EVACUATE",
+        ));
+    }
+    if kind != Kind::MakeRoom && m.room_for.is_some() {
+        return Err(reason::invalid(
+            "room_for",
+            "can be given only with PLAN_KIND_MAKE_ROOM",
+        ));
+    }
+    let aim = match kind {
+        Kind::Unspecified => return Err(reason::invalid("kind", "must be given")),
+        Kind::Rebalance => Aim::Rebalance,
+        Kind::Consolidate => Aim::Consolidate,
+        Kind::Evacuate if m.hosts.is_empty() => {
             return Err(reason::invalid("hosts", "must name the hosts to be emptied"));
         }
-        (PlanKind::Rebalance | PlanKind::Consolidate, false) => {
-            return Err(reason::invalid(
-                "hosts",
-                "can be given only with PLAN_KIND_EVACUATE",
-            ));
-        }
-        _ => {}
-    }
+        Kind::Evacuate => Aim::Evacuate(hosts(&m.hosts)?),
+        Kind::MakeRoom => Aim::MakeRoom(Box::new(room_for(state, principal, m.room_for.as_ref())?)),
+    };
     Ok(Create {
-        kind,
-        hosts: hosts(&m.hosts)?,
+        aim,
         moves: count("max_moves", m.max_moves, MAX_MOVES)?,
         copied_mib: match m.max_copied_bytes {
             0 => u64::MAX,
@@ -68,6 +74,26 @@ fn create(m: &v1::CreatePlanRequest) -> Result<Create, Status> {
 fn hosts(names: &[String]) -> Result<Vec<HostName>, Status> {
     let hosts: Result<_, _> = names.iter().map(|name| name.parse::<HostName>()).collect();
     hosts.map_err(|error| reason::invalid("hosts", error.to_string()))
+}
+
+/// The VM that room is made for.
+fn room_for(state: &State, principal: &str, m: Option<&v1::RoomFor>) -> Result<Question, Status> {
+    let m = m.ok_or_else(|| reason::invalid("room_for", "must be given with PLAN_KIND_MAKE_ROOM"))?;
+    let spec = m.spec.clone();
+    let new = NewVm {
+        spec: spec.ok_or_else(|| reason::invalid("room_for.spec", "must be given"))?,
+        host: &m.host,
+        groups: &m.placement_groups,
+        tolerations: &m.tolerations,
+    };
+    let question = new.question(state, principal)?;
+    if !question.spec.fitting.is_none() {
+        return Err(reason::invalid(
+            "room_for.spec",
+            "has processors, memory or NUMA nodes of its own, and where these are is not in the account of plans",
+        ));
+    }
+    Ok(question.ignoring_protection(m.ignore_protection))
 }
 
 /// A count of which 0 means the most.
@@ -109,9 +135,9 @@ impl Services {
 impl PlanService for Services {
     async fn create_plan(&self, request: Request<v1::CreatePlanRequest>) -> Answer {
         let m = request.get_ref();
-        let ask = create(m)?;
-        let caller = request::caller(&request, &m.request_id, &format!("CreatePlan {ask:?}"))?;
         let (state, usage, now) = (self.db.snapshot(), self.plan_usage.clone(), self.db.now());
+        let ask = create(&state, &peer(&request)?.to_string(), m)?;
+        let caller = request::caller(&request, &m.request_id, &format!("CreatePlan {ask:?}"))?;
         let of = ask.clone();
         let draft = beside(move || Draft::of(&state, &usage, now, &of)).await;
         self.plan(caller, |tx, caller| plan::create(tx, caller, &ask, draft?))

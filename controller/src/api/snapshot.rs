@@ -48,7 +48,7 @@ fn create(services: &Services, snapshot: &v1::Snapshot) -> Result<snapshot::Crea
         name: snapshot_name("snapshot.name", &snapshot.name)?,
         labels: request::labels("snapshot.labels", &snapshot.labels)?,
         description: request::text("snapshot.description", description, MAX_DESCRIPTION)?,
-        policy: services.config.placement.policy,
+        policy: services.config.placement.policy(),
     })
 }
 

@@ -161,7 +161,7 @@ fn create(services: &Services, request: &v1::CreateVmRequest) -> Result<Create, 
         stopped: request.stopped,
         host: host_name("host", &request.host)?,
         ignore_protection: request.ignore_protection,
-        policy: services.config.placement.policy,
+        policy: services.config.placement.policy(),
     })
 }
 
@@ -193,7 +193,7 @@ fn update(
 ) -> Result<Update, Status> {
     let mut update = Update {
         ignore_protection,
-        policy: services.config.placement.policy,
+        policy: services.config.placement.policy(),
         ..Update::default()
     };
     let given = specification(vm.spec.as_ref(), paths)?;
@@ -461,7 +461,7 @@ impl VmService for Services {
             },
             bandwidth_mib_per_second: m.bandwidth_mib_per_second,
             ignore_protection: m.ignore_protection,
-            policy: self.config.placement.policy,
+            policy: self.config.placement.policy(),
         };
         self.operation(caller, |tx, caller| {
             verbs::migrate::migrate(tx, caller, &m.name, &m.etag, ask)

@@ -58,7 +58,7 @@ fn create(volume: &v1::Volume) -> Result<Create, Status> {
 /// Checks a change of a volume.
 fn update(services: &Services, volume: &v1::Volume, paths: &[String]) -> Result<Update, Status> {
     let mut update = Update {
-        policy: services.config.placement.policy,
+        policy: services.config.placement.policy(),
         ..Update::default()
     };
     for path in paths {

@@ -214,6 +214,7 @@ fn device_allocations(view: &HostView<'_>) -> Vec<v1::DeviceAllocation> {
 pub fn host(state: &State, host: &HostRecord) -> v1::Host {
     let view = hosts::view(state, host);
     let live = state.live.get(&host.name);
+    let lately = live.and_then(|live| live.lately);
     let unmanaged = live
         .into_iter()
         .flat_map(|live| &live.unmanaged)
@@ -275,6 +276,8 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         drain: advance::seen(state, host).map(|seen| drain(&host.name, &seen)),
         pressed_time: live.and_then(|live| live.pressure.closed()).map(time::to_wire),
         cpus_expected: live.and_then(|live| live.cpus_expected),
+        cpus_busy_p95: lately.map(|lately| lately.cpus_busy),
+        cpus_stolen: lately.map(|lately| lately.cpus_stolen),
         power: host.power.as_ref().map(power::to_wire),
     }
 }

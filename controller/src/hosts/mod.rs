@@ -115,6 +115,7 @@ fn look<'a>(
         guest_features: Cow::Borrowed(&host.inventory.guest_features),
         usage: usage.map(|usage| UsageView {
             cpus_expected: live.and_then(|live| live.cpus_expected),
+            lately: live.and_then(|live| live.lately),
             ..UsageView::of(usage)
         }),
         unmanaged_vcpus,

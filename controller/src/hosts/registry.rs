@@ -224,6 +224,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     }
     let known_images = old_live.as_ref().and_then(|live| live.images.clone());
     let cpus_expected = old_live.as_ref().and_then(|live| live.cpus_expected);
+    let lately = old_live.as_ref().and_then(|live| live.lately);
     let same_run = old_live.as_ref().filter(|live| live.run_id == new.run_id);
     let networks = same_run.map_or(0, |live| live.networks);
     let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
@@ -246,6 +247,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         networks,
         pressure,
         cpus_expected,
+        lately,
     };
     tx.set_live(new.host.clone(), live);
     pools::note(tx, &new.host, &sampled.unwrap_or_default());
@@ -487,6 +489,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         networks: live.networks,
         pressure,
         cpus_expected: live.cpus_expected,
+        lately: live.lately,
     };
     tx.set_live(new.host.clone(), next);
     pools::note(tx, &new.host, &sampled.unwrap_or_default());

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Fault, ImageStock, Pressure, Progress};
+use crate::placement::Lately;
 
 /// Whether an agent has done what it was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +232,8 @@ pub struct HostLive {
     pub pressure: Pressure,
     /// Processors that its VMs together are expected to use at most; `None` until that is known.
     pub cpus_expected: Option<f64>,
+    /// How busy it has been; `None` until that is known.
+    pub lately: Option<Lately>,
 }
 
 impl HostLive {
@@ -251,6 +254,7 @@ impl HostLive {
             networks: 0,
             pressure: Pressure::default(),
             cpus_expected: None,
+            lately: None,
         }
     }
 }

@@ -16,6 +16,8 @@ pub enum PlanKind {
     Consolidate,
     /// These hosts are emptied.
     Evacuate,
+    /// A host gets room for a VM.
+    MakeRoom,
 }
 
 impl PlanKind {
@@ -25,6 +27,7 @@ impl PlanKind {
             Self::Rebalance => "rebalance",
             Self::Consolidate => "consolidate",
             Self::Evacuate => "evacuate",
+            Self::MakeRoom => "make-room",
         }
     }
 }
@@ -126,7 +129,7 @@ pub struct PlanRecord {
     pub id: PlanId,
     /// What it is for.
     pub kind: PlanKind,
-    /// Hosts that are emptied.
+    /// Hosts that are emptied; the one that has room then.
     #[serde(default)]
     pub hosts: Vec<HostName>,
     /// How far it is.

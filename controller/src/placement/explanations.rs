@@ -9,7 +9,7 @@ use super::{
 
 /// The hint's text for a request that is refused.
 fn hint(request: &Request, hosts: &[HostView]) -> String {
-    let decision = decide(request, hosts, &Policy::Spread);
+    let decision = decide(request, hosts, &Policy::SPREAD);
     assert_eq!(decision.host, None);
     decision.hint.unwrap().text
 }
@@ -118,7 +118,7 @@ fn a_refusal_explains_itself() {
             ..host("h3")
         },
     ];
-    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::SPREAD);
     insta::assert_snapshot!("refusal", serde_json::to_string_pretty(&decision).unwrap());
     assert_survives_storage(&decision);
 }
@@ -128,7 +128,7 @@ fn a_placement_explains_itself() {
     let mut busy = host("h2");
     busy.usage.as_mut().unwrap().cpus_busy = Some(7.5);
     let hosts = [with(|h| h.cordoned = true), busy, host("h3")];
-    let decision = decide(&Request::new(spec()), &hosts, &Policy::Spread);
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::SPREAD);
     insta::assert_snapshot!("placement", serde_json::to_string_pretty(&decision).unwrap());
     assert_survives_storage(&decision);
 }

@@ -451,6 +451,11 @@ impl Lack<'_> {
         }
     }
 
+    /// Whether only processors or memory are lacking, which VMs that leave give back.
+    pub(super) fn is_size(&self) -> bool {
+        matches!(self, Self::CpuFree { .. } | Self::Memory { .. })
+    }
+
     /// Which test it is.
     pub(super) fn constraint(&self) -> Constraint {
         match self {

@@ -13,6 +13,7 @@ mod engine;
 mod filter;
 mod hint;
 mod numa;
+mod policy;
 mod remedy;
 mod repair;
 mod rules;
@@ -41,12 +42,13 @@ pub use self::{
     filter::{Constraint, Shortfall},
     hint::Hint,
     numa::{Parts, Taken, charged, fit},
+    policy::{Fit, Named, Order, Policy, Term},
     remedy::Change,
     rules::{Held, Members, Rules, broken, conflict, domain},
     score::{Part, Rule, Size, Strain},
     spare::{Protect, Spare},
     view::{
-        Bound, HostView, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
+        Bound, HostView, Lately, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
         default_reserved_memory_mib, used_percent,
     },
     wire::to_wire,
@@ -56,17 +58,6 @@ use self::{
     score::Score,
     spare::{Kept, Short},
 };
-
-/// What makes a host better among those with the same load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// The host of which the least is reserved then, first: room to grow everywhere, and the least lost with one host.
-    #[default]
-    Spread,
-    /// The host with the least left then, first: whole hosts stay empty. Load still comes first.
-    Pack,
-}
 
 /// What was found for one host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -357,6 +348,28 @@ fn not_placed(request: &Request, verdicts: &[Verdict]) -> String {
 /// Whether a host could have a VM if it had the room: what no move of another VM changes.
 pub fn may_have(request: &Request, host: &HostView<'_>) -> bool {
     filter::lacks(request, host).iter().all(filter::Lack::is_room)
+}
+
+/// Whether a host could have a VM if some that are there left it: it lacks processors or memory alone.
+pub fn lacks_size_alone(request: &Request, host: &HostView<'_>) -> bool {
+    filter::lacks(request, host).iter().all(filter::Lack::is_size)
+}
+
+/// Whether hosts that lack nothing but processors or memory have enough of them together, though none has by itself.
+pub fn is_in_pieces(request: &Request, hosts: &[HostView<'_>]) -> bool {
+    let size = Size::of(request);
+    let could = |host: &&HostView<'_>| {
+        let lacks = filter::lacks(request, host);
+        // One that lacks nothing is refused for what is kept on others, which moves do not change.
+        let short = !lacks.is_empty() && lacks.iter().all(filter::Lack::is_size);
+        short && Size::capacity(host).checked_less(size).is_some()
+    };
+    let free = hosts.iter().filter(could).map(Size::free);
+    let together = free.fold(Size::default(), |sum, free| Size {
+        vcpus: sum.vcpus.saturating_add(free.vcpus),
+        memory_mib: sum.memory_mib.saturating_add(free.memory_mib),
+    });
+    together.checked_less(size).is_some()
 }
 
 /// Whether guests on a host are likely to notice its load: pressure, busy processors or used memory of the second step.

@@ -391,18 +391,43 @@ pub fn fit(spec: &Spec, host: &HostView<'_>) -> Vec<NumaPlace> {
     let taken = &host.parts.taken.cpus;
     let own = |node: &NumaNode| match fitting.is_dedicated() {
         false => Vec::new(),
-        true => {
-            let free = node.cpus.iter().filter(|cpu| !taken.contains_key(cpu));
-            free.take(usize::try_from(part.vcpus).unwrap_or(usize::MAX))
-                .copied()
-                .collect()
-        }
+        true => choose_cpus(
+            node,
+            |cpu| !taken.contains_key(&cpu),
+            usize::try_from(part.vcpus).unwrap_or(usize::MAX),
+        ),
     };
     let place = |room: &Room<'_>| NumaPlace {
         node: room.node.id,
         cpus: own(room.node),
     };
     rooms.iter().map(place).collect()
+}
+
+/// So many processors of those that are free, ascending: whole cores first, the lowest; what is left over goes to a core that is begun, so that
+/// others stay whole. Where cores are not known each processor is one.
+fn choose_cpus(node: &NumaNode, is_free: impl Fn(u32) -> bool, count: usize) -> Vec<u32> {
+    let mut cores: BTreeMap<u32, (usize, Vec<u32>)> = BTreeMap::new();
+    for (index, cpu) in node.cpus.iter().enumerate() {
+        let core = node.cores.get(index).unwrap_or(cpu);
+        let (threads, free) = cores.entry(*core).or_default();
+        *threads += 1;
+        free.extend(Some(*cpu).filter(|cpu| is_free(*cpu)));
+    }
+    let (whole, begun): (Vec<_>, Vec<_>) = cores
+        .into_values()
+        .partition(|(threads, free)| free.len() == *threads);
+    let (mut chosen, mut split) = (Vec::new(), Vec::new());
+    for (_, free) in whole {
+        match chosen.len() + free.len() <= count {
+            true => chosen.extend(free),
+            false => split.extend(free),
+        }
+    }
+    let rest = begun.into_iter().flat_map(|(_, free)| free).chain(split);
+    chosen.extend(rest.take(count - chosen.len()));
+    chosen.sort_unstable();
+    chosen
 }
 
 /// How often a VM of one size fits on a host, up to so many times: each takes its parts from what is left.

@@ -11,7 +11,12 @@ use dalgu_proto::{
     placement::{self as wanted, Group, Taint, Toleration},
     vm::{CpuPolicy, Device, Fitting, Nic, NumaPlace, NumaPolicy, PageSize, Plug, Spec},
 };
-use proptest::{collection::vec, option, prelude::*, sample::select};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{select, subsequence},
+};
 
 use super::{tests::disk, *};
 
@@ -266,7 +271,11 @@ pub(super) fn pools() -> impl Strategy<Value = Vec<PoolView<'static>>> {
 
 fn usage() -> impl Strategy<Value = Option<UsageView>> {
     let values = (
-        (option::of(0.0..16.0), option::of(0.0..16.0)),
+        (
+            option::of(0.0..16.0),
+            option::of(0.0..16.0),
+            option::of((0.0..16.0, 0.0..4.0)),
+        ),
         0.0..20.0,
         0..8_u64 << 30,
         0.0..100.0,
@@ -274,7 +283,14 @@ fn usage() -> impl Strategy<Value = Option<UsageView>> {
         0.0..1.0,
     );
     option::of(values.prop_map(
-        |((cpus_busy, cpus_expected), load1, memory_available_bytes, cpu, memory, network_utilisation)| {
+        |(
+            (cpus_busy, cpus_expected, hour),
+            load1,
+            memory_available_bytes,
+            cpu,
+            memory,
+            network_utilisation,
+        )| {
             let stall = |avg10_percent: f64| StallView {
                 avg10_percent,
                 avg60_percent: avg10_percent / 2.0,
@@ -282,6 +298,10 @@ fn usage() -> impl Strategy<Value = Option<UsageView>> {
             UsageView {
                 cpus_busy,
                 cpus_expected,
+                lately: hour.map(|(cpus_busy, cpus_stolen)| Lately {
+                    cpus_busy,
+                    cpus_stolen,
+                }),
                 load1,
                 memory_available_bytes,
                 cpu_stall: stall(cpu),
@@ -365,7 +385,26 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
 }
 
 pub(super) fn policy() -> impl Strategy<Value = Policy> {
-    select(vec![Policy::Spread, Policy::Pack])
+    let named = select(vec![Policy::SPREAD, Policy::PACK, Policy::BALANCED]);
+    let own = (select(vec![Fit::Spread, Fit::Pack]), order());
+    prop_oneof![named, own.prop_map(|(fit, order)| Policy { fit, order })]
+}
+
+/// Any order that a configuration may have.
+fn order() -> impl Strategy<Value = Order> {
+    let some = subsequence(Term::ALL.to_vec(), 0..=Term::ALL.len()).prop_shuffle();
+    (some, any::<prop::sample::Index>()).prop_map(|(mut terms, at)| {
+        let place = |terms: &[Term], wanted| terms.iter().position(|term| *term == wanted);
+        let reserved = place(&terms, Term::Reserved).unwrap_or_else(|| {
+            let at = at.index(terms.len() + 1);
+            terms.insert(at, Term::Reserved);
+            at
+        });
+        if let Some(against) = place(&terms, Term::AgainstPreferences).filter(|at| *at > reserved) {
+            terms.swap(against, reserved);
+        }
+        Order::try_from(terms).unwrap()
+    })
 }
 
 /// So many cases, or as many as `PROPTEST_CASES` says: `make properties` tries 100,000.
@@ -579,6 +618,35 @@ proptest! {
             let (mut changed, mut there) = (request.clone(), hosts.clone());
             less.apply(&mut changed, &mut there);
             prop_assert_eq!(decide(&changed, &there, Rule { protect: Some(&protect), ..Rule::from(&policy) }).host, None, "{} was more than needed", hint.text);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(2000))]
+
+    #[test]
+    fn parts_of_a_score_are_compared_in_their_order_and_no_order_changes_their_values(
+        request in request(), hosts in hosts(), policy in policy(),
+    ) {
+        // It has all parts.
+        let all = decide(&request, &hosts, &Policy { order: Policy::BALANCED.order, ..policy });
+        let decision = decide(&request, &hosts, &policy);
+        let mut before: Option<(Vec<f64>, &HostName)> = None;
+        for verdict in decision.verdicts.iter().filter(|verdict| verdict.fits) {
+            let known = all.verdicts.iter().find(|known| known.host == verdict.host).unwrap();
+            let wanted = policy.order.terms().flat_map(|term| {
+                let names = match (term, policy.fit) {
+                    (Term::Reserved, Fit::Spread) => vec!["reserved_percent", "reserved_of_other_percent"],
+                    (Term::Reserved, Fit::Pack) => vec!["waste_percent", "worth_lost_percent"],
+                    (term, _) => vec![term.as_str()],
+                };
+                names.into_iter().map(|name| known.score.iter().find(|part| part.name == name).unwrap().clone())
+            });
+            prop_assert_eq!(&verdict.score, &wanted.collect::<Vec<_>>());
+            let score = (verdict.score.iter().map(|part| part.value).collect(), &verdict.host);
+            prop_assert!(before.is_none_or(|before| before < score));
+            before = Some(score);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Which of the hosts that fit is best. Called by [`super::decide`] for each of them, and by the engine for those that it looks at.
 //!
 //! A [`Score`] is compared field by field in the order they are written, lower first, and ends in the host's name: no
-//! two scores are equal, and the same input gives the same answer. What was asked for but not required comes before what was measured.
-//! Measured load comes first of the rest, but only in coarse
+//! two scores are equal, and the same input gives the same answer. Which parts there are, and in which order, the policy says. By the named ones,
+//! what was asked for but not required comes before what was measured. Measured load comes first of the rest, but only in coarse
 //! steps, so that noise does not decide; between hosts of the same step the reservations do, which are exact; between equally
 //! reserved ones the finer steps of the load.
 //!
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Policy, Protect, Worth,
+    policy::{Busy, Fit, Lead, Order, Steps, Term},
     view::{HostView, Request, StallView, UsageView},
 };
 
@@ -43,13 +44,17 @@ const STALL_STEPS: [f64; 3] = [10.0, 25.0, 50.0];
 const MEMORY_STALL_STEPS: [f64; 3] = [1.0, 5.0, 20.0];
 /// Percent of the processors busy.
 const BUSY_STEPS: [f64; 3] = [50.0, 75.0, 90.0];
+/// Percent of the processors that VMs waited for.
+const STOLEN_STEPS: [f64; 3] = [5.0, 10.0, 20.0];
 /// Percent of the memory that is used up, by what the kernel says is available.
 const MEMORY_USED_STEPS: [f64; 3] = [85.0, 92.0, 97.0];
+/// Millionths of the processors or the memory that are reserved.
+const RESERVED_STEPS: [u32; 1] = [800_000];
 /// Percent of the busiest network interface in use.
 const NETWORK_STEPS: [f64; 4] = [20.0, 40.0, 60.0, 80.0];
 
 /// How loaded a host is, whatever is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Load {
     /// What comes before the reservations.
     pub(super) steps: Steps,
@@ -57,51 +62,46 @@ pub(super) struct Load {
     pub(super) busy: Busy,
 }
 
-/// Coarse steps of a host's load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Steps {
-    /// Nothing is known of the host's load.
-    no_telemetry: bool,
-    /// Step of the worst of pressure (PSI), busy processors, now or expected, and used memory, 0 to 3.
-    pressure: u8,
-    /// Step of the busiest network interface, 0 to 4.
-    network: u8,
-}
-
-/// Fine steps of a host's load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(super) struct Busy {
-    /// Busy processors, now or expected, in steps of 5 %.
-    cpu: u8,
-    /// Use of the busiest network interface, in steps of 5 %.
-    network: u8,
-}
-
 impl Load {
-    /// What is known of a host's load.
-    pub(super) fn of(host: &HostView<'_>) -> Self {
+    /// What is known of a host's load, in this order.
+    pub(super) fn of(order: &Order, host: &HostView<'_>) -> Self {
         let usage = host.usage.as_ref();
         let network = usage.map_or(0.0, |usage| usage.network_utilisation * 100.0);
         let expected = usage.and_then(|usage| usage.cpus_expected);
-        let now = usage.and_then(|usage| busy_percent(usage, host.cpus));
+        let lately = usage.and_then(|usage| usage.lately);
+        let stolen = lately.map_or(0.0, |lately| percent_of(lately.cpus_stolen, host.cpus));
+        // The last seconds say little of what a VM that stays for months will find; they count until more is known.
+        let busy = match lately {
+            Some(lately) => Some(percent_of(lately.cpus_busy, host.cpus)),
+            None => usage.and_then(|usage| busy_percent(usage, host.cpus)),
+        };
         // An hour that is known to come counts as if it were here.
-        let cpu = now
+        let cpu = busy
             .unwrap_or(0.0)
             .max(expected.map_or(0.0, |cpus| percent_of(cpus, host.cpus)));
-        Self {
-            steps: Steps {
-                no_telemetry: usage.is_none(),
-                pressure: usage.map_or(0, |usage| {
-                    pressure(usage, host.cpus, host.memory_mib).max(step(cpu, &BUSY_STEPS))
-                }),
-                network: step(network, &NETWORK_STEPS),
-            },
-            busy: Busy {
-                cpu: fives(cpu),
-                network: fives(network),
-            },
-        }
+        let pressure = usage.map_or(0, |usage| {
+            stalled(usage, host.memory_mib)
+                .max(step(cpu, &BUSY_STEPS))
+                .max(step(stolen, &STOLEN_STEPS))
+        });
+        let (steps, busy) = order.load([
+            (Term::NoTelemetry, usage.is_none().into()),
+            (Term::Pressure, pressure),
+            (Term::Network, step(network, &NETWORK_STEPS)),
+            (Term::ReservedStep, reserved_step(host)),
+            (Term::CpuBusyPercent, fives(cpu)),
+            (Term::NetworkBusyPercent, fives(network)),
+        ]);
+        Self { steps, busy }
     }
+}
+
+/// How many of the limits the greater share of what is reserved of processors and memory has reached.
+fn reserved_step(host: &HostView<'_>) -> u8 {
+    let capacity = Size::capacity(host);
+    let (vcpus, memory) = capacity.less(Size::free(host)).shares(capacity);
+    let share = vcpus.max(memory);
+    RESERVED_STEPS.iter().map(|limit| u8::from(share >= *limit)).sum()
 }
 
 /// Virtual processors, and memory in MiB.
@@ -115,7 +115,7 @@ pub struct Size {
 
 impl Size {
     /// What a VM reserves.
-    pub(super) fn of(request: &Request) -> Self {
+    pub fn of(request: &Request) -> Self {
         Self {
             vcpus: request.spec.vcpus,
             memory_mib: request.spec.reserved_memory_mib(),
@@ -172,7 +172,7 @@ impl Size {
 pub struct Rule<'a> {
     /// What makes a host better among those with the same load.
     pub policy: Policy,
-    /// What room is worth, for [`Policy::Pack`]; without it, it is best fit alone.
+    /// What room is worth, for [`Fit::Pack`]; without it, it is best fit alone.
     pub worth: Option<&'a Worth>,
     /// The domains that room is kept for.
     pub protect: Option<&'a Protect>,
@@ -199,12 +199,12 @@ impl Cost {
     /// - pack: what is left (best fit over both), the share of memory counting [`MEMORY`] times, and [`LOST`] times what is lost of the host's
     ///   worth ([`Worth`]); then that loss.
     pub(super) fn of(rule: Rule<'_>, vm: Size, free: Size, capacity: Size) -> Self {
-        Self::at_least(rule.policy, vm, free, capacity).with_worth(rule, vm, free, capacity)
+        Self::at_least(rule.policy.fit, vm, free, capacity).with_worth(rule, vm, free, capacity)
     }
 
     /// From the least that it can be to what it is.
     pub(super) fn with_worth(self, rule: Rule<'_>, vm: Size, free: Size, capacity: Size) -> Self {
-        match rule.worth.filter(|_| rule.policy == Policy::Pack) {
+        match rule.worth.filter(|_| rule.policy.fit == Fit::Pack) {
             Some(worth) => {
                 let lost = worth.lost(vm, free, free.less(vm), capacity);
                 Self(self.0 + LOST * lost, lost)
@@ -236,14 +236,14 @@ impl Cost {
     }
 
     /// No cost is lower there. Never falls: for spread as less is free, for pack as more is.
-    pub(super) fn at_least(policy: Policy, vm: Size, free: Size, capacity: Size) -> Self {
+    pub(super) fn at_least(fit: Fit, vm: Size, free: Size, capacity: Size) -> Self {
         let left = free.less(vm);
-        match policy {
-            Policy::Spread => {
+        match fit {
+            Fit::Spread => {
                 let (vcpus, memory) = capacity.less(left).shares(capacity);
                 Self(vcpus.max(memory), vcpus.min(memory))
             }
-            Policy::Pack => {
+            Fit::Pack => {
                 let (vcpus, memory) = left.shares(capacity);
                 Self(vcpus + MEMORY * memory, 0)
             }
@@ -254,9 +254,7 @@ impl Cost {
 /// A host's score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Score<'a> {
-    /// How much the host goes against what is only preferred.
-    pub(super) against: u32,
-    pub(super) steps: Steps,
+    pub(super) lead: Lead,
     pub(super) cost: Cost,
     pub(super) busy: Busy,
     pub(super) host: &'a HostName,
@@ -265,11 +263,12 @@ pub(super) struct Score<'a> {
 impl<'a> Score<'a> {
     /// The score of a host that passed all tests.
     pub(super) fn of(request: &Request, host: &'a HostView<'_>, rule: Rule<'_>) -> Self {
-        let Load { steps, busy } = Load::of(host);
+        let order = &rule.policy.order;
+        let Load { steps, busy } = Load::of(order, host);
+        let against = request.rules.against(&host.name, &host.labels, &host.taints);
         let cost = Cost::of(rule, Size::of(request), Size::free(host), Size::capacity(host));
         Self {
-            against: request.rules.against(&host.name, &host.labels, &host.taints),
-            steps,
+            lead: order.lead(steps, against),
             cost,
             busy,
             host: &host.name,
@@ -284,26 +283,25 @@ impl<'a> Score<'a> {
         };
         let percent = |millionths: u32| f64::from(millionths) / 10_000.0;
         let Cost(first, second) = self.cost;
-        let mut parts = vec![
-            part("against_preferences", self.against.into()),
-            part("no_telemetry", u8::from(self.steps.no_telemetry).into()),
-            part("pressure", self.steps.pressure.into()),
-            part("network", self.steps.network.into()),
-        ];
-        match policy {
-            Policy::Spread => parts.extend([
-                part("reserved_percent", percent(first)),
-                part("reserved_of_other_percent", percent(second)),
-            ]),
-            Policy::Pack => parts.extend([
-                part("waste_percent", percent(first) / f64::from(MEMORY + 1)),
-                part("worth_lost_percent", percent(second)),
-            ]),
+        let Policy { fit, order } = policy;
+        let mut parts = Vec::new();
+        for term in order.terms() {
+            let value = f64::from(order.value(term, self.lead, self.busy));
+            match (term, fit) {
+                (Term::Reserved, Fit::Spread) => parts.extend([
+                    part("reserved_percent", percent(first)),
+                    part("reserved_of_other_percent", percent(second)),
+                ]),
+                (Term::Reserved, Fit::Pack) => parts.extend([
+                    part("waste_percent", percent(first) / f64::from(MEMORY + 1)),
+                    part("worth_lost_percent", percent(second)),
+                ]),
+                (Term::CpuBusyPercent | Term::NetworkBusyPercent, _) => {
+                    parts.push(part(term.as_str(), value * 5.0));
+                }
+                _ => parts.push(part(term.as_str(), value)),
+            }
         }
-        parts.extend([
-            part("cpu_busy_percent", f64::from(self.busy.cpu) * 5.0),
-            part("network_busy_percent", f64::from(self.busy.network) * 5.0),
-        ]);
         parts
     }
 }
@@ -330,12 +328,18 @@ impl Strain {
     }
 }
 
+/// What is measured now.
 fn pressure(usage: &UsageView, cpus: u32, memory_mib: u64) -> u8 {
+    let busy = step(busy_percent(usage, cpus).unwrap_or(0.0), &BUSY_STEPS);
+    stalled(usage, memory_mib).max(busy)
+}
+
+/// The same, busy processors aside: time for which tasks waited, and used memory.
+fn stalled(usage: &UsageView, memory_mib: u64) -> u8 {
     [
         step(stall(usage.cpu_stall), &STALL_STEPS),
         step(stall(usage.io_stall), &STALL_STEPS),
         step(stall(usage.memory_stall), &MEMORY_STALL_STEPS),
-        step(busy_percent(usage, cpus).unwrap_or(0.0), &BUSY_STEPS),
         step(memory_used_percent(usage, memory_mib), &MEMORY_USED_STEPS),
     ]
     .into_iter()

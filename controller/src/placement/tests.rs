@@ -116,7 +116,7 @@ fn chosen(decision: &Decision) -> Option<&str> {
 }
 
 fn constraints(request: &Request, host: HostView) -> Vec<&'static str> {
-    let decision = decide(request, &[host], &Policy::Spread);
+    let decision = decide(request, &[host], &Policy::SPREAD);
     decision.verdicts[0]
         .shortfalls
         .iter()
@@ -243,7 +243,7 @@ fn a_pool_that_is_nearly_full_takes_no_new_disk_and_one_that_is_overcommitted_pr
     let decision = decide(
         &request,
         &[with(|h| h.pools = vec![full.clone()])],
-        &Policy::Spread,
+        &Policy::SPREAD,
     );
     let told = &decision.verdicts[0].shortfalls[0];
     assert_eq!(told.constraint, Constraint::Storage);
@@ -323,10 +323,22 @@ fn a_small_host_keeps_a_tenth_and_a_large_one_a_gibibyte() {
 #[test]
 fn a_host_under_load_is_avoided_even_when_it_is_the_emptiest() {
     type Load = (&'static str, fn(&mut UsageView));
-    let loads: [Load; 9] = [
+    let loads: [Load; 11] = [
         ("processors busy", |u| u.cpus_busy = Some(6.5)),
         ("idle now, and busy at some hour of the week", |u| {
             u.cpus_expected = Some(6.5)
+        }),
+        ("idle now, and busy within the hour", |u| {
+            u.lately = Some(Lately {
+                cpus_busy: 6.5,
+                cpus_stolen: 0.0,
+            });
+        }),
+        ("guests waited for processors", |u| {
+            u.lately = Some(Lately {
+                cpus_busy: 0.1,
+                cpus_stolen: 0.5,
+            });
         }),
         ("waiting for processors", |u| u.cpu_stall.avg10_percent = 30.0),
         ("waited for processors a moment ago", |u| {
@@ -340,11 +352,11 @@ fn a_host_under_load_is_avoided_even_when_it_is_the_emptiest() {
             (u.cpus_busy, u.load1) = (None, 20.0)
         }),
     ];
-    for policy in [Policy::Spread, Policy::Pack] {
+    for policy in [Policy::SPREAD, Policy::PACK] {
         for (what, load) in loads {
             let (mut loaded, mut other) = (host("h1"), host("h2"));
             // The loaded one is what the policy would take otherwise.
-            let fuller = if policy == Policy::Spread {
+            let fuller = if policy == Policy::SPREAD {
                 &mut other
             } else {
                 &mut loaded
@@ -377,9 +389,29 @@ fn small_differences_of_load_do_not_decide() {
     });
     fuller.memory_mib_reserved = 4000;
     assert_eq!(
-        chosen(&decide(&Request::new(spec()), &[noisy, fuller], &Policy::Spread)),
+        chosen(&decide(&Request::new(spec()), &[noisy, fuller], &Policy::SPREAD)),
         Some("h1")
     );
+}
+
+#[test]
+fn busy_processors_of_the_last_seconds_do_not_decide_where_an_hour_is_known() {
+    let (mut bursting, mut fuller) = (host("h1"), host("h2"));
+    bursting.usage = Some(UsageView {
+        cpus_busy: Some(8.0),
+        lately: Some(Lately {
+            cpus_busy: 0.3,
+            cpus_stolen: 0.0,
+        }),
+        ..idle()
+    });
+    fuller.memory_mib_reserved = 4000;
+    let hosts = [bursting, fuller];
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::SPREAD);
+    assert_eq!(chosen(&decision), Some("h1"));
+    let busy = |part: &&Part| part.name == "cpu_busy_percent";
+    assert_eq!(decision.verdicts[0].score.iter().find(busy).unwrap().value, 0.0);
+    assert!(is_pressed(&hosts[0]), "what closes a host is measured now");
 }
 
 #[test]
@@ -390,10 +422,10 @@ fn a_host_of_unknown_load_comes_last() {
     };
     let mut loaded = host("h2");
     loaded.usage.as_mut().unwrap().cpus_busy = Some(8.0);
-    let decision = decide(&Request::new(spec()), &[silent.clone(), loaded], &Policy::Spread);
+    let decision = decide(&Request::new(spec()), &[silent.clone(), loaded], &Policy::SPREAD);
     assert_eq!(chosen(&decision), Some("h2"));
     assert_eq!(
-        chosen(&decide(&Request::new(spec()), &[silent], &Policy::Spread)),
+        chosen(&decide(&Request::new(spec()), &[silent], &Policy::SPREAD)),
         Some("h1")
     );
 }
@@ -403,18 +435,73 @@ fn spread_takes_the_emptier_host_and_pack_the_fuller_one() {
     let fuller = with(|h| h.memory_mib_reserved = 8192);
     let hosts = [fuller, host("h2")];
     assert_eq!(
-        chosen(&decide(&Request::new(spec()), &hosts, &Policy::Spread)),
+        chosen(&decide(&Request::new(spec()), &hosts, &Policy::SPREAD)),
         Some("h2")
     );
     assert_eq!(
-        chosen(&decide(&Request::new(spec()), &hosts, &Policy::Pack)),
+        chosen(&decide(&Request::new(spec()), &hosts, &Policy::PACK)),
         Some("h1")
     );
 }
 
 #[test]
+fn balanced_fills_hosts_to_four_fifths_and_then_begins_another() {
+    let reserved = |name, vcpus_reserved| HostView {
+        vcpus_reserved,
+        ..host(name)
+    };
+    // Of 32 that may be reserved.
+    let hosts = [host("h1"), reserved("h2", 25), reserved("h3", 26)];
+    let decision = decide(&Request::new(spec()), &hosts, &Policy::BALANCED);
+    let order: Vec<_> = decision
+        .verdicts
+        .iter()
+        .map(|verdict| verdict.host.as_str())
+        .collect();
+    assert_eq!(order, ["h2", "h1", "h3"]);
+    assert_eq!(
+        chosen(&decide(&Request::new(spec()), &hosts, &Policy::PACK)),
+        Some("h3")
+    );
+    assert_eq!(
+        chosen(&decide(&Request::new(spec()), &hosts[2..], &Policy::BALANCED)),
+        Some("h3"),
+        "where there is no other"
+    );
+}
+
+#[test]
+fn a_site_says_itself_what_counts_and_in_which_order() {
+    let mut pressed = host("h1");
+    pressed.usage.as_mut().unwrap().cpu_stall.avg10_percent = 30.0;
+    let fuller = HostView {
+        vcpus_reserved: 8,
+        ..host("h2")
+    };
+    let hosts = [pressed, fuller];
+    let by = |terms: &[Term]| {
+        let policy = Policy {
+            order: Order::try_from(terms.to_vec()).unwrap(),
+            ..Policy::SPREAD
+        };
+        let decision = decide(&Request::new(spec()), &hosts, &policy);
+        let score = &decision.verdicts[0].score;
+        let parts: Vec<_> = score.iter().map(|part| part.name.to_string()).collect();
+        (chosen(&decision).unwrap().to_owned(), parts)
+    };
+    let reserved = ["reserved_percent", "reserved_of_other_percent"];
+    let (host, parts) = by(&[Term::Pressure, Term::Reserved]);
+    assert_eq!((host.as_str(), parts.len()), ("h2", 3));
+    assert_eq!(by(&[Term::Reserved, Term::Pressure]).0, "h1");
+    assert_eq!(
+        by(&[Term::Reserved]),
+        ("h1".to_owned(), reserved.map(str::to_owned).to_vec())
+    );
+}
+
+#[test]
 fn equal_hosts_are_taken_by_name() {
-    let decision = decide(&Request::new(spec()), &[host("h2"), host("h1")], &Policy::Spread);
+    let decision = decide(&Request::new(spec()), &[host("h2"), host("h1")], &Policy::SPREAD);
     assert_eq!(chosen(&decision), Some("h1"));
     assert_eq!(
         decision.summary,
@@ -431,7 +518,7 @@ fn twenty_vms_at_once_spread_over_equal_hosts() {
         ..spec()
     };
     for _ in 0..20 {
-        let decision = decide(&Request::new(small.clone()), &hosts, &Policy::Spread);
+        let decision = decide(&Request::new(small.clone()), &hosts, &Policy::SPREAD);
         let host = hosts
             .iter_mut()
             .find(|host| Some(&host.name) == decision.host.as_ref())
@@ -449,9 +536,9 @@ fn the_wire_says_the_same_as_the_decision() {
     third.cordoned = true;
     let hosts = [with(|h| h.cordoned = true), host("h2"), third];
     let request = Request::new(spec());
-    let decision = decide(&request, &hosts, &Policy::Spread);
+    let decision = decide(&request, &hosts, &Policy::SPREAD);
     let when = jiff::Timestamp::from_second(1_700_000_000).unwrap();
-    let shortened = decide_keeping(&request, &hosts, &Policy::Spread, 2);
+    let shortened = decide_keeping(&request, &hosts, &Policy::SPREAD, 2);
     assert_eq!(shortened.verdicts, decision.verdicts[..1]);
     let wire = to_wire(&shortened, Some(when));
     assert_eq!(
@@ -532,7 +619,7 @@ fn a_host_that_lacks_what_a_guest_needs_says_what_to_install() {
     spec.tpm = true;
     let request = Request::new(spec);
     let bare = host("h1");
-    let decision = decide(&request, std::slice::from_ref(&bare), &Policy::Spread);
+    let decision = decide(&request, std::slice::from_ref(&bare), &Policy::SPREAD);
     let told: Vec<_> = decision.verdicts[0]
         .shortfalls
         .iter()
@@ -553,7 +640,7 @@ fn a_host_that_lacks_what_a_guest_needs_says_what_to_install() {
         guest_features: vec![UefiSecureBoot, Tpm].into(),
         ..host("h2")
     };
-    let decision = decide(&request, &[bare, fitted], &Policy::Spread);
+    let decision = decide(&request, &[bare, fitted], &Policy::SPREAD);
     assert_eq!(decision.host.unwrap().as_str(), "h2");
 }
 
@@ -569,7 +656,7 @@ fn the_volume_of_a_first_boot_takes_room_in_its_pool_and_an_agent_that_knows_it(
         request.pools().collect::<Vec<_>>(),
         [("local", 10_240), ("shared", 1)]
     );
-    let decision = decide(&request, &[host("h1")], &Policy::Spread);
+    let decision = decide(&request, &[host("h1")], &Policy::SPREAD);
     let told: Vec<_> = decision.verdicts[0]
         .shortfalls
         .iter()
@@ -608,15 +695,15 @@ fn a_vm_goes_where_its_volume_is_which_takes_its_room_once() {
     };
     let hosts = [able("h1"), able("h2")];
     let request = Request::new(spec.clone()).with_needs(bound(Some("h2")));
-    let decision = decide(&request, &hosts, &Policy::Spread);
+    let decision = decide(&request, &hosts, &Policy::SPREAD);
     assert_eq!(decision.host.unwrap().as_str(), "h2");
     let lack = &decision.verdicts[1].shortfalls[0];
     assert_eq!(lack.constraint, Constraint::Volume);
     assert_eq!(lack.message, "does not have volume ledger, which is on h2");
     let shared = Request::new(spec.clone()).with_needs(bound(None));
-    assert!(decide(&shared, &hosts, &Policy::Spread).host.is_some());
+    assert!(decide(&shared, &hosts, &Policy::SPREAD).host.is_some());
     let gone = Request::new(spec).with_needs(bound(Some("h3")));
-    let refused = decide(&gone, &hosts, &Policy::Spread);
+    let refused = decide(&gone, &hosts, &Policy::SPREAD);
     assert_eq!(
         refused.hint.unwrap().text,
         "leave out volume ledger, which is on h3 (h1 can take it then)"

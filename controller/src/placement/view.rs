@@ -286,6 +286,8 @@ pub struct UsageView {
     pub cpus_busy: Option<f64>,
     /// Processors that its VMs together are expected to use at most; `None` where it is not known yet.
     pub cpus_expected: Option<f64>,
+    /// How busy it has been; `None` where it is not known yet.
+    pub lately: Option<Lately>,
     /// Load average over 1 minute.
     pub load1: f64,
     /// What a new process could get without swapping.
@@ -298,6 +300,15 @@ pub struct UsageView {
     pub io_stall: StallView,
     /// Use of the busiest network interface in its busier direction, 0 to 1.
     pub network_utilisation: f64,
+}
+
+/// How busy a host has been, by means over five minutes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lately {
+    /// Processors busy: the 95th percentile of the last hour, by the VMs that it has now and what else runs there.
+    pub cpus_busy: f64,
+    /// Processors that its VMs were ready to use and waited for, their steal: the last of these means.
+    pub cpus_stolen: f64,
 }
 
 /// Pressure of one kind; zero where the kernel does not offer it.
@@ -324,6 +335,7 @@ impl UsageView {
         Self {
             cpus_busy: usage.rates_valid.then_some(usage.cpus_busy),
             cpus_expected: None,
+            lately: None,
             load1: usage.load[0],
             memory_available_bytes: usage.memory.available_bytes,
             cpu_stall: usage.pressure.cpu_some.into(),
@@ -448,6 +460,15 @@ impl<'a> HostView<'a> {
     pub fn memory_mib_free(&self) -> u64 {
         self.memory_mib_capacity()
             .saturating_sub(self.memory_mib_reserved)
+    }
+
+    /// Processors and memory, in MiB, that are reserved beyond what may be: the limits were lowered.
+    pub fn overbooked(&self) -> (u32, u64) {
+        (
+            self.vcpus_reserved.saturating_sub(self.vcpus_capacity()),
+            self.memory_mib_reserved
+                .saturating_sub(self.memory_mib_capacity()),
+        )
     }
 
     /// Whether it has as many VMs as it takes.

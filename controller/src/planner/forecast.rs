@@ -44,6 +44,12 @@ impl Samples {
         self.count == 0
     }
 
+    /// The last one first.
+    pub fn newest(&self) -> impl Iterator<Item = f64> {
+        let kept = self.count - self.len()..self.count;
+        kept.rev().map(|at| f64::from(self.values[at % KEPT]))
+    }
+
     /// What is expected of a VM of this size, in processors.
     pub fn load(&self, size: f64) -> Load {
         let kept = &self.values[..self.len()];

@@ -31,7 +31,7 @@ pub use self::{
     forecast::Samples,
     maintenance::{Group, Held as HeldBy, Settings as Maintenance, groups},
     rebalance::{Dimension, Settings as Rebalance, rebalance, score},
-    room::make_room,
+    room::{Settings as Room, make_room},
     site::{Held, Host, Load, Refusal, Rule, Site, Slot, Vm},
 };
 

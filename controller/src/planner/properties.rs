@@ -6,6 +6,7 @@ use super::{
     tests::{host, vm},
     *,
 };
+use crate::placement::Size;
 
 /// Small sites, some of them overfull, with closed hosts, rules, pools and VMs that do not move.
 fn sites() -> impl Strategy<Value = Site> {
@@ -70,25 +71,25 @@ fn plans(site: &Site) -> Vec<Plan> {
         consolidate(site, &Consolidation::default()),
         evacuate(site, &[0]),
     ];
-    plans.extend(make_room(site, &LARGE).map(|(plan, _)| plan));
+    plans.extend(room_for_large(site, false).map(|(plan, _)| plan));
+    plans.extend(room_for_large(site, true).map(|(plan, _)| plan));
     plans
 }
 
 /// One for which there is often no room.
-const LARGE: Vm = Vm {
-    host: 0,
+const LARGE: Size = Size {
     vcpus: 10,
     memory_mib: 12,
-    load: Load {
-        mean: 0.0,
-        variance: 0.0,
-        next: 0.0,
-    },
-    transfer_mib: 0,
-    rule: 0,
-    pinned: "",
-    disks: Vec::new(),
 };
+
+fn room_for_large(site: &Site, keep: bool) -> Option<(Plan, Slot)> {
+    let settings = Room {
+        moves_keep: keep,
+        vm_keeps: keep,
+        ..Room::default()
+    };
+    make_room(site, LARGE, site.rule(0), &settings)
+}
 
 /// Reserved on each host: processors, memory, and what came to its pool.
 fn account(site: &Site, at: &[Slot], host: Slot) -> (u32, u64, u64) {
@@ -265,15 +266,17 @@ proptest! {
     }
 
     #[test]
-    fn where_room_is_made_there_was_none_and_there_is_some_after(site in sites()) {
-        let Some((plan, host)) = make_room(&site, &LARGE) else { return Ok(()) };
+    fn where_room_is_made_there_was_none_and_there_is_some_after(site in sites(), keep in any::<bool>(), copies in 0..200_u64) {
+        let settings = Room { transfer_mib: copies, moves_keep: keep, vm_keeps: keep, ..Room::default() };
+        let Some((plan, host)) = make_room(&site, LARGE, site.rule(0), &settings) else { return Ok(()) };
         let has_room = |site: &Site, slot: Slot| {
             let (host, held) = (&site.hosts()[slot], site.held(slot));
             let room = held.vcpus + LARGE.vcpus <= host.vcpus && held.memory_mib + LARGE.memory_mib <= host.memory_mib;
-            host.open && site.rule(LARGE.rule).allows(slot) && room
+            host.open && site.rule(0).allows(slot) && room && (!keep || site.keeps_room(LARGE, slot))
         };
         prop_assert!((0..site.hosts().len()).all(|slot| !has_room(&site, slot)));
         prop_assert!(!plan.moves().is_empty() && has_room(plan.site(), host));
+        prop_assert!(plan.transfer_mib() <= copies);
     }
 
     #[test]

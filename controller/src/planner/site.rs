@@ -81,6 +81,8 @@ pub struct Host {
     pub resting: bool,
     /// Free room of its pools, by the pool's place; a pool that it has not got has none.
     pub pools_mib: Vec<u64>,
+    /// VMs that it may have at most, of those that plans move.
+    pub vms_most: Option<usize>,
     /// Hosts of one field stand in for each other.
     pub field: String,
     /// Domains that may fail, which it is of; none: it fails by itself.
@@ -155,6 +157,8 @@ pub enum Refusal {
     Vcpus,
     /// Memory is lacking.
     Memory,
+    /// It has as many VMs as it takes.
+    VmCount,
     /// Room in a pool is lacking.
     Pool,
     /// Were a host to fail then, its VMs might find no room.
@@ -170,6 +174,7 @@ impl fmt::Display for Refusal {
             Self::Rule => "the host lacks what the VM needs",
             Self::Vcpus => "too few virtual processors are free",
             Self::Memory => "too little memory is free",
+            Self::VmCount => "the host has as many VMs as it takes",
             Self::Pool => "too little room is free in a pool",
             Self::SpareRoom => "the VMs of a host that fails might find no room then",
         })
@@ -289,6 +294,10 @@ impl Site {
             (!host.open, Refusal::Closed),
             (held.vcpus + vm.vcpus > host.vcpus, Refusal::Vcpus),
             (held.memory_mib + vm.memory_mib > host.memory_mib, Refusal::Memory),
+            (
+                host.vms_most.is_some_and(|most| self.here[to].len() >= most),
+                Refusal::VmCount,
+            ),
         ];
         if let Some((_, refusal)) = refused.into_iter().find(|(refused, _)| *refused) {
             return Err(refusal);
@@ -301,6 +310,14 @@ impl Site {
             true => Ok(()),
             false => Err(Refusal::Pool),
         }
+    }
+
+    /// Whether a VM that comes leaves the VMs of hosts and domains that fail the room that they have.
+    pub fn keeps_room(&self, size: Size, to: Slot) -> bool {
+        self.spare.allows(Step {
+            leaves: None,
+            comes: (to, size),
+        })
     }
 
     /// Has a host take VMs, or none.

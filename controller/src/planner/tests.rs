@@ -1,6 +1,7 @@
 //! What plans do, by example.
 
 use super::*;
+use crate::placement::Size;
 
 pub(super) fn host(cpus: f64) -> Host {
     Host {
@@ -341,4 +342,29 @@ fn a_site_that_cannot_lose_a_host_is_not_maintained_unless_that_is_allowed() {
         };
         assert_eq!(grouped(&site, &[0, 1], settings), expected);
     }
+}
+
+#[test]
+fn an_empty_host_takes_what_is_in_the_way_where_no_other_has_room() {
+    let site = site(2, vec![vm(0, 0.0), vm(0, 0.0)]);
+    let labelled = Rule::new(2, |host| host == 0);
+    let size = Size {
+        vcpus: 60,
+        memory_mib: 1,
+    };
+    let (plan, host) = make_room(&site, size, &labelled, &Room::default()).unwrap();
+    assert_eq!((moves(&plan), host), (vec![(0, 0, 1)], 0));
+}
+
+#[test]
+fn a_host_takes_no_more_vms_than_it_may() {
+    let full = Host {
+        vms_most: Some(1),
+        ..host(8.0)
+    };
+    let vms = vec![vm(0, 0.1), vm(0, 0.1)];
+    let site = Site::new(vec![host(8.0), full], vms, vec![Rule::new(2, |_| true)]);
+    let plan = evacuate(&site, &[0]);
+    assert_eq!(plan.moves().len(), 1);
+    assert_eq!(plan.site().has_room(1, 1), Err(Refusal::VmCount));
 }

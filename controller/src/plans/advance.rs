@@ -228,7 +228,7 @@ pub fn end(
 pub fn summary(plan: &PlanRecord) -> String {
     let (before, after) = (plan.before, plan.predicted);
     let moves = match plan.steps.len() {
-        0 => return nothing(plan.kind).to_owned(),
+        0 => return nothing(plan),
         1 => "1 VM moves".to_owned(),
         moves => format!("{moves} VMs move"),
     };
@@ -243,15 +243,26 @@ pub fn summary(plan: &PlanRecord) -> String {
                 before.hosts_on, after.hosts_on
             )
         }
+        PlanKind::MakeRoom => format!("{moves}; then {} has the room", hosts(plan)),
     }
 }
 
-const fn nothing(kind: PlanKind) -> &'static str {
-    match kind {
+fn hosts(plan: &PlanRecord) -> String {
+    plan.hosts
+        .iter()
+        .map(HostName::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn nothing(plan: &PlanRecord) -> String {
+    let why = match plan.kind {
         PlanKind::Rebalance => {
             "nothing to do: no VM that can move is on a contended host that another can relieve"
         }
         PlanKind::Consolidate => "nothing to do: no host can be emptied into the others",
         PlanKind::Evacuate => "nothing to do: no VM there can move",
-    }
+        PlanKind::MakeRoom => return format!("nothing to do: {} has the room", hosts(plan)),
+    };
+    why.to_owned()
 }

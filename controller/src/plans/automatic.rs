@@ -23,6 +23,12 @@ const MOST_WRONG: usize = 2;
 /// none is approved for so long.
 const BRAKE: SignedDuration = SignedDuration::from_hours(24);
 
+/// Whether an ended plan still counts for what may be moved now: it must not be forgotten, however many others are made.
+pub fn counts(plan: &PlanRecord, now: Timestamp) -> bool {
+    let ended = plan.end_time;
+    plan.principal == PRINCIPAL && ended.is_none_or(|end| now.duration_since(end) < BRAKE)
+}
+
 /// Why nothing may be moved now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {

@@ -88,6 +88,16 @@ impl Look {
             });
             ids.push(vm.id);
         }
+        let mut here = vec![0_usize; rows.len()];
+        vms.iter().for_each(|vm: &Vm| here[vm.host] += 1);
+        for ((row, view), here) in rows.iter_mut().zip(&views).zip(here) {
+            // What is promised beyond what there is comes off again first.
+            let (vcpus, memory_mib) = view.overbooked();
+            row.vcpus = row.vcpus.saturating_sub(vcpus);
+            row.memory_mib = row.memory_mib.saturating_sub(memory_mib);
+            let more = view.vms_most.map(|most| most.saturating_sub(view.vms));
+            row.vms_most = more.map(|more| here.saturating_add(usize::try_from(more).unwrap_or(usize::MAX)));
+        }
         let hosts = views.iter().map(|view| view.name.clone()).collect();
         Self {
             site: Site::new(rows, vms, rules.rows),

@@ -16,12 +16,12 @@ use super::{
 };
 use crate::{
     blocking::beside,
-    model::{Outcome, PlanKind, PlanState},
+    model::{Outcome, PlanState},
     placement::Policy,
     state::{Db, State},
     verbs::{
         Caller, Error,
-        plan::{self, Create, Draft},
+        plan::{self, Aim, Create, Draft},
     },
 };
 
@@ -66,20 +66,20 @@ impl Runner {
         }
     }
 
-    /// Takes the samples, and tells placement what to expect of each host.
+    /// Takes the samples, and tells placement what to expect of each host and how busy it has been.
     async fn look(&self) {
         let (state, usage) = (self.db.snapshot(), self.usage.clone());
         let expected = beside(move || {
             usage.sample(&state);
-            usage.expected(&state)
+            (usage.expected(&state), usage.lately(&state))
         });
-        let expected = expected.await;
+        let (expected, lately) = expected.await;
         self.db
             .change(|tx| {
                 let hosts: Vec<_> = tx.live.keys().cloned().collect();
                 for host in hosts {
                     let cpus_expected = expected.get(&host).copied();
-                    tx.set_expected(&host, cpus_expected);
+                    tx.set_expected(&host, cpus_expected, lately.get(&host).copied());
                 }
             })
             .await;
@@ -100,8 +100,7 @@ impl Runner {
             }
         };
         let ask = Create {
-            kind: PlanKind::Rebalance,
-            hosts: Vec::new(),
+            aim: Aim::Rebalance,
             moves,
             copied_mib: u64::MAX,
         };

@@ -1,16 +1,21 @@
-//! What VMs have used of the processors, for the planner. In memory only, a few numbers for each VM: after a start it is learnt anew, and until
-//! then a VM counts as fully busy.
+//! What VMs and hosts have used of the processors, for the planner and for placement. In memory only, a few numbers for each: after a start it is
+//! learnt anew, and until then a VM counts as fully busy.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use dalgu_proto::ids::{HostName, VmId};
+use dalgu_proto::{
+    host::VmUsage,
+    ids::{HostName, VmId},
+};
 use jiff::Timestamp;
 
 use crate::{
+    model::HostLive,
+    placement::Lately,
     planner::{
         Samples,
         peak::{HOURS, Peaks, Week, add},
@@ -20,54 +25,153 @@ use crate::{
 
 /// Time between two samples.
 pub const SAMPLE: Duration = Duration::from_secs(300);
+/// Samples of an hour.
+const HOUR: usize = 12;
 
 /// The samples of one VM, and what the next is measured from.
 #[derive(Debug, Clone, Default)]
 struct Known {
     samples: Samples,
     peaks: Peaks,
-    /// Processor time and when it was read, by its host.
+    /// Processor time, time for which it waited for a processor, and when they were read, by its host.
+    last: Option<(f64, f64, Timestamp)>,
+}
+
+impl Known {
+    /// Takes a sample. Gives how many processors it used since the last, and how many it waited for, as far as that can be said.
+    fn push(&mut self, usage: &VmUsage) -> (f64, f64) {
+        let now = (
+            usage.cpu_seconds_total,
+            usage.cpu_wait_seconds_total,
+            usage.sample_time,
+        );
+        let (used, waited) = match self.last.replace(now) {
+            // The counters begin anew on another host, and after a restart.
+            Some((used, waited, at)) if now.0 >= used && now.1 >= waited && now.2 > at => {
+                let passed = now.2.duration_since(at).as_secs_f64();
+                (Some((now.0 - used) / passed), (now.1 - waited) / passed)
+            }
+            // Nothing new: the host is silent.
+            Some((_, _, at)) if at == now.2 => (None, 0.0),
+            _ => (usage.rates_valid.then_some(usage.cpus_busy), 0.0),
+        };
+        if let Some(used) = used {
+            #[expect(clippy::cast_possible_truncation, reason = "a few processors")]
+            let used = used.clamp(0.0, 4096.0) as f32;
+            self.samples.push(used);
+            self.peaks.push(hour(now.2), used);
+        }
+        (used.unwrap_or(0.0), waited)
+    }
+}
+
+/// What was measured of one host, and what the next is measured from.
+#[derive(Debug, Clone, Default)]
+struct Measured {
+    /// Processors busy besides those that its VMs used, the last one first.
+    besides: VecDeque<f64>,
+    /// Processors that its VMs waited for.
+    stolen: f64,
+    /// Processor time and when it was read.
     last: Option<(f64, Timestamp)>,
 }
 
-/// A handle to what is known of all VMs.
+impl Measured {
+    /// Takes a sample, where there is a newer one and it can be measured from the last; what its VMs used and waited for meanwhile.
+    fn push(&mut self, live: &HostLive, (used, waited): (f64, f64)) {
+        let Some(usage) = &live.usage else {
+            return;
+        };
+        let now = (usage.cpu.busy(), usage.sample_time);
+        let Some((before, at)) = self.last.replace(now) else {
+            return;
+        };
+        let passed = now.1.duration_since(at).as_secs_f64();
+        // The counter begins anew when the host does.
+        if passed > 0.0 && now.0 >= before {
+            self.besides
+                .push_front(((now.0 - before) / passed - used).max(0.0));
+            self.besides.truncate(HOUR);
+            self.stolen = waited;
+        }
+    }
+}
+
+/// The 95th percentile, between the two nearest values in proportion (as Hyndman and Fan's definition 7, which Prometheus and NumPy have too).
+fn percentile_95(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    let last = u32::try_from(values.len().checked_sub(1)?).ok()?;
+    let rank = f64::from(last) * 0.95;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "from 0 to the last"
+    )]
+    let below = rank as usize;
+    let above = values.get(below + 1).unwrap_or(&values[below]);
+    Some(values[below] + (above - values[below]) * rank.fract())
+}
+
+/// What is known of everything.
+#[derive(Debug, Default)]
+struct All {
+    vms: BTreeMap<VmId, Known>,
+    hosts: BTreeMap<HostName, Measured>,
+}
+
+/// A handle to what is known of all VMs and hosts.
 #[derive(Debug, Clone, Default)]
-pub struct Usage(Arc<Mutex<BTreeMap<VmId, Known>>>);
+pub struct Usage(Arc<Mutex<All>>);
 
 impl Usage {
-    /// Takes a sample of every VM; those that are gone are forgotten. Between two samples on the same host it is the mean over the time between them,
-    /// else what the host says of the last seconds.
+    /// Takes a sample of every VM and host; those that are gone are forgotten. Between two samples on the same host it is the mean over the time between
+    /// them, else what the host says of the last seconds of a VM.
     pub fn sample(&self, state: &State) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|vm, _| state.vms.contains_key(vm));
+        let All { vms, hosts } = &mut *all;
+        vms.retain(|vm, _| state.vms.contains_key(vm));
+        hosts.retain(|host, _| state.live.contains_key(host));
+        let mut sums = BTreeMap::<&HostName, (f64, f64)>::new();
         for vm in state.vms.values() {
-            let Some(usage) = state.observation(vm).and_then(|seen| seen.usage.as_ref()) else {
-                continue;
-            };
-            let known = all.entry(vm.id).or_default();
-            let now = (usage.cpu_seconds_total, usage.sample_time);
-            let used = match known.last {
-                // The counter begins anew on another host, and after a restart.
-                Some((before, at)) if now.0 >= before && now.1 > at => {
-                    Some((now.0 - before) / now.1.duration_since(at).as_secs_f64())
-                }
-                // Nothing new: the host is silent.
-                Some((_, at)) if at == now.1 => None,
-                _ => usage.rates_valid.then_some(usage.cpus_busy),
-            };
-            known.last = Some(now);
-            if let Some(used) = used {
-                #[expect(clippy::cast_possible_truncation, reason = "a few processors")]
-                let used = used.clamp(0.0, 4096.0) as f32;
-                known.samples.push(used);
-                known.peaks.push(hour(now.1), used);
+            if let Some(usage) = state.observation(vm).and_then(|seen| seen.usage.as_ref()) {
+                let (used, waited) = vms.entry(vm.id).or_default().push(usage);
+                let sum = sums.entry(&vm.owner).or_default();
+                *sum = (sum.0 + used, sum.1 + waited);
             }
         }
+        for (host, live) in &state.live {
+            let sum = sums.get(host).copied().unwrap_or_default();
+            hosts.entry(host.clone()).or_default().push(live, sum);
+        }
+    }
+
+    /// What the last hour says of each host with the VMs that it has now; hosts of which nothing was seen are left out.
+    pub fn lately(&self, state: &State) -> BTreeMap<HostName, Lately> {
+        let All { vms, hosts } = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = hosts.iter().filter(|(_, known)| !known.besides.is_empty());
+        let mut busy: BTreeMap<_, Vec<f64>> = seen
+            .map(|(host, known)| (host, known.besides.iter().copied().collect()))
+            .collect();
+        for vm in state.vms.values() {
+            if let (Some(known), Some(busy)) = (vms.get(&vm.id), busy.get_mut(&vm.owner)) {
+                for (busy, used) in busy.iter_mut().zip(known.samples.newest()) {
+                    *busy += used;
+                }
+            }
+        }
+        let lately = busy.into_iter().filter_map(|(host, busy)| {
+            let lately = Lately {
+                cpus_busy: percentile_95(busy)?,
+                cpus_stolen: hosts[host].stolen,
+            };
+            Some((host.clone(), lately))
+        });
+        lately.collect()
     }
 
     /// Processors that the VMs of each host are expected to use together in their fullest hour of a week, by what was seen of them.
     pub fn expected(&self, state: &State) -> BTreeMap<HostName, f64> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = &self.0.lock().unwrap_or_else(PoisonError::into_inner).vms;
         let mut hosts = BTreeMap::<&HostName, Week>::new();
         for vm in state.vms.values() {
             if let Some(known) = all.get(&vm.id).filter(|known| !known.samples.is_empty()) {
@@ -84,7 +188,7 @@ impl Usage {
 
     /// Processors that all VMs are expected to use together at most in this hour of the week or in the next, by what was seen of them.
     pub fn within_the_hour(&self, state: &State, now: Timestamp) -> f64 {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = &self.0.lock().unwrap_or_else(PoisonError::into_inner).vms;
         let mut sum = [0.0; 2];
         for known in state
             .vms
@@ -102,7 +206,7 @@ impl Usage {
 
     /// The samples of a VM; none where nothing is known.
     pub fn samples(&self, vm: VmId) -> Samples {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = &self.0.lock().unwrap_or_else(PoisonError::into_inner).vms;
         all.get(&vm).map(|known| known.samples).unwrap_or_default()
     }
 }
@@ -114,7 +218,7 @@ fn hour(at: Timestamp) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use dalgu_proto::host::VmUsage;
+    use dalgu_proto::host::{self, CpuTimes, VmUsage};
 
     use super::*;
     use crate::{
@@ -163,5 +267,80 @@ mod tests {
             (expected("h1").await, expected("h2").await),
             (Some(2.0), Some(2.0))
         );
+    }
+
+    #[test]
+    fn a_percentile_lies_between_the_two_nearest_values() {
+        assert_eq!(percentile_95(Vec::new()), None);
+        assert_eq!(percentile_95(vec![3.0]), Some(3.0));
+        assert_eq!(percentile_95(vec![2.0, 0.0]), Some(1.9));
+        let twelve: Vec<f64> = (0..12).rev().map(f64::from).collect();
+        assert!((percentile_95(twelve).unwrap() - 10.45).abs() < 1e-9);
+    }
+
+    #[tokio::test]
+    async fn the_last_hour_of_a_host_is_that_of_the_vms_it_has_now_and_of_what_else_runs_there() {
+        let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+        let usage = Usage::default();
+        let (vm, host) = (fixtures::vm("shop", "h1"), fixtures::host_name("h1"));
+        db.change(|tx| tx.put_vm(vm.clone())).await;
+        // What the counters of the host and of the VM say at a time, in minutes.
+        let look = async |minute: i64, (busy, used, waited): (f64, f64, f64)| {
+            let sample_time = Timestamp::from_second(minute * 60).unwrap();
+            let mut seen = fixtures::observation(&vm);
+            seen.usage = Some(VmUsage {
+                cpu_seconds_total: used,
+                cpu_wait_seconds_total: waited,
+                sample_time,
+                ..VmUsage::default()
+            });
+            let mut live = fixtures::live(sample_time);
+            live.usage = Some(host::Usage {
+                sample_time,
+                cpu: CpuTimes {
+                    user: busy,
+                    ..CpuTimes::default()
+                },
+                ..host::Usage::default()
+            });
+            db.change(|tx| {
+                tx.observe(vm.id, Some(seen));
+                tx.set_live(host.clone(), live);
+            })
+            .await;
+            usage.sample(&db.snapshot());
+        };
+        let lately = || {
+            let lately = usage.lately(&db.snapshot()).get(&host).copied()?;
+            let hundredths = |cpus: f64| (cpus * 100.0).round() / 100.0;
+            Some((hundredths(lately.cpus_busy), hundredths(lately.cpus_stolen)))
+        };
+        look(0, (7000.0, 0.0, 50.0)).await;
+        assert_eq!(lately(), None, "nothing to measure from");
+        // Two processors are busy, one and a half of them with the VM, which waits for half of one.
+        for _ in 0..2 {
+            look(5, (7600.0, 450.0, 200.0)).await;
+            assert_eq!(lately(), Some((2.0, 0.5)), "the second time the host is silent");
+        }
+        for number in 2..=11_u32 {
+            let counted = f64::from(number);
+            let counters = (7000.0 + 600.0 * counted, 450.0 * counted, 50.0 + 150.0 * counted);
+            look(i64::from(number) * 5, counters).await;
+        }
+        // Of twelve one is no hour: four more are busy with the VM, which waits for none.
+        look(60, (15_400.0, 6600.0, 1700.0)).await;
+        assert_eq!(lately(), Some((3.8, 0.0)));
+        look(65, (100.0, 10.0, 0.0)).await;
+        assert_eq!(
+            lately(),
+            Some((3.8, 0.0)),
+            "host and VM began anew, and say nothing"
+        );
+        let moved = VmRecord {
+            owner: fixtures::host_name("h2"),
+            ..vm.clone()
+        };
+        db.change(|tx| tx.put_vm(moved)).await;
+        assert_eq!(lately(), Some((0.5, 0.0)), "the VM took its hour along");
     }
 }

@@ -160,12 +160,12 @@ impl Core {
         tasks.spawn(vital("backups", fail.clone(), backups.run(stop.clone())));
         let drains = drains::runner::Runner {
             db: db.clone(),
-            policy: config.placement.policy,
+            policy: config.placement.policy(),
         };
         tasks.spawn(vital("drains", fail.clone(), drains.run(stop.clone())));
         let plans = plans::runner::Runner {
             db: db.clone(),
-            policy: config.placement.policy,
+            policy: config.placement.policy(),
             usage: services.plan_usage.clone(),
             moves_an_hour: config.rebalance.moves_an_hour(),
         };

@@ -1,7 +1,7 @@
 //! What a trace is replayed with: a name, what chooses hosts, and what moves VMs afterwards. Pure.
 
 use super::{field::Chooser, peers::Rule};
-use crate::placement::Policy;
+use crate::placement::{Named, Policy};
 
 /// A way to place VMs, and to move them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -12,6 +12,8 @@ pub enum Contender {
     Spread,
     /// The controller's engine, by the policy `pack`.
     Pack,
+    /// The controller's engine, by the policy `balanced`.
+    Balanced,
     /// `pack`, and a consolidation by the controller's planner in each round.
     Consolidate,
     /// `pack`, and VMs move out of the way of one that finds no room, by the controller's planner.
@@ -46,9 +48,10 @@ pub(super) enum Mover {
 
 impl Contender {
     /// All but `default`, which is one of the others.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Spread,
         Self::Pack,
+        Self::Balanced,
         Self::Consolidate,
         Self::MakeRoom,
         Self::Rebalance,
@@ -64,9 +67,10 @@ impl Contender {
     /// The same, with `default` as what it stands for.
     #[must_use]
     pub fn resolved(self) -> Self {
-        match (self, Policy::default()) {
-            (Self::Default, Policy::Spread) => Self::Spread,
-            (Self::Default, Policy::Pack) => Self::Pack,
+        match (self, Named::default()) {
+            (Self::Default, Named::Spread) => Self::Spread,
+            (Self::Default, Named::Pack) => Self::Pack,
+            (Self::Default, Named::Balanced) => Self::Balanced,
             (other, _) => other,
         }
     }
@@ -77,6 +81,7 @@ impl Contender {
             Self::Default => "default",
             Self::Spread => "spread",
             Self::Pack => "pack",
+            Self::Balanced => "balanced",
             Self::Consolidate => "consolidate",
             Self::MakeRoom => "make-room",
             Self::Rebalance => "rebalance",
@@ -94,8 +99,9 @@ impl Contender {
     pub fn chooser(self) -> Chooser {
         match self {
             Self::Default => Chooser::Engine(Policy::default()),
-            Self::Spread | Self::Rebalance => Chooser::Engine(Policy::Spread),
-            Self::Pack | Self::Consolidate | Self::MakeRoom => Chooser::Engine(Policy::Pack),
+            Self::Spread | Self::Rebalance => Chooser::Engine(Policy::SPREAD),
+            Self::Balanced => Chooser::Engine(Policy::BALANCED),
+            Self::Pack | Self::Consolidate | Self::MakeRoom => Chooser::Engine(Policy::PACK),
             Self::FirstFit => Chooser::Peer(Rule::FirstFit),
             Self::BestFit => Chooser::Peer(Rule::BestFit),
             Self::Nova => Chooser::Peer(Rule::Nova),

@@ -15,8 +15,9 @@ use super::{
     peers,
     trace::{Event, STEP_S, Size, Trace},
 };
+use crate::placement;
 use crate::planner::{
-    self, Consolidation, Fill, Load, Rebalance, Samples, Site, consolidate, make_room, rebalance,
+    self, Consolidation, Fill, Load, Rebalance, Room, Samples, Site, consolidate, make_room, rebalance,
 };
 
 /// Hosts that one round of consolidation empties at most.
@@ -254,13 +255,16 @@ impl<'a> Replay<'a> {
             return None;
         }
         let (slots, site) = self.site();
-        let vm = planner::Vm {
+        let settings = Room {
+            moves: Room::default().moves.min(self.moves_left),
+            ..Room::default()
+        };
+        let of_host = placement::Size {
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
-            ..planner::Vm::default()
         };
-        let (plan, _) = make_room(&site, &vm)?;
-        self.moves_left = self.moves_left.checked_sub(plan.moves().len())?;
+        let (plan, _) = make_room(&site, of_host, site.rule(0), &settings)?;
+        self.moves_left -= plan.moves().len();
         for step in plan.moves() {
             self.moved(slots[step.vm], step.from, step.to);
         }

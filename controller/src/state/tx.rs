@@ -29,7 +29,7 @@ use crate::{
         EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
         OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
     },
-    placement::{Decision, Policy, PoolPolicy, Protect, Request, Size},
+    placement::{Decision, Lately, Policy, PoolPolicy, Protect, Request, Size},
     space::Space,
     store::{Batch, Table, Write},
     verbs::{self, create::VERDICTS_KEPT},
@@ -513,15 +513,16 @@ impl Tx {
         self.state.live.insert(host, Arc::new(live));
     }
 
-    /// Notes how many processors a host's VMs are expected to use. Not stored.
-    pub fn set_expected(&mut self, host: &HostName, cpus_expected: Option<f64>) {
+    /// Notes how many processors a host's VMs are expected to use, and how busy it has been. Not stored.
+    pub fn set_expected(&mut self, host: &HostName, cpus_expected: Option<f64>, lately: Option<Lately>) {
         let Some(live) = self.state.live.get(host) else {
             return;
         };
-        if live.cpus_expected != cpus_expected {
+        if (live.cpus_expected, live.lately) != (cpus_expected, lately) {
             self.fleet.get_mut().mark(host);
             let live = HostLive {
                 cpus_expected,
+                lately,
                 ..(**live).clone()
             };
             self.state.live.insert(host.clone(), Arc::new(live));

@@ -92,6 +92,7 @@ pub fn place(
             Some(conflict) => Error::PlacementConflict(conflict),
             None => Error::NoCapacity {
                 sleeper: look::sleeper(state, request),
+                in_pieces: placement::is_in_pieces(request, &hosts::views(state)),
                 decision: Box::new(decision),
             },
         }),

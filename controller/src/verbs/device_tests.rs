@@ -72,7 +72,7 @@ async fn make(db: &Db, name: &str, gpus: u32, on: Option<&str>) -> Result<VmReco
         tolerations: Default::default(),
         stopped: false,
         host: on.map(host_name),
-        policy: Policy::Spread,
+        policy: Policy::SPREAD,
     };
     db.transact(|tx| create::create(tx, &fixtures::caller(), new))
         .await?;
@@ -132,7 +132,7 @@ async fn one_that_has_a_device_does_not_migrate() {
         destination: None,
         max_downtime_ms: 100,
         bandwidth_mib_per_second: 0,
-        policy: Policy::Spread,
+        policy: Policy::SPREAD,
     };
     let refused = db
         .transact(|tx| migrate::migrate(tx, &fixtures::caller(), "web", "", ask))

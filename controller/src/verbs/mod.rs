@@ -357,12 +357,22 @@ pub enum Error {
     )]
     LowSpace(Space),
     /// No host can take the VM.
-    #[error("{}", no_capacity(decision, sleeper.as_ref()))]
+    #[error("{}", no_capacity(decision, sleeper.as_ref(), *in_pieces))]
     NoCapacity {
         /// Every host's verdict.
         decision: Box<Decision>,
         /// A host that is not on and could.
         sleeper: Option<Sleeper>,
+        /// Several hosts have the room together.
+        in_pieces: bool,
+    },
+    /// No host can take the VM, and none would after a few moves.
+    #[error("no {moves} moves of other VMs would make room for it; {}", decision.summary)]
+    NoRoomToMake {
+        /// Moves that were allowed.
+        moves: usize,
+        /// Why there is none as it is.
+        decision: Box<Decision>,
     },
     /// It must run for that.
     #[error("{vm} is {is}: {next}")]
@@ -729,12 +739,18 @@ fn listed(pools: &[String]) -> String {
     }
 }
 
-fn no_capacity(decision: &Decision, sleeper: Option<&Sleeper>) -> String {
+fn no_capacity(decision: &Decision, sleeper: Option<&Sleeper>, in_pieces: bool) -> String {
     let summary = &decision.summary;
-    match (sleeper, &decision.hint) {
-        (Some(sleeper), _) => format!("{summary}. {sleeper}"),
+    let text = match (sleeper, &decision.hint) {
+        (Some(sleeper), _) => return format!("{summary}. {sleeper}"),
         (None, Some(hint)) => format!("{summary}. {}", hint.text),
         (None, None) => summary.clone(),
+    };
+    match in_pieces {
+        true => format!(
+            "{text}. What is free is in pieces: `dalgu plan make-room` looks for a few moves after which a VM like this has room"
+        ),
+        false => text,
     }
 }
 

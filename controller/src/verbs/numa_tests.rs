@@ -82,7 +82,7 @@ async fn make(db: &Db, name: &str, vcpus: u32, fitting: Fitting, on: &str) -> Re
         tolerations: Default::default(),
         stopped: false,
         host: Some(host_name(on)),
-        policy: Policy::Spread,
+        policy: Policy::SPREAD,
     };
     db.transact(|tx| create::create(tx, &fixtures::caller(), new))
         .await?;
@@ -161,7 +161,7 @@ async fn where_a_vm_goes_it_has_others_and_keeps_its_own_until_it_has_gone() {
         destination: Some(h2.clone()),
         max_downtime_ms: 100,
         bandwidth_mib_per_second: 0,
-        policy: Policy::Spread,
+        policy: Policy::SPREAD,
     };
     db.transact(|tx| migrate::migrate(tx, &fixtures::caller(), "moves", "", ask))
         .await

@@ -6,12 +6,14 @@ use dalgu_proto::ids::{HostName, PlanId};
 use jiff::Timestamp;
 use ring::digest;
 
-use super::{Caller, Error, room};
+use super::{Caller, Error, create, room};
 use crate::{
+    hosts,
     model::{EventKind, Outcome, PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep},
-    planner::{Consolidation, Rebalance, consolidate, evacuate, rebalance},
+    placement::{self, Policy, Request, Size},
+    planner::{Consolidation, Plan, Rebalance, Room, Rule, consolidate, evacuate, make_room, rebalance},
     plans::{
-        advance,
+        advance, automatic,
         look::{Look, figures},
         usage::Usage,
     },
@@ -23,13 +25,35 @@ const KEPT: usize = 32;
 /// For so long a plan may be approved: later the site is another one.
 const FRESH: Duration = Duration::from_secs(3600);
 
+/// What moves are to bring about.
+#[derive(Debug, Clone)]
+pub enum Aim {
+    /// No VM waits.
+    Rebalance,
+    /// Fewer hosts.
+    Consolidate,
+    /// These hosts are emptied.
+    Evacuate(Vec<HostName>),
+    /// A host has room for this VM.
+    MakeRoom(Box<Request>),
+}
+
+impl Aim {
+    const fn kind(&self) -> PlanKind {
+        match self {
+            Self::Rebalance => PlanKind::Rebalance,
+            Self::Consolidate => PlanKind::Consolidate,
+            Self::Evacuate(_) => PlanKind::Evacuate,
+            Self::MakeRoom(_) => PlanKind::MakeRoom,
+        }
+    }
+}
+
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct Create {
     /// What for.
-    pub kind: PlanKind,
-    /// Hosts to be emptied.
-    pub hosts: Vec<HostName>,
+    pub aim: Aim,
     /// Moves at most.
     pub moves: usize,
     /// What they copy at most, in MiB.
@@ -45,6 +69,7 @@ pub fn find(state: &State, id: PlanId) -> Result<PlanRecord, Error> {
 /// What a plan does, of a site as it was looked at.
 #[derive(Debug)]
 pub struct Draft {
+    hosts: Vec<HostName>,
     steps: Vec<PlanStep>,
     predicted_seconds: f64,
     before: PlanFigures,
@@ -55,24 +80,30 @@ impl Draft {
     /// Searches for the moves. It takes long on a large site: not inside a transaction.
     pub fn of(state: &State, usage: &Usage, now: Timestamp, ask: &Create) -> Result<Self, Error> {
         let look = Look::of(state, usage, now);
-        let hosts = look
-            .slots(&ask.hosts)
-            .map_err(|name| Error::HostNotFound(name.to_string()))?;
-        let plan = match ask.kind {
-            PlanKind::Rebalance => rebalance(&look.site, &Rebalance::default()),
-            PlanKind::Consolidate => consolidate(
-                &look.site,
-                &Consolidation {
+        // Every beginning of a plan is a plan, but for one that makes room.
+        let within = |plan: Plan| plan.within(&look.site, ask.moves, ask.copied_mib);
+        let (plan, hosts) = match &ask.aim {
+            Aim::Rebalance => (within(rebalance(&look.site, &Rebalance::default())), Vec::new()),
+            Aim::Consolidate => {
+                let settings = Consolidation {
                     moves: ask.moves,
                     ..Consolidation::default()
-                },
-            ),
-            PlanKind::Evacuate => evacuate(&look.site, &hosts),
+                };
+                (within(consolidate(&look.site, &settings)), Vec::new())
+            }
+            Aim::Evacuate(hosts) => {
+                let slots = look.slots(hosts);
+                let slots = slots.map_err(|name| Error::HostNotFound(name.to_string()))?;
+                (within(evacuate(&look.site, &slots)), hosts.clone())
+            }
+            Aim::MakeRoom(request) => {
+                let (plan, host) = room_for(state, &look, request, ask)?;
+                (plan, vec![host])
+            }
         };
-        // Every beginning of a plan is a plan.
-        let plan = plan.within(&look.site, ask.moves, ask.copied_mib);
         let (steps, predicted_seconds) = look.steps(state, plan.moves());
         Ok(Self {
+            hosts,
             steps,
             predicted_seconds,
             before: look.figures(),
@@ -84,6 +115,31 @@ impl Draft {
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
+}
+
+/// The moves after which a host has room for a VM, and that host; none where one has it.
+fn room_for(state: &State, look: &Look, request: &Request, ask: &Create) -> Result<(Plan, HostName), Error> {
+    let views = hosts::views(state);
+    let decision = placement::decide(request, &views, create::rule(state, Policy::default()));
+    if let Some(host) = decision.host {
+        return Ok((Plan::new(&look.site), host));
+    }
+    let may = Rule::new(views.len(), |host| {
+        placement::lacks_size_alone(request, &views[host])
+    });
+    let protects = !state.protect.is_empty();
+    let settings = Room {
+        moves: ask.moves.min(Room::default().moves),
+        transfer_mib: ask.copied_mib,
+        moves_keep: protects,
+        vm_keeps: protects && !request.ignore_protection,
+    };
+    let made = make_room(&look.site, Size::of(request), &may, &settings);
+    let (plan, host) = made.ok_or_else(|| Error::NoRoomToMake {
+        moves: settings.moves,
+        decision: Box::new(decision),
+    })?;
+    Ok((plan, look.host(host).clone()))
 }
 
 /// Makes a plan. One without moves has ended already. The site may have changed since the draft: each step is checked again when its turn
@@ -127,8 +183,8 @@ pub fn create(tx: &mut Tx, caller: &Caller, ask: &Create, draft: Draft) -> Resul
 fn make(tx: &Tx, caller: &Caller, ask: &Create, draft: Draft) -> PlanRecord {
     let mut record = PlanRecord {
         id: PlanId::from_uuid(tx.new_id()),
-        kind: ask.kind,
-        hosts: ask.hosts.clone(),
+        kind: ask.aim.kind(),
+        hosts: draft.hosts,
         state: PlanState::Proposed,
         hash: String::new(),
         steps: draft.steps,
@@ -166,10 +222,11 @@ fn hash(plan: &PlanRecord) -> String {
 }
 
 fn forget(tx: &mut Tx) {
+    let now = tx.now();
     let over: Vec<_> = tx
         .plans
         .values()
-        .filter(|plan| plan.state.is_over())
+        .filter(|plan| plan.state.is_over() && !automatic::counts(plan, now))
         .map(|plan| plan.id)
         .collect();
     for id in over.iter().take(over.len().saturating_sub(KEPT)) {

@@ -74,7 +74,7 @@ impl Error {
             E::Replaced(_) => (Code::FailedPrecondition, "OTHER_CONTROLLER"),
             E::Unconfirmed(_) => (Code::FailedPrecondition, "VM_UNCONFIRMED"),
             E::LowSpace(_) => (Code::ResourceExhausted, "STORE_LOW_SPACE"),
-            E::NoCapacity { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
+            E::NoCapacity { .. } | E::NoRoomToMake { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
             E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
             E::Running(_) | E::RunsAtRevert(_) => (Code::FailedPrecondition, "VM_RUNNING"),
             E::Deleting(_) => (Code::FailedPrecondition, "VM_DELETING"),

@@ -200,6 +200,7 @@ fn has_room(state: &State, vm: &VmRecord, policy: Policy) -> Result<(), Error> {
         None => Err(Error::NoCapacity {
             decision: Box::new(decision),
             sleeper: None,
+            in_pieces: false,
         }),
     }
 }

@@ -573,6 +573,7 @@ fn fits(state: &State, old: &VmRecord, new: &VmRecord, policy: Policy) -> Result
     Err(Error::NoCapacity {
         decision: Box::new(decision),
         sleeper: None,
+        in_pieces: false,
     })
 }
 
@@ -593,6 +594,7 @@ fn leaves_room(tx: &Tx, old: &VmRecord, new: &VmRecord, policy: Policy) -> Resul
     grown.map_err(|(domain, lacking)| Error::NoCapacity {
         decision: Box::new(placement::unprotected(&new.owner, &domain, lacking)),
         sleeper: None,
+        in_pieces: false,
     })
 }
 

@@ -4,7 +4,7 @@ use dalgu_proto::v1::{self, PlanKind, PlanState, PlanStepState, VmState};
 
 use prost_types::FieldMask;
 
-use super::site::{Clients, Site, create, eventually, reason, request_id, stop};
+use super::site::{Clients, Site, create, eventually, reason, request_id, spec, stop};
 
 async fn plan(clients: &Clients, id: &str) -> v1::Plan {
     let request = v1::GetPlanRequest { id: id.into() };
@@ -282,6 +282,28 @@ async fn what_no_plan_can_be_made_of_is_refused_by_name() {
             },
             "max_moves",
         ),
+        (
+            v1::CreatePlanRequest {
+                kind: PlanKind::MakeRoom.into(),
+                ..Default::default()
+            },
+            "room_for",
+        ),
+        (
+            v1::CreatePlanRequest {
+                kind: PlanKind::Rebalance.into(),
+                room_for: Some(v1::RoomFor::default()),
+                ..Default::default()
+            },
+            "room_for",
+        ),
+        (
+            room_for(v1::VmSpec {
+                cpu_policy: v1::CpuPolicy::Dedicated.into(),
+                ..sized(128)
+            }),
+            "room_for.spec",
+        ),
     ];
     for (request, field) in refused {
         let error = clients.plans.create_plan(request).await.unwrap_err();
@@ -300,4 +322,88 @@ async fn what_no_plan_can_be_made_of_is_refused_by_name() {
         "{}",
         rebalanced.message
     );
+}
+
+fn sized(memory_mib: u64) -> v1::VmSpec {
+    v1::VmSpec { memory_mib, ..spec() }
+}
+
+fn room_for(spec: v1::VmSpec) -> v1::CreatePlanRequest {
+    v1::CreatePlanRequest {
+        kind: PlanKind::MakeRoom.into(),
+        room_for: Some(v1::RoomFor {
+            spec: Some(spec),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn new(name: &str, host: &str, memory_mib: u64) -> v1::CreateVmRequest {
+    let mut request = create(name);
+    request.vm.as_mut().unwrap().spec = Some(sized(memory_mib));
+    request.host = host.into();
+    request
+}
+
+#[tokio::test]
+async fn others_move_out_of_the_way_of_a_vm_that_finds_no_room_and_it_can_be_made_then() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    // Four of these fill a host.
+    for number in 0..6 {
+        let host = ["h1", "h2"][number % 2];
+        let request = new(&format!("vm{number}"), host, 1600);
+        let operation = clients.vms.create_vm(request).await.unwrap().into_inner();
+        clients.succeeded(operation).await;
+    }
+    for number in 0..6 {
+        let name = format!("vm{number}");
+        let runs = || async { clients.clone().vm(&name).await.status.unwrap().state() == VmState::Running };
+        eventually("it runs", runs).await;
+    }
+    let refused = clients.vms.create_vm(new("large", "", 3000)).await.unwrap_err();
+    assert!(refused.message().contains("dalgu plan make-room"), "{refused:?}");
+    assert_eq!(reason(Err::<(), _>(refused)), "NO_CAPACITY");
+    let refused = clients.vms.create_vm(new("larger", "", 7000)).await.unwrap_err();
+    assert!(
+        !refused.message().contains("make-room"),
+        "all that is free is less: {refused:?}"
+    );
+    let there = clients.plans.create_plan(room_for(sized(1600))).await;
+    let there = there.unwrap().into_inner();
+    assert_eq!((there.state(), there.steps.len()), (PlanState::Done, 0));
+    assert_eq!(
+        there.message,
+        format!("nothing to do: {} has the room", there.hosts[0])
+    );
+
+    let mut budget = room_for(sized(3000));
+    budget.max_copied_bytes = 1 << 30;
+    let error = clients.plans.create_plan(budget).await.unwrap_err();
+    assert!(error.message().contains("would make room for it"), "{error:?}");
+    assert_eq!(reason(Err::<(), _>(error)), "NO_CAPACITY");
+    let refused = clients.plans.create_plan(room_for(sized(5000))).await;
+    assert_eq!(
+        reason(refused),
+        "NO_CAPACITY",
+        "two would have to leave, and one finds room"
+    );
+
+    let mut ask = room_for(sized(3000));
+    ask.room_for.as_mut().unwrap().host = "h2".into();
+    let plan = clients.plans.create_plan(ask).await.unwrap().into_inner();
+    assert_eq!(plan.hosts, ["h2"]);
+    assert_eq!(plan.steps.len(), 1, "{plan:?}");
+    assert_eq!(
+        (&*plan.steps[0].source, &*plan.steps[0].destination),
+        ("h2", "h1")
+    );
+    assert_eq!(plan.message, "1 VM moves; then h2 has the room");
+    clients.plans.approve_plan(approval(&plan)).await.unwrap();
+    let done = over(&clients, &plan.id).await;
+    assert_eq!(done.state(), PlanState::Done, "{done:?}");
+    let made = clients.vms.create_vm(new("large", "", 3000)).await.unwrap();
+    clients.succeeded(made.into_inner()).await;
+    assert_eq!(place(&clients, "large").await, "h2");
 }

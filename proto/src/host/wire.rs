@@ -30,6 +30,7 @@ impl From<v1::NumaNode> for NumaNode {
             memory_bytes: wire.memory_bytes,
             distances: wire.distances,
             huge_pages: each(wire.huge_pages),
+            cores: wire.cores,
         }
     }
 }
@@ -42,6 +43,7 @@ impl From<NumaNode> for v1::NumaNode {
             memory_bytes: own.memory_bytes,
             distances: own.distances,
             huge_pages: each(own.huge_pages),
+            cores: own.cores,
         }
     }
 }

@@ -44,7 +44,12 @@ pub(super) fn look(
         .handle
         .xml_desc(flags)
         .map_err(|error| of(call, id, &error))?;
-    Ok((ours, read::parts(&xml)?))
+    let mut parts = read::parts(&xml)?;
+    if is_alive(&ours) && parts.disks.iter().any(|disk| disk.mirror.is_some()) {
+        let found = leftover::forgotten_copies(&ours.handle, &mut parts);
+        found.map_err(|error| of(call, id, &error))?;
+    }
+    Ok((ours, parts))
 }
 
 const fn is_alive(ours: &Ours) -> bool {
@@ -329,6 +334,7 @@ mod tests {
             target: target.to_owned(),
             file: None,
             mirror: None,
+            forgotten: false,
             behind: Vec::new(),
             xml: String::new(),
         }

@@ -1,6 +1,6 @@
 //! What QEMU has that libvirt knows nothing of. A libvirtd that is killed between telling QEMU and noting it leaves it: of a backup, the
 //! copying jobs and the files that they write, beside which no other backup begins; of a disk's move, the same, beside which no other copy
-//! of that disk begins; of a device that was being plugged in, the device and what is behind it, for which QEMU refuses to plug it in again.
+//! of that disk begins, or of a copy that has ended, the word that it is being made; of a device that was being plugged in, the device and what is behind it, for which QEMU refuses to plug it in again.
 
 use std::{collections::BTreeSet, iter, path::Path, thread, time::Duration};
 
@@ -12,6 +12,7 @@ use virt::domain::Domain;
 use super::{
     ffi,
     qmp::{ask, tell},
+    read::{self, Device, Parts},
     tree::{Element, Node as Child},
 };
 
@@ -38,6 +39,21 @@ struct Node {
     node_name: String,
     #[serde(default)]
     file: String,
+}
+
+impl Node {
+    /// What the nodes of one file have in common.
+    fn stem(&self) -> &str {
+        self.node_name
+            .rsplit_once('-')
+            .map_or(&self.node_name, |(stem, _)| stem)
+    }
+}
+
+/// A drive of the guest, and what is in it.
+#[derive(Deserialize)]
+struct Drive {
+    inserted: Option<Node>,
 }
 
 /// Something in QEMU's tree of objects.
@@ -70,6 +86,62 @@ pub(super) fn end_copy(domain: &Domain, disk: &str, target: &Path) -> Result<boo
     }
     let closed = close(domain, |file| Path::new(file) == target)?.closed;
     Ok(ended || closed)
+}
+
+/// Corrects what libvirt says of copies that QEMU has ended: a libvirtd that is killed between having QEMU forget such a job and noting it shows the
+/// copy for as long as the domain runs, and the file that the guest used before. Which one it uses now, QEMU says.
+pub(super) fn forgotten_copies(domain: &Domain, parts: &mut Parts) -> Result<(), Raw> {
+    let is_made = |jobs: &[Job], device: &Device| {
+        let name = format!("copy-{}-", device.target);
+        jobs.iter().any(|job| job.id.starts_with(&name))
+    };
+    let mirrors = || jobs(domain, |job| job.kind == "mirror");
+    let before = mirrors()?;
+    let is_lost = |jobs: &[Job], device: &Device| device.mirror.is_some() && !is_made(jobs, device);
+    if !parts.disks.iter().any(|device| is_lost(&before, device)) {
+        return Ok(());
+    }
+    // libvirt has QEMU asked when it is done with what a job that has ended brings: what it shows after that, it shows for good. Unless the copy
+    // began meanwhile.
+    let Ok(again) = read::parts(&domain.xml_desc(0)?) else {
+        return Ok(());
+    };
+    *parts = again;
+    let after = mirrors()?;
+    for device in &mut parts.disks {
+        let lost = is_lost(&before, device) && is_lost(&after, device);
+        let Some((target, _)) = device.mirror.take_if(|_| lost) else {
+            continue;
+        };
+        device.forgotten = true;
+        let Some((source, _)) = &mut device.file else {
+            continue;
+        };
+        let (uses_target, uses_source) = (is_used(domain, &target)?, is_used(domain, source)?);
+        tracing::debug!(
+            disk = device.name,
+            uses_target,
+            uses_source,
+            "libvirt shows a copy that has ended"
+        );
+        match (uses_target, uses_source) {
+            (true, false) => *source = target,
+            (false, true) => {}
+            // Nothing is to be done by a guess.
+            _ => device.mirror = Some((target, false)),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the guest has a drive in which this file is.
+fn is_used(domain: &Domain, file: &Path) -> Result<bool, Raw> {
+    let drives: Vec<Drive> = ask(domain, "query-block", &json!({}))?;
+    let inserted: Vec<_> = drives.into_iter().filter_map(|drive| drive.inserted).collect();
+    let nodes = nodes(domain, |other| Path::new(other) == file)?;
+    Ok(nodes
+        .iter()
+        .any(|node| inserted.iter().any(|drive| drive.stem() == node.stem())))
 }
 
 fn jobs(domain: &Domain, is_of_it: impl Fn(&Job) -> bool) -> Result<Vec<Job>, Raw> {

@@ -233,6 +233,13 @@ impl Move<'_> {
 
     /// Has QEMU copy the disk, and write to both from then on.
     fn begin(&self, runtime: &tokio::runtime::Handle) -> Result<(), Error> {
+        if self.device.forgotten {
+            return Err(self.failed(format!(
+                "libvirt was killed while disk {} changed over to another file, and takes it for being copied until the VM has been off: \
+                 stop it and start it again",
+                self.disk.name
+            )));
+        }
         self.host.copies.end(self.id(), Some(&self.disk.name));
         let run = self.ours.handle.id().unwrap_or_default();
         let begun = (self.id(), self.disk.name.clone());

@@ -248,6 +248,8 @@ pub struct Device {
     pub file: Option<(PathBuf, DiskFormat)>,
     /// The file that a disk is being copied to, and whether that is whole.
     pub mirror: Option<(PathBuf, bool)>,
+    /// libvirt takes it for being copied as long as its domain runs, and QEMU does not copy it: see [`super::leftover`].
+    pub forgotten: bool,
     /// The files that are said to be behind a disk's, from the next one on.
     pub behind: Vec<PathBuf>,
     /// All that libvirt says of it.
@@ -358,6 +360,7 @@ fn device(element: &Element, prefix: &str, attribute: &str) -> Result<Option<Dev
         target: target.unwrap_or_default().to_owned(),
         file: file_of(element).map(|file| (file, format)),
         mirror,
+        forgotten: false,
         behind: backing(element)
             .unwrap_or_default()
             .into_iter()

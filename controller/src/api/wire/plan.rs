@@ -16,6 +16,7 @@ const fn kind(kind: PlanKind) -> v1::PlanKind {
         PlanKind::Rebalance => v1::PlanKind::Rebalance,
         PlanKind::Consolidate => v1::PlanKind::Consolidate,
         PlanKind::Evacuate => v1::PlanKind::Evacuate,
+        PlanKind::MakeRoom => v1::PlanKind::MakeRoom,
     }
 }
 

@@ -95,7 +95,7 @@ fn survives(request: &Request, hosts: &[HostView<'static>], rack: &str) -> bool 
         .cloned()
         .partition(|host| host.labels.get("rack").is_some_and(|own| own == rack));
     let vms: u32 = lost.iter().map(|host| host.vcpus_reserved).sum();
-    (0..vms).all(|_| create(request, &mut left, Policy::Spread).is_some())
+    (0..vms).all(|_| create(request, &mut left, Policy::SPREAD).is_some())
 }
 
 proptest! {

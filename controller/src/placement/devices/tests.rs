@@ -7,7 +7,7 @@ use dalgu_proto::host::GuestFeature;
 use super::*;
 use crate::placement::{Capacity, Constraint, Decision, Parts, Policy, Protect, decide, protected, tests};
 
-const SPREAD: &Policy = &Policy::Spread;
+const SPREAD: &Policy = &Policy::SPREAD;
 
 /// Four devices of class gpu on two NUMA nodes, one that cannot be given, and one of another class.
 fn host(name: &str) -> HostView<'static> {

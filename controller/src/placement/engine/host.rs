@@ -10,7 +10,8 @@ use dalgu_proto::{host::GuestFeature, ids::HostName, placement::Taint};
 
 use crate::placement::{
     HostView, PoolView,
-    score::{Busy, Load, Size, Steps},
+    policy::{Busy, Order, Steps},
+    score::{Load, Size},
 };
 
 /// What hosts are like, whatever runs there. Few of a site differ in it.
@@ -71,11 +72,12 @@ impl Host {
         name: Arc<HostName>,
         kind: Arc<Kind>,
         view: &HostView<'_>,
+        order: &Order,
         traits_at_most: u64,
     ) -> Self {
         let open = view.ready && !view.cordoned && !view.pressed && !view.is_full();
         let place = open.then(|| {
-            let Load { steps, busy } = Load::of(view);
+            let Load { steps, busy } = Load::of(order, view);
             Place {
                 steps,
                 capacity: Size::capacity(view),

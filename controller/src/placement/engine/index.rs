@@ -8,8 +8,8 @@ use super::{
     host::{Host, Place},
 };
 use crate::placement::{
-    Policy,
-    score::{Busy, Cost, Score, Size, Steps},
+    policy::{Busy, Fit, Lead, Steps},
+    score::{Cost, Score, Size},
 };
 
 /// Hosts with the same load, the same capacity and as many free processors: sorted, one after the other in memory. What comes and goes is
@@ -49,7 +49,7 @@ struct Near {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Index {
-    policy: Policy,
+    fit: Fit,
     /// All hosts, while there are few; or none, once they are in groups.
     few: Vec<Near>,
     /// By load, capacity, and what they have at most of features and bridges.
@@ -58,9 +58,9 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn new(policy: Policy) -> Self {
+    pub(super) fn new(fit: Fit) -> Self {
         Self {
-            policy,
+            fit,
             few: Vec::new(),
             groups: BTreeMap::new(),
             len: 0,
@@ -72,11 +72,11 @@ impl Index {
         self.len
     }
 
-    /// Memory as the rows have it, and back: the best first, which is the most for one policy and the least for the other.
-    fn key(policy: Policy, memory_mib: u64) -> u64 {
-        match policy {
-            Policy::Spread => u64::MAX - memory_mib,
-            Policy::Pack => memory_mib,
+    /// Memory as the rows have it, and back: the best first, which is the most to spread and the least to pack.
+    fn key(fit: Fit, memory_mib: u64) -> u64 {
+        match fit {
+            Fit::Spread => u64::MAX - memory_mib,
+            Fit::Pack => memory_mib,
         }
     }
 
@@ -84,7 +84,7 @@ impl Index {
     pub(super) fn insert(&mut self, place: &Place, slot: Slot, hosts: &[Host]) {
         self.len += 1;
         if self.groups.is_empty() {
-            let near = Near::new(self.policy, *place, slot);
+            let near = Near::new(self.fit, *place, slot);
             let at = self.few.partition_point(|other| other.rough < near.rough);
             self.few.insert(at, near);
             if self.few.len() > FEW {
@@ -110,7 +110,7 @@ impl Index {
             let rows = self.groups.values().flat_map(|group| &group.rows);
             let near = |entry: &Entry| {
                 let place = hosts[entry.slot as usize].place?;
-                Some(Near::new(self.policy, place, entry.slot))
+                Some(Near::new(self.fit, place, entry.slot))
             };
             self.few = rows.flatten().filter_map(near).collect();
             self.few.sort_by_key(|near| near.rough);
@@ -131,7 +131,7 @@ impl Index {
         }
         group.most[row] = group.most[row].max(place.free.memory_mib);
         group.least[row] = group.least[row].min(place.free.memory_mib);
-        let entry = Entry::new(self.policy, place, slot);
+        let entry = Entry::new(self.fit, place, slot);
         if let Err(at) = entry.find(&group.rows[row], hosts) {
             group.rows[row].insert(at, entry);
         }
@@ -147,14 +147,14 @@ impl Index {
             return;
         };
         let line = &mut group.rows[row];
-        if let Ok(at) = Entry::new(self.policy, place, slot).find(line, hosts) {
+        if let Ok(at) = Entry::new(self.fit, place, slot).find(line, hosts) {
             line.remove(at);
         }
         match line.front().zip(line.back()) {
             Some((first, last)) => {
                 let (first, last) = (
-                    Self::key(self.policy, first.memory),
-                    Self::key(self.policy, last.memory),
+                    Self::key(self.fit, first.memory),
+                    Self::key(self.fit, last.memory),
                 );
                 group.most[row] = first.max(last);
                 group.least[row] = first.min(last);
@@ -173,19 +173,22 @@ impl Index {
 
     /// Finds the best hosts that meet a request.
     pub(super) fn search<'a>(&'a self, ask: &Ask<'_>, engine: &'a Engine, best: &mut Best<'a>) {
+        let order = &engine.policy.order;
         for Near { place, slot, .. } in &self.few {
-            if best.is_beyond(place.steps, None, ask.floor) {
+            let lead = order.lead(place.steps, ask.floor);
+            if best.is_beyond(lead, None) {
                 return;
             }
             let Size { vcpus, memory_mib } = place.free;
             let fits = ask.size.vcpus <= vcpus && ask.size.memory_mib <= memory_mib;
             if fits && ask.may_be_met_by(place.traits_at_most) {
-                let cost = Cost::at_least(self.policy, ask.size, place.free, place.capacity);
-                best.consider(place, cost, *slot, ask, engine);
+                let cost = Cost::at_least(self.fit, ask.size, place.free, place.capacity);
+                best.consider(place, (lead, cost), *slot, ask, engine);
             }
         }
         for ((steps, capacity, traits_at_most), group) in &self.groups {
-            if best.is_beyond(*steps, None, ask.floor) {
+            let lead = order.lead(*steps, ask.floor);
+            if best.is_beyond(lead, None) {
                 return;
             }
             if !ask.may_be_met_by(*traits_at_most) {
@@ -194,23 +197,24 @@ impl Index {
             let mut search = Search {
                 group,
                 steps: *steps,
+                lead,
                 capacity: *capacity,
                 traits_at_most: *traits_at_most,
                 ask,
                 engine,
                 best: &mut *best,
             };
-            match self.policy {
-                Policy::Pack => search.pack(),
-                Policy::Spread => search.spread(),
+            match self.fit {
+                Fit::Pack => search.pack(),
+                Fit::Spread => search.spread(),
             }
         }
     }
 }
 
 impl Near {
-    fn new(policy: Policy, place: Place, slot: Slot) -> Self {
-        let cost = Cost::at_least(policy, Size::default(), place.free, place.capacity);
+    fn new(fit: Fit, place: Place, slot: Slot) -> Self {
+        let cost = Cost::at_least(fit, Size::default(), place.free, place.capacity);
         Self {
             rough: (place.steps, cost),
             place,
@@ -220,9 +224,9 @@ impl Near {
 }
 
 impl Entry {
-    fn new(policy: Policy, place: &Place, slot: Slot) -> Self {
+    fn new(fit: Fit, place: &Place, slot: Slot) -> Self {
         Self {
-            memory: Index::key(policy, place.free.memory_mib),
+            memory: Index::key(fit, place.free.memory_mib),
             busy: place.busy,
             slot,
         }
@@ -242,6 +246,8 @@ impl Entry {
 struct Search<'s, 'r, 'a> {
     group: &'a Group,
     steps: Steps,
+    /// None of its hosts comes before that.
+    lead: Lead,
     capacity: Size,
     traits_at_most: u64,
     ask: &'s Ask<'r>,
@@ -308,18 +314,17 @@ impl<'a> Search<'_, '_, 'a> {
     fn is_beyond(&self, row: usize, memory_mib: u64) -> bool {
         let vcpus = self.group.vcpus[row];
         let bound = self.at_least(Size { vcpus, memory_mib });
-        self.best.is_beyond(self.steps, Some(bound), self.ask.floor)
+        self.best.is_beyond(self.lead, Some(bound))
     }
 
     fn at_least(&self, free: Size) -> Cost {
-        Cost::at_least(self.engine.policy, self.ask.size, free, self.capacity)
+        Cost::at_least(self.engine.policy.fit, self.ask.size, free, self.capacity)
     }
 
     /// To spread: free memory with less of which a host is not among the best.
     fn least_memory(&self) -> u64 {
-        let floor = self.ask.floor;
         let worst = self.best.worst();
-        let worst = worst.filter(|worst| worst.steps == self.steps && worst.against <= floor);
+        let worst = worst.filter(|worst| worst.lead == self.lead);
         let least = worst.map_or(0, |worst| worst.cost.least_free(self.capacity.memory_mib));
         self.ask.size.memory_mib.saturating_add(least)
     }
@@ -343,14 +348,14 @@ impl<'a> Search<'_, '_, 'a> {
     /// Looks through a row as far as it may have better hosts.
     fn visit(&mut self, row: usize) {
         let needed = self.ask.size.memory_mib;
-        let (vcpus, policy) = (self.group.vcpus[row], self.engine.policy);
+        let (vcpus, fit) = (self.group.vcpus[row], self.engine.policy.fit);
         let line = &self.group.rows[row];
-        let mut at = match policy {
-            Policy::Spread => 0,
-            Policy::Pack => line.partition_point(|entry| entry.memory < needed),
+        let mut at = match fit {
+            Fit::Spread => 0,
+            Fit::Pack => line.partition_point(|entry| entry.memory < needed),
         };
         while let Some(entry) = line.get(at) {
-            let memory_mib = Index::key(policy, entry.memory);
+            let memory_mib = Index::key(fit, entry.memory);
             if memory_mib < needed {
                 return;
             }
@@ -362,12 +367,12 @@ impl<'a> Search<'_, '_, 'a> {
                 traits_at_most: self.traits_at_most,
             };
             let cost = self.at_least(place.free);
-            if self.best.is_beyond(self.steps, Some(cost), self.ask.floor) {
+            if self.best.is_beyond(self.lead, Some(cost)) {
                 return;
             }
             let possible = self
                 .best
-                .consider(&place, cost, entry.slot, self.ask, self.engine);
+                .consider(&place, (self.lead, cost), entry.slot, self.ask, self.engine);
             at += 1;
             // Later ones with as much memory cost the same, and are busier or come later by name.
             if !possible && line.get(at).is_some_and(|next| next.memory == entry.memory) {
@@ -397,33 +402,37 @@ impl<'a> Best<'a> {
         self.scores.get(self.few - 1)
     }
 
-    /// Whether hosts of such steps, and from such a cost on where one is given, can only be worse; none goes less than `floor` against what
-    /// is preferred.
-    fn is_beyond(&self, steps: Steps, cost: Option<Cost>, floor: u32) -> bool {
-        let worst = self.worst().filter(|worst| worst.against <= floor);
-        worst.is_some_and(|worst| match cost {
-            None => steps > worst.steps,
-            Some(cost) => (steps, cost) > (worst.steps, worst.cost),
+    /// Whether hosts of which none comes before this lead, and from such a cost on where one is given, can only be worse.
+    fn is_beyond(&self, lead: Lead, cost: Option<Cost>) -> bool {
+        self.worst().is_some_and(|worst| match cost {
+            None => lead > worst.lead,
+            Some(cost) => (lead, cost) > (worst.lead, worst.cost),
         })
     }
 
-    /// Takes a host that has the room, if it meets the request and is better than one of these; `cost` is the least that it can be. Gives
+    /// Takes a host that has the room, if it meets the request and is better than one of these; lead and cost are the least that they can be. Gives
     /// whether it could have been, had it met the request and gone as little against what is preferred as any.
-    fn consider(&mut self, place: &Place, cost: Cost, slot: Slot, ask: &Ask<'_>, engine: &'a Engine) -> bool {
+    fn consider(
+        &mut self,
+        place: &Place,
+        (lead, cost): (Lead, Cost),
+        slot: Slot,
+        ask: &Ask<'_>,
+        engine: &'a Engine,
+    ) -> bool {
         let cost = cost.with_worth(engine.rule(), ask.size, place.free, place.capacity);
-        let (against, steps, busy) = (ask.floor, place.steps, place.busy);
+        let busy = place.busy;
         // Mostly that settles it, without a look at the host.
-        let numbers = |worst: &Score<'_>| (worst.against, worst.steps, worst.cost, worst.busy);
+        let numbers = |worst: &Score<'_>| (worst.lead, worst.cost, worst.busy);
         if self
             .worst()
-            .is_some_and(|worst| (against, steps, cost, busy) > numbers(worst))
+            .is_some_and(|worst| (lead, cost, busy) > numbers(worst))
         {
             return false;
         }
         let host = &*engine.hosts[slot as usize].name;
         let least = Score {
-            against,
-            steps,
+            lead,
             cost,
             busy,
             host,
@@ -433,7 +442,7 @@ impl<'a> Best<'a> {
         }
         if ask.is_met_by(slot, engine) {
             let score = Score {
-                against: ask.against(slot, engine),
+                lead: engine.policy.order.lead(place.steps, ask.against(slot, engine)),
                 ..least
             };
             if self.would_take(&score) {
@@ -477,9 +486,7 @@ impl Index {
             .collect();
         for ((steps, capacity, traits_at_most), group) in &self.groups {
             for (at, row) in group.rows.iter().enumerate() {
-                let (vcpus, free) = (group.vcpus[at], |entry: &Entry| {
-                    Self::key(self.policy, entry.memory)
-                });
+                let (vcpus, free) = (group.vcpus[at], |entry: &Entry| Self::key(self.fit, entry.memory));
                 assert_eq!(row.iter().map(free).max(), Some(group.most[at]));
                 assert_eq!(row.iter().map(free).min(), Some(group.least[at]));
                 places.extend(row.iter().map(|entry| {

@@ -12,10 +12,10 @@
 //!                        └ steps of the load, capacity, features and bridges
 //! ```
 //!
-//! But for what is only preferred, a score begins with the steps of the load and goes on with a cost that follows from what is free of which capacity; so
-//! groups come in the order of the score, and rows and entries of one group in the order of the cost. What else a host must
+//! But for what is only preferred, a score begins with the steps of the load that the policy has there, and goes on with a cost that follows from what is
+//! free of which capacity; so groups come in the order of the score, and rows and entries of one group in the order of the cost. What else a host must
 //! have (pools, bridges, features, groups, ...) is tested at the entries, in [`ask`]; what few requests ask for (processors, nodes
-//! and huge pages of their own, bandwidth), on the host itself. What is only preferred comes first of all and is
+//! and huge pages of their own, bandwidth), on the host itself. What is only preferred comes before the cost and is
 //! in no index: a search goes on until what it has goes as little against that as any host can. The plain scan ([`super::decide`]) stays: it is the
 //! oracle of the property tests, and what explains a refusal.
 //!
@@ -81,7 +81,7 @@ impl Engine {
             rows: Vec::new(),
             kinds: BTreeSet::new(),
             names: Names::default(),
-            all: Index::new(policy),
+            all: Index::new(policy.fit),
             labels: HashMap::new(),
             softly_tainted: 0,
             kept: None,
@@ -146,7 +146,13 @@ impl Engine {
         let row = Row::new(view, &mut self.names);
         let traits_at_most = self.names.traits.class(row.traits);
         let Some(slot) = self.slots.get(&view.name).copied() else {
-            let host = Host::new(Arc::new(view.name.clone()), self.kind(view), view, traits_at_most);
+            let host = Host::new(
+                Arc::new(view.name.clone()),
+                self.kind(view),
+                view,
+                &self.policy.order,
+                traits_at_most,
+            );
             let slot = Slot::try_from(self.hosts.len()).expect("fewer hosts than 2^32");
             self.softly_tainted += usize::from(host.kind.is_softly_tainted());
             self.hosts.push(host);
@@ -164,7 +170,7 @@ impl Engine {
         };
         self.softly_tainted += usize::from(kind.is_softly_tainted());
         self.softly_tainted -= usize::from(before_kind.is_softly_tainted());
-        let host = Host::new(name, kind, view, traits_at_most);
+        let host = Host::new(name, kind, view, &self.policy.order, traits_at_most);
         if !self.hosts[slot as usize].is_indexed_as(&host) {
             self.reindex(slot, false);
             self.hosts[slot as usize] = host;
@@ -279,8 +285,7 @@ impl Engine {
         } = host.place?;
         let fits = ask.size.vcpus <= free.vcpus && ask.size.memory_mib <= free.memory_mib;
         (fits && ask.is_met_by(slot, self)).then(|| Score {
-            against: ask.against(slot, self),
-            steps,
+            lead: self.policy.order.lead(steps, ask.against(slot, self)),
             cost: Cost::of(self.rule(), ask.size, free, capacity),
             busy,
             host: &host.name,
@@ -330,7 +335,7 @@ impl Engine {
                 continue;
             };
             if add && !values.contains_key(value) {
-                values.insert(value.clone(), Index::new(self.policy));
+                values.insert(value.clone(), Index::new(self.policy.fit));
             }
             let Some(index) = values.get_mut(value) else {
                 continue;

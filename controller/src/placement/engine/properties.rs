@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::placement::{
-    Bound, Needs, UsageView, decide,
+    Bound, Fit, Needs, UsageView, decide,
     properties::{cases, fitting, host_name, hosts, parts, peopled, policy, protect, request, rules, taints},
     tests,
 };
@@ -203,8 +203,8 @@ proptest! {
     #![proptest_config(cases(150))]
 
     #[test]
-    fn it_answers_as_the_scan_does_by_prices_too(hosts in site(), requests in vec(ask(), 1..6)) {
-        let mut engine = engine(Policy::Pack, &hosts);
+    fn it_answers_as_the_scan_does_by_prices_too(hosts in site(), requests in vec(ask(), 1..6), policy in policy()) {
+        let mut engine = engine(Policy { fit: Fit::Pack, ..policy }, &hosts);
         let sizes = requests.iter().map(|request| ((request.spec.vcpus, request.spec.reserved_memory_mib()), 1));
         let capacities = hosts.iter().map(|host| ((host.vcpus_capacity(), host.memory_mib_capacity()), 1));
         let worth = Worth::learn(sizes, capacities).map(Arc::new);

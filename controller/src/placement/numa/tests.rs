@@ -10,7 +10,7 @@ use dalgu_proto::{
 use super::*;
 use crate::placement::{Constraint, Decision, Policy, decide, tests};
 
-const SPREAD: Policy = Policy::Spread;
+const SPREAD: Policy = Policy::SPREAD;
 
 /// 16 processors and 64 GiB on two nodes, 16 GiB of each in huge pages of 1 GiB, and an uplink of 10 Gbit/s.
 fn host(name: &str) -> HostView<'static> {
@@ -338,4 +338,31 @@ fn what_is_given_back_is_as_if_it_had_never_been_there() {
     assert_eq!(host.parts.taken.cpus().collect::<Vec<_>>(), [0, 1, 8, 9]);
     host.parts.taken.to_mut().change(&wanted.spec, &places, false);
     assert_eq!(host.parts.taken, before);
+}
+
+#[test]
+fn dedicated_processors_are_whole_cores_and_what_is_left_over_begins_as_few_as_can_be() {
+    let node = NumaNode {
+        cpus: (0..8).collect(),
+        cores: vec![0, 1, 2, 3, 0, 1, 2, 3],
+        ..NumaNode::default()
+    };
+    let cases: [(&[u32], usize, &[u32]); 6] = [
+        (&[], 4, &[0, 1, 4, 5]),
+        (&[], 3, &[0, 1, 4]),
+        // The core that is begun is finished before another is.
+        (&[0], 3, &[1, 4, 5]),
+        (&[0], 2, &[1, 5]),
+        (&[0, 1, 2], 4, &[3, 4, 5, 7]),
+        (&[0, 1, 2, 3], 4, &[4, 5, 6, 7]),
+    ];
+    for (taken, count, expected) in cases {
+        let chosen = choose_cpus(&node, |cpu| !taken.contains(&cpu), count);
+        assert_eq!(chosen, expected, "{count} beside {taken:?}");
+    }
+    let untold = NumaNode {
+        cores: Vec::new(),
+        ..node
+    };
+    assert_eq!(choose_cpus(&untold, |_| true, 3), [0, 1, 2]);
 }

@@ -73,7 +73,7 @@ fn fitting(decision: &Decision) -> Vec<&str> {
 }
 
 fn decided(groups: Vec<Members>) -> Decision {
-    decide(&ask(groups), &site(), &Policy::Spread)
+    decide(&ask(groups), &site(), &Policy::SPREAD)
 }
 
 /// A rule, the label that it goes by, domains with members, and the hosts that are left.
@@ -140,7 +140,7 @@ fn what_is_preferred_comes_before_the_load_and_refuses_nothing() {
     // Otherwise the last one by its load.
     hosts[2].usage = None;
     let apart = preferred(group("g", Rule::AntiAffinity, Some("rack"), &[("a", "web1")]));
-    let decision = decide(&ask(vec![apart]), &hosts, &Policy::Spread);
+    let decision = decide(&ask(vec![apart]), &hosts, &Policy::SPREAD);
     assert_eq!(fitting(&decision), ["h3", "h1", "h2", "h4"]);
     let against: Vec<_> = decision
         .verdicts
@@ -192,7 +192,7 @@ fn a_hard_taint_refuses_a_soft_one_comes_last_and_a_toleration_lifts_either() {
         let mut hosts = vec![host("h1"), host("h2")];
         hosts[0].taints.to_mut().insert(taint(soft));
         hosts[1].cordoned = !soft;
-        decide(request, &hosts, &Policy::Spread)
+        decide(request, &hosts, &Policy::SPREAD)
     };
     let refused = first(&ask(Vec::new()), false);
     let lack = &refused.verdicts[0].shortfalls[0];
@@ -259,7 +259,7 @@ fn a_conflict_is_named_and_a_want_of_room_is_none() {
     let mut request = ask(vec![together()]);
     request.spec.memory_mib = 1 << 40;
     assert_eq!(conflict(&request, &site()), None);
-    assert!(decide(&request, &site(), &Policy::Spread).host.is_none());
+    assert!(decide(&request, &site(), &Policy::SPREAD).host.is_none());
     // Who is alone with the other one on its host cannot leave it.
     let mut request = ask(vec![group("near", Affinity, None, &[("h1", "web2")])]);
     request.exclude = Some(name("h1"));

@@ -315,7 +315,7 @@ fn three_hosts_for_four_vms_each_take_eight_and_the_ninth_is_told_what_is_lackin
     let request = crate::placement::Request::new(spec);
     let mut hosts: Vec<_> = ["h1", "h2", "h3"].map(tests::host).into();
     hosts.iter_mut().for_each(|host| host.cpu_overcommit_ratio = 1.0);
-    for policy in [Policy::Spread, Policy::Pack] {
+    for policy in [Policy::SPREAD, Policy::PACK] {
         let mut hosts = hosts.clone();
         let protect = Protect::hosts();
         let rule = Rule {

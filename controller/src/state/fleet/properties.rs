@@ -110,7 +110,7 @@ fn decides(tx: &Tx, vcpus: u32) {
         vcpus,
         ..fixtures::spec()
     });
-    for (policy, kept) in [(Policy::Spread, 2), (Policy::Spread, 100)] {
+    for (policy, kept) in [(Policy::SPREAD, 2), (Policy::SPREAD, 100)] {
         let expected = decide_keeping(&request, &hosts::views(tx), &policy, kept);
         assert_eq!(tx.decide(&request, policy, kept), expected);
     }

@@ -44,10 +44,11 @@ pub fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     let racks = Protect::try_from(vec!["host".to_owned(), "rack".to_owned()]).map_err(anyhow::Error::msg)?;
     let racks = Arc::new(racks);
     for (policy, protect) in [
-        (Policy::Pack, &nothing),
-        (Policy::Spread, &nothing),
-        (Policy::Pack, &racks),
-        (Policy::Spread, &racks),
+        (Policy::PACK, &nothing),
+        (Policy::BALANCED, &nothing),
+        (Policy::SPREAD, &nothing),
+        (Policy::PACK, &racks),
+        (Policy::SPREAD, &racks),
     ] {
         if !settings.only.is_empty() && !settings.only.iter().any(|only| only == word(policy, protect)) {
             continue;
@@ -70,10 +71,11 @@ pub fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
 
 fn word(policy: Policy, protect: &Protect) -> &'static str {
     match (policy, protect.is_empty()) {
-        (Policy::Pack, true) => "pack",
-        (Policy::Spread, true) => "spread",
-        (Policy::Pack, false) => "pack, racks protected",
-        (Policy::Spread, false) => "spread, racks protected",
+        (Policy::PACK, true) => "pack",
+        (Policy::BALANCED, true) => "balanced",
+        (_, true) => "spread",
+        (Policy::PACK, false) => "pack, racks protected",
+        (_, false) => "spread, racks protected",
     }
 }
 
@@ -245,7 +247,7 @@ fn measure(
         "bytes",
         engine_mib * 1_048_576.0 / vms,
     ));
-    if policy == Policy::Spread && protect.is_empty() {
+    if policy == Policy::SPREAD && protect.is_empty() {
         refusal(
             &site,
             &title("a refusal with its whole explanation")["spread, ".len()..],

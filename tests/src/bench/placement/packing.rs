@@ -113,10 +113,11 @@ enum Way {
     MakingRoom,
 }
 
-const WAYS: [(&str, Way); 9] = [
+const WAYS: [(&str, Way); 10] = [
     ("first fit", Way::By(Contender::FirstFit)),
     ("best fit", Way::By(Contender::BestFit)),
     ("spread", Way::By(Contender::Spread)),
+    ("balanced", Way::By(Contender::Balanced)),
     ("pack", Way::By(Contender::Pack)),
     ("pack by prices learnt every six hours", Way::Priced),
     ("pack, making room", Way::MakingRoom),

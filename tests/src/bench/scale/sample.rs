@@ -43,6 +43,8 @@ fn inventory() -> Inventory {
         memory_bytes: 256 * GIB,
         distances: vec![10, 21],
         huge_pages: Vec::new(),
+        // The threads of a core are half a node apart.
+        cores: (id * 32..id * 32 + 32).map(|cpu| id * 32 + cpu % 16).collect(),
     };
     Inventory {
         cpu_model: "Simulated Processor with 32 threads @ 2.40GHz".to_owned(),
