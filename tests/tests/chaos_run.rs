@@ -16,7 +16,7 @@ async fn a_minute_of_chaos_violates_nothing() -> anyhow::Result<()> {
         lasts: Duration::from_mins(1),
         vms: 6,
     };
-    with_lab(&e2e::hosts(3), async |lab| {
+    Box::pin(with_lab(&e2e::hosts(3), async |lab| {
         let (report, timeline) = chaos::run(lab, &settings).await?;
         ensure!(
             report.is_clean(),
@@ -28,6 +28,6 @@ async fn a_minute_of_chaos_violates_nothing() -> anyhow::Result<()> {
             "nothing happened:\n{report}"
         );
         Ok(())
-    })
+    }))
     .await
 }

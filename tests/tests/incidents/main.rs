@@ -301,7 +301,7 @@ async fn incident_10_and_28_what_cannot_be_right_is_refused_at_once_and_changes_
 #[ignore = "needs root and the lab's packages: make test"]
 async fn incident_34_and_51_agent_and_libvirtd_killed_with_twenty_vms_and_all_are_adopted_with_their_processes()
 -> anyhow::Result<()> {
-    with_lab(&e2e::hosts(1), async |lab| {
+    Box::pin(with_lab(&e2e::hosts(1), async |lab| {
         ground::make_room(&Operator::connect(lab).await?).await?;
         let names: Vec<_> = (1..=20).map(|number| format!("vm{number:02}")).collect();
         try_join_all(
@@ -335,7 +335,7 @@ async fn incident_34_and_51_agent_and_libvirtd_killed_with_twenty_vms_and_all_ar
         let persistent = lab.virsh(1, &["list", "--all", "--persistent", "--name"]).await?;
         ensure!(persistent.split_whitespace().count() == 20, "{persistent}");
         Ok(())
-    })
+    }))
     .await
 }
 
