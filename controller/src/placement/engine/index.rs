@@ -331,9 +331,8 @@ impl<'a> Search<'_, '_, 'a> {
 
     /// To pack: free processors and memory with more of either of which a host is not among the best.
     fn most_free(&self) -> Size {
-        let (floor, steps) = (self.ask.floor, self.steps);
         let worst = self.best.worst();
-        let worst = worst.filter(|worst| worst.steps == steps && worst.against <= floor);
+        let worst = worst.filter(|worst| worst.lead == self.lead);
         let left = worst.map(|worst| worst.cost.most_left(self.capacity));
         let left = left.unwrap_or(Size {
             vcpus: u32::MAX,
