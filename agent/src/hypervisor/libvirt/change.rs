@@ -40,16 +40,20 @@ pub(super) fn look(
         true => 0,
         false => sys::VIR_DOMAIN_XML_INACTIVE,
     };
-    let xml = ours
-        .handle
-        .xml_desc(flags)
-        .map_err(|error| of(call, id, &error))?;
-    let mut parts = read::parts(&xml)?;
-    if is_alive(&ours) && parts.disks.iter().any(|disk| disk.mirror.is_some()) {
-        let found = leftover::forgotten_copies(&ours.handle, &mut parts);
-        found.map_err(|error| of(call, id, &error))?;
-    }
+    let parts = parts_of(call, &ours, flags)?;
     Ok((ours, parts))
+}
+
+/// What a domain has as it is defined, or as it runs, where QEMU is asked about what libvirt has forgotten.
+pub(super) fn parts_of(call: &'static str, ours: &Ours, flags: u32) -> Result<Parts, Error> {
+    let failed = |error| of(call, ours.seen.id, &error);
+    let xml = ours.handle.xml_desc(flags).map_err(failed)?;
+    let mut parts = read::parts(&xml)?;
+    let runs = flags == 0 && is_alive(ours);
+    if runs && parts.disks.iter().any(|disk| disk.mirror.is_some()) {
+        leftover::forgotten_copies(&ours.handle, &mut parts).map_err(failed)?;
+    }
+    Ok(parts)
 }
 
 const fn is_alive(ours: &Ours) -> bool {
@@ -93,11 +97,7 @@ pub(super) fn has_disk(
         kinds.push(0);
     }
     for flags in kinds {
-        let xml = ours
-            .handle
-            .xml_desc(flags)
-            .map_err(|error| of(call, id, &error))?;
-        let parts = read::parts(&xml)?;
+        let parts = parts_of(call, &ours, flags)?;
         let mut same = parts.disks.iter().filter(|device| device.name == disk.name);
         let path = host.storage.path(id, disk)?;
         let uses = |device: &Device| {

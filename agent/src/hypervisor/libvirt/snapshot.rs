@@ -18,6 +18,7 @@ use virt::connect::Connect;
 use virt_sys as sys;
 
 use super::{
+    change::parts_of,
     domain::{self, Ours},
     error::{self, of},
     ffi,
@@ -68,7 +69,11 @@ fn xml(ours: &Ours, defined: bool) -> Result<String, Error> {
 }
 
 fn seen_tops(ours: &Ours, defined: bool) -> Result<Tops, Error> {
-    Ok(tops_of(&read::parts(&xml(ours, defined)?)?.disks))
+    let flags = match defined || !is_alive(ours) {
+        true => sys::VIR_DOMAIN_XML_INACTIVE,
+        false => 0,
+    };
+    Ok(tops_of(&parts_of(CALL, ours, flags)?.disks))
 }
 
 /// Its own disks that the domain has, each with its files. One that has not come yet has no layers.
