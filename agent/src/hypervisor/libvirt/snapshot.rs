@@ -59,21 +59,21 @@ const fn is_alive(ours: &Ours) -> bool {
     matches!(ours.seen.state, DomainState::Running | DomainState::Paused)
 }
 
-fn xml(ours: &Ours, defined: bool) -> Result<String, Error> {
-    let flags = match defined || !is_alive(ours) {
+/// Which of its descriptions: as it runs, or else as it is defined.
+fn flags(ours: &Ours, defined: bool) -> u32 {
+    match defined || !is_alive(ours) {
         true => sys::VIR_DOMAIN_XML_INACTIVE,
         false => 0,
-    };
-    let xml = ours.handle.xml_desc(flags);
+    }
+}
+
+fn xml(ours: &Ours, defined: bool) -> Result<String, Error> {
+    let xml = ours.handle.xml_desc(flags(ours, defined));
     xml.map_err(|error| of(CALL, ours.seen.id, &error))
 }
 
 fn seen_tops(ours: &Ours, defined: bool) -> Result<Tops, Error> {
-    let flags = match defined || !is_alive(ours) {
-        true => sys::VIR_DOMAIN_XML_INACTIVE,
-        false => 0,
-    };
-    Ok(tops_of(&parts_of(CALL, ours, flags)?.disks))
+    Ok(tops_of(&parts_of(CALL, ours, flags(ours, defined))?.disks))
 }
 
 /// Its own disks that the domain has, each with its files. One that has not come yet has no layers.
