@@ -74,6 +74,7 @@ pub(super) struct Driver {
     pub(super) reboot: Option<Asked>,
     /// Outlives the intent under which it was asked.
     pub(super) leaving: Option<Leaving>,
+    pub(super) rebooting: Option<Leaving>,
     /// What the domain has, if that was looked at with it.
     pub(super) hardware: Option<Hardware>,
     /// The layers of its disks, if they were looked at with it.
@@ -127,6 +128,7 @@ impl Driver {
             shutdown: None,
             reboot: None,
             leaving: None,
+            rebooting: None,
             hardware: None,
             layers: None,
             tried: Vec::new(),
@@ -365,6 +367,7 @@ impl Driver {
             shutdown: self.shutdown.map(|asked| asked.ago(now)),
             reboot: self.reboot.map(|asked| asked.ago(now)),
             leaving: self.leaving.and_then(|leaving| leaving.left(now)),
+            rebooting: self.rebooting.is_some_and(|asked| asked.left(now).is_some()),
             unfinished: self.unfinished,
             restarts: if given_up { plan::MAX_RESTARTS } else { count },
             restart_wait,

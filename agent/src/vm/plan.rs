@@ -43,6 +43,10 @@ pub const RESUME_AGAIN: Duration = Duration::from_secs(5);
 /// for, and it is never forced.
 pub const REBOOT_WAIT: Duration = Duration::from_mins(1);
 
+/// A guest that shuts down so soon after it was asked to reboot does what it was asked. It is libvirt that turns the power button's
+/// shutdown into a reboot, and it cannot while the VM migrates, nor at the destination.
+pub const REBOOT_LATE: Duration = Duration::from_mins(5);
+
 /// The guest was asked for something that it has not done yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
@@ -70,6 +74,8 @@ pub struct Memory {
     pub shutdown: Option<Asked>,
     /// It was asked to reboot for the present intent, and has not been seen to.
     pub reboot: Option<Asked>,
+    /// It was asked to reboot not long ago, whatever the intent was then, and has not been reset since: if it shuts down, then to come up again.
+    pub rebooting: bool,
     /// So long the guest may still follow a request to shut down that came before the present intent.
     pub leaving: Option<Duration>,
     /// A call about the domain was under way when it was looked at, one that did not answer in time: what was seen may
@@ -356,13 +362,14 @@ fn after_failure(vm: &Vm, intent: &Intent, domain: &Domain, memory: &Memory) -> 
     }
     let reason = vm.last_seen.map_or(domain.reason, |(_, reason)| reason);
     let cut_short = vm.done.starting && reason == PowerReason::External;
+    let half_rebooted = memory.rebooting && reason == PowerReason::GuestShutdown;
     let failed = cut_short || matches!(reason, PowerReason::Crashed | PowerReason::HostReboot);
     let restart = match intent.spec.restart_policy {
         RestartPolicy::OnFailure => failed,
         RestartPolicy::Always => failed || reason == PowerReason::GuestShutdown,
         RestartPolicy::Never => false,
     };
-    if !restart {
+    if !restart && !half_rebooted {
         Step::Settled
     } else if memory.restarts >= MAX_RESTARTS {
         Step::CrashLoop

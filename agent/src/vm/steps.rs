@@ -177,6 +177,14 @@ impl Driver {
         });
     }
 
+    /// The guest may reboot from now on.
+    fn may_reboot(&mut self) {
+        self.rebooting = Some(Leaving {
+            until: Instant::now() + plan::REBOOT_LATE,
+            resets: self.domain.as_ref().map_or(0, |domain| domain.resets),
+        });
+    }
+
     /// Forgets what the guest was asked for and has done.
     pub(super) fn note_reaction(&mut self) {
         let up = |domain: &&Domain| matches!(domain.state, DomainState::Running | DomainState::Paused);
@@ -184,6 +192,10 @@ impl Driver {
         // Off is no reboot, but nobody is there to be asked again.
         self.reboot = self.reboot.filter(|asked| resets == Some(asked.resets));
         self.leaving = self.leaving.filter(|leaving| resets == Some(leaving.resets));
+        // One that is off has not rebooted.
+        self.rebooting = self
+            .rebooting
+            .filter(|asked| resets.is_none_or(|resets| resets == asked.resets));
     }
 
     /// Begins a look, after a step if one is given.
@@ -313,6 +325,7 @@ impl Driver {
             Step::DeleteVolumes => self.volumes_gone = true,
             Step::Start | Step::Restart => {
                 self.started |= step == Step::Start;
+                self.rebooting = None;
                 // It ran, even if it is off again at the next look: why it was off before explains nothing any more.
                 if let Some(vm) = &mut self.vm {
                     vm.last_seen = Some((PowerState::Running, PowerReason::Requested));
@@ -327,6 +340,7 @@ impl Driver {
             Step::Resume => self.resumed = Some(Instant::now()),
             Step::RestartGuest(RestartMode::Reboot) | Step::RebootAgain => {
                 self.reboot = Some(self.asked(self.reboot));
+                self.may_reboot();
             }
             // The domain is as an older intent says: the next start would bring back what is to be gone by now.
             Step::Define if self.generation() != asked.generation => {}

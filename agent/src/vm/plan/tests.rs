@@ -94,6 +94,7 @@ pub(super) const READY: Memory = Memory {
     shutdown: None,
     reboot: None,
     leaving: None,
+    rebooting: false,
     unfinished: false,
     restarts: 0,
     restart_wait: Duration::ZERO,

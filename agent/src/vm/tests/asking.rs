@@ -76,6 +76,39 @@ async fn a_guest_that_never_reboots_is_not_forced_to() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_that_shuts_down_late_when_asked_to_reboot_comes_up_again() {
+    for late in [Duration::from_secs(30), plan::REBOOT_LATE / 2] {
+        let (host, id) = running_guest().await;
+        host.sim.set_behaviour(id, Behaviour::Ignores);
+        host.create(id, restart(2)).await;
+        sleep(late).await;
+        // As when a migration fails meanwhile: the same again, in a later epoch.
+        let again = Intent {
+            epoch: Epoch(9),
+            ..restart(2)
+        };
+        host.create(id, again).await;
+        host.sim.power_off_guest(id);
+        sleep(Duration::from_secs(10)).await;
+        let status = host.until_settled(id, 2).await;
+        assert_eq!(status.power, Some(PowerState::Running), "off after {late:?}");
+        assert_eq!(host.sim.run(id), Some(2), "once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_shuts_down_long_after_it_was_asked_to_reboot_stays_off() {
+    let (host, id) = running_guest().await;
+    host.sim.set_behaviour(id, Behaviour::Ignores);
+    host.create(id, restart(2)).await;
+    sleep(plan::REBOOT_WAIT + plan::REBOOT_LATE).await;
+    host.sim.power_off_guest(id);
+    sleep(Duration::from_secs(10)).await;
+    let status = host.until_settled(id, 2).await;
+    assert_eq!(status.power, Some(PowerState::Stopped));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_asked_while_the_guest_shuts_down_is_done_when_it_runs_again() {
     let (host, id) = running_guest().await;
     host.sim
