@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::bail;
 use dalgu_proto::v1;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -26,6 +27,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Looks at what a processor does, and the time between two.
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(200);
+/// A guest that was brought back has counted by then.
+const COUNTS_AGAIN: Duration = Duration::from_secs(80);
 
 /// Figures of the end.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
@@ -180,8 +183,14 @@ async fn counts_on(
         .borrow_mut()
         .tell(&format!("{}: {error:#}\n{before}", vm.name));
     let (tried, heard) = if has_missed_one(lab, vm).await {
-        let rule = "an emulated guest had missed a timer interrupt, and went on at the next one";
-        (rule, nudged(lab, vm, &mut story).await)
+        let heard = match nudged(lab, vm, &mut story).await {
+            Err(_) => frozen_and_thawed(operator, vm, &mut story, lab).await,
+            heard => heard,
+        };
+        (
+            "an emulated processor had missed a timer interrupt, and went on at the next one",
+            heard,
+        )
     } else if always(lab, vm, "HLT=0").await {
         let rule =
             "an emulated guest's kernel had lost itself for want of processor time, and counts after a reset";
@@ -210,7 +219,37 @@ async fn counts_on(
 async fn nudged(lab: &Lab, vm: &words::Vm, story: &mut Story) -> anyhow::Result<()> {
     lab.virsh(vm.host_number()?, &["send-key", &vm.uid, "KEY_LEFTSHIFT"])
         .await?;
-    story.more(lab, vm, 5).await
+    counts_again(story, lab, vm).await
+}
+
+/// The VM is paused and goes on, by its operator: QEMU wakes the processor's thread anew.
+async fn frozen_and_thawed(
+    operator: &Operator,
+    vm: &words::Vm,
+    story: &mut Story,
+    lab: &Lab,
+) -> anyhow::Result<()> {
+    let name = &vm.name;
+    let request = v1::PauseVmRequest {
+        name: name.clone(),
+        ..v1::PauseVmRequest::default()
+    };
+    let paused = operator.vms().pause_vm(request).await?.into_inner();
+    operator.finish(paused).await?;
+    let request = v1::ResumeVmRequest {
+        name: name.clone(),
+        ..v1::ResumeVmRequest::default()
+    };
+    let resumed = operator.vms().resume_vm(request).await?.into_inner();
+    operator.finish(resumed).await?;
+    counts_again(story, lab, vm).await
+}
+
+async fn counts_again(story: &mut Story, lab: &Lab, vm: &words::Vm) -> anyhow::Result<()> {
+    match timeout(COUNTS_AGAIN, story.more(lab, vm, 5)).await {
+        Ok(heard) => heard,
+        Err(_) => bail!("no count for {} s", COUNTS_AGAIN.as_secs()),
+    }
 }
 
 /// Whether the emulated processor sleeps although an interrupt waits for it, which no processor does.
@@ -262,7 +301,7 @@ async fn anew(
     };
     let reset = operator.vms().restart_vm(request).await?.into_inner();
     operator.finish(reset).await?;
-    story.more(lab, vm, 5).await
+    counts_again(story, lab, vm).await
 }
 
 /// What libvirt and QEMU say of a guest, for a person who looks for the cause.
