@@ -96,8 +96,8 @@ pub struct Checker {
     /// The operation of each request.
     operations: BTreeMap<String, OperationId>,
     last_operation: Option<OperationId>,
-    /// Operations that drains have made.
-    of_drains: BTreeSet<OperationId>,
+    /// Operations that drains and plans have made.
+    of_hosts: BTreeSet<OperationId>,
     /// All operations, as they were when their endings were last looked at.
     looked_at: OrdMap<OperationId, Arc<OperationRecord>>,
     /// Operations that had ended, and how.
@@ -155,12 +155,14 @@ pub struct Checker {
 /// A controller that was refused ends what it had begun within this time: two calls with their deadlines.
 const LAST_COMMANDS: Duration = Duration::from_secs(22);
 
-/// Operations that drains, which somebody asked for, have made. Each is there from the same change on.
-fn of_drains(state: &State) -> impl Iterator<Item = OperationId> {
+/// Operations that drains and plans, which somebody asked for, have made. Each is there from the same change on.
+fn of_hosts(state: &State) -> impl Iterator<Item = OperationId> {
     let drains = state.hosts.values().filter_map(|host| host.drain.as_ref());
-    drains
+    let drains = drains
         .flat_map(|drain| drain.vms.values())
-        .filter_map(|vm| vm.operation)
+        .filter_map(|vm| vm.operation);
+    let plans = state.plans.values().flat_map(|plan| &plan.steps);
+    drains.chain(plans.filter_map(|step| step.operation))
 }
 
 impl Checker {
@@ -377,7 +379,7 @@ impl Checker {
 
     /// I8: one request, one effect. Operations end once. Each was asked for.
     fn requests(&mut self, state: &State) {
-        self.of_drains.extend(of_drains(state));
+        self.of_hosts.extend(of_hosts(state));
         let first = self
             .last_operation
             .unwrap_or_else(|| OperationId::from_uuid(Uuid::nil()));
@@ -387,7 +389,7 @@ impl Checker {
                 // A migration that was under way when the controller was set back, and is brought to its end.
                 continue;
             }
-            if operation.request_id.is_empty() && self.of_drains.contains(&operation.id) {
+            if operation.request_id.is_empty() && self.of_hosts.contains(&operation.id) {
                 continue;
             }
             let asked = self

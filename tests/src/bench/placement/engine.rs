@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use dalgu_controller::placement::{Engine, HostView, Policy, Protect, Request, Rule, decide};
-use dalgu_proto::ids::HostName;
+use dalgu_controller::placement::{Engine, HostView, Policy, Protect, Request, Rule, decide, fit};
+use dalgu_proto::{ids::HostName, vm::NumaPlace};
 use fastrand::Rng;
 use nix::time::{ClockId, clock_gettime};
 
-use super::{one, site};
+use super::one;
+use super::site::{self, Kind};
 use crate::bench::process;
 use crate::bench::report::{Measure, Report};
 
@@ -43,46 +44,66 @@ pub fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     let nothing = Arc::new(Protect::default());
     let racks = Protect::try_from(vec!["host".to_owned(), "rack".to_owned()]).map_err(anyhow::Error::msg)?;
     let racks = Arc::new(racks);
-    for (policy, protect) in [
-        (Policy::PACK, &nothing),
-        (Policy::BALANCED, &nothing),
-        (Policy::SPREAD, &nothing),
-        (Policy::PACK, &racks),
-        (Policy::SPREAD, &racks),
+    for (kind, policy, protect) in [
+        (Kind::Plain, Policy::PACK, &nothing),
+        (Kind::Plain, Policy::BALANCED, &nothing),
+        (Kind::Plain, Policy::SPREAD, &nothing),
+        (Kind::Fitted, Policy::PACK, &nothing),
+        (Kind::Fitted, Policy::SPREAD, &nothing),
+        (Kind::Plain, Policy::PACK, &racks),
+        (Kind::Plain, Policy::SPREAD, &racks),
     ] {
-        if !settings.only.is_empty() && !settings.only.iter().any(|only| only == word(policy, protect)) {
+        let way = Way {
+            kind,
+            policy,
+            protect,
+        };
+        let word = way.word();
+        if !settings.only.is_empty() && !settings.only.iter().any(|only| only == word) {
             continue;
         }
         let mut medians = Vec::new();
         for hosts in &settings.hosts {
-            medians.push(measure(settings, (policy, protect), *hosts, report)?);
+            medians.push(measure(settings, &way, *hosts, report)?);
         }
         if let [first, .., last] = medians.as_slice() {
             let (from, to) = (settings.hosts[0], settings.hosts[settings.hosts.len() - 1]);
-            let name = format!(
-                "{}, growth of the median from {from} to {to} hosts",
-                word(policy, protect)
-            );
+            let name = format!("{word}, growth of the median from {from} to {to} hosts");
             report.add(one(name, "times", last / first));
         }
     }
     Ok(())
 }
 
-fn word(policy: Policy, protect: &Protect) -> &'static str {
-    match (policy, protect.is_empty()) {
-        (Policy::PACK, true) => "pack",
-        (Policy::BALANCED, true) => "balanced",
-        (_, true) => "spread",
-        (Policy::PACK, false) => "pack, racks protected",
-        (_, false) => "spread, racks protected",
+/// What is placed, and how.
+struct Way<'a> {
+    kind: Kind,
+    policy: Policy,
+    protect: &'a Arc<Protect>,
+}
+
+impl Way<'_> {
+    /// How its rows begin.
+    fn word(&self) -> &'static str {
+        match (self.policy, self.kind, self.protect.is_empty()) {
+            (Policy::PACK, Kind::Plain, true) => "pack",
+            (Policy::PACK, Kind::Fitted, _) => "pack, a third fitted",
+            (Policy::PACK, Kind::Plain, false) => "pack, racks protected",
+            (Policy::BALANCED, ..) => "balanced",
+            (_, Kind::Plain, true) => "spread",
+            (_, Kind::Fitted, _) => "spread, a third fitted",
+            (_, Kind::Plain, false) => "spread, racks protected",
+        }
     }
 }
 
 /// What bounds where a request may go.
-fn kind(request: &Request) -> &'static str {
-    let bound = request.spec.host_selector.keys().next().map(String::as_str);
-    match (bound, request.rules.groups.is_empty()) {
+fn bound(request: &Request) -> &'static str {
+    if !request.spec.fitting.is_none() {
+        return "fitted";
+    }
+    let label = request.spec.host_selector.keys().next().map(String::as_str);
+    match (label, request.rules.groups.is_empty()) {
         (Some("rack"), _) => "for one rack",
         (Some(_), _) => "for one room",
         (None, false) => "in a group",
@@ -96,13 +117,14 @@ struct Site {
     protect: Arc<Protect>,
     hosts: Vec<HostView<'static>>,
     numbers: HashMap<HostName, usize>,
-    /// Each VM with the number of its host.
-    vms: Vec<(Request, usize)>,
+    kind: Kind,
+    /// Each VM with the number of its host, and where on it it is.
+    vms: Vec<(Request, usize, Vec<NumaPlace>)>,
     rng: Rng,
 }
 
 impl Site {
-    fn new(count: usize, policy: Policy, protect: &Arc<Protect>, seed: u64) -> Self {
+    fn new(count: usize, way: &Way<'_>, seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let hosts: Vec<_> = (0..count).map(|number| site::host(number, &mut rng)).collect();
         let numbers = hosts
@@ -110,8 +132,9 @@ impl Site {
             .zip(0..)
             .map(|(host, number)| (host.name.clone(), number));
         Self {
-            engine: Engine::protecting(policy, protect),
-            protect: protect.clone(),
+            engine: Engine::protecting(way.policy, way.protect),
+            protect: way.protect.clone(),
+            kind: way.kind,
             numbers: numbers.collect(),
             hosts,
             vms: Vec::new(),
@@ -146,43 +169,41 @@ impl Site {
     }
 
     fn request(&mut self) -> Request {
-        site::request(self.hosts.len(), &mut self.rng)
+        site::request(self.hosts.len(), self.kind, &mut self.rng)
     }
 
     fn place(&mut self, request: Request) {
         if let Some(name) = self.engine.choose(&request, |_| None) {
             let number = self.numbers[name];
-            self.change(&request, number, true);
-            self.vms.push((request, number));
+            self.take(request, number);
         }
     }
 
-    fn change(&mut self, request: &Request, number: usize, add: bool) {
+    fn take(&mut self, request: Request, number: usize) {
         let host = &mut self.hosts[number];
-        site::reserve(host, request, add);
+        let places = fit(&request.spec, host);
+        site::reserve(host, &request, &places, true);
         self.engine.set(host);
+        self.vms.push((request, number, places));
     }
 
     /// One VM goes, whichever.
     fn release(&mut self) {
         if !self.vms.is_empty() {
-            let (request, number) = self.vms.swap_remove(self.rng.usize(0..self.vms.len()));
-            self.change(&request, number, false);
+            let (request, number, places) = self.vms.swap_remove(self.rng.usize(0..self.vms.len()));
+            let host = &mut self.hosts[number];
+            site::reserve(host, &request, &places, false);
+            self.engine.set(host);
         }
     }
 }
 
 /// Measures a site; gives the median of a decision.
-fn measure(
-    settings: &Settings,
-    (policy, protect): (Policy, &Arc<Protect>),
-    count: usize,
-    report: &mut Report,
-) -> anyhow::Result<f64> {
-    let word = word(policy, protect);
+fn measure(settings: &Settings, way: &Way<'_>, count: usize, report: &mut Report) -> anyhow::Result<f64> {
+    let word = way.word();
     println!("{word}, {count} hosts");
     let title = |what: &str| format!("{word}, {count} hosts: {what}");
-    let mut site = Site::new(count, policy, protect, settings.seed);
+    let mut site = Site::new(count, way, settings.seed);
     let before = process::mib(std::process::id(), "VmRSS:")?;
     site.hosts.iter().for_each(|host| site.engine.set(host));
     let engine_mib = process::mib(std::process::id(), "VmRSS:")? - before;
@@ -202,13 +223,12 @@ fn measure(
         let host = std::hint::black_box(site.engine.choose(&request, |_| None)).cloned();
         let taken = begin.nanoseconds()?;
         timed.push(taken);
-        kinds.entry(kind(&request)).or_default().push(taken);
+        kinds.entry(bound(&request)).or_default().push(taken);
         let begin = processor()?;
         if let Some(host) = host {
             let number = site.numbers[&host];
-            site.change(&request, number, true);
+            site.take(request, number);
             turned_over += since(begin)?;
-            site.vms.push((request, number));
         }
     }
     let requests: Vec<_> = (0..settings.decisions).map(|_| site.request()).collect();
@@ -247,7 +267,7 @@ fn measure(
         "bytes",
         engine_mib * 1_048_576.0 / vms,
     ));
-    if policy == Policy::SPREAD && protect.is_empty() {
+    if word == "spread" {
         refusal(
             &site,
             &title("a refusal with its whole explanation")["spread, ".len()..],
@@ -279,7 +299,7 @@ fn scan(settings: &Settings, site: &mut Site) -> anyhow::Result<Vec<f64>> {
 
 /// What no host can take, explained for each of them.
 fn refusal(site: &Site, name: &str, report: &mut Report) -> anyhow::Result<()> {
-    let mut request = site::request(site.hosts.len(), &mut Rng::with_seed(1));
+    let mut request = site::request(site.hosts.len(), site.kind, &mut Rng::with_seed(1));
     request.spec.memory_mib = 1 << 30;
     let mut timed = Vec::new();
     for _ in 0..5 {

@@ -1,14 +1,19 @@
-//! A site for the engine, as many would be: racks and rooms, three models of host, local and shared pools, loads of every step; and
-//! requests for it, a fifth of which are bound by labels, and a fifth of groups that are kept apart.
+//! A site for the engine, as many would be: racks and rooms, three models of host, local and shared pools, interfaces with a bandwidth, loads of
+//! every step; and requests for it, a fifth of which are bound by labels, and a fifth of groups that are kept apart. Where it is
+//! [fitted](Kind::Fitted), three in ten of them also ask for NUMA nodes, processors of their own or huge pages.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use dalgu_controller::placement::{
-    Held, HostView, Members, Parts, PoolPolicy, PoolView, Request, Rules, Size, UsageView,
+    Held, HostView, Members, Parts, PoolPolicy, PoolView, Request, Rules, Size, UsageView, charged,
 };
+use dalgu_proto::host::{HugePages, NumaNode, Uplink};
 use dalgu_proto::placement::{Group, Rule};
-use dalgu_proto::vm::{CloneMode, Disk, DiskFormat, Nic, Plug, RestartPolicy, Spec};
+use dalgu_proto::vm::{
+    CloneMode, CpuPolicy, Disk, DiskFormat, Fitting, Nic, NumaPlace, NumaPolicy, PageSize, Plug,
+    RestartPolicy, Spec,
+};
 use fastrand::Rng;
 
 /// Hosts in a rack.
@@ -28,6 +33,22 @@ const FLAVOURS: [(u32, u64); 8] = [
     (8, 32),
     (16, 64),
 ];
+
+/// Mbit per second of each bridge's uplink, and what a VM may have reserved of it.
+const UPLINK_MBIT: u64 = 25_000;
+const RESERVED_MBIT: [u32; 4] = [50, 100, 200, 400];
+/// NUMA nodes of a host, and how many GiB of each are 2 MiB pages.
+const NODES: u32 = 2;
+const HUGE_GIB: u64 = 16;
+
+/// What VMs of a site ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Room, wherever on a host it is.
+    Plain,
+    /// Some also processors and memory of one node or two.
+    Fitted,
+}
 
 /// Host of that number.
 pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
@@ -72,7 +93,39 @@ pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
         unmanaged_vcpus: 0,
         unmanaged_memory_mib: 0,
         vms_most: None,
-        parts: Parts::default(),
+        parts: Parts {
+            nodes: Cow::Owned(
+                (0..NODES)
+                    .map(|id| node(id, cpus / NODES, gib / u64::from(NODES)))
+                    .collect(),
+            ),
+            uplinks: Cow::Owned(bridges.iter().take(with).map(|name| uplink(name)).collect()),
+            ..Parts::default()
+        },
+    }
+}
+
+fn node(id: u32, cpus: u32, gib: u64) -> NumaNode {
+    NumaNode {
+        id,
+        cpus: (id * cpus..(id + 1) * cpus).collect(),
+        memory_bytes: gib << 30,
+        distances: (0..NODES)
+            .map(|other| if other == id { 10 } else { 21 })
+            .collect(),
+        huge_pages: vec![HugePages {
+            page_size_bytes: 2 << 20,
+            total: HUGE_GIB << 9,
+            free: HUGE_GIB << 9,
+        }],
+        cores: (0..cpus).map(|cpu| id * cpus + cpu / 2 * 2).collect(),
+    }
+}
+
+fn uplink(bridge: &str) -> Uplink {
+    Uplink {
+        bridge: bridge.to_owned(),
+        mbit_per_second: UPLINK_MBIT,
     }
 }
 
@@ -89,8 +142,9 @@ fn usage(cpus: u32, rng: &mut Rng) -> UsageView {
     }
 }
 
-/// A request: CPU, memory, one or two disks, an interface; one in ten only for a room, one in ten only for a rack; see [`rules`].
-pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
+/// A request: CPU, memory, one or two disks, an interface, every other with a bandwidth; one in ten only for a room, one in ten only for a rack;
+/// see [`rules`] and [`fitting`].
+pub(super) fn request(hosts: usize, kind: Kind, rng: &mut Rng) -> Request {
     let (vcpus, gib) = FLAVOURS[rng.usize(0..FLAVOURS.len())];
     let disk = |name: &str, pool: &str, size_mib| Disk {
         name: name.into(),
@@ -125,7 +179,9 @@ pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
                 bridge: bridge.into(),
             },
             mac: String::new(),
-            reserved_mbit: None,
+            reserved_mbit: rng
+                .bool()
+                .then(|| RESERVED_MBIT[rng.usize(0..RESERVED_MBIT.len())]),
         }],
         kernel_boot: None,
         restart_policy: RestartPolicy::default(),
@@ -135,10 +191,37 @@ pub(super) fn request(hosts: usize, rng: &mut Rng) -> Request {
         tpm: false,
         max_vcpus: None,
         max_memory_mib: None,
-        fitting: Default::default(),
+        fitting: match kind {
+            Kind::Plain => Fitting::default(),
+            Kind::Fitted => fitting(vcpus, rng),
+        },
         devices: Default::default(),
     })
     .with_rules(rules(hosts, rng))
+}
+
+/// In three of ten requests: one node, two, processors of its own on one, or huge pages on one.
+fn fitting(vcpus: u32, rng: &mut Rng) -> Fitting {
+    let packed = Fitting {
+        numa: NumaPolicy::Pack,
+        ..Fitting::default()
+    };
+    match rng.usize(0..40) {
+        0..4 => packed,
+        4..7 if vcpus >= NODES && vcpus.is_multiple_of(NODES) => Fitting {
+            numa: NumaPolicy::Spread(NODES),
+            ..packed
+        },
+        7..10 => Fitting {
+            cpus: CpuPolicy::Dedicated,
+            ..packed
+        },
+        10..12 => Fitting {
+            pages: Some(PageSize::Mib2),
+            ..packed
+        },
+        _ => Fitting::default(),
+    }
 }
 
 /// In one of five requests a group that is kept apart by racks and has members in some, half of them only as far as that can be.
@@ -173,11 +256,17 @@ fn rules(hosts: usize, rng: &mut Rng) -> Rules {
     }
 }
 
-/// Reserves, or gives back, what a request needs on a host.
-pub(super) fn reserve(host: &mut HostView<'_>, request: &Request, add: bool) {
+/// Reserves what a request needs on a host, at these nodes of it, or gives it back.
+pub(super) fn reserve(host: &mut HostView<'_>, request: &Request, places: &[NumaPlace], add: bool) {
     let change = |value: &mut u64, by: u64| *value = if add { *value + by } else { *value - by };
+    let own = charged(host.parts.taken.dedicated(), host.cpu_overcommit_ratio);
+    host.parts.taken.to_mut().change(&request.spec, places, add);
+    let own_now = charged(host.parts.taken.dedicated(), host.cpu_overcommit_ratio);
     let mut vcpus = host.vcpus_reserved.into();
-    change(&mut vcpus, request.spec.vcpus.into());
+    match request.spec.fitting.is_dedicated() {
+        true => change(&mut vcpus, own.abs_diff(own_now).into()),
+        false => change(&mut vcpus, request.spec.vcpus.into()),
+    }
     host.vcpus_reserved = u32::try_from(vcpus).expect("fewer than a host may have");
     change(&mut host.memory_mib_reserved, request.spec.reserved_memory_mib());
     let size = Size {

@@ -3,11 +3,12 @@
 use dalgu_controller::api::Services;
 use dalgu_proto::v1::{
     self, backup_service_server::BackupService, host_service_server::HostService,
-    image_service_server::ImageService, network_service_server::NetworkService, security_rule::Remote,
-    snapshot_service_server::SnapshotService, vm_service_server::VmService,
-    volume_service_server::VolumeService,
+    image_service_server::ImageService, network_service_server::NetworkService,
+    plan_service_server::PlanService, security_rule::Remote, snapshot_service_server::SnapshotService,
+    vm_service_server::VmService, volume_service_server::VolumeService,
 };
 use tonic::Status;
+use uuid::Uuid;
 
 use super::{
     FAST, HOSTS_WITH_IMAGES, Thing, group_name, image_name, network_name, snapshot_name, volume_name,
@@ -44,6 +45,8 @@ pub enum Message {
     DrainHost(v1::DrainHostRequest),
     CancelDrain(v1::CancelHostDrainRequest),
     RestoreHost(v1::RestoreHostRequest),
+    Plan(Box<v1::CreatePlanRequest>),
+    CancelPlan { newest: usize, request_id: String },
 }
 
 impl Thing {
@@ -220,7 +223,37 @@ impl Thing {
                 deadline_seconds: DRAIN_SECONDS,
                 request_id,
             }),
+            Self::CarryOutPlan => Message::Plan(Box::new(plan(request.object, request_id))),
+            Self::CancelPlan => Message::CancelPlan {
+                newest: request.object,
+                request_id,
+            },
         }
+    }
+}
+
+/// A plan of any kind but for the one that needs a host under pressure.
+fn plan(object: usize, request_id: String) -> v1::CreatePlanRequest {
+    let kind = match sum(&request_id) % 3 {
+        0 => v1::PlanKind::Consolidate,
+        1 => v1::PlanKind::Evacuate,
+        _ => v1::PlanKind::MakeRoom,
+    };
+    v1::CreatePlanRequest {
+        kind: kind.into(),
+        hosts: match kind {
+            v1::PlanKind::Evacuate => vec![host_name(object)],
+            _ => Vec::new(),
+        },
+        room_for: (kind == v1::PlanKind::MakeRoom).then(|| v1::RoomFor {
+            spec: vm_of("great").spec.map(|spec| v1::VmSpec {
+                vcpus: GREAT_VCPUS,
+                ..spec
+            }),
+            ..Default::default()
+        }),
+        request_id,
+        ..Default::default()
     }
 }
 
@@ -230,6 +263,9 @@ const DRAIN_SECONDS: u32 = 60;
 fn host_name(number: usize) -> String {
     format!("h{}", number + 1)
 }
+
+/// A VM for which hosts have not always room.
+const GREAT_VCPUS: u32 = 4;
 
 /// Lowest port that a security group opens.
 const FIRST_PORT: u32 = 20_000;
@@ -337,6 +373,22 @@ impl Message {
             Self::DrainHost(message) => return done(services.drain_host(with_peer(message)).await),
             Self::CancelDrain(message) => return done(services.cancel_host_drain(with_peer(message)).await),
             Self::RestoreHost(message) => return done(services.restore_host(with_peer(message)).await),
+            Self::Plan(message) => return carry_out(&services, *message).await,
+            Self::CancelPlan { newest, request_id } => {
+                let plans = services
+                    .list_plans(with_peer(v1::ListPlansRequest::default()))
+                    .await?
+                    .into_inner()
+                    .plans;
+                let Some(plan) = plans.into_iter().nth(newest) else {
+                    return Ok(Answer::Done);
+                };
+                let message = v1::CancelPlanRequest {
+                    id: plan.id,
+                    request_id,
+                };
+                return done(services.cancel_plan(with_peer(message)).await);
+            }
             Self::RestoreBackup(message) => {
                 return Answer::accepted(services.restore_backup(with_peer(message)).await?);
             }
@@ -345,6 +397,21 @@ impl Message {
             uid: volume.into_inner().uid,
         })
     }
+}
+
+/// A plan is made, and approved as it is.
+async fn carry_out(services: &Services, message: v1::CreatePlanRequest) -> Result<Answer, Status> {
+    // The same for the same plan, and nobody else's.
+    let asked = Uuid::parse_str(&message.request_id).unwrap_or_default();
+    let request_id = Uuid::from_u128(!asked.as_u128()).to_string();
+    let plan = services.create_plan(with_peer(message)).await?.into_inner();
+    let approve = v1::ApprovePlanRequest {
+        id: plan.id,
+        hash: plan.hash,
+        deadline_seconds: DRAIN_SECONDS,
+        request_id,
+    };
+    done(services.approve_plan(with_peer(approve)).await)
 }
 
 fn done<T>(answer: Result<tonic::Response<T>, Status>) -> Result<Answer, Status> {

@@ -1,6 +1,6 @@
 //! What clients ask about the objects of the site beside its VMs, in seeds that are about these
 //! ([`Nature::objects`](super::nature::Nature)): volumes, networks,
-//! security groups, images, snapshots, backups; and drains of its hosts.
+//! security groups, images, snapshots, backups; and drains of its hosts, and plans.
 //!
 //! Each request is one of [`Thing`]; what is sent for it follows from it, from a number and from the request's id alone.
 
@@ -69,6 +69,10 @@ pub enum Thing {
     CancelDrain,
     /// What that moved or stopped is brought back.
     RestoreHost,
+    /// A plan is made and approved: to put the VMs on fewer hosts, to empty one, or to make room for a great VM.
+    CarryOutPlan,
+    /// The plan of this number from the newest on is given up.
+    CancelPlan,
 }
 
 impl Thing {
@@ -126,6 +130,8 @@ impl Thing {
             Self::DrainHost => "DrainHost",
             Self::CancelDrain => "CancelHostDrain",
             Self::RestoreHost => "RestoreHost",
+            Self::CarryOutPlan => "CreatePlan, ApprovePlan",
+            Self::CancelPlan => "CancelPlan",
         }
     }
 }
@@ -250,6 +256,8 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
         (Thing::DrainHost, 4),
         (Thing::CancelDrain, 1),
         (Thing::RestoreHost, 4),
+        (Thing::CarryOutPlan, 5),
+        (Thing::CancelPlan, 1),
     ];
     let all = Size {
         vms: CONNECTED + CONNECTED_VMS,
