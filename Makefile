@@ -12,7 +12,7 @@ bin      = $(target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 as_root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=DALGU_LAB_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image tour-image demo test properties samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale bench-placement bench-planner fmt lint advisories
+.PHONY: help setup build programs lab lab-env lab-status lab-down lab-image tour-image demo test properties samples chaos fleet fuzz bench-lifecycle bench-provision bench-scale bench-placement bench-planner deb deb-check fmt lint advisories
 
 help: ## Explain the targets
 	@echo "Dalgu: a site's servers as one field of virtual machines."
@@ -26,6 +26,13 @@ setup: ## Install the packages and tools that building and the lab need (Debian,
 
 build: setup ## Build what is installed: target/release/dalgu, dalgu-agent and dalgu-controller
 	@cargo build --release -p dalgu -p dalgu-agent -p dalgu-controller
+
+deb: build ## Make Debian packages of what is installed, judged by lintian: target/debian/*.deb
+	@bash tests/lab/setup.sh packages
+	@bash systemd/deb/build.sh
+
+deb-check: deb ## Install, upgrade and remove the packages in a new root of this machine's release (from the distribution's mirror)
+	@$(as_root) bash systemd/deb/check.sh
 
 # What the targets below run. Of the whole workspace, so that the tests need no other build; it has the tests' switches in it.
 programs: setup

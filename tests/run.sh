@@ -53,7 +53,7 @@ step() {
 
 scripts() {
     local script status=0
-    for script in tests/lab/setup.sh tests/lab/guest/build.sh tests/lab/guest/init tests/lab/image/build.sh tests/run.sh .ci/run systemd/check.sh \
+    for script in tests/lab/setup.sh tests/lab/guest/build.sh tests/lab/guest/init tests/lab/image/build.sh tests/run.sh .ci/run systemd/check.sh systemd/deb/build.sh systemd/deb/check.sh \
         tests/fuzz/run.sh tests/fuzz/rustc-coverage.sh; do
         bash -n "$script" || status=1
     done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a Debian 12/13 or Ubuntu machine needs to build Dalgu and to run its lab;
-# `setup.sh checks`, called by `make test`, also what only the checks need. Called by `make setup` and by
+# `setup.sh checks`, called by `make test`, also what only the checks need; `setup.sh packages` what only `make deb` needs. Called by `make setup` and by
 # every target that builds. Safe to run again: it does nothing when everything is there. It starts no
 # service and changes no service that was there before.
 set -euo pipefail
@@ -18,6 +18,8 @@ other_packages=(
     busybox-static cpio kmod iproute2 nftables dnsmasq-base util-linux procps pkg-config gcc g++
     libc6-dev make systemd strace libxml2-utils mtools prometheus curl jq xz-utils zstd lz4 gzip ca-certificates
 )
+# Only for `make deb`.
+packaging_packages=(help2man lintian mmdebstrap)
 # In newer releases libvirt is split finer; these are taken where they exist.
 split_packages=(
     libvirt-daemon-driver-qemu libvirt-daemon-driver-network libvirt-daemon-driver-storage
@@ -145,6 +147,7 @@ disable_new_services() {
 
 install_packages() {
     local wanted=() virt=() had_libvirt=yes package
+    [ "${1:-}" = packages ] && other_packages+=("${packaging_packages[@]}")
     mapfile -t wanted < <(missing_of "${other_packages[@]}")
     mapfile -t virt < <(missing_of "${virt_packages[@]}")
     if [ ! -x "$tools/bin/grpcurl" ] && ! python3 -c 'import pip' 2>/dev/null; then
@@ -242,10 +245,13 @@ cargo_tool() {
 
 [ "$(uname -m)" = x86_64 ] || die "the lab runs on x86_64 only"
 command -v apt-get >/dev/null || die "only Debian and Ubuntu are supported"
-install_packages
+install_packages "$@"
 fetch_kernel
 fetch_grpcurl
-if [ "${1:-}" = checks ]; then
-    cargo_tool cargo-nextest
-    cargo_tool cargo-deny
-fi
+case ${1:-} in
+    checks)
+        cargo_tool cargo-nextest
+        cargo_tool cargo-deny
+        ;;
+    packages) cargo_tool cargo-deb ;;
+esac
