@@ -12,6 +12,7 @@ mod image;
 mod live;
 mod migration;
 mod network;
+mod overcommit;
 mod placement_group;
 mod plan;
 mod power;
@@ -52,6 +53,7 @@ pub use self::{
     },
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
+    overcommit::{Bounds, Overcommit, Seen},
     placement_group::PlacementGroupRecord,
     plan::{PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep, StepState},
     power::{HostPower, PowerPhase, Redfish},

@@ -37,9 +37,9 @@ pub use self::{
     tx::Tx,
 };
 use crate::model::{
-    BackupRecord, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord, Members,
-    MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, PlacementGroupRecord,
-    PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
+    BackupRecord, Bounds, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord,
+    Members, MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord,
+    PlacementGroupRecord, PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
 };
 use crate::{
     agent_wire::Reported,
@@ -210,6 +210,8 @@ pub struct State {
     pub space: Option<Space>,
     /// How far pools are filled. Not stored.
     pub pool_policy: PoolPolicy,
+    /// Between which ratios the over-commit of a host's processors follows its load. Not stored.
+    pub cpu_bounds: Bounds,
     /// Hosts are closed for new VMs by their load. Not stored.
     pub close_pressed: bool,
     /// Hosts that are off are woken for what finds no room. Not stored.
@@ -283,6 +285,7 @@ impl State {
             strays: OrdMap::new(),
             space: None,
             pool_policy: PoolPolicy::default(),
+            cpu_bounds: Bounds::default(),
             close_pressed: true,
             wakes_hosts: false,
             protect: Arc::default(),

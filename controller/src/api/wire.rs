@@ -279,6 +279,7 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         cpus_busy_p95: lately.map(|lately| lately.cpus_busy),
         cpus_stolen: lately.map(|lately| lately.cpus_stolen),
         power: host.power.as_ref().map(power::to_wire),
+        adapted_cpu_overcommit_ratio: view.adapted.then_some(view.cpu_overcommit_ratio),
     }
 }
 

@@ -225,6 +225,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
     let known_images = old_live.as_ref().and_then(|live| live.images.clone());
     let cpus_expected = old_live.as_ref().and_then(|live| live.cpus_expected);
     let lately = old_live.as_ref().and_then(|live| live.lately);
+    let overcommit = old_live.as_ref().map(|live| live.overcommit).unwrap_or_default();
     let same_run = old_live.as_ref().filter(|live| live.run_id == new.run_id);
     let networks = same_run.map_or(0, |live| live.networks);
     let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
@@ -246,6 +247,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         images: new.images.map(Arc::new).or(known_images),
         networks,
         pressure,
+        overcommit,
         cpus_expected,
         lately,
     };
@@ -488,6 +490,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         images: new.images.map(Arc::new).or_else(|| live.images.clone()),
         networks: live.networks,
         pressure,
+        overcommit: live.overcommit,
         cpus_expected: live.cpus_expected,
         lately: live.lately,
     };

@@ -140,6 +140,8 @@ pub(super) enum Lack<'a> {
         free: u32,
         capacity: u32,
         reserved: u32,
+        /// The over-commit ratio, where it is what the host's load has made of it.
+        adapted: Option<f64>,
     },
     Memory {
         needed: u64,
@@ -369,6 +371,7 @@ fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found
             free,
             capacity,
             reserved: host.vcpus_reserved,
+            adapted: host.adapted.then_some(host.cpu_overcommit_ratio),
         });
     }
     let (free, capacity) = (host.memory_mib_free(), host.memory_mib_capacity());
@@ -545,9 +548,13 @@ impl Lack<'_> {
                 needed,
                 free,
                 capacity,
+                adapted,
                 ..
             } => {
-                format!("needs {needed} vCPUs, has {free} free of {capacity}")
+                let adapted = adapted.map_or_else(String::new, |ratio| {
+                    format!(", over-committed {ratio} times as its load allows")
+                });
+                format!("needs {needed} vCPUs, has {free} free of {capacity}{adapted}")
             }
             Self::Memory {
                 needed,

@@ -45,7 +45,7 @@ pub use self::{
     policy::{Fit, Named, Order, Policy, Term},
     remedy::Change,
     rules::{Held, Members, Rules, broken, conflict, domain},
-    score::{Part, Rule, Size, Strain},
+    score::{Part, Rule, Size, Strain, processors},
     spare::{Protect, Spare},
     view::{
         Bound, HostView, Lately, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,

@@ -96,6 +96,17 @@ impl Load {
     }
 }
 
+/// Step of how short processors are on a host with so many, 0 to 3, and the same with what its VMs are expected to use; `None` where nothing of
+/// its last hour is known. The worst of what was busy in that hour, of what its VMs waited for, and of the time for which tasks waited.
+pub fn processors(usage: &UsageView, cpus: u32) -> Option<(u8, u8)> {
+    let lately = usage.lately?;
+    let now = step(percent_of(lately.cpus_busy, cpus), &BUSY_STEPS)
+        .max(step(percent_of(lately.cpus_stolen, cpus), &STOLEN_STEPS))
+        .max(step(stall(usage.cpu_stall), &STALL_STEPS));
+    let expected = usage.cpus_expected.unwrap_or(0.0);
+    Some((now, now.max(step(percent_of(expected, cpus), &BUSY_STEPS))))
+}
+
 /// How many of the limits the greater share of what is reserved of processors and memory has reached.
 fn reserved_step(host: &HostView<'_>) -> u8 {
     let capacity = Size::capacity(host);

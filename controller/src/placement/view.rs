@@ -396,6 +396,8 @@ pub struct HostView<'a> {
     pub cpus: u32,
     /// Virtual processors that may be reserved per logical processor.
     pub cpu_overcommit_ratio: f64,
+    /// That is what its load has made of it, and not what the operator said.
+    pub adapted: bool,
     /// Memory in MiB.
     pub memory_mib: u64,
     /// Memory kept for the host itself, in MiB.

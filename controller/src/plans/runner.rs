@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     blocking::beside,
+    hosts::overcommit,
     model::{Outcome, PlanState},
     placement::Policy,
     state::{Db, State},
@@ -80,6 +81,7 @@ impl Runner {
                 for host in hosts {
                     let cpus_expected = expected.get(&host).copied();
                     tx.set_expected(&host, cpus_expected, lately.get(&host).copied());
+                    overcommit::adapt(tx, &host);
                 }
             })
             .await;

@@ -26,8 +26,8 @@ use crate::{
     agent_wire::Reported,
     hosts::pools::Level,
     model::{
-        EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
-        OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
+        Bounds, EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
+        OperationRecord, Overcommit, Phase, Refusal, RequestRecord, VmRecord,
     },
     placement::{Decision, Lately, Policy, PoolPolicy, Protect, Request, Size},
     space::Space,
@@ -529,6 +529,21 @@ impl Tx {
         }
     }
 
+    /// Notes what a host's load has made of its over-commit ratio. Not stored.
+    pub fn set_overcommit(&mut self, host: &HostName, overcommit: Overcommit) {
+        let Some(live) = self.state.live.get(host) else {
+            return;
+        };
+        if live.overcommit != overcommit {
+            self.fleet.get_mut().mark(host);
+            let live = HostLive {
+                overcommit,
+                ..(**live).clone()
+            };
+            self.state.live.insert(host.clone(), Arc::new(live));
+        }
+    }
+
     /// Notes what is known of a migration. Not stored.
     pub fn set_migration_live(&mut self, id: MigrationId, live: MigrationLive) {
         self.state.migration_live.insert(id, Arc::new(live));
@@ -635,6 +650,12 @@ impl Tx {
     pub fn set_vms_most(&mut self, most: Option<u32>) {
         self.fleet.get_mut().mark_all();
         self.state.vms_most = most;
+    }
+
+    /// Between which ratios the over-commit of a host's processors follows its load, by the configuration. Not stored.
+    pub fn set_cpu_bounds(&mut self, bounds: Bounds) {
+        self.fleet.get_mut().mark_all();
+        self.state.cpu_bounds = bounds;
     }
 
     /// Whether hosts are closed for new VMs by their load, by the configuration. Not stored.
