@@ -415,7 +415,11 @@ fn pressed(tx: &mut Tx, host: &HostName, usage: Option<&Usage>) -> Pressure {
         return Pressure::default();
     }
     let memory_mib = record.inventory.ordinary_memory_bytes() >> 20;
-    let strain = Strain::of(&UsageView::of(usage), record.inventory.cpus, memory_mib);
+    let usage = UsageView {
+        lately: tx.live.get(host).and_then(|live| live.lately),
+        ..UsageView::of(usage)
+    };
+    let strain = Strain::of(&usage, record.inventory.cpus, memory_mib);
     let after = before.after(strain, Instant::now(), tx.now());
     match (before.closed(), after.closed()) {
         (None, Some(_)) => {

@@ -372,7 +372,8 @@ pub fn is_in_pieces(request: &Request, hosts: &[HostView<'_>]) -> bool {
     together.checked_less(size).is_some()
 }
 
-/// Whether guests on a host are likely to notice its load: pressure, busy processors or used memory of the second step.
+/// Whether guests on a host are likely to notice its load: time stalled for processors, memory or I/O, processors that are busy or that VMs wait for
+/// (steal), or used memory, of the second step.
 pub fn is_pressed(host: &HostView<'_>) -> bool {
     let usage = host.usage.as_ref();
     usage.is_some_and(|usage| Strain::of(usage, host.cpus, host.memory_mib) > Strain::Well)

@@ -416,6 +416,87 @@ fn busy_processors_of_the_last_seconds_do_not_decide_where_an_hour_is_known() {
 }
 
 #[test]
+fn a_host_is_contended_by_stalls_and_by_what_its_vms_wait_for_as_by_busy_processors() {
+    let waits = |percent: f64| StallView {
+        avg10_percent: percent,
+        avg60_percent: 0.0,
+    };
+    let stolen = |cpus_stolen| {
+        Some(Lately {
+            cpus_busy: 0.0,
+            cpus_stolen,
+        })
+    };
+    // Of eight processors. Each from the second step on, and not below it.
+    for (what, below, from) in [
+        (
+            "busy",
+            UsageView {
+                cpus_busy: Some(5.9),
+                ..idle()
+            },
+            UsageView {
+                cpus_busy: Some(6.0),
+                ..idle()
+            },
+        ),
+        (
+            "steal",
+            UsageView {
+                lately: stolen(0.79),
+                ..idle()
+            },
+            UsageView {
+                lately: stolen(0.8),
+                ..idle()
+            },
+        ),
+        (
+            "processors",
+            UsageView {
+                cpu_stall: waits(24.0),
+                ..idle()
+            },
+            UsageView {
+                cpu_stall: waits(25.0),
+                ..idle()
+            },
+        ),
+        (
+            "I/O",
+            UsageView {
+                io_stall: waits(24.0),
+                ..idle()
+            },
+            UsageView {
+                io_stall: waits(25.0),
+                ..idle()
+            },
+        ),
+        (
+            "memory",
+            UsageView {
+                memory_stall: waits(4.9),
+                ..idle()
+            },
+            UsageView {
+                memory_stall: waits(5.0),
+                ..idle()
+            },
+        ),
+    ] {
+        let pressed = |usage| {
+            is_pressed(&HostView {
+                usage: Some(usage),
+                ..host("h1")
+            })
+        };
+        assert!(!pressed(below), "{what}");
+        assert!(pressed(from), "{what}");
+    }
+}
+
+#[test]
 fn a_host_of_unknown_load_comes_last() {
     let silent = HostView {
         usage: None,
