@@ -181,7 +181,12 @@ fn content(new: &Create) -> String {
     } else {
         ""
     };
-    format!("CreateVm {content:?}{ignoring}")
+    // Only where there are some: what was asked for before these were looked at is known by the same words.
+    let rules = match (new.placement_groups.is_empty(), new.tolerations.is_empty()) {
+        (true, true) => String::new(),
+        _ => format!(" {:?} {:?}", new.placement_groups, new.tolerations),
+    };
+    format!("CreateVm {content:?}{ignoring}{rules}")
 }
 
 /// Checks a change of a VM.

@@ -88,14 +88,17 @@ pub fn place(
         {
             Err(Error::Initializing)
         }
-        None => Err(match placement::conflict(request, &hosts::views(state)) {
-            Some(conflict) => Error::PlacementConflict(conflict),
-            None => Error::NoCapacity {
-                sleeper: look::sleeper(state, request),
-                in_pieces: placement::is_in_pieces(request, &hosts::views(state)),
-                decision: Box::new(decision),
-            },
-        }),
+        None => {
+            let hosts = hosts::views(state);
+            Err(match placement::conflict(request, &hosts) {
+                Some(conflict) => Error::PlacementConflict(conflict),
+                None => Error::NoCapacity {
+                    sleeper: look::sleeper(state, request),
+                    in_pieces: placement::is_in_pieces(request, &hosts),
+                    decision: Box::new(decision),
+                },
+            })
+        }
     }
 }
 
