@@ -2,7 +2,7 @@
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
 //! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`NetworkRecord`], [`GroupRecord`],
-//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`PlanRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`PlanRecord`], [`RefusedPlacement`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod backup;
@@ -17,6 +17,7 @@ mod placement_group;
 mod plan;
 mod power;
 mod pressure;
+mod refused;
 mod snapshot;
 mod volume;
 
@@ -58,6 +59,7 @@ pub use self::{
     plan::{PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep, StepState},
     power::{HostPower, PowerPhase, Redfish},
     pressure::Pressure,
+    refused::RefusedPlacement,
     snapshot::{SnapshotRecord, SnapshotState, Snapshots},
     volume::VolumeRecord,
 };

@@ -34,12 +34,13 @@ pub(crate) use self::load::META_KEY;
 pub use self::{
     db::{BeforeCommit, Db, Hooks, Writing},
     load::{Error, state as from_image},
-    tx::Tx,
+    tx::{REFUSED_KEPT, Tx},
 };
 use crate::model::{
     BackupRecord, Bounds, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord,
     Members, MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord,
-    PlacementGroupRecord, PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
+    PlacementGroupRecord, PlanRecord, Refusal, RefusedPlacement, RequestRecord, ScheduleRecord, VmRecord,
+    VolumeRecord,
 };
 use crate::{
     agent_wire::Reported,
@@ -194,6 +195,8 @@ pub struct State {
     pub placement_members: OrdMap<PlacementGroupName, OrdSet<VmId>>,
     /// Plans of moves by id, and so by age.
     pub plans: OrdMap<PlanId, Arc<PlanRecord>>,
+    /// Placements that were refused last, by the VM's name.
+    pub refused_placements: OrdMap<VmName, Arc<RefusedPlacement>>,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -277,6 +280,7 @@ impl State {
             placement_groups: OrdMap::new(),
             placement_members: OrdMap::new(),
             plans: OrdMap::new(),
+            refused_placements: OrdMap::new(),
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),

@@ -8,6 +8,7 @@ mod image;
 mod network;
 mod placement_group;
 mod plan;
+mod refused;
 mod volume;
 
 use std::{cell::RefCell, collections::BTreeSet, ops::Deref, sync::Arc};
@@ -21,6 +22,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use self::refused::REFUSED_KEPT;
 use super::{Observing, State, Stray, fleet::Fleet, refused::Refused};
 use crate::{
     agent_wire::Reported,
@@ -284,6 +286,9 @@ impl Tx {
     pub fn put_vm(&mut self, mut vm: VmRecord) {
         vm.revision = self.revision();
         let before = self.state.vms.get(&vm.id).cloned();
+        if before.is_none() {
+            self.forget_refused_placement(&vm.name);
+        }
         self.erases |= before
             .as_ref()
             .is_some_and(|before| before.documents != vm.documents);
@@ -314,6 +319,7 @@ impl Tx {
         self.state.observations.remove(&id);
         self.state.refusals.remove(&id);
         self.write(Table::Vms, id, None);
+        self.forget_refused_placement(&old.name);
     }
 
     /// Puts a host.

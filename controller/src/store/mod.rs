@@ -44,11 +44,13 @@ pub enum Table {
     PlacementGroups,
     /// Plans of moves by id.
     Plans,
+    /// Placements that were refused, by the VM's name.
+    RefusedPlacements,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
@@ -63,6 +65,7 @@ impl Table {
         Self::BackupSchedules,
         Self::PlacementGroups,
         Self::Plans,
+        Self::RefusedPlacements,
     ];
 
     /// Its name in the database.
@@ -82,6 +85,7 @@ impl Table {
             Self::BackupSchedules => "backup_schedules",
             Self::PlacementGroups => "placement_groups",
             Self::Plans => "plans",
+            Self::RefusedPlacements => "refused_placements",
         }
     }
 
@@ -93,6 +97,7 @@ impl Table {
             Self::Networks | Self::Groups => 3,
             Self::Volumes | Self::Backups | Self::BackupSchedules => 4,
             Self::PlacementGroups | Self::Plans => 5,
+            Self::RefusedPlacements => 6,
         }
     }
 }

@@ -167,6 +167,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         vm.places.insert(destination.clone(), places);
         tx.put_vm(vm);
     }
+    tx.forget_refused_placement(&vm.name);
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);
     let record = MigrationRecord {
         id: MigrationId::from_uuid(tx.new_id()),
