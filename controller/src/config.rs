@@ -606,7 +606,7 @@ mod tests {
         let policy = |text: &str| Config::parse(text).unwrap().placement.policy();
         assert_eq!(policy(""), Policy::SPREAD);
         assert_eq!(policy("[placement]\npolicy = 'balanced'"), Policy::BALANCED);
-        let order = "order = ['against_preferences', 'no_telemetry', 'pressure', 'network', 'reserved', 'cpu_busy_percent', 'network_busy_percent']";
+        let order = "order = ['against_preferences', 'no_telemetry', 'pressure', 'network', 'reserved', 'cpu_busy_percent', 'network_busy_percent', 'images_missing']";
         for (name, expected) in [
             ("spread", Policy::SPREAD),
             ("pack", Policy::PACK),
@@ -713,12 +713,16 @@ mod tests {
             (
                 "[placement]\norder = ['pressure', 'reserved', 'pressure']",
                 "pressure is there twice: name each part once, of against_preferences, no_telemetry, pressure, network, \
-                 reserved_step, reserved, cpu_busy_percent, network_busy_percent",
+                 reserved_step, reserved, cpu_busy_percent, network_busy_percent, images_missing",
             ),
             (
                 "[placement]\norder = ['pressure']",
                 "reserved is missing: it tells hosts of the same load apart; name it last if it is to count for little. The parts are \
                  against_preferences, no_telemetry,",
+            ),
+            (
+                "[placement]\norder = ['reserved', 'images_missing', 'cpu_busy_percent']",
+                "images_missing is not the last",
             ),
             ("[placement]\norder = []", "reserved is missing"),
             (

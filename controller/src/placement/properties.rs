@@ -403,6 +403,10 @@ fn order() -> impl Strategy<Value = Order> {
         if let Some(against) = place(&terms, Term::AgainstPreferences).filter(|at| *at > reserved) {
             terms.swap(against, reserved);
         }
+        if let Some(at) = place(&terms, Term::ImagesMissing) {
+            let images = terms.remove(at);
+            terms.push(images);
+        }
         Order::try_from(terms).unwrap()
     })
 }

@@ -6,7 +6,7 @@
 //! steps, so that noise does not decide; between hosts of the same step the reservations do, which are exact; between equally
 //! reserved ones the finer steps of the load.
 //!
-//! Only [`Cost`] depends on the request, and it does so through what is free and what there is: the engine relies on that, and
+//! Beside what is only preferred and which images are missing, only [`Cost`] depends on the request, and it does so through what is free and what there is: the engine relies on that, and
 //! on [`Cost::at_least`].
 //!
 //! The limits below are this project's own judgement of where guests begin to notice, not figures from a paper.
@@ -280,7 +280,7 @@ impl<'a> Score<'a> {
         Self {
             lead: order.lead(steps, against),
             cost,
-            busy,
+            busy: order.tail(busy, request.images_missing(&host.name)),
             host: &host.name,
         }
     }

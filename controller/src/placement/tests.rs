@@ -748,6 +748,47 @@ fn the_volume_of_a_first_boot_takes_room_in_its_pool_and_an_agent_that_knows_it(
 }
 
 #[test]
+fn of_hosts_that_are_as_good_otherwise_the_one_that_has_the_image_gets_the_vm() {
+    let at = |hosts: &[&str]| -> imbl::OrdSet<HostName> {
+        let hosts = hosts.iter().map(|host| host.parse::<HostName>().unwrap());
+        hosts.collect()
+    };
+    let asked = |images| {
+        Request::new(spec()).with_needs(Needs {
+            images,
+            ..Needs::default()
+        })
+    };
+    let hosts = [host("h1"), host("h2"), host("h3")];
+    let one = asked(vec![at(&["h3"])]);
+    for policy in [Policy::SPREAD, Policy::PACK, Policy::BALANCED] {
+        let decision = decide(&one, &hosts, &policy);
+        assert_eq!(chosen(&decision), Some("h3"));
+        assert_eq!(
+            decision.summary,
+            "h3 is the best of 3 that can take it, of 3 hosts: images_missing 0 against 1 on h1"
+        );
+        assert_eq!(decision.verdicts[0].score.last().unwrap().name, "images_missing");
+    }
+    let two = asked(vec![at(&["h2"]), at(&["h2", "h3"])]);
+    assert_eq!(chosen(&decide(&two, &hosts, &Policy::SPREAD)), Some("h2"));
+    // Only of hosts that are as good otherwise.
+    let mut fuller = hosts.clone();
+    fuller[2].memory_mib_reserved = 1;
+    assert_eq!(chosen(&decide(&one, &fuller, &Policy::SPREAD)), Some("h1"));
+    let order = Order::try_from(vec![Term::Reserved]).unwrap();
+    let policy = Policy {
+        order,
+        ..Policy::SPREAD
+    };
+    assert_eq!(
+        chosen(&decide(&one, &hosts, &policy)),
+        Some("h1"),
+        "it does not count"
+    );
+}
+
+#[test]
 fn a_vm_goes_where_its_volume_is_which_takes_its_room_once() {
     use dalgu_proto::{host::GuestFeature, ids::VolumeId, vm::VolumeRef};
     let id = VolumeId::from_uuid(uuid::Uuid::from_u128(1));
