@@ -2,7 +2,7 @@
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
 //! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`NetworkRecord`], [`GroupRecord`],
-//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`PlanRecord`], [`RefusedPlacement`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`PlanRecord`], [`RefusedPlacement`], [`UsageRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod backup;
@@ -19,6 +19,7 @@ mod power;
 mod pressure;
 mod refused;
 mod snapshot;
+mod usage;
 mod volume;
 
 use std::{
@@ -61,6 +62,7 @@ pub use self::{
     pressure::Pressure,
     refused::RefusedPlacement,
     snapshot::{SnapshotRecord, SnapshotState, Snapshots},
+    usage::UsageRecord,
     volume::VolumeRecord,
 };
 use crate::placement::Decision;

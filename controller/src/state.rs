@@ -39,8 +39,8 @@ pub use self::{
 use crate::model::{
     BackupRecord, Bounds, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord,
     Members, MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord,
-    PlacementGroupRecord, PlanRecord, Refusal, RefusedPlacement, RequestRecord, ScheduleRecord, VmRecord,
-    VolumeRecord,
+    PlacementGroupRecord, PlanRecord, Refusal, RefusedPlacement, RequestRecord, ScheduleRecord, UsageRecord,
+    VmRecord, VolumeRecord,
 };
 use crate::{
     agent_wire::Reported,
@@ -197,6 +197,8 @@ pub struct State {
     pub plans: OrdMap<PlanId, Arc<PlanRecord>>,
     /// Placements that were refused last, by the VM's name.
     pub refused_placements: OrdMap<VmName, Arc<RefusedPlacement>>,
+    /// What VMs have used, as it was stored last.
+    pub usage: OrdMap<VmId, Arc<UsageRecord>>,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -281,6 +283,7 @@ impl State {
             placement_members: OrdMap::new(),
             plans: OrdMap::new(),
             refused_placements: OrdMap::new(),
+            usage: OrdMap::new(),
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),

@@ -424,6 +424,7 @@ fn differences(image: &Image, state: &State) -> Vec<String> {
             "refused placements",
             disk.refused_placements != state.refused_placements,
         ),
+        ("what VMs have used", disk.usage != state.usage),
         ("events", disk.events != state.events),
     ];
     let differ = differ.into_iter().filter(|(_, differs)| *differs);

@@ -13,7 +13,7 @@ use crate::{
     model::{
         BackupRecord, EventRecord, GroupRecord, HostLive, HostRecord, HostState, ImageRecord,
         MigrationRecord, NetworkRecord, OperationRecord, PlacementGroupRecord, PlanRecord, RefusedPlacement,
-        RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
+        RequestRecord, ScheduleRecord, UsageRecord, VmRecord, VolumeRecord,
     },
     store::{self, Image, Table},
 };
@@ -131,6 +131,7 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
             Table::RefusedPlacements => {
                 tx.index_refused_placement(Arc::new(parse::<RefusedPlacement>(name, key, value)?));
             }
+            Table::Usage => tx.index_usage(Arc::new(parse::<UsageRecord>(name, key, value)?)),
             Table::Groups => tx.index_group(Arc::new(parse::<GroupRecord>(name, key, value)?)),
             Table::PlacementGroups => {
                 tx.index_placement_group(Arc::new(parse::<PlacementGroupRecord>(name, key, value)?))

@@ -39,7 +39,9 @@ async fn site() -> Image {
         tx.put_host(fixtures::host("h1"));
         tx.put_host(fixtures::host("h2"));
         tx.put_operation(fixtures::operation(&vm, OperationKind::Migrate, None));
+        let usage = fixtures::usage(vm.id);
         tx.put_vm(vm);
+        tx.put_usage(usage);
         tx.put_migration(migration);
         tx.put_image(fixtures::image("12", 1));
         tx.put_network(fixtures::overlay("field", 7));
@@ -138,7 +140,10 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
         assert_eq!(state.reserved[&vm.owner].vms, 1);
         assert_eq!(state.members.len(), networks);
         let refused = usize::from(sample.contains("INTO refused_placements"));
-        assert_eq!(state.refused_placements.len(), refused);
+        assert_eq!(
+            (state.refused_placements.len(), state.usage.len()),
+            (refused, refused)
+        );
         assert_eq!(state.meta.term.0, 2, "the recorded one's next");
     }
 }

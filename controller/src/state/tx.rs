@@ -9,6 +9,7 @@ mod network;
 mod placement_group;
 mod plan;
 mod refused;
+mod usage;
 mod volume;
 
 use std::{cell::RefCell, collections::BTreeSet, ops::Deref, sync::Arc};
@@ -320,6 +321,9 @@ impl Tx {
         self.state.refusals.remove(&id);
         self.write(Table::Vms, id, None);
         self.forget_refused_placement(&old.name);
+        if self.state.usage.remove(&id).is_some() {
+            self.write(Table::Usage, id, None);
+        }
     }
 
     /// Puts a host.

@@ -46,11 +46,13 @@ pub enum Table {
     Plans,
     /// Placements that were refused, by the VM's name.
     RefusedPlacements,
+    /// What VMs have used, by their ids.
+    Usage,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
@@ -66,6 +68,7 @@ impl Table {
         Self::PlacementGroups,
         Self::Plans,
         Self::RefusedPlacements,
+        Self::Usage,
     ];
 
     /// Its name in the database.
@@ -86,6 +89,7 @@ impl Table {
             Self::PlacementGroups => "placement_groups",
             Self::Plans => "plans",
             Self::RefusedPlacements => "refused_placements",
+            Self::Usage => "usage",
         }
     }
 
@@ -97,7 +101,7 @@ impl Table {
             Self::Networks | Self::Groups => 3,
             Self::Volumes | Self::Backups | Self::BackupSchedules => 4,
             Self::PlacementGroups | Self::Plans => 5,
-            Self::RefusedPlacements => 6,
+            Self::RefusedPlacements | Self::Usage => 6,
         }
     }
 }
