@@ -748,6 +748,59 @@ fn the_volume_of_a_first_boot_takes_room_in_its_pool_and_an_agent_that_knows_it(
 }
 
 #[test]
+fn by_the_default_measured_pressure_of_each_kind_outweighs_room_and_what_is_left_in_pieces_counts_for_nothing()
+ {
+    let lately = |cpus_busy, cpus_stolen| {
+        Some(Lately {
+            cpus_busy,
+            cpus_stolen,
+        })
+    };
+    let stalled = StallView {
+        avg10_percent: 10.0,
+        avg60_percent: 0.0,
+    };
+    for (what, usage) in [
+        (
+            "p95",
+            UsageView {
+                lately: lately(4.0, 0.0),
+                ..idle()
+            },
+        ),
+        (
+            "steal",
+            UsageView {
+                lately: lately(0.0, 0.4),
+                ..idle()
+            },
+        ),
+        (
+            "PSI",
+            UsageView {
+                cpu_stall: stalled,
+                ..idle()
+            },
+        ),
+    ] {
+        let (mut pressed, mut fuller) = (host("h1"), host("h2"));
+        pressed.usage = Some(usage);
+        fuller.memory_mib_reserved = 9000;
+        let decision = decide(&Request::new(spec()), &[pressed, fuller], &Policy::default());
+        assert_eq!(chosen(&decision), Some("h2"), "{what}");
+    }
+    // A hole that just holds the VM stays open: that is what pack is for.
+    let mut hole = host("h1");
+    hole.memory_mib_reserved = hole.memory_mib_capacity() - 4194;
+    let hosts = [hole, host("h2")];
+    let by = |policy| decide(&Request::new(spec()), &hosts, &policy).host.unwrap();
+    assert_eq!(
+        (by(Policy::default()).as_str(), by(Policy::PACK).as_str()),
+        ("h2", "h1")
+    );
+}
+
+#[test]
 fn of_hosts_that_are_as_good_otherwise_the_one_that_has_the_image_gets_the_vm() {
     let at = |hosts: &[&str]| -> imbl::OrdSet<HostName> {
         let hosts = hosts.iter().map(|host| host.parse::<HostName>().unwrap());
