@@ -668,10 +668,6 @@ mod tests {
                 "[placement]\ncpu_overcommit = { least = 4.0, most = 3.0 }",
                 "placement.cpu_overcommit.most = 3: must be 4, the least, to 64",
             ),
-            (
-                "[placement]\ncpu_overcommit = { least = 0.5 }",
-                "must be 1.0 to 100.0",
-            ),
             ("pool_overcommit_ratio = 0.5", "must be 1.0 to 100.0"),
             (
                 "[rebalance]\nmoves_per_hour = 0",

@@ -223,15 +223,15 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         tx.event(EventKind::Host, "HostReady", &new.host, "reports in time", None);
     }
     let known_images = old_live.as_ref().and_then(|live| live.images.clone());
-    let cpus_expected = old_live.as_ref().and_then(|live| live.cpus_expected);
-    let lately = old_live.as_ref().and_then(|live| live.lately);
-    let overcommit = old_live.as_ref().map(|live| live.overcommit).unwrap_or_default();
     let same_run = old_live.as_ref().filter(|live| live.run_id == new.run_id);
-    let networks = same_run.map_or(0, |live| live.networks);
     let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
     let pressure = pressed(tx, &new.host, new.usage.as_ref());
     let live = HostLive {
         state: HostState::Ready,
+        networks: same_run.map_or(0, |live| live.networks),
+        cpus_expected: old_live.as_ref().and_then(|live| live.cpus_expected),
+        lately: old_live.as_ref().and_then(|live| live.lately),
+        overcommit: old_live.as_ref().map(|live| live.overcommit).unwrap_or_default(),
         run_id: new.run_id,
         sequence: new.sequence.unwrap_or(0),
         report_time: Some(tx.now()),
@@ -245,11 +245,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         hypervisor_error: new.hypervisor_error,
         rival: None,
         images: new.images.map(Arc::new).or(known_images),
-        networks,
         pressure,
-        overcommit,
-        cpus_expected,
-        lately,
     };
     tx.set_live(new.host.clone(), live);
     pools::note(tx, &new.host, &sampled.unwrap_or_default());

@@ -434,6 +434,13 @@ fn short(pool: &PoolView<'_>, needed: u64) -> u64 {
     disk.max((pool.kept_mib() + 1).saturating_sub(pool.available_mib))
 }
 
+/// Of processors that are over-committed as their host's load allows: how much.
+fn by_load(ratio: Option<f64>) -> String {
+    ratio.map_or_else(String::new, |ratio| {
+        format!(", over-committed {ratio} times as its load allows")
+    })
+}
+
 impl Lack<'_> {
     /// Whether moves of VMs can change it: what is free. That a VM is on a host already is no lack of the host either.
     pub(super) fn is_room(&self) -> bool {
@@ -550,12 +557,7 @@ impl Lack<'_> {
                 capacity,
                 adapted,
                 ..
-            } => {
-                let adapted = adapted.map_or_else(String::new, |ratio| {
-                    format!(", over-committed {ratio} times as its load allows")
-                });
-                format!("needs {needed} vCPUs, has {free} free of {capacity}{adapted}")
-            }
+            } => format!("needs {needed} vCPUs, has {free} free of {capacity}") + &by_load(adapted),
             Self::Memory {
                 needed,
                 guest,
