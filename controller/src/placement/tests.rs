@@ -633,7 +633,7 @@ fn the_wire_says_the_same_as_the_decision() {
     );
     assert_eq!(wire.decide_time.unwrap().seconds, 1_700_000_000);
     let wire = to_wire(&decision, None);
-    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 8));
+    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 9));
     assert_eq!(
         (
             wire.verdicts[1].rank,
