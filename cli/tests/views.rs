@@ -471,6 +471,44 @@ fn why_a_vm_is_refused() {
     );
 }
 
+#[test]
+fn why_a_vm_was_not_made_or_moved() {
+    let mut decision = decision();
+    let refused = v1::RefusedPlacement {
+        kind: v1::OperationKind::CreateVm.into(),
+        refuse_time: ago(60),
+        summary: "none of 1 host can take it".into(),
+        verdicts: decision.verdicts.split_off(2),
+        hint: "uncordon h3".into(),
+    };
+    let missing = v1::Placement {
+        refused: Some(refused.clone()),
+        ..Default::default()
+    };
+    let text = explain::render(&missing, "web", "is on", false);
+    assert!(
+        text.starts_with("web: does not exist\n\nIts last creation was refused "),
+        "{text}"
+    );
+    assert!(text.contains(": none of 1 host can take it\n"), "{text}");
+    assert!(
+        text.contains("MEMORY") && text.ends_with("What would have made it fit: uncordon h3\n"),
+        "{text}"
+    );
+    let there = v1::Placement {
+        refused: Some(v1::RefusedPlacement {
+            kind: v1::OperationKind::MigrateVm.into(),
+            ..refused
+        }),
+        ..decision
+    };
+    let text = explain::render(&there, "web", "is on", false);
+    assert!(
+        text.starts_with("web is on h1: ") && text.contains("Its last migration was refused "),
+        "{text}"
+    );
+}
+
 /// A site of two hosts: one is silent, and on the other somebody was at work.
 fn examined() -> v1::Diagnosis {
     let finding =

@@ -15,6 +15,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
+    model::Bounds,
     placement::{Named, Order, Policy, PoolPolicy, Protect},
     power::{policy::Rules, redfish::Redfish},
     server::limits::Limits,
@@ -120,6 +121,8 @@ pub struct Placement {
     pub policy: Named,
     /// The order of the parts of a score, where it is not the policy's.
     pub order: Option<Order>,
+    /// Between which ratios the over-commit of a host's processors follows its load.
+    pub cpu_overcommit: CpuOvercommit,
     /// Whether a host whose VMs are short of processors, memory or I/O takes no new ones.
     pub close_pressed_hosts: bool,
     /// The domains of which any one may fail: room for its VMs is kept on the others.
@@ -133,10 +136,53 @@ impl Default for Placement {
         Self {
             policy: Named::default(),
             order: None,
+            cpu_overcommit: CpuOvercommit::default(),
             close_pressed_hosts: true,
             protect: Protect::default(),
             max_vms_per_host: None,
         }
+    }
+}
+
+/// Bounds of the over-commit ratio of a host's processors. Equal ones, as they are where nothing is said, leave every host its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CpuOvercommit {
+    /// At least.
+    pub least: Ratio,
+    /// At most.
+    pub most: Ratio,
+}
+
+impl Default for CpuOvercommit {
+    fn default() -> Self {
+        Self {
+            least: Ratio(100),
+            most: Ratio(100),
+        }
+    }
+}
+
+impl CpuOvercommit {
+    /// The same as numbers.
+    pub fn bounds(self) -> Bounds {
+        let times = |ratio: Ratio| f64::from(ratio.0) / 100.0;
+        Bounds {
+            least: times(self.least),
+            most: times(self.most),
+        }
+    }
+
+    fn check(self) -> Result<(), Error> {
+        let Bounds { least, most } = self.bounds();
+        if (least..=MOST_OVERCOMMIT).contains(&most) {
+            return Ok(());
+        }
+        Err(Error::Value {
+            key: "placement.cpu_overcommit.most",
+            value: most.to_string(),
+            allowed: format!("{least}, the least, to {MOST_OVERCOMMIT}"),
+        })
     }
 }
 
@@ -272,6 +318,8 @@ impl Power {
     }
 }
 
+/// As `UpdateHost` takes it.
+const MOST_OVERCOMMIT: f64 = 64.0;
 const RESERVE_HOSTS: RangeInclusive<u32> = 0..=10_000;
 const POWER_MINUTES: RangeInclusive<u32> = 1..=10_080;
 /// To switch off takes two.
@@ -350,6 +398,7 @@ impl Config {
             &MOVES_PER_HOUR,
         )?;
         self.power.check()?;
+        self.placement.cpu_overcommit.check()?;
         within("pool_full_percent", self.pool_full_percent, &POOL_PERCENT)?;
         let below_full = 1..=self.pool_full_percent;
         within("pool_warn_percent", self.pool_warn_percent, &below_full)?;
@@ -498,7 +547,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "data_dir = '/d'\ntls_dir = '/t'\nlisten = '127.0.0.1:0'\nunix_socket = '/s'\nreport_interval_ms = 500\n\
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
-             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\norder = ['reserved', 'pressure']\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
+             pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\norder = ['reserved', 'pressure']\ncpu_overcommit = { least = 1.5, most = 6 }\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
              protect = ['host', 'rack', 'room=m1']\n\
              [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
              min_on_minutes = 2\nmin_off_minutes = 3\nswitches_per_hour = 4\noff_limit_minutes = 5\non_limit_minutes = 6\n\
@@ -521,6 +570,10 @@ mod tests {
             placement: Placement {
                 policy: Named::Pack,
                 order: Some(Order::try_from(vec![Term::Reserved, Term::Pressure]).unwrap()),
+                cpu_overcommit: CpuOvercommit {
+                    least: Ratio(150),
+                    most: Ratio(600),
+                },
                 close_pressed_hosts: false,
                 protect: vec!["host".to_owned(), "rack".to_owned(), "room=m1".to_owned()]
                     .try_into()
@@ -553,7 +606,7 @@ mod tests {
         let policy = |text: &str| Config::parse(text).unwrap().placement.policy();
         assert_eq!(policy(""), Policy::SPREAD);
         assert_eq!(policy("[placement]\npolicy = 'balanced'"), Policy::BALANCED);
-        let order = "order = ['against_preferences', 'no_telemetry', 'pressure', 'network', 'reserved', 'cpu_busy_percent', 'network_busy_percent']";
+        let order = "order = ['against_preferences', 'no_telemetry', 'pressure', 'network', 'reserved', 'cpu_busy_percent', 'network_busy_percent', 'images_missing']";
         for (name, expected) in [
             ("spread", Policy::SPREAD),
             ("pack", Policy::PACK),
@@ -611,6 +664,10 @@ mod tests {
             ),
             ("pool_full_percent = 101", "must be 1 to 100"),
             ("pool_warn_percent = 96", "must be 1 to 95"),
+            (
+                "[placement]\ncpu_overcommit = { least = 4.0, most = 3.0 }",
+                "placement.cpu_overcommit.most = 3: must be 4, the least, to 64",
+            ),
             ("pool_overcommit_ratio = 0.5", "must be 1.0 to 100.0"),
             (
                 "[rebalance]\nmoves_per_hour = 0",
@@ -643,7 +700,7 @@ mod tests {
             ),
             (
                 "[placement]\nspread = true",
-                "unknown field `spread`, expected one of `policy`, `order`, `close_pressed_hosts`",
+                "unknown field `spread`, expected one of `policy`, `order`, `cpu_overcommit`",
             ),
             (
                 "[placement]\norder = ['speed']",
@@ -652,12 +709,16 @@ mod tests {
             (
                 "[placement]\norder = ['pressure', 'reserved', 'pressure']",
                 "pressure is there twice: name each part once, of against_preferences, no_telemetry, pressure, network, \
-                 reserved_step, reserved, cpu_busy_percent, network_busy_percent",
+                 reserved_step, reserved, cpu_busy_percent, network_busy_percent, images_missing",
             ),
             (
                 "[placement]\norder = ['pressure']",
                 "reserved is missing: it tells hosts of the same load apart; name it last if it is to count for little. The parts are \
                  against_preferences, no_telemetry,",
+            ),
+            (
+                "[placement]\norder = ['reserved', 'images_missing', 'cpu_busy_percent']",
+                "images_missing is not the last",
             ),
             ("[placement]\norder = []", "reserved is missing"),
             (

@@ -124,6 +124,30 @@ pub(crate) fn host(name: &str) -> HostRecord {
     }
 }
 
+/// What a VM has used in one hour.
+pub(crate) fn usage(vm: VmId) -> UsageRecord {
+    UsageRecord {
+        vm,
+        hour: 3,
+        hours: vec![None, None, None, Some(25)],
+        samples: vec![25, 20],
+    }
+}
+
+/// A creation that was refused.
+pub(crate) fn refused(name: &str) -> RefusedPlacement {
+    RefusedPlacement {
+        vm: name.parse().unwrap(),
+        kind: OperationKind::Create,
+        decision: Decision {
+            host: None,
+            summary: "no host has registered yet".into(),
+            ..decision("h1")
+        },
+        time: Timestamp::UNIX_EPOCH,
+    }
+}
+
 /// A host that has just reported.
 pub(crate) fn live(now: Timestamp) -> HostLive {
     HostLive {

@@ -1,4 +1,4 @@
-//! Forgets what need not be kept: request ids, operations that ended long ago, and their migrations.
+//! Forgets what need not be kept: request ids, operations that ended long ago, and their migrations, and placements that were refused long ago.
 //!
 //! A task of the controller. Events are not its business: each change of the state drops the oldest.
 
@@ -51,6 +51,11 @@ fn old(state: &State, now: Timestamp, operations_kept: Duration) -> usize {
             .values()
             .filter(|operation| operation.end_time.is_some_and(|end| end < operations))
             .count()
+        + state
+            .refused_placements
+            .values()
+            .filter(|refused| refused.time < operations)
+            .count()
 }
 
 fn forget(tx: &mut Tx, operations_kept: Duration) {
@@ -64,6 +69,14 @@ fn forget(tx: &mut Tx, operations_kept: Duration) {
         .collect();
     for key in keys {
         tx.forget_request(&key);
+    }
+    let refused = tx
+        .refused_placements
+        .values()
+        .filter(|refused| refused.time < operations);
+    let refused: Vec<_> = refused.take(AT_ONCE).map(|refused| refused.vm.clone()).collect();
+    for vm in refused {
+        tx.forget_refused_placement(&vm);
     }
     let ended = tx
         .operations

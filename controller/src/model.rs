@@ -2,7 +2,7 @@
 //!
 //! Used by every module of the crate; holds data and small readings of it, no decisions. Stored types
 //! ([`VmRecord`], [`HostRecord`], [`OperationRecord`], [`MigrationRecord`], [`ImageRecord`], [`NetworkRecord`], [`GroupRecord`],
-//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`PlanRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
+//! [`PlacementGroupRecord`], [`VolumeRecord`], [`BackupRecord`], [`ScheduleRecord`], [`PlanRecord`], [`RefusedPlacement`], [`UsageRecord`], [`RequestRecord`], [`EventRecord`]) may get new fields with a serde default, but a field never changes its meaning. [`Observation`], [`HostLive`] and
 //! [`MigrationLive`] are relearnt from the agents after each start and are never stored.
 
 mod backup;
@@ -12,11 +12,14 @@ mod image;
 mod live;
 mod migration;
 mod network;
+mod overcommit;
 mod placement_group;
 mod plan;
 mod power;
 mod pressure;
+mod refused;
 mod snapshot;
+mod usage;
 mod volume;
 
 use std::{
@@ -52,11 +55,14 @@ pub use self::{
     },
     migration::{Answer, MigrationRecord, Phase, Presence, Progress, Transfer},
     network::{GroupRecord, GroupUse, HostPlace, Members, NetworkRecord, Place},
+    overcommit::{Bounds, Overcommit, Seen},
     placement_group::PlacementGroupRecord,
     plan::{PlanFigures, PlanKind, PlanRecord, PlanState, PlanStep, StepState},
     power::{HostPower, PowerPhase, Redfish},
     pressure::Pressure,
+    refused::RefusedPlacement,
     snapshot::{SnapshotRecord, SnapshotState, Snapshots},
+    usage::UsageRecord,
     volume::VolumeRecord,
 };
 use crate::placement::Decision;

@@ -34,12 +34,13 @@ pub(crate) use self::load::META_KEY;
 pub use self::{
     db::{BeforeCommit, Db, Hooks, Writing},
     load::{Error, state as from_image},
-    tx::Tx,
+    tx::{REFUSED_KEPT, Tx},
 };
 use crate::model::{
-    BackupRecord, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord, Members,
-    MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord, PlacementGroupRecord,
-    PlanRecord, Refusal, RequestRecord, ScheduleRecord, VmRecord, VolumeRecord,
+    BackupRecord, Bounds, EventRecord, GroupRecord, GroupUse, HostLive, HostPlace, HostRecord, ImageRecord,
+    Members, MigrationLive, MigrationRecord, NetworkRecord, Observation, OperationRecord,
+    PlacementGroupRecord, PlanRecord, Refusal, RefusedPlacement, RequestRecord, ScheduleRecord, UsageRecord,
+    VmRecord, VolumeRecord,
 };
 use crate::{
     agent_wire::Reported,
@@ -194,6 +195,10 @@ pub struct State {
     pub placement_members: OrdMap<PlacementGroupName, OrdSet<VmId>>,
     /// Plans of moves by id, and so by age.
     pub plans: OrdMap<PlanId, Arc<PlanRecord>>,
+    /// Placements that were refused last, by the VM's name.
+    pub refused_placements: OrdMap<VmName, Arc<RefusedPlacement>>,
+    /// What VMs have used, as it was stored last.
+    pub usage: OrdMap<VmId, Arc<UsageRecord>>,
     /// Kept events by revision.
     pub events: OrdMap<u64, Arc<EventRecord>>,
     /// What owners last said of their VMs. Not stored.
@@ -210,6 +215,8 @@ pub struct State {
     pub space: Option<Space>,
     /// How far pools are filled. Not stored.
     pub pool_policy: PoolPolicy,
+    /// Between which ratios the over-commit of a host's processors follows its load. Not stored.
+    pub cpu_bounds: Bounds,
     /// Hosts are closed for new VMs by their load. Not stored.
     pub close_pressed: bool,
     /// Hosts that are off are woken for what finds no room. Not stored.
@@ -275,6 +282,8 @@ impl State {
             placement_groups: OrdMap::new(),
             placement_members: OrdMap::new(),
             plans: OrdMap::new(),
+            refused_placements: OrdMap::new(),
+            usage: OrdMap::new(),
             events: OrdMap::new(),
             observations: OrdMap::new(),
             refusals: OrdMap::new(),
@@ -283,6 +292,7 @@ impl State {
             strays: OrdMap::new(),
             space: None,
             pool_policy: PoolPolicy::default(),
+            cpu_bounds: Bounds::default(),
             close_pressed: true,
             wakes_hosts: false,
             protect: Arc::default(),

@@ -39,7 +39,9 @@ impl Resource for v1::Placement {
 pub fn render(placement: &v1::Placement, subject: &str, verb: &str, color: bool) -> String {
     let (good, bad) = if color { (GOOD, BAD) } else { Default::default() };
     let subject = human::clean(subject);
+    let is_missing = placement.host.is_empty() && placement.refused.is_some();
     let mut text = match human::clean(&placement.host).as_str() {
+        _ if is_missing => format!("{subject}: {bad}does not exist{bad:#}"),
         "" => format!("{subject}: {bad}no host can take it{bad:#}"),
         host => format!("{subject} {verb} {good}{host}{good:#}"),
     };
@@ -65,7 +67,7 @@ pub fn render(placement: &v1::Placement, subject: &str, verb: &str, color: bool)
         text += "\nHosts that do not:\n";
         text += &indented(&shortfalls(&others, &style));
     }
-    if placement.verdicts.is_empty() {
+    if placement.verdicts.is_empty() && !is_missing {
         text += "\nThere is no host to look at: `dalgu host list` shows the hosts there are.\n";
     }
     if !placement.hint.is_empty() {
@@ -76,6 +78,30 @@ pub fn render(placement: &v1::Placement, subject: &str, verb: &str, color: bool)
     }
     if let Some(time) = placement.decide_time.as_ref() {
         text += &format!("\nDecided {}\n", human::clock(Some(time)));
+    }
+    if let Some(refused) = &placement.refused {
+        text += &refusal(refused, &style);
+    }
+    text
+}
+
+/// What was refused since.
+fn refusal(refused: &v1::RefusedPlacement, style: &table::Style) -> String {
+    let what = match refused.kind() {
+        v1::OperationKind::MigrateVm => "migration",
+        _ => "creation",
+    };
+    let mut text = format!(
+        "\nIts last {what} was refused {}: {}\n",
+        human::clock(refused.refuse_time.as_ref()),
+        human::clean(&refused.summary)
+    );
+    if !refused.verdicts.is_empty() {
+        let verdicts: Vec<_> = refused.verdicts.iter().collect();
+        text += &indented(&shortfalls(&verdicts, style));
+    }
+    if !refused.hint.is_empty() {
+        text += &format!("What would have made it fit: {}\n", human::clean(&refused.hint));
     }
     text
 }

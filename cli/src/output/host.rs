@@ -201,7 +201,12 @@ impl Resource for v1::Host {
             "vCPUs",
             format!(
                 "{} of {} (over-commit {})",
-                room.vcpus_reserved, room.vcpus_capacity, self.cpu_overcommit_ratio
+                room.vcpus_reserved,
+                room.vcpus_capacity,
+                match self.adapted_cpu_overcommit_ratio {
+                    Some(now) => format!("{now} by its load, {} of its own", self.cpu_overcommit_ratio),
+                    None => self.cpu_overcommit_ratio.to_string(),
+                }
             ),
         );
         page.line(

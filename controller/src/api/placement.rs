@@ -11,7 +11,7 @@ use dalgu_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Services, peer, vm::bad};
+use super::{Services, peer, vm::bad, wire};
 use crate::{
     blocking::beside,
     hosts,
@@ -131,13 +131,16 @@ impl PlacementService for Services {
     ) -> Result<Response<v1::Placement>, Status> {
         let name = vm_name(&request.get_ref().vm)?;
         let state = self.db.snapshot();
-        let vm = state
-            .vm_by_name(&name)
-            .ok_or_else(|| Error::VmNotFound(name.to_string()))?;
-        Ok(Response::new(placement::to_wire(
-            &vm.decision,
-            Some(vm.decide_time),
-        )))
+        let refused = state.refused_placements.get(&name);
+        let placement = match (state.vm_by_name(&name), refused) {
+            (Some(vm), _) => placement::to_wire(&vm.decision, Some(vm.decide_time)),
+            (None, Some(_)) => v1::Placement::default(),
+            (None, None) => return Err(Error::VmNotFound(name.to_string()).into()),
+        };
+        Ok(Response::new(v1::Placement {
+            refused: refused.map(|refused| wire::refused(refused)),
+            ..placement
+        }))
     }
 
     async fn explain_placement(

@@ -23,6 +23,7 @@ use crate::{
         create::{self, Create, DEFAULT_GRACE_SECONDS},
         migrate::{DEFAULT_DOWNTIME_MS, Migrate},
         power::Power,
+        refused,
         update::{self, Update},
     },
 };
@@ -56,6 +57,16 @@ impl Services {
         caller: Caller,
         change: impl FnOnce(&mut crate::state::Tx, &Caller) -> Result<Outcome, Error>,
     ) -> Answer {
+        self.placed(caller, None, change).await
+    }
+
+    /// The same for what needs a host; why there was none is kept.
+    async fn placed(
+        &self,
+        caller: Caller,
+        of: Option<(&VmName, OperationKind)>,
+        change: impl FnOnce(&mut crate::state::Tx, &Caller) -> Result<Outcome, Error>,
+    ) -> Answer {
         let outcome = self
             .db
             .transact(|tx| verbs::once(tx, &caller, |tx| change(tx, &caller)))
@@ -64,6 +75,9 @@ impl Services {
             Ok(outcome) => outcome,
             Err(error) => {
                 self.wake(&error).await;
+                if let Some((vm, kind)) = of {
+                    refused::keep(&self.db, vm, kind, &error).await;
+                }
                 return Err(error.into());
             }
         };
@@ -181,7 +195,12 @@ fn content(new: &Create) -> String {
     } else {
         ""
     };
-    format!("CreateVm {content:?}{ignoring}")
+    // Only where there are some: what was asked for before these were looked at is known by the same words.
+    let rules = match (new.placement_groups.is_empty(), new.tolerations.is_empty()) {
+        (true, true) => String::new(),
+        _ => format!(" {:?} {:?}", new.placement_groups, new.tolerations),
+    };
+    format!("CreateVm {content:?}{ignoring}{rules}")
 }
 
 /// Checks a change of a VM.
@@ -328,8 +347,11 @@ impl VmService for Services {
             let answer = wire::checked(OperationKind::Create, new.name.as_str(), decision.summary, now);
             return Ok(Response::new(answer));
         }
-        self.operation(caller, |tx, caller| create::create(tx, caller, new))
-            .await
+        let name = new.name.clone();
+        self.placed(caller, Some((&name, OperationKind::Create)), |tx, caller| {
+            create::create(tx, caller, new)
+        })
+        .await
     }
 
     async fn batch_create_vms(
@@ -463,7 +485,8 @@ impl VmService for Services {
             ignore_protection: m.ignore_protection,
             policy: self.config.placement.policy(),
         };
-        self.operation(caller, |tx, caller| {
+        let name = vm_name("name", &m.name)?;
+        self.placed(caller, Some((&name, OperationKind::Migrate)), |tx, caller| {
             verbs::migrate::migrate(tx, caller, &m.name, &m.etag, ask)
         })
         .await

@@ -34,7 +34,8 @@ use crate::{
     hosts,
     model::{
         EventKind, EventRecord, Fault, HostRecord, HostState, MigrationRecord, OperationKind,
-        OperationRecord, OperationState, Pending, Phase, PowerPhase, VmFault, VmPhase, VmRecord,
+        OperationRecord, OperationState, Pending, Phase, PowerPhase, RefusedPlacement, VmFault, VmPhase,
+        VmRecord,
     },
     placement::{self, HostView, PoolView},
     reconcile::{plan as work, step},
@@ -279,6 +280,19 @@ pub fn host(state: &State, host: &HostRecord) -> v1::Host {
         cpus_busy_p95: lately.map(|lately| lately.cpus_busy),
         cpus_stolen: lately.map(|lately| lately.cpus_stolen),
         power: host.power.as_ref().map(power::to_wire),
+        adapted_cpu_overcommit_ratio: view.adapted.then_some(view.cpu_overcommit_ratio),
+    }
+}
+
+/// A placement that was refused.
+pub fn refused(refused: &RefusedPlacement) -> v1::RefusedPlacement {
+    let decision = placement::to_wire(&refused.decision, Some(refused.time));
+    v1::RefusedPlacement {
+        kind: kind(refused.kind).into(),
+        refuse_time: decision.decide_time,
+        summary: decision.summary,
+        verdicts: decision.verdicts,
+        hint: decision.hint,
     }
 }
 

@@ -46,14 +46,15 @@ fn holders<'a>(vm: &'a VmRecord, migration: Option<&'a MigrationRecord>) -> BTre
 }
 
 /// What a host grants, whoever else takes of it.
-fn most(host: &HostRecord) -> (u64, u64) {
+fn most(state: &State, host: &HostRecord) -> (u64, u64) {
+    let ratio = state.cpu_bounds.most(host.cpu_overcommit_ratio);
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a cast from a float saturates"
     )]
     // 100 * 0.29 is 28.999…96 in binary; a ratio is meant in decimals.
-    let vcpus = (f64::from(host.inventory.cpus) * host.cpu_overcommit_ratio + 1e-9) as u64;
+    let vcpus = (f64::from(host.inventory.cpus) * ratio + 1e-9) as u64;
     let memory_mib = (host.inventory.ordinary_memory_bytes() >> 20).saturating_sub(host.reserved_memory_mib);
     (vcpus, memory_mib)
 }
@@ -107,7 +108,7 @@ pub fn rooms(state: &State) -> Vec<Room> {
             u64::from(placement::charged(own, host.cpu_overcommit_ratio))
         };
         let own = own.get(&host.name).map_or(0, BTreeSet::len);
-        let (most_vcpus, most_memory_mib) = most(host);
+        let (most_vcpus, most_memory_mib) = most(state, host);
         Room {
             host: host.name.clone(),
             vcpus: vcpus.saturating_add(charge(own)),

@@ -4,6 +4,7 @@
 //! is for placement and the API.
 
 pub mod heartbeat;
+pub mod overcommit;
 pub mod pools;
 pub mod registry;
 
@@ -74,6 +75,7 @@ fn look<'a>(
     let ready = heard && !host.is_asleep() && live.is_some_and(|live| live.hypervisor_error.is_none());
     let usage = live.filter(|_| heard).and_then(|live| live.usage.as_ref());
     let (unmanaged_vcpus, unmanaged_memory_mib) = foreign(state, &host.name);
+    let ratio = overcommit::ratio(state, host, live);
     let pools = host.inventory.pools.iter().map(|known| {
         // The sample has the present room; the inventory is stored only when it changes in earnest.
         let pool = usage
@@ -96,11 +98,12 @@ fn look<'a>(
         labels: Cow::Borrowed(&host.labels),
         taints: Cow::Borrowed(&host.taints),
         cpus: host.inventory.cpus,
-        cpu_overcommit_ratio: host.cpu_overcommit_ratio,
+        cpu_overcommit_ratio: ratio,
+        adapted: ratio != host.cpu_overcommit_ratio,
         memory_mib: host.inventory.ordinary_memory_bytes() / MIB,
         reserved_memory_mib: host.reserved_memory_mib,
         vcpus_reserved: reserved.map_or(0, |held| {
-            let own = charged(held.taken.dedicated(), host.cpu_overcommit_ratio);
+            let own = charged(held.taken.dedicated(), ratio);
             u32::try_from(held.vcpus).unwrap_or(u32::MAX).saturating_add(own)
         }),
         memory_mib_reserved: reserved.map_or(0, |held| held.memory_mib),

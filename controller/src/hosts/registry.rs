@@ -223,14 +223,15 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         tx.event(EventKind::Host, "HostReady", &new.host, "reports in time", None);
     }
     let known_images = old_live.as_ref().and_then(|live| live.images.clone());
-    let cpus_expected = old_live.as_ref().and_then(|live| live.cpus_expected);
-    let lately = old_live.as_ref().and_then(|live| live.lately);
     let same_run = old_live.as_ref().filter(|live| live.run_id == new.run_id);
-    let networks = same_run.map_or(0, |live| live.networks);
     let sampled = new.usage.as_ref().map(|usage| usage.pools.clone());
     let pressure = pressed(tx, &new.host, new.usage.as_ref());
     let live = HostLive {
         state: HostState::Ready,
+        networks: same_run.map_or(0, |live| live.networks),
+        cpus_expected: old_live.as_ref().and_then(|live| live.cpus_expected),
+        lately: old_live.as_ref().and_then(|live| live.lately),
+        overcommit: old_live.as_ref().map(|live| live.overcommit).unwrap_or_default(),
         run_id: new.run_id,
         sequence: new.sequence.unwrap_or(0),
         report_time: Some(tx.now()),
@@ -244,10 +245,7 @@ pub fn register(tx: &mut Tx, new: Registration) -> Result<Session, Error> {
         hypervisor_error: new.hypervisor_error,
         rival: None,
         images: new.images.map(Arc::new).or(known_images),
-        networks,
         pressure,
-        cpus_expected,
-        lately,
     };
     tx.set_live(new.host.clone(), live);
     pools::note(tx, &new.host, &sampled.unwrap_or_default());
@@ -413,7 +411,11 @@ fn pressed(tx: &mut Tx, host: &HostName, usage: Option<&Usage>) -> Pressure {
         return Pressure::default();
     }
     let memory_mib = record.inventory.ordinary_memory_bytes() >> 20;
-    let strain = Strain::of(&UsageView::of(usage), record.inventory.cpus, memory_mib);
+    let usage = UsageView {
+        lately: tx.live.get(host).and_then(|live| live.lately),
+        ..UsageView::of(usage)
+    };
+    let strain = Strain::of(&usage, record.inventory.cpus, memory_mib);
     let after = before.after(strain, Instant::now(), tx.now());
     match (before.closed(), after.closed()) {
         (None, Some(_)) => {
@@ -488,6 +490,7 @@ pub fn report(tx: &mut Tx, new: Report) -> Receipt {
         images: new.images.map(Arc::new).or_else(|| live.images.clone()),
         networks: live.networks,
         pressure,
+        overcommit: live.overcommit,
         cpus_expected: live.cpus_expected,
         lately: live.lately,
     };

@@ -23,6 +23,7 @@ use dalgu_proto::{
     image::Digest,
     vm::{CloneMode, Disk},
 };
+use imbl::OrdSet;
 
 use crate::{
     hosts,
@@ -85,6 +86,12 @@ pub fn needed(vm: &VmRecord) -> Vec<&Digest> {
     digests.sort_unstable();
     digests.dedup();
     digests
+}
+
+/// Hosts that have a copy of each of these images, or are about to.
+pub fn at<'a>(state: &State, digests: impl IntoIterator<Item = &'a Digest>) -> Vec<OrdSet<HostName>> {
+    let hosts = |digest: &Digest| state.image_hosts.get(digest).cloned().unwrap_or_default();
+    digests.into_iter().map(hosts).collect()
 }
 
 /// Bytes that a host has of the images that it needs for a VM.

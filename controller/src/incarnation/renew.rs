@@ -196,6 +196,7 @@ pub fn renew(image: Image, before: Past, now: Timestamp) -> Result<(Image, Meta)
             | Table::Backups
             | Table::BackupSchedules
             | Table::PlacementGroups => object((table, &key, &value), revision, now)?,
+            Table::RefusedPlacements | Table::Usage => value,
             Table::Plans => {
                 let mut plan: PlanRecord = read(table, &key, &value)?;
                 if !plan.state.is_over() {

@@ -10,7 +10,7 @@ use dalgu_proto::{
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Fault, ImageStock, Pressure, Progress};
+use super::{Fault, ImageStock, Overcommit, Pressure, Progress};
 use crate::placement::Lately;
 
 /// Whether an agent has done what it was told.
@@ -230,6 +230,8 @@ pub struct HostLive {
     pub networks: u64,
     /// Whether its load has closed it for new VMs.
     pub pressure: Pressure,
+    /// What its load has made of its over-commit ratio.
+    pub overcommit: Overcommit,
     /// Processors that its VMs together are expected to use at most; `None` until that is known.
     pub cpus_expected: Option<f64>,
     /// How busy it has been; `None` until that is known.
@@ -253,6 +255,7 @@ impl HostLive {
             images: None,
             networks: 0,
             pressure: Pressure::default(),
+            overcommit: Overcommit::default(),
             cpus_expected: None,
             lately: None,
         }

@@ -140,6 +140,8 @@ pub(super) enum Lack<'a> {
         free: u32,
         capacity: u32,
         reserved: u32,
+        /// The over-commit ratio, where it is what the host's load has made of it.
+        adapted: Option<f64>,
     },
     Memory {
         needed: u64,
@@ -369,6 +371,7 @@ fn processors_and_memory<'a>(request: &'a Request, host: &'a HostView<'_>, found
             free,
             capacity,
             reserved: host.vcpus_reserved,
+            adapted: host.adapted.then_some(host.cpu_overcommit_ratio),
         });
     }
     let (free, capacity) = (host.memory_mib_free(), host.memory_mib_capacity());
@@ -429,6 +432,13 @@ fn short(pool: &PoolView<'_>, needed: u64) -> u64 {
         false => needed.saturating_sub(pool.available_mib),
     };
     disk.max((pool.kept_mib() + 1).saturating_sub(pool.available_mib))
+}
+
+/// Of processors that are over-committed as their host's load allows: how much.
+fn by_load(ratio: Option<f64>) -> String {
+    ratio.map_or_else(String::new, |ratio| {
+        format!(", over-committed {ratio} times as its load allows")
+    })
 }
 
 impl Lack<'_> {
@@ -545,10 +555,9 @@ impl Lack<'_> {
                 needed,
                 free,
                 capacity,
+                adapted,
                 ..
-            } => {
-                format!("needs {needed} vCPUs, has {free} free of {capacity}")
-            }
+            } => format!("needs {needed} vCPUs, has {free} free of {capacity}") + &by_load(adapted),
             Self::Memory {
                 needed,
                 guest,

@@ -45,7 +45,7 @@ pub use self::{
     policy::{Fit, Named, Order, Policy, Term},
     remedy::Change,
     rules::{Held, Members, Rules, broken, conflict, domain},
-    score::{Part, Rule, Size, Strain},
+    score::{Part, Rule, Size, Strain, processors},
     spare::{Protect, Spare},
     view::{
         Bound, HostView, Lately, Needs, PoolPolicy, PoolView, Request, StallView, UsageView,
@@ -372,7 +372,8 @@ pub fn is_in_pieces(request: &Request, hosts: &[HostView<'_>]) -> bool {
     together.checked_less(size).is_some()
 }
 
-/// Whether guests on a host are likely to notice its load: pressure, busy processors or used memory of the second step.
+/// Whether guests on a host are likely to notice its load: time stalled for processors, memory or I/O, processors that are busy or that VMs wait for
+/// (steal), or used memory, of the second step.
 pub fn is_pressed(host: &HostView<'_>) -> bool {
     let usage = host.usage.as_ref();
     usage.is_some_and(|usage| Strain::of(usage, host.cpus, host.memory_mib) > Strain::Well)

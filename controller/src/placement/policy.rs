@@ -3,7 +3,7 @@
 //!
 //! The engine keeps hosts in the order of what comes before the reservations, then of the reservations, then of the rest: two numbers that hold
 //! the values of the other parts, the first part in the highest bits. So an order may have any parts in any places, but for two things:
-//! the reservations are in it, and what is asked for and not required, which depends on the request, does not come after them.
+//! the reservations are in it, and of the two parts that depend on the request what is asked for and not required does not come after them, and which images a host lacks is the last.
 
 use serde::Deserialize;
 
@@ -30,11 +30,13 @@ pub enum Term {
     CpuBusyPercent,
     /// Use of the busiest network interface, in steps of 5 %.
     NetworkBusyPercent,
+    /// Images of the VM that the host would have to fetch, 0 to 7.
+    ImagesMissing,
 }
 
 impl Term {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AgainstPreferences,
         Self::NoTelemetry,
         Self::Pressure,
@@ -43,6 +45,7 @@ impl Term {
         Self::Reserved,
         Self::CpuBusyPercent,
         Self::NetworkBusyPercent,
+        Self::ImagesMissing,
     ];
 
     /// As the configuration and a decision have it.
@@ -56,6 +59,7 @@ impl Term {
             Self::Reserved => "reserved",
             Self::CpuBusyPercent => "cpu_busy_percent",
             Self::NetworkBusyPercent => "network_busy_percent",
+            Self::ImagesMissing => "images_missing",
         }
     }
 
@@ -65,7 +69,7 @@ impl Term {
             Self::AgainstPreferences => 32,
             Self::NoTelemetry | Self::ReservedStep => 1,
             Self::Pressure => 2,
-            Self::Network => 3,
+            Self::Network | Self::ImagesMissing => 3,
             Self::Reserved => 0,
             Self::CpuBusyPercent | Self::NetworkBusyPercent => 5,
         }
@@ -110,7 +114,7 @@ pub(super) struct Steps(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Lead(u64);
 
-/// Parts that come after the reservations.
+/// Parts that come after the reservations; of a host in the index, without the last one, which depends on the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Busy(u32);
 
@@ -165,6 +169,14 @@ impl Order {
         }
     }
 
+    /// What comes after the reservations on a host that would have to fetch so many of a VM's images.
+    pub(super) fn tail(&self, busy: Busy, images_missing: u8) -> Busy {
+        match self.places[Term::ImagesMissing as usize] {
+            Place::After(bits) => Busy(busy.0 | u32::from(images_missing) << bits),
+            Place::Before(_) | Place::Nowhere => busy,
+        }
+    }
+
     /// The value of a part; 0 where it does not count.
     pub(super) fn value(&self, term: Term, lead: Lead, busy: Busy) -> u32 {
         let shifted = match self.places[term as usize] {
@@ -203,6 +215,12 @@ impl TryFrom<Vec<Term>> for Order {
             return Err(
                 "against_preferences comes after reserved, where it would decide only between hosts with the same room to the millionth: \
                  name it before that, or leave it out"
+                    .to_owned(),
+            );
+        }
+        if place(Term::ImagesMissing).is_some_and(|at| at + 1 < terms.len()) {
+            return Err(
+                "images_missing is not the last: it depends on the request, and hosts are kept in the order of all other parts; name it last, or leave it out"
                     .to_owned(),
             );
         }
@@ -255,6 +273,7 @@ impl Policy {
             Term::Reserved,
             Term::CpuBusyPercent,
             Term::NetworkBusyPercent,
+            Term::ImagesMissing,
         ]),
     };
 }
@@ -268,6 +287,7 @@ const ORDER: Order = Order::new(&[
     Term::Reserved,
     Term::CpuBusyPercent,
     Term::NetworkBusyPercent,
+    Term::ImagesMissing,
 ]);
 
 impl Default for Policy {

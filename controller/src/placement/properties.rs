@@ -367,6 +367,7 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
                         .collect(),
                     cpus: sizes.0,
                     cpu_overcommit_ratio: sizes.1,
+                    adapted: used.2 % 2 == 1,
                     memory_mib: sizes.2,
                     reserved_memory_mib: sizes.3,
                     vcpus_reserved: used.0,
@@ -402,6 +403,10 @@ fn order() -> impl Strategy<Value = Order> {
         });
         if let Some(against) = place(&terms, Term::AgainstPreferences).filter(|at| *at > reserved) {
             terms.swap(against, reserved);
+        }
+        if let Some(at) = place(&terms, Term::ImagesMissing) {
+            let images = terms.remove(at);
+            terms.push(images);
         }
         Order::try_from(terms).unwrap()
     })

@@ -6,7 +6,7 @@
 //! steps, so that noise does not decide; between hosts of the same step the reservations do, which are exact; between equally
 //! reserved ones the finer steps of the load.
 //!
-//! Only [`Cost`] depends on the request, and it does so through what is free and what there is: the engine relies on that, and
+//! Beside what is only preferred and which images are missing, only [`Cost`] depends on the request, and it does so through what is free and what there is: the engine relies on that, and
 //! on [`Cost::at_least`].
 //!
 //! The limits below are this project's own judgement of where guests begin to notice, not figures from a paper.
@@ -69,7 +69,6 @@ impl Load {
         let network = usage.map_or(0.0, |usage| usage.network_utilisation * 100.0);
         let expected = usage.and_then(|usage| usage.cpus_expected);
         let lately = usage.and_then(|usage| usage.lately);
-        let stolen = lately.map_or(0.0, |lately| percent_of(lately.cpus_stolen, host.cpus));
         // The last seconds say little of what a VM that stays for months will find; they count until more is known.
         let busy = match lately {
             Some(lately) => Some(percent_of(lately.cpus_busy, host.cpus)),
@@ -82,7 +81,7 @@ impl Load {
         let pressure = usage.map_or(0, |usage| {
             stalled(usage, host.memory_mib)
                 .max(step(cpu, &BUSY_STEPS))
-                .max(step(stolen, &STOLEN_STEPS))
+                .max(waited(usage, host.cpus))
         });
         let (steps, busy) = order.load([
             (Term::NoTelemetry, usage.is_none().into()),
@@ -94,6 +93,17 @@ impl Load {
         ]);
         Self { steps, busy }
     }
+}
+
+/// Step of how short processors are on a host with so many, 0 to 3, and the same with what its VMs are expected to use; `None` where nothing of
+/// its last hour is known. The worst of what was busy in that hour, of what its VMs waited for, and of the time for which tasks waited.
+pub fn processors(usage: &UsageView, cpus: u32) -> Option<(u8, u8)> {
+    let lately = usage.lately?;
+    let now = step(percent_of(lately.cpus_busy, cpus), &BUSY_STEPS)
+        .max(waited(usage, cpus))
+        .max(step(stall(usage.cpu_stall), &STALL_STEPS));
+    let expected = usage.cpus_expected.unwrap_or(0.0);
+    Some((now, now.max(step(percent_of(expected, cpus), &BUSY_STEPS))))
 }
 
 /// How many of the limits the greater share of what is reserved of processors and memory has reached.
@@ -270,7 +280,7 @@ impl<'a> Score<'a> {
         Self {
             lead: order.lead(steps, against),
             cost,
-            busy,
+            busy: order.tail(busy, request.images_missing(&host.name)),
             host: &host.name,
         }
     }
@@ -328,10 +338,18 @@ impl Strain {
     }
 }
 
-/// What is measured now.
+/// What is measured now; of what VMs wait for, the last five minutes.
 fn pressure(usage: &UsageView, cpus: u32, memory_mib: u64) -> u8 {
     let busy = step(busy_percent(usage, cpus).unwrap_or(0.0), &BUSY_STEPS);
-    stalled(usage, memory_mib).max(busy)
+    stalled(usage, memory_mib).max(busy).max(waited(usage, cpus))
+}
+
+/// Processors that VMs were ready to use and waited for.
+fn waited(usage: &UsageView, cpus: u32) -> u8 {
+    let stolen = usage
+        .lately
+        .map_or(0.0, |lately| percent_of(lately.cpus_stolen, cpus));
+    step(stolen, &STOLEN_STEPS)
 }
 
 /// The same, busy processors aside: time for which tasks waited, and used memory.

@@ -62,6 +62,7 @@ pub(super) fn host(name: &str) -> HostView<'static> {
         taints: Cow::default(),
         cpus: 8,
         cpu_overcommit_ratio: 4.0,
+        adapted: false,
         memory_mib: 16_384,
         reserved_memory_mib: 1024,
         vcpus_reserved: 0,
@@ -415,6 +416,87 @@ fn busy_processors_of_the_last_seconds_do_not_decide_where_an_hour_is_known() {
 }
 
 #[test]
+fn a_host_is_contended_by_stalls_and_by_what_its_vms_wait_for_as_by_busy_processors() {
+    let waits = |percent: f64| StallView {
+        avg10_percent: percent,
+        avg60_percent: 0.0,
+    };
+    let stolen = |cpus_stolen| {
+        Some(Lately {
+            cpus_busy: 0.0,
+            cpus_stolen,
+        })
+    };
+    // Of eight processors. Each from the second step on, and not below it.
+    for (what, below, from) in [
+        (
+            "busy",
+            UsageView {
+                cpus_busy: Some(5.9),
+                ..idle()
+            },
+            UsageView {
+                cpus_busy: Some(6.0),
+                ..idle()
+            },
+        ),
+        (
+            "steal",
+            UsageView {
+                lately: stolen(0.79),
+                ..idle()
+            },
+            UsageView {
+                lately: stolen(0.8),
+                ..idle()
+            },
+        ),
+        (
+            "processors",
+            UsageView {
+                cpu_stall: waits(24.0),
+                ..idle()
+            },
+            UsageView {
+                cpu_stall: waits(25.0),
+                ..idle()
+            },
+        ),
+        (
+            "I/O",
+            UsageView {
+                io_stall: waits(24.0),
+                ..idle()
+            },
+            UsageView {
+                io_stall: waits(25.0),
+                ..idle()
+            },
+        ),
+        (
+            "memory",
+            UsageView {
+                memory_stall: waits(4.9),
+                ..idle()
+            },
+            UsageView {
+                memory_stall: waits(5.0),
+                ..idle()
+            },
+        ),
+    ] {
+        let pressed = |usage| {
+            is_pressed(&HostView {
+                usage: Some(usage),
+                ..host("h1")
+            })
+        };
+        assert!(!pressed(below), "{what}");
+        assert!(pressed(from), "{what}");
+    }
+}
+
+#[test]
 fn a_host_of_unknown_load_comes_last() {
     let silent = HostView {
         usage: None,
@@ -551,7 +633,7 @@ fn the_wire_says_the_same_as_the_decision() {
     );
     assert_eq!(wire.decide_time.unwrap().seconds, 1_700_000_000);
     let wire = to_wire(&decision, None);
-    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 8));
+    assert_eq!((wire.verdicts[0].rank, wire.verdicts[0].score.len()), (1, 9));
     assert_eq!(
         (
             wire.verdicts[1].rank,
@@ -663,6 +745,100 @@ fn the_volume_of_a_first_boot_takes_room_in_its_pool_and_an_agent_that_knows_it(
         .map(|lack| lack.constraint)
         .collect();
     assert_eq!(told, [Constraint::Pool, Constraint::Feature]);
+}
+
+#[test]
+fn by_the_default_measured_pressure_of_each_kind_outweighs_room_and_what_is_left_in_pieces_counts_for_nothing()
+ {
+    let lately = |cpus_busy, cpus_stolen| {
+        Some(Lately {
+            cpus_busy,
+            cpus_stolen,
+        })
+    };
+    let stalled = StallView {
+        avg10_percent: 10.0,
+        avg60_percent: 0.0,
+    };
+    for (what, usage) in [
+        (
+            "p95",
+            UsageView {
+                lately: lately(4.0, 0.0),
+                ..idle()
+            },
+        ),
+        (
+            "steal",
+            UsageView {
+                lately: lately(0.0, 0.4),
+                ..idle()
+            },
+        ),
+        (
+            "PSI",
+            UsageView {
+                cpu_stall: stalled,
+                ..idle()
+            },
+        ),
+    ] {
+        let (mut pressed, mut fuller) = (host("h1"), host("h2"));
+        pressed.usage = Some(usage);
+        fuller.memory_mib_reserved = 9000;
+        let decision = decide(&Request::new(spec()), &[pressed, fuller], &Policy::default());
+        assert_eq!(chosen(&decision), Some("h2"), "{what}");
+    }
+    // A hole that just holds the VM stays open: that is what pack is for.
+    let mut hole = host("h1");
+    hole.memory_mib_reserved = hole.memory_mib_capacity() - 4194;
+    let hosts = [hole, host("h2")];
+    let by = |policy| decide(&Request::new(spec()), &hosts, &policy).host.unwrap();
+    assert_eq!(
+        (by(Policy::default()).as_str(), by(Policy::PACK).as_str()),
+        ("h2", "h1")
+    );
+}
+
+#[test]
+fn of_hosts_that_are_as_good_otherwise_the_one_that_has_the_image_gets_the_vm() {
+    let at = |hosts: &[&str]| -> imbl::OrdSet<HostName> {
+        let hosts = hosts.iter().map(|host| host.parse::<HostName>().unwrap());
+        hosts.collect()
+    };
+    let asked = |images| {
+        Request::new(spec()).with_needs(Needs {
+            images,
+            ..Needs::default()
+        })
+    };
+    let hosts = [host("h1"), host("h2"), host("h3")];
+    let one = asked(vec![at(&["h3"])]);
+    for policy in [Policy::SPREAD, Policy::PACK, Policy::BALANCED] {
+        let decision = decide(&one, &hosts, &policy);
+        assert_eq!(chosen(&decision), Some("h3"));
+        assert_eq!(
+            decision.summary,
+            "h3 is the best of 3 that can take it, of 3 hosts: images_missing 0 against 1 on h1"
+        );
+        assert_eq!(decision.verdicts[0].score.last().unwrap().name, "images_missing");
+    }
+    let two = asked(vec![at(&["h2"]), at(&["h2", "h3"])]);
+    assert_eq!(chosen(&decide(&two, &hosts, &Policy::SPREAD)), Some("h2"));
+    // Only of hosts that are as good otherwise.
+    let mut fuller = hosts.clone();
+    fuller[2].memory_mib_reserved = 1;
+    assert_eq!(chosen(&decide(&one, &fuller, &Policy::SPREAD)), Some("h1"));
+    let order = Order::try_from(vec![Term::Reserved]).unwrap();
+    let policy = Policy {
+        order,
+        ..Policy::SPREAD
+    };
+    assert_eq!(
+        chosen(&decide(&one, &hosts, &policy)),
+        Some("h1"),
+        "it does not count"
+    );
 }
 
 #[test]

@@ -14,6 +14,7 @@ use dalgu_proto::{
     placement::Taint,
     vm::{Disk, NumaPlace, Spec},
 };
+use imbl::OrdSet;
 
 use super::{
     devices,
@@ -58,6 +59,8 @@ pub struct Needs {
     pub volumes: BTreeMap<VolumeId, Bound>,
     /// Pools that its disks are made from.
     pub pools: BTreeSet<String>,
+    /// Of each image that its disks are made from, the hosts that have a copy or are about to.
+    pub images: Vec<OrdSet<HostName>>,
 }
 
 /// A volume whose file is there.
@@ -144,6 +147,12 @@ impl Request {
         sums
     }
 
+    /// How many of its images a host would have to fetch, as far as a score tells them apart.
+    pub(super) fn images_missing(&self, host: &HostName) -> u8 {
+        let missing = self.needs.images.iter().filter(|at| !at.contains(host));
+        images_told_apart(missing.count())
+    }
+
     /// Whether the VM exists and moves.
     pub fn is_migration(&self) -> bool {
         self.exclude.is_some()
@@ -166,6 +175,11 @@ impl Request {
             .filter(first)
             .map(move |(_, disk)| (disk.pool.as_str(), sum(disk)))
     }
+}
+
+/// Three bits of a score: more are as many.
+pub(super) fn images_told_apart(missing: usize) -> u8 {
+    u8::try_from(missing.min(7)).unwrap_or(7)
 }
 
 /// How far pools are filled.
@@ -396,6 +410,8 @@ pub struct HostView<'a> {
     pub cpus: u32,
     /// Virtual processors that may be reserved per logical processor.
     pub cpu_overcommit_ratio: f64,
+    /// That is what its load has made of it, and not what the operator said.
+    pub adapted: bool,
     /// Memory in MiB.
     pub memory_mib: u64,
     /// Memory kept for the host itself, in MiB.

@@ -28,6 +28,7 @@ pub fn to_wire(decision: &Decision, decided: Option<Timestamp>) -> v1::Placement
         summary,
         decide_time: decided.map(time::to_wire),
         ignored_protection: decision.ignored_protection,
+        refused: None,
     }
 }
 

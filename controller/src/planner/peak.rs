@@ -61,6 +61,22 @@ impl Peaks {
         self.last = Some(hour);
     }
 
+    /// What it used at most in each hour of the week, by the hours' numbers modulo [`HOURS`], and the last of these hours; `None` where it was never seen.
+    pub fn known(&self) -> Option<(u64, impl Iterator<Item = Option<f32>>)> {
+        let hours = self.hours.iter().map(|used| (!used.is_nan()).then_some(*used));
+        Some((self.last?, hours))
+    }
+
+    /// As [`Peaks::known`] gave it.
+    pub fn restored(last: u64, hours: impl IntoIterator<Item = Option<f32>>) -> Self {
+        let mut peaks = Self::default();
+        for (most, used) in peaks.hours.iter_mut().zip(hours) {
+            *most = used.unwrap_or(f32::NAN);
+        }
+        peaks.last = Some(last);
+        peaks
+    }
+
     /// What is expected of it in each hour, if it can use no more than its size.
     pub fn week(&self, size: f64) -> Week {
         let known = self.hours.iter().filter(|used| !used.is_nan());

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     blocking::beside,
+    hosts::overcommit,
     model::{Outcome, PlanState},
     placement::Policy,
     state::{Db, State},
@@ -58,7 +59,7 @@ impl Runner {
         let (mut looks, mut contended) = (0_u32, false);
         loop {
             tick.tick().await;
-            self.look().await;
+            self.look(looks).await;
             looks = looks.saturating_add(1);
             if self.moves_an_hour > 0 && looks > LEARNT {
                 contended = self.relieve(contended).await;
@@ -66,20 +67,25 @@ impl Runner {
         }
     }
 
-    /// Takes the samples, and tells placement what to expect of each host and how busy it has been.
-    async fn look(&self) {
+    /// Takes the samples, stores those of the VMs whose turn it is, and tells placement what to expect of each host and how busy it has been.
+    async fn look(&self, number: u32) {
         let (state, usage) = (self.db.snapshot(), self.usage.clone());
         let expected = beside(move || {
             usage.sample(&state);
-            (usage.expected(&state), usage.lately(&state))
+            (usage.expected(&state), usage.lately(&state), usage.due(number))
         });
-        let (expected, lately) = expected.await;
+        let (expected, lately, due) = expected.await;
         self.db
             .change(|tx| {
+                // After a restore nothing is written before an operator has looked at what hosts have.
+                if tx.meta.observing.is_none() {
+                    due.into_iter().for_each(|record| tx.put_usage(record));
+                }
                 let hosts: Vec<_> = tx.live.keys().cloned().collect();
                 for host in hosts {
                     let cpus_expected = expected.get(&host).copied();
                     tx.set_expected(&host, cpus_expected, lately.get(&host).copied());
+                    overcommit::adapt(tx, &host);
                 }
             })
             .await;

@@ -1,5 +1,5 @@
-//! What VMs and hosts have used of the processors, for the planner and for placement. In memory only, a few numbers for each: after a start it is
-//! learnt anew, and until then a VM counts as fully busy.
+//! What VMs and hosts have used of the processors, for the planner and for placement. A few numbers for each, in memory; what is known of a VM is stored once an
+//! hour, a twelfth of the VMs at each look, and goes on from there after a start. A VM of which nothing is known counts as fully busy.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,7 +14,7 @@ use dalgu_proto::{
 use jiff::Timestamp;
 
 use crate::{
-    model::HostLive,
+    model::{HostLive, UsageRecord},
     placement::Lately,
     planner::{
         Samples,
@@ -27,6 +27,8 @@ use crate::{
 pub const SAMPLE: Duration = Duration::from_secs(300);
 /// Samples of an hour.
 const HOUR: usize = 12;
+/// Looks after which every VM has been stored once.
+const LOOKS: u32 = 12;
 
 /// The samples of one VM, and what the next is measured from.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +40,39 @@ struct Known {
 }
 
 impl Known {
+    /// As it was stored.
+    fn restored(record: &UsageRecord) -> Self {
+        let processors = |hundredths: u16| f32::from(hundredths) / 100.0;
+        let mut samples = Samples::default();
+        for used in record.samples.iter().rev() {
+            samples.push(processors(*used));
+        }
+        let hours = record.hours.iter().map(|used| used.map(processors));
+        Self {
+            samples,
+            peaks: Peaks::restored(record.hour, hours),
+            last: None,
+        }
+    }
+
+    /// As it is stored; `None` where nothing was seen.
+    fn stored(&self, vm: VmId) -> Option<UsageRecord> {
+        let (hour, hours) = self.peaks.known()?;
+        Some(UsageRecord {
+            vm,
+            hour,
+            hours: hours
+                .map(|used| used.map(|used| hundredths(used.into())))
+                .collect(),
+            samples: self.samples.newest().map(hundredths).collect(),
+        })
+    }
+
+    /// Whether anything was seen of it.
+    fn is_seen(&self) -> bool {
+        self.peaks.known().is_some()
+    }
+
     /// Takes a sample. Gives how many processors it used since the last, and how many it waited for, as far as that can be said.
     fn push(&mut self, usage: &VmUsage) -> (f64, f64) {
         let now = (
@@ -97,6 +132,23 @@ impl Measured {
     }
 }
 
+/// Of a processor; more than 655 of them are as many.
+fn hundredths(processors: f64) -> u16 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to the range of u16"
+    )]
+    let hundredths = (processors * 100.0).round().clamp(0.0, f64::from(u16::MAX)) as u16;
+    hundredths
+}
+
+/// Whether a VM's turn to be stored is at this look: once an hour.
+fn is_due(vm: VmId, look: u32) -> bool {
+    let sum: u32 = vm.uuid().as_bytes().iter().map(|byte| u32::from(*byte)).sum();
+    sum % LOOKS == look % LOOKS
+}
+
 /// The 95th percentile, between the two nearest values in proportion (as Hyndman and Fan's definition 7, which Prometheus and NumPy have too).
 fn percentile_95(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
@@ -132,6 +184,11 @@ impl Usage {
         vms.retain(|vm, _| state.vms.contains_key(vm));
         hosts.retain(|host, _| state.live.contains_key(host));
         let mut sums = BTreeMap::<&HostName, (f64, f64)>::new();
+        for (vm, record) in &state.usage {
+            if state.vms.contains_key(vm) {
+                vms.entry(*vm).or_insert_with(|| Known::restored(record));
+            }
+        }
         for vm in state.vms.values() {
             if let Some(usage) = state.observation(vm).and_then(|seen| seen.usage.as_ref()) {
                 let (used, waited) = vms.entry(vm.id).or_default().push(usage);
@@ -174,7 +231,7 @@ impl Usage {
         let all = &self.0.lock().unwrap_or_else(PoisonError::into_inner).vms;
         let mut hosts = BTreeMap::<&HostName, Week>::new();
         for vm in state.vms.values() {
-            if let Some(known) = all.get(&vm.id).filter(|known| !known.samples.is_empty()) {
+            if let Some(known) = all.get(&vm.id).filter(|known| known.is_seen()) {
                 let week = hosts.entry(&vm.owner).or_insert([0.0; HOURS]);
                 add(week, &known.peaks.seen(), 1.0);
             }
@@ -194,7 +251,7 @@ impl Usage {
             .vms
             .keys()
             .filter_map(|vm| all.get(vm))
-            .filter(|known| !known.samples.is_empty())
+            .filter(|known| known.is_seen())
         {
             let week = known.peaks.seen();
             for (sum, hour) in sum.iter_mut().zip(hour(now)..) {
@@ -202,6 +259,13 @@ impl Usage {
             }
         }
         sum[0].max(sum[1])
+    }
+
+    /// What is to be stored at a look, of the VMs whose turn it is.
+    pub fn due(&self, look: u32) -> Vec<UsageRecord> {
+        let all = &self.0.lock().unwrap_or_else(PoisonError::into_inner).vms;
+        let due = all.iter().filter(|(vm, _)| is_due(**vm, look));
+        due.filter_map(|(vm, known)| known.stored(*vm)).collect()
     }
 
     /// The samples of a VM; none where nothing is known.
@@ -267,6 +331,60 @@ mod tests {
             (expected("h1").await, expected("h2").await),
             (Some(2.0), Some(2.0))
         );
+    }
+
+    #[tokio::test]
+    async fn what_vms_have_used_is_known_again_after_a_restart_and_takes_less_than_a_kilobyte_each() {
+        let disk = Disk::default();
+        let open = || Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+        let (db, usage) = (open(), Usage::default());
+        let vm = fixtures::vm("shop", "h1");
+        db.change(|tx| tx.put_vm(vm.clone())).await;
+        let mut counted = 0.0;
+        // Every five minutes of eight days: 1.5 processors, and 12.25 in one hour of each day.
+        for look in 0..8 * 24 * 12_u32 {
+            counted += if look / 12 % 24 == 3 { 12.25 } else { 1.5 } * 300.0;
+            let mut seen = fixtures::observation(&vm);
+            seen.usage = Some(VmUsage {
+                cpu_seconds_total: counted,
+                sample_time: Timestamp::from_second(i64::from(look) * 300 + 299).unwrap(),
+                ..VmUsage::default()
+            });
+            db.change(|tx| tx.observe(vm.id, Some(seen))).await;
+            usage.sample(&db.snapshot());
+        }
+        let (mut writes, expected) = (0, usage.expected(&db.snapshot()));
+        for look in 0..LOOKS {
+            let due = usage.due(look);
+            writes += due.len();
+            db.change(|tx| due.into_iter().for_each(|record| tx.put_usage(record)))
+                .await;
+        }
+        assert_eq!(writes, 1, "once an hour");
+        let state = db.snapshot();
+        let size = serde_json::to_string(&*state.usage[&vm.id]).unwrap().len();
+        assert!((700..1000).contains(&size), "{size} bytes");
+        let revision = state.meta.revision;
+        let again = usage.due((0..LOOKS).find(|look| is_due(vm.id, *look)).unwrap());
+        db.change(|tx| again.into_iter().for_each(|record| tx.put_usage(record)))
+            .await;
+        assert_eq!(
+            db.snapshot().meta.revision,
+            revision,
+            "nothing new, nothing written"
+        );
+        drop(db);
+        let (db, known) = (open(), Usage::default());
+        known.sample(&db.snapshot());
+        assert_eq!(known.expected(&db.snapshot()), expected);
+        assert_eq!(known.samples(vm.id).len(), usage.samples(vm.id).len());
+        assert_eq!(
+            known.samples(vm.id).newest().next(),
+            usage.samples(vm.id).newest().next()
+        );
+        db.change(|tx| tx.delete_vm(vm.id)).await;
+        known.sample(&db.snapshot());
+        assert!(db.snapshot().usage.is_empty() && known.expected(&db.snapshot()).is_empty());
     }
 
     #[test]

@@ -242,6 +242,7 @@ impl Core {
 async fn configure(db: &Db, config: &Config) {
     db.change(|tx| {
         tx.set_pool_policy(config.pool_policy());
+        tx.set_cpu_bounds(config.placement.cpu_overcommit.bounds());
         tx.set_close_pressed(config.placement.close_pressed_hosts);
         tx.set_wakes_hosts(config.power.automatic);
         tx.set_protect(Arc::new(config.placement.protect.clone()));

@@ -420,6 +420,11 @@ fn differences(image: &Image, state: &State) -> Vec<String> {
         ("volumes", disk.volumes != state.volumes),
         ("backups", disk.backups != state.backups),
         ("backup schedules", disk.schedules != state.schedules),
+        (
+            "refused placements",
+            disk.refused_placements != state.refused_placements,
+        ),
+        ("what VMs have used", disk.usage != state.usage),
         ("events", disk.events != state.events),
     ];
     let differ = differ.into_iter().filter(|(_, differs)| *differs);

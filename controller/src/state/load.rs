@@ -12,8 +12,8 @@ use super::{Meta, State, Tx, fleet::Fleet, refused::Refused};
 use crate::{
     model::{
         BackupRecord, EventRecord, GroupRecord, HostLive, HostRecord, HostState, ImageRecord,
-        MigrationRecord, NetworkRecord, OperationRecord, PlacementGroupRecord, PlanRecord, RequestRecord,
-        ScheduleRecord, VmRecord, VolumeRecord,
+        MigrationRecord, NetworkRecord, OperationRecord, PlacementGroupRecord, PlanRecord, RefusedPlacement,
+        RequestRecord, ScheduleRecord, UsageRecord, VmRecord, VolumeRecord,
     },
     store::{self, Image, Table},
 };
@@ -128,6 +128,10 @@ pub fn state(image: &Image, cluster_id: ClusterId) -> Result<State, Error> {
             Table::Backups => tx.index_backup(Arc::new(parse::<BackupRecord>(name, key, value)?)),
             Table::BackupSchedules => tx.index_schedule(Arc::new(parse::<ScheduleRecord>(name, key, value)?)),
             Table::Plans => tx.index_plan(Arc::new(parse::<PlanRecord>(name, key, value)?)),
+            Table::RefusedPlacements => {
+                tx.index_refused_placement(Arc::new(parse::<RefusedPlacement>(name, key, value)?));
+            }
+            Table::Usage => tx.index_usage(Arc::new(parse::<UsageRecord>(name, key, value)?)),
             Table::Groups => tx.index_group(Arc::new(parse::<GroupRecord>(name, key, value)?)),
             Table::PlacementGroups => {
                 tx.index_placement_group(Arc::new(parse::<PlacementGroupRecord>(name, key, value)?))

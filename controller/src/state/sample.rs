@@ -16,12 +16,13 @@ use crate::{
 };
 
 /// Each with the images, the networks and groups, the volumes, backups and schedules, and the placement groups and plans in it.
-const SAMPLES: [(&str, usize, usize, usize, usize); 5] = [
+const SAMPLES: [(&str, usize, usize, usize, usize); 6] = [
     (include_str!("samples/schema-1.sql"), 0, 0, 0, 0),
     (include_str!("samples/schema-2.sql"), 1, 0, 0, 0),
     (include_str!("samples/schema-3.sql"), 1, 1, 0, 0),
     (include_str!("samples/schema-4.sql"), 1, 1, 1, 0),
     (include_str!("samples/schema-5.sql"), 1, 1, 1, 1),
+    (include_str!("samples/schema-6.sql"), 1, 1, 1, 1),
 ];
 
 /// The site that the sample is of: one record of each kind.
@@ -38,7 +39,9 @@ async fn site() -> Image {
         tx.put_host(fixtures::host("h1"));
         tx.put_host(fixtures::host("h2"));
         tx.put_operation(fixtures::operation(&vm, OperationKind::Migrate, None));
+        let usage = fixtures::usage(vm.id);
         tx.put_vm(vm);
+        tx.put_usage(usage);
         tx.put_migration(migration);
         tx.put_image(fixtures::image("12", 1));
         tx.put_network(fixtures::overlay("field", 7));
@@ -51,6 +54,7 @@ async fn site() -> Image {
             Rule::AntiAffinity,
             Some("rack"),
         ));
+        tx.put_refused_placement(fixtures::refused("late"));
         tx.put_request(RequestRecord {
             key: "operator/x/1".into(),
             body: "b".into(),
@@ -88,13 +92,13 @@ fn sql(image: &Image) -> String {
     for (revision, value) in &image.events {
         writeln!(text, "INSERT INTO events VALUES ({revision}, {});", quoted(value)).unwrap();
     }
-    text + "PRAGMA user_version = 5;\n"
+    text + "PRAGMA user_version = 6;\n"
 }
 
 #[tokio::test]
 async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
     if std::env::var_os("UPDATE_STORE_SAMPLE").is_some() {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-5.sql");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/samples/schema-6.sql");
         std::fs::write(path, sql(&site().await)).unwrap();
         return;
     }
@@ -135,6 +139,11 @@ async fn a_database_that_an_earlier_version_wrote_is_read_whole() {
         assert_eq!((vm.name.as_str(), vm.owner.as_str()), ("web", "h1"));
         assert_eq!(state.reserved[&vm.owner].vms, 1);
         assert_eq!(state.members.len(), networks);
+        let refused = usize::from(sample.contains("INTO refused_placements"));
+        assert_eq!(
+            (state.refused_placements.len(), state.usage.len()),
+            (refused, refused)
+        );
         assert_eq!(state.meta.term.0, 2, "the recorded one's next");
     }
 }

@@ -8,6 +8,8 @@ mod image;
 mod network;
 mod placement_group;
 mod plan;
+mod refused;
+mod usage;
 mod volume;
 
 use std::{cell::RefCell, collections::BTreeSet, ops::Deref, sync::Arc};
@@ -21,13 +23,14 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use self::refused::REFUSED_KEPT;
 use super::{Observing, State, Stray, fleet::Fleet, refused::Refused};
 use crate::{
     agent_wire::Reported,
     hosts::pools::Level,
     model::{
-        EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
-        OperationRecord, Phase, Refusal, RequestRecord, VmRecord,
+        Bounds, EventKind, EventRecord, HostLive, HostRecord, MigrationLive, MigrationRecord, Observation,
+        OperationRecord, Overcommit, Phase, Refusal, RequestRecord, VmRecord,
     },
     placement::{Decision, Lately, Policy, PoolPolicy, Protect, Request, Size},
     space::Space,
@@ -284,6 +287,9 @@ impl Tx {
     pub fn put_vm(&mut self, mut vm: VmRecord) {
         vm.revision = self.revision();
         let before = self.state.vms.get(&vm.id).cloned();
+        if before.is_none() {
+            self.forget_refused_placement(&vm.name);
+        }
         self.erases |= before
             .as_ref()
             .is_some_and(|before| before.documents != vm.documents);
@@ -314,6 +320,10 @@ impl Tx {
         self.state.observations.remove(&id);
         self.state.refusals.remove(&id);
         self.write(Table::Vms, id, None);
+        self.forget_refused_placement(&old.name);
+        if self.state.usage.remove(&id).is_some() {
+            self.write(Table::Usage, id, None);
+        }
     }
 
     /// Puts a host.
@@ -529,6 +539,21 @@ impl Tx {
         }
     }
 
+    /// Notes what a host's load has made of its over-commit ratio. Not stored.
+    pub fn set_overcommit(&mut self, host: &HostName, overcommit: Overcommit) {
+        let Some(live) = self.state.live.get(host) else {
+            return;
+        };
+        if live.overcommit != overcommit {
+            self.fleet.get_mut().mark(host);
+            let live = HostLive {
+                overcommit,
+                ..(**live).clone()
+            };
+            self.state.live.insert(host.clone(), Arc::new(live));
+        }
+    }
+
     /// Notes what is known of a migration. Not stored.
     pub fn set_migration_live(&mut self, id: MigrationId, live: MigrationLive) {
         self.state.migration_live.insert(id, Arc::new(live));
@@ -635,6 +660,12 @@ impl Tx {
     pub fn set_vms_most(&mut self, most: Option<u32>) {
         self.fleet.get_mut().mark_all();
         self.state.vms_most = most;
+    }
+
+    /// Between which ratios the over-commit of a host's processors follows its load, by the configuration. Not stored.
+    pub fn set_cpu_bounds(&mut self, bounds: Bounds) {
+        self.fleet.get_mut().mark_all();
+        self.state.cpu_bounds = bounds;
     }
 
     /// Whether hosts are closed for new VMs by their load, by the configuration. Not stored.

@@ -44,11 +44,15 @@ pub enum Table {
     PlacementGroups,
     /// Plans of moves by id.
     Plans,
+    /// Placements that were refused, by the VM's name.
+    RefusedPlacements,
+    /// What VMs have used, by their ids.
+    Usage,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Meta,
         Self::Vms,
         Self::Hosts,
@@ -63,6 +67,8 @@ impl Table {
         Self::BackupSchedules,
         Self::PlacementGroups,
         Self::Plans,
+        Self::RefusedPlacements,
+        Self::Usage,
     ];
 
     /// Its name in the database.
@@ -82,6 +88,8 @@ impl Table {
             Self::BackupSchedules => "backup_schedules",
             Self::PlacementGroups => "placement_groups",
             Self::Plans => "plans",
+            Self::RefusedPlacements => "refused_placements",
+            Self::Usage => "usage",
         }
     }
 
@@ -93,6 +101,7 @@ impl Table {
             Self::Networks | Self::Groups => 3,
             Self::Volumes | Self::Backups | Self::BackupSchedules => 4,
             Self::PlacementGroups | Self::Plans => 5,
+            Self::RefusedPlacements | Self::Usage => 6,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dalgu_proto::{
     ids::{Epoch, Generation, HostName, PlacementGroupName, VmId, VmName},
     placement::Toleration,
-    vm::{PowerState, RestartMode, Spec, first_boot::Documents},
+    vm::{Disk, PowerState, RestartMode, Spec, first_boot::Documents},
 };
 use uuid::Uuid;
 
@@ -88,14 +88,17 @@ pub fn place(
         {
             Err(Error::Initializing)
         }
-        None => Err(match placement::conflict(request, &hosts::views(state)) {
-            Some(conflict) => Error::PlacementConflict(conflict),
-            None => Error::NoCapacity {
-                sleeper: look::sleeper(state, request),
-                in_pieces: placement::is_in_pieces(request, &hosts::views(state)),
-                decision: Box::new(decision),
-            },
-        }),
+        None => {
+            let hosts = hosts::views(state);
+            Err(match placement::conflict(request, &hosts) {
+                Some(conflict) => Error::PlacementConflict(conflict),
+                None => Error::NoCapacity {
+                    sleeper: look::sleeper(state, request),
+                    in_pieces: placement::is_in_pieces(request, &hosts),
+                    decision: Box::new(decision),
+                },
+            })
+        }
     }
 }
 
@@ -187,6 +190,8 @@ pub fn resolve(
         volumes: volumes::resolve::bound(state, &spec),
         ..networks::resolve::needs(state, &spec)
     };
+    let digests = unmade(&spec, &needs).filter_map(|disk| disk.digest.as_ref());
+    needs.images = images::at(state, digests.collect::<BTreeSet<_>>());
     for disk in &spec.disks {
         if let Some(backup) = &disk.backup {
             needs.pools.insert(backup.pool.clone());
@@ -198,6 +203,15 @@ pub fn resolve(
         needs,
         image_bytes,
     })
+}
+
+/// Disks that are to be made.
+fn unmade<'a>(spec: &'a Spec, needs: &'a Needs) -> impl Iterator<Item = &'a Disk> {
+    let there = |disk: &&Disk| {
+        disk.volume_id()
+            .is_some_and(|volume| needs.volumes.contains_key(&volume))
+    };
+    spec.disks.iter().filter(move |disk| !there(disk))
 }
 
 /// Refuses a MAC address that another interface of the site has: two guests with one address on a bridge lose each

@@ -12,7 +12,7 @@ use super::{
     find, new_operation, room,
 };
 use crate::{
-    hosts,
+    hosts, images,
     model::{EventKind, HostState, MigrationRecord, Observation, OperationKind, Outcome, Phase, VmRecord},
     networks,
     placement::{Policy, Request},
@@ -53,6 +53,7 @@ pub fn request(state: &State, vm: &VmRecord, destination: Option<HostName>) -> R
     if !vm.snapshots.all.is_empty() && vm.spec.disks.iter().any(|disk| disk.volume.is_some()) {
         needs.features.insert(GuestFeature::VolumeSnapshot);
     }
+    needs.images = images::at(state, images::needed(vm));
     Request::migration(vm.held().into_owned(), vm.owner.clone(), &accelerator)
         .with_needs(needs)
         .with_rules(placement_groups::of_vm(state, vm, destination.as_ref()))
@@ -167,6 +168,7 @@ pub fn migrate(tx: &mut Tx, caller: &Caller, name: &str, etag: &str, ask: Migrat
         vm.places.insert(destination.clone(), places);
         tx.put_vm(vm);
     }
+    tx.forget_refused_placement(&vm.name);
     let mut operation = new_operation(tx, caller, &vm, OperationKind::Migrate);
     let record = MigrationRecord {
         id: MigrationId::from_uuid(tx.new_id()),

@@ -20,6 +20,7 @@ pub mod placement_group;
 pub mod plan;
 pub mod power;
 mod reason;
+pub mod refused;
 pub mod snapshot;
 pub mod update;
 pub mod volume;

@@ -46,6 +46,7 @@ pub fn create(tx: &mut Tx, group: Group, description: String) -> Result<Outcome,
             most: MAX_PLACEMENT_GROUPS,
         });
     }
+    can_hold(tx, &group)?;
     let name = group.name.clone();
     let create_time = tx.now();
     tx.put_placement_group(PlacementGroupRecord {
@@ -55,6 +56,27 @@ pub fn create(tx: &mut Tx, group: Group, description: String) -> Result<Outcome,
         revision: 0,
     });
     Ok(Outcome::PlacementGroup(name))
+}
+
+/// Refuses a required rule by a label that no host has: no VM could ever be in the group. A site that has no host yet may say first how it is to be.
+fn can_hold(state: &State, group: &Group) -> Result<(), Error> {
+    let Some(key) = group.topology_key.as_ref().filter(|_| !group.preferred) else {
+        return Ok(());
+    };
+    let mut hosts = state.hosts.values();
+    let Some(first) = state
+        .hosts
+        .keys()
+        .next()
+        .filter(|_| hosts.all(|host| !host.labels.contains_key(key)))
+    else {
+        return Ok(());
+    };
+    Err(Error::PlacementConflict(format!(
+        "no host has a label {key}, by which group {} would go, so that no VM could be in it: give hosts one (`dalgu host label {first} {key}=...`), \
+         choose a label that hosts have, or make the rule a preferred one",
+        group.name
+    )))
 }
 
 /// Deletes a placement group that no VM is in.

@@ -125,6 +125,40 @@ async fn creations_at_the_same_time_are_kept_apart_and_one_too_many_is_refused_b
 }
 
 #[tokio::test]
+async fn a_rule_by_a_label_that_no_host_has_is_refused_when_it_is_written() {
+    let mut site = Site::new(2).await;
+    let clients = site.start().await;
+    group(&clients, "early", PlacementRule::AntiAffinity, "", false).await;
+    let ask = |name: &str, preferred| v1::CreatePlacementGroupRequest {
+        placement_group: Some(v1::PlacementGroup {
+            name: name.into(),
+            rule: PlacementRule::Affinity.into(),
+            topology_key: "rack".into(),
+            preferred,
+            ..Default::default()
+        }),
+        request_id: request_id(),
+    };
+    let mut placement = clients.clone().placement;
+    let refused = placement
+        .create_placement_group(ask("g", false))
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .message()
+            .starts_with("no host has a label rack, by which group g would go"),
+        "{}",
+        refused.message()
+    );
+    assert_eq!(reason(Err::<(), _>(refused)), "PLACEMENT_CONFLICT");
+    placement.create_placement_group(ask("soft", true)).await.unwrap();
+    // What it says to do helps.
+    rack(&clients, "h1", "a").await.unwrap();
+    placement.create_placement_group(ask("g", false)).await.unwrap();
+}
+
+#[tokio::test]
 async fn migrations_updates_and_labels_keep_the_rules_and_a_group_in_use_stays() {
     let mut site = Site::new(3).await;
     let mut clients = site.start().await;

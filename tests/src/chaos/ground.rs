@@ -75,9 +75,7 @@ pub async fn make_room(operator: &Operator) -> anyhow::Result<()> {
             }),
             ..v1::UpdateHostRequest::default()
         };
-        operator
-            .hosts()
-            .update_host(request)
+        Box::pin(operator.hosts().update_host(request))
             .await
             .context("raise the over-commit ratio")?;
     }

@@ -6,11 +6,12 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, content, request, wire};
 use crate::{
-    model::Outcome,
+    model::{OperationKind, Outcome},
     state::Tx,
     verbs::{
         self, Caller, Error,
         create::{self, Create},
+        refused,
     },
 };
 
@@ -84,6 +85,7 @@ async fn together(
     message: &v1::BatchCreateVmsRequest,
     asked: Vec<(Create, Caller)>,
 ) -> Result<Vec<v1::CreateVmResult>, Status> {
+    let names: Vec<_> = asked.iter().map(|(new, _)| new.name.clone()).collect();
     let change = |tx: &mut Tx| {
         let all = asked.into_iter().enumerate();
         let all = all.map(|(index, (new, caller))| made(tx, new, &caller).map_err(|error| (index, error)));
@@ -93,6 +95,9 @@ async fn together(
         Ok(outcomes) => outcomes,
         Err((index, error)) => {
             services.wake(&error).await;
+            if let Some(name) = names.get(index) {
+                refused::keep(&services.db, name, OperationKind::Create, &error).await;
+            }
             return Err(named(index, &message.requests[index], &Status::from(error)));
         }
     };
@@ -103,11 +108,13 @@ async fn together(
 }
 
 async fn alone(services: &Services, new: Create, caller: Caller) -> v1::CreateVmResult {
+    let name = new.name.clone();
     let outcome = services.db.transact(|tx| made(tx, new, &caller)).await;
     match outcome {
         Ok(outcome) => result(services, &outcome, &caller.request_id),
         Err(error) => {
             services.wake(&error).await;
+            refused::keep(&services.db, &name, OperationKind::Create, &error).await;
             refused(&error)
         }
     }

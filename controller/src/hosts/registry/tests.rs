@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     fixtures,
     model::{Observation, VmRecord},
+    placement::Lately,
     state::{Db, Hooks},
     store::{Store, memory::Disk},
 };
@@ -562,6 +563,18 @@ async fn a_host_whose_vms_are_short_for_a_minute_takes_no_new_ones_until_they_ha
         .filter(|reason| reason != "HostRegistered" && reason != "HostReady")
         .collect();
     assert_eq!(pressed, ["HostPressed", "HostRelieved"]);
+    // What VMs wait for closes it as busy processors do.
+    let stolen = |cpus_stolen| {
+        let lately = Lately {
+            cpus_busy: 0.0,
+            cpus_stolen,
+        };
+        db.change(move |tx| tx.set_expected(&fixtures::host_name("h1"), None, Some(lately)))
+    };
+    stolen(0.8).await;
+    assert!(sampled(busy(0.1), 70).await);
+    stolen(0.0).await;
+    assert!(!sampled(busy(0.1), 310).await);
     // And where the operator does not want it.
     assert!(sampled(busy(3.9), 70).await);
     db.change(|tx| tx.set_close_pressed(false)).await;

@@ -9,6 +9,7 @@ use dalgu_proto::{
     placement::{Group, Rule},
     vm::Nic,
 };
+use imbl::OrdSet;
 
 use super::{
     Engine, Slot,
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     model::matches,
-    placement::{Members, Request, score::Size, spare::Step},
+    placement::{Members, Request, score::Size, spare::Step, view::images_told_apart},
 };
 
 /// Whether a host passes the tests that only the host itself tells.
@@ -47,6 +48,10 @@ pub(super) struct Ask<'a> {
     prefers: bool,
     /// None goes less against it than that.
     pub(super) floor: u32,
+    /// Hosts that have one of its images, where they are few: they are looked at first, and by themselves.
+    pub(super) near: Vec<Slot>,
+    /// None of the others has to fetch fewer of them.
+    pub(super) images_missing: u8,
 }
 
 impl<'a> Ask<'a> {
@@ -83,6 +88,7 @@ impl<'a> Ask<'a> {
                 None => by_name = true,
             }
         }
+        let (near, images_missing) = holders(request, engine);
         Some(Self {
             request,
             size: Size::of(request),
@@ -99,6 +105,8 @@ impl<'a> Ask<'a> {
             grouped: request.rules.required().next().is_some(),
             prefers: engine.softly_tainted > 0 || request.rules.preferred().next().is_some(),
             floor: floor(request, engine),
+            near,
+            images_missing,
         })
     }
 
@@ -133,6 +141,17 @@ impl<'a> Ask<'a> {
                     comes: (slot as usize, self.size),
                 })
         })
+    }
+
+    /// How many of its images a host would have to fetch.
+    pub(super) fn images_missing(&self, slot: Slot, engine: &Engine) -> u8 {
+        self.request.images_missing(&engine.hosts[slot as usize].name)
+    }
+
+    /// Whether a host has the labels by which the index is chosen, which is no other test.
+    pub(super) fn is_labelled(&self, slot: Slot, engine: &Engine) -> bool {
+        let labels = &engine.hosts[slot as usize].kind.labels;
+        matches(labels, &self.request.spec.host_selector)
     }
 
     /// How much a host goes against what is only preferred.
@@ -198,6 +217,23 @@ pub(super) fn pins(request: &Request) -> impl Iterator<Item = (&String, &String)
         let pin = (members.group.topology_key.as_ref()?, domains.next()?);
         domains.next().is_none().then_some(pin)
     })
+}
+
+/// So many hosts with an image are looked at by themselves; where there are more, one of them is soon met.
+const HOLDERS: usize = if cfg!(test) { 3 } else { 64 };
+
+/// Hosts that have some of a VM's images, in the order of their slots, where they are few; and how many images all others have to fetch at least. Were they
+/// looked for among hosts that are as good otherwise, all of these would be looked at where none of them has one.
+fn holders(request: &Request, engine: &Engine) -> (Vec<Slot>, u8) {
+    let images = &request.needs.images;
+    if images.iter().map(OrdSet::len).sum::<usize>() > HOLDERS {
+        return (Vec::new(), 0);
+    }
+    let there = images.iter().flatten();
+    let mut near: Vec<_> = there.filter_map(|host| engine.slots.get(host).copied()).collect();
+    near.sort_unstable();
+    near.dedup();
+    (near, images_told_apart(images.len()))
 }
 
 /// No host goes less against what is only preferred.

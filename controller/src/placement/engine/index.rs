@@ -410,7 +410,7 @@ impl<'a> Best<'a> {
     }
 
     /// Takes a host that has the room, if it meets the request and is better than one of these; lead and cost are the least that they can be. Gives
-    /// whether it could have been, had it met the request and gone as little against what is preferred as any.
+    /// whether it could have been, had it met the request, gone as little against what is preferred as any, and had as many of its images.
     fn consider(
         &mut self,
         place: &Place,
@@ -420,7 +420,8 @@ impl<'a> Best<'a> {
         engine: &'a Engine,
     ) -> bool {
         let cost = cost.with_worth(engine.rule(), ask.size, place.free, place.capacity);
-        let busy = place.busy;
+        let order = &engine.policy.order;
+        let busy = order.tail(place.busy, ask.images_missing);
         // Mostly that settles it, without a look at the host.
         let numbers = |worst: &Score<'_>| (worst.lead, worst.cost, worst.busy);
         if self
@@ -439,9 +440,11 @@ impl<'a> Best<'a> {
         if !self.would_take(&least) {
             return false;
         }
-        if ask.is_met_by(slot, engine) {
+        // Those were looked at before.
+        if ask.near.binary_search(&slot).is_err() && ask.is_met_by(slot, engine) {
             let score = Score {
-                lead: engine.policy.order.lead(place.steps, ask.against(slot, engine)),
+                lead: order.lead(place.steps, ask.against(slot, engine)),
+                busy: order.tail(place.busy, ask.images_missing(slot, engine)),
                 ..least
             };
             if self.would_take(&score) {

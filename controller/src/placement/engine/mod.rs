@@ -16,8 +16,9 @@
 //! free of which capacity; so groups come in the order of the score, and rows and entries of one group in the order of the cost. What else a host must
 //! have (pools, bridges, features, groups, ...) is tested at the entries, in [`ask`]; what few requests ask for (processors, nodes
 //! and huge pages of their own, bandwidth), on the host itself. What is only preferred comes before the cost and is
-//! in no index: a search goes on until what it has goes as little against that as any host can. The plain scan ([`super::decide`]) stays: it is the
-//! oracle of the property tests, and what explains a refusal.
+//! in no index: a search goes on until what it has goes as little against that as any host can. Which images a host has comes last of
+//! all; where few have one, these are looked at first. The plain scan ([`super::decide`]) stays: it is the oracle of the property tests,
+//! and what explains a refusal.
 //!
 //! Must not: read a clock, or differ from the scan in any answer.
 
@@ -264,6 +265,8 @@ impl Engine {
             match &ask.only {
                 Some(slots) => best.extend(slots.iter().filter_map(|slot| self.score(*slot, &ask))),
                 None => {
+                    let near = ask.near.iter().filter(|slot| ask.is_labelled(**slot, self));
+                    best.extend(near.filter_map(|slot| self.score(*slot, &ask)));
                     if let Some(index) = self.smallest(request) {
                         index.search(&ask, self, &mut best);
                     }
@@ -287,7 +290,7 @@ impl Engine {
         (fits && ask.is_met_by(slot, self)).then(|| Score {
             lead: self.policy.order.lead(steps, ask.against(slot, self)),
             cost: Cost::of(self.rule(), ask.size, free, capacity),
-            busy,
+            busy: self.policy.order.tail(busy, ask.images_missing(slot, self)),
             host: &host.name,
         })
     }

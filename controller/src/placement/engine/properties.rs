@@ -104,7 +104,10 @@ fn ask() -> impl Strategy<Value = Request> {
         Request::new(spec).with_rules(rules)
     });
     let volume = prop::option::weighted(0.05, (1..9_u32).prop_map(host_name));
-    (prop_oneof![request(), common], volume).prop_map(|(request, volume)| {
+    let image = vec((1..24_u32).prop_map(host_name), 0..6)
+        .prop_map(|hosts| hosts.into_iter().collect::<imbl::OrdSet<HostName>>());
+    let images = prop_oneof![2 => Just(Vec::new()), 1 => vec(image, 0..3)];
+    (prop_oneof![request(), common], volume, images).prop_map(|(request, volume, images)| {
         let needs = volume.map_or_else(Needs::default, |host| Needs {
             volumes: BTreeMap::from([(
                 VolumeId::from_uuid(uuid::Uuid::nil()),
@@ -115,7 +118,7 @@ fn ask() -> impl Strategy<Value = Request> {
             )]),
             ..Needs::default()
         });
-        request.with_needs(needs)
+        request.with_needs(Needs { images, ..needs })
     })
 }
 

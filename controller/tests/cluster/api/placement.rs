@@ -3,7 +3,7 @@
 use dalgu_proto::v1;
 
 use super::list;
-use crate::site::{Clients, Site, create, delete, eventually, reason, spec};
+use crate::site::{Clients, Site, create, delete, eventually, migrate, reason, spec};
 
 #[tokio::test]
 async fn placement_explains_itself_before_and_after() {
@@ -57,6 +57,80 @@ async fn placement_explains_itself_before_and_after() {
         .unwrap()
         .into_inner();
     assert_ne!(moving.host, kept.host);
+}
+
+async fn kept(clients: &Clients, vm: &str) -> Result<v1::Placement, tonic::Status> {
+    let ask = v1::GetPlacementRequest { vm: vm.into() };
+    let answer = clients.placement.clone().get_placement(ask).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn the_last_refusal_is_explained_as_it_was_until_one_succeeds_also_after_a_restart() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let mut large = create("web");
+    large.vm.as_mut().unwrap().spec.as_mut().unwrap().memory_mib = 100_000;
+    let refused = clients.vms.create_vm(large).await.unwrap_err();
+    site.kill();
+    let mut clients = site.start_controller().await;
+    let answer = kept(&clients, "web").await.unwrap();
+    assert_eq!((answer.host.as_str(), answer.verdicts.len()), ("", 0));
+    let told = answer.refused.unwrap();
+    assert_eq!(told.kind(), v1::OperationKind::CreateVm);
+    assert!(refused.message().starts_with(&told.summary), "{told:?}");
+    assert!(refused.message().contains(&told.hint), "{told:?}");
+    assert_eq!(told.verdicts.len(), 2);
+    assert!(
+        told.verdicts
+            .iter()
+            .all(|host| host.shortfalls[0].constraint == "MEMORY")
+    );
+    assert!(told.refuse_time.is_some());
+    assert_eq!(reason(kept(&clients, "other").await), "VM_NOT_FOUND");
+    // Its creation succeeds; then it cannot move.
+    eventually("both hosts report", || async {
+        let hosts = clients
+            .hosts
+            .clone()
+            .list_hosts(v1::ListHostsRequest::default())
+            .await;
+        let hosts = hosts.unwrap().into_inner().hosts;
+        hosts.iter().all(|host| host.state() == v1::HostState::Ready)
+    })
+    .await;
+    let operation = clients.create("web").await;
+    clients.succeeded(operation).await;
+    assert_eq!(kept(&clients, "web").await.unwrap().refused, None);
+    let on = clients.vm("web").await.status.unwrap().host;
+    let other = ["h1", "h2"].into_iter().find(|host| *host != on).unwrap();
+    let cordon = v1::CordonHostRequest {
+        name: other.into(),
+        reason: "disk".into(),
+        ..Default::default()
+    };
+    clients.hosts.cordon_host(cordon).await.unwrap();
+    eventually("it runs", || async {
+        clients.clone().vm("web").await.status.unwrap().state() == v1::VmState::Running
+    })
+    .await;
+    assert_eq!(
+        reason(clients.vms.migrate_vm(migrate("web")).await),
+        "NO_CAPACITY"
+    );
+    let answer = kept(&clients, "web").await.unwrap();
+    assert_eq!(answer.host, on, "why it is where it is");
+    let told = answer.refused.unwrap();
+    assert_eq!(told.kind(), v1::OperationKind::MigrateVm);
+    assert_eq!(told.hint, format!("uncordon {other}"));
+    let open = v1::UncordonHostRequest {
+        name: other.into(),
+        ..Default::default()
+    };
+    clients.hosts.uncordon_host(open).await.unwrap();
+    let operation = clients.vms.migrate_vm(migrate("web")).await.unwrap().into_inner();
+    clients.succeeded(operation).await;
+    assert_eq!(kept(&clients, "web").await.unwrap().refused, None);
 }
 
 /// Where a VM with this disk would go.

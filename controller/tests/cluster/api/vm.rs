@@ -112,6 +112,15 @@ async fn a_repeated_request_has_one_effect_also_after_a_restart() {
     let mut other = request.clone();
     other.vm.as_mut().unwrap().description = "another".into();
     assert_eq!(reason(clients.vms.create_vm(other).await), "REQUEST_ID_REUSED");
+    let mut other = request.clone();
+    other.vm.as_mut().unwrap().placement_groups = vec!["apart".into()];
+    assert_eq!(reason(clients.vms.create_vm(other).await), "REQUEST_ID_REUSED");
+    let mut other = request.clone();
+    other.vm.as_mut().unwrap().tolerations = vec![v1::Toleration {
+        key: "use".into(),
+        ..Default::default()
+    }];
+    assert_eq!(reason(clients.vms.create_vm(other).await), "REQUEST_ID_REUSED");
     let stop_with_it = v1::StopVmRequest {
         request_id: request.request_id.clone(),
         ..stop("web")

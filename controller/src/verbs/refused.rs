@@ -1,0 +1,135 @@
+//! Keeps why a placement was refused: beside the change that was given up, in one of its own.
+
+use dalgu_proto::ids::VmName;
+use jiff::SignedDuration;
+
+use super::Error;
+use crate::{
+    model::{OperationKind, RefusedPlacement},
+    placement::Decision,
+    state::{Db, Tx},
+};
+
+/// Verdicts that are kept of each, in the order of the hosts' names: 0.4 kB each.
+const VERDICTS: usize = 32;
+/// For so long the same refusal is not written again: who tries again and again is told the same.
+const SAME: SignedDuration = SignedDuration::from_mins(4);
+
+/// Keeps a refusal, if it is one for want of a host.
+pub async fn keep(db: &Db, vm: &VmName, kind: OperationKind, error: &Error) {
+    if let Some(decision) = decision(error) {
+        db.change(|tx| note(tx, vm, kind, decision)).await;
+    }
+}
+
+/// What is kept of it.
+fn decision(error: &Error) -> Option<Decision> {
+    match error {
+        Error::NoCapacity { decision, .. } => {
+            let verdicts: Vec<_> = decision.verdicts.iter().take(VERDICTS).cloned().collect();
+            let left_out = decision.verdicts.len() - verdicts.len();
+            let omitted = u32::try_from(left_out).unwrap_or(u32::MAX);
+            Some(Decision {
+                host: None,
+                verdicts,
+                hint: decision.hint.clone(),
+                summary: decision.summary.clone(),
+                omitted: decision.omitted.saturating_add(omitted),
+                ignored_protection: decision.ignored_protection,
+            })
+        }
+        // It names the rules, which are the same for every host.
+        Error::PlacementConflict(summary) => Some(Decision {
+            host: None,
+            verdicts: Vec::new(),
+            hint: None,
+            summary: summary.clone(),
+            omitted: 0,
+            ignored_protection: false,
+        }),
+        _ => None,
+    }
+}
+
+fn note(tx: &mut Tx, vm: &VmName, kind: OperationKind, decision: Decision) {
+    let now = tx.now();
+    let same = |known: &RefusedPlacement| {
+        known.kind == kind
+            && known.decision.summary == decision.summary
+            && now.duration_since(known.time) < SAME
+    };
+    // Of a creation that has succeeded meanwhile, or a VM that has gone, there is nothing to say.
+    let stands = tx.vm_names.contains_key(vm) == (kind == OperationKind::Migrate);
+    if !stands || tx.refused_placements.get(vm).is_some_and(|known| same(known)) {
+        return;
+    }
+    tx.put_refused_placement(RefusedPlacement {
+        vm: vm.clone(),
+        kind,
+        decision,
+        time: now,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fixtures,
+        state::{Hooks, REFUSED_KEPT},
+        store::memory::Disk,
+    };
+
+    fn conflict(why: &str) -> Error {
+        Error::PlacementConflict(why.to_owned())
+    }
+
+    #[tokio::test]
+    async fn the_last_refusal_of_each_name_is_kept_until_one_succeeds() {
+        let disk = Disk::default();
+        let open = || Db::open(disk.open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+        let db = open();
+        let web: VmName = "web".parse().unwrap();
+        let kept = |db: &Db| {
+            let state = db.snapshot();
+            let known = state.refused_placements.get(&web)?;
+            Some((known.kind, known.decision.summary.clone(), known.time))
+        };
+        keep(&db, &web, OperationKind::Create, &Error::Initializing).await;
+        assert_eq!(kept(&db), None, "that says nothing of a host");
+        keep(&db, &web, OperationKind::Create, &conflict("full")).await;
+        let first = kept(&db).unwrap();
+        assert_eq!((first.0, first.1.as_str()), (OperationKind::Create, "full"));
+        let revision = db.snapshot().meta.revision;
+        keep(&db, &web, OperationKind::Create, &conflict("full")).await;
+        assert_eq!(
+            db.snapshot().meta.revision,
+            revision,
+            "nothing is written for one that tries again"
+        );
+        keep(&db, &web, OperationKind::Create, &conflict("other")).await;
+        assert_eq!(kept(&db).unwrap().1, "other");
+        drop(db);
+        let db = open();
+        assert_eq!(kept(&db).unwrap().1, "other", "it is stored");
+        let vm = fixtures::vm("web", "h1");
+        db.change(|tx| tx.put_vm(vm.clone())).await;
+        assert_eq!(kept(&db), None, "a creation has succeeded");
+        keep(&db, &web, OperationKind::Create, &conflict("late")).await;
+        assert_eq!(kept(&db), None, "it was overtaken");
+        keep(&db, &web, OperationKind::Migrate, &conflict("full")).await;
+        assert_eq!(kept(&db).unwrap().0, OperationKind::Migrate);
+        db.change(|tx| tx.delete_vm(vm.id)).await;
+        assert_eq!(kept(&db), None);
+    }
+
+    #[tokio::test]
+    async fn no_more_are_kept_than_the_latest_thousand() {
+        let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+        let name = |number: usize| format!("vm{number}").parse::<VmName>().unwrap();
+        for number in 0..=REFUSED_KEPT {
+            keep(&db, &name(number), OperationKind::Create, &conflict("full")).await;
+        }
+        assert_eq!(db.snapshot().refused_placements.len(), REFUSED_KEPT);
+    }
+}
