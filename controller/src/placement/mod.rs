@@ -184,7 +184,7 @@ fn find<'a>(
     let before = lacks.len();
     filter::find(request, host, lacks);
     if lacks.len() == before
-        && let Some(Err(Short { domain, lacking })) = kept_room.map(|kept| kept.check(&host.name))
+        && let Some(Err(Short { domain, lacking, .. })) = kept_room.map(|kept| kept.check(&host.name))
     {
         lacks.push(filter::Lack::Protection { domain, lacking });
     }

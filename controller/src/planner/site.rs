@@ -11,7 +11,7 @@ use std::fmt;
 use super::Move;
 use crate::placement::{
     Size, Spare,
-    spare::{Row, Step},
+    spare::{Row, Short, Step},
 };
 
 /// Place of a host or of a VM in its row.
@@ -98,17 +98,22 @@ impl Host {
             },
             takes: self.open || self.pressed,
             field: self.field.clone(),
-            domains: match self.domains.is_empty() {
-                true => vec![slot.to_string()],
-                false => self.domains.clone(),
-            },
+            domains: self.fails_with(slot),
             ..Row::default()
+        }
+    }
+
+    /// The domains that may fail, by name, of which the host of that place is.
+    pub fn fails_with(&self, slot: Slot) -> Vec<String> {
+        match self.domains.is_empty() {
+            true => vec![slot.to_string()],
+            false => self.domains.clone(),
         }
     }
 }
 
 /// Which hosts may have a VM: one bit for each.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule(Vec<u64>);
 
 impl Rule {
@@ -124,6 +129,11 @@ impl Rule {
     /// Whether a host may have it.
     pub fn allows(&self, host: Slot) -> bool {
         self.0[host / 64] >> (host % 64) & 1 == 1
+    }
+
+    /// Whether it allows no host that another does not.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(own, other)| own & !other == 0)
     }
 }
 
@@ -255,7 +265,12 @@ impl Site {
 
     /// How many domains there are, hosts or protected ones, whose VMs might find no room on the others.
     pub fn short(&self) -> usize {
-        self.spare.short_domains().count()
+        self.short_domains().count()
+    }
+
+    /// Those domains, and what is lacking.
+    pub fn short_domains(&self) -> impl Iterator<Item = Short<'_>> {
+        self.spare.short_domains()
     }
 
     /// What moves copy, in MiB.
