@@ -81,8 +81,10 @@ pub struct Config {
     pub pool_overcommit_ratio: Ratio,
     /// Where VMs go.
     pub placement: Placement,
-    /// Moves without an operator.
-    pub rebalance: Rebalance,
+    /// Moves without an operator, away from contended hosts.
+    pub rebalance: Moves<10>,
+    /// Moves without an operator, off hosts that the others can take over.
+    pub consolidate: Moves<40>,
     /// Hosts that are switched off and on.
     pub power: Power,
     /// How much the port bears; not in the file.
@@ -151,26 +153,26 @@ impl Placement {
     }
 }
 
-/// Plans that relieve contended hosts, made and approved without an operator.
+/// Plans that are made and approved without an operator. `MOVES` is what holds where nothing is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Rebalance {
+pub struct Moves<const MOVES: u32> {
     /// Whether there are any.
     pub automatic: bool,
     /// VMs that they move in an hour at most.
     pub moves_per_hour: u32,
 }
 
-impl Default for Rebalance {
+impl<const MOVES: u32> Default for Moves<MOVES> {
     fn default() -> Self {
         Self {
             automatic: false,
-            moves_per_hour: 10,
+            moves_per_hour: MOVES,
         }
     }
 }
 
-impl Rebalance {
+impl<const MOVES: u32> Moves<MOVES> {
     /// VMs that are moved in an hour at most; none where it is off.
     pub fn moves_an_hour(self) -> usize {
         if self.automatic {
@@ -306,7 +308,8 @@ impl Default for Config {
             pool_full_percent: 95,
             pool_overcommit_ratio: Ratio(100),
             placement: Placement::default(),
-            rebalance: Rebalance::default(),
+            rebalance: Moves::default(),
+            consolidate: Moves::default(),
             power: Power::default(),
             limits: Limits::default(),
         }
@@ -347,6 +350,11 @@ impl Config {
         within(
             "rebalance.moves_per_hour",
             self.rebalance.moves_per_hour,
+            &MOVES_PER_HOUR,
+        )?;
+        within(
+            "consolidate.moves_per_hour",
+            self.consolidate.moves_per_hour,
             &MOVES_PER_HOUR,
         )?;
         self.power.check()?;
@@ -500,7 +508,7 @@ mod tests {
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
              pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\norder = ['reserved', 'pressure']\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
              protect = ['host', 'rack', 'room=m1']\n\
-             [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
+             [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[consolidate]\nautomatic = true\nmoves_per_hour = 9\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
              min_on_minutes = 2\nmin_off_minutes = 3\nswitches_per_hour = 4\noff_limit_minutes = 5\non_limit_minutes = 6\n\
              credentials_dir = '/b'\nca = '/c'\n";
         let expected = Config {
@@ -527,9 +535,13 @@ mod tests {
                     .unwrap(),
                 max_vms_per_host: NonZeroU32::new(40),
             },
-            rebalance: Rebalance {
+            rebalance: Moves {
                 automatic: true,
                 moves_per_hour: 7,
+            },
+            consolidate: Moves {
+                automatic: true,
+                moves_per_hour: 9,
             },
             power: Power {
                 automatic: true,
@@ -615,6 +627,10 @@ mod tests {
             (
                 "[rebalance]\nmoves_per_hour = 0",
                 "rebalance.moves_per_hour = 0: must be 1 to 1000",
+            ),
+            (
+                "[consolidate]\nmoves_per_hour = 1001",
+                "consolidate.moves_per_hour = 1001: must be 1 to 1000",
             ),
             (
                 "[power]\nswitches_per_hour = 1",

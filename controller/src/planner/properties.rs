@@ -69,6 +69,13 @@ fn plans(site: &Site) -> Vec<Plan> {
         rebalance(site, &Rebalance::default()),
         rebalance(site, &even),
         consolidate(site, &Consolidation::default()),
+        consolidate(
+            site,
+            &Consolidation {
+                transfer_mib: 6 * 2048,
+                ..Consolidation::default()
+            },
+        ),
         evacuate(site, &[0]),
     ];
     plans.extend(room_for_large(site, false).map(|(plan, _)| plan));
@@ -284,6 +291,17 @@ proptest! {
         let again = Site::new(site.hosts().to_vec(), site.vms().to_vec(), vec![site.rule(0).clone(), site.rule(1).clone()]);
         for (first, second) in plans(&site).iter().zip(plans(&again)) {
             prop_assert_eq!(first.moves(), second.moves());
+        }
+    }
+
+    #[test]
+    fn a_consolidation_with_a_budget_keeps_to_it_and_leaves_no_host_half_empty(site in sites(), copies in 0..20_u64, moves in 0..12_usize) {
+        let settings = Consolidation { moves, transfer_mib: copies * 1024, ..Consolidation::default() };
+        let plan = consolidate(&site, &settings);
+        prop_assert!(plan.transfer_mib() <= settings.transfer_mib && plan.moves().len() <= moves);
+        for step in plan.moves() {
+            let was_full = site.held(step.from).next / site.hosts()[step.from].cpus > settings.relieve.share;
+            prop_assert!(was_full || !plan.site().is_on(step.from), "host {} is half empty", step.from);
         }
     }
 

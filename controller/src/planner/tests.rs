@@ -124,6 +124,38 @@ fn hosts_are_emptied_where_the_others_can_take_their_vms() {
 }
 
 #[test]
+fn a_budget_empties_whole_hosts_or_none() {
+    let sized = |host, transfer_mib| Vm {
+        transfer_mib,
+        ..vm(host, 0.5)
+    };
+    // The first host copies 3 GiB, the second 5, the third 2 with two VMs.
+    let vms = vec![
+        sized(0, 3072),
+        sized(1, 2048),
+        sized(1, 3072),
+        sized(2, 1024),
+        sized(2, 1024),
+    ];
+    let site = site(4, vms);
+    for (moves, gib, expected) in [
+        (9, 5, vec![1]),
+        (9, 4, vec![0, 1]),
+        (1, 9, vec![1, 2]),
+        (9, 1, vec![0, 1, 2]),
+    ] {
+        let settings = Consolidation {
+            moves,
+            transfer_mib: gib * 1024,
+            ..Consolidation::default()
+        };
+        let plan = consolidate(&site, &settings);
+        let on: Vec<_> = (0..4).filter(|host| plan.site().is_on(*host)).collect();
+        assert_eq!(on, expected, "{moves} moves, {gib} GiB");
+    }
+}
+
+#[test]
 fn a_host_with_a_vm_that_does_not_move_is_not_emptied_of_the_others() {
     let mut pinned = vm(1, 0.5);
     pinned.pinned = "it has a volume of its host's own";

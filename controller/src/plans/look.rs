@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dalgu_proto::ids::{HostName, VmId};
 use jiff::{SignedDuration, Timestamp};
 
-use super::usage::Usage;
+use super::{predict::Past, usage::Usage};
 use crate::{
     blocking::beside,
     hosts,
@@ -16,12 +16,8 @@ use crate::{
     verbs::migrate::{self, DEFAULT_DOWNTIME_MS},
 };
 
-/// Migrations that the rate of copying is taken from, the last ones.
-const RECENT: usize = 32;
 /// A host to which a plan has moved VMs is not emptied by another for so long: else two plans could send VMs back and forth.
 const REST: SignedDuration = SignedDuration::from_mins(15);
-/// Bytes a second where none has been made yet: a Gigabit link.
-const ASSUMED_RATE: f64 = 110e6;
 const MIB: u64 = 1 << 20;
 
 /// How the site is now.
@@ -48,7 +44,12 @@ impl Look {
             .map(|(slot, view)| (&view.name, slot))
             .collect();
         let pools = pool_places(&views);
-        let mut rules = Rules::new(&views);
+        // What a host that is off may have, it may have once it is woken.
+        let mut awake = views.clone();
+        for (view, host) in awake.iter_mut().zip(state.hosts.values()) {
+            view.ready |= host.is_asleep();
+        }
+        let mut rules = Rules::new(&awake);
         let resting = resting(state, now);
         // Each host by itself, whatever else the site protects.
         let protect = state.protect.and_hosts();
@@ -129,16 +130,20 @@ impl Look {
 
     /// Moves by name, and how long all of them are likely to take: hosts copy at the same time, each one VM after the other.
     pub fn steps(&self, state: &State, moves: &[Move]) -> (Vec<PlanStep>, f64) {
-        let rate = rate(state);
+        let past = Past::of(state);
         let mut busy = vec![0.0_f64; self.hosts.len()];
         let mut steps = Vec::new();
         for step in moves {
             let Some(vm) = state.vms.get(&self.vms[step.vm]) else {
                 continue;
             };
-            let copied_bytes = self.site.vms()[step.vm].transfer_mib.saturating_mul(MIB);
-            #[expect(clippy::cast_precision_loss, reason = "only an estimate follows")]
-            let predicted_seconds = copied_bytes as f64 / rate;
+            let row = &self.site.vms()[step.vm];
+            let disks = row
+                .disks
+                .iter()
+                .fold(0_u64, |sum, (_, mib)| sum.saturating_add(*mib));
+            let predicted = past.predict(vm, &self.hosts[step.to], disks.saturating_mul(MIB));
+            let predicted_seconds = predicted.seconds;
             busy[step.from] += predicted_seconds;
             busy[step.to] += predicted_seconds;
             steps.push(PlanStep {
@@ -147,8 +152,9 @@ impl Look {
                 source: self.hosts[step.from].clone(),
                 destination: self.hosts[step.to].clone(),
                 generation: vm.intent.generation,
-                copied_bytes,
+                copied_bytes: row.transfer_mib.saturating_mul(MIB),
                 predicted_seconds,
+                predicted_downtime_ms: predicted.downtime_ms,
                 max_downtime_ms: DEFAULT_DOWNTIME_MS,
                 state: StepState::Waiting,
                 operation: None,
@@ -243,25 +249,6 @@ fn pinned(state: &State, vm: &VmRecord) -> &'static str {
         },
         _ => "its drain mode says that it is not moved",
     }
-}
-
-/// Bytes a second of the last migrations.
-fn rate(state: &State) -> f64 {
-    let done = state
-        .migrations
-        .values()
-        .rev()
-        .filter_map(|migration| migration.progress);
-    let (mut bytes, mut ms) = (0_u64, 0_u64);
-    for progress in done.take(RECENT) {
-        bytes = bytes
-            .saturating_add(progress.memory_processed_bytes)
-            .saturating_add(progress.disk_processed_bytes);
-        ms = ms.saturating_add(progress.elapsed_ms);
-    }
-    #[expect(clippy::cast_precision_loss, reason = "only an estimate follows")]
-    let rate = bytes as f64 / (ms as f64 / 1000.0);
-    if ms > 0 && bytes > 0 { rate } else { ASSUMED_RATE }
 }
 
 /// Which hosts may have which VMs, one row for all VMs that ask for the same.

@@ -30,7 +30,8 @@ use crate::{
     config::Config,
     drains, hosts, housekeeping, images,
     metrics::{Metrics, Page},
-    networks, plans,
+    networks,
+    plans::{self, automatic::Kind},
     power::{self, Power},
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
@@ -167,7 +168,10 @@ impl Core {
             db: db.clone(),
             policy: config.placement.policy(),
             usage: services.plan_usage.clone(),
-            moves_an_hour: config.rebalance.moves_an_hour(),
+            moves_an_hour: [
+                (Kind::Rebalance, config.rebalance.moves_an_hour()),
+                (Kind::Consolidate, config.consolidate.moves_an_hour()),
+            ],
         };
         tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
         let usage = services.plan_usage.clone();
