@@ -82,9 +82,9 @@ pub struct Config {
     /// Where VMs go.
     pub placement: Placement,
     /// Moves without an operator, away from contended hosts.
-    pub rebalance: Moves<10>,
+    pub rebalance: Moves,
     /// Moves without an operator, off hosts that the others can take over.
-    pub consolidate: Moves<40>,
+    pub consolidate: Moves,
     /// Hosts that are switched off and on.
     pub power: Power,
     /// How much the port bears; not in the file.
@@ -153,32 +153,22 @@ impl Placement {
     }
 }
 
-/// Plans that are made and approved without an operator. `MOVES` is what holds where nothing is said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// Plans that are made and approved without an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Moves<const MOVES: u32> {
+pub struct Moves {
     /// Whether there are any.
     pub automatic: bool,
-    /// VMs that they move in an hour at most.
-    pub moves_per_hour: u32,
+    /// VMs that they move in an hour at most; each kind has its own number where nothing is said.
+    pub moves_per_hour: Option<u32>,
 }
 
-impl<const MOVES: u32> Default for Moves<MOVES> {
-    fn default() -> Self {
-        Self {
-            automatic: false,
-            moves_per_hour: MOVES,
-        }
-    }
-}
-
-impl<const MOVES: u32> Moves<MOVES> {
-    /// VMs that are moved in an hour at most; none where it is off.
-    pub fn moves_an_hour(self) -> usize {
-        if self.automatic {
-            usize::try_from(self.moves_per_hour).unwrap_or(usize::MAX)
-        } else {
-            0
+impl Moves {
+    /// VMs that are moved in an hour at most, `most` where nothing is said; none where it is off.
+    fn an_hour(self, most: u32) -> usize {
+        match self.automatic {
+            true => usize::try_from(self.moves_per_hour.unwrap_or(most)).unwrap_or(usize::MAX),
+            false => 0,
         }
     }
 }
@@ -326,6 +316,11 @@ impl Config {
         Self::parse(&text)
     }
 
+    /// VMs that are moved in an hour without an operator: away from contended hosts, and off hosts that are emptied.
+    pub fn moves_an_hour(&self) -> (usize, usize) {
+        (self.rebalance.an_hour(10), self.consolidate.an_hour(40))
+    }
+
     /// Reads and checks the text of a file.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let config: Self = toml::from_str(text)?;
@@ -347,16 +342,13 @@ impl Config {
             &OPERATION_RETENTION_HOURS,
         )?;
         self.check_volume_grace()?;
-        within(
-            "rebalance.moves_per_hour",
-            self.rebalance.moves_per_hour,
-            &MOVES_PER_HOUR,
-        )?;
-        within(
-            "consolidate.moves_per_hour",
-            self.consolidate.moves_per_hour,
-            &MOVES_PER_HOUR,
-        )?;
+        for (key, moves) in [
+            ("rebalance.moves_per_hour", self.rebalance),
+            ("consolidate.moves_per_hour", self.consolidate),
+        ] {
+            let most = moves.moves_per_hour;
+            most.map_or(Ok(()), |most| within(key, most, &MOVES_PER_HOUR))?;
+        }
         self.power.check()?;
         within("pool_full_percent", self.pool_full_percent, &POOL_PERCENT)?;
         let below_full = 1..=self.pool_full_percent;
@@ -537,11 +529,11 @@ mod tests {
             },
             rebalance: Moves {
                 automatic: true,
-                moves_per_hour: 7,
+                moves_per_hour: Some(7),
             },
             consolidate: Moves {
                 automatic: true,
-                moves_per_hour: 9,
+                moves_per_hour: Some(9),
             },
             power: Power {
                 automatic: true,

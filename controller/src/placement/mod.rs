@@ -350,6 +350,12 @@ pub fn may_have(request: &Request, host: &HostView<'_>) -> bool {
     filter::lacks(request, host).iter().all(filter::Lack::is_room)
 }
 
+/// Whether a host could have a VM if it had the room, and has the processors, nodes and huge pages that are to be its own as they are given now.
+pub fn may_fit(request: &Request, host: &HostView<'_>) -> bool {
+    let lacks = filter::lacks(request, host);
+    lacks.iter().all(|lack| lack.is_room() && !lack.is_fitting())
+}
+
 /// Whether a host could have a VM if some that are there left it: it lacks processors or memory alone.
 pub fn lacks_size_alone(request: &Request, host: &HostView<'_>) -> bool {
     filter::lacks(request, host).iter().all(filter::Lack::is_size)

@@ -324,17 +324,19 @@ pub fn only(site: &Site, host: Slot) -> Option<Slot> {
         // With two others, a VM that is on one of them has the other.
         others.map(|(slot, _)| slot).take(2).collect::<Vec<_>>()
     };
-    let mut known = std::collections::BTreeMap::new();
-    (0..site.vms().len()).find(|vm| {
-        let vm = &site.vms()[*vm];
-        let mut others = || {
-            known
-                .entry(vm.rule)
-                .or_insert_with(|| open(vm.rule))
-                .iter()
-                .all(|other| *other == vm.host)
-        };
-        vm.host != host && site.rule(vm.rule).allows(host) && others()
+    let mut known = BTreeMap::new();
+    (0..site.vms().len()).find(|slot| {
+        let vm = &site.vms()[*slot];
+        if vm.host == host || !site.may_have(*slot, host) {
+            return false;
+        }
+        // Where the members of its groups are is another matter for each.
+        if !vm.groups.is_empty() {
+            let mut others = (0..site.hosts().len()).filter(|other| ![host, vm.host].contains(other));
+            return !others.any(|other| site.hosts()[other].open && site.may_have(*slot, other));
+        }
+        let others = known.entry(vm.rule).or_insert_with(|| open(vm.rule));
+        others.iter().all(|other| *other == vm.host)
     })
 }
 

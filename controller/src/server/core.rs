@@ -164,14 +164,12 @@ impl Core {
             policy: config.placement.policy(),
         };
         tasks.spawn(vital("drains", fail.clone(), drains.run(stop.clone())));
+        let (relieved, emptied) = config.moves_an_hour();
         let plans = plans::runner::Runner {
             db: db.clone(),
             policy: config.placement.policy(),
             usage: services.plan_usage.clone(),
-            moves_an_hour: [
-                (Kind::Rebalance, config.rebalance.moves_an_hour()),
-                (Kind::Consolidate, config.consolidate.moves_an_hour()),
-            ],
+            moves_an_hour: [(Kind::Rebalance, relieved), (Kind::Consolidate, emptied)],
         };
         tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
         let usage = services.plan_usage.clone();

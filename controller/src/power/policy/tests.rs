@@ -53,11 +53,11 @@ fn fleet(rows: &[Row], vms: &[Slot]) -> Fleet {
         .iter()
         .map(|row| host(matches!(row, Row::On { .. })))
         .collect();
-    let vms = vms.iter().map(|slot| vm(*slot, 1, 0)).collect();
+    let vms: Vec<_> = vms.iter().map(|slot| vm(*slot, 1, 0)).collect();
     Fleet {
+        expected: vec![[0.0; 2]; vms.len()],
         site: Site::new(hosts, vms, vec![Rule::new(rows.len(), |_| true)]),
         rows: rows.to_vec(),
-        expected: vec![[0.0; 2]; vms.len()],
         switches: 0,
     }
 }
