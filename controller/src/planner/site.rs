@@ -355,14 +355,18 @@ impl Site {
     }
 
     /// The part of [`Site::check`] that looks at the VM and the destination alone.
-    pub fn fits(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
-        match self.vms[vm].pinned {
-            "" => self.has_room(vm, to),
-            why => Err(Refusal::Pinned(why)),
+    pub fn fits(&self, slot: Slot, to: Slot) -> Result<(), Refusal> {
+        let vm = &self.vms[slot];
+        if !vm.pinned.is_empty() {
+            return Err(Refusal::Pinned(vm.pinned));
+        }
+        match vm.fitted {
+            Some(rule) if !self.rules[rule].allows(to) || self.took_fitted(to) => Err(Refusal::Fitting),
+            _ => self.has_room(slot, to),
         }
     }
 
-    /// Whether a host has room for a VM, and may have it, were it to move.
+    /// Whether a host has room for a VM, and may have it, were it to move; whatever is given there by number.
     pub fn has_room(&self, slot: Slot, to: Slot) -> Result<(), Refusal> {
         let (vm, host, held) = (&self.vms[slot], &self.hosts[to], &self.held[to]);
         let refused = [
@@ -391,12 +395,9 @@ impl Site {
         if !has(&host.uplinks_mbit, &vm.uplinks) {
             return Err(Refusal::Bandwidth);
         }
-        if !self.joins(slot, to) {
-            return Err(Refusal::Group);
-        }
-        match vm.fitted {
-            Some(rule) if !self.rules[rule].allows(to) || self.took_fitted(to) => Err(Refusal::Fitting),
-            _ => Ok(()),
+        match self.joins(slot, to) {
+            true => Ok(()),
+            false => Err(Refusal::Group),
         }
     }
 
