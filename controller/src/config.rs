@@ -163,7 +163,19 @@ pub struct Moves {
     pub moves_per_hour: Option<u32>,
 }
 
+/// VMs that are moved in an hour where nothing is said: away from contended hosts,
+const RELIEVED_PER_HOUR: u32 = 10;
+/// and off hosts that are emptied, which takes all that is there.
+const EMPTIED_PER_HOUR: u32 = 40;
+
 impl Moves {
+    const fn at_most(most: u32) -> Self {
+        Self {
+            automatic: false,
+            moves_per_hour: Some(most),
+        }
+    }
+
     /// VMs that are moved in an hour at most, `most` where nothing is said; none where it is off.
     fn an_hour(self, most: u32) -> usize {
         match self.automatic {
@@ -298,8 +310,8 @@ impl Default for Config {
             pool_full_percent: 95,
             pool_overcommit_ratio: Ratio(100),
             placement: Placement::default(),
-            rebalance: Moves::default(),
-            consolidate: Moves::default(),
+            rebalance: Moves::at_most(RELIEVED_PER_HOUR),
+            consolidate: Moves::at_most(EMPTIED_PER_HOUR),
             power: Power::default(),
             limits: Limits::default(),
         }
@@ -318,7 +330,10 @@ impl Config {
 
     /// VMs that are moved in an hour without an operator: away from contended hosts, and off hosts that are emptied.
     pub fn moves_an_hour(&self) -> (usize, usize) {
-        (self.rebalance.an_hour(10), self.consolidate.an_hour(40))
+        (
+            self.rebalance.an_hour(RELIEVED_PER_HOUR),
+            self.consolidate.an_hour(EMPTIED_PER_HOUR),
+        )
     }
 
     /// Reads and checks the text of a file.

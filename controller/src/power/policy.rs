@@ -136,14 +136,16 @@ struct Given {
 }
 
 impl Given {
-    fn of(fleet: &Fleet) -> Self {
-        let mut site = fleet.site.clone();
-        for (host, row) in fleet.rows.iter().enumerate() {
-            if matches!(row, Row::Off { .. }) {
-                site.set_open(host, true);
-            }
-        }
-        let short = site.short_domains();
+    fn of(fleet: &mut Fleet) -> Self {
+        let off = |row: &Row| matches!(row, Row::Off { .. });
+        let off: Vec<_> = (0..fleet.rows.len())
+            .filter(|host| off(&fleet.rows[*host]))
+            .collect();
+        off.iter().for_each(|host| fleet.site.set_open(*host, true));
+        let short = fleet.site.short_domains();
+        let hopeless = short.map(|short| (short.host, short.domain.to_owned())).collect();
+        off.iter().for_each(|host| fleet.site.set_open(*host, false));
+        let site = &fleet.site;
         let mut groups = BTreeMap::<Rule, [f64; 2]>::new();
         groups.insert(Rule::new(fleet.rows.len(), |_| true), [0.0; 2]);
         for (vm, expected) in site.vms().iter().zip(&fleet.expected) {
@@ -156,7 +158,7 @@ impl Given {
             sum[0].max(sum[1])
         };
         Self {
-            hopeless: short.map(|short| (short.host, short.domain.to_owned())).collect(),
+            hopeless,
             expected: groups.keys().map(|of| (of.clone(), within(of))).collect(),
         }
     }
@@ -169,7 +171,7 @@ pub fn decide(mut fleet: Fleet, rules: &Rules) -> Vec<Switch> {
             fleet.site.set_open(host, true);
         }
     }
-    let given = Given::of(&fleet);
+    let given = Given::of(&mut fleet);
     let mut switches = Vec::new();
     while let Some((host, why)) = needed(&fleet, rules, &given) {
         fleet.site.set_open(host, true);
@@ -183,7 +185,8 @@ pub fn decide(mut fleet: Fleet, rules: &Rules) -> Vec<Switch> {
     }
 }
 
-/// The host to be woken next: of those that count where room is lacking, the one with the most of what is missing; of equals the first, so that it is the same each time.
+/// The host to be woken next: of those that count where room is lacking, the one with the most of what is missing; of equals the largest, so that few are woken, and then the
+/// first, so that it is the same each time.
 fn needed(fleet: &Fleet, rules: &Rules, given: &Given) -> Option<(Slot, Why)> {
     lacks(fleet, rules, given, false).into_iter().find_map(|lack| {
         let urgent = lack.why == Why::Spare;
@@ -195,10 +198,16 @@ fn needed(fleet: &Fleet, rules: &Rules, given: &Given) -> Option<(Slot, Why)> {
         let may = |row: &Row| matches!(row, Row::Off { off } if urgent || *off >= rules.min_off);
         let hosts = 0..fleet.rows.len();
         let hosts = hosts.filter(|host| may(&fleet.rows[*host]) && lack.of.allows(*host));
-        let shares = hosts.map(|host| (lack.share(&fleet.site.hosts()[host]), host));
-        let best = shares.rev().max_by(|(a, _), (b, _)| a.total_cmp(b));
+        let size = |host: &Slot| {
+            let host = &fleet.site.hosts()[*host];
+            (host.vcpus, host.memory_mib)
+        };
+        let share = |host: &Slot| lack.share(&fleet.site.hosts()[*host]);
+        let best = hosts
+            .rev()
+            .max_by(|a, b| share(a).total_cmp(&share(b)).then(size(a).cmp(&size(b))));
         best.filter(|_| fleet.switches < most)
-            .map(|(_, host)| (host, lack.why))
+            .map(|host| (host, lack.why))
     })
 }
 
