@@ -82,8 +82,10 @@ pub struct Config {
     pub pool_overcommit_ratio: Ratio,
     /// Where VMs go.
     pub placement: Placement,
-    /// Moves without an operator.
-    pub rebalance: Rebalance,
+    /// Moves without an operator, away from contended hosts.
+    pub rebalance: Moves,
+    /// Moves without an operator, off hosts that the others can take over.
+    pub consolidate: Moves,
     /// Hosts that are switched off and on.
     pub power: Power,
     /// How much the port bears; not in the file.
@@ -197,32 +199,34 @@ impl Placement {
     }
 }
 
-/// Plans that relieve contended hosts, made and approved without an operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// Plans that are made and approved without an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Rebalance {
+pub struct Moves {
     /// Whether there are any.
     pub automatic: bool,
-    /// VMs that they move in an hour at most.
-    pub moves_per_hour: u32,
+    /// VMs that they move in an hour at most; each kind has its own number where nothing is said.
+    pub moves_per_hour: Option<u32>,
 }
 
-impl Default for Rebalance {
-    fn default() -> Self {
+/// VMs that are moved in an hour where nothing is said: away from contended hosts,
+const RELIEVED_PER_HOUR: u32 = 10;
+/// and off hosts that are emptied, which takes all that is there.
+const EMPTIED_PER_HOUR: u32 = 40;
+
+impl Moves {
+    const fn at_most(most: u32) -> Self {
         Self {
             automatic: false,
-            moves_per_hour: 10,
+            moves_per_hour: Some(most),
         }
     }
-}
 
-impl Rebalance {
-    /// VMs that are moved in an hour at most; none where it is off.
-    pub fn moves_an_hour(self) -> usize {
-        if self.automatic {
-            usize::try_from(self.moves_per_hour).unwrap_or(usize::MAX)
-        } else {
-            0
+    /// VMs that are moved in an hour at most, `most` where nothing is said; none where it is off.
+    fn an_hour(self, most: u32) -> usize {
+        match self.automatic {
+            true => usize::try_from(self.moves_per_hour.unwrap_or(most)).unwrap_or(usize::MAX),
+            false => 0,
         }
     }
 }
@@ -354,7 +358,8 @@ impl Default for Config {
             pool_full_percent: 95,
             pool_overcommit_ratio: Ratio(100),
             placement: Placement::default(),
-            rebalance: Rebalance::default(),
+            rebalance: Moves::at_most(RELIEVED_PER_HOUR),
+            consolidate: Moves::at_most(EMPTIED_PER_HOUR),
             power: Power::default(),
             limits: Limits::default(),
         }
@@ -369,6 +374,14 @@ impl Config {
             source,
         })?;
         Self::parse(&text)
+    }
+
+    /// VMs that are moved in an hour without an operator: away from contended hosts, and off hosts that are emptied.
+    pub fn moves_an_hour(&self) -> (usize, usize) {
+        (
+            self.rebalance.an_hour(RELIEVED_PER_HOUR),
+            self.consolidate.an_hour(EMPTIED_PER_HOUR),
+        )
     }
 
     /// Reads and checks the text of a file.
@@ -392,11 +405,13 @@ impl Config {
             &OPERATION_RETENTION_HOURS,
         )?;
         self.check_volume_grace()?;
-        within(
-            "rebalance.moves_per_hour",
-            self.rebalance.moves_per_hour,
-            &MOVES_PER_HOUR,
-        )?;
+        for (key, moves) in [
+            ("rebalance.moves_per_hour", self.rebalance),
+            ("consolidate.moves_per_hour", self.consolidate),
+        ] {
+            let most = moves.moves_per_hour;
+            most.map_or(Ok(()), |most| within(key, most, &MOVES_PER_HOUR))?;
+        }
         self.power.check()?;
         self.placement.cpu_overcommit.check()?;
         within("pool_full_percent", self.pool_full_percent, &POOL_PERCENT)?;
@@ -549,7 +564,7 @@ mod tests {
             unreachable_after_intervals = 2\nevent_retention = 1000\noperation_retention_hours = 480\nvolume_grace_minutes = 90\nstore_reserve_mib = 9\n\
              pool_warn_percent = 60\npool_full_percent = 90\npool_overcommit_ratio = 1.29\n[placement]\npolicy = 'pack'\norder = ['reserved', 'pressure']\ncpu_overcommit = { least = 1.5, most = 6 }\nclose_pressed_hosts = false\nmax_vms_per_host = 40\n\
              protect = ['host', 'rack', 'room=m1']\n\
-             [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
+             [rebalance]\nautomatic = true\nmoves_per_hour = 7\n[consolidate]\nautomatic = true\nmoves_per_hour = 9\n[power]\nautomatic = true\nreserve_hosts = 2\nsettle_minutes = 1\n\
              min_on_minutes = 2\nmin_off_minutes = 3\nswitches_per_hour = 4\noff_limit_minutes = 5\non_limit_minutes = 6\n\
              credentials_dir = '/b'\nca = '/c'\n";
         let expected = Config {
@@ -580,9 +595,13 @@ mod tests {
                     .unwrap(),
                 max_vms_per_host: NonZeroU32::new(40),
             },
-            rebalance: Rebalance {
+            rebalance: Moves {
                 automatic: true,
-                moves_per_hour: 7,
+                moves_per_hour: Some(7),
+            },
+            consolidate: Moves {
+                automatic: true,
+                moves_per_hour: Some(9),
             },
             power: Power {
                 automatic: true,
@@ -672,6 +691,10 @@ mod tests {
             (
                 "[rebalance]\nmoves_per_hour = 0",
                 "rebalance.moves_per_hour = 0: must be 1 to 1000",
+            ),
+            (
+                "[consolidate]\nmoves_per_hour = 1001",
+                "consolidate.moves_per_hour = 1001: must be 1 to 1000",
             ),
             (
                 "[power]\nswitches_per_hour = 1",

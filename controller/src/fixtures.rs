@@ -238,6 +238,7 @@ pub(crate) fn plan(vm: &VmRecord, destination: &str) -> PlanRecord {
         generation: vm.intent.generation,
         copied_bytes: 128 << 20,
         predicted_seconds: 1.5,
+        predicted_downtime_ms: None,
         max_downtime_ms: 100,
         state: StepState::Waiting,
         operation: None,

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use super::{BAD, Cell, GOOD, Resource, WARN, human};
 
-const STEP_COLUMNS: &[&str] = &["#", "VM", "FROM", "TO", "COPIES", "TIME", "AFTER", "STATE"];
+const STEP_COLUMNS: &[&str] = &[
+    "#", "VM", "FROM", "TO", "COPIES", "TIME", "STOP", "AFTER", "STATE",
+];
 
 fn state(plan: &v1::Plan) -> Cell {
     let text = human::value::<S>(plan.state);
@@ -62,6 +64,10 @@ fn rows(plan: &v1::Plan) -> Vec<Vec<Cell>> {
             Cell::plain(&step.destination),
             Cell::plain(human::bytes(step.copied_bytes)),
             Cell::plain(seconds(step.predicted_seconds)),
+            Cell::plain(match step.predicted_downtime_ms {
+                0 => "-".to_owned(),
+                ms => format!("{ms} ms"),
+            }),
             Cell::plain(human::or_dash(&after.join(","))),
             state,
         ]

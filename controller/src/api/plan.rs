@@ -12,7 +12,7 @@ use crate::{
     blocking::beside,
     model::Outcome,
     placement::Request as Question,
-    planner,
+    planner::{self, Consolidation},
     plans::{look::measure, maintenance},
     state::{State, Tx},
     verbs::{
@@ -54,7 +54,7 @@ fn create(state: &State, principal: &str, m: &v1::CreatePlanRequest) -> Result<C
     let aim = match kind {
         Kind::Unspecified => return Err(reason::invalid("kind", "must be given")),
         Kind::Rebalance => Aim::Rebalance,
-        Kind::Consolidate => Aim::Consolidate,
+        Kind::Consolidate => Aim::Consolidate(Consolidation::default()),
         Kind::Evacuate if m.hosts.is_empty() => {
             return Err(reason::invalid("hosts", "must name the hosts to be emptied"));
         }

@@ -12,7 +12,7 @@ use dalgu_proto::{
 use crate::{
     model::{
         Code, Direction, Drain, DrainMode, DrainState, DrainedVm, EventKind, Fault, HostRecord,
-        OperationState, Outcome, Stage, VmRecord,
+        OperationState, Outcome, Stage, VmPhase, VmRecord,
     },
     placement::Policy,
     state::{State, Tx},
@@ -141,11 +141,13 @@ fn follow_one(state: &State, host: &HostName, direction: Direction, drained: &mu
     }
 }
 
-/// A host's drain as it is now: what it had begun when it ended may have come to its own end since.
+/// A host's drain as it is now: what it had begun when it ended may have come to its own end since, and what was to come back may be wanted
+/// elsewhere.
 pub fn seen(state: &State, host: &HostRecord) -> Option<Drain> {
     let mut drain = host.drain.clone()?;
-    let under_way = drain.vms.values_mut().filter(|vm| vm.stage.is_under_way());
-    for drained in under_way {
+    let back = drain.direction == Direction::Back;
+    let open = |vm: &&mut DrainedVm| vm.stage.is_under_way() || (back && !vm.stage.is_over());
+    for drained in drain.vms.values_mut().filter(open) {
         follow_one(state, &host.name, drain.direction, drained);
     }
     Some(drain)
@@ -226,10 +228,13 @@ fn block(drained: &mut DrainedVm, fault: Fault, passes: bool) {
     drained.passes = passes;
 }
 
-/// Whether a VM is off, and is to be.
+/// Whether a VM is off, and stays so: it is to be, or its guest has shut down by itself.
 pub fn is_off(state: &State, vm: &VmRecord) -> bool {
-    let seen = state.observation(vm).is_some_and(|seen| seen.is_off());
-    seen && vm.intent.power == PowerState::Stopped
+    let Some(seen) = state.observation(vm).filter(|seen| seen.is_off()) else {
+        return false;
+    };
+    let done = seen.phase == VmPhase::Settled && seen.observed >= vm.intent.generation;
+    vm.intent.power == PowerState::Stopped || done
 }
 
 /// Begins what can be begun, the largest VMs first: they are the hardest to place.
@@ -290,7 +295,10 @@ fn begin(
                 }
             }
             Err(error) => {
-                refused.push(drained.vm);
+                // That costs no look at the hosts, and is over in a moment.
+                if !matches!(error, Error::PowerChanging { .. }) {
+                    refused.push(drained.vm);
+                }
                 block(drained, error.fault(), passes(&error));
             }
         }
@@ -363,6 +371,7 @@ pub const fn passes(error: &Error) -> bool {
         Error::Initializing
             | Error::HostUnreachable(_)
             | Error::MigrationInProgress(_)
+            | Error::PowerChanging { .. }
             | Error::ChangeInProgress { .. }
             | Error::BackupInProgress { .. }
             | Error::NoCapacity { .. }

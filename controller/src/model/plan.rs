@@ -97,6 +97,9 @@ pub struct PlanStep {
     pub copied_bytes: u64,
     /// How long that is likely to take.
     pub predicted_seconds: f64,
+    /// For how long the VM is likely to stand still then, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_downtime_ms: Option<u64>,
     /// Longest planned stop.
     pub max_downtime_ms: u32,
     /// How far it is.

@@ -461,6 +461,14 @@ impl Lack<'_> {
         }
     }
 
+    /// Whether processors, nodes or huge pages of the VM's own are lacking.
+    pub(super) fn is_fitting(&self) -> bool {
+        matches!(
+            self,
+            Self::NodeVcpus { .. } | Self::NodeMemory { .. } | Self::HugePages { .. } | Self::Nodes { .. }
+        )
+    }
+
     /// Whether only processors or memory are lacking, which VMs that leave give back.
     pub(super) fn is_size(&self) -> bool {
         matches!(self, Self::CpuFree { .. } | Self::Memory { .. })

@@ -184,7 +184,7 @@ fn find<'a>(
     let before = lacks.len();
     filter::find(request, host, lacks);
     if lacks.len() == before
-        && let Some(Err(Short { domain, lacking })) = kept_room.map(|kept| kept.check(&host.name))
+        && let Some(Err(Short { domain, lacking, .. })) = kept_room.map(|kept| kept.check(&host.name))
     {
         lacks.push(filter::Lack::Protection { domain, lacking });
     }
@@ -348,6 +348,12 @@ fn not_placed(request: &Request, verdicts: &[Verdict]) -> String {
 /// Whether a host could have a VM if it had the room: what no move of another VM changes.
 pub fn may_have(request: &Request, host: &HostView<'_>) -> bool {
     filter::lacks(request, host).iter().all(filter::Lack::is_room)
+}
+
+/// Whether a host could have a VM if it had the room, and has the processors, nodes and huge pages that are to be its own as they are given now.
+pub fn may_fit(request: &Request, host: &HostView<'_>) -> bool {
+    let lacks = filter::lacks(request, host);
+    lacks.iter().all(|lack| lack.is_room() && !lack.is_fitting())
 }
 
 /// Whether a host could have a VM if some that are there left it: it lacks processors or memory alone.

@@ -36,6 +36,18 @@ pub struct Settings {
     pub hosts: usize,
     /// Moves of one plan at most.
     pub moves: usize,
+    /// What a plan copies at most, in MiB. A host is emptied within that, or left.
+    pub transfer_mib: u64,
+}
+
+impl Settings {
+    /// What is left for a plan: moves, and MiB.
+    fn left(&self, plan: &Plan) -> (usize, u64) {
+        (
+            self.moves.saturating_sub(plan.moves().len()),
+            self.transfer_mib.saturating_sub(plan.transfer_mib()),
+        )
+    }
 }
 
 impl Default for Settings {
@@ -55,6 +67,7 @@ impl Default for Settings {
             },
             hosts: usize::MAX,
             moves: usize::MAX,
+            transfer_mib: u64::MAX,
         }
     }
 }
@@ -198,12 +211,13 @@ fn relieve(plan: &mut Plan, host: Slot, settings: &Settings, shut: &[bool]) {
         relieve: settings.relieve,
         shut,
     };
-    while plan.moves().len() < settings.moves
-        && plan.site().here(host).len() > 1
+    while plan.site().here(host).len() > 1
         && level(plan.site(), host, By::Next, until.deviations, None) > until.share
     {
         let site = plan.site();
-        let vms = to_relieve(site, host, until);
+        let (moves, mib) = settings.left(plan);
+        let mut vms = to_relieve(site, host, until);
+        vms.retain(|vm| moves > 0 && site.vms()[*vm].transfer_mib <= mib);
         let on = vms.iter().find_map(|vm| Some((*vm, receivers.of(site, *vm)?)));
         let woken = || {
             let vm = *vms.first()?;
@@ -265,10 +279,28 @@ fn empty(plan: &mut Plan, settings: &Settings, shut: &[bool]) {
     on.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
     let on: Vec<_> = on.into_iter().map(|(.., host)| host).collect();
     // One whose VMs have nowhere to go would keep all others on.
-    let found = (0..on.len().min(PASSED_OVER)).find_map(|first| halved(plan, &on[first..], settings, shut));
+    let found = (0..on.len().min(PASSED_OVER)).find_map(|first| {
+        let hosts = affordable(plan, &on[first..], settings);
+        halved(plan, &hosts, settings, shut)
+    });
     if let Some(found) = found {
         *plan = found;
     }
+}
+
+/// Those of the hosts, in their order, that can be emptied within what is left: one that is too large is passed over.
+fn affordable(plan: &Plan, hosts: &[Slot], settings: &Settings) -> Vec<Slot> {
+    let site = plan.site();
+    let (mut moves, mut mib) = settings.left(plan);
+    let mut affords = |host: &Slot| {
+        let vms = site.here(*host);
+        let copied = vms.iter().map(|vm| site.vms()[*vm].transfer_mib);
+        let copied = copied.fold(0, u64::saturating_add);
+        let left = moves.checked_sub(vms.len()).zip(mib.checked_sub(copied));
+        (moves, mib) = left.unwrap_or((moves, mib));
+        left.is_some()
+    };
+    hosts.iter().copied().filter(|host| affords(host)).collect()
 }
 
 /// The plan with as many of these hosts emptied too as can be, in their order. The more hosts, the harder: the most are found by halving.
@@ -294,9 +326,6 @@ fn emptied(plan: &Plan, hosts: &[Slot], settings: &Settings, shut: &[bool]) -> O
         .flat_map(|host| plan.site().here(*host))
         .copied()
         .collect();
-    if plan.moves().len() + vms.len() > settings.moves {
-        return None;
-    }
     let size = |vm: &Slot| {
         let load = &plan.site().vms()[*vm].load;
         load.mean + load.variance.sqrt()

@@ -32,7 +32,7 @@ pub use self::{
     maintenance::{Group, Held as HeldBy, Settings as Maintenance, groups},
     rebalance::{Dimension, Settings as Rebalance, rebalance, score},
     room::{Settings as Room, make_room},
-    site::{Held, Host, Load, Refusal, Rule, Site, Slot, Vm},
+    site::{Group as GroupRule, Held, Host, Load, Refusal, Rule, Site, Slot, Vm},
 };
 
 /// A VM moves.

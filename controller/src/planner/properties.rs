@@ -8,7 +8,7 @@ use super::{
 };
 use crate::placement::Size;
 
-/// Small sites, some of them overfull, with closed hosts, rules, pools and VMs that do not move.
+/// Small sites, some of them overfull, with closed hosts, rules, pools, uplinks, groups, VMs with something of their own and VMs that do not move.
 fn sites() -> impl Strategy<Value = Site> {
     let hosts = vec(
         (
@@ -25,12 +25,16 @@ fn sites() -> impl Strategy<Value = Site> {
             1..9_u32,
             1..9_u64,
             0.0..4.0_f64,
-            0..8_usize,
+            0..12_usize,
             0..9_u64,
         ),
         0..20,
     );
-    (hosts, vms).prop_map(|(hosts, vms)| {
+    let groups = vec(
+        (any::<bool>(), 1..4_usize, prop::option::weighted(0.2, 0..3_usize)),
+        2,
+    );
+    (hosts, vms, groups).prop_map(|(hosts, vms, groups)| {
         let count = hosts.len();
         let rows: Vec<_> = hosts
             .iter()
@@ -40,6 +44,7 @@ fn sites() -> impl Strategy<Value = Site> {
                 open: *open,
                 contended: *contended,
                 pools_mib: vec![*pool],
+                uplinks_mbit: vec![*pool],
                 ..host([4.0, 8.0, 16.0][*size])
             })
             .collect();
@@ -51,10 +56,30 @@ fn sites() -> impl Strategy<Value = Site> {
                 rule: usize::from(kind == 0),
                 pinned: if kind == 1 { "it does not move" } else { "" },
                 disks: if kind == 2 { vec![(0, disk)] } else { Vec::new() },
+                uplinks: if kind == 3 { vec![(0, disk)] } else { Vec::new() },
+                fitted: (kind == 4).then_some(2),
+                groups: match kind {
+                    5 => vec![0],
+                    6 => vec![1],
+                    7 => vec![0, 1],
+                    _ => Vec::new(),
+                },
                 ..vm(at % count, cpus)
             });
-        let rules = vec![Rule::new(count, |_| true), Rule::new(count, |host| host % 2 == 0)];
-        Site::new(rows, vms.collect(), rules)
+        let rules = vec![
+            Rule::new(count, |_| true),
+            Rule::new(count, |host| host % 2 == 0),
+            Rule::new(count, |host| host % 3 != 1),
+        ];
+        // Some hosts are in no domain, and some domains have several.
+        let groups = groups.into_iter().map(|(apart, size, also)| GroupRule {
+            apart,
+            domains: (0..count)
+                .map(|host| (host != 4).then_some(host / size))
+                .collect(),
+            also: also.into_iter().collect(),
+        });
+        Site::new(rows, vms.collect(), rules).with_groups(groups.collect())
     })
 }
 
@@ -69,6 +94,13 @@ fn plans(site: &Site) -> Vec<Plan> {
         rebalance(site, &Rebalance::default()),
         rebalance(site, &even),
         consolidate(site, &Consolidation::default()),
+        consolidate(
+            site,
+            &Consolidation {
+                transfer_mib: 6 * 2048,
+                ..Consolidation::default()
+            },
+        ),
         evacuate(site, &[0]),
     ];
     plans.extend(room_for_large(site, false).map(|(plan, _)| plan));
@@ -123,6 +155,50 @@ fn room_after(site: &Site, at: &[Slot], to: Slot) -> Result<(), TestCaseError> {
         disk <= host.pools_mib[0] + left,
         "the pool of host {to} is overfull"
     );
+    let mbit = |comes: bool| -> u64 {
+        let moved = site.vms().iter().zip(at).filter(|(vm, at)| match comes {
+            true => vm.host != to && **at == to,
+            false => vm.host == to && **at != to,
+        });
+        moved.flat_map(|(vm, _)| &vm.uplinks).map(|(_, mbit)| mbit).sum()
+    };
+    prop_assert!(
+        mbit(true) <= host.uplinks_mbit[0] + mbit(false),
+        "the uplink of host {to} is overfull"
+    );
+    Ok(())
+}
+
+/// What groups ask of a move: members that have moved count where they were, too.
+fn groups_after(site: &Site, at: &[Slot], moved: Slot, to: Slot) -> Result<(), TestCaseError> {
+    let vm = &site.vms()[moved];
+    for slot in &vm.groups {
+        let group = &site.groups()[*slot];
+        let others =
+            (0..at.len()).filter(|other| *other != moved && site.vms()[*other].groups.contains(slot));
+        let hosts = others.flat_map(|other| [at[other], site.vms()[other].host]);
+        let places = hosts
+            .map(|host| group.domains[host])
+            .chain(group.also.iter().copied().map(Some));
+        for place in places {
+            let together = place == group.domains[to];
+            prop_assert!(
+                group.domains[to].is_some() && together != group.apart,
+                "group {slot} is broken"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What a VM with something of its own asks of a move.
+fn fitted_after(site: &Site, at: &[Slot], moved: Slot, to: Slot) -> Result<(), TestCaseError> {
+    if let Some(rule) = site.vms()[moved].fitted {
+        prop_assert!(site.rule(rule).allows(to));
+        let came = (0..at.len()).filter(|other| at[*other] == to && site.vms()[*other].host != to);
+        let fitted = came.filter(|other| site.vms()[*other].fitted.is_some());
+        prop_assert!(fitted.count() <= 1, "what is given by number was looked at once");
+    }
     Ok(())
 }
 
@@ -184,6 +260,8 @@ proptest! {
                 prop_assert!(site.rule(vm.rule).allows(step.to));
                 at[step.vm] = step.to;
                 room_after(&site, &at, step.to)?;
+                groups_after(&site, &at, step.vm, step.to)?;
+                fitted_after(&site, &at, step.vm, step.to)?;
             }
         }
     }
@@ -224,6 +302,7 @@ proptest! {
                 prop_assert!(site.hosts()[step.to].open && !group.hosts.contains(&step.to));
                 prop_assert!(site.rule(site.vms()[step.vm].rule).allows(step.to));
                 room_after(&site, &at, step.to)?;
+                groups_after(&site, &at, step.vm, step.to)?;
             }
             prop_assert!(group.hosts.len() <= at_once && at.iter().all(|host| !group.hosts.contains(host)), "it is empty");
             let mut after = site.clone();
@@ -281,9 +360,21 @@ proptest! {
 
     #[test]
     fn the_same_site_gives_the_same_plan(site in sites()) {
-        let again = Site::new(site.hosts().to_vec(), site.vms().to_vec(), vec![site.rule(0).clone(), site.rule(1).clone()]);
+        let rules = [0, 1, 2].map(|rule| site.rule(rule).clone()).to_vec();
+        let again = Site::new(site.hosts().to_vec(), site.vms().to_vec(), rules).with_groups(site.groups().to_vec());
         for (first, second) in plans(&site).iter().zip(plans(&again)) {
             prop_assert_eq!(first.moves(), second.moves());
+        }
+    }
+
+    #[test]
+    fn a_consolidation_with_a_budget_keeps_to_it_and_leaves_no_host_half_empty(site in sites(), copies in 0..20_u64, moves in 0..12_usize) {
+        let settings = Consolidation { moves, transfer_mib: copies * 1024, ..Consolidation::default() };
+        let plan = consolidate(&site, &settings);
+        prop_assert!(plan.transfer_mib() <= settings.transfer_mib && plan.moves().len() <= moves);
+        for step in plan.moves() {
+            let was_full = site.held(step.from).next / site.hosts()[step.from].cpus > settings.relieve.share;
+            prop_assert!(was_full || !plan.site().is_on(step.from), "host {} is half empty", step.from);
         }
     }
 

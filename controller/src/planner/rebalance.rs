@@ -403,8 +403,7 @@ fn exchange(site: &Site, spread: &mut Spread, moves: &mut [Move], index: usize) 
 
 /// Whether a VM may be on a host but for what is free there.
 fn may_go(site: &Site, vm: Slot, host: Slot) -> bool {
-    let vm = &site.vms()[vm];
-    vm.pinned.is_empty() && site.rule(vm.rule).allows(host)
+    site.vms()[vm].pinned.is_empty() && site.may_have(vm, host)
 }
 
 /// Brings moves into an order in which each is possible.

@@ -129,6 +129,8 @@ fn clear(plan: &mut Plan, host: Slot, mut lacking: Lacking, settings: Settings) 
         }
     };
     let mut vms = site.here(host).to_vec();
+    // Whether the VM that comes may be there can depend on the members of groups.
+    vms.retain(|vm| site.vms()[*vm].groups.is_empty());
     vms.sort_unstable_by_key(key);
     for slot in vms {
         if plan.moves().len() >= settings.moves {

@@ -3,6 +3,10 @@
 //! Filled in by [`crate::plans::look`] from what placement sees, and by benchmarks. Every move of every plan passes [`Site::check`] on the site as it
 //! is after the moves before it, and only then [`Site::apply`]: so no prefix of a plan breaks what holds for the whole.
 //!
+//! Where the members of a placement group are changes with every move. One that moves counts on both of its hosts for the rest of a plan, as it does while it
+//! migrates: so moves may run at once in any order. What is given by number on a host (processors, NUMA nodes, huge pages) is looked at as it is before
+//! the plan, and so one VM that has such comes to a host in a plan at most: what leaves only makes that easier.
+//!
 //! Room is what VMs reserve, never what they use. Besides, a host may fail, or a domain that the site protects: the site *has spare room* while the VMs of
 //! any one find room on the others, by the account that placement goes by ([`Spare`]). A plan does not take that away, nor makes it less where it is lacking.
 
@@ -11,7 +15,7 @@ use std::fmt;
 use super::Move;
 use crate::placement::{
     Size, Spare,
-    spare::{Row, Step},
+    spare::{Row, Short, Step},
 };
 
 /// Place of a host or of a VM in its row.
@@ -47,6 +51,12 @@ pub struct Vm {
     pub pinned: &'static str,
     /// Room that its disks need in pools of the destination's own, by the pool's place.
     pub disks: Vec<(Slot, u64)>,
+    /// Bandwidth that it reserves on uplinks, by the uplink's place.
+    pub uplinks: Vec<(Slot, u64)>,
+    /// Its placement groups that refuse hosts: rows of [`Site::with_groups`].
+    pub groups: Vec<Slot>,
+    /// For one with processors, nodes or huge pages of its own, the hosts that have them now: a row of [`Site::rules`].
+    pub fitted: Option<Slot>,
 }
 
 impl Vm {
@@ -81,6 +91,8 @@ pub struct Host {
     pub resting: bool,
     /// Free room of its pools, by the pool's place; a pool that it has not got has none.
     pub pools_mib: Vec<u64>,
+    /// Free bandwidth of its uplinks, by the uplink's place, in Mbit per second.
+    pub uplinks_mbit: Vec<u64>,
     /// VMs that it may have at most, of those that plans move.
     pub vms_most: Option<usize>,
     /// Hosts of one field stand in for each other.
@@ -98,17 +110,22 @@ impl Host {
             },
             takes: self.open || self.pressed,
             field: self.field.clone(),
-            domains: match self.domains.is_empty() {
-                true => vec![slot.to_string()],
-                false => self.domains.clone(),
-            },
+            domains: self.fails_with(slot),
             ..Row::default()
+        }
+    }
+
+    /// The domains that may fail, by name, of which the host of that place is.
+    pub fn fails_with(&self, slot: Slot) -> Vec<String> {
+        match self.domains.is_empty() {
+            true => vec![slot.to_string()],
+            false => self.domains.clone(),
         }
     }
 }
 
 /// Which hosts may have a VM: one bit for each.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule(Vec<u64>);
 
 impl Rule {
@@ -125,6 +142,22 @@ impl Rule {
     pub fn allows(&self, host: Slot) -> bool {
         self.0[host / 64] >> (host % 64) & 1 == 1
     }
+
+    /// Whether it allows no host that another does not.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(own, other)| own & !other == 0)
+    }
+}
+
+/// A placement group that refuses hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Group {
+    /// Its members are each in a domain of their own; else all are in one.
+    pub apart: bool,
+    /// The domain of each host; `None` where it is in none.
+    pub domains: Vec<Option<Slot>>,
+    /// Domains where a member is besides: it is on its way there.
+    pub also: Vec<Slot>,
 }
 
 /// What is on a host.
@@ -161,6 +194,12 @@ pub enum Refusal {
     VmCount,
     /// Room in a pool is lacking.
     Pool,
+    /// Bandwidth is lacking on an uplink.
+    Bandwidth,
+    /// A placement group says no.
+    Group,
+    /// Processors, nodes or huge pages of its own are lacking, or were given to another that came.
+    Fitting,
     /// Were a host to fail then, its VMs might find no room.
     SpareRoom,
 }
@@ -176,6 +215,11 @@ impl fmt::Display for Refusal {
             Self::Memory => "too little memory is free",
             Self::VmCount => "the host has as many VMs as it takes",
             Self::Pool => "too little room is free in a pool",
+            Self::Bandwidth => "too little bandwidth is free on an uplink",
+            Self::Group => "a placement group keeps it from there",
+            Self::Fitting => {
+                "the host has no processors, NUMA nodes or huge pages for it, or gives them to another"
+            }
             Self::SpareRoom => "the VMs of a host that fails might find no room then",
         })
     }
@@ -187,6 +231,11 @@ pub struct Site {
     hosts: Vec<Host>,
     vms: Vec<Vm>,
     rules: Vec<Rule>,
+    groups: Vec<Group>,
+    /// The members of each.
+    members: Vec<Vec<Slot>>,
+    /// Where each VM was at first.
+    origins: Vec<Slot>,
     here: Vec<Vec<Slot>>,
     held: Vec<Held>,
     spare: Spare,
@@ -209,6 +258,9 @@ impl Site {
         vms.iter().for_each(|vm| rows[vm.host].put(vm.size()));
         let spare = Spare::new(rows);
         Self {
+            origins: vms.iter().map(|vm| vm.host).collect(),
+            groups: Vec::new(),
+            members: Vec::new(),
             hosts,
             vms,
             rules,
@@ -216,6 +268,25 @@ impl Site {
             held,
             spare,
         }
+    }
+
+    /// The same with the groups that VMs name.
+    #[must_use]
+    pub fn with_groups(self, groups: Vec<Group>) -> Self {
+        let mut members = vec![Vec::new(); groups.len()];
+        for (slot, vm) in self.vms.iter().enumerate() {
+            vm.groups.iter().for_each(|group| members[*group].push(slot));
+        }
+        Self {
+            groups,
+            members,
+            ..self
+        }
+    }
+
+    /// The groups.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
     }
 
     /// The hosts.
@@ -255,7 +326,12 @@ impl Site {
 
     /// How many domains there are, hosts or protected ones, whose VMs might find no room on the others.
     pub fn short(&self) -> usize {
-        self.spare.short_domains().count()
+        self.short_domains().count()
+    }
+
+    /// Those domains, and what is lacking.
+    pub fn short_domains(&self) -> impl Iterator<Item = Short<'_>> {
+        self.spare.short_domains()
     }
 
     /// What moves copy, in MiB.
@@ -279,16 +355,20 @@ impl Site {
     }
 
     /// The part of [`Site::check`] that looks at the VM and the destination alone.
-    pub fn fits(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
-        match self.vms[vm].pinned {
-            "" => self.has_room(vm, to),
-            why => Err(Refusal::Pinned(why)),
+    pub fn fits(&self, slot: Slot, to: Slot) -> Result<(), Refusal> {
+        let vm = &self.vms[slot];
+        if !vm.pinned.is_empty() {
+            return Err(Refusal::Pinned(vm.pinned));
+        }
+        match vm.fitted {
+            Some(rule) if !self.rules[rule].allows(to) || self.took_fitted(to) => Err(Refusal::Fitting),
+            _ => self.has_room(slot, to),
         }
     }
 
-    /// Whether a host has room for a VM, and may have it, were it to move.
-    pub fn has_room(&self, vm: Slot, to: Slot) -> Result<(), Refusal> {
-        let (vm, host, held) = (&self.vms[vm], &self.hosts[to], &self.held[to]);
+    /// Whether a host has room for a VM, and may have it, were it to move; whatever is given there by number.
+    pub fn has_room(&self, slot: Slot, to: Slot) -> Result<(), Refusal> {
+        let (vm, host, held) = (&self.vms[slot], &self.hosts[to], &self.held[to]);
         let refused = [
             (vm.host == to, Refusal::SameHost),
             (!host.open, Refusal::Closed),
@@ -305,11 +385,49 @@ impl Site {
         if !self.rules[vm.rule].allows(to) {
             return Err(Refusal::Rule);
         }
-        let room = |(pool, mib): &(Slot, u64)| host.pools_mib.get(*pool).is_some_and(|free| free >= mib);
-        match vm.disks.iter().all(room) {
-            true => Ok(()),
-            false => Err(Refusal::Pool),
+        let has = |free: &[u64], needed: &[(Slot, u64)]| {
+            let mut needed = needed.iter();
+            needed.all(|(place, needed)| free.get(*place).is_some_and(|free| free >= needed))
+        };
+        if !has(&host.pools_mib, &vm.disks) {
+            return Err(Refusal::Pool);
         }
+        if !has(&host.uplinks_mbit, &vm.uplinks) {
+            return Err(Refusal::Bandwidth);
+        }
+        match self.joins(slot, to) {
+            true => Ok(()),
+            false => Err(Refusal::Group),
+        }
+    }
+
+    /// Whether a host may have a VM, but for what is free there.
+    pub fn may_have(&self, vm: Slot, host: Slot) -> bool {
+        self.rules[self.vms[vm].rule].allows(host) && self.joins(vm, host)
+    }
+
+    /// Whether the groups of a VM let it go to a host.
+    fn joins(&self, vm: Slot, to: Slot) -> bool {
+        self.vms[vm].groups.iter().all(|slot| {
+            let group = &self.groups[*slot];
+            let Some(domain) = group.domains[to] else {
+                return false;
+            };
+            let others = self.members[*slot].iter().filter(|other| **other != vm);
+            let hosts = others.flat_map(|other| [self.vms[*other].host, self.origins[*other]]);
+            let places = hosts.map(|host| group.domains[host]);
+            let mut places = places.chain(group.also.iter().copied().map(Some));
+            match group.apart {
+                true => places.all(|place| place != Some(domain)),
+                false => places.all(|place| place == Some(domain)),
+            }
+        })
+    }
+
+    /// Whether a VM with something of its own has come to a host.
+    fn took_fitted(&self, host: Slot) -> bool {
+        let mut here = self.here[host].iter();
+        here.any(|vm| self.vms[*vm].fitted.is_some() && self.origins[*vm] != host)
     }
 
     /// Whether a VM that comes leaves the VMs of hosts and domains that fail the room that they have.
@@ -336,14 +454,19 @@ impl Site {
         moved.host = to;
         self.held[from].take(moved);
         self.held[to].put(moved);
-        for (pool, mib) in &moved.disks {
-            for (host, comes) in [(from, false), (to, true)] {
-                if let Some(free) = self.hosts[host].pools_mib.get_mut(*pool) {
-                    *free = if comes {
-                        free.saturating_sub(*mib)
-                    } else {
-                        free.saturating_add(*mib)
-                    };
+        for (host, comes) in [(from, false), (to, true)] {
+            let host = &mut self.hosts[host];
+            for (all, needed) in [
+                (&mut host.pools_mib, &moved.disks),
+                (&mut host.uplinks_mbit, &moved.uplinks),
+            ] {
+                for (place, needed) in needed {
+                    if let Some(free) = all.get_mut(*place) {
+                        *free = match comes {
+                            true => free.saturating_sub(*needed),
+                            false => free.saturating_add(*needed),
+                        };
+                    }
                 }
             }
         }

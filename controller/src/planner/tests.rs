@@ -124,6 +124,38 @@ fn hosts_are_emptied_where_the_others_can_take_their_vms() {
 }
 
 #[test]
+fn a_budget_empties_whole_hosts_or_none() {
+    let sized = |host, transfer_mib| Vm {
+        transfer_mib,
+        ..vm(host, 0.5)
+    };
+    // The first host copies 3 GiB, the second 5, the third 2 with two VMs.
+    let vms = vec![
+        sized(0, 3072),
+        sized(1, 2048),
+        sized(1, 3072),
+        sized(2, 1024),
+        sized(2, 1024),
+    ];
+    let site = site(4, vms);
+    for (moves, gib, expected) in [
+        (9, 5, vec![1]),
+        (9, 4, vec![0, 1]),
+        (1, 9, vec![1, 2]),
+        (9, 1, vec![0, 1, 2]),
+    ] {
+        let settings = Consolidation {
+            moves,
+            transfer_mib: gib * 1024,
+            ..Consolidation::default()
+        };
+        let plan = consolidate(&site, &settings);
+        let on: Vec<_> = (0..4).filter(|host| plan.site().is_on(*host)).collect();
+        assert_eq!(on, expected, "{moves} moves, {gib} GiB");
+    }
+}
+
+#[test]
 fn a_host_with_a_vm_that_does_not_move_is_not_emptied_of_the_others() {
     let mut pinned = vm(1, 0.5);
     pinned.pinned = "it has a volume of its host's own";
@@ -367,4 +399,70 @@ fn a_host_takes_no_more_vms_than_it_may() {
     let plan = evacuate(&site, &[0]);
     assert_eq!(plan.moves().len(), 1);
     assert_eq!(plan.site().has_room(1, 1), Err(Refusal::VmCount));
+}
+
+/// What moves when the first host is evacuated.
+fn evacuated(site: Site) -> Vec<(Slot, Slot, Slot)> {
+    moves(&evacuate(&site, &[0]))
+}
+
+#[test]
+fn members_of_a_group_stay_apart_and_count_where_they_were_until_the_plan_is_over() {
+    // By rack: hosts 0 and 1, 2 and 3, and one that has none.
+    let racks = vec![Some(0), Some(0), Some(1), Some(1), None];
+    let group = |apart, also: &[Slot]| GroupRule {
+        apart,
+        domains: racks.clone(),
+        also: also.to_vec(),
+    };
+    let member = |host| Vm {
+        groups: vec![0],
+        ..vm(host, 1.0)
+    };
+    // What else is there leaves the first choice to the host without a rack.
+    let load = || [1, 2, 3].map(|host| vm(host, 3.0));
+    for (vms, group, expected) in [
+        (vec![member(0)], group(true, &[]), vec![(0, 0, 1)]),
+        (vec![member(0), member(2)], group(true, &[]), vec![(0, 0, 1)]),
+        (vec![member(0), member(2)], group(true, &[0]), vec![]),
+        (vec![member(0), member(1)], group(true, &[]), vec![(0, 0, 2)]),
+        (vec![member(0), member(1)], group(false, &[]), vec![(0, 0, 1)]),
+        (vec![member(0), member(1)], group(false, &[1]), vec![]),
+        // The first has left its rack when the second looks for another.
+        (vec![member(0), member(0)], group(true, &[]), vec![(0, 0, 2)]),
+    ] {
+        let all = vms.iter().cloned().chain(load()).collect();
+        let site = site(5, all).with_groups(vec![group.clone()]);
+        assert_eq!(evacuated(site), expected, "{group:?} {}", vms.len());
+    }
+}
+
+#[test]
+fn bandwidth_of_an_uplink_is_kept() {
+    let reserved = |mbit| Vm {
+        uplinks: vec![(0, mbit)],
+        ..vm(0, 0.5)
+    };
+    let mut hosts = vec![host(8.0); 3];
+    (hosts[1].uplinks_mbit, hosts[2].uplinks_mbit) = (vec![1500], vec![400]);
+    let vms = vec![reserved(1000), reserved(1000), reserved(400)];
+    let site = Site::new(hosts, vms, vec![Rule::new(3, |_| true)]);
+    let mut plan = evacuate(&site, &[0]);
+    let to: Vec<_> = plan.moves().iter().map(|step| (step.vm, step.to)).collect();
+    assert_eq!(to.len(), 2, "{to:?}");
+    assert_eq!(to[0], (0, 1));
+    assert_eq!(plan.site().fits(1, 1), Err(Refusal::Bandwidth));
+    plan.undo();
+    assert_eq!(plan.site().fits(1, 1), Ok(()));
+}
+
+#[test]
+fn one_vm_with_processors_of_its_own_comes_to_a_host_in_a_plan() {
+    let own = || Vm {
+        fitted: Some(1),
+        ..vm(0, 1.0)
+    };
+    let rules = vec![Rule::new(4, |_| true), Rule::new(4, |host| host != 1)];
+    let site = Site::new(vec![host(8.0); 4], vec![own(), own(), own()], rules);
+    assert_eq!(evacuated(site), [(0, 0, 2), (1, 0, 3)]);
 }

@@ -211,14 +211,19 @@ pub fn end(
     plan.message = format!("{moved} of {all} VMs moved{separator}{why}");
     let message = format!("{}: {}", plan.kind.as_str(), plan.message);
     tx.event(EventKind::Plan, event, plan.id, message, None);
-    if plan.principal == automatic::PRINCIPAL && automatic::is_wrong(plan) {
-        let contended = |figures: PlanFigures| figures.hosts_contended;
+    if automatic::is_automatic(plan) && automatic::is_wrong(plan) {
+        let told = |figures: PlanFigures| match plan.kind {
+            PlanKind::Consolidate => format!(
+                "{} hosts with VMs and {} contended",
+                figures.hosts_on, figures.hosts_contended
+            ),
+            _ => format!("{} contended hosts", figures.hosts_contended),
+        };
         let message = format!(
-            "contended hosts: {} before, {} expected, {} now; after two such of three no plan is approved without an operator for a day",
-            contended(plan.before),
-            contended(plan.predicted),
-            plan.realised
-                .map_or_else(|| "unknown".to_owned(), |now| contended(now).to_string())
+            "{} before, {} expected, {} now; after two such of three no such plan is approved without an operator for a day",
+            told(plan.before),
+            told(plan.predicted),
+            plan.realised.map_or_else(|| "unknown".to_owned(), told)
         );
         tx.event(EventKind::Plan, "PlanPredictionWrong", plan.id, message, None);
     }
@@ -260,7 +265,9 @@ fn nothing(plan: &PlanRecord) -> String {
         PlanKind::Rebalance => {
             "nothing to do: no VM that can move is on a contended host that another can relieve"
         }
-        PlanKind::Consolidate => "nothing to do: no host can be emptied into the others",
+        PlanKind::Consolidate => {
+            "nothing to do: no host can be emptied whole into the others, by as many moves and bytes as are allowed"
+        }
         PlanKind::Evacuate => "nothing to do: no VM there can move",
         PlanKind::MakeRoom => return format!("nothing to do: {} has the room", hosts(plan)),
     };

@@ -2,26 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dalgu_proto::ids::{HostName, VmId};
+use dalgu_proto::{
+    ids::{HostName, PlacementGroupName, VmId},
+    placement::{self, Group},
+};
 use jiff::{SignedDuration, Timestamp};
 
-use super::usage::Usage;
+use super::{predict::Past, usage::Usage};
 use crate::{
     blocking::beside,
     hosts,
     model::{DrainMode, PlanFigures, PlanStep, StepState, VmRecord},
-    placement::{HostView, Request, is_pressed, may_have, spare::Row},
-    planner::{Figures, Host, Move, Plan, Rule, Site, Slot, Vm},
+    placement::{HostView, Request, charged, domain, is_pressed, may_fit, may_have, spare::Row},
+    placement_groups::of_group,
+    planner::{Figures, GroupRule, Host, Move, Plan, Rule, Site, Slot, Vm},
     state::{Db, State},
     verbs::migrate::{self, DEFAULT_DOWNTIME_MS},
 };
 
-/// Migrations that the rate of copying is taken from, the last ones.
-const RECENT: usize = 32;
 /// A host to which a plan has moved VMs is not emptied by another for so long: else two plans could send VMs back and forth.
 const REST: SignedDuration = SignedDuration::from_mins(15);
-/// Bytes a second where none has been made yet: a Gigabit link.
-const ASSUMED_RATE: f64 = 110e6;
 const MIB: u64 = 1 << 20;
 
 /// How the site is now.
@@ -48,7 +48,18 @@ impl Look {
             .map(|(slot, view)| (&view.name, slot))
             .collect();
         let pools = pool_places(&views);
-        let mut rules = Rules::new(&views);
+        // What a host that is off may have, it may have once it is woken.
+        let mut awake = views.clone();
+        for (view, host) in awake.iter_mut().zip(state.hosts.values()) {
+            view.ready |= host.is_asleep();
+        }
+        let mut rules = Rules::new(&awake);
+        let mut groups = Groups::new(state, &views);
+        let uplinks = Uplinks::of(state);
+        // What is given by number counts as the same everywhere.
+        let mut ratios = views.iter().map(|view| view.cpu_overcommit_ratio);
+        let first = ratios.next();
+        let alike = ratios.all(|ratio| Some(ratio) == first);
         let resting = resting(state, now);
         // Each host by itself, whatever else the site protects.
         let protect = state.protect.and_hosts();
@@ -56,6 +67,7 @@ impl Look {
             let Row { field, domains, .. } = Row::of(view, &protect);
             Host {
                 resting: resting.contains(&view.name),
+                uplinks_mbit: uplinks.free(view),
                 field,
                 domains,
                 ..host(view, &pools)
@@ -67,23 +79,29 @@ impl Look {
             let Some(slot) = slots.get(&vm.owner).copied() else {
                 continue;
             };
-            let request = migrate::request(state, vm, None);
-            let size = (request.spec.vcpus, request.spec.reserved_memory_mib());
+            let mut request = migrate::request(state, vm, None);
+            // Where the members of its groups are changes with each move.
+            request.rules.groups.clear();
+            let (vcpus, least) = charge(&request, views[slot].cpu_overcommit_ratio);
+            let memory_mib = request.spec.reserved_memory_mib();
             // What is free, and what these VMs hold: everything else that holds room there is not the planner's.
-            rows[slot].vcpus = rows[slot].vcpus.saturating_add(size.0);
-            rows[slot].memory_mib = rows[slot].memory_mib.saturating_add(size.1);
+            rows[slot].vcpus = rows[slot].vcpus.saturating_add(least);
+            rows[slot].memory_mib = rows[slot].memory_mib.saturating_add(memory_mib);
             let disks = own_disks(&request, &views[slot], &pools);
             let copied = disks
                 .iter()
                 .fold(vm.spec.memory_mib, |sum, (_, mib)| sum.saturating_add(*mib));
             vms.push(Vm {
                 host: slot,
-                vcpus: size.0,
-                memory_mib: size.1,
+                vcpus,
+                memory_mib,
                 load: usage.samples(vm.id).load(vm.spec.vcpus.into()),
                 transfer_mib: copied,
                 rule: rules.of(&request),
-                pinned: pinned(state, vm),
+                fitted: rules.fitted(&request),
+                groups: groups.of(vm),
+                uplinks: uplinks.reserved(&request),
+                pinned: pinned(state, vm, alike),
                 disks,
             });
             ids.push(vm.id);
@@ -100,7 +118,7 @@ impl Look {
         }
         let hosts = views.iter().map(|view| view.name.clone()).collect();
         Self {
-            site: Site::new(rows, vms, rules.rows),
+            site: Site::new(rows, vms, rules.rows).with_groups(groups.rows),
             hosts,
             vms: ids,
         }
@@ -129,16 +147,20 @@ impl Look {
 
     /// Moves by name, and how long all of them are likely to take: hosts copy at the same time, each one VM after the other.
     pub fn steps(&self, state: &State, moves: &[Move]) -> (Vec<PlanStep>, f64) {
-        let rate = rate(state);
+        let past = Past::of(state);
         let mut busy = vec![0.0_f64; self.hosts.len()];
         let mut steps = Vec::new();
         for step in moves {
             let Some(vm) = state.vms.get(&self.vms[step.vm]) else {
                 continue;
             };
-            let copied_bytes = self.site.vms()[step.vm].transfer_mib.saturating_mul(MIB);
-            #[expect(clippy::cast_precision_loss, reason = "only an estimate follows")]
-            let predicted_seconds = copied_bytes as f64 / rate;
+            let row = &self.site.vms()[step.vm];
+            let disks = row
+                .disks
+                .iter()
+                .fold(0_u64, |sum, (_, mib)| sum.saturating_add(*mib));
+            let predicted = past.predict(vm, &self.hosts[step.to], disks.saturating_mul(MIB));
+            let predicted_seconds = predicted.seconds;
             busy[step.from] += predicted_seconds;
             busy[step.to] += predicted_seconds;
             steps.push(PlanStep {
@@ -147,8 +169,9 @@ impl Look {
                 source: self.hosts[step.from].clone(),
                 destination: self.hosts[step.to].clone(),
                 generation: vm.intent.generation,
-                copied_bytes,
+                copied_bytes: row.transfer_mib.saturating_mul(MIB),
                 predicted_seconds,
+                predicted_downtime_ms: predicted.downtime_ms,
                 max_downtime_ms: DEFAULT_DOWNTIME_MS,
                 state: StepState::Waiting,
                 operation: None,
@@ -221,22 +244,26 @@ fn own_disks(request: &Request, source: &HostView<'_>, pools: &BTreeMap<String, 
         .collect()
 }
 
-/// Why a VM is left where it is.
-fn pinned(state: &State, vm: &VmRecord) -> &'static str {
-    // Which nodes and uplinks have room is not in the planner's account.
-    let fitted = !vm.spec.fitting.is_none() || vm.spec.bandwidth().next().is_some();
-    // Where the other members are changes with each move.
-    let mut groups = vm.placement_groups.iter();
-    let bound = groups.any(|name| {
-        let known = state.placement_groups.get(name);
-        known.is_some_and(|known| !known.group.preferred)
-    });
+/// Virtual processors that a VM takes of a host, and that it gives back at least when it leaves: dedicated ones count with the over-commit that each stands for, and what is
+/// rounded is rounded against the plan.
+fn charge(request: &Request, ratio: f64) -> (u32, u32) {
+    let vcpus = request.spec.vcpus;
+    if !request.spec.fitting.is_dedicated() {
+        return (vcpus, vcpus);
+    }
+    let charged = charged(vcpus, ratio);
+    let whole = ratio.fract() == 0.0;
+    let least = charged.saturating_sub(u32::from(!whole)).max(vcpus);
+    (charged, least)
+}
+
+/// Why a VM is left where it is. `alike`: processors are over-committed by the same ratio everywhere.
+fn pinned(state: &State, vm: &VmRecord, alike: bool) -> &'static str {
     match vm.drain_mode {
         DrainMode::LiveMigrate if !vm.spec.devices.is_empty() => "it has PCI devices of its host",
-        DrainMode::LiveMigrate if fitted => {
-            "it has processors, memory or bandwidth of its own: migrate it by name, or drain its host"
+        DrainMode::LiveMigrate if vm.spec.fitting.is_dedicated() && !alike => {
+            "its processors count for more on some hosts than on others: migrate it by name, or drain its host"
         }
-        DrainMode::LiveMigrate if bound => "its placement group holds it",
         DrainMode::LiveMigrate => match migrate::possible(state, vm) {
             Ok(()) => "",
             Err(_) => "it cannot migrate now",
@@ -245,23 +272,97 @@ fn pinned(state: &State, vm: &VmRecord) -> &'static str {
     }
 }
 
-/// Bytes a second of the last migrations.
-fn rate(state: &State) -> f64 {
-    let done = state
-        .migrations
-        .values()
-        .rev()
-        .filter_map(|migration| migration.progress);
-    let (mut bytes, mut ms) = (0_u64, 0_u64);
-    for progress in done.take(RECENT) {
-        bytes = bytes
-            .saturating_add(progress.memory_processed_bytes)
-            .saturating_add(progress.disk_processed_bytes);
-        ms = ms.saturating_add(progress.elapsed_ms);
+/// Uplinks on which VMs reserve bandwidth, by the name of their bridges.
+struct Uplinks(BTreeMap<String, Slot>);
+
+impl Uplinks {
+    fn of(state: &State) -> Self {
+        let names: BTreeSet<_> = state
+            .vms
+            .values()
+            .flat_map(|vm| {
+                let held = vm.held();
+                held.bandwidth()
+                    .map(|(bridge, _)| bridge.to_owned())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        Self(names.into_iter().zip(0..).collect())
     }
-    #[expect(clippy::cast_precision_loss, reason = "only an estimate follows")]
-    let rate = bytes as f64 / (ms as f64 / 1000.0);
-    if ms > 0 && bytes > 0 { rate } else { ASSUMED_RATE }
+
+    /// What a host has free on each.
+    fn free(&self, view: &HostView<'_>) -> Vec<u64> {
+        self.0.keys().map(|bridge| view.mbit_free(bridge).0).collect()
+    }
+
+    /// What a VM reserves.
+    fn reserved(&self, request: &Request) -> Vec<(Slot, u64)> {
+        let reserved = request.bandwidth().into_iter();
+        reserved
+            .filter_map(|(bridge, mbit)| Some((*self.0.get(bridge)?, mbit)))
+            .collect()
+    }
+}
+
+/// The placement groups that refuse hosts.
+struct Groups<'a> {
+    state: &'a State,
+    views: &'a [HostView<'a>],
+    known: BTreeMap<&'a PlacementGroupName, Slot>,
+    rows: Vec<GroupRule>,
+}
+
+impl<'a> Groups<'a> {
+    const fn new(state: &'a State, views: &'a [HostView<'a>]) -> Self {
+        Self {
+            state,
+            views,
+            known: BTreeMap::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Those of a VM.
+    fn of(&mut self, vm: &VmRecord) -> Vec<Slot> {
+        let state = self.state;
+        let records = vm
+            .placement_groups
+            .iter()
+            .filter_map(|name| state.placement_groups.get(name));
+        let required = records
+            .map(|record| &record.group)
+            .filter(|group| !group.preferred);
+        required.map(|group| self.row(group)).collect()
+    }
+
+    fn row(&mut self, group: &'a Group) -> Slot {
+        if let Some(known) = self.known.get(&group.name) {
+            return *known;
+        }
+        let mut places = BTreeMap::new();
+        let mut place = |view: &'a HostView<'a>| {
+            let name = domain(group, &view.name, &view.labels)?;
+            let next = places.len();
+            Some(*places.entry(name).or_insert(next))
+        };
+        let domains: Vec<_> = self.views.iter().map(&mut place).collect();
+        let members = of_group(self.state, group);
+        let coming = members.filter_map(|member| self.state.active_migration(member.id));
+        let also = coming.filter_map(|migration| {
+            let mut hosts = self.views.iter().zip(&domains);
+            hosts
+                .find(|(view, _)| view.name == migration.destination)
+                .and_then(|(_, domain)| *domain)
+        });
+        let row = GroupRule {
+            apart: group.rule == placement::Rule::AntiAffinity,
+            also: also.collect(),
+            domains,
+        };
+        self.rows.push(row);
+        self.known.insert(&group.name, self.rows.len() - 1);
+        self.rows.len() - 1
+    }
 }
 
 /// Which hosts may have which VMs, one row for all VMs that ask for the same.
@@ -281,6 +382,16 @@ impl<'a> Rules<'a> {
     }
 
     fn of(&mut self, request: &Request) -> Slot {
+        self.row(request, "", may_have)
+    }
+
+    /// The hosts that have what is to be a VM's own, if it asks for that.
+    fn fitted(&mut self, request: &Request) -> Option<Slot> {
+        let asks = !request.spec.fitting.is_none();
+        asks.then(|| self.row(request, "fitted", may_fit))
+    }
+
+    fn row(&mut self, request: &Request, what: &str, may: impl Fn(&Request, &HostView<'_>) -> bool) -> Slot {
         let spec = &request.spec;
         let pools: Vec<_> = request.pools().map(|(name, _)| name).collect();
         let bridges: Vec<_> = spec
@@ -300,11 +411,13 @@ impl<'a> Rules<'a> {
             &request.needs,
             &request.rules,
         );
-        let key = format!("{asked:?}");
+        // How much of it matters only for what is the VM's own.
+        let sized = (!what.is_empty()).then_some(spec.memory_mib);
+        let key = format!("{what} {sized:?} {asked:?}");
         if let Some(known) = self.known.get(&key) {
             return *known;
         }
-        let row = Rule::new(self.views.len(), |host| may_have(request, &self.views[host]));
+        let row = Rule::new(self.views.len(), |host| may(request, &self.views[host]));
         self.rows.push(row);
         self.known.insert(key, self.rows.len() - 1);
         self.rows.len() - 1

@@ -12,11 +12,14 @@
 //! migrations by the same verb as an operator, each to the host that the plan names, so every test of placement is made once more. What it had
 //! begun is in the store: after a restart of the controller it goes on.
 //!
+//! [`predict`] says how long a move is likely to take, and for how long its VM then stands still.
+//!
 //! [`maintenance`] makes no plan of its own: it says which hosts can be emptied at the same time, and drains do the rest.
 
 pub mod advance;
 pub mod automatic;
 pub mod look;
 pub mod maintenance;
+mod predict;
 pub mod runner;
 pub mod usage;

@@ -1,6 +1,7 @@
 //! Makes the passes over the plan that runs, and takes the samples of what VMs use.
 //!
-//! A task of the controller. It looks every second while a plan runs, and every five minutes whether contended hosts are to be relieved.
+//! A task of the controller. It looks every second while a plan runs, and every five minutes whether contended hosts are to be relieved, and
+//! whether hosts are to be emptied.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     advance::{Pass, advance},
-    automatic::{PRINCIPAL, allowance},
+    automatic::{Kind, allowance},
     look::measure,
     usage::{SAMPLE, Usage},
 };
@@ -22,7 +23,7 @@ use crate::{
     state::{Db, State},
     verbs::{
         Caller, Error,
-        plan::{self, Aim, Create, Draft},
+        plan::{self, Create, Draft},
     },
 };
 
@@ -42,8 +43,8 @@ pub struct Runner {
     pub policy: Policy,
     /// What VMs have used.
     pub usage: Usage,
-    /// So many VMs an hour are moved away from contended hosts without an operator.
-    pub moves_an_hour: usize,
+    /// So many VMs an hour are moved without an operator: away from contended hosts, and off hosts that are emptied.
+    pub moves_an_hour: [(Kind, usize); 2],
 }
 
 impl Runner {
@@ -56,13 +57,15 @@ impl Runner {
 
     async fn watch(&self) {
         let mut tick = interval(SAMPLE);
-        let (mut looks, mut contended) = (0_u32, false);
+        let (mut looks, mut seen) = (0_u32, [0_u32; 2]);
         loop {
             tick.tick().await;
             self.look(looks).await;
             looks = looks.saturating_add(1);
-            if self.moves_an_hour > 0 && looks > LEARNT {
-                contended = self.relieve(contended).await;
+            if looks > LEARNT {
+                for ((kind, an_hour), seen) in self.moves_an_hour.into_iter().zip(&mut seen) {
+                    *seen = self.act(kind, an_hour, *seen).await;
+                }
             }
         }
     }
@@ -91,40 +94,41 @@ impl Runner {
             .await;
     }
 
-    /// Makes and approves a plan that relieves contended hosts, where that could be done at the look before as well. Returns whether it can be
-    /// now, and has not been.
-    async fn relieve(&self, before: bool) -> bool {
+    /// Makes and approves a plan, where that could be done at enough looks before as well. Returns at how many in a row it could, and has not
+    /// been.
+    async fn act(&self, kind: Kind, an_hour: usize, before: u32) -> u32 {
         let (state, usage, now) = (self.db.snapshot(), self.usage.clone(), self.db.now());
-        if state.meta.observing.is_some() || state.replaced_by.is_some() {
-            return false;
+        if an_hour == 0 || state.meta.observing.is_some() || state.replaced_by.is_some() {
+            return 0;
         }
-        let moves = match allowance(&state, now, self.moves_an_hour) {
+        let moves = match allowance(&state, now, kind, an_hour) {
             Ok(moves) => moves,
             Err(held) => {
-                tracing::debug!(%held, "contended hosts are not looked for");
-                return false;
+                tracing::debug!(?kind, %held, "no plan is looked for");
+                return 0;
             }
         };
         let ask = Create {
-            aim: Aim::Rebalance,
+            aim: kind.aim(),
             moves,
             copied_mib: u64::MAX,
         };
         let of = ask.clone();
         let draft = match beside(move || Draft::of(&state, &usage, now, &of)).await {
-            Ok(draft) if !draft.is_empty() => draft,
-            _ => return false,
+            Ok(draft) if kind.wants(&draft) => draft,
+            _ => return 0,
         };
-        if !before {
-            return true;
+        let seen = before.saturating_add(1);
+        if seen < kind.looks() {
+            return seen;
         }
         let caller = Caller {
-            principal: PRINCIPAL.into(),
+            principal: kind.principal().into(),
             request_id: String::new(),
             body: String::new(),
         };
         let made = self.db.transact(|tx| -> Result<(), Error> {
-            if allowance(tx, tx.now(), self.moves_an_hour).is_ok()
+            if allowance(tx, tx.now(), kind, an_hour).is_ok()
                 && let Outcome::Plan(id) = plan::create(tx, &caller, &ask, draft)?
             {
                 let hash = plan::find(tx, id)?.hash;
@@ -133,9 +137,9 @@ impl Runner {
             Ok(())
         });
         if let Err(error) = made.await {
-            tracing::warn!(%error, "no plan is made for contended hosts");
+            tracing::warn!(?kind, %error, "no plan is made without an operator");
         }
-        false
+        0
     }
 
     async fn work(&self) {
@@ -174,7 +178,7 @@ fn running(state: &State) -> Option<PlanId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fixtures, state::Hooks, store::memory::Disk};
+    use crate::{fixtures, model::PlanKind, state::Hooks, store::memory::Disk};
 
     #[tokio::test]
     async fn a_host_that_is_contended_at_two_looks_is_relieved_without_an_operator_by_one_plan() {
@@ -192,20 +196,17 @@ mod tests {
             }
         })
         .await;
-        let runner = Runner {
-            db: db.clone(),
-            policy: Policy::default(),
-            usage: Usage::default(),
-            moves_an_hour: 10,
-        };
-        assert!(runner.relieve(false).await, "it is contended");
+        let runner = runner(&db);
+        let relieve = async |before| runner.act(Kind::Rebalance, 10, before).await;
+        assert_eq!(relieve(0).await, 1, "it is contended");
         assert!(db.snapshot().plans.is_empty(), "once may be a moment");
-        assert!(!runner.relieve(true).await);
+        assert_eq!(relieve(1).await, 0);
         let state = db.snapshot();
         let plan = state.plans.values().next().expect("a plan");
+        let principal = Kind::Rebalance.principal();
         assert_eq!(
             (plan.state, plan.principal.as_str(), plan.approved_by.as_deref()),
-            (PlanState::Running, PRINCIPAL, Some(PRINCIPAL))
+            (PlanState::Running, principal, Some(principal))
         );
         assert!(
             plan.steps
@@ -217,7 +218,57 @@ mod tests {
             plan.predicted.hosts_contended < plan.before.hosts_contended,
             "{plan:?}"
         );
-        assert!(!runner.relieve(true).await);
+        assert_eq!(relieve(1).await, 0);
         assert_eq!(db.snapshot().plans.len(), 1, "one at a time");
+    }
+
+    fn runner(db: &Db) -> Runner {
+        Runner {
+            db: db.clone(),
+            policy: Policy::default(),
+            usage: Usage::default(),
+            moves_an_hour: [(Kind::Rebalance, 10), (Kind::Consolidate, 0)],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_others_can_take_over_for_half_an_hour_is_emptied_without_an_operator_within_its_budget()
+     {
+        let db = Db::open(Disk::default().open(), fixtures::cluster_id(), Hooks::default()).unwrap();
+        db.change(|tx| {
+            for name in ["h1", "h2", "h3"] {
+                let mut host = fixtures::host(name);
+                host.inventory.cpus = 32;
+                tx.put_host(host);
+                tx.set_live(fixtures::host_name(name), fixtures::live(tx.now()));
+            }
+            for (name, host) in [("a", "h1"), ("b", "h2"), ("c", "h2")] {
+                let vm = fixtures::vm(name, host);
+                tx.observe(vm.id, Some(fixtures::observation(&vm)));
+                tx.put_vm(vm);
+            }
+        })
+        .await;
+        let runner = runner(&db);
+        assert_eq!(runner.act(Kind::Consolidate, 0, 5).await, 0, "it is off");
+        let mut seen = 0;
+        for look in 1..=5 {
+            seen = runner.act(Kind::Consolidate, 1, seen).await;
+            assert_eq!((seen, db.snapshot().plans.len()), (look, 0));
+        }
+        assert_eq!(runner.act(Kind::Consolidate, 1, seen).await, 0);
+        let state = db.snapshot();
+        let plan = state.plans.values().next().expect("a plan");
+        assert_eq!(
+            (plan.state, plan.kind, plan.principal.as_str()),
+            (
+                PlanState::Running,
+                PlanKind::Consolidate,
+                "controller/consolidate"
+            )
+        );
+        let moved: Vec<_> = plan.steps.iter().map(|step| step.name.as_str()).collect();
+        assert_eq!(moved, ["a"], "one move empties h1 alone");
+        assert_eq!(plan.predicted.hosts_on, 1);
     }
 }

@@ -243,22 +243,17 @@ impl Usage {
             .collect()
     }
 
-    /// Processors that all VMs are expected to use together at most in this hour of the week or in the next, by what was seen of them.
-    pub fn within_the_hour(&self, state: &State, now: Timestamp) -> f64 {
+    /// Processors that a VM is expected to use at most in this hour of the week and in the next, by what was seen of it.
+    pub fn next_hours(&self, vm: VmId, now: Timestamp) -> [f64; 2] {
         let all = &self.0.lock().unwrap_or_else(PoisonError::into_inner).vms;
-        let mut sum = [0.0; 2];
-        for known in state
-            .vms
-            .keys()
-            .filter_map(|vm| all.get(vm))
-            .filter(|known| known.is_seen())
-        {
-            let week = known.peaks.seen();
-            for (sum, hour) in sum.iter_mut().zip(hour(now)..) {
-                *sum += usize::try_from(hour % HOURS as u64).map_or(0.0, |hour| week[hour]);
-            }
-        }
-        sum[0].max(sum[1])
+        let Some(known) = all.get(&vm).filter(|known| known.is_seen()) else {
+            return [0.0; 2];
+        };
+        let week = known.peaks.seen();
+        [0, 1].map(|next| {
+            let hour = (hour(now) + next) % HOURS as u64;
+            usize::try_from(hour).map_or(0.0, |hour| week[hour])
+        })
     }
 
     /// What is to be stored at a look, of the VMs whose turn it is.

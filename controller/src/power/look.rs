@@ -196,7 +196,9 @@ pub fn fleet(
     let fleet = Fleet {
         site: look.site.clone(),
         rows: rows.collect(),
-        expected: usage.within_the_hour(state, now),
+        expected: (0..look.site.vms().len())
+            .map(|slot| usage.next_hours(look.vm(slot), now))
+            .collect(),
         switches: switched.filter(|then| now.duration_since(**then) < HOUR).count(),
     };
     (fleet, look)

@@ -30,7 +30,8 @@ use crate::{
     config::Config,
     drains, hosts, housekeeping, images,
     metrics::{Metrics, Page},
-    networks, plans,
+    networks,
+    plans::{self, automatic::Kind},
     power::{self, Power},
     reconcile::{queue::Queue, runner::Runner},
     state::{BeforeCommit, Db, Hooks},
@@ -163,11 +164,12 @@ impl Core {
             policy: config.placement.policy(),
         };
         tasks.spawn(vital("drains", fail.clone(), drains.run(stop.clone())));
+        let (relieved, emptied) = config.moves_an_hour();
         let plans = plans::runner::Runner {
             db: db.clone(),
             policy: config.placement.policy(),
             usage: services.plan_usage.clone(),
-            moves_an_hour: config.rebalance.moves_an_hour(),
+            moves_an_hour: [(Kind::Rebalance, relieved), (Kind::Consolidate, emptied)],
         };
         tasks.spawn(vital("plans", fail.clone(), plans.run(stop.clone())));
         let usage = services.plan_usage.clone();

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dalgu_proto::ids::HostName;
+use dalgu_proto::ids::{HostName, VmName};
 
 use super::{Caller, Error, host::find, room};
 use crate::{
     drains::advance,
-    model::{Direction, Drain, DrainMode, DrainState, EventKind, HostRecord, Outcome, Stage},
-    state::Tx,
+    model::{Direction, Drain, DrainMode, DrainState, DrainedVm, EventKind, HostRecord, Outcome, Stage},
+    state::{State, Tx},
 };
 
 /// Why a host is cordoned that is drained, where it was not before.
@@ -43,6 +43,31 @@ fn new(tx: &Tx, caller: &Caller, direction: Direction, within: Duration) -> Drai
     }
 }
 
+/// What earlier drains of a host moved or stopped and nothing has brought back, as it is in a drain; `None` where there was no drain.
+fn away(state: &State, host: &HostRecord) -> Option<BTreeMap<VmName, DrainedVm>> {
+    let last = advance::seen(state, host)?;
+    let vms = last.vms.into_iter().filter_map(|(name, mut vm)| {
+        match (last.direction, vm.stage) {
+            // What is under way comes back when it is there.
+            (Direction::Out, Stage::Moved | Stage::Moving | Stage::Stopped | Stage::Stopping)
+            | (Direction::Back, Stage::Moving | Stage::Starting) => {}
+            // What the last attempt did not bring back.
+            (Direction::Back, Stage::Waiting | Stage::Blocked) => {
+                vm.stage = match vm.mode {
+                    DrainMode::Stop => Stage::Stopped,
+                    _ => Stage::Moved,
+                };
+                vm.fault = None;
+                vm.passes = false;
+            }
+            _ => return None,
+        }
+        vm.failures = 0;
+        Some((name, vm))
+    });
+    Some(vms.collect())
+}
+
 /// Begins to empty a host. It is cordoned from now on.
 pub fn drain(
     tx: &mut Tx,
@@ -58,13 +83,8 @@ pub fn drain(
         mode,
         ..new(tx, caller, Direction::Out, within)
     };
-    if let Some(last) = advance::seen(tx, &host) {
-        // What an earlier one moved or stopped is brought back too. Of those that are here again the first pass takes note.
-        let away = |stage| matches!(stage, Stage::Moved | Stage::Stopped);
-        let out = last.direction == Direction::Out;
-        let vms = last.vms.into_iter().filter(|(_, vm)| out && away(vm.stage));
-        drain.vms = vms.collect();
-    }
+    // What an earlier one moved or stopped is brought back too. Of those that are here again the first pass takes note.
+    drain.vms = away(tx, &host).unwrap_or_default();
     host.cordon.get_or_insert_with(|| REASON.to_owned());
     let message = format!("asked for by {}", caller.principal);
     tx.event(EventKind::Host, "HostDraining", &host.name, message, None);
@@ -101,21 +121,12 @@ pub fn restore(tx: &mut Tx, caller: &Caller, name: &str, within: Duration) -> Re
     room(tx)?;
     let mut host = find(tx, name)?;
     none_under_way(&host)?;
-    let Some(last) = advance::seen(tx, &host) else {
+    let Some(away) = away(tx, &host) else {
         return Err(not_drained(host.name, "was not drained"));
     };
     let mut drain = new(tx, caller, Direction::Back, within);
-    let away = |stage| match last.direction {
-        // What is under way comes back when it is there.
-        Direction::Out => matches!(
-            stage,
-            Stage::Moved | Stage::Moving | Stage::Stopped | Stage::Stopping
-        ),
-        // What the last attempt did not bring back.
-        Direction::Back => !Stage::is_over(stage),
-    };
-    let vms = last.vms.into_iter().filter(|(_, vm)| away(vm.stage));
-    drain.vms = vms
+    drain.vms = away
+        .into_iter()
         .map(|(name, mut vm)| {
             vm.mode = match vm.stage {
                 Stage::Stopped | Stage::Stopping => DrainMode::Stop,
@@ -123,7 +134,6 @@ pub fn restore(tx: &mut Tx, caller: &Caller, name: &str, within: Duration) -> Re
                 _ => vm.mode,
             };
             vm.stage = Stage::Waiting;
-            vm.failures = 0;
             (name, vm)
         })
         .collect();

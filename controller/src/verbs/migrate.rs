@@ -18,6 +18,7 @@ use crate::{
     placement::{Policy, Request},
     placement_groups,
     state::{State, Tx},
+    status::{self, VmState},
 };
 
 /// Longest planned stop of a move of which nobody says more.
@@ -131,19 +132,28 @@ pub fn possible(state: &State, vm: &VmRecord) -> Result<(), Error> {
     keeps_snapshots(state, vm)?;
     let seen = state.observation(vm).and_then(|observation| observation.power);
     let wanted = vm.intent.power;
-    if seen != Some(PowerState::Running) || wanted != PowerState::Running {
-        let is = if wanted == PowerState::Paused || seen == Some(PowerState::Paused) {
-            "paused"
-        } else {
-            "not running"
-        };
-        return Err(Error::NotRunning {
-            vm: vm.name.clone(),
-            is,
-            next: "only a running VM can migrate",
-        });
+    if seen == Some(PowerState::Running) && wanted == PowerState::Running {
+        return Ok(());
     }
-    Ok(())
+    let vm_name = vm.name.clone();
+    let next = "only a running VM can migrate";
+    let is = match status::of(state, vm) {
+        state @ (VmState::Pending | VmState::Starting | VmState::Stopping) => {
+            let is = state.as_str();
+            return Err(Error::PowerChanging {
+                vm: vm_name,
+                is,
+                next,
+            });
+        }
+        _ if wanted == PowerState::Paused || seen == Some(PowerState::Paused) => "paused",
+        _ => "not running",
+    };
+    Err(Error::NotRunning {
+        vm: vm_name,
+        is,
+        next,
+    })
 }
 
 /// Begins a migration.

@@ -385,6 +385,16 @@ pub enum Error {
         /// What to do.
         next: &'static str,
     },
+    /// It must run for that, and is on its way there, or from there.
+    #[error("{vm} is {is}: {next}")]
+    PowerChanging {
+        /// The VM.
+        vm: VmName,
+        /// Which way.
+        is: &'static str,
+        /// What to do.
+        next: &'static str,
+    },
     /// It must not run for that.
     #[error("{0} is running: stop it first, or delete it with force")]
     Running(VmName),

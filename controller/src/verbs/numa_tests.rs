@@ -6,11 +6,12 @@ use dalgu_proto::{
     vm::{CpuPolicy, Fitting, NumaPlace, NumaPolicy, PageSize, Spec},
 };
 
-use super::{Error, create, migrate, update};
+use super::{Error, create, migrate, plan, update};
 use crate::{
     fixtures::{self, host_name},
-    model::{MigrationRecord, Phase, VmRecord},
+    model::{MigrationRecord, Outcome, Phase, VmRecord},
     placement::Policy,
+    plans::usage::Usage,
     state::{Db, Hooks},
     store::memory::Disk,
 };
@@ -233,4 +234,49 @@ async fn memory_that_is_set_aside_for_huge_pages_is_no_ordinary_memory() {
         "{}",
         decision.summary
     );
+}
+
+#[tokio::test]
+async fn a_plan_moves_what_has_processors_of_its_own_to_hosts_that_have_them_one_to_each() {
+    let evacuated = async |hosts: &[&str]| {
+        let db = site(&Disk::default()).await;
+        db.change(|tx| {
+            for name in hosts {
+                tx.put_host(host(name));
+                tx.set_live(host_name(name), fixtures::live(tx.now()));
+            }
+        })
+        .await;
+        // Of the processors of h2 one is left beside that which is the host's own.
+        make(&db, "there", 3, DEDICATED, "h2").await.unwrap();
+        make(&db, "too", 3, DEDICATED, "h2").await.unwrap();
+        for name in ["a", "b"] {
+            let vm = make(&db, name, 2, DEDICATED, "h1").await.unwrap();
+            db.change(|tx| tx.observe(vm.id, Some(fixtures::observation(&vm))))
+                .await;
+        }
+        let ask = plan::Create {
+            aim: plan::Aim::Evacuate(vec![host_name("h1")]),
+            moves: 10,
+            copied_mib: u64::MAX,
+        };
+        let state = db.snapshot();
+        let draft = plan::Draft::of(&state, &Usage::default(), db.now(), &ask).unwrap();
+        let made = db.transact(|tx| plan::create(tx, &fixtures::caller(), &ask, draft));
+        let Outcome::Plan(id) = made.await.unwrap() else {
+            panic!("no plan")
+        };
+        let steps = plan::find(&db.snapshot(), id).unwrap().steps;
+        let to = steps
+            .iter()
+            .map(|step| (step.name.to_string(), step.destination.to_string()));
+        to.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert!(evacuated(&[]).await.is_empty(), "h2 has none left");
+    let one = evacuated(&["h3"]).await;
+    assert_eq!(one.len(), 1, "{one:?}");
+    let two = evacuated(&["h3", "h4"]).await;
+    let mut hosts: Vec<_> = two.into_values().collect();
+    hosts.sort_unstable();
+    assert_eq!(hosts, ["h3", "h4"]);
 }

@@ -30,8 +30,8 @@ const FRESH: Duration = Duration::from_secs(3600);
 pub enum Aim {
     /// No VM waits.
     Rebalance,
-    /// Fewer hosts.
-    Consolidate,
+    /// Fewer hosts, with what is asked for bounding moves and bytes.
+    Consolidate(Consolidation),
     /// These hosts are emptied.
     Evacuate(Vec<HostName>),
     /// A host has room for this VM.
@@ -42,7 +42,7 @@ impl Aim {
     const fn kind(&self) -> PlanKind {
         match self {
             Self::Rebalance => PlanKind::Rebalance,
-            Self::Consolidate => PlanKind::Consolidate,
+            Self::Consolidate(_) => PlanKind::Consolidate,
             Self::Evacuate(_) => PlanKind::Evacuate,
             Self::MakeRoom(_) => PlanKind::MakeRoom,
         }
@@ -84,12 +84,14 @@ impl Draft {
         let within = |plan: Plan| plan.within(&look.site, ask.moves, ask.copied_mib);
         let (plan, hosts) = match &ask.aim {
             Aim::Rebalance => (within(rebalance(&look.site, &Rebalance::default())), Vec::new()),
-            Aim::Consolidate => {
+            Aim::Consolidate(settings) => {
                 let settings = Consolidation {
                     moves: ask.moves,
-                    ..Consolidation::default()
+                    transfer_mib: ask.copied_mib,
+                    ..*settings
                 };
-                (within(consolidate(&look.site, &settings)), Vec::new())
+                // A cut could leave a host half empty.
+                (consolidate(&look.site, &settings), Vec::new())
             }
             Aim::Evacuate(hosts) => {
                 let slots = look.slots(hosts);
@@ -109,6 +111,11 @@ impl Draft {
             before: look.figures(),
             predicted: figures(&plan.figures()),
         })
+    }
+
+    /// What the site looks like, and what it will.
+    pub const fn figures(&self) -> (PlanFigures, PlanFigures) {
+        (self.before, self.predicted)
     }
 
     /// Whether it moves nothing.

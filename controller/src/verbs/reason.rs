@@ -75,7 +75,7 @@ impl Error {
             E::Unconfirmed(_) => (Code::FailedPrecondition, "VM_UNCONFIRMED"),
             E::LowSpace(_) => (Code::ResourceExhausted, "STORE_LOW_SPACE"),
             E::NoCapacity { .. } | E::NoRoomToMake { .. } => (Code::ResourceExhausted, "NO_CAPACITY"),
-            E::NotRunning { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
+            E::NotRunning { .. } | E::PowerChanging { .. } => (Code::FailedPrecondition, "VM_NOT_RUNNING"),
             E::Running(_) | E::RunsAtRevert(_) => (Code::FailedPrecondition, "VM_RUNNING"),
             E::Deleting(_) => (Code::FailedPrecondition, "VM_DELETING"),
             E::SeveralHosts { .. } => (Code::FailedPrecondition, "VM_ON_SEVERAL_HOSTS"),

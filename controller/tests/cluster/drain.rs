@@ -1,8 +1,8 @@
 //! A host is emptied and gets its VMs back; what cannot be done is said, and nothing goes on for ever.
 
-use dalgu_proto::v1::{self, DrainMode, DrainState, DrainedVmState, VmState};
+use dalgu_proto::v1::{self, DrainMode, DrainState, DrainedVmState, PowerState, VmState};
 
-use super::site::{Clients, Site, create, eventually, reason, stop};
+use super::site::{Clients, Site, create, eventually, reason, start, stop};
 
 async fn host(clients: &Clients, name: &str) -> v1::Host {
     let request = v1::GetHostRequest { name: name.into() };
@@ -168,6 +168,39 @@ async fn each_vm_is_treated_as_its_mode_says_and_who_asks_is_told_of_at_once() {
 }
 
 #[tokio::test]
+async fn what_an_unfinished_restore_did_not_bring_back_outlives_the_next_drain() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let modes = [("moves", DrainMode::LiveMigrate), ("stops", DrainMode::Stop)];
+    vms(&mut clients, "h1", &modes).await;
+    let away = [
+        ("moves", DrainedVmState::Moved),
+        ("stops", DrainedVmState::Stopped),
+    ];
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    assert_eq!(states(&over(&clients, "h1").await), away);
+    site.fabric.lock().transfers_fail = true;
+    clients.hosts.restore_host(restore("h1")).await.unwrap();
+    let restored = over(&clients, "h1").await;
+    let half = [
+        ("moves", DrainedVmState::Blocked),
+        ("stops", DrainedVmState::Started),
+    ];
+    assert_eq!(states(&restored), half, "{restored:?}");
+    site.fabric.lock().transfers_fail = false;
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    let drained = over(&clients, "h1").await;
+    assert_eq!(states(&drained), away, "{drained:?}");
+    clients.hosts.restore_host(restore("h1")).await.unwrap();
+    let back = [
+        ("moves", DrainedVmState::Moved),
+        ("stops", DrainedVmState::Started),
+    ];
+    assert_eq!(states(&over(&clients, "h1").await), back);
+    assert_eq!(place(&clients, "moves").await.0, "h1");
+}
+
+#[tokio::test]
 async fn a_drain_that_finds_no_room_ends_at_its_deadline_and_says_why() {
     let mut site = Site::new(2).await;
     let mut clients = site.start().await;
@@ -200,6 +233,59 @@ async fn a_drain_that_finds_no_room_ends_at_its_deadline_and_says_why() {
     assert_eq!(drained.state(), DrainState::Blocked);
     assert_eq!(drained.vms[0].error.as_ref().unwrap().reason, "NO_CAPACITY");
     assert_eq!(place(&clients, "web").await, ("h1".to_owned(), VmState::Running));
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_what_starts_and_for_what_stops_and_says_so() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    let both = ["starts", "stops"].map(|name| (name, DrainMode::LiveMigrate));
+    vms(&mut clients, "h1", &both).await;
+    let operation = clients.vms.stop_vm(stop("starts")).await.unwrap().into_inner();
+    clients.succeeded(operation).await;
+    let idle = |is| site.fabric.lock().hosts.get_mut("h1").unwrap().idle = is;
+    idle(true);
+    clients.vms.start_vm(start("starts")).await.unwrap();
+    clients.vms.stop_vm(stop("stops")).await.unwrap();
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    let seen = || async {
+        let drain = host(&clients, "h1").await.drain.unwrap();
+        assert_eq!(drain.state(), DrainState::Active, "{drain:?}");
+        let said = |vm: &v1::DrainedVm| {
+            let error = vm.error.as_ref()?;
+            Some((vm.tried_again, error.reason.clone(), error.message.clone()))
+        };
+        let of = |is: &str, vm: &str| {
+            let message = format!("{vm} is {is}: only a running VM can migrate");
+            Some((true, "VM_NOT_RUNNING".to_owned(), message))
+        };
+        let expected = [of("starting", "starts"), of("stopping", "stops")];
+        drain.vms.iter().map(said).eq(expected)
+    };
+    eventually("it says what it waits for", seen).await;
+    idle(false);
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Done, "{drained:?}");
+    let seen = [("starts", DrainedVmState::Moved), ("stops", DrainedVmState::Left)];
+    assert_eq!(states(&drained), seen);
+}
+
+#[tokio::test]
+async fn a_guest_that_has_shut_down_by_itself_is_off_and_holds_no_drain() {
+    let mut site = Site::new(2).await;
+    let mut clients = site.start().await;
+    vms(&mut clients, "h1", &[("web", DrainMode::LiveMigrate)]).await;
+    for vm in site.fabric.lock().hosts.get_mut("h1").unwrap().vms.values_mut() {
+        vm.power = PowerState::Stopped;
+        vm.status += 1;
+    }
+    site.fabric.changed.notify_waiters();
+    let off = || async { place(&clients, "web").await.1 == VmState::Stopped };
+    eventually("it is off", off).await;
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    let drained = over(&clients, "h1").await;
+    assert_eq!(drained.state(), DrainState::Done, "{drained:?}");
+    assert_eq!(states(&drained), [("web", DrainedVmState::Left)]);
 }
 
 #[tokio::test]

@@ -62,6 +62,8 @@ pub struct Host {
     pub gave_up: bool,
     /// Refuses to start anything.
     pub broken: bool,
+    /// Takes what it is told, and does nothing of it.
+    pub idle: bool,
     /// A source whose transfer has ended knows nothing of how far it came, as after a restart of its agent.
     pub progress_lost: bool,
     /// Commands taken, by name.
@@ -218,7 +220,7 @@ impl World {
                     vm.status += 1;
                     changed = true;
                 }
-                if vm.observed < vm.intent.generation && !busy && !host.broken && made {
+                if vm.observed < vm.intent.generation && !busy && !host.broken && !host.idle && made {
                     vm.observed = vm.intent.generation;
                     vm.power = vm.intent.power_state();
                     if vm.short_lived && vm.power == PowerState::Running {

@@ -163,7 +163,14 @@ async fn a_consolidation_keeps_to_groups_and_taints() {
         .iter()
         .map(|step| (step.vm.as_str(), step.source.as_str(), step.destination.as_str()))
         .collect();
-    assert_eq!(moves, [("c", "h3", "h2")], "{proposed:?}");
+    // The tainted host is emptied. A member goes where no other is, nor has been.
+    assert_eq!(moves, [("a", "h1", "h3")], "{proposed:?}");
+    clients.plans.approve_plan(approval(&proposed)).await.unwrap();
+    let done = over(&clients, &proposed.id).await;
+    assert_eq!(done.state(), PlanState::Done, "{done:?}");
+    let evacuated = propose(&mut clients, PlanKind::Evacuate, &["h3"]).await;
+    let moves: Vec<_> = evacuated.steps.iter().map(|step| step.vm.as_str()).collect();
+    assert_eq!(moves, ["c"], "the only other host has a member: {evacuated:?}");
 }
 
 #[tokio::test]

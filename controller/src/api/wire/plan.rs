@@ -56,6 +56,7 @@ fn step(step: &PlanStep, after_steps: Vec<u32>) -> v1::PlanStep {
         generation: step.generation.0,
         copied_bytes: step.copied_bytes,
         predicted_seconds: step.predicted_seconds,
+        predicted_downtime_ms: step.predicted_downtime_ms.unwrap_or_default(),
         max_downtime_ms: step.max_downtime_ms,
         after_steps,
         state: step_state(step.state).into(),

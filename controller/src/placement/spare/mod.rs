@@ -121,6 +121,8 @@ pub struct Step {
 pub struct Short<'a> {
     /// Its name, for example "rack r1".
     pub domain: &'a str,
+    /// The first of its hosts.
+    pub host: usize,
     /// What is lacking; where the field is large, as the account has it.
     pub lacking: Size,
 }
@@ -675,6 +677,7 @@ impl Spare {
         };
         Short {
             domain: &domain.name,
+            host: domain.hosts.first().copied().unwrap_or_default(),
             lacking,
         }
     }
