@@ -144,7 +144,7 @@ fn a_disk_that_fails_or_is_full_ends_the_writer_and_costs_nothing_that_was_ackno
     let mut ended = 0;
     for fault in FAULTS {
         // Once and then well again, or for ever; at every third call, so that all kinds are met.
-        for when in (1..60).step_by(3) {
+        for when in (1..90).step_by(3) {
             for when in [format!("{when}"), format!("{when}+")] {
                 let dir = scratch()?;
                 let database = dir.path().join("dalgu.db");

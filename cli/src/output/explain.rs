@@ -31,6 +31,16 @@ impl Resource for v1::Placement {
         let mut page = human::Page::default();
         page.line("Host", human::or_dash(&self.host))
             .line("Summary", &self.summary);
+        if let Some(refused) = &self.refused {
+            page.line(
+                "Refused",
+                format!(
+                    "{}: {}",
+                    human::value::<v1::OperationKind>(refused.kind),
+                    refused.summary
+                ),
+            );
+        }
         page
     }
 }
@@ -87,9 +97,10 @@ pub fn render(placement: &v1::Placement, subject: &str, verb: &str, color: bool)
 
 /// What was refused since.
 fn refusal(refused: &v1::RefusedPlacement, style: &table::Style) -> String {
-    let what = match refused.kind() {
-        v1::OperationKind::MigrateVm => "migration",
-        _ => "creation",
+    let what = match v1::OperationKind::try_from(refused.kind) {
+        Ok(v1::OperationKind::CreateVm) => "creation".to_owned(),
+        Ok(v1::OperationKind::MigrateVm) => "migration".to_owned(),
+        _ => human::value::<v1::OperationKind>(refused.kind),
     };
     let mut text = format!(
         "\nIts last {what} was refused {}: {}\n",
