@@ -1,5 +1,5 @@
 //! What only some seeds are about: power cuts that lose what was not synced, clocks that go wrong, a controller restored
-//! from an old backup, two controllers at once, objects of the site beside its VMs. The others keep their histories.
+//! from an old backup, two controllers at once, objects of the site beside its VMs, plans. The others keep their histories.
 
 use std::time::Duration;
 
@@ -23,13 +23,18 @@ pub struct Nature {
     pub second: bool,
     /// Clients ask for volumes and networks too.
     pub objects: bool,
+    /// Clients have plans made and carried out.
+    pub plans: bool,
 }
+
+/// Plans of a part.
+const PLANS: usize = 12;
 
 /// How much faster a clock goes, in thousandths.
 const RATES: [i64; 5] = [-100, -20, 0, 20, 100];
 
 impl Nature {
-    /// What a seed is about: two in five have something of their own.
+    /// What a seed is about: nearly half have something of their own.
     pub fn of(seed: u64) -> Self {
         let (kind, own) = (seed / 5 % 8, seed % 5 == 2);
         Self {
@@ -38,10 +43,11 @@ impl Nature {
             restore: own && matches!(kind, 2 | 4 | 5),
             second: own && matches!(kind, 3 | 6 | 7),
             objects: seed.is_multiple_of(5),
+            plans: seed % 5 == 3 && seed / 5 % 4 == 2,
         }
     }
 
-    /// Whether it is about what bears this name: "power", "clocks", "restore", "second" or "objects".
+    /// Whether it is about what bears this name: "power", "clocks", "restore", "second", "objects" or "plans".
     pub fn is_about(self, name: &str) -> bool {
         match name {
             "power" => self.power,
@@ -49,6 +55,7 @@ impl Nature {
             "restore" => self.restore,
             "second" => self.second,
             "objects" => self.objects,
+            "plans" => self.plans,
             _ => false,
         }
     }
@@ -93,6 +100,11 @@ impl Nature {
                 plan.push((at(begins) + time.mul_f64(rng.f64()), event));
             }
         }
+        if self.plans {
+            for _ in 0..PLANS {
+                plan.push((at(rng.f64()), Event::Request(objects::plan(rng, size))));
+            }
+        }
         if self.objects {
             for request in objects::first(begin) {
                 plan.push((at(rng.f64() * 0.1), Event::Request(request)));
@@ -122,8 +134,8 @@ mod tests {
     fn most_seeds_have_nothing_of_their_own_and_each_kind_has_some() {
         let natures: Vec<_> = (1..=200).map(Nature::of).collect();
         let own = natures.iter().filter(|nature| **nature != Nature::default());
-        assert_eq!(own.count(), 80);
-        for name in ["power", "clocks", "restore", "second", "objects"] {
+        assert_eq!(own.count(), 90);
+        for name in ["power", "clocks", "restore", "second", "objects", "plans"] {
             assert!(natures.iter().any(|nature| nature.is_about(name)), "{name}");
         }
     }

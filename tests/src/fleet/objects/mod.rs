@@ -1,6 +1,6 @@
 //! What clients ask about the objects of the site beside its VMs, in seeds that are about these
 //! ([`Nature::objects`](super::nature::Nature)): volumes, networks,
-//! security groups, images, snapshots, backups; and drains of its hosts, and plans.
+//! security groups, images, snapshots, backups; and drains of its hosts. In others ([`Nature::plans`](super::nature::Nature)) they ask for plans.
 //!
 //! Each request is one of [`Thing`]; what is sent for it follows from it, from a number and from the request's id alone.
 
@@ -227,6 +227,21 @@ pub fn first(begin: Duration) -> Vec<Request> {
     each.filter(|_| begin.is_zero()).collect()
 }
 
+/// A plan of the site's hosts, or that one is given up.
+pub fn plan(rng: &mut Rng, size: Size) -> Request {
+    let thing = match rng.u8(..6) {
+        0 => Thing::CancelPlan,
+        _ => Thing::CarryOutPlan,
+    };
+    Request {
+        verb: Verb::Thing(thing),
+        object: rng.usize(..size.hosts),
+        other: None,
+        retries: rng.u8(..4),
+        again: rng.u8(..8) == 0,
+    }
+}
+
 /// A request, as likely as a site sees it.
 pub fn request(rng: &mut Rng, size: Size) -> Request {
     const THINGS: &[(Thing, u32)] = &[
@@ -256,8 +271,6 @@ pub fn request(rng: &mut Rng, size: Size) -> Request {
         (Thing::DrainHost, 4),
         (Thing::CancelDrain, 1),
         (Thing::RestoreHost, 4),
-        (Thing::CarryOutPlan, 5),
-        (Thing::CancelPlan, 1),
     ];
     let all = Size {
         vms: CONNECTED + CONNECTED_VMS,
