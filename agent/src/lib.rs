@@ -11,7 +11,7 @@
 //! [`run`] makes the real parts and starts an [`Agent`] on them; `main` only reads arguments. The tests run many agents in
 //! one process.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use dalgu_proto::{
@@ -36,6 +36,7 @@ use prometheus_client::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
+    time::{Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -113,8 +114,7 @@ pub async fn run_on(
     if let Err(problem) = host::pci::check_on(&host::Root::default(), &config.pci) {
         anyhow::bail!("the configuration's pci: {problem}");
     }
-    let listener = identity
-        .listen(config.listen)
+    let listener = listen(&identity, config.listen)
         .await
         .with_context(|| format!("cannot listen at {}", config.listen))?;
     let boot_id =
@@ -227,6 +227,22 @@ async fn first_failure(
                 Some(outcome) => outcome??,
                 None => return Ok(()),
             },
+        }
+    }
+}
+
+/// So long it is waited for the address.
+const ADDRESS_IN_USE: Duration = Duration::from_secs(10);
+
+/// Listens. A process that the agent before had just begun has its sockets until it runs its own program, also when that agent was killed.
+async fn listen(identity: &Identity, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
+    let end = Instant::now() + ADDRESS_IN_USE;
+    loop {
+        match identity.listen(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                sleep(Duration::from_millis(100)).await;
+            }
+            listener => return listener,
         }
     }
 }

@@ -192,10 +192,11 @@ impl Driver {
         // Off is no reboot, but nobody is there to be asked again.
         self.reboot = self.reboot.filter(|asked| resets == Some(asked.resets));
         self.leaving = self.leaving.filter(|leaving| resets == Some(leaving.resets));
-        // One that is off has not rebooted.
+        // One that is off has not rebooted, unless it had before.
+        let ever = self.domain.as_ref().map(|domain| domain.resets);
         self.rebooting = self
             .rebooting
-            .filter(|asked| resets.is_none_or(|resets| resets == asked.resets));
+            .filter(|asked| ever.is_none_or(|ever| ever == asked.resets));
     }
 
     /// Begins a look, after a step if one is given.
