@@ -388,6 +388,12 @@ async fn whoever_dies_amid_a_change_of_networks_it_is_carried_out_and_nothing_is
             let words = create("late", LOCAL, &["--nic", "eth1,network=late"]);
             let there_and_gone = [words, vec!["vm", "delete", "late", "--force"]];
             for words in there_and_gone.iter().cycle().take(4) {
+                // Without its libvirtd, which has just died, a host takes nothing.
+                wait_for("h1 to be ready", REST_LIMIT, async || {
+                    let host = json(lab, &["host", "show", "h1"]).await;
+                    host.is_ok_and(|host| host["state"] == "HOST_STATE_READY")
+                })
+                .await?;
                 let operation = begin(lab, words).await?;
                 death(lab, daemon, moments.next(DONE)).await?;
                 let ended = end_of(lab, &operation, BOOT_LIMIT).await?;
