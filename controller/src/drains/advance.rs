@@ -126,7 +126,16 @@ fn follow(state: &State, host: &HostName, drain: &mut Drain) {
     }
     drain.vms.retain(|_, drained| state.vms.contains_key(&drained.vm));
     for drained in drain.vms.values_mut() {
+        let was_under_way = drained.stage.is_under_way();
         follow_one(state, host, drain.direction, drained);
+        // What an earlier drain had begun with it has ended: from now on it is as this one says.
+        if was_under_way
+            && !drained.stage.is_over()
+            && drain.direction == Direction::Out
+            && let Some(vm) = state.vms.get(&drained.vm)
+        {
+            drained.mode = drain.mode.unwrap_or(vm.drain_mode);
+        }
     }
 }
 
@@ -156,6 +165,8 @@ pub fn seen(state: &State, host: &HostRecord) -> Option<Drain> {
 fn follow_out(state: &State, host: &HostName, vm: &VmRecord, drained: &mut DrainedVm) {
     let off = is_off(state, vm);
     let stage = match drained.stage {
+        // Whoever moved it on later wants it there.
+        Stage::Moved if vm.owner != *host && drained.host.is_some() => Stage::Moved,
         _ if vm.owner != *host => {
             drained.host = Some(vm.owner.clone());
             Stage::Moved
@@ -198,7 +209,8 @@ fn settle(drained: &mut DrainedVm, stage: Stage) {
 
 /// Follows what is being done with a VM: by the drain, or, where it migrates, by anybody. Whether it goes on.
 fn follow_operation(state: &State, vm: &VmRecord, drained: &mut DrainedVm) -> bool {
-    if let Some(migration) = state.active_migration(vm.id) {
+    let is_away = drained.stage == Stage::Moved;
+    if let Some(migration) = state.active_migration(vm.id).filter(|_| !is_away) {
         drained.stage = Stage::Moving;
         drained.operation = Some(migration.operation);
         drained.fault = None;

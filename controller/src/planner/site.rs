@@ -10,7 +10,7 @@
 //! Room is what VMs reserve, never what they use. Besides, a host may fail, or a domain that the site protects: the site *has spare room* while the VMs of
 //! any one find room on the others, by the account that placement goes by ([`Spare`]). A plan does not take that away, nor makes it less where it is lacking.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use super::Move;
 use crate::placement::{
@@ -155,7 +155,7 @@ pub struct Group {
     /// Its members are each in a domain of their own; else all are in one.
     pub apart: bool,
     /// The domain of each host; `None` where it is in none.
-    pub domains: Vec<Option<Slot>>,
+    pub domains: Arc<[Option<Slot>]>,
     /// Domains where a member is besides: it is on its way there.
     pub also: Vec<Slot>,
 }

@@ -412,7 +412,7 @@ fn members_of_a_group_stay_apart_and_count_where_they_were_until_the_plan_is_ove
     let racks = vec![Some(0), Some(0), Some(1), Some(1), None];
     let group = |apart, also: &[Slot]| GroupRule {
         apart,
-        domains: racks.clone(),
+        domains: racks.clone().into(),
         also: also.to_vec(),
     };
     let member = |host| Vm {

@@ -103,6 +103,7 @@ fn begin(tx: &mut Tx, plan: &mut PlanRecord, policy: Policy) {
         if plan.count(StepState::Moving) >= UNDER_WAY {
             return;
         }
+        let moving = plan.count(StepState::Moving) > 0;
         let free = plan
             .waits_for(index)
             .all(|before| plan.steps[before].state == StepState::Moved);
@@ -117,6 +118,8 @@ fn begin(tx: &mut Tx, plan: &mut PlanRecord, policy: Policy) {
             }
             // The host registers within moments, or the deadline passes.
             Err(Error::Initializing) => {}
+            // A VM that moves has room on both its hosts: there may be enough when those under way have come.
+            Err(Error::NoCapacity { .. } | Error::PlacementConflict(_)) if moving => {}
             Ok(_) => fail(
                 step,
                 Fault::new(Code::Unknown, "UNKNOWN", "no migration was begun"),

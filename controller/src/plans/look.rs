@@ -1,6 +1,9 @@
 //! The state as the planner's rows, and its plans in names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use dalgu_proto::{
     ids::{HostName, PlacementGroupName, VmId},
@@ -309,6 +312,8 @@ struct Groups<'a> {
     state: &'a State,
     views: &'a [HostView<'a>],
     known: BTreeMap<&'a PlacementGroupName, Slot>,
+    /// The domain of each host, by the label that is one.
+    domains: BTreeMap<Option<&'a str>, Arc<[Option<Slot>]>>,
     rows: Vec<GroupRule>,
 }
 
@@ -318,6 +323,7 @@ impl<'a> Groups<'a> {
             state,
             views,
             known: BTreeMap::new(),
+            domains: BTreeMap::new(),
             rows: Vec::new(),
         }
     }
@@ -339,19 +345,25 @@ impl<'a> Groups<'a> {
         if let Some(known) = self.known.get(&group.name) {
             return *known;
         }
-        let mut places = BTreeMap::new();
-        let mut place = |view: &'a HostView<'a>| {
-            let name = domain(group, &view.name, &view.labels)?;
-            let next = places.len();
-            Some(*places.entry(name).or_insert(next))
+        let views = self.views;
+        let of_label = || {
+            let mut places = BTreeMap::new();
+            let mut place = |view: &'a HostView<'a>| {
+                let name = domain(group, &view.name, &view.labels)?;
+                let next = places.len();
+                Some(*places.entry(name).or_insert(next))
+            };
+            views.iter().map(&mut place).collect()
         };
-        let domains: Vec<_> = self.views.iter().map(&mut place).collect();
+        let key = group.topology_key.as_deref();
+        let domains = self.domains.entry(key).or_insert_with(of_label).clone();
         let members = of_group(self.state, group);
-        let coming = members.filter_map(|member| self.state.active_migration(member.id));
-        let also = coming.filter_map(|migration| {
-            let mut hosts = self.views.iter().zip(&domains);
+        let moving = members.filter_map(|member| self.state.active_migration(member.id));
+        let ends = moving.flat_map(|migration| [&migration.source, &migration.destination]);
+        let also = ends.filter_map(|end| {
+            let mut hosts = views.iter().zip(domains.iter());
             hosts
-                .find(|(view, _)| view.name == migration.destination)
+                .find(|(view, _)| view.name == *end)
                 .and_then(|(_, domain)| *domain)
         });
         let row = GroupRule {

@@ -46,8 +46,14 @@ fn new(tx: &Tx, caller: &Caller, direction: Direction, within: Duration) -> Drai
 /// What earlier drains of a host moved or stopped and nothing has brought back, as it is in a drain; `None` where there was no drain.
 fn away(state: &State, host: &HostRecord) -> Option<BTreeMap<VmName, DrainedVm>> {
     let last = advance::seen(state, host)?;
+    let moved_on = |vm: &DrainedVm| {
+        let owner = state.vms.get(&vm.vm).map(|record| &record.owner);
+        vm.host.is_some() && owner.is_some() && owner != vm.host.as_ref()
+    };
     let vms = last.vms.into_iter().filter_map(|(name, mut vm)| {
         match (last.direction, vm.stage) {
+            // Whoever moved it on wants it there.
+            (Direction::Out, Stage::Moved) if moved_on(&vm) => return None,
             // What is under way comes back when it is there.
             (Direction::Out, Stage::Moved | Stage::Moving | Stage::Stopped | Stage::Stopping)
             | (Direction::Back, Stage::Moving | Stage::Starting) => {}

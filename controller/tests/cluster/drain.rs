@@ -201,6 +201,30 @@ async fn what_an_unfinished_restore_did_not_bring_back_outlives_the_next_drain()
 }
 
 #[tokio::test]
+async fn what_somebody_moved_on_since_stays_there_also_after_another_drain() {
+    let mut site = Site::new(3).await;
+    let mut clients = site.start().await;
+    vms(&mut clients, "h1", &[("web", DrainMode::LiveMigrate)]).await;
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    over(&clients, "h1").await;
+    let there = place(&clients, "web").await.0;
+    let on = if there == "h2" { "h3" } else { "h2" };
+    let request = v1::MigrateVmRequest {
+        name: "web".into(),
+        destination_host: on.into(),
+        ..Default::default()
+    };
+    clients.vms.migrate_vm(request).await.unwrap();
+    let moved = || async { place(&clients, "web").await.0 == on };
+    eventually("it is where it was moved to", moved).await;
+    clients.hosts.drain_host(drain("h1")).await.unwrap();
+    over(&clients, "h1").await;
+    clients.hosts.restore_host(restore("h1")).await.unwrap();
+    over(&clients, "h1").await;
+    assert_eq!(place(&clients, "web").await.0, on);
+}
+
+#[tokio::test]
 async fn a_drain_that_finds_no_room_ends_at_its_deadline_and_says_why() {
     let mut site = Site::new(2).await;
     let mut clients = site.start().await;
