@@ -17,10 +17,24 @@ const SAME: SignedDuration = SignedDuration::from_mins(4);
 
 /// Keeps a refusal, if it is one for want of a host.
 pub async fn keep(db: &Db, vm: &VmName, kind: OperationKind, error: &Error) {
-    // Whoever tries again and again does not wait for the writer.
-    if let Some(decision) = decision(error)
-        && is_new(&db.snapshot(), db.now(), vm, kind, &decision)
-    {
+    if let Some(decision) = decision(error) {
+        offer(db, vm, kind, decision).await;
+    }
+}
+
+/// The same for a creation out of a batch, of which those before it were given up with it: it says that they were counted.
+pub async fn keep_of_batch(db: &Db, vm: &VmName, before: usize, error: &Error) {
+    if let Some(mut decision) = decision(error) {
+        if before > 0 {
+            decision.summary = format!("with the {before} before it in the batch: {}", decision.summary);
+        }
+        offer(db, vm, OperationKind::Create, decision).await;
+    }
+}
+
+/// Whoever tries again and again does not wait for the writer.
+async fn offer(db: &Db, vm: &VmName, kind: OperationKind, decision: Decision) {
+    if is_new(&db.snapshot(), db.now(), vm, kind, &decision) {
         db.change(|tx| note(tx, vm, kind, decision)).await;
     }
 }
@@ -115,7 +129,9 @@ mod tests {
             revision,
             "nothing is written for one that tries again"
         );
-        keep(&db, &web, OperationKind::Create, &conflict("other")).await;
+        keep_of_batch(&db, &web, 2, &conflict("full")).await;
+        assert_eq!(kept(&db).unwrap().1, "with the 2 before it in the batch: full");
+        keep_of_batch(&db, &web, 0, &conflict("other")).await;
         assert_eq!(kept(&db).unwrap().1, "other");
         drop(db);
         let db = open();
@@ -127,6 +143,14 @@ mod tests {
         assert_eq!(kept(&db), None, "it was overtaken");
         keep(&db, &web, OperationKind::Migrate, &conflict("full")).await;
         assert_eq!(kept(&db).unwrap().0, OperationKind::Migrate);
+        db.change(|tx| tx.put_vm(vm.clone())).await;
+        assert_eq!(kept(&db).unwrap().0, OperationKind::Migrate, "it is where it was");
+        let mut moved = vm.clone();
+        moved.owner = fixtures::host_name("h2");
+        db.change(|tx| tx.put_vm(moved)).await;
+        assert_eq!(kept(&db), None, "it has come to another host");
+        keep(&db, &web, OperationKind::Migrate, &conflict("full")).await;
+        assert!(kept(&db).is_some());
         db.change(|tx| tx.delete_vm(vm.id)).await;
         assert_eq!(kept(&db), None);
     }
