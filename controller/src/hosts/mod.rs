@@ -99,6 +99,7 @@ fn look<'a>(
         taints: Cow::Borrowed(&host.taints),
         cpus: host.inventory.cpus,
         cpu_overcommit_ratio: ratio,
+        own_cpu_overcommit_ratio: host.cpu_overcommit_ratio,
         adapted: ratio != host.cpu_overcommit_ratio,
         memory_mib: host.inventory.ordinary_memory_bytes() / MIB,
         reserved_memory_mib: host.reserved_memory_mib,

@@ -4,7 +4,7 @@ use dalgu_proto::ids::HostName;
 
 use super::view;
 use crate::{
-    model::{EventKind, HostLive, HostRecord, Seen},
+    model::{EventKind, HostLive, HostRecord, Overcommit, Seen},
     placement,
     state::{State, Tx},
 };
@@ -20,8 +20,13 @@ pub fn adapt(tx: &mut Tx, name: &HostName) {
     let (Some(host), Some(live)) = (tx.hosts.get(name).cloned(), tx.live.get(name).cloned()) else {
         return;
     };
-    let seen = seen(tx, &host);
     let own = host.cpu_overcommit_ratio;
+    if !tx.cpu_bounds.adapt(own) {
+        // Nothing is looked at for a host that does not adapt; one that did has its own ratio again.
+        tx.set_overcommit(name, Overcommit::default());
+        return;
+    }
+    let seen = seen(tx, &host);
     let before = ratio(tx, &host, Some(&live));
     let overcommit = live.overcommit.after(own, tx.cpu_bounds, seen);
     tx.set_overcommit(name, overcommit);
@@ -143,7 +148,11 @@ mod tests {
             looked(1.0).await;
         }
         assert_eq!(ratio(&db.snapshot()), 4.25, "more than its own");
+        let bounds = db.snapshot().cpu_bounds;
         db.change(|tx| tx.set_cpu_bounds(Bounds::default())).await;
         assert_eq!(ratio(&db.snapshot()), 4.0);
+        looked(3.0).await;
+        db.change(|tx| tx.set_cpu_bounds(bounds)).await;
+        assert_eq!(ratio(&db.snapshot()), 4.0, "what it had learnt is forgotten");
     }
 }

@@ -367,6 +367,7 @@ pub(super) fn hosts() -> impl Strategy<Value = Vec<HostView<'static>>> {
                         .collect(),
                     cpus: sizes.0,
                     cpu_overcommit_ratio: sizes.1,
+                    own_cpu_overcommit_ratio: sizes.1,
                     adapted: used.2 % 2 == 1,
                     memory_mib: sizes.2,
                     reserved_memory_mib: sizes.3,

@@ -479,6 +479,7 @@ pub(super) fn host_for(request: &Request, name: HostName) -> HostView<'static> {
         taints: Cow::default(),
         cpus: cpus_for(request),
         cpu_overcommit_ratio: 1.0,
+        own_cpu_overcommit_ratio: 1.0,
         adapted: false,
         memory_mib: spec.reserved_memory_mib(),
         reserved_memory_mib: 0,

@@ -62,6 +62,7 @@ pub(super) fn host(name: &str) -> HostView<'static> {
         taints: Cow::default(),
         cpus: 8,
         cpu_overcommit_ratio: 4.0,
+        own_cpu_overcommit_ratio: 4.0,
         adapted: false,
         memory_mib: 16_384,
         reserved_memory_mib: 1024,

@@ -410,7 +410,9 @@ pub struct HostView<'a> {
     pub cpus: u32,
     /// Virtual processors that may be reserved per logical processor.
     pub cpu_overcommit_ratio: f64,
-    /// That is what its load has made of it, and not what the operator said.
+    /// What the operator said of it.
+    pub own_cpu_overcommit_ratio: f64,
+    /// The one that counts is what its load has made of it, and not what the operator said.
     pub adapted: bool,
     /// Memory in MiB.
     pub memory_mib: u64,
@@ -448,8 +450,13 @@ impl<'a> HostView<'a> {
     /// Virtual processors that VMs may reserve: the logical processors times the over-commit ratio, rounded down, less
     /// those of running domains that are not Dalgu's.
     pub fn vcpus_capacity(&self) -> u32 {
+        self.vcpus_capacity_by(self.cpu_overcommit_ratio)
+    }
+
+    /// The same, were this the over-commit ratio.
+    pub(super) fn vcpus_capacity_by(&self, ratio: f64) -> u32 {
         // 100 * 0.29 is 28.999…96 in binary; a ratio is meant in decimals.
-        let granted = (f64::from(self.cpus) * self.cpu_overcommit_ratio + 1e-9).floor();
+        let granted = (f64::from(self.cpus) * ratio + 1e-9).floor();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,

@@ -13,7 +13,7 @@ use super::{
     advance::{Pass, advance},
     automatic::{Kind, allowance},
     look::measure,
-    usage::{SAMPLE, Usage},
+    usage::{SAMPLE, Usage, look_at},
 };
 use crate::{
     blocking::beside,
@@ -57,10 +57,12 @@ impl Runner {
 
     async fn watch(&self) {
         let mut tick = interval(SAMPLE);
+        // From the clock, so that turns do not begin anew with each start: else some VMs would never have theirs where starts are frequent.
+        let first = look_at(self.db.now());
         let (mut looks, mut seen) = (0_u32, [0_u32; 2]);
         loop {
             tick.tick().await;
-            self.look(looks).await;
+            self.look(first.wrapping_add(looks)).await;
             looks = looks.saturating_add(1);
             if looks > LEARNT {
                 for ((kind, an_hour), seen) in self.moves_an_hour.into_iter().zip(&mut seen) {

@@ -143,6 +143,12 @@ fn hundredths(processors: f64) -> u16 {
     hundredths
 }
 
+/// The number of a look by the clock.
+pub fn look_at(now: Timestamp) -> u32 {
+    let number = u64::try_from(now.as_second()).unwrap_or(0) / SAMPLE.as_secs();
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
 /// Whether a VM's turn to be stored is at this look: once an hour.
 fn is_due(vm: VmId, look: u32) -> bool {
     let sum: u32 = vm.uuid().as_bytes().iter().map(|byte| u32::from(*byte)).sum();
@@ -356,6 +362,8 @@ mod tests {
                 .await;
         }
         assert_eq!(writes, 1, "once an hour");
+        let hour = (0..3600).step_by(300).map(|second| look_at(Timestamp::from_second(second).unwrap()));
+        assert!(hour.eq(0..LOOKS), "a look each");
         let state = db.snapshot();
         let size = serde_json::to_string(&*state.usage[&vm.id]).unwrap().len();
         assert!((700..1000).contains(&size), "{size} bytes");

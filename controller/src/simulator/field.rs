@@ -300,6 +300,7 @@ fn view(number: usize, shape: &Shape) -> HostView<'static> {
         taints: Cow::default(),
         cpus: shape.cpus,
         cpu_overcommit_ratio: shape.cpu_overcommit,
+        own_cpu_overcommit_ratio: shape.cpu_overcommit,
         adapted: false,
         memory_mib: shape.memory_mib,
         reserved_memory_mib: 0,

@@ -287,7 +287,8 @@ impl Tx {
     pub fn put_vm(&mut self, mut vm: VmRecord) {
         vm.revision = self.revision();
         let before = self.state.vms.get(&vm.id).cloned();
-        if before.is_none() {
+        // A VM that has come to another host has found one, whatever was refused before.
+        if before.as_ref().is_none_or(|before| before.owner != vm.owner) {
             self.forget_refused_placement(&vm.name);
         }
         self.erases |= before

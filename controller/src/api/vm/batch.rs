@@ -96,7 +96,7 @@ async fn together(
         Err((index, error)) => {
             services.wake(&error).await;
             if let Some(name) = names.get(index) {
-                refused::keep(&services.db, name, OperationKind::Create, &error).await;
+                refused::keep_of_batch(&services.db, name, index, &error).await;
             }
             return Err(named(index, &message.requests[index], &Status::from(error)));
         }

@@ -219,8 +219,9 @@ pub(super) fn pins(request: &Request) -> impl Iterator<Item = (&String, &String)
     })
 }
 
-/// So many hosts with an image are looked at by themselves; where there are more, one of them is soon met.
-const HOLDERS: usize = if cfg!(test) { 3 } else { 64 };
+/// So many hosts with the images are looked at by themselves, a microsecond or so each. Where there are more, one of them is soon met if they are like the other hosts;
+/// if they are all fuller than these, as they may be under `spread`, every host that is as good as the best one is looked at, at worst the whole site.
+const HOLDERS: usize = if cfg!(test) { 3 } else { 512 };
 
 /// Hosts that have some of a VM's images, in the order of their slots, where they are few; and how many images all others have to fetch at least. Were they
 /// looked for among hosts that are as good otherwise, all of these would be looked at where none of them has one.

@@ -28,7 +28,7 @@ fn alike() -> impl Strategy<Value = HostView<'static>> {
         |((size, vcpus, memory, odd_memory, load), flags, pool, bridges)| {
             let mut host = tests::host("h1");
             (host.cpus, host.memory_mib) = [(8, 16_384), (16, 32_768)][size];
-            host.cpu_overcommit_ratio = 1.0;
+            (host.cpu_overcommit_ratio, host.own_cpu_overcommit_ratio) = (1.0, 1.0);
             host.vcpus_reserved = vcpus * 2;
             host.memory_mib_reserved = memory * 2048 + u64::from(odd_memory / 8);
             (host.ready, host.cordoned) = (flags.0, flags.1);

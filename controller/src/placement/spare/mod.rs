@@ -32,7 +32,7 @@ use self::{
     share::{CLASSES, Shares, as_size, more_than, of_room, of_vm},
 };
 use super::{
-    Each,
+    Each, charged,
     score::Size,
     view::{HostView, Request},
 };
@@ -68,10 +68,19 @@ impl Row {
         for taint in hard {
             field.extend([&taint.key, "=", &taint.value, " "]);
         }
+        // A lower ratio keeps new VMs off a host that is busy now. Were another to fail, its VMs would start there all the same: room that the operator has granted.
+        let ratio = view.cpu_overcommit_ratio.max(view.own_cpu_overcommit_ratio);
+        let dedicated = view.parts.taken.dedicated();
+        let shared = view
+            .vcpus_reserved
+            .saturating_sub(charged(dedicated, view.cpu_overcommit_ratio));
         Self {
-            capacity: Size::capacity(view),
+            capacity: Size {
+                vcpus: view.vcpus_capacity_by(ratio),
+                ..Size::capacity(view)
+            },
             reserved: Size {
-                vcpus: view.vcpus_reserved,
+                vcpus: shared.saturating_add(charged(dedicated, ratio)),
                 memory_mib: view.memory_mib_reserved,
             },
             // What relieves a host that its load has closed also opens it.

@@ -198,7 +198,7 @@ mod sites {
                 let mut host = tests::host("h1");
                 host.name = host_name(number);
                 (host.cpus, host.memory_mib) = [(4, 9_000), (8, 9_000), (4, 17_000)][size];
-                host.cpu_overcommit_ratio = 1.0;
+                (host.cpu_overcommit_ratio, host.own_cpu_overcommit_ratio) = (1.0, 1.0);
                 host.labels = Cow::Owned(BTreeMap::from([("rack".into(), ["a", "b", "c"][rack].into())]));
                 let taint = tainted.then(|| Taint {
                     key: "use".into(),
@@ -306,6 +306,29 @@ mod sites {
 }
 
 #[test]
+fn a_ratio_that_load_has_lowered_takes_no_kept_room_away_and_a_raised_one_adds_some() {
+    let mut hosts = ["h1", "h2"].map(tests::host);
+    for host in &mut hosts {
+        sites::put(host, size(16, 1024));
+    }
+    let keeps = |hosts: &[HostView<'_>]| Spare::of(hosts, &Protect::hosts()).keeps();
+    assert!(keeps(&hosts), "32 processors each");
+    for host in &mut hosts {
+        (host.cpu_overcommit_ratio, host.adapted) = (2.0, true);
+    }
+    assert_eq!(hosts[0].vcpus_free(), 0);
+    assert!(keeps(&hosts), "lowered");
+    for host in &mut hosts {
+        sites::put(host, size(1, 128));
+    }
+    assert!(!keeps(&hosts), "nor more than the operator's");
+    for host in &mut hosts {
+        host.cpu_overcommit_ratio = 5.0;
+    }
+    assert!(keeps(&hosts), "raised");
+}
+
+#[test]
 fn three_hosts_for_four_vms_each_take_eight_and_the_ninth_is_told_what_is_lacking() {
     let spec = Spec {
         vcpus: 2,
@@ -314,7 +337,9 @@ fn three_hosts_for_four_vms_each_take_eight_and_the_ninth_is_told_what_is_lackin
     };
     let request = crate::placement::Request::new(spec);
     let mut hosts: Vec<_> = ["h1", "h2", "h3"].map(tests::host).into();
-    hosts.iter_mut().for_each(|host| host.cpu_overcommit_ratio = 1.0);
+    for host in &mut hosts {
+        (host.cpu_overcommit_ratio, host.own_cpu_overcommit_ratio) = (1.0, 1.0);
+    }
     for policy in [Policy::SPREAD, Policy::PACK] {
         let mut hosts = hosts.clone();
         let protect = Protect::hosts();

@@ -79,6 +79,7 @@ pub(super) fn host(number: usize, rng: &mut Rng) -> HostView<'static> {
         taints: Cow::default(),
         cpus,
         cpu_overcommit_ratio: 2.0,
+        own_cpu_overcommit_ratio: 2.0,
         adapted: false,
         memory_mib: gib << 10,
         reserved_memory_mib: 1024,
