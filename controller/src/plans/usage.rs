@@ -362,7 +362,9 @@ mod tests {
                 .await;
         }
         assert_eq!(writes, 1, "once an hour");
-        let hour = (0..3600).step_by(300).map(|second| look_at(Timestamp::from_second(second).unwrap()));
+        let hour = (0..3600)
+            .step_by(300)
+            .map(|second| look_at(Timestamp::from_second(second).unwrap()));
         assert!(hour.eq(0..LOOKS), "a look each");
         let state = db.snapshot();
         let size = serde_json::to_string(&*state.usage[&vm.id]).unwrap().len();

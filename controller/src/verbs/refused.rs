@@ -72,9 +72,8 @@ fn decision(error: &Error) -> Option<Decision> {
 fn is_new(state: &State, now: Timestamp, vm: &VmName, kind: OperationKind, decision: &Decision) -> bool {
     // Also where the clock has gone back since.
     let lately = |time| now.duration_since(time).abs() < SAME;
-    let same = |known: &RefusedPlacement| {
-        known.kind == kind && known.decision == *decision && lately(known.time)
-    };
+    let same =
+        |known: &RefusedPlacement| known.kind == kind && known.decision == *decision && lately(known.time);
     // Of a creation that has succeeded meanwhile, or a VM that has gone, there is nothing to say.
     let stands = state.vm_names.contains_key(vm) == (kind == OperationKind::Migrate);
     stands && !state.refused_placements.get(vm).is_some_and(|known| same(known))
@@ -171,7 +170,10 @@ mod tests {
         let day = SignedDuration::from_hours(24);
         let (state, now) = (db.snapshot(), db.now());
         let known = |now| !is_new(&state, now, &web, OperationKind::Create, &refusal);
-        assert_eq!([known(now), known(now - day), known(now + day)], [true, false, false]);
+        assert_eq!(
+            [known(now), known(now - day), known(now + day)],
+            [true, false, false]
+        );
     }
 
     #[tokio::test]

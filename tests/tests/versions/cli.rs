@@ -71,7 +71,7 @@ fn a_value_that_only_a_newer_controller_knows_is_shown_by_its_number() {
     assert!(every_enum_of::<v1::Volume>() >= 3);
     assert!(every_enum_of::<v1::Plan>() >= 3);
     assert!(every_enum_of::<v1::Site>() >= 1);
-    assert_eq!(every_enum_of::<v1::Placement>(), 0, "else it is to be shown");
+    assert!(every_enum_of::<v1::Placement>() >= 1);
 }
 
 #[test]
