@@ -709,10 +709,7 @@ mod tests {
                 "data_dir = 'dalgu'",
                 "data_dir = \"dalgu\": must be an absolute path",
             ),
-            (
-                "unix_socket = 's'",
-                "unix_socket = \"s\": must be an absolute path",
-            ),
+            ("unix_socket = 's'", "\"s\": must be an absolute path"),
             (
                 "report_interval = 1",
                 "unknown field `report_interval`, expected one of `data_dir`",
