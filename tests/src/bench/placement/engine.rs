@@ -172,8 +172,14 @@ impl Site {
         site::request(self.hosts.len(), self.kind, &mut self.rng)
     }
 
+    /// As the controller asks: what the index does not know it reads from the host.
+    fn choose(&self, request: &Request) -> Option<&HostName> {
+        let view = |name: &HostName| Some(site::seen(&self.hosts[*self.numbers.get(name)?]));
+        self.engine.choose(request, view)
+    }
+
     fn place(&mut self, request: Request) {
-        if let Some(name) = self.engine.choose(&request, |_| None) {
+        if let Some(name) = self.choose(&request) {
             let number = self.numbers[name];
             self.take(request, number);
         }
@@ -220,7 +226,7 @@ fn measure(settings: &Settings, way: &Way<'_>, count: usize, report: &mut Report
         site.release();
         turned_over += since(begin)?;
         let begin = Begin::now()?;
-        let host = std::hint::black_box(site.engine.choose(&request, |_| None)).cloned();
+        let host = std::hint::black_box(site.choose(&request)).cloned();
         let taken = begin.nanoseconds()?;
         timed.push(taken);
         kinds.entry(bound(&request)).or_default().push(taken);
@@ -234,7 +240,7 @@ fn measure(settings: &Settings, way: &Way<'_>, count: usize, report: &mut Report
     let requests: Vec<_> = (0..settings.decisions).map(|_| site.request()).collect();
     let begin = processor()?;
     for request in &requests {
-        std::hint::black_box(site.engine.choose(request, |_| None));
+        std::hint::black_box(site.choose(request));
     }
     let taken = since(begin)?;
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
@@ -289,8 +295,10 @@ fn scan(settings: &Settings, site: &mut Site) -> anyhow::Result<Vec<f64>> {
             dalgu_controller::placement::decide_keeping(&request, &site.hosts, site.rule(&policy), 2);
         timed.push(nanoseconds(since(begin)?));
         anyhow::ensure!(
-            decision.host.as_ref() == site.engine.choose(&request, |_| None),
-            "the engine and the scan do not agree about {request:?}"
+            decision.host.as_ref() == site.choose(&request),
+            "the engine chooses {:?} and the scan {:?} for {request:?}",
+            site.choose(&request),
+            decision.host
         );
     }
     timed.sort_by(f64::total_cmp);

@@ -144,7 +144,7 @@ fn usage(cpus: u32, rng: &mut Rng) -> UsageView {
     }
 }
 
-/// A request: CPU, memory, one or two disks, an interface, every other with a bandwidth; one in ten only for a room, one in ten only for a rack;
+/// A request: CPU, memory, one or two disks, an interface, one in ten with a bandwidth; one in ten only for a room, one in ten only for a rack;
 /// see [`rules`] and [`fitting`].
 pub(super) fn request(hosts: usize, kind: Kind, rng: &mut Rng) -> Request {
     let (vcpus, gib) = FLAVOURS[rng.usize(0..FLAVOURS.len())];
@@ -181,9 +181,7 @@ pub(super) fn request(hosts: usize, kind: Kind, rng: &mut Rng) -> Request {
                 bridge: bridge.into(),
             },
             mac: String::new(),
-            reserved_mbit: rng
-                .bool()
-                .then(|| RESERVED_MBIT[rng.usize(0..RESERVED_MBIT.len())]),
+            reserved_mbit: (rng.u8(..10) == 0).then(|| RESERVED_MBIT[rng.usize(0..RESERVED_MBIT.len())]),
         }],
         kernel_boot: None,
         restart_policy: RestartPolicy::default(),
