@@ -3,6 +3,9 @@
 //! Looked for in four places: on one host alone, in the request alone, in both, and at last another host. The
 //! cheapest on a host and the cheapest in the request are both told, the cheaper first. Each is proved before it is
 //! told: its changes are applied, and the tests run again.
+//!
+//! Of a host that only room kept for others holds back ([`filter::Constraint::Protection`]) no smaller VM is looked for: to take that room is told
+//! instead.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
