@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a Debian 12/13 or Ubuntu machine needs to build Dalgu and to run its lab;
-# `setup.sh checks`, called by `make test`, also what only the checks need; `setup.sh packages` what only `make deb` needs. Called by `make setup` and by
-# every target that builds. Safe to run again: it does nothing when everything is there. It starts no
-# service and changes no service that was there before.
+# `setup.sh checks`, called by `make test`, also what only the checks need; `setup.sh packages`, called by `make deb`,
+# what only the packages need. Called by `make setup` and by every target that builds. Safe to run again: it does
+# nothing when everything is there. It starts no service and changes no service that was there before.
 set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
